@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Configurations: the parameters of the Python modules with their names and defaults.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+
+namespace local_mha {
+
+/// What LocalAttention computes. `w` = window_size; windows are counted, not tokens.
+struct LocalAttentionConfig {
+  /// Positions in a window (bucket), at least 1. Required.
+  Index window_size = 0;
+  /// A query sees no later position.
+  bool causal = false;
+  /// Windows before its own that a query sees.
+  Index look_backward = 1;
+  /// Windows after its own that a query sees. Empty: 0 if causal, else 1.
+  std::optional<Index> look_forward = {};
+  /// Probability of dropping an attention probability, in training mode.
+  double dropout = 0;
+  /// Keys are the normalized queries, and a position attends itself only if it sees nothing else.
+  bool shared_qk = false;
+  /// Channels of a head. Empty: any, and no rotary embedding (as in Python).
+  std::optional<Index> dim = {};
+  /// A query sees `look_backward·w` positions back and `look_forward·w` ahead, not whole windows.
+  bool exact_windowsize = false;
+  /// Factor of the scores. Empty: `dim_head^-0.5`.
+  std::optional<double> scale = {};
+  /// Rotary position embedding, if `dim` is given.
+  bool use_rotary_pos_emb = true;
+  /// xPos: the rotary scores decay with distance.
+  bool use_xpos = false;
+  /// Distance over which xPos decays by `ζ`, at least 0.5. Empty: `√dim`.
+  std::optional<double> xpos_scale_base = {};
+};
+
+/// What LocalMHA computes: LocalAttention between two projections.
+struct LocalMHAConfig {
+  /// Channels of the input and the output. Required.
+  Index dim = 0;
+  /// Positions in a window (bucket), at least 1. Required.
+  Index window_size = 0;
+  /// Channels of a head.
+  Index dim_head = 64;
+  /// Number of heads.
+  Index heads = 8;
+  /// Probability of dropping an attention probability, in training mode.
+  double dropout = 0;
+  /// A query sees no later position.
+  bool causal = false;
+  /// Layer normalization of the input.
+  bool prenorm = false;
+  /// L2 normalization of queries and keys, times learned scales (the field calls it RMSNorm).
+  bool qk_rmsnorm = false;
+  /// Factor of the scores if `qk_rmsnorm`; otherwise it is `dim_head^-0.5`.
+  double qk_scale = 8;
+  /// xPos: the rotary scores decay with distance.
+  bool use_xpos = false;
+  /// Distance over which xPos decays by `ζ`, at least 0.5. Empty: `√dim`.
+  std::optional<double> xpos_scale_base = {};
+  /// A query sees `look_backward·w` positions back and `look_forward·w` ahead, not whole windows.
+  bool exact_windowsize = true;
+  /// Windows before its own that a query sees.
+  Index look_backward = 1;
+  /// Windows after its own that a query sees. Empty: 0 if causal, else 1.
+  std::optional<Index> look_forward = {};
+  /// Rotary position embedding of queries and keys.
+  bool use_rotary_pos_emb = true;
+  /// Each head's output times `sigmoid(to_v_gate(x))`.
+  bool gate_values_per_head = false;
+};
+
+/// What LocalTransformer computes. The members after `use_dynamic_pos_bias` are handed to every
+/// LocalMHA, as the Python module does with its further keyword arguments.
+struct LocalTransformerConfig {
+  /// Size of the vocabulary. Required.
+  Index num_tokens = 0;
+  /// Rows of the position embedding: the longest sequence. Required.
+  Index max_seq_len = 0;
+  /// Channels of the residual stream. Required.
+  Index dim = 0;
+  /// Number of layers, each attention and feed-forward. Required.
+  Index depth = 0;
+  /// A position sees no later one.
+  bool causal = true;
+  /// LocalMHAConfig::window_size of every layer.
+  Index local_attn_window_size = 512;
+  /// Channels of a head.
+  Index dim_head = 64;
+  /// Number of heads.
+  Index heads = 8;
+  /// The feed-forward's hidden width is `int(dim · ff_mult · 2/3)`.
+  double ff_mult = 4;
+  /// LocalMHAConfig::dropout of every layer.
+  double attn_dropout = 0;
+  /// Probability of dropping a hidden activation of the feed-forward, in training mode.
+  double ff_dropout = 0;
+  /// Labels with this value do not count in the loss.
+  std::int64_t ignore_index = -1;
+  /// xPos in every layer.
+  bool use_xpos = false;
+  /// LocalMHAConfig::xpos_scale_base of every layer.
+  std::optional<double> xpos_scale_base = {};
+  /// A learned bias over distances in place of the rotary embedding.
+  bool use_dynamic_pos_bias = false;
+  /// L2 normalization of queries and keys in every layer.
+  bool qk_rmsnorm = false;
+  /// Factor of the scores if `qk_rmsnorm`.
+  double qk_scale = 8;
+  /// LocalMHAConfig::exact_windowsize of every layer.
+  bool exact_windowsize = true;
+  /// LocalMHAConfig::look_backward of every layer.
+  Index look_backward = 1;
+  /// LocalMHAConfig::look_forward of every layer.
+  std::optional<Index> look_forward = {};
+  /// LocalMHAConfig::gate_values_per_head of every layer.
+  bool gate_values_per_head = false;
+};
+
+namespace detail {
+
+inline void require_at_least(std::string_view argument, Index value, Index least) {
+  if (value < least) reject(argument, "at least " + std::to_string(least), value);
+}
+
+inline void require_probability(std::string_view argument, double value) {
+  if (!(value >= 0 && value < 1)) reject(argument, "a probability in [0, 1)", value);
+}
+
+inline void require_finite(std::string_view argument, double value) {
+  if (!std::isfinite(value)) reject(argument, "a finite number", value);
+}
+
+// The product of sizes that a user gives; 2^40 elements are more than a machine holds.
+inline void require_product(std::string_view argument, Index a, Index b) {
+  constexpr Index most = Index{1} << 40;
+  if (a > 0 && b > most / a) reject(argument, "at most 2^40 weights", a, " x ", b);
+}
+
+}  // namespace detail
+
+/// Windows ahead that a query sees.
+template <typename Config>
+Index resolved_look_forward(const Config& config) {
+  return config.look_forward.value_or(config.causal ? 0 : 1);
+}
+
+/// \throws std::invalid_argument naming the first member that is out of range
+inline void validate(const LocalAttentionConfig& config) {
+  detail::require_at_least("window_size", config.window_size, 1);
+  detail::require_at_least("look_backward", config.look_backward, 0);
+  const Index look_forward = resolved_look_forward(config);
+  detail::require_at_least("look_forward", look_forward, 0);
+  if (config.causal && look_forward > 0)
+    reject("look_forward", "0, because the attention is causal", look_forward);
+  constexpr Index most_windows = Index{1} << 20;
+  if (config.look_backward > most_windows)
+    reject("look_backward", "at most 2^20 windows", config.look_backward);
+  if (look_forward > most_windows) reject("look_forward", "at most 2^20 windows", look_forward);
+  detail::require_probability("dropout", config.dropout);
+  if (config.scale) detail::require_finite("scale", *config.scale);
+  if (config.dim) {
+    detail::require_at_least("dim", *config.dim, 1);
+    if (config.use_rotary_pos_emb && *config.dim % 2 != 0)
+      reject("dim", "an even number, because rotary pairs the channels of a head", *config.dim);
+  }
+  if (config.use_xpos) {
+    if (!config.dim || !config.use_rotary_pos_emb)
+      reject("use_xpos", "false, because xPos scales the rotary embedding and that is off", true);
+    if (config.xpos_scale_base) {
+      detail::require_finite("xpos_scale_base", *config.xpos_scale_base);
+      if (!(*config.xpos_scale_base >= 0.5))
+        reject("xpos_scale_base", "at least 0.5", *config.xpos_scale_base);
+    }
+  }
+}
+
+/// The attention inside a layer.
+inline LocalAttentionConfig attention_config(const LocalMHAConfig& config) {
+  return {
+      .window_size = config.window_size,
+      .causal = config.causal,
+      .look_backward = config.look_backward,
+      .look_forward = config.look_forward,
+      .dropout = config.dropout,
+      .shared_qk = false,
+      .dim = config.dim_head,
+      .exact_windowsize = config.exact_windowsize,
+      .scale = config.qk_rmsnorm ? std::optional<double>(config.qk_scale) : std::nullopt,
+      .use_rotary_pos_emb = config.use_rotary_pos_emb,
+      .use_xpos = config.use_xpos,
+      .xpos_scale_base =
+          config.xpos_scale_base.value_or(std::sqrt(static_cast<double>(config.dim))),
+  };
+}
+
+/// \throws std::invalid_argument naming the first member that is out of range
+inline void validate(const LocalMHAConfig& config) {
+  detail::require_at_least("dim", config.dim, 1);
+  detail::require_at_least("window_size", config.window_size, 1);
+  detail::require_at_least("dim_head", config.dim_head, 1);
+  detail::require_at_least("heads", config.heads, 1);
+  if (config.use_rotary_pos_emb && config.dim_head % 2 != 0)
+    reject("dim_head", "an even number, because rotary pairs the channels of a head",
+           config.dim_head);
+  detail::require_product("heads", config.heads, config.dim_head);
+  detail::require_product("dim", config.dim, 3 * config.heads * config.dim_head);
+  detail::require_finite("qk_scale", config.qk_scale);
+  validate(attention_config(config));
+}
+
+/// The layers inside a transformer.
+inline LocalMHAConfig layer_config(const LocalTransformerConfig& config) {
+  return {
+      .dim = config.dim,
+      .window_size = config.local_attn_window_size,
+      .dim_head = config.dim_head,
+      .heads = config.heads,
+      .dropout = config.attn_dropout,
+      .causal = config.causal,
+      .prenorm = true,
+      .qk_rmsnorm = config.qk_rmsnorm,
+      .qk_scale = config.qk_scale,
+      .use_xpos = config.use_xpos,
+      .xpos_scale_base = config.xpos_scale_base,
+      .exact_windowsize = config.exact_windowsize,
+      .look_backward = config.look_backward,
+      .look_forward = config.look_forward,
+      .use_rotary_pos_emb = !config.use_dynamic_pos_bias,
+      .gate_values_per_head = config.gate_values_per_head,
+  };
+}
+
+/// Hidden width of the feed-forward: `int(dim · ff_mult · 2/3)`.
+inline Index feed_forward_inner_dim(Index dim, double ff_mult) {
+  return static_cast<Index>(static_cast<double>(dim) * ff_mult * 2 / 3);
+}
+
+/// \throws std::invalid_argument naming the first member that is out of range
+inline void validate(const LocalTransformerConfig& config) {
+  detail::require_at_least("num_tokens", config.num_tokens, 1);
+  detail::require_at_least("max_seq_len", config.max_seq_len, 1);
+  detail::require_at_least("dim", config.dim, 1);
+  detail::require_at_least("depth", config.depth, 0);
+  detail::require_at_least("local_attn_window_size", config.local_attn_window_size, 1);
+  detail::require_product("num_tokens", config.num_tokens, config.dim);
+  detail::require_product("max_seq_len", config.max_seq_len, config.dim);
+  detail::require_finite("ff_mult", config.ff_mult);
+  if (!(config.ff_mult > 0) || config.ff_mult > 1e6 ||
+      feed_forward_inner_dim(config.dim, config.ff_mult) < 1)
+    reject("ff_mult", "positive, with int(dim * ff_mult * 2 / 3) at least 1", config.ff_mult);
+  detail::require_product("ff_mult", feed_forward_inner_dim(config.dim, config.ff_mult),
+                          2 * config.dim);
+  detail::require_probability("attn_dropout", config.attn_dropout);
+  detail::require_probability("ff_dropout", config.ff_dropout);
+  if (config.use_dynamic_pos_bias) {
+    if (config.use_xpos)
+      reject("use_xpos", "false, because the dynamic position bias takes the rotary's place", true);
+    detail::require_at_least("dim", config.dim, 2);
+  }
+  validate(layer_config(config));
+}
+
+}  // namespace local_mha

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Which keys are padding, with the polarity in the type.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+
+namespace local_mha {
+
+/// The keys of each sequence that nobody attends, `[B, N]`.
+///
+/// A bare bool tensor does not say whether `true` means "masked" or "attend" (the Python packages
+/// document one and implement the other), so a mask is made by the function that says it:
+/// masked(), keep() or from_lengths(). Without an argument it masks nothing.
+class PaddingMask {
+ public:
+  /// Masks nothing, for any `[B, N]`.
+  PaddingMask() = default;
+
+  /// \param t `[B, N]`, true = masked, not attended
+  static PaddingMask masked(TensorView<const bool, 2> t) { return PaddingMask(t, true); }
+
+  /// \param t `[B, N]`, true = attended (the polarity of the Python packages' code)
+  static PaddingMask keep(TensorView<const bool, 2> t) { return PaddingMask(t, false); }
+
+  /// The first `lengths[b]` of `seqlen` positions of sequence `b` are attended.
+  /// \throws std::invalid_argument if a length lies outside `[0, seqlen]`
+  static PaddingMask from_lengths(std::span<const Index> lengths, Index seqlen) {
+    if (seqlen < 0) reject("seqlen", "at least 0", seqlen);
+    for (std::size_t b = 0; b < lengths.size(); ++b)
+      if (lengths[b] < 0 || lengths[b] > seqlen)
+        reject("lengths[" + std::to_string(b) + "]", "0 to " + std::to_string(seqlen), lengths[b]);
+    PaddingMask mask;
+    mask.shape_ = {static_cast<Index>(lengths.size()), seqlen};
+    mask.masked_.assign(lengths.size() * static_cast<std::size_t>(seqlen), 1);
+    for (std::size_t b = 0; b < lengths.size(); ++b) {
+      const auto row = mask.masked_.begin() + static_cast<Index>(b) * seqlen;
+      std::fill(row, row + lengths[b], std::uint8_t{0});
+    }
+    mask.given_ = true;
+    return mask;
+  }
+
+  /// False for a default-constructed mask, which fits every shape.
+  explicit operator bool() const { return given_; }
+
+  /// `[B, N]`
+  const std::array<Index, 2>& shape() const { return shape_; }
+
+  /// `N` flags of sequence `b`, 1 = masked; null if nothing is masked.
+  const std::uint8_t* row(Index b) const {
+    return given_ ? masked_.data() + b * shape_[1] : nullptr;
+  }
+
+ private:
+  PaddingMask(TensorView<const bool, 2> t, bool true_is_masked)
+      : shape_(t.dimensions()), masked_(static_cast<std::size_t>(t.size())), given_(true) {
+    for (std::size_t i = 0; i < masked_.size(); ++i)
+      masked_[i] = t.data()[i] == true_is_masked ? 1 : 0;
+  }
+
+  std::array<Index, 2> shape_{0, 0};
+  std::vector<std::uint8_t> masked_;
+  bool given_ = false;
+};
+
+}  // namespace local_mha

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Index, matrix and tensor types. Everything is row-major, as in PyTorch.
+#pragma once
+
+#include <array>
+#include <type_traits>
+
+#include <Eigen/Core>
+#include <unsupported/Eigen/CXX11/Tensor>
+
+namespace local_mha {
+
+using Index = Eigen::Index;
+
+/// Row-major matrix, `[rows, cols]`: a weight of PyTorch's `nn.Linear` is `[out, in]`.
+template <typename Scalar>
+using RowMatrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+template <typename Scalar>
+using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
+
+template <typename Scalar, int Rank>
+using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
+
+/// A dense row-major tensor that somebody else owns: `[d0, d1, …]`, the last index contiguous.
+/// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one.
+/// \tparam Element the scalar type, `const` for a read-only view
+template <typename Element, int Rank>
+class TensorView {
+  using Scalar = std::remove_const_t<Element>;
+  template <typename Plain>
+  using PointerFrom =
+      std::enable_if_t<std::is_same_v<std::remove_const_t<typename Plain::Scalar>, Scalar>>;
+
+ public:
+  using Dimensions = std::array<Index, Rank>;
+
+  TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {}
+
+  template <int Options, typename I>
+  TensorView(Eigen::Tensor<Scalar, Rank, Options, I>& tensor) : data_(tensor.data()) {
+    take_dimensions(tensor);
+  }
+
+  template <int Options, typename I>
+    requires std::is_const_v<Element>
+  TensorView(const Eigen::Tensor<Scalar, Rank, Options, I>& tensor) : data_(tensor.data()) {
+    take_dimensions(tensor);
+  }
+
+  template <typename Plain, int Options, template <class> class MakePointer>
+    requires(std::is_same_v<std::remove_const_t<typename Plain::Scalar>, Scalar> &&
+             (std::is_const_v<Element> || !std::is_const_v<Plain>))
+  TensorView(const Eigen::TensorMap<Plain, Options, MakePointer>& map)
+      : data_(const_cast<Element*>(map.data())) {
+    take_dimensions(map);
+  }
+
+  /// A read-only view of a writable one.
+  template <typename Other>
+    requires(std::is_same_v<const Other, Element> && !std::is_const_v<Other>)
+  TensorView(const TensorView<Other, Rank>& other)
+      : data_(other.data()), dimensions_(other.dimensions()) {}
+
+  Element* data() const { return data_; }
+  const Dimensions& dimensions() const { return dimensions_; }
+  Index dimension(int axis) const { return dimensions_[static_cast<std::size_t>(axis)]; }
+  Index size() const {
+    Index size = 1;
+    for (const Index extent : dimensions_) size *= extent;
+    return size;
+  }
+
+ private:
+  template <typename Source>
+  void take_dimensions(const Source& source) {
+    static_assert(static_cast<int>(Source::Layout) == static_cast<int>(Eigen::RowMajor),
+                  "local_mha takes row-major tensors: Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>");
+    static_assert(Source::NumIndices == Rank, "this tensor has another rank than the argument");
+    for (int axis = 0; axis < Rank; ++axis)
+      dimensions_[static_cast<std::size_t>(axis)] = static_cast<Index>(source.dimension(axis));
+  }
+
+  Element* data_;
+  Dimensions dimensions_{};
+};
+
+}  // namespace local_mha

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The weights of the modules, with the names and shapes of the Python state dicts.
+///
+/// Every set offers `zeros(…)`, which has all shapes; for_each_parameter() goes through its tensors.
+/// Gradients are sets of the same type.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <local_mha/config.hpp>
+#include <local_mha/core/types.hpp>
+
+namespace local_mha {
+
+/// Calls `visit(name, tensor)` for each tensor that the configuration has, in the state dict's
+/// order: a RowMatrix where it has two dimensions, a Vector where it has one.
+template <typename Parameters, typename Visitor>
+void for_each_parameter(Parameters& parameters, Visitor&& visit) {
+  Parameters::visit_each(parameters, visit);
+}
+
+/// Weights of LocalMHA. What the configuration does not use is empty.
+template <typename Scalar>
+struct LocalMHAParameters {
+  RowMatrix<Scalar> to_qkv;            ///< `[3·heads·dim_head, dim]`: q, k, v; a head's rows adjoin
+  RowMatrix<Scalar> to_out;            ///< `[dim, heads·dim_head]`
+  Vector<Scalar> norm_weight;          ///< `[dim]`, prenorm
+  Vector<Scalar> norm_bias;            ///< `[dim]`, prenorm
+  Vector<Scalar> q_scale;              ///< `[dim_head]`, qk_rmsnorm
+  Vector<Scalar> k_scale;              ///< `[dim_head]`, qk_rmsnorm
+  RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
+  Vector<Scalar> to_v_gate_bias;       ///< `[heads]`, gate_values_per_head
+
+  static LocalMHAParameters zeros(const LocalMHAConfig& config) {
+    const Index inner = config.heads * config.dim_head;
+    LocalMHAParameters p;
+    p.to_qkv.setZero(3 * inner, config.dim);
+    p.to_out.setZero(config.dim, inner);
+    if (config.prenorm) {
+      p.norm_weight.setZero(config.dim);
+      p.norm_bias.setZero(config.dim);
+    }
+    if (config.qk_rmsnorm) {
+      p.q_scale.setZero(config.dim_head);
+      p.k_scale.setZero(config.dim_head);
+    }
+    if (config.gate_values_per_head) {
+      p.to_v_gate_weight.setZero(config.heads, config.dim);
+      p.to_v_gate_bias.setZero(config.heads);
+    }
+    return p;
+  }
+
+  /// See for_each_parameter().
+  template <typename Self, typename Visitor>
+  static void visit_each(Self& p, Visitor&& visit) {
+    const auto visit_used = [&](const char* name, auto& tensor) {
+      if (tensor.size() > 0) visit(std::string(name), tensor);
+    };
+    visit_used("q_scale", p.q_scale);
+    visit_used("k_scale", p.k_scale);
+    visit_used("norm.weight", p.norm_weight);
+    visit_used("norm.bias", p.norm_bias);
+    visit_used("to_qkv.weight", p.to_qkv);
+    visit_used("to_v_gate.0.weight", p.to_v_gate_weight);
+    visit_used("to_v_gate.0.bias", p.to_v_gate_bias);
+    visit_used("to_out.weight", p.to_out);
+  }
+};
+
+/// Weights of FeedForward.
+template <typename Scalar>
+struct FeedForwardParameters {
+  Vector<Scalar> norm_weight;   ///< `[dim]`
+  Vector<Scalar> norm_bias;     ///< `[dim]`
+  RowMatrix<Scalar> proj_in;    ///< `[2·inner, dim]`: values, then gates
+  RowMatrix<Scalar> proj_out;   ///< `[dim, inner]`
+
+  static FeedForwardParameters zeros(Index dim, Index inner) {
+    FeedForwardParameters p;
+    p.norm_weight.setZero(dim);
+    p.norm_bias.setZero(dim);
+    p.proj_in.setZero(2 * inner, dim);
+    p.proj_out.setZero(dim, inner);
+    return p;
+  }
+
+  /// See for_each_parameter().
+  template <typename Self, typename Visitor>
+  static void visit_each(Self& p, Visitor&& visit) {
+    visit(std::string("0.weight"), p.norm_weight);
+    visit(std::string("0.bias"), p.norm_bias);
+    visit(std::string("1.weight"), p.proj_in);
+    visit(std::string("4.weight"), p.proj_out);
+  }
+};
+
+/// Weights of DynamicPositionBias: an MLP 1 → hidden → hidden → heads.
+template <typename Scalar>
+struct DynamicPositionBiasParameters {
+  RowMatrix<Scalar> weight_0;  ///< `[hidden, 1]`
+  Vector<Scalar> bias_0;       ///< `[hidden]`
+  RowMatrix<Scalar> weight_2;  ///< `[hidden, hidden]`
+  Vector<Scalar> bias_2;       ///< `[hidden]`
+  RowMatrix<Scalar> weight_4;  ///< `[heads, hidden]`
+  Vector<Scalar> bias_4;       ///< `[heads]`
+
+  static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
+    DynamicPositionBiasParameters p;
+    p.weight_0.setZero(hidden, 1);
+    p.bias_0.setZero(hidden);
+    p.weight_2.setZero(hidden, hidden);
+    p.bias_2.setZero(hidden);
+    p.weight_4.setZero(heads, hidden);
+    p.bias_4.setZero(heads);
+    return p;
+  }
+
+  /// See for_each_parameter().
+  template <typename Self, typename Visitor>
+  static void visit_each(Self& p, Visitor&& visit) {
+    visit(std::string("mlp.0.weight"), p.weight_0);
+    visit(std::string("mlp.0.bias"), p.bias_0);
+    visit(std::string("mlp.2.weight"), p.weight_2);
+    visit(std::string("mlp.2.bias"), p.bias_2);
+    visit(std::string("mlp.4.weight"), p.weight_4);
+    visit(std::string("mlp.4.bias"), p.bias_4);
+  }
+};
+
+/// Weights of LocalTransformer.
+template <typename Scalar>
+struct LocalTransformerParameters {
+  struct Layer {
+    LocalMHAParameters<Scalar> attention;
+    FeedForwardParameters<Scalar> feed_forward;
+  };
+
+  RowMatrix<Scalar> token_emb;  ///< `[num_tokens, dim]`
+  RowMatrix<Scalar> pos_emb;    ///< `[max_seq_len, dim]`
+  std::vector<Layer> layers;    ///< `depth` of them
+  std::optional<DynamicPositionBiasParameters<Scalar>> dynamic_pos_bias;
+  Vector<Scalar> to_logits_norm_weight;  ///< `[dim]`
+  Vector<Scalar> to_logits_norm_bias;    ///< `[dim]`
+  RowMatrix<Scalar> to_logits;           ///< `[num_tokens, dim]`
+
+  static LocalTransformerParameters zeros(const LocalTransformerConfig& config) {
+    LocalTransformerParameters p;
+    p.token_emb.setZero(config.num_tokens, config.dim);
+    p.pos_emb.setZero(config.max_seq_len, config.dim);
+    const Layer layer{LocalMHAParameters<Scalar>::zeros(layer_config(config)),
+                      FeedForwardParameters<Scalar>::zeros(
+                          config.dim, feed_forward_inner_dim(config.dim, config.ff_mult))};
+    p.layers.assign(static_cast<std::size_t>(config.depth), layer);
+    if (config.use_dynamic_pos_bias)
+      p.dynamic_pos_bias =
+          DynamicPositionBiasParameters<Scalar>::zeros(config.dim / 2, config.heads);
+    p.to_logits_norm_weight.setZero(config.dim);
+    p.to_logits_norm_bias.setZero(config.dim);
+    p.to_logits.setZero(config.num_tokens, config.dim);
+    return p;
+  }
+
+  /// See for_each_parameter().
+  template <typename Self, typename Visitor>
+  static void visit_each(Self& p, Visitor&& visit) {
+    const auto below = [&](const std::string& prefix) {
+      return [&visit, prefix](const std::string& name, auto& tensor) {
+        visit(prefix + name, tensor);
+      };
+    };
+    visit(std::string("token_emb.weight"), p.token_emb);
+    visit(std::string("pos_emb.weight"), p.pos_emb);
+    for (std::size_t i = 0; i < p.layers.size(); ++i) {
+      const std::string layer = "layers." + std::to_string(i);
+      for_each_parameter(p.layers[i].attention, below(layer + ".0.branch."));
+      for_each_parameter(p.layers[i].feed_forward, below(layer + ".1.branch."));
+    }
+    if (p.dynamic_pos_bias) for_each_parameter(*p.dynamic_pos_bias, below("dynamic_pos_bias."));
+    visit(std::string("to_logits.0.weight"), p.to_logits_norm_weight);
+    visit(std::string("to_logits.0.bias"), p.to_logits_norm_bias);
+    visit(std::string("to_logits.1.weight"), p.to_logits);
+  }
+};
+
+}  // namespace local_mha
