@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Local attention written out naively: every pair of positions is asked whether it is attended.
+///
+/// It shares no code with the library, so that one cannot repeat the other's mistake. `Real` is the
+/// precision of every sum, product and exponential; angles and powers are formed in long double.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "reference/array.hpp"
+
+namespace reference {
+
+struct AttentionOptions {
+  Int window_size = 1;
+  Int look_backward = 1;
+  Int look_forward = 0;
+  bool causal = false;
+  bool exact_windowsize = false;
+  bool rotary = false;
+  bool xpos = false;
+  double xpos_scale_base = 1;
+  bool shared_qk = false;
+  std::optional<double> scale = {};  // empty: dim_head^-0.5
+  Int first_position = 0;            // absolute position of row 0
+};
+
+/// May the query in row `i` see the key in row `j`, masks apart?
+inline bool sees(const AttentionOptions& o, Int i, Int j) {
+  const Int query = o.first_position + i;
+  const Int key = o.first_position + j;
+  const Int query_bucket = query / o.window_size;
+  const Int key_bucket = key / o.window_size;
+  if (key_bucket < query_bucket - o.look_backward) return false;
+  if (key_bucket > query_bucket + o.look_forward) return false;
+  if (o.causal && key > query) return false;
+  if (o.exact_windowsize) {
+    // In floating point, because a number of windows times a huge window overflows integers.
+    const auto window = static_cast<long double>(o.window_size);
+    const auto back = static_cast<long double>(query - key);
+    if (back > static_cast<long double>(o.look_backward) * window) return false;
+    if (back < -static_cast<long double>(o.look_forward) * window) return false;
+  }
+  return true;
+}
+
+/// cos(rθ_m) and sin(rθ_m), times ζ_m^(r / base) with xPos, for each channel pair m.
+template <typename Real>
+class Rotation {
+ public:
+  Rotation(const AttentionOptions& options, Int dim_head) : options_(options), d_(dim_head) {}
+
+  struct Turn {
+    Real cos, sin;
+  };
+
+  const std::vector<Turn>& at(Int r) {
+    std::vector<Turn>& turns = cache_[r];
+    if (turns.empty() && d_ >= 2) {
+      const auto d = static_cast<long double>(d_);
+      for (Int m = 0; m < d_ / 2; ++m) {
+        const auto pair = static_cast<long double>(m);
+        const long double theta = std::pow(10000.0L, -2 * pair / d);
+        const long double angle = static_cast<long double>(r) * theta;
+        long double zeta = 1;
+        if (options_.xpos)
+          zeta = std::pow((2 * pair + 0.4L * d) / (1.4L * d),
+                          static_cast<long double>(r) /
+                              static_cast<long double>(options_.xpos_scale_base));
+        turns.push_back({static_cast<Real>(std::cos(angle) * zeta),
+                         static_cast<Real>(std::sin(angle) * zeta)});
+      }
+    }
+    return turns;
+  }
+
+ private:
+  AttentionOptions options_;
+  Int d_;
+  std::unordered_map<Int, std::vector<Turn>> cache_;
+};
+
+/// q·k, or with rotary the sum over channel pairs (m, m + D/2) of
+/// (q1 k1 + q2 k2) cos(rθ) + (q1 k2 - q2 k1) sin(rθ), r = i - j + lf·w.
+/// `magnitude` is the sum of the terms' absolute values: what rounding errors are relative to.
+template <typename Real>
+Real raw_score(const AttentionOptions& o, Rotation<Real>& rotation, const Real* q, const Real* k,
+               Int dim_head, Int i, Int j, Real& magnitude) {
+  Real score = 0;
+  magnitude = 0;
+  if (!o.rotary) {
+    for (Int c = 0; c < dim_head; ++c) {
+      score += q[c] * k[c];
+      magnitude += std::abs(q[c] * k[c]);
+    }
+    return score;
+  }
+  const auto& turns = rotation.at(i - j + o.look_forward * o.window_size);
+  const Int half = dim_head / 2;
+  for (Int m = 0; m < half; ++m) {
+    const Real q1 = q[m], q2 = q[m + half], k1 = k[m], k2 = k[m + half];
+    const auto [cos, sin] = turns[static_cast<std::size_t>(m)];
+    score += (q1 * k1 + q2 * k2) * cos + (q1 * k2 - q2 * k1) * sin;
+    magnitude += (std::abs(q1 * k1) + std::abs(q2 * k2)) * std::abs(cos) +
+                 (std::abs(q1 * k2) + std::abs(q2 * k1)) * std::abs(sin);
+  }
+  return score;
+}
+
+/// k / max(|k|, 1e-12) for every row of `dim_head` numbers.
+template <typename Real>
+Array<Real> normalized_rows(Array<Real> rows) {
+  const auto d = static_cast<std::size_t>(rows.shape.back());
+  for (std::size_t row = 0; d > 0 && row < rows.data.size(); row += d) {
+    Real sum = 0;
+    for (std::size_t c = 0; c < d; ++c) sum += rows.data[row + c] * rows.data[row + c];
+    const Real norm = std::max(std::sqrt(sum), static_cast<Real>(1e-12L));
+    for (std::size_t c = 0; c < d; ++c) rows.data[row + c] /= norm;
+  }
+  return rows;
+}
+
+template <typename Real>
+struct AttentionInputs {
+  Array<Real> q, k, v;                // [B, H, N, D]
+  std::vector<unsigned char> masked;  // [B, N], 1 = not attended; empty: none
+  Array<Real> bias;                   // [H or 1, w, (1+lb+lf)·w]; empty: none
+  /// Factor of the probability of (b, h, i, j), that is 0 or 1 / (1 - dropout); empty: 1.
+  std::function<Real(Int, Int, Int, Int)> multiplier;
+};
+
+template <typename Real>
+struct AttentionRow {
+  std::vector<Real> out;              // [D]
+  std::vector<Real> probabilities;    // of the seen keys, in their order
+  std::vector<Int> keys;              // the seen keys
+  Real lse = 0;                       // log of the sum of exponentials; unused if no key is seen
+  Real largest_magnitude = 0;         // of the scores' terms: rounding errors scale with it
+};
+
+/// One row of the result. Keys must be normalized already if `shared_qk`.
+template <typename Real>
+AttentionRow<Real> attend_row(const AttentionOptions& o, const AttentionInputs<Real>& in,
+                              Rotation<Real>& rotation, Int b, Int h, Int i) {
+  const Int n = in.k.shape[2], d = in.k.shape[3];
+  const Real scale = o.scale ? static_cast<Real>(*o.scale)
+                             : static_cast<Real>(1 / std::sqrt(static_cast<long double>(d)));
+  AttentionRow<Real> row;
+  row.out.assign(static_cast<std::size_t>(d), Real(0));
+
+  std::vector<Real> scores;
+  for (Int j = 0; j < n; ++j) {
+    if (!sees(o, i, j)) continue;
+    if (!in.masked.empty() && in.masked[static_cast<std::size_t>(b * n + j)]) continue;
+    Real magnitude = 0;
+    Real score = raw_score(o, rotation, in.q.data.data() + in.q.offset(b, h, i, 0),
+                           in.k.data.data() + in.k.offset(b, h, j, 0), d, i, j, magnitude) *
+                 scale;
+    if (!in.bias.empty()) {
+      const Int query = o.first_position + i, key = o.first_position + j;
+      const Int first_key = (query / o.window_size - o.look_backward) * o.window_size;
+      const Int head = in.bias.shape[0] == 1 ? 0 : h;
+      score += in.bias(head, query % o.window_size, key - first_key);
+    }
+    if (o.shared_qk && i == j) score = Real(-5e4);
+    scores.push_back(score);
+    row.keys.push_back(j);
+    row.largest_magnitude = std::max(row.largest_magnitude, magnitude * std::abs(scale));
+  }
+  if (scores.empty()) return row;
+
+  const Real largest = *std::max_element(scores.begin(), scores.end());
+  Real sum = 0;
+  for (const Real score : scores) sum += std::exp(score - largest);
+  row.lse = largest + std::log(sum);
+  for (std::size_t s = 0; s < scores.size(); ++s) {
+    Real probability = std::exp(scores[s] - largest) / sum;
+    if (in.multiplier) probability *= in.multiplier(b, h, i, row.keys[s]);
+    row.probabilities.push_back(probability);
+    const Real* v = in.v.data.data() + in.v.offset(b, h, row.keys[s], 0);
+    if (probability != Real(0))
+      for (Int c = 0; c < d; ++c) row.out[static_cast<std::size_t>(c)] += probability * v[c];
+  }
+  return row;
+}
+
+template <typename Real>
+struct AttentionResult {
+  Array<Real> out;            // [B, H, N, D]
+  Array<Real> probabilities;  // [B, H, N, N]
+  Array<Real> lse;            // [B, H, N]; -infinity where no key is seen
+  Real largest_magnitude = 0;
+};
+
+template <typename Real>
+AttentionResult<Real> attention(const AttentionOptions& options, AttentionInputs<Real> in) {
+  const Int batch = in.q.shape[0], heads = in.q.shape[1], n = in.q.shape[2], d = in.q.shape[3];
+  if (options.shared_qk) in.k = normalized_rows(std::move(in.k));
+  AttentionResult<Real> result{Array<Real>({batch, heads, n, d}), Array<Real>({batch, heads, n, n}),
+                               Array<Real>({batch, heads, n}), Real(0)};
+  Rotation<Real> rotation(options, d);
+  for (Int b = 0; b < batch; ++b)
+    for (Int h = 0; h < heads; ++h)
+      for (Int i = 0; i < n; ++i) {
+        const AttentionRow<Real> row = attend_row(options, in, rotation, b, h, i);
+        for (Int c = 0; c < d; ++c)
+          result.out(b, h, i, c) = row.out[static_cast<std::size_t>(c)];
+        for (std::size_t s = 0; s < row.keys.size(); ++s)
+          result.probabilities(b, h, i, row.keys[s]) = row.probabilities[s];
+        result.lse(b, h, i) = row.keys.empty() ? -std::numeric_limits<Real>::infinity() : row.lse;
+        result.largest_magnitude = std::max(result.largest_magnitude, row.largest_magnitude);
+      }
+  return result;
+}
+
+}  // namespace reference
