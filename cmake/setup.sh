@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# Installs what building local_mha needs and is missing, through apt. Safe to run again.
+#
+#   cmake/setup.sh              what the presets demo, test and release need
+#   cmake/setup.sh --developer  and clang, its sanitizer and fuzzer runtimes, clang-format, clang-tidy
+set -euo pipefail
+
+usage() { sed -n '3,6s/^# \{0,1\}//p' "$0"; }
+
+developer=false
+case "${1-}" in
+  "") ;;
+  --developer) developer=true ;;
+  -h | --help) usage; exit 0 ;;
+  *) echo "setup.sh: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
+esac
+
+say() { echo "setup: $*"; }
+
+packages=(
+  g++              # a C++20 compiler, g++ 12 or newer
+  cmake            # 3.25 or newer
+  ninja-build
+  libeigen3-dev    # Eigen 3.4
+  nlohmann-json3-dev
+  libcli11-dev
+  libstb-dev
+  libgtest-dev
+  libbenchmark-dev
+)
+
+if ! command -v apt-get >/dev/null; then
+  say "there is no apt-get here, so nothing was installed. Please see to these:"
+  cat <<'LIST'
+  g++ 12 or newer, CMake 3.25 or newer, Ninja,
+  Eigen 3.4, nlohmann_json 3.10, CLI11 2.1, stb, GoogleTest 1.12, Google Benchmark 1.7
+LIST
+  if $developer; then
+    echo "  clang 19 with its sanitizer and fuzzer runtimes, clang-format 19, clang-tidy 19"
+  fi
+  exit 0
+fi
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
+
+installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+available() { [ -n "$(apt-cache madison "$1" 2>/dev/null)" ]; }
+
+updated=false
+update_once() {
+  if $updated; then return; fi
+  if [ ${#as_root[@]} -gt 0 ] && ! command -v sudo >/dev/null; then
+    say "packages are missing, and installing them takes root or sudo" >&2
+    exit 1
+  fi
+  say "updating the package lists"
+  "${as_root[@]}" apt-get update -q
+  updated=true
+}
+
+if $developer; then
+  # 19, on which .clang-format and the presets are tried, or else the newest there is.
+  choose_clang() {
+    for version in 19 $(seq 30 -1 20) $(seq 18 -1 16); do
+      if available "clang-$version"; then echo "$version"; return; fi
+    done
+  }
+  available clang-19 || update_once
+  clang=$(choose_clang)
+  if [ -z "$clang" ]; then say "apt knows no clang from version 16 on" >&2; exit 1; fi
+  packages+=("clang-$clang" "libclang-rt-$clang-dev" "clang-format-$clang" "clang-tidy-$clang")
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  installed "$package" || missing+=("$package")
+done
+
+if [ ${#missing[@]} -eq 0 ]; then
+  say "nothing to do, everything is installed"
+else
+  update_once
+  say "installing ${missing[*]}"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -q -y --no-install-recommends "${missing[@]}"
+fi
+
+version=$(cmake --version | sed -n '1s/[^0-9]*//p')
+if [ "$(printf '%s\n' 3.25 "$version" | sort -V | head -n 1)" != 3.25 ]; then
+  say "cmake is version $version, but 3.25 or newer is needed (https://cmake.org/download)" >&2
+  exit 1
+fi
+say "ready"

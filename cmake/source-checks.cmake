@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+# Targets format, format-check and tidy. Formatting differs between versions of clang-format, so
+# the one that .clang-format was written for comes first.
+find_program(LOCAL_MHA_CLANG_FORMAT NAMES clang-format-19 clang-format)
+find_program(LOCAL_MHA_CLANG_TIDY NAMES clang-tidy-19 clang-tidy)
+mark_as_advanced(LOCAL_MHA_CLANG_FORMAT LOCAL_MHA_CLANG_TIDY)
+
+foreach(directory include tests benchmarks examples)
+  file(GLOB_RECURSE found CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/${directory}/*.hpp"
+       "${PROJECT_SOURCE_DIR}/${directory}/*.cpp")
+  list(APPEND sources ${found})
+endforeach()
+
+if(LOCAL_MHA_CLANG_FORMAT AND sources)
+  add_custom_target(format COMMAND ${LOCAL_MHA_CLANG_FORMAT} -i ${sources})
+  add_custom_target(
+    format-check COMMAND ${LOCAL_MHA_CLANG_FORMAT} --dry-run --Werror ${sources}
+    COMMENT "Checking the format of all C++ files")
+endif()
+
+# Two translation units see every header of the library.
+if(LOCAL_MHA_CLANG_TIDY AND CMAKE_EXPORT_COMPILE_COMMANDS)
+  add_custom_target(
+    tidy
+    COMMAND
+      ${LOCAL_MHA_CLANG_TIDY} -p "${PROJECT_BINARY_DIR}" --quiet --warnings-as-errors=*
+      "${PROJECT_SOURCE_DIR}/examples/language_model.cpp"
+      "${PROJECT_SOURCE_DIR}/examples/verify_layer.cpp"
+    COMMENT "Running clang-tidy over the library by way of two examples")
+endif()

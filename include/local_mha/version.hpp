@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The library's version. CMake reads it from here.
+#pragma once
+
+#define LOCAL_MHA_VERSION_MAJOR 0
+#define LOCAL_MHA_VERSION_MINOR 1
+#define LOCAL_MHA_VERSION_PATCH 0

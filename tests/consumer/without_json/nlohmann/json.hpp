@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: MIT
+#error "local_mha.hpp must not include nlohmann_json: only io/ may"
