@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Writing a file so that its name shows either the old content or the new one, never a part.
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <random>
+#include <span>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
+#include <local_mha/io/safetensors_error.hpp>
+
+namespace local_mha::io::detail {
+
+/// Writes under another name in the same folder; commit() gives the file its name. Without it, the
+/// destructor removes what was written.
+class AtomicFile {
+ public:
+  /// \throws SafetensorsError if `path` is something else than a file, or cannot be written beside
+  explicit AtomicFile(const std::filesystem::path& path) : path_(path) {
+    std::error_code error;
+    const std::filesystem::file_status status = std::filesystem::status(path, error);
+    if (std::filesystem::exists(status)) {
+      // Renaming would put a file in the place of a folder or device.
+      if (!std::filesystem::is_regular_file(status)) fail("expected a regular file or a new name");
+      path_ = std::filesystem::canonical(path, error);  // a link keeps pointing to the file
+      if (error) fail(error.message());
+    }
+    std::random_device random;
+    for (int attempt = 0; attempt < 100 && file_ == nullptr; ++attempt) {
+      temporary_ = path_;
+      temporary_ += "." + std::to_string(random()) + ".tmp";
+      file_ = std::fopen(temporary_.string().c_str(), "wbx");  // x: fails if it exists
+      if (file_ == nullptr && errno != EEXIST) break;
+    }
+    if (file_ == nullptr) fail(std::system_category().message(errno));
+  }
+
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  ~AtomicFile() {
+    if (file_ != nullptr) std::fclose(file_);
+    if (!committed_) std::remove(temporary_.string().c_str());
+  }
+
+  void write(std::span<const std::byte> bytes) {
+    if (!bytes.empty() && std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size())
+      fail(std::system_category().message(errno));
+  }
+
+  void commit() {
+    bool flushed = std::fflush(file_) == 0;
+#if __has_include(<unistd.h>)
+    // Else the new name could reach the disk before the bytes.
+    flushed = flushed && ::fsync(::fileno(file_)) == 0;
+#endif
+    if (!flushed) fail(std::system_category().message(errno));
+    std::fclose(std::exchange(file_, nullptr));
+    std::error_code error;
+    std::filesystem::rename(temporary_, path_, error);
+    if (error) fail(error.message());
+    committed_ = true;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& problem) {
+    throw SafetensorsError(path_.string(), "", "cannot be written: " + problem);
+  }
+
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;
+  std::FILE* file_ = nullptr;
+  bool committed_ = false;
+};
+
+}  // namespace local_mha::io::detail

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Writing safetensors files. The format is described in safetensors.hpp.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/io/atomic_file.hpp>
+#include <local_mha/io/dtype.hpp>
+#include <local_mha/io/safetensors_error.hpp>
+#include <local_mha/io/safetensors_header.hpp>
+
+namespace local_mha::io {
+
+/// Collects tensors (copies of them) and metadata, then writes them to a file.
+///
+/// The file depends on nothing but what was added: the widest dtypes come first, so that every
+/// tensor is aligned to its elements, then names in order; the header is padded to 8 bytes.
+class SafetensorsWriter {
+ public:
+  /// Adds a text to `__metadata__`, in place of an earlier one with the same key.
+  /// \throws std::invalid_argument if one of them is not UTF-8
+  void set_metadata(std::string key, std::string text) {
+    require_utf8("metadata key", key);
+    require_utf8("metadata text", text);
+    metadata_.insert_or_assign(std::move(key), std::move(text));
+  }
+
+  /// Adds a tensor: float, double, bool or an integer type.
+  /// \param shape empty for a single number
+  /// \param values row-major, as many as the shape says
+  /// \param stored empty: as it is; float and double may be rounded to F64, F32, F16 or BF16
+  /// \throws std::invalid_argument if the name was added before or is `__metadata__`, or the sizes
+  ///   differ
+  template <typename Scalar>
+  void add(std::string name, std::span<const Index> shape, std::span<const Scalar> values,
+           std::optional<Dtype> stored = {}) {
+    const Dtype dtype = stored.value_or(dtype_of<Scalar>());
+    if (std::is_floating_point_v<Scalar> ? !is_float(dtype) : dtype != dtype_of<Scalar>())
+      reject("stored",
+             std::is_floating_point_v<Scalar> ? std::string("F64, F32, F16 or BF16")
+                                              : std::string(name_of(dtype_of<Scalar>())),
+             name_of(dtype), " for '", name, "'");
+    TensorData tensor = prepare(name, dtype, shape, values.size() * size_of(dtype));
+    for (std::size_t i = 0; i < values.size(); ++i)
+      store(dtype, values[i], tensor.bytes.data() + i * size_of(dtype));
+    tensors_.emplace(std::move(name), std::move(tensor));
+  }
+
+  /// Adds a tensor with its own shape.
+  template <typename Element, int Rank>
+  void add(std::string name, TensorView<Element, Rank> values, std::optional<Dtype> stored = {}) {
+    using Scalar = std::remove_const_t<Element>;
+    add<Scalar>(std::move(name), values.dimensions(),
+                std::span<const Scalar>(values.data(), static_cast<std::size_t>(values.size())),
+                stored);
+  }
+
+  /// Adds an Eigen tensor.
+  template <typename Scalar, int Rank, typename I>
+  void add(std::string name, const Eigen::Tensor<Scalar, Rank, Eigen::RowMajor, I>& values,
+           std::optional<Dtype> stored = {}) {
+    add(std::move(name), TensorView<const Scalar, Rank>(values), stored);
+  }
+
+  /// Adds an Eigen matrix of any storage order, `[rows, cols]`, or a vector, `[size]`.
+  template <typename Derived>
+  void add(std::string name, const Eigen::DenseBase<Derived>& values,
+           std::optional<Dtype> stored = {}) {
+    using Scalar = typename Derived::Scalar;
+    const RowMatrix<Scalar> matrix = values;
+    const std::array<Index, 2> shape{matrix.rows(), matrix.cols()};
+    const std::array<Index, 1> size{matrix.size()};
+    add<Scalar>(std::move(name),
+                Derived::IsVectorAtCompileTime ? std::span<const Index>(size)
+                                               : std::span<const Index>(shape),
+                std::span<const Scalar>(matrix.data(), static_cast<std::size_t>(matrix.size())),
+                stored);
+  }
+
+  /// Adds a tensor of any dtype from its little-endian bytes.
+  /// \throws std::invalid_argument if the name was added before or is `__metadata__`, or the sizes
+  ///   differ
+  void add_bytes(std::string name, Dtype dtype, std::span<const Index> shape,
+                 std::span<const std::byte> bytes) {
+    TensorData tensor = prepare(name, dtype, shape, bytes.size());
+    std::copy(bytes.begin(), bytes.end(), tensor.bytes.begin());
+    tensors_.emplace(std::move(name), std::move(tensor));
+  }
+
+  /// The file's bytes.
+  std::vector<std::byte> bytes() const {
+    std::vector<std::byte> bytes;
+    const auto append = [&](std::span<const std::byte> part) {
+      bytes.insert(bytes.end(), part.begin(), part.end());
+    };
+    for_each_part(append);
+    return bytes;
+  }
+
+  /// Writes the file: under another name beside `path`, then renamed, so that nobody sees half a
+  /// file and a failure leaves what was there.
+  /// \throws SafetensorsError if the file cannot be written
+  void write(const std::filesystem::path& path) const {
+    detail::AtomicFile file(path);
+    for_each_part([&](std::span<const std::byte> part) { file.write(part); });
+    file.commit();
+  }
+
+ private:
+  struct TensorData {
+    Dtype dtype;
+    std::vector<Index> shape;
+    std::vector<std::byte> bytes;
+  };
+
+  static void require_utf8(std::string_view argument, const std::string& text) {
+    try {
+      static_cast<void>(nlohmann::json(text).dump());
+    } catch (const nlohmann::json::exception&) {
+      reject(argument, "UTF-8", "'", printable(text), "'");
+    }
+  }
+
+  TensorData prepare(const std::string& name, Dtype dtype, std::span<const Index> shape,
+                     std::size_t size) const {
+    require_utf8("name", name);
+    if (name == "__metadata__")
+      reject("name", "a tensor's name", "'__metadata__', which the format keeps for its texts");
+    if (tensors_.contains(name))
+      reject("name", "one that was not added before", "'", printable(name), "'");
+    TensorData tensor{dtype, {shape.begin(), shape.end()}, {}};
+    for (const Index extent : shape)
+      if (extent < 0) reject("shape", "extents of at least 0", extent, " for '", name, "'");
+    if (shape.size() > detail::max_rank)
+      reject("shape", "at most " + std::to_string(detail::max_rank) + " dimensions", shape.size(),
+             " for '", name, "'");
+    const std::optional<std::uint64_t> expected = detail::byte_size(dtype, shape);
+    if (!expected || *expected != size)
+      reject("values",
+             (expected ? std::to_string(*expected) : "fewer than 2^63") + " bytes for '" +
+                 printable(name) + "'",
+             size);
+    tensor.bytes.resize(size);
+    return tensor;
+  }
+
+  template <typename Scalar>
+  static void store(Dtype dtype, Scalar value, std::byte* bytes) {
+    if constexpr (std::is_floating_point_v<Scalar>) {
+      switch (dtype) {
+        case Dtype::F64:
+          return detail::store_element(static_cast<double>(value), bytes);
+        case Dtype::F32:
+          return detail::store_element(static_cast<float>(value), bytes);
+        case Dtype::F16:
+          return detail::store_element(to_float16(static_cast<double>(value)), bytes);
+        default:
+          return detail::store_element(to_bfloat16(static_cast<double>(value)), bytes);
+      }
+    } else {
+      detail::store_element(value, bytes);
+    }
+  }
+
+  // Calls append(bytes) with the parts of the file in order.
+  template <typename Append>
+  void for_each_part(const Append& append) const {
+    using Named = std::map<std::string, TensorData>::value_type;
+    std::vector<const Named*> order;
+    order.reserve(tensors_.size());
+    for (const Named& named : tensors_) order.push_back(&named);
+    std::stable_sort(order.begin(), order.end(), [](const Named* a, const Named* b) {
+      return size_of(a->second.dtype) > size_of(b->second.dtype);
+    });
+
+    std::string text = "{";
+    if (!metadata_.empty()) text += "\"__metadata__\":" + nlohmann::json(metadata_).dump();
+    std::uint64_t begin = 0;
+    for (const Named* named : order) {
+      const TensorData& tensor = named->second;
+      const std::uint64_t end = begin + tensor.bytes.size();
+      const nlohmann::ordered_json entry{{"dtype", name_of(tensor.dtype)},
+                                         {"shape", tensor.shape},
+                                         {"data_offsets", {begin, end}}};
+      text += text.size() > 1 ? "," : "";
+      text += nlohmann::json(named->first).dump() + ":" + entry.dump();
+      begin = end;
+    }
+    text += "}";
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    if (text.size() > detail::max_header_size)
+      reject("header", "at most " + std::to_string(detail::max_header_size) + " bytes",
+             text.size());
+
+    std::array<std::byte, 8> size;
+    detail::store_element(static_cast<std::uint64_t>(text.size()), size.data());
+    append(std::span<const std::byte>(size));
+    append(std::as_bytes(std::span(text)));
+    for (const Named* named : order) append(std::span<const std::byte>(named->second.bytes));
+  }
+
+  std::map<std::string, std::string> metadata_;
+  std::map<std::string, TensorData> tensors_;
+};
+
+}  // namespace local_mha::io
