@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The attention kernel: one block of queries against the keys that its window shows.
+///
+///     s_ij = softmax_scale · q_i·k_j + attn_bias,   p_ij = exp(s_ij − m_i) / Σ_j exp(s_ij − m_i)
+///     out_i = Σ_j p_ij · v_j,   lse_i = m_i + log Σ_j exp(s_ij − m_i)
+///
+/// Lanes are queries: the scores of a key are one Lanes, `[key][query]`, so that the softmax is
+/// vertical and keys and values are read as they lie, one value broadcast at a time. The scores of
+/// up to `chunk_keys` keys are kept; longer windows go on with the softmax online: maximum, sum and
+/// output so far are rescaled (M. Milakov, N. Gimelshein, "Online normalizer calculation for
+/// softmax", 2018). Scores are in units of log 2, because 2^x is what a processor makes.
+///
+/// A key that a query does not see contributes exactly nothing, whatever its key and value hold.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include <local_mha/attention/ring.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/ops/dropout.hpp>
+#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/rotary.hpp>
+
+namespace local_mha {
+
+inline constexpr double log2_e = 1.44269504088896340736;
+inline constexpr double ln_2 = 0.69314718055994530942;
+
+/// What all blocks of queries of one head have in common.
+template <typename Scalar>
+struct AttentionHead {
+  const Window* window = nullptr;
+  /// Rows of the sequence, which is all that a query can see.
+  Index seqlen = 0;
+  /// Steps between groups of positions; null: no rotary embedding.
+  const RotarySteps<Scalar>* steps = nullptr;
+  /// Flags of `seqlen` keys, 1 = masked; null: none is.
+  const std::uint8_t* masked = nullptr;
+  /// No key outside of it is unmasked.
+  Range unmasked;
+  /// `[w, (1 + lb + lf)·w]`; null: none.
+  const Scalar* attn_bias = nullptr;
+  /// A position attends itself only if it sees nothing else.
+  bool shared_qk = false;
+  /// Null: evaluation.
+  const Dropout<Scalar>* dropout = nullptr;
+};
+
+/// Room for one block of queries, and the computation in it.
+template <typename Scalar>
+class AttentionKernel {
+ public:
+  using L = Lanes<Scalar>;
+  static constexpr Index count = block_rows<Scalar>;
+  /// Keys whose scores are kept at once.
+  static constexpr Index chunk_keys = 1024;
+
+  AttentionKernel() = default;
+  /// \param longest_range keys that a block of queries sees at most
+  AttentionKernel(Index dim_head, Index longest_range)
+      : scores_(make_block_buffer<Scalar>(
+            (std::min(longest_range, chunk_keys) + 2 * count) * count)),
+        turned_(make_block_buffer<Scalar>(dim_head * count)),
+        bias_(make_block_buffer<Scalar>(count * count)) {}
+
+  /// Attends from the block of queries whose first row is `first`.
+  /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their place
+  /// \param keys, values the blocks that the queries see
+  /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key
+  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
+  void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
+              const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out,
+              Scalar* lse = nullptr) {
+    const Tile tile(head, first);
+    L maximum = L::broadcast(Scalar(lowest));
+    L sum = L::zero();
+    bool first_chunk = true;
+    for (Index begin = tile.keys.begin / count * count; begin < tile.keys.end;) {
+      const Range chunk{std::max(begin, tile.keys.begin / group * group),
+                        std::min(begin + chunk_keys, tile.keys.end)};
+      const L before = maximum;
+      maximum = score(head, tile, chunk, queries, keys, maximum);
+      const L rescale = first_chunk ? L::zero() : exp2(before - maximum);
+      sum = exponentiate(head, tile, chunk, maximum, rescale * sum);
+      accumulate(head, tile, chunk, values, first_chunk, rescale, out);
+      first_chunk = false;
+      begin += chunk_keys;
+    }
+    if (first_chunk) {
+      std::fill(out, out + padded_channels<Scalar>(values.channels()) * count, Scalar(0));
+    }
+    normalize(values.channels(), sum, out);
+    if (lse != nullptr) log_sum_exp(maximum, sum, lse);
+  }
+
+ private:
+  static constexpr Index group = Tiling<Scalar>::rows;
+  // Below every score, and finite, so that its difference to −∞ is −∞.
+  static constexpr double lowest = std::is_same_v<Scalar, float> ? -1e38 : -1e300;
+  static constexpr double self_score = -5e4;
+
+  struct LaneRange {
+    int begin;
+    int end;
+  };
+
+  // Which keys the queries of a block see.
+  struct Tile {
+    Tile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
+      const Index rows = std::min(count, head.seqlen - first_row);
+      for (Index r = 0; r < rows; ++r)
+        seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
+      keys = {seen[0].begin, seen[rows - 1].end};
+      for (Index r = rows; r < count; ++r) seen[r] = {keys.end, keys.end};
+      by_all = {seen[count - 1].begin, seen[0].end};
+    }
+
+    // Both ends of what is seen grow along the lanes, so that the lanes of a key are a range.
+    LaneRange lanes_that_see(Index key) const {
+      LaneRange lanes{0, 0};
+      for (Index r = 0; r < count; ++r) {
+        lanes.begin += seen[r].end <= key ? 1 : 0;
+        lanes.end += seen[r].begin <= key ? 1 : 0;
+      }
+      return lanes;
+    }
+
+    Index first;
+    Range seen[count];
+    Range keys;
+    Range by_all;
+  };
+
+  // Whether every query of the tile sees every one of the keys, and none is special.
+  static bool plain(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
+    if (keys.begin < tile.by_all.begin || keys.end > tile.by_all.end) return false;
+    if (head.shared_qk && keys.begin < tile.first + count && tile.first < keys.end) return false;
+    return head.masked == nullptr ||
+           std::none_of(head.masked + keys.begin, head.masked + keys.end,
+                        [](std::uint8_t masked) { return masked != 0; });
+  }
+
+  Scalar* score_row(const Range& chunk, Index key) {
+    return scores_.data() + (key - chunk.begin / count * count) * count;
+  }
+
+  // scores[key][query] of a chunk, −∞ where a query does not see a key. Returns the maximum so far.
+  L score(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
+          const Scalar* queries, const Ring<Scalar>& keys, L maximum) {
+    const Scalar* turned = queries;
+    Index groups_back = std::numeric_limits<Index>::min();
+    auto cursor = keys.cursor(chunk.begin / count);
+    for (Index begin = chunk.begin; begin < chunk.end;) {
+      const Index end = std::min((begin / count + 1) * count, chunk.end);
+      if (head.steps != nullptr) {
+        const Index back = tile.first / head.steps->group() - begin / head.steps->group();
+        if (back != groups_back) {
+          groups_back = back;
+          head.steps->turn_queries(queries, back, turned_.data());
+          turned = turned_.data();
+        }
+      }
+      const Scalar* of_block = cursor.block();
+      cursor.advance();
+      const Scalar* next = cursor.block();
+      const bool whole_plain = head.attn_bias != nullptr && end - begin == count &&
+                               plain(head, tile, {begin, end});
+      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end}, whole_plain);
+      for (Index key = begin; key < end; key += group) {
+        L acc[group][1];
+        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
+        const Scalar* const x[1] = {turned};
+        multiply<1, count, count>(keys.channels(), of_block + key % count, x, acc, next);
+        if (head.attn_bias != nullptr) {
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r)
+              acc[r][0] = fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count),
+                              acc[r][0]);
+        }
+        if (!plain(head, tile, {key, key + group})) hide(head, tile, key, acc);
+        Scalar* to = score_row(chunk, key);
+        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) {
+          maximum = max(maximum, acc[r][0]);
+          acc[r][0].store(to + r * count);
+        }
+      }
+      begin = end;
+    }
+    return maximum;
+  }
+
+  // Puts −∞ where a query does not see a key of the group, and the self score where it is its own.
+  static void hide(const AttentionHead<Scalar>& head, const Tile& tile, Index key,
+                   L (&scores)[group][1]) {
+    const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
+    for (Index r = 0; r < group; ++r) {
+      if (head.shared_qk) {
+        const int self = static_cast<int>(std::clamp<Index>(key + r - tile.first, -1, count));
+        if (self >= 0 && self < count)
+          scores[r][0] = select_lanes(self, self + 1, L::broadcast(Scalar(self_score * log2_e)),
+                                      scores[r][0]);
+      }
+      const auto [begin, end] = visible_lanes(head, tile, key + r);
+      scores[r][0] = select_lanes(begin, end, scores[r][0], nothing);
+    }
+  }
+
+  static LaneRange visible_lanes(const AttentionHead<Scalar>& head, const Tile& tile, Index key) {
+    if (!tile.keys.contains(key) || (head.masked != nullptr && head.masked[key] != 0)) return {0, 0};
+    return tile.lanes_that_see(key);
+  }
+
+  // attn_bias as [key][query] for the keys of one block; 0 where a query does not see a key.
+  void gather_bias(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys,
+                   bool seen_by_all) {
+    const Index columns = head.window->look_around();
+    const Scalar* row[count];
+    for (Index r = 0; r < count; ++r) {
+      const Index query = std::min(tile.first + r, head.seqlen - 1);
+      row[r] = head.attn_bias + head.window->place_in_bucket(query) * columns;
+    }
+    const auto column = [&](Index r, Index key) {
+      return key - head.window->look_around_begin(tile.first + r);
+    };
+    if (seen_by_all) {
+      load_block(
+          count, count, [&](Index r) { return row[r] + column(r, keys.begin); }, bias_.data());
+      return;
+    }
+    for (Index key = keys.begin; key < keys.end; ++key)
+      for (Index r = 0; r < count; ++r)
+        bias_[static_cast<std::size_t>(key % count * count + r)] =
+            tile.seen[r].contains(key) ? row[r][column(r, key)] : Scalar(0);
+  }
+
+  // Turns the scores of a chunk into 2^(score − maximum). Returns their sum, added to `sum`.
+  L exponentiate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
+                 const L& maximum, L sum) {
+    const Index end = chunk.begin + ceil_div(chunk.end - chunk.begin, group) * group;
+    Scalar* scores = score_row(chunk, chunk.begin);
+    LOCAL_MHA_UNROLL_4 for (Index key = chunk.begin; key < end; ++key, scores += count) {
+      const L p = exp2(L::load(scores) - maximum);
+      sum = sum + p;
+      p.store(scores);
+    }
+    if (head.dropout != nullptr) drop(*head.dropout, tile, {chunk.begin, end}, chunk);
+    return sum;
+  }
+
+  // The denominator counts what is dropped.
+  void drop(const Dropout<Scalar>& dropout, const Tile& tile, const Range& keys,
+            const Range& chunk) {
+    constexpr Index together = Dropout<Scalar>::together;
+    L factors[together];
+    for (Index octet = keys.begin / together; octet * together < keys.end; ++octet) {
+      dropout.factors(tile.first, octet, factors);
+      for (Index i = 0; i < together; ++i) {
+        const Index key = octet * together + i;
+        if (!keys.contains(key)) continue;
+        Scalar* p = score_row(chunk, key);
+        (L::load(p) * factors[i]).store(p);
+      }
+    }
+  }
+
+  // out = rescale·out + Σ_key p[key]·v[key]
+  void accumulate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
+                  const Ring<Scalar>& values, bool first_chunk, const L& rescale, Scalar* out) {
+    constexpr int most = Tiling<Scalar>::value_rows;
+    const Index channels = padded_channels<Scalar>(values.channels());
+    Index c = 0;
+    for (; c + most <= channels; c += most)
+      accumulate_channels<most>(head, tile, chunk, values, c, first_chunk, rescale, out);
+    for (; c < channels; c += group)
+      accumulate_channels<group>(head, tile, chunk, values, c, first_chunk, rescale, out);
+  }
+
+  template <int Channels>
+  void accumulate_channels(const AttentionHead<Scalar>& head, const Tile& tile,
+                           const Range& chunk, const Ring<Scalar>& values, Index c,
+                           bool first_chunk, const L& rescale, Scalar* out) {
+    L acc[Channels][1];
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)
+        acc[r][0] = first_chunk ? L::zero() : rescale * L::load(out + (c + r) * count);
+    auto cursor = values.cursor(chunk.begin / count);
+    for (Index begin = chunk.begin; begin < chunk.end;) {
+      const Index end = std::min((begin / count + 1) * count, chunk.end);
+      const Scalar* of_block = cursor.block() + c * count;
+      const bool finite = cursor.finite();
+      cursor.advance();
+      const Scalar* next = cursor.block() + c * count;
+      const Scalar* const p[1] = {score_row(chunk, begin)};
+      if (!finite)
+        accumulate_visible(head, tile, {begin, end}, of_block, p[0], acc);
+      else if (end - begin == count)
+        multiply<count, 1, count>(count, of_block, p, acc, next);
+      else
+        multiply<count, 1, count>(end - begin, of_block + begin % count, p, acc, next);
+      begin = end;
+    }
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0].store(out + (c + r) * count);
+  }
+
+  // For a block with a NaN or an infinity, which 0 does not cancel: leaves out what is not seen.
+  template <int Channels>
+  static void accumulate_visible(const AttentionHead<Scalar>& head, const Tile& tile,
+                                 const Range& keys, const Scalar* of_block, const Scalar* p,
+                                 L (&acc)[Channels][1]) {
+    for (Index key = keys.begin; key < keys.end; ++key, p += count) {
+      const auto [begin, end] = visible_lanes(head, tile, key);
+      const L weight = L::load(p);
+      for (int r = 0; r < Channels; ++r) {
+        const L term = fma(of_block[r * count + key % count], weight, acc[r][0]);
+        acc[r][0] = select_lanes(begin, end, term, acc[r][0]);
+      }
+    }
+  }
+
+  static void normalize(Index channels, const L& sum, Scalar* out) {
+    const L one = L::broadcast(Scalar(1));
+    // The output of a query that sees nothing is 0 already, and its sum is 0.
+    const L factor = one / select_negative(L::zero() - sum, sum, sum + one);
+    for (Index c = 0; c < channels; ++c)
+      (L::load(out + c * count) * factor).store(out + c * count);
+  }
+
+  static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
+    using std::log;
+    alignas(64) Scalar sums[count];
+    sum.store(sums);
+    (Scalar(ln_2) * maximum).store(lse);
+    for (Index r = 0; r < count; ++r)
+      lse[r] = sums[r] == Scalar(0) ? Scalar(-std::numeric_limits<double>::infinity())
+                                    : Scalar(lse[r] + log(sums[r]));
+  }
+
+  BlockBuffer<Scalar> scores_;
+  BlockBuffer<Scalar> turned_;
+  BlockBuffer<Scalar> bias_;
+};
+
+}  // namespace local_mha

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// LocalAttention: sliding-window attention of given queries, keys and values.
+#pragma once
+
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/ring.hpp>
+#include <local_mha/config.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/ops/dropout.hpp>
+#include <local_mha/ops/qk_norm.hpp>
+#include <local_mha/ops/rotary.hpp>
+
+namespace local_mha {
+
+/// What may differ from call to call of LocalAttention::forward().
+struct LocalAttentionCall {
+  /// Takes the place of the configuration's window in every rule, while xpos_scale_base stays.
+  /// Allowed with xPos only.
+  std::optional<Index> window_size = {};
+  /// Position of row 0, from which windows are counted, at least 0. Rows before it do not exist.
+  Index first_position = 0;
+  /// Training mode, in which dropout acts. Empty: evaluation.
+  std::optional<Training> training = {};
+};
+
+namespace detail {
+
+/// What a call sees of its sequences: checked once, then asked for each head.
+template <typename Scalar>
+class AttentionInputs {
+ public:
+  using Bias = std::optional<TensorView<const Scalar, 3>>;
+
+  /// \throws std::invalid_argument if the mask or the bias does not fit
+  AttentionInputs(const Window& window, Index batch, Index heads, Index seqlen,
+                  const PaddingMask& mask, const Bias& attn_bias)
+      : window_(window), heads_(heads), seqlen_(seqlen), mask_(mask), attn_bias_(attn_bias) {
+    if (mask) require_shape("mask", mask.shape(), {batch, seqlen});
+    if (attn_bias) {
+      require_shape("attn_bias", attn_bias->dimensions(), {-1, window.size(), window.look_around()});
+      const Index of = attn_bias->dimension(0);
+      if (of != heads && of != 1)
+        reject("attn_bias", "a first dimension of " + std::to_string(heads) + " (heads) or 1", of);
+    }
+  }
+
+  /// What the kernel gets for head `h` of sequence `b`, but for rotary and dropout.
+  AttentionHead<Scalar> head(Index b, Index h) const {
+    AttentionHead<Scalar> head;
+    head.window = &window_;
+    head.seqlen = seqlen_;
+    head.masked = mask_.row(b);
+    head.unmasked = unmasked(head.masked);
+    if (attn_bias_) {
+      const Index of = attn_bias_->dimension(0) == 1 ? 0 : h;
+      head.attn_bias = attn_bias_->data() + of * window_.size() * window_.look_around();
+    }
+    return head;
+  }
+
+  Index heads() const { return heads_; }
+  const Window& window() const { return window_; }
+
+ private:
+  // From the first to the last key that is not masked.
+  Range unmasked(const std::uint8_t* masked) const {
+    Range keys{0, seqlen_};
+    if (masked == nullptr) return keys;
+    while (keys.begin < keys.end && masked[keys.begin] != 0) ++keys.begin;
+    while (keys.begin < keys.end && masked[keys.end - 1] != 0) --keys.end;
+    return keys;
+  }
+
+  Window window_;
+  Index heads_;
+  Index seqlen_;
+  const PaddingMask& mask_;
+  Bias attn_bias_;
+};
+
+}  // namespace detail
+
+/// Local attention: softmax(softmax_scale · q·kᵀ + attn_bias) · v over the keys that Window shows.
+///
+/// \tparam Scalar float, double, or any type that Eigen computes with
+template <typename Scalar>
+class LocalAttention {
+ public:
+  using Bias = std::optional<TensorView<const Scalar, 3>>;
+
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
+  explicit LocalAttention(const LocalAttentionConfig& config) : config_(config) {
+    validate(config);
+    if (!config.dim || !config.use_rotary_pos_emb) return;
+    std::optional<double> base;
+    if (config.use_xpos)
+      base = config.xpos_scale_base.value_or(std::sqrt(static_cast<double>(*config.dim)));
+    rotary_.emplace(*config.dim, base);
+  }
+
+  const LocalAttentionConfig& config() const { return config_; }
+
+  /// \param q, k, v `[B, H, N, D]`; with shared_qk, `k` is the same as `q`
+  /// \param mask keys that nobody attends, `[B, N]`
+  /// \param attn_bias `[H or 1, w, (1 + lb + lf)·w]`, added to the scaled scores: query `i` takes
+  ///        row `i mod w`, and key `j` column `j − (i/w − lb)·w`
+  /// \return `[B, H, N, D]`; 0 for a query that sees no key
+  /// \throws std::invalid_argument naming the argument that does not fit
+  Tensor<Scalar, 4> forward(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                            TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
+                            const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
+    check_queries(q);
+    require_shape("k", k.dimensions(), q.dimensions());
+    require_shape("v", v.dimensions(), q.dimensions());
+    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+    const detail::AttentionInputs<Scalar> inputs(window(call), batch, heads, seqlen, mask,
+                                                 attn_bias);
+    Tensor<Scalar, 4> out(batch, heads, seqlen, dim_head);
+    HeadFlow flow(*this, inputs.window(), seqlen, dim_head, dim_head);
+    for (Index b = 0; b < batch; ++b)
+      for (Index h = 0; h < heads; ++h) {
+        const Index at = (b * heads + h) * seqlen * dim_head;
+        flow.run(inputs, b, h, q.data() + at, k.data() + at, v.data() + at, out.data() + at,
+                 call.training);
+      }
+    return out;
+  }
+
+  /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
+  /// \return `[B, H, N, N]`, `[query][key]`; 0 where a query does not see a key
+  Tensor<Scalar, 4> attention_probabilities(TensorView<const Scalar, 4> q,
+                                            TensorView<const Scalar, 4> k,
+                                            const PaddingMask& mask = {},
+                                            const Bias& attn_bias = {},
+                                            const LocalAttentionCall& call = {}) const {
+    check_queries(q);
+    require_shape("k", k.dimensions(), q.dimensions());
+    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+    const detail::AttentionInputs<Scalar> inputs(window(call), batch, heads, seqlen, mask,
+                                                 attn_bias);
+    // With the unit vectors as values, the output is the weights.
+    RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
+    Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
+    HeadFlow flow(*this, inputs.window(), seqlen, dim_head, seqlen);
+    for (Index b = 0; b < batch; ++b)
+      for (Index h = 0; h < heads; ++h) {
+        const Index head = b * heads + h;
+        flow.run(inputs, b, h, q.data() + head * seqlen * dim_head,
+                 k.data() + head * seqlen * dim_head, unit.data(),
+                 out.data() + head * seqlen * seqlen, call.training);
+      }
+    return out;
+  }
+
+  /// Factor of the scores for heads of `dim_head` channels.
+  double softmax_scale(Index dim_head) const {
+    return config_.scale.value_or(1 / std::sqrt(static_cast<double>(dim_head)));
+  }
+
+  /// Null: none.
+  const RotaryEmbedding<Scalar>* rotary() const { return rotary_ ? &*rotary_ : nullptr; }
+
+  /// The steps of the rotary embedding in sequences of `seqlen` rows.
+  std::optional<RotarySteps<Scalar>> rotary_steps(const Window& window, Index seqlen) const {
+    if (!rotary_) return std::nullopt;
+    return RotarySteps<Scalar>(*rotary_, window.ahead(), std::min(window.reach_behind(), seqlen),
+                               std::min(window.reach_ahead(), seqlen));
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  // One head of one sequence: keys and values enter a ring just before they are seen.
+  class HeadFlow {
+   public:
+    HeadFlow(const LocalAttention& attention, const Window& window, Index seqlen, Index dim_head,
+             Index dim_value)
+        : attention_(attention),
+          seqlen_(seqlen),
+          dim_head_(dim_head),
+          dim_value_(dim_value),
+          steps_(attention.rotary_steps(window, seqlen)) {
+      const Index reach = std::min(window.reach_behind(), seqlen) +
+                          std::min(window.reach_ahead(), seqlen);
+      const Index blocks = std::min(ceil_div(reach, count) + 2, ceil_div(seqlen, count));
+      keys_ = Ring<Scalar>(dim_head, std::max<Index>(1, blocks));
+      values_ = Ring<Scalar>(dim_value, std::max<Index>(1, blocks));
+      kernel_ = AttentionKernel<Scalar>(dim_head, std::min(reach + count, seqlen));
+      queries_ = make_block_buffer<Scalar>(dim_head * count);
+      out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
+    }
+
+    void run(const detail::AttentionInputs<Scalar>& inputs, Index b, Index h, const Scalar* q,
+             const Scalar* k, const Scalar* v, Scalar* out,
+             const std::optional<Training>& training) {
+      AttentionHead<Scalar> head = inputs.head(b, h);
+      head.steps = steps_ ? &*steps_ : nullptr;
+      head.shared_qk = attention_.config_.shared_qk;
+      std::optional<Dropout<Scalar>> dropout;
+      if (training && attention_.config_.dropout > 0) {
+        dropout.emplace(attention_.config_.dropout, training->seed,
+                        static_cast<std::uint32_t>(b * inputs.heads() + h));
+        head.dropout = &*dropout;
+      }
+      Index made = 0;
+      for (Index first = 0; first < seqlen_; first += count) {
+        const Index rows = std::min(count, seqlen_ - first);
+        const Range seen = inputs.window().keys_of({first, first + rows}, seqlen_);
+        for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made)
+          make_keys_and_values(made, k, v);
+        make_queries(first, rows, q);
+        kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data());
+        store_block(dim_value_, rows, out_.data(),
+                    [&](Index r) { return out + (first + r) * dim_value_; });
+      }
+    }
+
+   private:
+    void make_queries(Index first, Index rows, const Scalar* q) {
+      load_block(
+          dim_head_, rows, [&](Index r) { return q + (first + r) * dim_head_; }, queries_.data());
+      scale_block(dim_head_, Scalar(attention_.softmax_scale(dim_head_) * log2_e),
+                  queries_.data());
+      if (attention_.rotary() != nullptr)
+        attention_.rotary()->apply_to_queries(queries_.data(), first);
+    }
+
+    void make_keys_and_values(Index block, const Scalar* k, const Scalar* v) {
+      const Index first = block * count;
+      const Index rows = std::min(count, seqlen_ - first);
+      Scalar* keys = keys_[block];
+      load_block(dim_head_, rows, [&](Index r) { return k + (first + r) * dim_head_; }, keys);
+      if (attention_.config_.shared_qk) l2_normalize(dim_head_, keys);
+      if (attention_.rotary() != nullptr) attention_.rotary()->apply_to_keys(keys, first);
+      load_block(
+          dim_value_, rows, [&](Index r) { return v + (first + r) * dim_value_; }, values_[block]);
+      values_.note_finite(block);
+    }
+
+    const LocalAttention& attention_;
+    Index seqlen_;
+    Index dim_head_;
+    Index dim_value_;
+    std::optional<RotarySteps<Scalar>> steps_;
+    Ring<Scalar> keys_;
+    Ring<Scalar> values_;
+    AttentionKernel<Scalar> kernel_;
+    BlockBuffer<Scalar> queries_;
+    BlockBuffer<Scalar> out_;
+  };
+
+  void check_queries(const TensorView<const Scalar, 4>& q) const {
+    const Index dim_head = q.dimension(3);
+    if (config_.dim)
+      require_shape("q", q.dimensions(), {-1, -1, -1, *config_.dim});
+    else if (dim_head < 1)
+      reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
+  }
+
+  Window window(const LocalAttentionCall& call) const {
+    if (call.window_size) {
+      if (!config_.use_xpos)
+        reject("window_size", "none at the call, because the attention has no xPos",
+               *call.window_size);
+      detail::require_at_least("window_size", *call.window_size, 1);
+    }
+    constexpr Index last_position = Index{1} << 60;
+    if (call.first_position < 0 || call.first_position > last_position)
+      reject("first_position", "0 to 2^60", call.first_position);
+    return Window(config_, call.window_size.value_or(config_.window_size), call.first_position);
+  }
+
+  LocalAttentionConfig config_;
+  std::optional<RotaryEmbedding<Scalar>> rotary_;
+};
+
+}  // namespace local_mha

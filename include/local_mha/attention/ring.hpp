@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What a sequence's flow keeps of the past: the last blocks of a head's queries, keys or values.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/ops/linear.hpp>
+
+namespace local_mha {
+
+/// The last `capacity` blocks of an endless sequence of blocks, `[channels][block_rows]` each.
+template <typename Scalar>
+class Ring {
+ public:
+  Ring() = default;
+  /// \param channels of a block; its room is padded_channels() of it, and the rest stays 0
+  Ring(Index channels, Index capacity)
+      : stride_(padded_channels<Scalar>(channels) * block_rows<Scalar>),
+        channels_(channels),
+        capacity_(capacity),
+        blocks_(make_block_buffer<Scalar>(stride_ * capacity)),
+        finite_(static_cast<std::size_t>(capacity), 1) {}
+
+  Index channels() const { return channels_; }
+  Index capacity() const { return capacity_; }
+
+  /// Block `b` of the sequence, `b >= 0`.
+  Scalar* operator[](Index b) { return blocks_.data() + slot(b) * stride_; }
+
+  /// Goes through the blocks in order.
+  class Cursor {
+   public:
+    Cursor(const Ring& ring, Index slot) : ring_(ring), slot_(slot) {}
+    const Scalar* block() const { return ring_.blocks_.data() + slot_ * ring_.stride_; }
+    /// False if the block holds a NaN or an infinity.
+    bool finite() const { return ring_.finite_[static_cast<std::size_t>(slot_)] != 0; }
+    void advance() { slot_ = slot_ + 1 < ring_.capacity_ ? slot_ + 1 : 0; }
+
+   private:
+    const Ring& ring_;
+    Index slot_;
+  };
+  Cursor cursor(Index b) const { return {*this, slot(b)}; }
+
+  /// Looks at block `b`, for Cursor::finite().
+  void note_finite(Index b) {
+    using L = Lanes<Scalar>;
+    const Scalar* block = blocks_.data() + slot(b) * stride_;
+    L sum = L::zero();
+    for (Index c = 0; c < channels_; ++c)
+      sum = fma(Scalar(0), L::load(block + c * L::count), sum);
+    finite_[static_cast<std::size_t>(slot(b))] = all_finite(sum) ? 1 : 0;
+  }
+ private:
+  Index slot(Index b) const { return b % capacity_; }
+
+  Index stride_ = 0;
+  Index channels_ = 0;
+  Index capacity_ = 1;
+  BlockBuffer<Scalar> blocks_;
+  std::vector<std::uint8_t> finite_;
+};
+
+}  // namespace local_mha

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Blocks: `Lanes<Scalar>::count` adjoining positions, transposed, `[channel][position]`.
+///
+/// Every step of the layer works on blocks, so that what is done per position (a norm, a rotation, a
+/// softmax) is vertical, and a block that one matrix product makes is the operand of the next.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <new>
+#include <vector>
+
+#include <local_mha/core/lanes.hpp>
+#include <local_mha/core/types.hpp>
+
+namespace local_mha {
+
+/// Positions in a block.
+template <typename Scalar>
+inline constexpr Index block_rows = Lanes<Scalar>::count;
+
+/// `ceil(a / b)` of non-negative numbers
+constexpr Index ceil_div(Index a, Index b) { return a / b + (a % b != 0); }
+
+/// Memory that starts at a cache line.
+template <typename Scalar>
+struct CacheLineAllocator {
+  using value_type = Scalar;
+  static constexpr std::align_val_t alignment{64};
+
+  CacheLineAllocator() = default;
+  template <typename Other>
+  CacheLineAllocator(const CacheLineAllocator<Other>&) {}
+
+  Scalar* allocate(std::size_t n) {
+    return static_cast<Scalar*>(::operator new(n * sizeof(Scalar), alignment));
+  }
+  void deallocate(Scalar* memory, std::size_t) { ::operator delete(memory, alignment); }
+  friend bool operator==(const CacheLineAllocator&, const CacheLineAllocator&) { return true; }
+};
+
+/// Room for blocks, zero at first.
+template <typename Scalar>
+using BlockBuffer = std::vector<Scalar, CacheLineAllocator<Scalar>>;
+
+template <typename Scalar>
+BlockBuffer<Scalar> make_block_buffer(Index size) {
+  return BlockBuffer<Scalar>(static_cast<std::size_t>(size), Scalar(0));
+}
+
+/// Transposes `rows` positions of `channels` values into a block; the remaining positions become 0.
+/// \param row `row(r)` points to the `channels` values of position `r`, `0 <= r < rows`
+/// \param block `[channels][block_rows]`, aligned
+template <typename Scalar, typename RowOf>
+LOCAL_MHA_INLINE void load_block(Index channels, Index rows, RowOf&& row, Scalar* block) {
+  using L = Lanes<Scalar>;
+  Index c = 0;
+  if constexpr (L::vectorized) {
+    for (; c + L::packet_size <= channels; c += L::packet_size) {
+      const auto from = [&](Index r) { return row(r) + c; };
+      if (rows == L::count)
+        transpose_in(Index{L::count}, from, block + c * L::count);
+      else
+        transpose_in(rows, from, block + c * L::count);
+    }
+  }
+  for (; c < channels; ++c)
+    for (Index r = 0; r < L::count; ++r)
+      block[c * L::count + r] = r < rows ? row(r)[c] : Scalar(0);
+}
+
+/// Transposes the first `rows` positions of a block into rows of `channels` values.
+/// \param row `row(r)` points to the room for position `r`
+template <typename Scalar, typename RowOf>
+LOCAL_MHA_INLINE void store_block(Index channels, Index rows, const Scalar* block, RowOf&& row) {
+  using L = Lanes<Scalar>;
+  Index c = 0;
+  if constexpr (L::vectorized) {
+    for (; c + L::packet_size <= channels; c += L::packet_size)
+      transpose_out(rows, block + c * L::count, [&](Index r) { return row(r) + c; });
+  }
+  for (; c < channels; ++c)
+    for (Index r = 0; r < rows; ++r) row(r)[c] = block[c * L::count + r];
+}
+
+/// Takes the rows of a matrix through `apply` as blocks.
+/// \param x `[rows, channels]`
+/// \param together blocks that one call of `apply` gets at most
+/// \param apply `apply(blocks, in, out)` makes `out` `[blocks][out_channels][block_rows]` of `in`
+///        `[blocks][channels][block_rows]`
+/// \return `[rows, out_channels]`
+template <typename Scalar, typename Apply>
+RowMatrix<Scalar> map_blocks(const Eigen::Ref<const RowMatrix<Scalar>>& x, Index out_channels,
+                             Index together, Apply&& apply) {
+  constexpr Index count = block_rows<Scalar>;
+  const Index in_size = x.cols() * count;
+  const Index out_size = out_channels * count;
+  RowMatrix<Scalar> y(x.rows(), out_channels);
+  auto in = make_block_buffer<Scalar>(in_size * together);
+  auto out = make_block_buffer<Scalar>(out_size * together);
+  for (Index begin = 0; begin < x.rows(); begin += together * count) {
+    const Index blocks = std::min(together, ceil_div(x.rows() - begin, count));
+    const auto rows_of = [&](Index b) { return std::min(count, x.rows() - begin - b * count); };
+    for (Index b = 0; b < blocks; ++b) {
+      const auto row = [&](Index r) { return x.data() + (begin + b * count + r) * x.outerStride(); };
+      load_block(x.cols(), rows_of(b), row, in.data() + b * in_size);
+    }
+    apply(blocks, in.data(), out.data());
+    for (Index b = 0; b < blocks; ++b) {
+      const auto row = [&](Index r) { return y.data() + (begin + b * count + r) * out_channels; };
+      store_block(out_channels, rows_of(b), out.data() + b * out_size, row);
+    }
+  }
+  return y;
+}
+
+}  // namespace local_mha

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The one place that knows SIMD packets: Lanes, the values of one channel at adjoining positions.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include <Eigen/Core>
+
+#include <local_mha/core/types.hpp>
+
+/// Inlined whatever the compiler's heuristics say: accumulators must stay in registers.
+#define LOCAL_MHA_INLINE EIGEN_ALWAYS_INLINE
+
+// A loop over registers, which has no registers unless it is unrolled.
+#if defined(__clang__)
+#define LOCAL_MHA_UNROLL _Pragma("clang loop unroll(full)")
+#define LOCAL_MHA_UNROLL_4 _Pragma("clang loop unroll_count(4)")
+#elif defined(__GNUC__)
+#define LOCAL_MHA_UNROLL _Pragma("GCC unroll 64")
+#define LOCAL_MHA_UNROLL_4 _Pragma("GCC unroll 4")
+#else
+#define LOCAL_MHA_UNROLL
+#define LOCAL_MHA_UNROLL_4
+#endif
+
+// The attributes of a raw packet type do not belong to its identity as a template argument.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+#endif
+
+namespace local_mha {
+
+/// `count` values side by side: one channel of a block of positions, a cache line of memory.
+///
+/// All arithmetic is element by element. Scalars that Eigen has no packets for (a dual number) take
+/// the same code with packets of one.
+template <typename Scalar>
+struct Lanes {
+  using Packet = typename Eigen::internal::packet_traits<Scalar>::type;
+  static constexpr int packet_size = Eigen::internal::unpacket_traits<Packet>::size;
+  static constexpr bool vectorized = packet_size > 1;
+  /// Positions in a block.
+  static constexpr int count = vectorized ? 64 / static_cast<int>(sizeof(Scalar)) : 4;
+  static constexpr int packets = count / packet_size;
+
+  Packet packet[packets];
+
+  /// Applies `f(i)` to make packet `i`.
+  template <typename F>
+  static LOCAL_MHA_INLINE Lanes make(F&& f) {
+    Lanes result;
+    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i) result.packet[i] = f(i);
+    return result;
+  }
+
+  static LOCAL_MHA_INLINE Lanes broadcast(const Scalar& value) {
+    const Packet all = Eigen::internal::pset1<Packet>(value);
+    return make([&](int) { return all; });
+  }
+  static LOCAL_MHA_INLINE Lanes zero() { return broadcast(Scalar(0)); }
+
+  /// \param from aligned to the packet
+  static LOCAL_MHA_INLINE Lanes load(const Scalar* from) {
+    return make([&](int i) { return Eigen::internal::pload<Packet>(from + i * packet_size); });
+  }
+  /// \param to aligned to the packet
+  LOCAL_MHA_INLINE void store(Scalar* to) const {
+    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i)
+        Eigen::internal::pstore<Scalar>(to + i * packet_size, packet[i]);
+  }
+
+  friend LOCAL_MHA_INLINE Lanes operator+(const Lanes& a, const Lanes& b) {
+    return make([&](int i) { return Eigen::internal::padd(a.packet[i], b.packet[i]); });
+  }
+  friend LOCAL_MHA_INLINE Lanes operator-(const Lanes& a, const Lanes& b) {
+    return make([&](int i) { return Eigen::internal::psub(a.packet[i], b.packet[i]); });
+  }
+  friend LOCAL_MHA_INLINE Lanes operator*(const Lanes& a, const Lanes& b) {
+    return make([&](int i) { return Eigen::internal::pmul(a.packet[i], b.packet[i]); });
+  }
+  friend LOCAL_MHA_INLINE Lanes operator/(const Lanes& a, const Lanes& b) {
+    return make([&](int i) { return Eigen::internal::pdiv(a.packet[i], b.packet[i]); });
+  }
+  friend LOCAL_MHA_INLINE Lanes operator*(const Scalar& a, const Lanes& b) {
+    return broadcast(a) * b;
+  }
+};
+
+/// `a·b + c`
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> fma(const Lanes<Scalar>& a, const Lanes<Scalar>& b,
+                                   const Lanes<Scalar>& c) {
+  return Lanes<Scalar>::make([&](int i) {
+    return Eigen::internal::pmadd(a.packet[i], b.packet[i], c.packet[i]);
+  });
+}
+
+/// `a·b + c` with the same `a` in every lane
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> fma(const Scalar& a, const Lanes<Scalar>& b,
+                                   const Lanes<Scalar>& c) {
+  using Packet = typename Lanes<Scalar>::Packet;
+  const Packet all = Eigen::internal::pset1<Packet>(a);
+  return Lanes<Scalar>::make(
+      [&](int i) { return Eigen::internal::pmadd(all, b.packet[i], c.packet[i]); });
+}
+
+/// The larger one; a NaN in `a` stays.
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> max(const Lanes<Scalar>& a, const Lanes<Scalar>& b) {
+  return Lanes<Scalar>::make([&](int i) {
+    if constexpr (Lanes<Scalar>::vectorized)
+      return Eigen::internal::pmax(a.packet[i], b.packet[i]);
+    else
+      return a.packet[i] < b.packet[i] ? b.packet[i] : a.packet[i];
+  });
+}
+
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> sqrt(const Lanes<Scalar>& a) {
+  return Lanes<Scalar>::make([&](int i) -> typename Lanes<Scalar>::Packet {
+    if constexpr (Lanes<Scalar>::vectorized) {
+      return Eigen::internal::psqrt(a.packet[i]);
+    } else {
+      using std::sqrt;
+      return sqrt(a.packet[i]);
+    }
+  });
+}
+
+/// `condition < 0` chooses `a`, otherwise (NaN too) `b`.
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> select_negative(const Lanes<Scalar>& condition,
+                                               const Lanes<Scalar>& a, const Lanes<Scalar>& b) {
+  using Packet = typename Lanes<Scalar>::Packet;
+  return Lanes<Scalar>::make([&](int i) -> Packet {
+    if constexpr (Lanes<Scalar>::vectorized) {
+      const Packet zero = Eigen::internal::pset1<Packet>(Scalar(0));
+      return Eigen::internal::pselect(Eigen::internal::pcmp_lt(condition.packet[i], zero),
+                                      a.packet[i], b.packet[i]);
+    } else {
+      return condition.packet[i] < Scalar(0) ? a.packet[i] : b.packet[i];
+    }
+  });
+}
+
+/// Lanes `[begin, end)` of `a`, the others of `b`.
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> select_lanes(int begin, int end, const Lanes<Scalar>& a,
+                                            const Lanes<Scalar>& b) {
+  using L = Lanes<Scalar>;
+  if constexpr (L::vectorized) {
+    // -1 in the chosen lanes, 0 in the others, as a step that slides.
+    struct Steps {
+      Scalar from_begin[2 * L::count];
+      Scalar to_end[2 * L::count];
+      constexpr Steps() : from_begin{}, to_end{} {
+        for (int i = 0; i < 2 * L::count; ++i) {
+          from_begin[i] = i < L::count ? Scalar(0) : Scalar(-1);
+          to_end[i] = i < L::count ? Scalar(-1) : Scalar(0);
+        }
+      }
+    };
+    static constexpr Steps steps;
+    const auto chosen = L::make([&](int i) {
+      const int lane = i * L::packet_size + L::count;
+      return Eigen::internal::pmul(
+          Eigen::internal::ploadu<typename L::Packet>(steps.from_begin + lane - begin),
+          Eigen::internal::ploadu<typename L::Packet>(steps.to_end + lane - end));
+    });
+    return select_negative(L::zero() - chosen, a, b);
+  } else {
+    return L::make([&](int i) { return begin <= i && i < end ? a.packet[i] : b.packet[i]; });
+  }
+}
+
+/// True if no lane is NaN or infinite.
+template <typename Scalar>
+bool all_finite(const Lanes<Scalar>& a) {
+  Scalar values[Lanes<Scalar>::count];
+  for (int i = 0; i < Lanes<Scalar>::packets; ++i)
+    Eigen::internal::pstoreu<Scalar>(values + i * Lanes<Scalar>::packet_size, a.packet[i]);
+  for (const Scalar& value : values)
+    if (!(value - value == Scalar(0))) return false;
+  return true;
+}
+
+namespace detail {
+
+/// `2^x` for `least <= x <= 0`, whose result is a normal number.
+/// Rounds `x` to an integer by adding a number so large that no fraction is left, and takes the rest
+/// of at most 1/2 through a minimax polynomial: 2e-7 relative in float, 2e-16 in double.
+template <typename Packet>
+LOCAL_MHA_INLINE Packet exp2_normal(const Packet& x, float) {
+  using namespace Eigen::internal;
+  using Integers = typename unpacket_traits<Packet>::integer_packet;
+  const auto all = [](float c) { return pset1<Packet>(c); };
+  // The low bits of `shifted` are then the exponent of 2^round(x), bias included.
+  const Packet magic = all(12582912.0F + 127.0F);
+  const Packet shifted = padd(x, magic);
+  const Packet r = psub(x, psub(shifted, magic));
+  Packet y = pmadd(all(0.0013381302537320797F), r, all(0.0096663685153854477F));
+  y = pmadd(y, r, all(0.055503810137964571F));
+  y = pmadd(y, r, all(0.2402234903802036F));
+  y = pmadd(y, r, all(0.69314718055994529F));
+  y = pmadd(y, r, all(1.0F));
+  return pmul(y, preinterpret<Packet>(plogical_shift_left<23>(preinterpret<Integers>(shifted))));
+}
+
+template <typename Packet>
+LOCAL_MHA_INLINE Packet exp2_normal(const Packet& x, double) {
+  using namespace Eigen::internal;
+  constexpr double c[] = {1.0,
+                          0.69314718055994529,
+                          0.24022650695910097,
+                          0.055504108664821597,
+                          0.0096181291076068882,
+                          0.0013333558146416936,
+                          0.0001540353044173605,
+                          1.5252733829836119e-05,
+                          1.3215442587921689e-06,
+                          1.0178062445845774e-07,
+                          7.0725859692492234e-09,
+                          4.4549605981865186e-10};
+  const Packet magic = pset1<Packet>(6755399441055744.0);
+  const Packet n = psub(padd(x, magic), magic);
+  const Packet r = psub(x, n);
+  const Packet r2 = pmul(r, r);
+  Packet even = pset1<Packet>(c[10]);
+  Packet odd = pset1<Packet>(c[11]);
+  LOCAL_MHA_UNROLL for (int i = 8; i >= 0; i -= 2) {
+    even = pmadd(even, r2, pset1<Packet>(c[i]));
+    odd = pmadd(odd, r2, pset1<Packet>(c[i + 1]));
+  }
+  return pldexp(pmadd(odd, r, even), n);
+}
+
+}  // namespace detail
+
+/// `2^x` for `x <= 0`, exactly 0 where that is no normal number. NaN stays.
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> exp2(const Lanes<Scalar>& x) {
+  using L = Lanes<Scalar>;
+  using Packet = typename L::Packet;
+  return L::make([&](int i) -> Packet {
+    if constexpr (L::vectorized) {
+      const Packet least =
+          Eigen::internal::pset1<Packet>(Scalar(std::numeric_limits<Scalar>::min_exponent - 1));
+      const Packet y = detail::exp2_normal(Eigen::internal::pmax(x.packet[i], least), Scalar{});
+      return Eigen::internal::pandnot(y, Eigen::internal::pcmp_lt(x.packet[i], least));
+    } else {
+      using std::exp;
+      if (x.packet[i] < Scalar(-1000)) return Scalar(0);
+      return exp(x.packet[i] * Scalar(0.693147180559945309417));
+    }
+  });
+}
+
+/// Transposes as many channels as a packet holds of `rows` positions into `to`, `[channel][lane]`;
+/// the remaining lanes become 0.
+/// \param row `row(r)` points to the values of position `r`, `0 <= r < rows <= count`
+/// \param to aligned
+template <typename Scalar, typename RowOf>
+LOCAL_MHA_INLINE void transpose_in(Index rows, RowOf&& row, Scalar* to) {
+  using L = Lanes<Scalar>;
+  using Packet = typename L::Packet;
+  constexpr int n = L::packet_size;
+  LOCAL_MHA_UNROLL for (int p = 0; p < L::packets; ++p) {
+    Eigen::internal::PacketBlock<Packet, n> tile;
+    LOCAL_MHA_UNROLL for (int r = 0; r < n; ++r) {
+      tile.packet[r] = p * n + r < rows ? Eigen::internal::ploadu<Packet>(row(p * n + r))
+                                        : Eigen::internal::pset1<Packet>(Scalar(0));
+    }
+    Eigen::internal::ptranspose(tile);
+    LOCAL_MHA_UNROLL for (int r = 0; r < n; ++r)
+        Eigen::internal::pstore<Scalar>(to + r * L::count + p * n, tile.packet[r]);
+  }
+}
+
+/// The reverse of transpose_in().
+template <typename Scalar, typename RowOf>
+LOCAL_MHA_INLINE void transpose_out(Index rows, const Scalar* from, RowOf&& row) {
+  using L = Lanes<Scalar>;
+  using Packet = typename L::Packet;
+  constexpr int n = L::packet_size;
+  LOCAL_MHA_UNROLL for (int p = 0; p < L::packets; ++p) {
+    Eigen::internal::PacketBlock<Packet, n> tile;
+    LOCAL_MHA_UNROLL for (int r = 0; r < n; ++r)
+        tile.packet[r] = Eigen::internal::pload<Packet>(from + r * L::count + p * n);
+    Eigen::internal::ptranspose(tile);
+    LOCAL_MHA_UNROLL for (int r = 0; r < n; ++r) {
+      if (p * n + r < rows) Eigen::internal::pstoreu<Scalar>(row(p * n + r), tile.packet[r]);
+    }
+  }
+}
+
+/// Asks the processor for the cache line at `address`.
+template <typename Scalar>
+LOCAL_MHA_INLINE void prefetch_line(const Scalar* address) {
+  Eigen::internal::prefetch(address);
+}
+
+}  // namespace local_mha
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Configurations from the Python modules' keyword arguments, as JSON, and back.
+///
+/// The arguments are those of local-attention 1.11.2. One that is absent or null has the Python
+/// default. An unknown one, one of the wrong type and one that asks for what this library does not
+/// have is an error that names it; so is every value that validate() rejects.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <local_mha/config.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/io/json.hpp>
+
+namespace local_mha::io {
+
+namespace detail {
+
+/// Takes arguments out of a JSON object, and rejects what nobody took.
+class KeywordArguments {
+ public:
+  /// \param module the Python module, for errors
+  KeywordArguments(std::string_view module, const nlohmann::json& kwargs)
+      : module_(module), kwargs_(kwargs) {
+    if (!kwargs.is_object()) reject("kwargs", "a JSON object", describe(kwargs));
+  }
+
+  /// Null if absent or null.
+  const nlohmann::json* find(std::string_view key) {
+    known_.emplace_back(key);
+    const auto found = kwargs_.find(key);
+    return found == kwargs_.end() || found->is_null() ? nullptr : &*found;
+  }
+
+  /// Sets `member` unless the argument is absent or null.
+  template <typename Member>
+  void optional(std::string_view key, Member& member) {
+    if (const nlohmann::json* value = find(key)) convert(key, *value, member);
+  }
+
+  template <typename Member>
+  void required(std::string_view key, Member& member) {
+    const nlohmann::json* value = find(key);
+    if (value == nullptr)
+      reject(key, "a value, because " + module_ + " has no default for it", "none");
+    convert(key, *value, member);
+  }
+
+  /// An argument that only one value of is supported, which absent or null stands for as well.
+  void only(std::string_view key, const nlohmann::json& value, std::string_view reason) {
+    const nlohmann::json* given = find(key);
+    if (given != nullptr && *given != value)
+      reject(key, describe(value) + std::string(reason), describe(*given));
+  }
+
+  void reject_unknown() const {
+    for (const auto& [key, value] : kwargs_.items()) {
+      bool known = false;
+      std::string all;
+      for (const std::string& name : known_) {
+        known = known || name == key;
+        all += (all.empty() ? "" : ", ") + name;
+      }
+      if (!known)
+        reject(printable(key), "a keyword argument of " + module_ + " (" + all + ")",
+               describe(value));
+    }
+  }
+
+ private:
+  template <typename Member>
+  static void convert(std::string_view key, const nlohmann::json& value,
+                      std::optional<Member>& member) {
+    convert(key, value, member.emplace());
+  }
+
+  static void convert(std::string_view key, const nlohmann::json& value, bool& member) {
+    if (!value.is_boolean()) reject(key, "true or false", describe(value));
+    member = value.get<bool>();
+  }
+
+  static void convert(std::string_view key, const nlohmann::json& value, std::int64_t& member) {
+    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+    if (!value.is_number_integer() ||
+        (value.is_number_unsigned() && value.get<std::uint64_t>() > largest))
+      reject(key, "an integer", describe(value));
+    member = value.get<std::int64_t>();
+  }
+
+  static void convert(std::string_view key, const nlohmann::json& value, double& member) {
+    if (!value.is_number()) reject(key, "a number", describe(value));
+    member = value.get<double>();
+  }
+
+  std::string module_;
+  const nlohmann::json& kwargs_;
+  std::vector<std::string> known_;
+};
+
+/// The scale base that the Python code takes, which is not the documented one, and no xPos where it
+/// has no rotary embedding to act on.
+inline void resolve_xpos(bool has_rotary, std::string_view window_key, Index window_size,
+                         bool& use_xpos, std::optional<double>& xpos_scale_base) {
+  use_xpos = use_xpos && has_rotary;
+  if (!use_xpos || xpos_scale_base || window_size < 1) return;  // validate() rejects the last
+  if (window_size == 1)
+    reject("xpos_scale_base",
+           "a value, because the Python default, " + std::string(window_key) +
+               " // 2, is 0 for a window of 1, and Python divides by it",
+           "none");
+  xpos_scale_base = static_cast<double>(window_size / 2);
+}
+
+/// What LocalMHA and LocalTransformer hand on to every attention.
+template <typename Config>
+void take_attention_options(KeywordArguments& kwargs, Config& config) {
+  kwargs.optional("qk_rmsnorm", config.qk_rmsnorm);
+  kwargs.optional("qk_scale", config.qk_scale);
+  kwargs.optional("use_xpos", config.use_xpos);
+  kwargs.optional("xpos_scale_base", config.xpos_scale_base);
+  kwargs.optional("exact_windowsize", config.exact_windowsize);
+  kwargs.optional("look_backward", config.look_backward);
+  kwargs.optional("look_forward", config.look_forward);
+  kwargs.optional("gate_values_per_head", config.gate_values_per_head);
+  kwargs.only("shared_qk", false, ", because a layer projects its keys");
+  // Deprecated: [channels of a head, heads], of which Python reads the first.
+  if (const nlohmann::json* channels = kwargs.find("rel_pos_emb_config"))
+    if (!channels->is_array() || channels->empty() || (*channels)[0] != config.dim_head)
+      reject("rel_pos_emb_config", "[dim_head, heads] with the layer's dim_head",
+             channels->is_array() && !channels->empty() ? describe((*channels)[0]) + " first"
+                                                        : describe(*channels));
+}
+
+template <typename Value>
+void put(nlohmann::json& kwargs, const char* key, const std::optional<Value>& value) {
+  if (value) kwargs[key] = *value;
+}
+
+template <typename Config>
+void put_attention_options(nlohmann::json& kwargs, const Config& config) {
+  kwargs["qk_rmsnorm"] = config.qk_rmsnorm;
+  kwargs["qk_scale"] = config.qk_scale;
+  kwargs["use_xpos"] = config.use_xpos;
+  put(kwargs, "xpos_scale_base", config.xpos_scale_base);
+  if (config.use_xpos && !config.xpos_scale_base)
+    kwargs["xpos_scale_base"] = std::sqrt(static_cast<double>(config.dim));
+  kwargs["exact_windowsize"] = config.exact_windowsize;
+  kwargs["look_backward"] = config.look_backward;
+  put(kwargs, "look_forward", config.look_forward);
+  kwargs["gate_values_per_head"] = config.gate_values_per_head;
+}
+
+}  // namespace detail
+
+/// The configuration of a Python `LocalAttention(**kwargs)`.
+///
+/// `autopad` is accepted and does nothing: any sequence length works here. An absent
+/// `xpos_scale_base` becomes what the Python code takes, `window_size // 2`, so that weights give
+/// their results.
+/// \throws std::invalid_argument naming the argument, what was expected and what came
+inline LocalAttentionConfig local_attention_config(const nlohmann::json& kwargs) {
+  detail::KeywordArguments arguments("LocalAttention", kwargs);
+  LocalAttentionConfig config;
+  bool autopad = false;
+  arguments.required("window_size", config.window_size);
+  arguments.optional("causal", config.causal);
+  arguments.optional("look_backward", config.look_backward);
+  arguments.optional("look_forward", config.look_forward);
+  arguments.optional("dropout", config.dropout);
+  arguments.optional("shared_qk", config.shared_qk);
+  arguments.optional("dim", config.dim);
+  arguments.optional("autopad", autopad);
+  arguments.optional("exact_windowsize", config.exact_windowsize);
+  arguments.optional("scale", config.scale);
+  arguments.optional("use_rotary_pos_emb", config.use_rotary_pos_emb);
+  arguments.optional("use_xpos", config.use_xpos);
+  arguments.optional("xpos_scale_base", config.xpos_scale_base);
+  // Deprecated: [channels of a head, heads], of which Python reads the first.
+  if (const nlohmann::json* channels = arguments.find("rel_pos_emb_config")) {
+    if (!channels->is_array() || channels->empty() || !(*channels)[0].is_number_integer())
+      reject("rel_pos_emb_config", "[dim, heads]", describe(*channels));
+    config.dim = (*channels)[0].get<Index>();
+  }
+  arguments.reject_unknown();
+  detail::resolve_xpos(config.dim && config.use_rotary_pos_emb, "window_size", config.window_size,
+                       config.use_xpos, config.xpos_scale_base);
+  validate(config);
+  return config;
+}
+
+/// The configuration of a Python `LocalMHA(**kwargs)`.
+///
+/// An absent `xpos_scale_base` becomes what the Python code takes, `window_size // 2`, so that
+/// weights give their results.
+/// \throws std::invalid_argument naming the argument, what was expected and what came
+inline LocalMHAConfig local_mha_config(const nlohmann::json& kwargs) {
+  detail::KeywordArguments arguments("LocalMHA", kwargs);
+  LocalMHAConfig config;
+  arguments.required("dim", config.dim);
+  arguments.required("window_size", config.window_size);
+  arguments.optional("dim_head", config.dim_head);
+  arguments.optional("heads", config.heads);
+  arguments.optional("dropout", config.dropout);
+  arguments.optional("causal", config.causal);
+  arguments.optional("prenorm", config.prenorm);
+  arguments.optional("use_rotary_pos_emb", config.use_rotary_pos_emb);
+  detail::take_attention_options(arguments, config);
+  arguments.reject_unknown();
+  detail::resolve_xpos(config.use_rotary_pos_emb, "window_size", config.window_size,
+                       config.use_xpos, config.xpos_scale_base);
+  validate(config);
+  return config;
+}
+
+/// The configuration of a Python `LocalTransformer(**kwargs)`.
+///
+/// Residual connections are plain here. `num_residual_streams` may be absent (though Python's
+/// default is 4) or 1; the tensors of more streams would be unexpected ones in the state dict. An
+/// absent `xpos_scale_base` becomes what the Python code takes, `local_attn_window_size // 2`.
+/// \throws std::invalid_argument naming the argument, what was expected and what came
+inline LocalTransformerConfig local_transformer_config(const nlohmann::json& kwargs) {
+  detail::KeywordArguments arguments("LocalTransformer", kwargs);
+  LocalTransformerConfig config;
+  arguments.required("num_tokens", config.num_tokens);
+  arguments.required("max_seq_len", config.max_seq_len);
+  arguments.required("dim", config.dim);
+  arguments.required("depth", config.depth);
+  arguments.optional("causal", config.causal);
+  arguments.optional("local_attn_window_size", config.local_attn_window_size);
+  arguments.optional("dim_head", config.dim_head);
+  arguments.optional("heads", config.heads);
+  arguments.optional("ff_mult", config.ff_mult);
+  arguments.optional("attn_dropout", config.attn_dropout);
+  arguments.optional("ff_dropout", config.ff_dropout);
+  arguments.optional("ignore_index", config.ignore_index);
+  arguments.optional("use_dynamic_pos_bias", config.use_dynamic_pos_bias);
+  detail::take_attention_options(arguments, config);
+  arguments.only("num_residual_streams", 1, ", because hyper-connections are not supported");
+  arguments.only("global_attn_layer", nullptr, ", because global layers are not supported");
+  arguments.only("layers_insert_global_attn", nullptr, ", because global layers are not supported");
+  arguments.reject_unknown();
+  detail::resolve_xpos(!config.use_dynamic_pos_bias, "local_attn_window_size",
+                       config.local_attn_window_size, config.use_xpos, config.xpos_scale_base);
+  validate(config);
+  return config;
+}
+
+/// The keyword arguments for which a Python `LocalAttention` computes the same.
+inline nlohmann::json to_kwargs(const LocalAttentionConfig& config) {
+  nlohmann::json kwargs{
+      {"window_size", config.window_size},
+      {"causal", config.causal},
+      {"look_backward", config.look_backward},
+      {"dropout", config.dropout},
+      {"shared_qk", config.shared_qk},
+      {"autopad", true},
+      {"exact_windowsize", config.exact_windowsize},
+      {"use_rotary_pos_emb", config.use_rotary_pos_emb},
+      {"use_xpos", config.use_xpos},
+  };
+  detail::put(kwargs, "look_forward", config.look_forward);
+  detail::put(kwargs, "dim", config.dim);
+  detail::put(kwargs, "scale", config.scale);
+  detail::put(kwargs, "xpos_scale_base", config.xpos_scale_base);
+  if (config.use_xpos && !config.xpos_scale_base && config.dim)
+    kwargs["xpos_scale_base"] = std::sqrt(static_cast<double>(*config.dim));
+  return kwargs;
+}
+
+/// The keyword arguments for which a Python `LocalMHA` computes the same.
+inline nlohmann::json to_kwargs(const LocalMHAConfig& config) {
+  nlohmann::json kwargs{
+      {"dim", config.dim},           {"window_size", config.window_size},
+      {"dim_head", config.dim_head}, {"heads", config.heads},
+      {"dropout", config.dropout},   {"causal", config.causal},
+      {"prenorm", config.prenorm},   {"use_rotary_pos_emb", config.use_rotary_pos_emb},
+  };
+  detail::put_attention_options(kwargs, config);
+  return kwargs;
+}
+
+/// The keyword arguments for which a Python `LocalTransformer` computes the same.
+inline nlohmann::json to_kwargs(const LocalTransformerConfig& config) {
+  nlohmann::json kwargs{
+      {"num_tokens", config.num_tokens},
+      {"max_seq_len", config.max_seq_len},
+      {"dim", config.dim},
+      {"depth", config.depth},
+      {"causal", config.causal},
+      {"local_attn_window_size", config.local_attn_window_size},
+      {"dim_head", config.dim_head},
+      {"heads", config.heads},
+      {"ff_mult", config.ff_mult},
+      {"attn_dropout", config.attn_dropout},
+      {"ff_dropout", config.ff_dropout},
+      {"ignore_index", config.ignore_index},
+      {"use_dynamic_pos_bias", config.use_dynamic_pos_bias},
+      {"num_residual_streams", 1},
+  };
+  detail::put_attention_options(kwargs, config);
+  return kwargs;
+}
+
+}  // namespace local_mha::io

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Weights of the Python modules in safetensors files: state dicts to parameters and back.
+///
+///     io::SafetensorsFile file("model.safetensors");
+///     auto [config, parameters] = io::load_local_transformer<float>(file);
+///     local_mha::LocalTransformer<float> model(config, std::move(parameters));
+///
+/// A file carries its configuration in `__metadata__["case"]` (case.hpp); for one without, there
+/// are the functions that take a configuration. Names are those of the state dict behind a prefix.
+/// Read are also: `to_q.weight`, `to_k.weight`, `to_v.weight` in the place of `to_qkv.weight`;
+/// transformer layers without `branch.` (older versions of the package); buffers of the rotary
+/// embedding, which may be there or not and must be those that this library computes with.
+///
+/// Every tensor under the prefix must be known, there, of the right shape and floating-point. All
+/// this is checked tensor by tensor before memory is taken for it.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include <local_mha/config.hpp>
+#include <local_mha/io/case.hpp>
+#include <local_mha/io/kwargs.hpp>
+#include <local_mha/io/safetensors.hpp>
+#include <local_mha/io/state_dict.hpp>
+#include <local_mha/parameters.hpp>
+
+namespace local_mha::io {
+
+/// A LocalMHA from a file.
+template <typename Scalar>
+struct LocalMHAWeights {
+  LocalMHAConfig config;
+  LocalMHAParameters<Scalar> parameters;
+};
+
+/// A LocalTransformer from a file.
+template <typename Scalar>
+struct LocalTransformerWeights {
+  LocalTransformerConfig config;
+  LocalTransformerParameters<Scalar> parameters;
+};
+
+/// How weights are written.
+struct SaveOptions {
+  /// Stands before the names of the state dict.
+  std::string prefix = "param/";
+  /// F64, F32, F16 or BF16. Empty: as the weights are.
+  std::optional<Dtype> dtype = {};
+  /// Goes into the metadata, for people.
+  std::string note = {};
+};
+
+namespace detail {
+
+/// `param/` if the file has tensors with that prefix, else none.
+inline std::string prefix_of(const SafetensorsFile& file,
+                             const std::optional<std::string>& prefix) {
+  constexpr std::string_view usual = "param/";
+  if (prefix) return *prefix;
+  const auto first = file.entries().lower_bound(usual);
+  return std::string(first != file.entries().end() && first->first.starts_with(usual) ? usual : "");
+}
+
+/// The configuration of the file's module; its errors name the file.
+template <typename ReadConfig>
+auto config_of(const SafetensorsFile& file, std::string_view kind, const ReadConfig& read_config) {
+  const Case described = read_case(file);
+  if (described.kind != kind)
+    throw SafetensorsError(file.file_name(), "",
+                           "case: kind: expected '" + std::string(kind) + "', got '" +
+                               printable(described.kind) + "'");
+  try {
+    return read_config(described.kwargs);
+  } catch (const std::invalid_argument& error) {
+    throw SafetensorsError(file.file_name(), "", "case: kwargs: " + std::string(error.what()));
+  }
+}
+
+}  // namespace detail
+
+/// Weights of a LocalMHA whose configuration is known.
+/// \param prefix stands before the names, such as `param/` or `layers.3.0.branch.`
+/// \throws std::invalid_argument if the configuration is
+/// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
+///   floating-point
+template <typename Scalar>
+LocalMHAParameters<Scalar> load_local_mha_parameters(const SafetensorsFile& file,
+                                                     const LocalMHAConfig& config,
+                                                     const std::string& prefix) {
+  validate(config);
+  detail::StateDictReader<Scalar> reader(file, prefix);
+  LocalMHAParameters<Scalar> parameters;
+  detail::visit_state_dict(reader, "", config, parameters);
+  reader.reject_unexpected();
+  return parameters;
+}
+
+/// Weights of a LocalTransformer whose configuration is known.
+/// \param prefix stands before the names, such as `param/` or `model.`
+/// \throws std::invalid_argument if the configuration is
+/// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
+///   floating-point
+template <typename Scalar>
+LocalTransformerParameters<Scalar> load_local_transformer_parameters(
+    const SafetensorsFile& file, const LocalTransformerConfig& config, const std::string& prefix) {
+  validate(config);
+  detail::StateDictReader<Scalar> reader(file, prefix);
+  LocalTransformerParameters<Scalar> parameters;
+  detail::visit_state_dict(reader, "", config, parameters);
+  reader.reject_unexpected();
+  return parameters;
+}
+
+/// Weights of a FeedForward alone.
+/// \param inner hidden width, see feed_forward_inner_dim()
+/// \param prefix stands before the names, such as `layers.3.1.branch.`
+/// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
+///   floating-point
+template <typename Scalar>
+FeedForwardParameters<Scalar> load_feed_forward_parameters(const SafetensorsFile& file, Index dim,
+                                                           Index inner, const std::string& prefix) {
+  local_mha::detail::require_at_least("dim", dim, 1);
+  local_mha::detail::require_at_least("inner", inner, 1);
+  detail::StateDictReader<Scalar> reader(file, prefix);
+  FeedForwardParameters<Scalar> parameters;
+  detail::visit_state_dict(reader, "", dim, inner, parameters);
+  reader.reject_unexpected();
+  return parameters;
+}
+
+/// The configuration in the file's metadata; the buffers of the rotary embedding are checked.
+/// \param prefix stands before the names; empty: `param/` if there are such names, else none
+/// \throws SafetensorsError
+inline LocalAttentionConfig load_local_attention(const SafetensorsFile& file,
+                                                 const std::optional<std::string>& prefix = {}) {
+  const LocalAttentionConfig config =
+      detail::config_of(file, "LocalAttention", local_attention_config);
+  detail::StateDictReader<double> reader(file, detail::prefix_of(file, prefix));
+  if (config.dim && config.use_rotary_pos_emb) reader.rotary_buffers("rel_pos.", *config.dim);
+  reader.reject_unexpected();
+  return config;
+}
+
+/// Configuration and weights of a LocalMHA.
+/// \param prefix stands before the names; empty: `param/` if there are such names, else none
+/// \throws SafetensorsError naming the argument or tensor that is wrong
+template <typename Scalar>
+LocalMHAWeights<Scalar> load_local_mha(const SafetensorsFile& file,
+                                       const std::optional<std::string>& prefix = {}) {
+  const LocalMHAConfig config = detail::config_of(file, "LocalMHA", local_mha_config);
+  return {config, load_local_mha_parameters<Scalar>(file, config, detail::prefix_of(file, prefix))};
+}
+
+/// Configuration and weights of a LocalTransformer.
+/// \param prefix stands before the names; empty: `param/` if there are such names, else none
+/// \throws SafetensorsError naming the argument or tensor that is wrong
+template <typename Scalar>
+LocalTransformerWeights<Scalar> load_local_transformer(
+    const SafetensorsFile& file, const std::optional<std::string>& prefix = {}) {
+  const LocalTransformerConfig config =
+      detail::config_of(file, "LocalTransformer", local_transformer_config);
+  return {config,
+          load_local_transformer_parameters<Scalar>(file, config, detail::prefix_of(file, prefix))};
+}
+
+/// Adds a LocalMHA's state dict and its configuration; Python's `load_state_dict` takes the former.
+/// \throws std::invalid_argument if the configuration is, or a tensor does not fit it
+template <typename Scalar>
+void add_local_mha(SafetensorsWriter& writer, const LocalMHAConfig& config,
+                   const LocalMHAParameters<Scalar>& parameters, const SaveOptions& options = {}) {
+  validate(config);
+  detail::StateDictWriter<Scalar> state_dict(writer, options.prefix, options.dtype);
+  detail::visit_state_dict(state_dict, "", config, parameters);
+  set_case(writer, {.kind = "LocalMHA", .kwargs = to_kwargs(config), .note = options.note});
+}
+
+/// Adds a LocalTransformer's state dict and its configuration; Python's `load_state_dict` takes the
+/// former.
+/// \throws std::invalid_argument if the configuration is, or a tensor does not fit it
+template <typename Scalar>
+void add_local_transformer(SafetensorsWriter& writer, const LocalTransformerConfig& config,
+                           const LocalTransformerParameters<Scalar>& parameters,
+                           const SaveOptions& options = {}) {
+  validate(config);
+  detail::StateDictWriter<Scalar> state_dict(writer, options.prefix, options.dtype);
+  detail::visit_state_dict(state_dict, "", config, parameters);
+  set_case(writer, {.kind = "LocalTransformer", .kwargs = to_kwargs(config), .note = options.note});
+}
+
+/// Writes a file that load_local_mha() reads.
+/// \throws std::invalid_argument if the configuration is, or a tensor does not fit it
+/// \throws SafetensorsError if the file cannot be written
+template <typename Scalar>
+void save_local_mha(const std::filesystem::path& path, const LocalMHAConfig& config,
+                    const LocalMHAParameters<Scalar>& parameters, const SaveOptions& options = {}) {
+  SafetensorsWriter writer;
+  add_local_mha(writer, config, parameters, options);
+  writer.write(path);
+}
+
+/// Writes a file that load_local_transformer() reads.
+/// \throws std::invalid_argument if the configuration is, or a tensor does not fit it
+/// \throws SafetensorsError if the file cannot be written
+template <typename Scalar>
+void save_local_transformer(const std::filesystem::path& path, const LocalTransformerConfig& config,
+                            const LocalTransformerParameters<Scalar>& parameters,
+                            const SaveOptions& options = {}) {
+  SafetensorsWriter writer;
+  add_local_transformer(writer, config, parameters, options);
+  writer.write(path);
+}
+
+}  // namespace local_mha::io

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Activation functions, element by element.
+#pragma once
+
+#include <cmath>
+
+#include <local_mha/core/lanes.hpp>
+
+namespace local_mha {
+
+/// `1 / (1 + e^-x)`
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> sigmoid(const Lanes<Scalar>& x) {
+  using L = Lanes<Scalar>;
+  const L one = L::broadcast(Scalar(1));
+  // Of the two forms, the one whose exponential is at most 1.
+  const L e = exp2(Scalar(-1.44269504088896340736) * max(x, L::zero() - x));
+  return select_negative(x, e, one) / (one + e);
+}
+
+/// Exact gelu, `x·Φ(x) = x/2 · (1 + erf(x/√2))`.
+template <typename Scalar>
+Scalar gelu(const Scalar& x) {
+  using std::erf;
+  return Scalar(x * Scalar(0.5) * (Scalar(1) + erf(Scalar(x * Scalar(0.70710678118654752440)))));
+}
+
+/// `x · sigmoid(x)`, also called swish.
+template <typename Scalar>
+Scalar silu(const Scalar& x) {
+  using std::exp;
+  return Scalar(x / (Scalar(1) + exp(Scalar(-x))));
+}
+
+}  // namespace local_mha

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The transformer's feed-forward with GEGLU:
+/// `y = (a ⊙ gelu(g)) · W_outᵀ`, `[a | g] = LayerNorm(x) · W_inᵀ`.
+/// N. Shazeer, "GLU Variants Improve Transformer", 2020.
+#pragma once
+
+#include <optional>
+#include <utility>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/activations.hpp>
+#include <local_mha/ops/dropout.hpp>
+#include <local_mha/ops/layer_norm.hpp>
+#include <local_mha/ops/linear.hpp>
+#include <local_mha/parameters.hpp>
+
+namespace local_mha {
+
+/// LayerNorm, Linear, GEGLU, dropout, Linear.
+template <typename Scalar>
+class FeedForward {
+ public:
+  /// \param dropout probability of dropping a hidden activation, in training mode
+  /// \throws std::invalid_argument naming the weight whose shape does not fit the others
+  explicit FeedForward(FeedForwardParameters<Scalar> parameters, double dropout = 0)
+      : dim_(parameters.norm_weight.size()),
+        inner_(parameters.proj_out.cols()),
+        dropout_(dropout) {
+    require_shape<2>("1.weight", {parameters.proj_in.rows(), parameters.proj_in.cols()},
+                     {2 * inner_, dim_});
+    require_shape<2>("4.weight", {parameters.proj_out.rows(), parameters.proj_out.cols()},
+                     {dim_, inner_});
+    norm_ = LayerNorm<Scalar>(std::move(parameters.norm_weight), std::move(parameters.norm_bias));
+    proj_in_ = PackedWeight<Scalar>(parameters.proj_in, inner_);
+    proj_out_ = PackedWeight<Scalar>(parameters.proj_out);
+  }
+
+  /// \param x `[rows, dim]`
+  /// \param training dropout acts, with this seed; empty: evaluation
+  /// \return `[rows, dim]`, to be added to the residual stream
+  RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                            std::optional<Training> training = {}) const {
+    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
+    std::optional<Dropout<Scalar>> dropout;
+    if (training && dropout_ > 0) dropout.emplace(dropout_, training->seed, 0);
+    constexpr Index count = block_rows<Scalar>;
+    auto normed = make_block_buffer<Scalar>(stretch * dim_ * count);
+    auto values = make_block_buffer<Scalar>(stretch * inner_ * count);
+    auto gates = make_block_buffer<Scalar>(stretch * inner_ * count);
+    Index first = 0;
+    return map_blocks<Scalar>(x, dim_, stretch, [&](Index blocks, const Scalar* in, Scalar* out) {
+      std::copy(in, in + blocks * dim_ * count, normed.data());
+      for (Index b = 0; b < blocks; ++b) norm_.apply(normed.data() + b * dim_ * count);
+      const auto value = [&](Index b) { return values.data() + b * inner_ * count; };
+      const auto gate = [&](Index b) { return gates.data() + b * inner_ * count; };
+      project(proj_in_, 0, normed.data(), blocks, value);
+      project(proj_in_, 1, normed.data(), blocks, gate);
+      for (Index b = 0; b < blocks; ++b) {
+        geglu(value(b), gate(b));
+        if (dropout) drop(*dropout, first + b * count, value(b));
+      }
+      project(proj_out_, 0, values.data(), blocks, [&](Index b) { return out + b * dim_ * count; });
+      first += blocks * count;
+    });
+  }
+
+ private:
+  // Blocks that pass the weights together.
+  static constexpr Index stretch = 4 * Tiling<Scalar>::blocks;
+
+  void geglu(Scalar* values, const Scalar* gates) const {
+    for (Index i = 0; i < inner_ * block_rows<Scalar>; ++i) values[i] *= gelu(gates[i]);
+  }
+
+  void drop(const Dropout<Scalar>& dropout, Index first, Scalar* values) const {
+    using L = Lanes<Scalar>;
+    constexpr Index together = Dropout<Scalar>::together;
+    L factors[together];
+    for (Index c = 0; c < inner_; ++c) {
+      if (c % together == 0) dropout.factors(first, c / together, factors);
+      Scalar* x = values + c * L::count;
+      (L::load(x) * factors[c % together]).store(x);
+    }
+  }
+
+  Index dim_;
+  Index inner_;
+  double dropout_;
+  LayerNorm<Scalar> norm_;
+  PackedWeight<Scalar> proj_in_;
+  PackedWeight<Scalar> proj_out_;
+};
+
+}  // namespace local_mha

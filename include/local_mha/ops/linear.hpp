@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The micro-kernel of every matrix product here, and the projection `y = x·Wᵀ (+ b)` made of it.
+#pragma once
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+
+namespace local_mha {
+
+/// Sizes of the register tiles.
+///
+/// A product keeps `rows × blocks` Lanes of accumulators in registers, leaving eight of the
+/// processor's registers for operands.
+template <typename Scalar>
+struct Tiling {
+  using L = Lanes<Scalar>;
+  static constexpr int registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS;
+  static constexpr int accumulators = registers / L::packets - 8 / L::packets;
+  /// Rows of a weight, or keys, that one micro-kernel takes. Divides block_rows.
+  static constexpr int rows = accumulators >= 8 ? 8 : accumulators >= 4 ? 4 : 2;
+  /// Blocks of positions that one micro-kernel of a projection takes.
+  static constexpr int blocks = std::max(1, accumulators / rows);
+  /// Channels of the values that one micro-kernel of the attention takes.
+  static constexpr int value_rows = L::packets == 1 && accumulators >= 16 ? 16 : rows;
+};
+
+/// Channels rounded up to whole micro-kernels: the room of a block.
+template <typename Scalar>
+constexpr Index padded_channels(Index channels) {
+  return ceil_div(channels, Tiling<Scalar>::rows) * Tiling<Scalar>::rows;
+}
+
+/// `acc[r][b] += Σ_d a[r, d] · x[b][d]`: the micro-kernel.
+/// \tparam RowStride, DepthStride where `a[r, d]` lies: at `a + r·RowStride + d·DepthStride`
+/// \param x for each block of positions, `[depth][block_rows]`
+/// \param next what is needed after this: `NextStride` of it are prefetched at each step of depth
+template <Index RowStride, Index DepthStride, Index NextStride, int Rows, int Blocks,
+          typename Scalar>
+LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, const Scalar* const (&x)[Blocks],
+                               Lanes<Scalar> (&acc)[Rows][Blocks], const Scalar* next) {
+  using L = Lanes<Scalar>;
+  LOCAL_MHA_UNROLL_4 for (Index d = 0; d < depth; ++d) {
+    prefetch_line(next + d * NextStride);
+    L lanes[Blocks];
+    LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) lanes[b] = L::load(x[b] + d * L::count);
+    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
+      const Scalar& weight = a[r * RowStride + d * DepthStride];
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)
+          acc[r][b] = fma(weight, lanes[b], acc[r][b]);
+    }
+  }
+}
+
+/// A weight `[out, in]` in the order in which project() reads it: panels of `Tiling::rows` rows,
+/// `[panel][in][row]`; the last panel is filled up with zeros.
+///
+/// A head's rows are a group that starts a new panel, so that each head's product has its own panels.
+template <typename Scalar>
+class PackedWeight {
+ public:
+  static constexpr Index panel_rows = Tiling<Scalar>::rows;
+
+  PackedWeight() = default;
+
+  /// \param weight `[groups·group_rows, in]`
+  /// \param group_rows rows of a group; a divisor of the weight's rows
+  /// \param column_group, padded_group `in` is made of groups of `column_group` columns, each to be
+  ///        filled up with zeros to `padded_group`, as blocks with padded channels are. 0: it is not
+  explicit PackedWeight(const RowMatrix<Scalar>& weight, Index group_rows = 0,
+                        Index column_group = 0, Index padded_group = 0)
+      : group_rows_(group_rows > 0 ? group_rows : weight.rows()),
+        group_panels_(ceil_div(group_rows_, panel_rows)),
+        depth_(column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols()) {
+    const Index groups = group_rows_ > 0 ? weight.rows() / group_rows_ : 0;
+    // One more panel: project() prefetches past the end.
+    packed_ = make_block_buffer<Scalar>((groups * group_panels_ + 1) * depth_ * panel_rows);
+    for (Index row = 0; row < weight.rows(); ++row) {
+      const Index in_group = row % group_rows_;
+      const Index panel = row / group_rows_ * group_panels_ + in_group / panel_rows;
+      Scalar* to = packed_.data() + panel * depth_ * panel_rows + in_group % panel_rows;
+      for (Index column = 0; column < weight.cols(); ++column) {
+        const Index d = column_group > 0
+                            ? column / column_group * padded_group + column % column_group
+                            : column;
+        to[d * panel_rows] = weight(row, column);
+      }
+    }
+  }
+
+  /// Columns, those that fill up included.
+  Index depth() const { return depth_; }
+  Index group_rows() const { return group_rows_; }
+  /// Panel `p` of group `g`, `[depth][panel_rows]`
+  const Scalar* panel(Index g, Index p) const {
+    return packed_.data() + (g * group_panels_ + p) * depth_ * panel_rows;
+  }
+
+ private:
+  Index group_rows_ = 0;
+  Index group_panels_ = 0;
+  Index depth_ = 0;
+  BlockBuffer<Scalar> packed_;
+};
+
+namespace detail {
+
+template <int Blocks, typename Scalar>
+void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_begin, Index row_end,
+                    const Scalar* x, Index x_stride, Scalar* const (&y)[Blocks]) {
+  using L = Lanes<Scalar>;
+  constexpr int rows = Tiling<Scalar>::rows;
+  const Scalar* from[Blocks];
+  for (int b = 0; b < Blocks; ++b) from[b] = x + b * x_stride;
+  for (Index row = row_begin; row < row_end; row += rows) {
+    L acc[rows][Blocks];
+    LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) {
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] = L::zero();
+    }
+    const Scalar* panel = weight.panel(group, row / rows);
+    multiply<1, rows, rows>(weight.depth(), panel, from, acc, panel + weight.depth() * rows);
+    LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) {
+      if (row + r < weight.group_rows()) {
+        LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)
+            acc[r][b].store(y[b] + (row + r) * L::count);
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+/// `y(b)[r] = Σ_c W[group·group_rows + r, c] · x(b)[c]` for blocks `0 <= b < blocks`.
+/// \param x blocks `[weight.depth()][block_rows]`, one after the other
+/// \param y `y(b)` points to block `b` of the result, `[group_rows][block_rows]`
+template <typename Scalar, typename BlockOf>
+void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, Index blocks,
+             BlockOf&& y) {
+  constexpr Index rows = Tiling<Scalar>::rows;
+  constexpr Index together = Tiling<Scalar>::blocks;
+  const Index x_stride = weight.depth() * block_rows<Scalar>;
+  // A chunk of the weight stays in the second-level cache while all blocks pass it.
+  constexpr Index chunk_bytes = 256 * 1024;
+  const Index panel_bytes = weight.depth() * rows * static_cast<Index>(sizeof(Scalar));
+  const Index chunk = std::max<Index>(1, chunk_bytes / std::max<Index>(1, panel_bytes)) * rows;
+  for (Index row = 0; row < weight.group_rows(); row += chunk) {
+    const Index row_end = std::min(row + chunk, weight.group_rows());
+    Index b = 0;
+    for (; b + together <= blocks; b += together) {
+      Scalar* to[together];
+      for (Index i = 0; i < together; ++i) to[i] = y(b + i);
+      detail::project_panels<together>(weight, group, row, row_end, x + b * x_stride, x_stride, to);
+    }
+    for (; b < blocks; ++b) {
+      Scalar* to[1] = {y(b)};
+      detail::project_panels<1>(weight, group, row, row_end, x + b * x_stride, x_stride, to);
+    }
+  }
+}
+
+/// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.
+template <typename Scalar>
+class Linear {
+ public:
+  /// \param weight `[out, in]`
+  /// \param bias `[out]`, or empty for none
+  explicit Linear(RowMatrix<Scalar> weight, Vector<Scalar> bias = {})
+      : out_(weight.rows()), bias_(std::move(bias)), packed_(weight) {
+    if (bias_.size() != 0 && bias_.size() != out_)
+      reject("bias", std::to_string(out_) + " values or none", bias_.size());
+  }
+
+  Index in_features() const { return packed_.depth(); }
+  Index out_features() const { return out_; }
+
+  /// \param x `[rows, in]`
+  /// \return `[rows, out]`
+  RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
+    if (x.cols() != in_features())
+      reject("x", std::to_string(in_features()) + " columns", x.cols());
+    constexpr Index together = 8 * Tiling<Scalar>::blocks;
+    auto y = map_blocks<Scalar>(
+        x, out_, together, [&](Index blocks, const Scalar* in, Scalar* out) {
+          project(packed_, 0, in, blocks,
+                  [&](Index b) { return out + b * out_ * block_rows<Scalar>; });
+        });
+    if (bias_.size() != 0) y.rowwise() += bias_.transpose();
+    return y;
+  }
+
+ private:
+  Index out_;
+  Vector<Scalar> bias_;
+  PackedWeight<Scalar> packed_;
+};
+
+}  // namespace local_mha

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Normalization of queries and keys: `y = x / max(‖x‖₂, eps) ⊙ scale` over the channels of a head.
+///
+/// The field calls it RMSNorm (`qk_rmsnorm`); it is one up to the constant `√dim_head`.
+/// A. Henry et al., "Query-Key Normalization for Transformers", 2020.
+#pragma once
+
+#include <utility>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+
+namespace local_mha {
+
+/// Multiplies a block by a factor.
+/// \param block `[channels][block_rows]`
+template <typename Scalar>
+void scale_block(Index channels, const Scalar& factor, Scalar* block) {
+  using L = Lanes<Scalar>;
+  for (Index c = 0; c < channels; ++c)
+    (factor * L::load(block + c * L::count)).store(block + c * L::count);
+}
+
+/// `max(‖x‖₂, 1e-12)` of each position of a block.
+/// \param block `[channels][block_rows]`
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> l2_norm(Index channels, const Scalar* block) {
+  using L = Lanes<Scalar>;
+  L partial[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
+  Index c = 0;
+  for (; c + 4 <= channels; c += 4) {
+    LOCAL_MHA_UNROLL for (int i = 0; i < 4; ++i) {
+      const L x = L::load(block + (c + i) * L::count);
+      partial[i] = fma(x, x, partial[i]);
+    }
+  }
+  for (; c < channels; ++c) {
+    const L x = L::load(block + c * L::count);
+    partial[0] = fma(x, x, partial[0]);
+  }
+  const L squares = (partial[0] + partial[1]) + (partial[2] + partial[3]);
+  // √ has no derivative at 0: the larger of the squares, not of the roots.
+  return sqrt(max(squares, L::broadcast(Scalar(1e-24))));
+}
+
+/// Normalizes each position of a block in place, without a scale: `x / max(‖x‖₂, 1e-12)`.
+template <typename Scalar>
+void l2_normalize(Index channels, Scalar* block) {
+  using L = Lanes<Scalar>;
+  const L inverse = L::broadcast(Scalar(1)) / l2_norm(channels, block);
+  for (Index c = 0; c < channels; ++c)
+    (L::load(block + c * L::count) * inverse).store(block + c * L::count);
+}
+
+/// The normalization of the queries, or of the keys, of every head.
+template <typename Scalar>
+class QkNorm {
+ public:
+  QkNorm() = default;
+  /// \param scale `[dim_head]`
+  explicit QkNorm(Vector<Scalar> scale) : scale_(std::move(scale)) {}
+
+  Index dim_head() const { return scale_.size(); }
+
+  /// Normalizes each position of a block in place.
+  /// \param block `[dim_head][block_rows]`
+  void apply(Scalar* block) const {
+    using L = Lanes<Scalar>;
+    const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), block);
+    for (Index c = 0; c < dim_head(); ++c)
+      (scale_[c] * (L::load(block + c * L::count) * inverse)).store(block + c * L::count);
+  }
+
+  /// \param x `[rows, dim_head]`
+  RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
+    if (x.cols() != dim_head()) reject("x", std::to_string(dim_head()) + " columns", x.cols());
+    return map_blocks<Scalar>(x, dim_head(), 1, [&](Index, const Scalar* in, Scalar* out) {
+      std::copy(in, in + dim_head() * block_rows<Scalar>, out);
+      apply(out);
+    });
+  }
+
+ private:
+  Vector<Scalar> scale_;
+};
+
+}  // namespace local_mha

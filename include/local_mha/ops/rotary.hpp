@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Rotary position embedding and its decay xPos, for any position in any scalar type.
+///
+/// A pair of channels `(m, m + D/2)` of a query at `i` and a key at `j` is turned so that its share
+/// of the score is that of the distance `r = i − j`, times a decay:
+///
+///     ((q₁k₁ + q₂k₂)·cos(rθ_m) + (q₁k₂ − q₂k₁)·sin(rθ_m)) · ζ_m^(r / xpos_scale_base)
+///     θ_m = 10000^(−2m/D),   ζ_m = (2m + 0.4·D) / (1.4·D),   without xPos ζ_m = 1
+///
+/// J. Su et al., "RoFormer", 2021; Y. Sun et al., "A Length-Extrapolatable Transformer", 2022.
+///
+/// An angle of an absolute position loses its digits in `float`, and `ζ^position` overflows. So
+/// positions are counted in groups of a fixed length: a key is turned by its place in its group, and
+/// a query by its own place and then by the constant step from the key's group to its own.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+
+namespace local_mha {
+
+/// Turns `(a, b)` by an angle given by its cosine and sine, both times a decay.
+template <typename Scalar, typename Factor>
+LOCAL_MHA_INLINE void rotate_pair(const Scalar* a, const Scalar* b, const Factor& cosine,
+                                  const Factor& sine, Scalar* to_a, Scalar* to_b) {
+  using L = Lanes<Scalar>;
+  const L x = L::load(a);
+  const L y = L::load(b);
+  (cosine * x - sine * y).store(to_a);
+  (sine * x + cosine * y).store(to_b);
+}
+
+/// Tables for the queries and keys of every head.
+template <typename Scalar>
+class RotaryEmbedding {
+ public:
+  RotaryEmbedding() = default;
+
+  /// \param dim_head channels of a head, even
+  /// \param xpos_scale_base distance over which a score decays by `ζ_m`; empty: no xPos
+  /// \throws std::invalid_argument if dim_head is odd or not positive, or the base is below 0.5
+  explicit RotaryEmbedding(Index dim_head, std::optional<double> xpos_scale_base = {})
+      : dim_head_(dim_head), xpos_scale_base_(xpos_scale_base), group_(group_length(xpos_scale_base)) {
+    if (dim_head < 1 || dim_head % 2 != 0) reject("dim_head", "a positive even number", dim_head);
+    if (xpos_scale_base && !(std::isfinite(*xpos_scale_base) && *xpos_scale_base >= 0.5))
+      reject("xpos_scale_base", "a finite number of at least 0.5", *xpos_scale_base);
+    queries_ = make_block_buffer<Scalar>(group_ * dim_head);
+    keys_ = make_block_buffer<Scalar>(group_ * dim_head);
+    for (Index place = 0; place < group_; ++place)
+      for (Index m = 0; m < dim_head / 2; ++m) {
+        const Turn turn = turn_by(static_cast<double>(place), m);
+        // The key's turn is undone by the score's product: same angle, inverse decay.
+        const double square = turn.cosine * turn.cosine + turn.sine * turn.sine;
+        const Index at = table_place(place, m);
+        queries_[static_cast<std::size_t>(at)] = Scalar(turn.cosine);
+        queries_[static_cast<std::size_t>(at + count)] = Scalar(turn.sine);
+        keys_[static_cast<std::size_t>(at)] = Scalar(turn.cosine / square);
+        keys_[static_cast<std::size_t>(at + count)] = Scalar(turn.sine / square);
+      }
+  }
+
+  Index dim_head() const { return dim_head_; }
+  /// Positions in a group, a multiple of block_rows.
+  Index group() const { return group_; }
+
+  /// Turns a block of queries, or of keys, in place by its place in its group.
+  /// \param block `[dim_head][block_rows]`
+  /// \param first position of the block's first row, a multiple of block_rows
+  void apply_to_queries(Scalar* block, Index first) const { apply(queries_, block, first); }
+  void apply_to_keys(Scalar* block, Index first) const { apply(keys_, block, first); }
+
+  /// `cos` and `sin` of `distance·θ_m`, both times `ζ_m^(distance / xpos_scale_base)`, `[D/2][2]`.
+  void turns(Index distance, Scalar* to) const {
+    for (Index m = 0; m < dim_head_ / 2; ++m) {
+      const Turn turn = turn_by(static_cast<double>(distance), m);
+      to[2 * m] = Scalar(turn.cosine);
+      to[2 * m + 1] = Scalar(turn.sine);
+    }
+  }
+
+  /// Turns a block of queries by the same distance in every position.
+  /// \param turns from turns()
+  void turn_queries(const Scalar* block, const Scalar* turns, Scalar* turned) const {
+    const Index half = dim_head_ / 2;
+    for (Index m = 0; m < half; ++m) {
+      rotate_pair<Scalar>(block + m * count, block + (m + half) * count, turns[2 * m],
+                          turns[2 * m + 1], turned + m * count, turned + (m + half) * count);
+    }
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  struct Turn {
+    double cosine;
+    double sine;
+  };
+
+  // Long groups make tables that leave the cache, short ones many steps; and within a group
+  // ζ_0^(−length / base), the largest factor, must stay far from overflow: below 2^24.
+  static Index group_length(std::optional<double> xpos_scale_base) {
+    constexpr double longest = 256;
+    const double most =
+        xpos_scale_base
+            ? std::min(longest, 24 * std::log(2.0) / std::log(1.4 / 0.4) * *xpos_scale_base)
+            : longest;
+    return std::max<Index>(1, static_cast<Index>(most) / count) * count;
+  }
+
+  Turn turn_by(double distance, Index m) const {
+    const double dim = static_cast<double>(dim_head_);
+    const double two_m = 2 * static_cast<double>(m);
+    const double angle = distance * std::pow(10000.0, -two_m / dim);
+    const double decay =
+        xpos_scale_base_
+            ? std::pow((two_m + 0.4 * dim) / (1.4 * dim), distance / *xpos_scale_base_)
+            : 1.0;
+    return {std::cos(angle) * decay, std::sin(angle) * decay};
+  }
+
+  // Tables are [block of the group][m][cosine, sine][block_rows].
+  Index table_place(Index place, Index m) const {
+    return place / count * dim_head_ * count + m * 2 * count + place % count;
+  }
+
+  void apply(const BlockBuffer<Scalar>& table, Scalar* block, Index first) const {
+    using L = Lanes<Scalar>;
+    const Index half = dim_head_ / 2;
+    const Scalar* turn = table.data() + first % group_ * dim_head_;
+    for (Index m = 0; m < half; ++m, turn += 2 * count) {
+      Scalar* a = block + m * count;
+      Scalar* b = block + (m + half) * count;
+      rotate_pair<Scalar>(a, b, L::load(turn), L::load(turn + count), a, b);
+    }
+  }
+
+  Index dim_head_ = 0;
+  std::optional<double> xpos_scale_base_;
+  Index group_ = 0;
+  BlockBuffer<Scalar> queries_;
+  BlockBuffer<Scalar> keys_;
+};
+
+/// The turns of queries for keys in other groups of positions (see the file's head).
+template <typename Scalar>
+class RotarySteps {
+ public:
+  RotarySteps() = default;
+  /// \param shift added to every distance, `lf·w`
+  /// \param behind, ahead rows before and after its own that a query can see
+  RotarySteps(const RotaryEmbedding<Scalar>& rotary, Index shift, Index behind, Index ahead)
+      : rotary_(&rotary),
+        first_(-ceil_div(ahead, rotary.group())),
+        turns_(make_block_buffer<Scalar>((ceil_div(behind, rotary.group()) - first_ + 1) *
+                                         rotary.dim_head())) {
+    const Index steps = static_cast<Index>(turns_.size()) / rotary.dim_head();
+    for (Index step = 0; step < steps; ++step)
+      rotary.turns((first_ + step) * rotary.group() + shift,
+                   turns_.data() + step * rotary.dim_head());
+  }
+
+  Index group() const { return rotary_->group(); }
+
+  /// \param groups_back from the queries' group to the keys'
+  void turn_queries(const Scalar* block, Index groups_back, Scalar* turned) const {
+    rotary_->turn_queries(block, turns_.data() + (groups_back - first_) * rotary_->dim_head(),
+                          turned);
+  }
+
+ private:
+  const RotaryEmbedding<Scalar>* rotary_ = nullptr;
+  Index first_ = 0;
+  BlockBuffer<Scalar> turns_;
+};
+
+}  // namespace local_mha
