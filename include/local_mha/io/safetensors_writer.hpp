@@ -186,8 +186,10 @@ class SafetensorsWriter {
     std::vector<const Named*> order;
     order.reserve(tensors_.size());
     for (const Named& named : tensors_) order.push_back(&named);
-    std::stable_sort(order.begin(), order.end(), [](const Named* a, const Named* b) {
-      return size_of(a->second.dtype) > size_of(b->second.dtype);
+    std::sort(order.begin(), order.end(), [](const Named* a, const Named* b) {
+      const auto size_of_a = size_of(a->second.dtype);
+      const auto size_of_b = size_of(b->second.dtype);
+      return size_of_a != size_of_b ? size_of_a > size_of_b : a->first < b->first;
     });
 
     std::string text = "{";
