@@ -49,8 +49,9 @@ struct Array {
 /// The same numbers in another precision.
 template <typename To, typename From>
 Array<To> cast(const Array<From>& from) {
-  Array<To> to(from.shape);
-  for (std::size_t i = 0; i < from.data.size(); ++i) to.data[i] = static_cast<To>(from.data[i]);
+  Array<To> to;
+  to.shape = from.shape;
+  for (const From& number : from.data) to.data.push_back(static_cast<To>(number));
   return to;
 }
 
