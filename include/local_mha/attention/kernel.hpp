@@ -22,6 +22,7 @@
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/prefetch.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -73,11 +74,13 @@ class AttentionKernel {
   /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their place
   /// \param keys, values the blocks that the queries see
   /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key
+  /// \param upcoming memory that the caller needs after this, requested along the way
   /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out,
-              Scalar* lse = nullptr) {
+              Upcoming<Scalar> upcoming = {}, Scalar* lse = nullptr) {
     const Tile tile(head, first);
+    upcoming.spread_over((tile.keys.end - tile.keys.begin) / group);
     L maximum = L::broadcast(Scalar(lowest));
     L sum = L::zero();
     bool first_chunk = true;
@@ -85,7 +88,7 @@ class AttentionKernel {
       const Range chunk{std::max(begin, tile.keys.begin / group * group),
                         std::min(begin + chunk_keys, tile.keys.end)};
       const L before = maximum;
-      maximum = score(head, tile, chunk, queries, keys, maximum);
+      maximum = score(head, tile, chunk, queries, keys, upcoming, maximum);
       const L rescale = first_chunk ? L::zero() : exp2(before - maximum);
       sum = exponentiate(head, tile, chunk, maximum, rescale * sum);
       accumulate(head, tile, chunk, values, first_chunk, rescale, out);
@@ -152,7 +155,8 @@ class AttentionKernel {
 
   // scores[key][query] of a chunk, −∞ where a query does not see a key. Returns the maximum so far.
   L score(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-          const Scalar* queries, const Ring<Scalar>& keys, L maximum) {
+          const Scalar* queries, const Ring<Scalar>& keys, Upcoming<Scalar>& upcoming,
+          L maximum) {
     const Scalar* turned = queries;
     Index groups_back = std::numeric_limits<Index>::min();
     auto cursor = keys.cursor(chunk.begin / count);
@@ -173,6 +177,7 @@ class AttentionKernel {
                                plain(head, tile, {begin, end});
       if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end}, whole_plain);
       for (Index key = begin; key < end; key += group) {
+        upcoming.request();
         L acc[group][1];
         LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
         const Scalar* const x[1] = {turned};
@@ -182,11 +187,12 @@ class AttentionKernel {
               acc[r][0] = fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count),
                               acc[r][0]);
         }
-        if (!plain(head, tile, {key, key + group})) hide(head, tile, key, acc);
         Scalar* to = score_row(chunk, key);
-        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) {
-          maximum = max(maximum, acc[r][0]);
-          acc[r][0].store(to + r * count);
+        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(to + r * count);
+        if (plain(head, tile, {key, key + group})) {
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) maximum = max(maximum, acc[r][0]);
+        } else {
+          maximum = hide(head, tile, key, to, maximum);
         }
       }
       begin = end;
@@ -195,19 +201,22 @@ class AttentionKernel {
   }
 
   // Puts −∞ where a query does not see a key of the group, and the self score where it is its own.
-  static void hide(const AttentionHead<Scalar>& head, const Tile& tile, Index key,
-                   L (&scores)[group][1]) {
+  // Apart from score(), whose accumulators must not have an address. Returns the maximum so far.
+  static L hide(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
+                Scalar* scores, L maximum) {
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
-    for (Index r = 0; r < group; ++r) {
-      if (head.shared_qk) {
-        const int self = static_cast<int>(std::clamp<Index>(key + r - tile.first, -1, count));
-        if (self >= 0 && self < count)
-          scores[r][0] = select_lanes(self, self + 1, L::broadcast(Scalar(self_score * log2_e)),
-                                      scores[r][0]);
+    for (Index key = first_key; key < first_key + group; ++key, scores += count) {
+      L score = L::load(scores);
+      if (head.shared_qk && tile.first <= key && key < tile.first + count) {
+        const int self = static_cast<int>(key - tile.first);
+        score = select_lanes(self, self + 1, L::broadcast(Scalar(self_score * log2_e)), score);
       }
-      const auto [begin, end] = visible_lanes(head, tile, key + r);
-      scores[r][0] = select_lanes(begin, end, scores[r][0], nothing);
+      const auto [begin, end] = visible_lanes(head, tile, key);
+      score = select_lanes(begin, end, score, nothing);
+      score.store(scores);
+      maximum = max(maximum, score);
     }
+    return maximum;
   }
 
   static LaneRange visible_lanes(const AttentionHead<Scalar>& head, const Tile& tile, Index key) {
@@ -273,31 +282,30 @@ class AttentionKernel {
                   const Ring<Scalar>& values, bool first_chunk, const L& rescale, Scalar* out) {
     constexpr int most = Tiling<Scalar>::value_rows;
     const Index channels = padded_channels<Scalar>(values.channels());
+    if (first_chunk) {
+      std::fill(out, out + channels * count, Scalar(0));
+    } else {
+      for (Index c = 0; c < channels; ++c) (rescale * L::load(out + c * count)).store(out + c * count);
+    }
+    for (Index block = chunk.begin / count; block * count < chunk.end; ++block)
+      if (!values.finite(block)) return accumulate_seen(head, tile, chunk, values, out);
     Index c = 0;
-    for (; c + most <= channels; c += most)
-      accumulate_channels<most>(head, tile, chunk, values, c, first_chunk, rescale, out);
-    for (; c < channels; c += group)
-      accumulate_channels<group>(head, tile, chunk, values, c, first_chunk, rescale, out);
+    for (; c + most <= channels; c += most) accumulate_channels<most>(chunk, values, c, out);
+    for (; c < channels; c += group) accumulate_channels<group>(chunk, values, c, out);
   }
 
   template <int Channels>
-  void accumulate_channels(const AttentionHead<Scalar>& head, const Tile& tile,
-                           const Range& chunk, const Ring<Scalar>& values, Index c,
-                           bool first_chunk, const L& rescale, Scalar* out) {
+  void accumulate_channels(const Range& chunk, const Ring<Scalar>& values, Index c, Scalar* out) {
     L acc[Channels][1];
-    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)
-        acc[r][0] = first_chunk ? L::zero() : rescale * L::load(out + (c + r) * count);
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] = L::load(out + (c + r) * count);
     auto cursor = values.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end;) {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
       const Scalar* of_block = cursor.block() + c * count;
-      const bool finite = cursor.finite();
       cursor.advance();
       const Scalar* next = cursor.block() + c * count;
       const Scalar* const p[1] = {score_row(chunk, begin)};
-      if (!finite)
-        accumulate_visible(head, tile, {begin, end}, of_block, p[0], acc);
-      else if (end - begin == count)
+      if (end - begin == count)
         multiply<count, 1, count>(count, of_block, p, acc, next);
       else
         multiply<count, 1, count>(end - begin, of_block + begin % count, p, acc, next);
@@ -306,17 +314,18 @@ class AttentionKernel {
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0].store(out + (c + r) * count);
   }
 
-  // For a block with a NaN or an infinity, which 0 does not cancel: leaves out what is not seen.
-  template <int Channels>
-  static void accumulate_visible(const AttentionHead<Scalar>& head, const Tile& tile,
-                                 const Range& keys, const Scalar* of_block, const Scalar* p,
-                                 L (&acc)[Channels][1]) {
-    for (Index key = keys.begin; key < keys.end; ++key, p += count) {
+  // Where there is a NaN or an infinity, which 0 does not cancel: leaves out what is not seen.
+  void accumulate_seen(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
+                       const Ring<Scalar>& values, Scalar* out) {
+    auto cursor = values.cursor(chunk.begin / count);
+    for (Index key = chunk.begin; key < chunk.end; ++key) {
+      if (key % count == 0 && key > chunk.begin) cursor.advance();
       const auto [begin, end] = visible_lanes(head, tile, key);
-      const L weight = L::load(p);
-      for (int r = 0; r < Channels; ++r) {
-        const L term = fma(of_block[r * count + key % count], weight, acc[r][0]);
-        acc[r][0] = select_lanes(begin, end, term, acc[r][0]);
+      const L p = L::load(score_row(chunk, key));
+      for (Index c = 0; c < values.channels(); ++c) {
+        const L sum = L::load(out + c * count);
+        const L more = fma(cursor.block()[c * count + key % count], p, sum);
+        select_lanes(begin, end, more, sum).store(out + c * count);
       }
     }
   }

@@ -36,8 +36,6 @@ class Ring {
    public:
     Cursor(const Ring& ring, Index slot) : ring_(ring), slot_(slot) {}
     const Scalar* block() const { return ring_.blocks_.data() + slot_ * ring_.stride_; }
-    /// False if the block holds a NaN or an infinity.
-    bool finite() const { return ring_.finite_[static_cast<std::size_t>(slot_)] != 0; }
     void advance() { slot_ = slot_ + 1 < ring_.capacity_ ? slot_ + 1 : 0; }
 
    private:
@@ -46,7 +44,7 @@ class Ring {
   };
   Cursor cursor(Index b) const { return {*this, slot(b)}; }
 
-  /// Looks at block `b`, for Cursor::finite().
+  /// Looks at block `b`, for finite().
   void note_finite(Index b) {
     using L = Lanes<Scalar>;
     const Scalar* block = blocks_.data() + slot(b) * stride_;
@@ -55,6 +53,9 @@ class Ring {
       sum = fma(Scalar(0), L::load(block + c * L::count), sum);
     finite_[static_cast<std::size_t>(slot(b))] = all_finite(sum) ? 1 : 0;
   }
+  /// False if block `b` holds a NaN or an infinity.
+  bool finite(Index b) const { return finite_[static_cast<std::size_t>(slot(b))] != 0; }
+
  private:
   Index slot(Index b) const { return b % capacity_; }
 
