@@ -56,15 +56,8 @@ class FileBytes {
     return read(path);
   }
 
-  std::span<const std::byte> bytes() const { return bytes_; }
-
- private:
-  FileBytes() = default;
-
-  [[noreturn]] static void fail(const std::filesystem::path& path, const std::string& problem) {
-    throw SafetensorsError(path.string(), "", problem);
-  }
-
+  /// Without mapping.
+  /// \throws SafetensorsError if the file cannot be read
   static std::shared_ptr<const FileBytes> read(const std::filesystem::path& path) {
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
@@ -73,6 +66,15 @@ class FileBytes {
     file.seekg(0);
     if (!file.read(reinterpret_cast<char*>(bytes.data()), size)) fail(path, "cannot be read");
     return std::make_shared<const FileBytes>(std::move(bytes));
+  }
+
+  std::span<const std::byte> bytes() const { return bytes_; }
+
+ private:
+  FileBytes() = default;
+
+  [[noreturn]] static void fail(const std::filesystem::path& path, const std::string& problem) {
+    throw SafetensorsError(path.string(), "", problem);
   }
 
 #if __has_include(<sys/mman.h>) && __has_include(<unistd.h>)

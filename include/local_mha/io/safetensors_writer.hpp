@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <ranges>
 #include <span>
 #include <string>
 #include <string_view>
@@ -42,34 +43,39 @@ class SafetensorsWriter {
     metadata_.insert_or_assign(std::move(key), std::move(text));
   }
 
-  /// Adds a tensor: float, double, bool or an integer type.
+  /// Adds a tensor: `add("x", {2, 3}, values)`.
   /// \param shape empty for a single number
-  /// \param values row-major, as many as the shape says
+  /// \param values row-major, as many as the shape says: float, double, bool or an integer type, in
+  /// a
+  ///   vector, an array or a span
   /// \param stored empty: as it is; float and double may be rounded to F64, F32, F16 or BF16
   /// \throws std::invalid_argument if the name was added before or is `__metadata__`, or the sizes
   ///   differ
-  template <typename Scalar>
-  void add(std::string name, std::span<const Index> shape, std::span<const Scalar> values,
+  template <std::ranges::contiguous_range Values>
+    requires std::ranges::sized_range<Values>
+  void add(std::string name, const std::vector<Index>& shape, const Values& values,
            std::optional<Dtype> stored = {}) {
+    using Scalar = std::ranges::range_value_t<Values>;
     const Dtype dtype = stored.value_or(dtype_of<Scalar>());
     if (std::is_floating_point_v<Scalar> ? !is_float(dtype) : dtype != dtype_of<Scalar>())
       reject("stored",
-             std::is_floating_point_v<Scalar> ? std::string("F64, F32, F16 or BF16")
-                                              : std::string(name_of(dtype_of<Scalar>())),
-             name_of(dtype), " for '", name, "'");
-    TensorData tensor = prepare(name, dtype, shape, values.size() * size_of(dtype));
-    for (std::size_t i = 0; i < values.size(); ++i)
-      store(dtype, values[i], tensor.bytes.data() + i * size_of(dtype));
+             std::is_floating_point_v<Scalar> ? std::string_view("F64, F32, F16 or BF16")
+                                              : name_of(dtype_of<Scalar>()),
+             name_of(dtype), " for '", printable(name), "'");
+    TensorData tensor = prepare(name, dtype, shape, std::ranges::size(values) * size_of(dtype));
+    std::byte* bytes = tensor.bytes.data();
+    for (const Scalar value : values) {
+      store(dtype, value, bytes);
+      bytes += size_of(dtype);
+    }
     tensors_.emplace(std::move(name), std::move(tensor));
   }
 
   /// Adds a tensor with its own shape.
   template <typename Element, int Rank>
   void add(std::string name, TensorView<Element, Rank> values, std::optional<Dtype> stored = {}) {
-    using Scalar = std::remove_const_t<Element>;
-    add<Scalar>(std::move(name), values.dimensions(),
-                std::span<const Scalar>(values.data(), static_cast<std::size_t>(values.size())),
-                stored);
+    add(std::move(name), {values.dimensions().begin(), values.dimensions().end()},
+        std::span(values.data(), static_cast<std::size_t>(values.size())), stored);
   }
 
   /// Adds an Eigen tensor.
@@ -83,21 +89,17 @@ class SafetensorsWriter {
   template <typename Derived>
   void add(std::string name, const Eigen::DenseBase<Derived>& values,
            std::optional<Dtype> stored = {}) {
-    using Scalar = typename Derived::Scalar;
-    const RowMatrix<Scalar> matrix = values;
-    const std::array<Index, 2> shape{matrix.rows(), matrix.cols()};
-    const std::array<Index, 1> size{matrix.size()};
-    add<Scalar>(std::move(name),
-                Derived::IsVectorAtCompileTime ? std::span<const Index>(size)
-                                               : std::span<const Index>(shape),
-                std::span<const Scalar>(matrix.data(), static_cast<std::size_t>(matrix.size())),
-                stored);
+    const RowMatrix<typename Derived::Scalar> matrix = values;
+    std::vector<Index> shape{matrix.rows(), matrix.cols()};
+    if (Derived::IsVectorAtCompileTime) shape = {matrix.size()};
+    add(std::move(name), shape, std::span(matrix.data(), static_cast<std::size_t>(matrix.size())),
+        stored);
   }
 
   /// Adds a tensor of any dtype from its little-endian bytes.
   /// \throws std::invalid_argument if the name was added before or is `__metadata__`, or the sizes
   ///   differ
-  void add_bytes(std::string name, Dtype dtype, std::span<const Index> shape,
+  void add_bytes(std::string name, Dtype dtype, const std::vector<Index>& shape,
                  std::span<const std::byte> bytes) {
     TensorData tensor = prepare(name, dtype, shape, bytes.size());
     std::copy(bytes.begin(), bytes.end(), tensor.bytes.begin());
@@ -138,19 +140,20 @@ class SafetensorsWriter {
     }
   }
 
-  TensorData prepare(const std::string& name, Dtype dtype, std::span<const Index> shape,
+  TensorData prepare(const std::string& name, Dtype dtype, const std::vector<Index>& shape,
                      std::size_t size) const {
     require_utf8("name", name);
     if (name == "__metadata__")
       reject("name", "a tensor's name", "'__metadata__', which the format keeps for its texts");
     if (tensors_.contains(name))
       reject("name", "one that was not added before", "'", printable(name), "'");
-    TensorData tensor{dtype, {shape.begin(), shape.end()}, {}};
+    TensorData tensor{dtype, shape, {}};
     for (const Index extent : shape)
-      if (extent < 0) reject("shape", "extents of at least 0", extent, " for '", name, "'");
+      if (extent < 0)
+        reject("shape", "extents of at least 0", extent, " for '", printable(name), "'");
     if (shape.size() > detail::max_rank)
       reject("shape", "at most " + std::to_string(detail::max_rank) + " dimensions", shape.size(),
-             " for '", name, "'");
+             " for '", printable(name), "'");
     const std::optional<std::uint64_t> expected = detail::byte_size(dtype, shape);
     if (!expected || *expected != size)
       reject("values",
