@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Runs a layer that was exported from Python and compares its outputs with Python's.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <iomanip>
+#include <iostream>
+#include <limits>
+#include <optional>
+#include <span>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include <local_mha/io/safetensors.hpp>
+#include <local_mha/io/weights.hpp>
+#include <local_mha/local_mha.hpp>
+
+#include "case_file.hpp"
+#include "program.hpp"
+
+namespace {
+
+using local_mha::Index;
+using local_mha::PaddingMask;
+using local_mha::Tensor;
+using local_mha::TensorView;
+using local_mha::examples::CaseFiles;
+namespace examples = local_mha::examples;
+namespace io = local_mha::io;
+
+struct Options {
+  std::string case_path;
+  std::string weights_path;
+  std::string scalar = "double";
+  std::optional<double> tolerance;
+  std::string output_path;
+};
+
+/// How far an output is from the expected one.
+struct Comparison {
+  std::string name;
+  std::string stored;         // dtype and shape
+  double largest = 0;         // expected element
+  double absolute_error = 0;  // infinite where one of the two is not finite
+  double relative_error = 0;  // to the largest expected element
+  double tolerance = 0;
+
+  bool passed() const { return relative_error <= tolerance; }
+};
+
+/// What is reached in this precision, relative to the largest output.
+double usual_tolerance(io::Dtype dtype) {
+  switch (dtype) {
+    case io::Dtype::F64:
+      return 1e-10;
+    case io::Dtype::F32:
+      return 2e-5;
+    case io::Dtype::F16:
+      return 2e-3;
+    default:
+      return 2e-2;
+  }
+}
+
+/// Compares outputs with a file's, and keeps them for another file.
+class Outputs {
+ public:
+  Outputs(const io::SafetensorsFile& expected, const std::optional<double>& tolerance)
+      : expected_(expected), tolerance_(tolerance) {}
+
+  template <typename Scalar, int Rank>
+  void add(const std::string& name, const Tensor<Scalar, Rank>& computed) {
+    const auto shape = TensorView<const Scalar, Rank>(computed).dimensions();
+    add<Scalar>(name, shape, {computed.data(), static_cast<std::size_t>(computed.size())});
+  }
+
+  /// \param shape the stored one must be this, but for a single number, which may be `[]` or `[1]`
+  template <typename Scalar>
+  void add(const std::string& name, std::span<const Index> shape,
+           std::span<const Scalar> computed) {
+    const io::TensorEntry& stored = expected_.entry(name);
+    if (!std::ranges::equal(stored.shape, shape) &&
+        !(shape.empty() && stored.shape == std::vector<Index>{1}))
+      throw io::SafetensorsError(
+          expected_.file_name(), name,
+          "expected the shape " + text(shape) + " that the layer gives, got " + text(stored.shape));
+    const std::vector<double> expected = expected_.read<double>(name);
+    Comparison result{.name = name, .stored = to_string(stored)};
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const double error = std::abs(static_cast<double>(computed[i]) - expected[i]);
+      // Not a number compares as nothing: infinitely far.
+      result.absolute_error =
+          std::max(result.absolute_error,
+                   std::isfinite(error) ? error : std::numeric_limits<double>::infinity());
+      if (std::isfinite(expected[i]))
+        result.largest = std::max(result.largest, std::abs(expected[i]));
+    }
+    result.relative_error = result.absolute_error > 0 ? result.absolute_error / result.largest : 0;
+    result.tolerance = tolerance_.value_or(
+        std::max(usual_tolerance(io::dtype_of<Scalar>()), usual_tolerance(stored.dtype)));
+    comparisons_.push_back(std::move(result));
+    computed_.add(name, stored.shape, computed);
+  }
+
+  const std::vector<Comparison>& comparisons() const { return comparisons_; }
+  io::SafetensorsWriter& computed() { return computed_; }
+
+ private:
+  static std::string text(std::span<const Index> shape) {
+    std::ostringstream text;
+    text << '[';
+    for (std::size_t axis = 0; axis < shape.size(); ++axis)
+      text << (axis ? ", " : "") << shape[axis];
+    text << ']';
+    return text.str();
+  }
+
+  const io::SafetensorsFile& expected_;
+  std::optional<double> tolerance_;
+  std::vector<Comparison> comparisons_;
+  io::SafetensorsWriter computed_;
+};
+
+template <typename Scalar>
+void run_mha(const CaseFiles& files, Outputs& outputs) {
+  examples::require_known(files.inputs, "input/", {"x", "keep_mask", "attn_bias", "grad_y"});
+  examples::require_known(files.inputs, "output/", {"y"});
+  auto [config, parameters] = io::load_local_mha<Scalar>(files.weights);
+  const local_mha::LocalMHA<Scalar> mha(config, std::move(parameters));
+  const auto x = files.inputs.tensor<Scalar, 3>("input/x");
+  const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
+  outputs.add("output/y",
+              mha.forward(x, examples::read_mask(files.inputs), examples::view(attn_bias)));
+}
+
+template <typename Scalar>
+void run_attention(const CaseFiles& files, Outputs& outputs) {
+  examples::require_known(files.inputs, "input/",
+                          {"q", "k", "v", "keep_mask", "attn_bias", "grad_y"});
+  examples::require_known(files.inputs, "output/", {"y"});
+  const local_mha::LocalAttention<Scalar> attention(io::load_local_attention(files.weights));
+  const auto q = files.inputs.tensor<Scalar, 4>("input/q");
+  const auto k = files.inputs.tensor<Scalar, 4>("input/k");
+  const auto v = files.inputs.tensor<Scalar, 4>("input/v");
+  const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
+  outputs.add("output/y", attention.forward(q, k, v, examples::read_mask(files.inputs),
+                                            examples::view(attn_bias),
+                                            {.window_size = examples::window_size_of_call(files)}));
+}
+
+template <typename Scalar>
+void run_transformer(const CaseFiles& files, Outputs& outputs) {
+  examples::require_known(files.inputs, "input/", {"tokens", "keep_mask"});
+  examples::require_known(files.inputs, "output/", {"logits", "loss"});
+  auto [config, parameters] = io::load_local_transformer<Scalar>(files.weights);
+  const local_mha::LocalTransformer<Scalar> model(config, std::move(parameters));
+  const auto tokens = files.inputs.tensor<std::int64_t, 2>("input/tokens");
+  const PaddingMask mask = examples::read_mask(files.inputs);
+  const Index batch = tokens.dimension(0);
+  const Index length = tokens.dimension(1);
+  if (files.inputs.contains("output/logits")) {
+    // The last token of a sequence is a label only, unless there are logits for it.
+    const io::TensorEntry& logits = files.inputs.entry("output/logits");
+    const bool has_labels = files.inputs.contains("output/loss") ||
+                            (logits.shape.size() == 3 && logits.shape[1] != length);
+    const Tensor<std::int64_t, 2> input =
+        tokens.slice(std::array<Index, 2>{0, 0},
+                     std::array<Index, 2>{batch, has_labels && length > 0 ? length - 1 : length});
+    outputs.add("output/logits", model.forward(input, mask));
+  }
+  if (files.inputs.contains("output/loss")) {
+    const Scalar loss = model.loss(tokens, mask);
+    outputs.add<Scalar>("output/loss", {}, {&loss, 1});
+  }
+}
+
+template <typename Scalar>
+void run(const CaseFiles& files, Outputs& outputs) {
+  examples::window_size_of_call(files);
+  if (files.kind == "LocalMHA") return run_mha<Scalar>(files, outputs);
+  if (files.kind == "LocalAttention") return run_attention<Scalar>(files, outputs);
+  run_transformer<Scalar>(files, outputs);
+}
+
+void print(const std::vector<Comparison>& comparisons) {
+  std::size_t name_width = 6;
+  std::size_t stored_width = 8;
+  for (const Comparison& c : comparisons) {
+    name_width = std::max(name_width, c.name.size());
+    stored_width = std::max(stored_width, c.stored.size());
+  }
+  const auto print_row = [&](const auto& name, const auto& stored, const auto& largest,
+                             const auto& absolute, const auto& relative, const auto& tolerance,
+                             const auto& verdict) {
+    std::cout << std::left << std::setw(static_cast<int>(name_width)) << name << "  "
+              << std::setw(static_cast<int>(stored_width)) << stored << std::right
+              << std::setprecision(3) << std::setw(12) << largest << std::setw(12) << absolute
+              << std::setw(12) << relative << std::setw(12) << tolerance << "  " << verdict << '\n';
+  };
+  print_row("output", "expected", "largest", "abs error", "rel error", "tolerance", "");
+  for (const Comparison& c : comparisons)
+    print_row(c.name, c.stored, c.largest, c.absolute_error, c.relative_error, c.tolerance,
+              c.passed() ? "ok" : "FAILED");
+}
+
+int verify(const Options& options) {
+  if (options.tolerance && !(*options.tolerance >= 0))
+    local_mha::reject("--tolerance", "a number of at least 0", *options.tolerance);
+  const CaseFiles files = CaseFiles::open(options.case_path, options.weights_path);
+  const std::vector<std::string> names = files.inputs.names();
+  if (std::ranges::none_of(names, [](const auto& name) { return name.starts_with("output/"); }))
+    throw io::SafetensorsError(files.inputs.file_name(), "",
+                               "expected a tensor output/..., got none: nothing to compare");
+
+  Outputs outputs(files.inputs, options.tolerance);
+  if (options.scalar == "float")
+    run<float>(files, outputs);
+  else
+    run<double>(files, outputs);
+
+  std::cout << files.kind << " in " << options.scalar << '\n';
+  print(outputs.comparisons());
+  const auto gradients =
+      std::ranges::count_if(names, [](const auto& name) { return name.starts_with("grad/"); });
+  if (gradients > 0)
+    std::cout << "The file's " << gradients << " gradients (grad/...) are not compared.\n";
+
+  if (!options.output_path.empty()) {
+    io::Case described = io::read_case(files.weights);
+    described.call = files.call;
+    described.note = "outputs computed by local_mha in " + options.scalar;
+    set_case(outputs.computed(), described);
+    outputs.computed().write(options.output_path);
+  }
+  return std::ranges::all_of(outputs.comparisons(), &Comparison::passed) ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app(
+      "Runs a layer exported from Python and compares its outputs with Python's.\n\n"
+      "Prints, for each output that the file holds (output/y, output/logits, output/loss), the\n"
+      "largest absolute error, and that relative to the largest expected element.\n"
+      "Exit status: 0 if every relative error is within the tolerance, 1 if not, 2 if the files\n"
+      "cannot be used or hold nothing to compare.",
+      "verify_layer");
+  app.add_option("case", options.case_path,
+                 "Inputs and expected outputs of a LocalMHA, LocalAttention or LocalTransformer, "
+                 "as export_layer.py writes them")
+      ->required()
+      ->type_name("CASE.safetensors");
+  app.add_option("--weights", options.weights_path,
+                 "Weights and configuration, if they stand in a file of their own")
+      ->type_name("MODEL.safetensors");
+  app.add_option("--scalar", options.scalar, "What to compute in: float or double")
+      ->check(CLI::IsMember({"float", "double"}))
+      ->capture_default_str();
+  app.add_option("--tolerance", options.tolerance,
+                 "Largest relative error that passes. Default: the larger of what the scalar and "
+                 "the stored output allow, 1e-10 for double, 2e-5 for float, 2e-3 for F16, 2e-2 "
+                 "for BF16");
+  app.add_option("--output", options.output_path, "Where to write the computed outputs")
+      ->type_name("OUT.safetensors");
+  return examples::run_program(app, argc, argv, [&] { return verify(options); });
+}
