@@ -19,10 +19,10 @@ namespace local_mha::io {
 
 /// What `__metadata__["case"]` says, itself a JSON text: `{"kind", "kwargs", "call", "note"}`.
 struct Case {
-  std::string kind;                                  ///< the module's name in Python
+  std::string kind = {};                             ///< the module's name in Python
   nlohmann::json kwargs = nlohmann::json::object();  ///< arguments of its constructor
   nlohmann::json call = nlohmann::json::object();    ///< further arguments of the call
-  std::string note;                                  ///< for people
+  std::string note = {};                             ///< for people
 };
 
 inline bool has_case(const SafetensorsFile& file) { return file.metadata().contains("case"); }

@@ -67,6 +67,13 @@ class KeywordArguments {
       reject(key, describe(value) + std::string(reason), describe(*given));
   }
 
+  /// An integer of 64 bits.
+  static bool is_index(const nlohmann::json& value) {
+    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+    return value.is_number_integer() &&
+           !(value.is_number_unsigned() && value.get<std::uint64_t>() > largest);
+  }
+
   void reject_unknown() const {
     for (const auto& [key, value] : kwargs_.items()) {
       bool known = false;
@@ -94,10 +101,7 @@ class KeywordArguments {
   }
 
   static void convert(std::string_view key, const nlohmann::json& value, std::int64_t& member) {
-    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-    if (!value.is_number_integer() ||
-        (value.is_number_unsigned() && value.get<std::uint64_t>() > largest))
-      reject(key, "an integer", describe(value));
+    if (!is_index(value)) reject(key, "an integer", describe(value));
     member = value.get<std::int64_t>();
   }
 
@@ -191,7 +195,8 @@ inline LocalAttentionConfig local_attention_config(const nlohmann::json& kwargs)
   arguments.optional("xpos_scale_base", config.xpos_scale_base);
   // Deprecated: [channels of a head, heads], of which Python reads the first.
   if (const nlohmann::json* channels = arguments.find("rel_pos_emb_config")) {
-    if (!channels->is_array() || channels->empty() || !(*channels)[0].is_number_integer())
+    if (!channels->is_array() || channels->empty() ||
+        !detail::KeywordArguments::is_index((*channels)[0]))
       reject("rel_pos_emb_config", "[dim, heads]", describe(*channels));
     config.dim = (*channels)[0].get<Index>();
   }

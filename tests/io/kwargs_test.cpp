@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: MIT
+// Configurations from the Python modules' keyword arguments, and back.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <ostream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <local_mha/io/kwargs.hpp>
+
+#include "io/file_builder.hpp"
+
+namespace {
+
+using namespace local_mha;
+using namespace local_mha::io;
+using io_test::message_of;
+using nlohmann::json;
+
+LocalAttentionConfig attention(std::string_view text) {
+  return local_attention_config(parse_json(text, "kwargs"));
+}
+LocalMHAConfig mha(std::string_view text) { return local_mha_config(parse_json(text, "kwargs")); }
+LocalTransformerConfig transformer(std::string_view text) {
+  return local_transformer_config(parse_json(text, "kwargs"));
+}
+
+// ---- Values ----
+
+TEST(Kwargs, OfLocalAttentionDefaultAsInPython) {
+  for (const char* text :
+       {R"({"window_size": 6})",
+        R"({"window_size": 6, "causal": null, "look_backward": null, "look_forward": null,
+            "dropout": null, "shared_qk": null, "rel_pos_emb_config": null, "dim": null,
+            "autopad": null, "exact_windowsize": null, "scale": null, "use_rotary_pos_emb": null,
+            "use_xpos": null, "xpos_scale_base": null})"}) {
+    const LocalAttentionConfig config = attention(text);
+    EXPECT_EQ(config.window_size, 6);
+    EXPECT_FALSE(config.causal);
+    EXPECT_EQ(config.look_backward, 1);
+    EXPECT_FALSE(config.look_forward.has_value());
+    EXPECT_EQ(config.dropout, 0);
+    EXPECT_FALSE(config.shared_qk);
+    EXPECT_FALSE(config.dim.has_value());
+    EXPECT_FALSE(config.exact_windowsize);
+    EXPECT_FALSE(config.scale.has_value());
+    EXPECT_TRUE(config.use_rotary_pos_emb);
+    EXPECT_FALSE(config.use_xpos);
+    EXPECT_FALSE(config.xpos_scale_base.has_value());
+  }
+}
+
+TEST(Kwargs, OfLocalAttentionAreAllTaken) {
+  const LocalAttentionConfig config = attention(
+      R"({"window_size": 6, "causal": false, "look_backward": 2, "look_forward": 3,
+          "dropout": 0.25, "shared_qk": true, "dim": 8, "autopad": true, "exact_windowsize": true,
+          "scale": 0.5, "use_rotary_pos_emb": true, "use_xpos": true, "xpos_scale_base": 2.5})");
+  EXPECT_FALSE(config.causal);
+  EXPECT_EQ(config.look_backward, 2);
+  EXPECT_EQ(config.look_forward, 3);
+  EXPECT_EQ(config.dropout, 0.25);
+  EXPECT_TRUE(config.shared_qk);
+  EXPECT_EQ(config.dim, 8);
+  EXPECT_TRUE(config.exact_windowsize);
+  EXPECT_EQ(config.scale, 0.5);
+  EXPECT_TRUE(config.use_xpos);
+  EXPECT_EQ(config.xpos_scale_base, 2.5);
+  EXPECT_TRUE(attention(R"({"window_size": 6, "causal": true})").causal);
+  EXPECT_FALSE(
+      attention(R"({"window_size": 6, "dim": 4, "use_rotary_pos_emb": false})").use_rotary_pos_emb);
+  EXPECT_EQ(attention(R"({"window_size": 6, "rel_pos_emb_config": [16, 4]})").dim, 16);
+  EXPECT_EQ(attention(R"({"window_size": 6, "dim": 8, "rel_pos_emb_config": [16, 4]})").dim, 16);
+}
+
+TEST(Kwargs, OfLocalMhaDefaultAsInPython) {
+  for (const char* text :
+       {R"({"dim": 24, "window_size": 6})",
+        R"({"dim": 24, "window_size": 6, "dim_head": null, "heads": null, "dropout": null,
+            "causal": null, "prenorm": null, "qk_rmsnorm": null, "qk_scale": null,
+            "use_xpos": null, "xpos_scale_base": null, "exact_windowsize": null,
+            "gate_values_per_head": null, "look_backward": null, "look_forward": null,
+            "use_rotary_pos_emb": null, "shared_qk": null, "rel_pos_emb_config": null})"}) {
+    const LocalMHAConfig config = mha(text);
+    EXPECT_EQ(config.dim, 24);
+    EXPECT_EQ(config.window_size, 6);
+    EXPECT_EQ(config.dim_head, 64);
+    EXPECT_EQ(config.heads, 8);
+    EXPECT_EQ(config.dropout, 0);
+    EXPECT_FALSE(config.causal);
+    EXPECT_FALSE(config.prenorm);
+    EXPECT_FALSE(config.qk_rmsnorm);
+    EXPECT_EQ(config.qk_scale, 8);
+    EXPECT_FALSE(config.use_xpos);
+    EXPECT_FALSE(config.xpos_scale_base.has_value());
+    EXPECT_TRUE(config.exact_windowsize);
+    EXPECT_EQ(config.look_backward, 1);
+    EXPECT_FALSE(config.look_forward.has_value());
+    EXPECT_TRUE(config.use_rotary_pos_emb);
+    EXPECT_FALSE(config.gate_values_per_head);
+  }
+}
+
+TEST(Kwargs, OfLocalMhaAreAllTaken) {
+  const LocalMHAConfig config =
+      mha(R"({"dim": 24, "window_size": 6, "dim_head": 10, "heads": 3, "dropout": 0.1,
+              "causal": false, "prenorm": true, "qk_rmsnorm": true, "qk_scale": 4.5,
+              "use_xpos": true, "xpos_scale_base": 16, "exact_windowsize": false,
+              "look_backward": 2, "look_forward": 3, "use_rotary_pos_emb": true,
+              "gate_values_per_head": true, "shared_qk": false, "rel_pos_emb_config": [10, 3]})");
+  EXPECT_EQ(config.dim_head, 10);
+  EXPECT_EQ(config.heads, 3);
+  EXPECT_EQ(config.dropout, 0.1);
+  EXPECT_TRUE(config.prenorm);
+  EXPECT_TRUE(config.qk_rmsnorm);
+  EXPECT_EQ(config.qk_scale, 4.5);
+  EXPECT_TRUE(config.use_xpos);
+  EXPECT_EQ(config.xpos_scale_base, 16);
+  EXPECT_FALSE(config.exact_windowsize);
+  EXPECT_EQ(config.look_backward, 2);
+  EXPECT_EQ(config.look_forward, 3);
+  EXPECT_TRUE(config.gate_values_per_head);
+  EXPECT_TRUE(mha(R"({"dim": 24, "window_size": 6, "causal": true})").causal);
+  EXPECT_FALSE(
+      mha(R"({"dim": 24, "window_size": 6, "use_rotary_pos_emb": false})").use_rotary_pos_emb);
+}
+
+TEST(Kwargs, OfLocalTransformerDefaultAsInPython) {
+  for (const char* text :
+       {R"({"num_tokens": 32, "max_seq_len": 64, "dim": 24, "depth": 2})",
+        R"({"num_tokens": 32, "max_seq_len": 64, "dim": 24, "depth": 2, "causal": null,
+            "local_attn_window_size": null, "dim_head": null, "heads": null, "ff_mult": null,
+            "attn_dropout": null, "ff_dropout": null, "ignore_index": null, "use_xpos": null,
+            "xpos_scale_base": null, "use_dynamic_pos_bias": null, "global_attn_layer": null,
+            "layers_insert_global_attn": null, "num_residual_streams": null, "qk_rmsnorm": null,
+            "qk_scale": null, "exact_windowsize": null, "look_backward": null,
+            "look_forward": null, "gate_values_per_head": null})"}) {
+    const LocalTransformerConfig config = transformer(text);
+    EXPECT_EQ(config.num_tokens, 32);
+    EXPECT_EQ(config.max_seq_len, 64);
+    EXPECT_EQ(config.dim, 24);
+    EXPECT_EQ(config.depth, 2);
+    EXPECT_TRUE(config.causal);
+    EXPECT_EQ(config.local_attn_window_size, 512);
+    EXPECT_EQ(config.dim_head, 64);
+    EXPECT_EQ(config.heads, 8);
+    EXPECT_EQ(config.ff_mult, 4);
+    EXPECT_EQ(config.attn_dropout, 0);
+    EXPECT_EQ(config.ff_dropout, 0);
+    EXPECT_EQ(config.ignore_index, -1);
+    EXPECT_FALSE(config.use_xpos);
+    EXPECT_FALSE(config.xpos_scale_base.has_value());
+    EXPECT_FALSE(config.use_dynamic_pos_bias);
+    EXPECT_FALSE(config.qk_rmsnorm);
+    EXPECT_EQ(config.qk_scale, 8);
+    EXPECT_TRUE(config.exact_windowsize);
+    EXPECT_EQ(config.look_backward, 1);
+    EXPECT_FALSE(config.look_forward.has_value());
+    EXPECT_FALSE(config.gate_values_per_head);
+  }
+}
+
+TEST(Kwargs, OfLocalTransformerAreAllTaken) {
+  const LocalTransformerConfig config = transformer(
+      R"({"num_tokens": 32, "max_seq_len": 64, "dim": 24, "depth": 2, "causal": false,
+          "local_attn_window_size": 7, "dim_head": 10, "heads": 3, "ff_mult": 2.5,
+          "attn_dropout": 0.1, "ff_dropout": 0.2, "ignore_index": -100, "use_xpos": true,
+          "xpos_scale_base": 16.5, "num_residual_streams": 1, "qk_rmsnorm": true, "qk_scale": 10,
+          "exact_windowsize": false, "look_backward": 2, "look_forward": 3,
+          "gate_values_per_head": true})");
+  EXPECT_FALSE(config.causal);
+  EXPECT_EQ(config.local_attn_window_size, 7);
+  EXPECT_EQ(config.dim_head, 10);
+  EXPECT_EQ(config.heads, 3);
+  EXPECT_EQ(config.ff_mult, 2.5);
+  EXPECT_EQ(config.attn_dropout, 0.1);
+  EXPECT_EQ(config.ff_dropout, 0.2);
+  EXPECT_EQ(config.ignore_index, -100);
+  EXPECT_TRUE(config.use_xpos);
+  EXPECT_EQ(config.xpos_scale_base, 16.5);
+  EXPECT_TRUE(config.qk_rmsnorm);
+  EXPECT_EQ(config.qk_scale, 10);
+  EXPECT_FALSE(config.exact_windowsize);
+  EXPECT_EQ(config.look_backward, 2);
+  EXPECT_EQ(config.look_forward, 3);
+  EXPECT_TRUE(config.gate_values_per_head);
+  EXPECT_TRUE(transformer(R"({"num_tokens": 32, "max_seq_len": 64, "dim": 24, "depth": 2,
+                              "use_dynamic_pos_bias": true})")
+                  .use_dynamic_pos_bias);
+}
+
+TEST(Kwargs, WithoutXposScaleBaseTakeHalfTheWindowAsThePythonCodeDoes) {
+  EXPECT_EQ(attention(R"({"window_size": 7, "dim": 8, "use_xpos": true})").xpos_scale_base, 3);
+  EXPECT_EQ(mha(R"({"dim": 24, "window_size": 6, "use_xpos": true})").xpos_scale_base, 3);
+  EXPECT_EQ(mha(R"({"dim": 24, "window_size": 2, "use_xpos": true, "xpos_scale_base": null})")
+                .xpos_scale_base,
+            1);
+  EXPECT_EQ(transformer(R"({"num_tokens": 3, "max_seq_len": 6, "dim": 4, "depth": 1,
+                            "use_xpos": true})")
+                .xpos_scale_base,
+            256);
+}
+
+// Python constructs these, and its xPos then has no rotary embedding to act on.
+TEST(Kwargs, XposWithoutRotaryIsOffAsInPython) {
+  EXPECT_FALSE(attention(R"({"window_size": 6, "use_xpos": true})").use_xpos);
+  EXPECT_FALSE(attention(R"({"window_size": 6, "dim": 8, "use_xpos": true,
+                             "use_rotary_pos_emb": false})")
+                   .use_xpos);
+  EXPECT_FALSE(mha(R"({"dim": 4, "window_size": 6, "use_xpos": true, "use_rotary_pos_emb": false})")
+                   .use_xpos);
+  EXPECT_FALSE(transformer(R"({"num_tokens": 3, "max_seq_len": 6, "dim": 4, "depth": 1,
+                               "use_xpos": true, "use_dynamic_pos_bias": true})")
+                   .use_xpos);
+}
+
+// ---- Errors ----
+
+struct Wrong {
+  std::string name;
+  std::string module;
+  std::string kwargs;
+  std::string message;
+};
+
+void PrintTo(const Wrong& wrong, std::ostream* out) { *out << wrong.name; }
+
+std::vector<Wrong> wrong_kwargs() {
+  const std::string base = R"("dim": 24, "window_size": 6)";
+  const std::string model = R"("num_tokens": 32, "max_seq_len": 64, "dim": 24, "depth": 2)";
+  const auto a = [](const std::string& name, const std::string& more, const std::string& message) {
+    return Wrong{"Attention" + name, "a", R"({"window_size": 6)" + more + "}", message};
+  };
+  const auto m = [&](const std::string& name, const std::string& more, const std::string& message) {
+    return Wrong{"Mha" + name, "m", "{" + base + more + "}", message};
+  };
+  const auto t = [&](const std::string& name, const std::string& more, const std::string& message) {
+    return Wrong{"Transformer" + name, "t", "{" + model + more + "}", message};
+  };
+  return {
+      // Not an object.
+      {"Array", "m", "[]", "kwargs: expected a JSON object, got an array"},
+      {"Number", "a", "3", "kwargs: expected a JSON object, got 3"},
+      {"Null", "t", "null", "kwargs: expected a JSON object, got null"},
+      // Missing.
+      {"AttentionNothing", "a", "{}",
+       "window_size: expected a value, because LocalAttention has no default for it, got none"},
+      {"MhaNoDim", "m", R"({"window_size": 6})", "dim: expected a value, because LocalMHA"},
+      {"MhaNullDim", "m", R"({"dim": null, "window_size": 6})", "dim: expected a value"},
+      {"MhaNoWindow", "m", R"({"dim": 6})", "window_size: expected a value"},
+      {"TransformerNothing", "t", "{}", "num_tokens: expected a value"},
+      {"TransformerNoDepth", "t", R"({"num_tokens": 1, "max_seq_len": 1, "dim": 2})",
+       "depth: expected a value, because LocalTransformer has no default for it, got none"},
+      // Unknown.
+      a("Unknown", R"(, "heads": 3)",
+        "heads: expected a keyword argument of LocalAttention (window"),
+      m("Unknown", R"(, "windowsize": 3)",
+        "windowsize: expected a keyword argument of LocalMHA (dim,"),
+      m("Autopad", R"(, "autopad": true)", "autopad: expected a keyword argument of LocalMHA"),
+      m("Scale", R"(, "scale": 1)", "scale: expected a keyword argument of LocalMHA"),
+      m("UnknownNull", R"(, "foo": null)", "foo: expected a keyword argument of LocalMHA"),
+      m("UnknownEmpty", R"(, "": 1)", ": expected a keyword argument of LocalMHA"),
+      t("Prenorm", R"(, "prenorm": true)", "prenorm: expected a keyword argument of LocalTransf"),
+      t("Window", R"(, "window_size": 3)", "window_size: expected a keyword argument of LocalTr"),
+      t("Rotary", R"(, "use_rotary_pos_emb": true)", "use_rotary_pos_emb: expected a keyword arg"),
+      t("Dropout", R"(, "dropout": 0.1)", "dropout: expected a keyword argument of LocalTransf"),
+      // Types.
+      {"WindowText", "a", R"({"window_size": "6"})", "window_size: expected an integer, got \"6\""},
+      {"WindowFloat", "a", R"({"window_size": 6.0})", "window_size: expected an integer, got 6.0"},
+      {"WindowTrue", "a", R"({"window_size": true})", "window_size: expected an integer, got true"},
+      {"WindowArray", "a", R"({"window_size": [6]})",
+       "window_size: expected an integer, got an array"},
+      {"WindowTooLarge", "a", R"({"window_size": 9223372036854775808})",
+       "window_size: expected an integer, got 9223372036854775808"},
+      a("CausalNumber", R"(, "causal": 1)", "causal: expected true or false, got 1"),
+      a("CausalText", R"(, "causal": "True")", "causal: expected true or false, got \"True\""),
+      a("DropoutText", R"(, "dropout": "0.1")", "dropout: expected a number, got \"0.1\""),
+      a("ScaleTrue", R"(, "scale": true)", "scale: expected a number, got true"),
+      a("DimFloat", R"(, "dim": 8.5)", "dim: expected an integer, got 8.5"),
+      a("LookForwardText", R"(, "look_forward": "1")", "look_forward: expected an integer"),
+      a("AutopadNumber", R"(, "autopad": 1)", "autopad: expected true or false, got 1"),
+      a("LegacyNumber", R"(, "rel_pos_emb_config": 8)",
+        "rel_pos_emb_config: expected [dim, heads]"),
+      a("LegacyEmpty", R"(, "rel_pos_emb_config": [])",
+        "rel_pos_emb_config: expected [dim, heads]"),
+      a("LegacyText", R"(, "rel_pos_emb_config": ["8"])", "rel_pos_emb_config: expected [dim, he"),
+      a("LegacyTooLarge", R"(, "rel_pos_emb_config": [18446744073709551615, 1])",
+        "rel_pos_emb_config: expected [dim, heads]"),
+      m("HeadsObject", R"(, "heads": {})", "heads: expected an integer, got an object"),
+      m("PrenormNumber", R"(, "prenorm": 0)", "prenorm: expected true or false, got 0"),
+      m("QkScaleText", R"(, "qk_scale": "8")", "qk_scale: expected a number, got \"8\""),
+      m("XposScaleBaseText", R"(, "xpos_scale_base": "8")", "xpos_scale_base: expected a number"),
+      m("ExactNumber", R"(, "exact_windowsize": 1)", "exact_windowsize: expected true or false"),
+      m("LegacyOther", R"(, "rel_pos_emb_config": [8, 3])",
+        "rel_pos_emb_config: expected [dim_head, heads] with the layer's dim_head, got 8 first"),
+      m("LegacyNumber", R"(, "rel_pos_emb_config": 64)", "rel_pos_emb_config: expected [dim_head"),
+      t("FfMultText", R"(, "ff_mult": "4")", "ff_mult: expected a number, got \"4\""),
+      t("IgnoreIndexFloat", R"(, "ignore_index": -1.0)",
+        "ignore_index: expected an integer, got -1.0"),
+      t("DynamicText", R"(, "use_dynamic_pos_bias": "yes")", "use_dynamic_pos_bias: expected true"),
+      // Not supported.
+      m("SharedQk", R"(, "shared_qk": true)",
+        "shared_qk: expected false, because a layer projects"),
+      t("ResidualStreams", R"(, "num_residual_streams": 4)",
+        "num_residual_streams: expected 1, because hyper-connections are not supported, got 4"),
+      t("ResidualStreamsTrue", R"(, "num_residual_streams": true)",
+        "num_residual_streams: expected 1"),
+      t("GlobalLayers", R"(, "layers_insert_global_attn": [1])",
+        "layers_insert_global_attn: expected null, because global layers are not supported"),
+      // Values.
+      {"WindowZero", "a", R"({"window_size": 0})", "window_size: expected at least 1, got 0"},
+      {"WindowNegativeWithXpos", "a", R"({"window_size": -3, "dim": 8, "use_xpos": true})",
+       "window_size: expected at least 1, got -3"},
+      a("LookForwardIfCausal", R"(, "causal": true, "look_forward": 1)",
+        "look_forward: expected 0"),
+      a("DropoutOne", R"(, "dropout": 1)", "dropout: expected a probability in [0, 1), got 1"),
+      a("OddDim", R"(, "dim": 7)", "dim: expected an even number"),
+      m("OddDimHead", R"(, "dim_head": 7)", "dim_head: expected an even number"),
+      m("HugeHeads", R"(, "heads": 9223372036854775807)", "heads: expected at most 2^40"),
+      m("XposScaleBaseZero", R"(, "use_xpos": true, "xpos_scale_base": 0)",
+        "xpos_scale_base: expected at least 0.5, got 0"),
+      t("WindowZero", R"(, "local_attn_window_size": 0)",
+        "local_attn_window_size: expected at least 1"),
+      t("FfMultNegative", R"(, "ff_mult": -4)", "ff_mult: expected positive"),
+      // Half of a window of one is zero.
+      {"AttentionXposOfWindow1", "a", R"({"window_size": 1, "dim": 8, "use_xpos": true})",
+       "xpos_scale_base: expected a value, because the Python default, window_size // 2, is 0"},
+      {"MhaXposOfWindow1", "m", R"({"dim": 8, "window_size": 1, "use_xpos": true})",
+       "xpos_scale_base: expected a value, because the Python default, window_size // 2, is 0"},
+      t("XposOfWindow1", R"(, "local_attn_window_size": 1, "use_xpos": true)",
+        "because the Python default, local_attn_window_size // 2, is 0 for a window of 1"),
+  };
+}
+
+class WrongKwargs : public testing::TestWithParam<Wrong> {};
+
+TEST_P(WrongKwargs, NameTheArgumentWhatWasExpectedAndWhatCame) {
+  const Wrong& wrong = GetParam();
+  const json kwargs = parse_json(wrong.kwargs, "kwargs");
+  const std::string message = message_of<std::invalid_argument>([&] {
+    if (wrong.module == "a") local_attention_config(kwargs);
+    if (wrong.module == "m") local_mha_config(kwargs);
+    if (wrong.module == "t") local_transformer_config(kwargs);
+  });
+  EXPECT_NE(message.find(wrong.message), std::string::npos) << message;
+  EXPECT_NE(message.find(": expected "), std::string::npos) << message;
+  EXPECT_NE(message.find(", got "), std::string::npos) << message;
+}
+
+INSTANTIATE_TEST_SUITE_P(, WrongKwargs, testing::ValuesIn(wrong_kwargs()),
+                         [](const auto& test) { return test.param.name; });
+
+// ---- Back to Python ----
+
+template <typename Config, typename Read>
+void expect_round_trip(const Config& config, const Read& read) {
+  const json kwargs = to_kwargs(config);
+  const json again = to_kwargs(read(parse_json(kwargs.dump(), "kwargs")));
+  EXPECT_EQ(kwargs, again);
+}
+
+TEST(ToKwargs, ComeBack) {
+  expect_round_trip(LocalAttentionConfig{.window_size = 6}, local_attention_config);
+  expect_round_trip(LocalAttentionConfig{.window_size = 6,
+                                         .look_backward = 2,
+                                         .look_forward = 3,
+                                         .dropout = 0.1,
+                                         .shared_qk = true,
+                                         .dim = 8,
+                                         .exact_windowsize = true,
+                                         .scale = 1. / 3,
+                                         .use_xpos = true,
+                                         .xpos_scale_base = 0.7},
+                    local_attention_config);
+  expect_round_trip(LocalMHAConfig{.dim = 24, .window_size = 6}, local_mha_config);
+  expect_round_trip(LocalMHAConfig{.dim = 24,
+                                   .window_size = 1,
+                                   .dim_head = 7,
+                                   .heads = 3,
+                                   .dropout = 0.3,
+                                   .causal = true,
+                                   .prenorm = true,
+                                   .qk_rmsnorm = true,
+                                   .qk_scale = 1e-3,
+                                   .exact_windowsize = false,
+                                   .look_backward = 0,
+                                   .look_forward = 0,
+                                   .use_rotary_pos_emb = false,
+                                   .gate_values_per_head = true},
+                    local_mha_config);
+  expect_round_trip(LocalTransformerConfig{.num_tokens = 3, .max_seq_len = 5, .dim = 4, .depth = 0},
+                    local_transformer_config);
+  expect_round_trip(LocalTransformerConfig{.num_tokens = 3,
+                                           .max_seq_len = 5,
+                                           .dim = 4,
+                                           .depth = 7,
+                                           .causal = false,
+                                           .local_attn_window_size = 1,
+                                           .dim_head = 6,
+                                           .heads = 1,
+                                           .ff_mult = 8. / 3,
+                                           .attn_dropout = 0.1,
+                                           .ff_dropout = 0.2,
+                                           .ignore_index = -100,
+                                           .use_xpos = true,
+                                           .xpos_scale_base = 1.5,
+                                           .qk_rmsnorm = true,
+                                           .look_backward = 3,
+                                           .look_forward = 2},
+                    local_transformer_config);
+}
+
+// Written explicitly, because Python's default would be half the window.
+TEST(ToKwargs, KeepTheSquareRootThatStandsForAnEmptyXposScaleBase) {
+  const LocalMHAConfig layer{.dim = 25, .window_size = 6, .use_xpos = true};
+  EXPECT_EQ(to_kwargs(layer)["xpos_scale_base"], 5.);
+  EXPECT_EQ(local_mha_config(to_kwargs(layer)).xpos_scale_base, 5);
+  const LocalAttentionConfig inner{.window_size = 6, .dim = 16, .use_xpos = true};
+  EXPECT_EQ(to_kwargs(inner)["xpos_scale_base"], 4.);
+  const LocalTransformerConfig model{
+      .num_tokens = 3, .max_seq_len = 5, .dim = 36, .depth = 1, .use_xpos = true};
+  EXPECT_EQ(to_kwargs(model)["xpos_scale_base"], 6.);
+  EXPECT_FALSE(to_kwargs(LocalMHAConfig{.dim = 25, .window_size = 6}).contains("xpos_scale_base"));
+}
+
+TEST(ToKwargs, OfATransformerAskForPlainResidualConnections) {
+  const LocalTransformerConfig model{.num_tokens = 3, .max_seq_len = 5, .dim = 4, .depth = 1};
+  EXPECT_EQ(to_kwargs(model)["num_residual_streams"], 1);
+}
+
+// ---- JSON ----
+
+TEST(ParseJson, TakesJson) {
+  EXPECT_EQ(parse_json(R"( {"a": [1, {"a": null}], "b": {"a": 2}} )", "x"),
+            json::parse(R"({"a": [1, {"a": null}], "b": {"a": 2}})"));
+  EXPECT_EQ(parse_json("3", "x"), 3);
+  std::string nested = "1";
+  for (int level = 0; level < 32; ++level) nested = "[" + nested + "]";
+  EXPECT_TRUE(parse_json(nested, "x").is_array());
+}
+
+TEST(ParseJson, RejectsTheRestNamingTheArgument) {
+  const auto rejected = [](std::string_view text) {
+    const std::string message =
+        message_of<std::invalid_argument>([&] { static_cast<void>(parse_json(text, "case")); });
+    EXPECT_TRUE(message.starts_with("case: expected JSON")) << message;
+    EXPECT_LT(message.size(), 400U);
+    return message;
+  };
+  const auto has = [](const std::string& text, std::string_view part) {
+    return text.find(part) != std::string::npos;
+  };
+  EXPECT_TRUE(has(rejected(""), "byte") || has(rejected(""), "column"));
+  rejected("{");
+  rejected("{} {}");
+  rejected("{'a': 1}");
+  rejected("// comment\n{}");
+  rejected("NaN");
+  rejected("1e999");
+  rejected("\"\xff\"");
+  EXPECT_TRUE(has(rejected(std::string_view("{}\0", 3)), "a null byte at byte 2"));
+  EXPECT_TRUE(has(rejected(R"({"a": 1, "a": 2})"), "'a' twice"));
+  EXPECT_TRUE(has(rejected(R"([{"b": {"a": 1, "x": {}, "\u0061": 2}}])"), "'a' twice"));
+  EXPECT_TRUE(has(rejected(std::string(100'000, '[')), "at most 32 levels"));
+  std::string objects;
+  for (int level = 0; level < 100'000; ++level) objects += R"({"":)";
+  EXPECT_TRUE(has(rejected(objects), "at most 32 levels"));
+  rejected("\"" + std::string(100'000, 'x'));
+}
+
+}  // namespace
