@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: MIT
+// The components alone, against the naive reference.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include <local_mha/core/random.hpp>
+
+#include "support/library.hpp"
+#include "support/random_case.hpp"
+
+namespace {
+
+using local_mha::block_rows;
+using local_mha::Index;
+using local_mha::RowMatrix;
+using local_mha::Vector;
+using reference::Array;
+using reference::Int;
+
+template <typename Scalar>
+RowMatrix<Scalar> matrix(const Array<double>& from) {
+  RowMatrix<Scalar> to(from.shape.at(0), from.shape.at(1));
+  for (std::size_t i = 0; i < from.data.size(); ++i)
+    to.data()[i] = static_cast<Scalar>(from.data[i]);
+  return to;
+}
+
+template <typename Scalar>
+Vector<Scalar> vector(const Array<double>& from) {
+  Vector<Scalar> to(static_cast<Index>(from.data.size()));
+  for (std::size_t i = 0; i < from.data.size(); ++i)
+    to.data()[i] = static_cast<Scalar>(from.data[i]);
+  return to;
+}
+
+template <typename Scalar>
+Array<Scalar> array(const RowMatrix<Scalar>& from) {
+  Array<Scalar> to({from.rows(), from.cols()});
+  for (std::size_t i = 0; i < to.data.size(); ++i) to.data[i] = from.data()[i];
+  return to;
+}
+
+template <typename Scalar>
+class Component : public testing::Test {
+ protected:
+  static constexpr double epsilon = std::numeric_limits<Scalar>::epsilon();
+};
+TYPED_TEST_SUITE(Component, support::Scalars, support::ScalarNames);
+
+// Sizes below, at and above those of tiles, and none.
+constexpr std::array<Index, 9> row_counts{0, 1, 7, 8, 16, 17, 33, 100, 200};
+constexpr std::array<Index, 7> channel_counts{1, 2, 7, 8, 17, 40, 65};
+
+TYPED_TEST(Component, LinearIsTheProductWithTheTransposedWeight) {
+  Random random(1);
+  for (const Index rows : row_counts)
+    for (const Index in : channel_counts)
+      for (const Index out : channel_counts) {
+        const auto x = random.array({rows, in});
+        const auto weight = random.array({out, in}, 1 / std::sqrt(static_cast<double>(in)));
+        const auto bias = random.array({out});
+        const local_mha::Linear<TypeParam> with_bias(matrix<TypeParam>(weight),
+                                                     vector<TypeParam>(bias));
+        const local_mha::Linear<TypeParam> without(matrix<TypeParam>(weight));
+        EXPECT_EQ(without.in_features(), in);
+        EXPECT_EQ(without.out_features(), out);
+        EXPECT_TRUE(support::close(array(without.forward(matrix<TypeParam>(x))),
+                                   reference::linear(x, weight), 60 * this->epsilon));
+        EXPECT_TRUE(support::close(array(with_bias.forward(matrix<TypeParam>(x))),
+                                   reference::linear(x, weight, bias), 60 * this->epsilon));
+      }
+}
+
+TYPED_TEST(Component, LayerNormNormalizesEachRow) {
+  Random random(2);
+  for (const Index rows : row_counts)
+    for (const Index dim : {3, 4, 8, 17, 64, 130}) {
+      const auto weight = random.array({dim}), bias = random.array({dim});
+      auto x = random.array({rows, dim}, 3);
+      for (double& value : x.data) value += 2;
+      const local_mha::LayerNorm<TypeParam> norm(vector<TypeParam>(weight),
+                                                 vector<TypeParam>(bias));
+      const auto exact = reference::layer_norm(x, weight, bias);
+      const auto naive = reference::layer_norm(reference::cast<TypeParam>(x),
+                                               reference::cast<TypeParam>(weight),
+                                               reference::cast<TypeParam>(bias));
+      EXPECT_TRUE(support::close(
+          array(norm.forward(matrix<TypeParam>(x))), exact,
+          2 * support::largest_error(naive, exact) + 60 * this->epsilon))
+          << rows << " rows of " << dim;
+    }
+}
+
+TYPED_TEST(Component, LayerNormOfAConstantRowIsItsBias) {
+  // The variance is 0; eps keeps the quotient finite.
+  const RowMatrix<TypeParam> x = RowMatrix<TypeParam>::Constant(5, 8, TypeParam(3));
+  Vector<TypeParam> bias(8);
+  for (Index c = 0; c < 8; ++c) bias[c] = static_cast<TypeParam>(c);
+  const local_mha::LayerNorm<TypeParam> norm(Vector<TypeParam>::Ones(8), bias);
+  EXPECT_EQ(norm.forward(x), RowMatrix<TypeParam>(bias.transpose().replicate(5, 1)));
+}
+
+TYPED_TEST(Component, QkNormGivesRowsOfLengthOneTimesTheScale) {
+  Random random(3);
+  for (const Index rows : row_counts)
+    for (const Index d : channel_counts) {
+      const auto x = random.array({rows, d}), scale = random.array({d});
+      const local_mha::QkNorm<TypeParam> norm(vector<TypeParam>(scale));
+      EXPECT_TRUE(support::close(array(norm.forward(matrix<TypeParam>(x))),
+                                 reference::qk_norm(x, scale), 20 * this->epsilon));
+    }
+}
+
+TYPED_TEST(Component, QkNormOfZeroIsZeroAndOfTinyRowsIsLimited) {
+  RowMatrix<TypeParam> x = RowMatrix<TypeParam>::Zero(3, 4);
+  x(1, 2) = TypeParam(1e-13);  // shorter than 1e-12
+  x(2, 2) = TypeParam(1e-11);
+  const local_mha::QkNorm<TypeParam> norm(Vector<TypeParam>::Ones(4));
+  const RowMatrix<TypeParam> y = norm.forward(x);
+  EXPECT_EQ(y.row(0).norm(), 0);
+  EXPECT_NEAR(y(1, 2), 0.1, 1e-5);
+  EXPECT_NEAR(y(2, 2), 1, 1e-5);
+}
+
+TYPED_TEST(Component, RotaryEmbeddingScoresDependOnTheDistanceAlone) {
+  constexpr Index count = block_rows<TypeParam>;
+  for (const Index d : {2, 6, 64})
+    for (const double base : {0.0, 1.0, 8.0, 100.0}) {
+      std::optional<double> xpos;
+      if (base > 0) xpos = base;
+      const local_mha::RotaryEmbedding<TypeParam> rotary(d, xpos);
+      const Index group = rotary.group();
+      ASSERT_EQ(group % count, 0);
+      Random random(static_cast<std::uint64_t>(d));
+      const auto q = random.array({d}), k = random.array({d});
+      const reference::AttentionOptions options{.rotary = true,
+                                                .xpos = base > 0,
+                                                .xpos_scale_base = base};
+      reference::Rotation<double> rotation(options, d);
+
+      // Keys in groups before, in and behind the queries' group, far from position 0.
+      const Index far = 40'000 * group;
+      std::vector<TypeParam> queries(static_cast<std::size_t>(d * count)), keys = queries,
+                             turned = queries, turns(static_cast<std::size_t>(d));
+      for (const Index query_block : {far, far + group - count})
+        for (const Index back : {-1, 0, 1, 2})
+          for (const Index key_block : {far - back * group, far - back * group + group - count}) {
+            for (Index c = 0; c < d; ++c)
+              for (Index r = 0; r < count; ++r) {
+                const auto at = static_cast<std::size_t>(c * count + r);
+                queries[at] = static_cast<TypeParam>(q(c));
+                keys[at] = static_cast<TypeParam>(k(c));
+              }
+            rotary.apply_to_queries(queries.data(), query_block);
+            rotary.apply_to_keys(keys.data(), key_block);
+            rotary.turns(back * group, turns.data());
+            rotary.turn_queries(queries.data(), turns.data(), turned.data());
+            for (Index r = 0; r < count; ++r)
+              for (Index s = 0; s < count; s += 3) {
+                double score = 0;
+                for (Index c = 0; c < d; ++c)
+                  score += static_cast<double>(turned[static_cast<std::size_t>(c * count + r)]) *
+                           static_cast<double>(keys[static_cast<std::size_t>(c * count + s)]);
+                double magnitude = 0;
+                const double expected = reference::raw_score(
+                    options, rotation, q.data.data(), k.data.data(), d, query_block + r,
+                    key_block + s, magnitude);
+                // Three turns, each a few roundings; and what falls below the normal numbers
+                // before the key's inverse decay, at most 1e9, enlarges it.
+                ASSERT_NEAR(score, expected,
+                            40 * this->epsilon * magnitude +
+                                1e9 * std::numeric_limits<TypeParam>::min())
+                    << "d " << d << ", base " << base << ", query " << query_block + r << ", key "
+                    << key_block + s;
+              }
+          }
+    }
+}
+
+TYPED_TEST(Component, FeedForwardIsGEGLUBetweenProjections) {
+  Random random(4);
+  for (const Index rows : {0, 1, 17, 150})
+    for (const Index dim : {4, 9, 24})
+      for (const Index inner : {1, 8, 21, 64}) {
+        auto parameters = local_mha::FeedForwardParameters<TypeParam>::zeros(dim, inner);
+        const auto values =
+            support::random_parameters(random, support::named<double>(parameters));
+        support::assign(parameters, values);
+        const auto x = random.array({rows, dim});
+        const auto exact = reference::feed_forward(values, x);
+        const auto naive = reference::feed_forward(reference::cast<TypeParam>(values),
+                                                   reference::cast<TypeParam>(x));
+        const local_mha::FeedForward<TypeParam> feed_forward(parameters);
+        EXPECT_TRUE(support::close(
+            array(feed_forward.forward(matrix<TypeParam>(x))), exact,
+            2 * support::largest_error(naive, exact) +
+                20 * this->epsilon * (1 + support::largest(exact))))
+            << rows << ' ' << dim << ' ' << inner;
+      }
+}
+
+TYPED_TEST(Component, FeedForwardDropsHiddenActivationsInTraining) {
+  Random random(5);
+  auto parameters = local_mha::FeedForwardParameters<TypeParam>::zeros(6, 20);
+  support::assign(parameters,
+                  support::random_parameters(random, support::named<double>(parameters)));
+  const local_mha::FeedForward<TypeParam> feed_forward(parameters, 0.3);
+  const auto x = matrix<TypeParam>(random.array({30, 6}));
+  const RowMatrix<TypeParam> evaluated = feed_forward.forward(x);
+  RowMatrix<double> mean = RowMatrix<double>::Zero(30, 6), squares = mean;
+  constexpr int seeds = 2000;
+  for (int seed = 0; seed < seeds; ++seed) {
+    const RowMatrix<double> y =
+        feed_forward
+            .forward(x, local_mha::Training{.seed = static_cast<std::uint64_t>(seed)})
+            .template cast<double>();
+    mean += y / seeds;
+    squares += y.cwiseProduct(y) / seeds;
+  }
+  for (Index i = 0; i < mean.size(); ++i) {
+    const double variance = squares.data()[i] - mean.data()[i] * mean.data()[i];
+    EXPECT_GT(variance, 0);
+    EXPECT_NEAR(mean.data()[i], static_cast<double>(evaluated.data()[i]),
+                5 * std::sqrt(std::max(0.0, variance) / seeds));
+  }
+}
+
+TYPED_TEST(Component, DynamicPositionBiasIsAnMLPOfTheDistance) {
+  Random random(6);
+  for (const Index hidden : {1, 6, 17})
+    for (const Index heads : {1, 3}) {
+      auto parameters = local_mha::DynamicPositionBiasParameters<TypeParam>::zeros(hidden, heads);
+      const auto values = support::random_parameters(random, support::named<double>(parameters));
+      support::assign(parameters, values);
+      const local_mha::DynamicPositionBias<TypeParam> bias(parameters);
+      for (const auto& [w, lb, lf] : std::vector<std::array<Index, 3>>{
+               {1, 0, 0}, {1, 1, 1}, {5, 1, 0}, {4, 2, 3}, {7, 0, 2}}) {
+        const auto exact = reference::dynamic_position_bias(values, w, lb, lf);
+        const auto naive =
+            reference::dynamic_position_bias(reference::cast<TypeParam>(values), w, lb, lf);
+        EXPECT_TRUE(support::close(support::array(bias.forward(w, lb, lf)), exact,
+                                   4 * support::largest_error(naive, exact) +
+                                       20 * this->epsilon * (1 + support::largest(exact))));
+      }
+    }
+}
+
+TYPED_TEST(Component, CrossEntropyIsTheMeanOverTheLabelsThatCount) {
+  Random random(7);
+  const auto logits = random.array({3, 5, 6}, 10);
+  Array<Int> labels({3, 5});
+  for (Int& label : labels.data) label = random.integer(0, 5);
+  labels(0, 0) = labels(1, 4) = labels(2, 2) = -100;
+  EXPECT_NEAR(local_mha::cross_entropy<TypeParam>(
+                  support::tensor<TypeParam, 3>(logits), support::tensor<std::int64_t, 2>(labels),
+                  -100),
+              reference::cross_entropy(logits, labels, -100), 100 * this->epsilon);
+  // As in PyTorch, the mean of nothing.
+  EXPECT_TRUE(std::isnan(local_mha::cross_entropy<TypeParam>(
+      support::tensor<TypeParam, 3>(logits),
+      support::tensor<std::int64_t, 2>(Array<Int>({3, 5}, -1)), -1)));
+}
+
+TEST(WindowGeometry, EqualsTheReferencePredicate) {
+  for (const Index w : {1, 2, 3, 5, 16})
+    for (const Index lb : {0, 1, 3})
+      for (const Index lf : {0, 1, 2})
+        for (const bool exact : {false, true})
+          for (const bool causal : {false, true})
+            for (const Index first : {0, 1, 7, 10'000'000}) {
+              if (causal && lf > 0) continue;
+              local_mha::LocalAttentionConfig config{.window_size = w, .causal = causal};
+              config.look_backward = lb;
+              config.look_forward = lf;
+              config.exact_windowsize = exact;
+              const local_mha::Window window(config, w, first);
+              const reference::AttentionOptions options = support::options(
+                  config, local_mha::LocalAttentionCall{.first_position = first});
+              EXPECT_EQ(window.size(), w);
+              EXPECT_EQ(window.look_around(), (1 + lb + lf) * w);
+              for (Index i = 0; i < 40; ++i) {
+                EXPECT_EQ(window.place_in_bucket(i), (first + i) % w);
+                EXPECT_EQ(window.look_around_begin(i), ((first + i) / w - lb) * w - first);
+                for (Index j = 0; j < 40; ++j) {
+                  ASSERT_EQ(window.attends(i, j), reference::sees(options, i, j))
+                      << "w " << w << ", lb " << lb << ", lf " << lf << ", exact " << exact
+                      << ", causal " << causal << ", first " << first << ": " << i << ' ' << j;
+                  if (window.attends(i, j)) {
+                    EXPECT_LE(i - j, window.reach_behind());
+                    EXPECT_LE(j - i, window.reach_ahead());
+                  }
+                }
+                const local_mha::Range keys = window.keys_of({i, i + 5}, 40);
+                for (Index j = 0; j < 40; ++j) {
+                  bool any = false;
+                  for (Index query = i; query < i + 5; ++query)
+                    any = any || reference::sees(options, query, j);
+                  EXPECT_EQ(keys.contains(j), any);
+                }
+              }
+            }
+}
+
+TEST(WindowGeometry, OfHugeWindowsDoesNotOverflow) {
+  for (const Index w : {Index{1} << 30, Index{1} << 50, Index{1} << 62,
+                        std::numeric_limits<Index>::max()})
+    for (const bool exact : {false, true}) {
+      local_mha::LocalAttentionConfig config{.window_size = w};
+      config.look_backward = config.look_forward.emplace(1 << 20);
+      config.exact_windowsize = exact;
+      const local_mha::Window window(config, w, 5);
+      for (const Index i : {Index{0}, Index{17}, Index{1} << 40}) {
+        EXPECT_TRUE(window.attends(i, 0));
+        EXPECT_TRUE(window.attends(i, i));
+        EXPECT_TRUE(window.attends(0, i) || i > w);
+      }
+    }
+}
+
+TEST(PaddingMasks, SayTheirPolarity) {
+  local_mha::Tensor<bool, 2> flags(2, 3);
+  flags.setValues({{true, false, false}, {false, true, true}});
+  const auto masked = local_mha::PaddingMask::masked(flags);
+  const auto keep = local_mha::PaddingMask::keep(flags);
+  ASSERT_TRUE(masked && keep);
+  EXPECT_EQ(masked.shape(), (std::array<Index, 2>{2, 3}));
+  for (Index b = 0; b < 2; ++b)
+    for (Index i = 0; i < 3; ++i) {
+      EXPECT_EQ(masked.row(b)[i], flags(b, i) ? 1 : 0);
+      EXPECT_EQ(keep.row(b)[i], flags(b, i) ? 0 : 1);
+    }
+  const std::vector<Index> lengths{2, 0, 3};
+  const auto by_length = local_mha::PaddingMask::from_lengths(lengths, 3);
+  EXPECT_EQ(by_length.shape(), (std::array<Index, 2>{3, 3}));
+  for (Index b = 0; b < 3; ++b)
+    for (Index i = 0; i < 3; ++i)
+      EXPECT_EQ(by_length.row(b)[i], i < lengths[static_cast<std::size_t>(b)] ? 0 : 1);
+  EXPECT_FALSE(local_mha::PaddingMask());
+  EXPECT_EQ(local_mha::PaddingMask().row(0), nullptr);
+}
+
+TEST(PaddingMasks, OfEachPolarityGiveTheSameAttention) {
+  Random random(8);
+  const auto q = support::tensor<float, 4>(random.array({2, 1, 12, 4}));
+  const std::vector<Index> lengths{5, 12};
+  local_mha::Tensor<bool, 2> is_padding(2, 12), is_token(2, 12);
+  for (Index b = 0; b < 2; ++b)
+    for (Index i = 0; i < 12; ++i) {
+      is_padding(b, i) = i >= lengths[static_cast<std::size_t>(b)];
+      is_token(b, i) = !is_padding(b, i);
+    }
+  const local_mha::LocalAttention<float> attention({.window_size = 4});
+  const auto y = attention.forward(q, q, q, local_mha::PaddingMask::from_lengths(lengths, 12));
+  EXPECT_TRUE(support::same_bits(
+      y, attention.forward(q, q, q, local_mha::PaddingMask::masked(is_padding))));
+  EXPECT_TRUE(support::same_bits(
+      y, attention.forward(q, q, q, local_mha::PaddingMask::keep(is_token))));
+  EXPECT_FALSE(support::same_bits(y, attention.forward(q, q, q)));
+}
+
+TEST(PhiloxGenerator, GivesThePublishedNumbers) {
+  // The known answers of the Random123 distribution for philox4x32-10.
+  using Counter = local_mha::Philox::Counter;
+  EXPECT_EQ(local_mha::Philox(0)({0, 0, 0, 0}),
+            (Counter{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(local_mha::Philox(0xffffffffffffffff)({0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}),
+            (Counter{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(local_mha::Philox(0x299f31d0a4093822)({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}),
+            (Counter{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+}  // namespace
