@@ -22,7 +22,6 @@
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
-#include <local_mha/core/prefetch.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -74,13 +73,11 @@ class AttentionKernel {
   /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their place
   /// \param keys, values the blocks that the queries see
   /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key
-  /// \param upcoming memory that the caller needs after this, requested along the way
   /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out,
-              Upcoming<Scalar> upcoming = {}, Scalar* lse = nullptr) {
+              Scalar* lse = nullptr) {
     const Tile tile(head, first);
-    upcoming.spread_over((tile.keys.end - tile.keys.begin) / group);
     L maximum = L::broadcast(Scalar(lowest));
     L sum = L::zero();
     bool first_chunk = true;
@@ -88,7 +85,7 @@ class AttentionKernel {
       const Range chunk{std::max(begin, tile.keys.begin / group * group),
                         std::min(begin + chunk_keys, tile.keys.end)};
       const L before = maximum;
-      maximum = score(head, tile, chunk, queries, keys, upcoming, maximum);
+      maximum = score(head, tile, chunk, queries, keys, maximum);
       const L rescale = first_chunk ? L::zero() : exp2(before - maximum);
       sum = exponentiate(head, tile, chunk, maximum, rescale * sum);
       accumulate(head, tile, chunk, values, first_chunk, rescale, out);
@@ -127,10 +124,8 @@ class AttentionKernel {
     // Both ends of what is seen grow along the lanes, so that the lanes of a key are a range.
     LaneRange lanes_that_see(Index key) const {
       LaneRange lanes{0, 0};
-      for (Index r = 0; r < count; ++r) {
-        lanes.begin += seen[r].end <= key ? 1 : 0;
-        lanes.end += seen[r].begin <= key ? 1 : 0;
-      }
+      while (lanes.begin < count && seen[lanes.begin].end <= key) ++lanes.begin;
+      while (lanes.end < count && seen[lanes.end].begin <= key) ++lanes.end;
       return lanes;
     }
 
@@ -155,8 +150,7 @@ class AttentionKernel {
 
   // scores[key][query] of a chunk, −∞ where a query does not see a key. Returns the maximum so far.
   L score(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-          const Scalar* queries, const Ring<Scalar>& keys, Upcoming<Scalar>& upcoming,
-          L maximum) {
+          const Scalar* queries, const Ring<Scalar>& keys, L maximum) {
     const Scalar* turned = queries;
     Index groups_back = std::numeric_limits<Index>::min();
     auto cursor = keys.cursor(chunk.begin / count);
@@ -177,7 +171,6 @@ class AttentionKernel {
                                plain(head, tile, {begin, end});
       if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end}, whole_plain);
       for (Index key = begin; key < end; key += group) {
-        upcoming.request();
         L acc[group][1];
         LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
         const Scalar* const x[1] = {turned};

@@ -218,14 +218,7 @@ class LocalAttention {
         for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made)
           make_keys_and_values(made, k, v);
         make_queries(first, rows, q);
-        Upcoming<Scalar> upcoming;
-        const Index next = first + count;
-        for (const Scalar* rows_of : {q, static_cast<const Scalar*>(out)})
-          if (next < seqlen_) upcoming.add(rows_of + next * dim_head_, count * dim_head_);
-        for (const Scalar* rows_of : {k, v})
-          if (made * count < seqlen_)
-            upcoming.add(rows_of + made * count * dim_head_, count * dim_head_);
-        kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), upcoming);
+        kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data());
         store_block(dim_value_, rows, out_.data(),
                     [&](Index r) { return out + (first + r) * dim_value_; });
       }
