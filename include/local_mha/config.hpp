@@ -144,6 +144,17 @@ inline void require_product(std::string_view argument, Index a, Index b) {
   if (a > 0 && b > most / a) reject(argument, "at most 2^40 weights", a, " x ", b);
 }
 
+// An attention bias `[heads, w, (1 + lb + lf)·w]` that fits into a machine.
+inline void require_bias_size(std::string_view argument, Index heads, Index window_size,
+                              Index look_backward, Index look_forward) {
+  const double columns = (1.0 + static_cast<double>(look_backward) +
+                          static_cast<double>(look_forward)) *
+                         static_cast<double>(window_size);
+  if (static_cast<double>(heads) * static_cast<double>(window_size) * columns > 0x1p40)
+    reject(argument, "a window whose bias [heads, w, look-around] has at most 2^40 values",
+           window_size);
+}
+
 }  // namespace detail
 
 /// Windows ahead that a query sees.
@@ -265,7 +276,14 @@ inline void validate(const LocalTransformerConfig& config) {
       reject("use_xpos", "false, because the dynamic position bias takes the rotary's place", true);
     detail::require_at_least("dim", config.dim, 2);
   }
-  validate(layer_config(config));
+  const LocalMHAConfig layer = layer_config(config);
+  validate(layer);
+  if (config.use_dynamic_pos_bias)
+    detail::require_bias_size("local_attn_window_size", config.heads, layer.window_size,
+                              layer.look_backward, resolved_look_forward(layer));
+  detail::require_product("depth", config.depth,
+                          4 * config.heads * config.dim_head * config.dim +
+                              3 * feed_forward_inner_dim(config.dim, config.ff_mult) * config.dim);
 }
 
 }  // namespace local_mha

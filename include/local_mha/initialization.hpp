@@ -95,8 +95,10 @@ void require_same_shapes(const Parameters& got, const Parameters& expected) {
 
 /// The weights that a module starts with.
 /// \tparam Parameters a set that has `zeros(config)`
+/// \throws std::invalid_argument naming the member of the configuration that is out of range
 template <typename Parameters, typename Config>
 Parameters initial_parameters(const Config& config, std::uint64_t seed) {
+  validate(config);
   Parameters parameters = Parameters::zeros(config);
   RandomSequence random(seed);
   detail::initialize(parameters, random);

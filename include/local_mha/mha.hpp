@@ -46,7 +46,7 @@ class LocalMHA {
   /// Starts with the weights of a new PyTorch module.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   explicit LocalMHA(const LocalMHAConfig& config, std::uint64_t seed = 0)
-      : LocalMHA(checked(config), initial_parameters<Parameters>(config, seed)) {}
+      : LocalMHA(config, initial_parameters<Parameters>(config, seed)) {}
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalMHA(const LocalMHAConfig& config, Parameters parameters)

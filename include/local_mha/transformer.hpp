@@ -40,7 +40,7 @@ class LocalTransformer {
   /// Starts with the weights of a new PyTorch module.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   explicit LocalTransformer(const LocalTransformerConfig& config, std::uint64_t seed = 0)
-      : LocalTransformer(checked(config), initial_parameters<Parameters>(config, seed)) {}
+      : LocalTransformer(config, initial_parameters<Parameters>(config, seed)) {}
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalTransformer(const LocalTransformerConfig& config, Parameters parameters)

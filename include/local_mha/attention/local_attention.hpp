@@ -259,10 +259,8 @@ class LocalAttention {
   };
 
   void check_queries(const TensorView<const Scalar, 4>& q) const {
-    const Index dim_head = q.dimension(3);
-    if (config_.dim)
-      require_shape("q", q.dimensions(), {-1, -1, -1, *config_.dim});
-    else if (dim_head < 1)
+    require_shape("q", q.dimensions(), {-1, -1, -1, config_.dim.value_or(-1)});
+    if (q.dimension(3) < 1)
       reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
   }
 

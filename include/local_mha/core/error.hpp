@@ -33,12 +33,12 @@ template <typename... Got>
   throw std::invalid_argument(message.str());
 }
 
-/// Rejects `argument` unless its shape is `expected`; a negative extent there accepts any.
+/// Rejects `argument` unless its shape is `expected`; a negative extent there accepts any size.
 template <std::size_t Rank>
 void require_shape(std::string_view argument, const std::array<Index, Rank>& got,
                    const std::array<Index, Rank>& expected) {
   for (std::size_t axis = 0; axis < Rank; ++axis)
-    if (expected[axis] >= 0 && got[axis] != expected[axis]) {
+    if (expected[axis] >= 0 ? got[axis] != expected[axis] : got[axis] < 0) {
       std::ostringstream shape;
       shape << "shape [";
       for (std::size_t a = 0; a < Rank; ++a) {

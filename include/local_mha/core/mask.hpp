@@ -32,12 +32,15 @@ class PaddingMask {
   /// The first `lengths[b]` of `seqlen` positions of sequence `b` are attended.
   /// \throws std::invalid_argument if a length lies outside `[0, seqlen]`
   static PaddingMask from_lengths(std::span<const Index> lengths, Index seqlen) {
-    if (seqlen < 0) reject("seqlen", "at least 0", seqlen);
+    const auto batch = static_cast<Index>(lengths.size());
+    constexpr Index most = Index{1} << 40;
+    if (seqlen < 0 || (batch > 0 && seqlen > most / batch))
+      reject("seqlen", "at least 0, and at most 2^40 positions in all", seqlen);
     for (std::size_t b = 0; b < lengths.size(); ++b)
       if (lengths[b] < 0 || lengths[b] > seqlen)
         reject("lengths[" + std::to_string(b) + "]", "0 to " + std::to_string(seqlen), lengths[b]);
     PaddingMask mask;
-    mask.shape_ = {static_cast<Index>(lengths.size()), seqlen};
+    mask.shape_ = {batch, seqlen};
     mask.masked_.assign(lengths.size() * static_cast<std::size_t>(seqlen), 1);
     for (std::size_t b = 0; b < lengths.size(); ++b) {
       const auto row = mask.masked_.begin() + static_cast<Index>(b) * seqlen;

@@ -37,7 +37,12 @@ class DynamicPositionBias {
 
   /// The biases of queries in one window for the keys of its look-around.
   /// \return `[heads, window_size, (1 + look_backward + look_forward)·window_size]`
+  /// \throws std::invalid_argument if the window is empty, a count negative or the bias too large
   Tensor<Scalar, 3> forward(Index window_size, Index look_backward, Index look_forward) const {
+    detail::require_at_least("window_size", window_size, 1);
+    detail::require_at_least("look_backward", look_backward, 0);
+    detail::require_at_least("look_forward", look_forward, 0);
+    detail::require_bias_size("window_size", heads_, window_size, look_backward, look_forward);
     const Index columns = (1 + look_backward + look_forward) * window_size;
     RowMatrix<Scalar> distances(columns, 1);
     for (Index i = 0; i < columns; ++i) distances(i, 0) = Scalar(static_cast<double>(i));

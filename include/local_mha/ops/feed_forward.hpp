@@ -24,11 +24,13 @@ template <typename Scalar>
 class FeedForward {
  public:
   /// \param dropout probability of dropping a hidden activation, in training mode
-  /// \throws std::invalid_argument naming the weight whose shape does not fit the others
+  /// \throws std::invalid_argument if dropout is no probability, or naming the weight whose shape
+  ///         does not fit the others
   explicit FeedForward(FeedForwardParameters<Scalar> parameters, double dropout = 0)
       : dim_(parameters.norm_weight.size()),
         inner_(parameters.proj_out.cols()),
         dropout_(dropout) {
+    detail::require_probability("dropout", dropout);
     require_shape<2>("1.weight", {parameters.proj_in.rows(), parameters.proj_in.cols()},
                      {2 * inner_, dim_});
     require_shape<2>("4.weight", {parameters.proj_out.rows(), parameters.proj_out.cols()},

@@ -94,8 +94,44 @@ class RotaryEmbedding {
     }
   }
 
+  /// Turns a matrix of keys; row `j` is at place `j` of a group.
+  /// \param keys `[rows, dim_head]`, at most group() rows
+  RowMatrix<Scalar> rotate_keys(const Eigen::Ref<const RowMatrix<Scalar>>& keys) const {
+    check_rows("keys", keys.rows(), keys.cols());
+    Index first = 0;
+    return map_blocks<Scalar>(keys, dim_head_, 1, [&](Index, const Scalar* in, Scalar* out) {
+      std::copy(in, in + dim_head_ * count, out);
+      apply_to_keys(out, first);
+      first += count;
+    });
+  }
+
+  /// Turns a matrix of queries; row `i` is at place `i` of a group. Its product with row `j` of
+  /// rotate_keys() is the score of the distance `i − j + distance`.
+  /// \param queries `[rows, dim_head]`, at most group() rows
+  /// \param distance from the keys' group to the queries', and any shift
+  RowMatrix<Scalar> rotate_queries(const Eigen::Ref<const RowMatrix<Scalar>>& queries,
+                                   Index distance = 0) const {
+    check_rows("queries", queries.rows(), queries.cols());
+    auto step = make_block_buffer<Scalar>(dim_head_);
+    turns(distance, step.data());
+    auto placed = make_block_buffer<Scalar>(dim_head_ * count);
+    Index first = 0;
+    return map_blocks<Scalar>(queries, dim_head_, 1, [&](Index, const Scalar* in, Scalar* out) {
+      std::copy(in, in + dim_head_ * count, placed.data());
+      apply_to_queries(placed.data(), first);
+      turn_queries(placed.data(), step.data(), out);
+      first += count;
+    });
+  }
+
  private:
   static constexpr Index count = block_rows<Scalar>;
+
+  void check_rows(const char* argument, Index rows, Index columns) const {
+    if (columns != dim_head_) reject(argument, std::to_string(dim_head_) + " columns", columns);
+    if (rows > group_) reject(argument, "at most " + std::to_string(group_) + " rows", rows);
+  }
 
   struct Turn {
     double cosine;
