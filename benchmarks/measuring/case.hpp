@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Case: what is measured, its name, and how many floating-point operations it is worth.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "random.hpp"
+
+namespace measuring {
+
+using Index = std::ptrdiff_t;
+
+/// A shape and what is computed on it. Written and read as
+/// `attention/float/seqlen:8192/dim_head:64/window_size:256`, defaults left out.
+struct Case {
+  /// `attention` (LocalAttention), `layer` (LocalMHA), `naive_attention` (Eigen expressions),
+  /// `eigen_product` (the layer's projections by Eigen's matrix product)
+  std::string subject = "attention";
+  std::string scalar = "float";
+  Index batch = 1;
+  Index seqlen = 8192;
+  Index dim = 0;  ///< channels of the layer; 0: no layer
+  Index heads = 1;
+  Index dim_head = 64;
+  Index window_size = 256;
+  Index causal = 1;
+  Index exact = 1;       ///< exact_windowsize
+  Index rotary = 0;      ///< a layer has it always
+  Index xpos = 0;
+  Index qk_rmsnorm = 0;  ///< layer
+  Index padding = 0;     ///< a padding mask of random lengths
+  Index bias = 0;        ///< an attn_bias for each head
+
+  Index look_forward() const { return causal != 0 ? 0 : 1; }
+  Index inner() const { return heads * dim_head; }
+  bool of_layer() const { return subject == "layer" || subject == "eigen_product"; }
+
+  friend bool operator==(const Case&, const Case&) = default;
+
+  /// Calls `visit(key, value)` for each number.
+  template <typename Self, typename Visitor>
+  static void visit(Self& c, Visitor&& visit) {
+    visit("batch", c.batch);
+    visit("seqlen", c.seqlen);
+    visit("dim", c.dim);
+    visit("heads", c.heads);
+    visit("dim_head", c.dim_head);
+    visit("window_size", c.window_size);
+    visit("causal", c.causal);
+    visit("exact", c.exact);
+    visit("rotary", c.rotary);
+    visit("xpos", c.xpos);
+    visit("qk_rmsnorm", c.qk_rmsnorm);
+    visit("padding", c.padding);
+    visit("bias", c.bias);
+  }
+
+  std::string name() const {
+    std::string text = subject + "/" + scalar;
+    std::vector<Index> defaults;
+    const Case plain;
+    visit(plain, [&](const char*, const Index& value) { defaults.push_back(value); });
+    std::size_t at = 0;
+    visit(*this, [&](const std::string_view key, const Index& value) {
+      const bool always = key == "seqlen" || key == "dim_head" || key == "window_size";
+      if (always || value != defaults[at])
+        text += "/" + std::string(key) + ":" + std::to_string(value);
+      ++at;
+    });
+    return text;
+  }
+
+  /// \throws std::invalid_argument saying what is wrong with `text`
+  static Case parse(std::string_view text) {
+    Case c;
+    const auto bad = [&](const std::string& what) -> std::invalid_argument {
+      return std::invalid_argument("case '" + std::string(text) + "': " + what);
+    };
+    std::string_view rest = text;
+    for (int part = 0; !rest.empty() || part < 2; ++part) {
+      const std::string_view word = rest.substr(0, rest.find('/'));
+      rest.remove_prefix(std::min(rest.size(), word.size() + 1));
+      if (part == 0) {
+        c.subject = word;
+      } else if (part == 1) {
+        c.scalar = word;
+      } else {
+        const std::string_view key = word.substr(0, word.find(':'));
+        const std::string_view number = word.substr(std::min(word.size(), key.size() + 1));
+        std::string keys;
+        bool known = false;
+        visit(c, [&](const std::string_view its_key, Index& value) {
+          keys += " " + std::string(its_key);
+          if (its_key != key) return;
+          known = true;
+          const auto [end, error] =
+              std::from_chars(number.data(), number.data() + number.size(), value);
+          if (error != std::errc{} || end != number.data() + number.size() || value < 0)
+            throw bad("expected " + std::string(key) + ":<number>, got " + std::string(word));
+        });
+        if (!known) throw bad("expected one of" + keys + ", got " + std::string(key));
+      }
+    }
+    constexpr std::array subjects{"attention", "layer", "naive_attention", "eigen_product"};
+    if (std::find(subjects.begin(), subjects.end(), c.subject) == subjects.end())
+      throw bad("expected attention, layer, naive_attention or eigen_product, got " + c.subject);
+    if (c.scalar != "float" && c.scalar != "double")
+      throw bad("expected float or double, got " + c.scalar);
+    if (c.batch < 1 || c.seqlen < 1 || c.heads < 1 || c.dim_head < 1 || c.window_size < 1)
+      throw bad("expected at least 1 for batch, seqlen, heads, dim_head and window_size");
+    if (c.of_layer() != (c.dim > 0)) throw bad("a dim is needed by a layer, and only there");
+    if (c.subject != "layer" && c.qk_rmsnorm != 0) throw bad("qk_rmsnorm is for a layer");
+    if (c.subject != "attention" && (c.padding != 0 || c.bias != 0 || c.rotary != 0))
+      throw bad("padding, bias and rotary are for attention");
+    if (c.xpos != 0 && c.subject != "layer" && c.rotary == 0) throw bad("xpos needs rotary");
+    return c;
+  }
+
+  /// Unmasked keys of each sequence: random lengths if `padding`.
+  std::vector<Index> lengths() const {
+    std::vector<Index> all(static_cast<std::size_t>(batch), seqlen);
+    Random random(7);
+    if (padding != 0)
+      for (Index& length : all) length = 1 + random.below(seqlen);
+    return all;
+  }
+
+  /// Does query `i` see key `j` of a sequence whose keys from `length` on are masked?
+  bool sees(Index i, Index j, Index length) const {
+    if (j < 0 || j >= length) return false;
+    if (causal != 0 && j > i) return false;
+    const Index buckets_back = i / window_size - j / window_size;
+    if (buckets_back > 1 || buckets_back < -look_forward()) return false;
+    if (exact == 0) return true;
+    return i - j <= window_size && j - i <= look_forward() * window_size;
+  }
+
+  /// Keys that query `i` sees, in their order.
+  std::vector<Index> seen(Index i, Index length) const {
+    std::vector<Index> keys;
+    for (Index j = first_candidate(i); j < last_candidate(i); ++j)
+      if (sees(i, j, length)) keys.push_back(j);
+    return keys;
+  }
+
+  /// Pairs of a query and a key that it sees, over all sequences and heads: counted one by one,
+  /// but for buckets whose look-around lies within the sequence, which are all alike.
+  double pairs() const {
+    double total = 0;
+    std::optional<double> of_inner_bucket;
+    for (const Index length : lengths())
+      for (Index bucket = 0; bucket * window_size < seqlen; ++bucket) {
+        const bool inner = bucket >= 1 && (bucket + 2) * window_size <= std::min(seqlen, length);
+        if (inner && of_inner_bucket) {
+          total += *of_inner_bucket;
+          continue;
+        }
+        double count = 0;
+        const Index end = std::min(seqlen, (bucket + 1) * window_size);
+        for (Index i = bucket * window_size; i < end; ++i)
+          for (Index j = first_candidate(i); j < last_candidate(i); ++j)
+            if (sees(i, j, length)) count += 1;
+        if (inner) of_inner_bucket = count;
+        total += count;
+      }
+    return total * static_cast<double>(heads);
+  }
+
+  double tokens() const { return static_cast<double>(batch * seqlen); }
+
+  /// A pair takes `2·dim_head` for its score and as many for its value; a token of the layer
+  /// `2·dim·inner` for each of q, k, v and the output.
+  double flops() const {
+    const double projections =
+        of_layer() ? 2 * tokens() * static_cast<double>(dim * 4 * inner()) : 0;
+    if (subject == "eigen_product") return projections;
+    return projections + 4 * static_cast<double>(dim_head) * pairs();
+  }
+
+ private:
+  Index first_candidate(Index i) const {
+    return std::max<Index>(0, (i / window_size - 1) * window_size);
+  }
+  Index last_candidate(Index i) const {
+    return std::min(seqlen, (i / window_size + 1 + look_forward()) * window_size);
+  }
+};
+
+}  // namespace measuring

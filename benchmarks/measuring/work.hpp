@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Work: a case with its inputs, ready to be run again and again and then checked.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include <Eigen/Dense>
+
+#include <local_mha/local_mha.hpp>
+
+#include "case.hpp"
+#include "exact.hpp"
+#include "fma_peak.hpp"
+#include "naive.hpp"
+#include "random.hpp"
+
+namespace measuring {
+
+class Work {
+ public:
+  explicit Work(const Case& c) : case_(c), flops_(c.flops()) {}
+  virtual ~Work() = default;
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+
+  const Case& of() const { return case_; }
+  double flops() const { return flops_; }
+
+  /// Computes once. The result replaces that of the run before.
+  virtual void run() = 0;
+  /// Bytes of the result.
+  virtual std::size_t result_bytes() const = 0;
+  /// The last result's largest deviation from the exact rows, relative to their largest value.
+  virtual double max_error() const = 0;
+  /// fma_peak() of the case's scalar.
+  virtual double peak(double seconds) const = 0;
+
+  /// What max_error() may be: the tolerances of the library's tests.
+  double tolerance() const { return case_.scalar == "float" ? 2e-5 : 1e-10; }
+
+ private:
+  Case case_;
+  double flops_;
+};
+
+namespace detail {
+
+/// Compares rows, remembering the largest difference and the largest value.
+class Comparison {
+ public:
+  template <typename Computed>
+  void add(const Computed& computed, const Eigen::VectorXd& exact) {
+    for (Index c = 0; c < exact.size(); ++c) {
+      const double difference = std::abs(static_cast<double>(computed(c)) - exact[c]);
+      // Not std::max, which would lose a NaN.
+      if (!(difference <= difference_)) difference_ = difference;
+      largest_ = std::max(largest_, std::abs(exact[c]));
+    }
+  }
+
+  double relative() const {
+    if (std::isnan(difference_)) return std::numeric_limits<double>::infinity();
+    return difference_ == 0 ? 0 : difference_ / largest_;
+  }
+
+ private:
+  double difference_ = 0;
+  double largest_ = 0;
+};
+
+template <typename Scalar>
+using Rows = Eigen::Map<
+    const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
+
+template <typename Scalar>
+Eigen::MatrixXd select_rows(const Rows<Scalar>& all, const std::vector<Index>& rows) {
+  Eigen::MatrixXd selected(static_cast<Index>(rows.size()), all.cols());
+  for (Index t = 0; t < selected.rows(); ++t)
+    selected.row(t) = all.row(rows[static_cast<std::size_t>(t)]).template cast<double>();
+  return selected;
+}
+
+/// Queries, keys and values, and the check of what became of them.
+template <typename Scalar>
+class AttentionWork : public Work {
+ public:
+  explicit AttentionWork(const Case& c)
+      : Work(c), lengths_(c.lengths()), q_(shape()), k_(shape()), v_(shape()) {
+    Random random(1);
+    for (auto* input : {&q_, &k_, &v_}) random.fill(*input);
+    if (c.bias != 0) {
+      bias_.emplace(c.heads, c.window_size, (2 + c.look_forward()) * c.window_size);
+      random.fill(*bias_);
+    }
+  }
+
+  std::size_t result_bytes() const override {
+    return static_cast<std::size_t>(q_.size()) * sizeof(Scalar);
+  }
+
+  double peak(double seconds) const override { return fma_peak<Scalar>(seconds); }
+
+  double max_error() const override {
+    const Case& c = of();
+    const double scale = 1 / std::sqrt(static_cast<double>(c.dim_head));
+    Comparison comparison;
+    for (const Index b : {Index{0}, c.batch - 1})
+      for (const Index h : {Index{0}, c.heads - 1})
+        for (const Index i : sampled_rows(c)) {
+          const auto rows_of = [&](const local_mha::Tensor<Scalar, 4>& t) {
+            return Rows<Scalar>(&t(b, h, 0, 0), c.seqlen, c.dim_head);
+          };
+          const auto seen = c.seen(i, lengths_[static_cast<std::size_t>(b)]);
+          const Eigen::VectorXd exact = exact_attention(
+              c, rows_of(q_).row(i).template cast<double>(), select_rows<Scalar>(rows_of(k_), seen),
+              select_rows<Scalar>(rows_of(v_), seen), seen, i, scale, [&](Index column) {
+                return static_cast<double>((*bias_)(h, i % c.window_size, column));
+              });
+          comparison.add(rows_of(*out_).row(i), exact);
+        }
+    return comparison.relative();
+  }
+
+ protected:
+  std::array<Index, 4> shape() const {
+    return {of().batch, of().heads, of().seqlen, of().dim_head};
+  }
+
+  std::vector<Index> lengths_;
+  local_mha::Tensor<Scalar, 4> q_, k_, v_;
+  std::optional<local_mha::Tensor<Scalar, 3>> bias_;
+  std::optional<local_mha::Tensor<Scalar, 4>> out_;
+};
+
+template <typename Scalar>
+class LocalAttentionWork final : public AttentionWork<Scalar> {
+ public:
+  explicit LocalAttentionWork(const Case& c)
+      : AttentionWork<Scalar>(c), attention_(configuration(c)) {
+    if (c.padding != 0) mask_ = local_mha::PaddingMask::from_lengths(this->lengths_, c.seqlen);
+    if (this->bias_) view_of_bias_.emplace(*this->bias_);
+  }
+
+  void run() override {
+    this->out_.reset();
+    this->out_.emplace(attention_.forward(this->q_, this->k_, this->v_, mask_, view_of_bias_));
+  }
+
+ private:
+  static local_mha::LocalAttentionConfig configuration(const Case& c) {
+    local_mha::LocalAttentionConfig config;
+    config.window_size = c.window_size;
+    config.causal = c.causal != 0;
+    config.exact_windowsize = c.exact != 0;
+    if (c.rotary != 0) config.dim = c.dim_head;
+    config.use_xpos = c.xpos != 0;
+    return config;
+  }
+
+  local_mha::LocalAttention<Scalar> attention_;
+  local_mha::PaddingMask mask_;
+  std::optional<local_mha::TensorView<const Scalar, 3>> view_of_bias_;
+};
+
+template <typename Scalar>
+class NaiveAttentionWork final : public AttentionWork<Scalar> {
+ public:
+  using AttentionWork<Scalar>::AttentionWork;
+
+  void run() override {
+    const Case& c = this->of();
+    this->out_.reset();
+    this->out_.emplace(this->shape());
+    for (Index at = 0; at < this->q_.size(); at += c.seqlen * c.dim_head)
+      naive_attention(c, this->q_.data() + at, this->k_.data() + at, this->v_.data() + at,
+                      this->out_->data() + at);
+  }
+};
+
+/// An input and the weights of a layer.
+template <typename Scalar>
+class LayerWork : public Work {
+ public:
+  explicit LayerWork(const Case& c) : Work(c), x_(c.batch, c.seqlen, c.dim) {
+    Random random(2);
+    random.fill(x_);
+    parameters_ = local_mha::LocalMHAParameters<Scalar>::zeros(configuration(c));
+    random.fill(parameters_.to_qkv, 1 / std::sqrt(static_cast<double>(c.dim)));
+    random.fill(parameters_.to_out, 1 / std::sqrt(static_cast<double>(c.inner())));
+    for (auto* scale : {&parameters_.q_scale, &parameters_.k_scale}) {
+      random.fill(*scale, 0.1);
+      scale->array() += Scalar(1);
+    }
+  }
+
+  std::size_t result_bytes() const override {
+    return static_cast<std::size_t>(x_.size()) * sizeof(Scalar);
+  }
+
+  double peak(double seconds) const override { return fma_peak<Scalar>(seconds); }
+
+ protected:
+  static local_mha::LocalMHAConfig configuration(const Case& c) {
+    local_mha::LocalMHAConfig config;
+    config.dim = c.dim;
+    config.window_size = c.window_size;
+    config.dim_head = c.dim_head;
+    config.heads = c.heads;
+    config.causal = c.causal != 0;
+    config.qk_rmsnorm = c.qk_rmsnorm != 0;
+    config.use_xpos = c.xpos != 0;
+    config.exact_windowsize = c.exact != 0;
+    return config;
+  }
+
+  /// Sequence `b` of `t`, `[seqlen, dim]`.
+  Rows<Scalar> sequence(const local_mha::Tensor<Scalar, 3>& t, Index b) const {
+    return Rows<Scalar>(&t(b, 0, 0), of().seqlen, t.dimension(2));
+  }
+
+  local_mha::Tensor<Scalar, 3> x_;
+  local_mha::LocalMHAParameters<Scalar> parameters_;
+};
+
+template <typename Scalar>
+class LocalMHAWork final : public LayerWork<Scalar> {
+ public:
+  explicit LocalMHAWork(const Case& c)
+      : LayerWork<Scalar>(c), layer_(this->configuration(c), this->parameters_) {}
+
+  void run() override {
+    y_.reset();
+    y_.emplace(layer_.forward(this->x_));
+  }
+
+  double max_error() const override {
+    Comparison comparison;
+    for (const Index b : {Index{0}, this->of().batch - 1})
+      for (const Index i : sampled_rows(this->of()))
+        comparison.add(this->sequence(*y_, b).row(i), exact_row(b, i));
+    return comparison.relative();
+  }
+
+ private:
+  Eigen::VectorXd exact_row(Index b, Index i) const {
+    Case c = this->of();
+    c.rotary = 1;
+    const auto& p = this->parameters_;
+    const auto x = this->sequence(this->x_, b);
+    const std::vector<Index> seen = c.seen(i, c.seqlen);
+    const Eigen::MatrixXd own = select_rows<Scalar>(x, {i});
+    const Eigen::MatrixXd looked_at = select_rows<Scalar>(x, seen);
+    const double scale =
+        c.qk_rmsnorm != 0 ? 8 : 1 / std::sqrt(static_cast<double>(c.dim_head));
+    Eigen::VectorXd heads(c.inner());
+    for (Index h = 0; h < c.heads; ++h) {
+      const auto projected = [&](const Eigen::MatrixXd& rows, Index part) -> Eigen::MatrixXd {
+        return rows * p.to_qkv.middleRows((part * c.heads + h) * c.dim_head, c.dim_head)
+                          .template cast<double>()
+                          .transpose();
+      };
+      Eigen::MatrixXd q = projected(own, 0);
+      Eigen::MatrixXd k = projected(looked_at, 1);
+      if (c.qk_rmsnorm != 0) {
+        q = (q.rowwise().normalized() * p.q_scale.template cast<double>().asDiagonal()).eval();
+        k = (k.rowwise().normalized() * p.k_scale.template cast<double>().asDiagonal()).eval();
+      }
+      heads.segment(h * c.dim_head, c.dim_head) =
+          exact_attention(c, q.row(0), k, projected(looked_at, 2), seen, i, scale,
+                          [](Index) { return 0.0; });
+    }
+    return p.to_out.template cast<double>() * heads;
+  }
+
+  local_mha::LocalMHA<Scalar> layer_;
+  std::optional<local_mha::Tensor<Scalar, 3>> y_;
+};
+
+/// The matrix products of the layer and nothing else: `(x·to_qkvᵀ)`, and its first third as heads
+/// times `to_outᵀ`.
+template <typename Scalar>
+class EigenProductWork final : public LayerWork<Scalar> {
+ public:
+  using LayerWork<Scalar>::LayerWork;
+
+  void run() override {
+    const Case& c = this->of();
+    const auto& p = this->parameters_;
+    qkv_.resize(c.batch * c.seqlen, 3 * c.inner());
+    y_.resize(c.batch * c.seqlen, c.dim);
+    const Rows<Scalar> x(this->x_.data(), c.batch * c.seqlen, c.dim);
+    qkv_.noalias() = x * p.to_qkv.transpose();
+    y_.noalias() = qkv_.leftCols(c.inner()) * p.to_out.transpose();
+  }
+
+  double max_error() const override {
+    Comparison comparison;
+    const auto& p = this->parameters_;
+    for (const Index i : sampled_rows(this->of())) {
+      const Eigen::VectorXd row = this->sequence(this->x_, 0).row(i).template cast<double>();
+      const Eigen::VectorXd heads =
+          p.to_qkv.topRows(this->of().inner()).template cast<double>() * row;
+      comparison.add(y_.row(i), p.to_out.template cast<double>() * heads);
+    }
+    return comparison.relative();
+  }
+
+ private:
+  local_mha::RowMatrix<Scalar> qkv_;
+  local_mha::RowMatrix<Scalar> y_;
+};
+
+template <typename Scalar>
+std::unique_ptr<Work> make_work(const Case& c) {
+  if (c.subject == "attention") return std::make_unique<LocalAttentionWork<Scalar>>(c);
+  if (c.subject == "naive_attention") return std::make_unique<NaiveAttentionWork<Scalar>>(c);
+  if (c.subject == "layer") return std::make_unique<LocalMHAWork<Scalar>>(c);
+  return std::make_unique<EigenProductWork<Scalar>>(c);
+}
+
+}  // namespace detail
+
+inline std::unique_ptr<Work> make_work(const Case& c) {
+  return c.scalar == "float" ? detail::make_work<float>(c) : detail::make_work<double>(c);
+}
+
+}  // namespace measuring
