@@ -1,0 +1,303 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Writes a Python LocalMHA, LocalAttention or LocalTransformer, with inputs and outputs, to a file
+that verify_layer checks.
+
+As a script, for a layer with random weights:
+
+    export_layer.py case.safetensors --kind LocalMHA --kwargs '{"dim": 64, "window_size": 16}'
+
+or for a module that torch.save() wrote:
+
+    export_layer.py case.safetensors --module layer.pt
+
+As a module, for a layer of your own and inputs that you choose:
+
+    from export_layer import export_layer
+    export_layer(layer, "case.safetensors", x, mask=mask)
+
+Then:
+
+    verify_layer case.safetensors
+
+The outputs are computed in float64 by a copy of the layer in evaluation mode, so that they say what
+is right to the last digit; the layer itself is left alone, and its weights are written as they are.
+Frequencies of the rotary embedding, which Python rounds to float32, are recomputed in float64 for
+that. The package masks the padding that it adds only when it gets a mask, so it always gets one.
+For queries that see no key, Python gives the mean of all keys and local_mha gives zeros: choose a
+mask that leaves everyone something to see.
+
+Needs torch, and local-attention where a layer is made or loaded.
+"""
+
+import argparse
+import copy
+import ctypes
+import importlib
+import inspect
+import json
+import sys
+
+import torch
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}
+
+KINDS = ("LocalMHA", "LocalAttention", "LocalTransformer")
+
+
+def write_safetensors(path, tensors, metadata):
+    """Writes a dict of tensors and a dict of texts in the safetensors format."""
+    header = {"__metadata__": metadata}
+    parts = []
+    offset = 0
+    # The widest elements first, so that all are aligned.
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+        tensor = tensors[name].detach().cpu().contiguous()
+        size = tensor.numel() * tensor.element_size()
+        parts.append(ctypes.string_at(tensor.data_ptr(), size) if size else b"")
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for part in parts:
+            file.write(part)
+
+
+def _attention_kwargs(attention):
+    kwargs = {"look_backward": attention.look_backward, "look_forward": attention.look_forward,
+              "use_rotary_pos_emb": attention.rel_pos is not None}
+    if attention.rel_pos is not None and attention.use_xpos:
+        kwargs["use_xpos"] = True
+        kwargs["xpos_scale_base"] = attention.rel_pos.scale_base
+    return kwargs
+
+
+def _mha_kwargs(layer):
+    attention = layer.attn_fn
+    inner = layer.to_out.in_features
+    kwargs = {"dim": layer.to_out.out_features, "window_size": attention.window_size,
+              "dim_head": inner // layer.heads, "heads": layer.heads, "causal": attention.causal,
+              "prenorm": layer.norm is not None, "qk_rmsnorm": layer.qk_rmsnorm,
+              "exact_windowsize": attention.exact_windowsize}
+    if layer.qk_rmsnorm:
+        kwargs["qk_scale"] = attention.scale
+    if getattr(layer, "to_v_gate", None) is not None:
+        kwargs["gate_values_per_head"] = True
+    return {**kwargs, **_attention_kwargs(attention)}
+
+
+def infer_kwargs(module):
+    """The keyword arguments that a module was made with, as its attributes tell them."""
+    kind = type(module).__name__
+    if kind == "LocalMHA":
+        return _mha_kwargs(module)
+    if kind == "LocalAttention":
+        kwargs = {"window_size": module.window_size, "causal": module.causal,
+                  "shared_qk": module.shared_qk, "autopad": module.autopad,
+                  "exact_windowsize": module.exact_windowsize, "scale": module.scale}
+        if module.rel_pos is not None:
+            kwargs["dim"] = 2 * module.rel_pos.inv_freq.numel()
+        return {**kwargs, **_attention_kwargs(module)}
+    if kind == "LocalTransformer":
+        num_tokens, dim = module.token_emb.weight.shape
+        kwargs = {"num_tokens": num_tokens, "max_seq_len": module.pos_emb.weight.shape[0],
+                  "dim": dim, "depth": len(module.layers), "num_residual_streams": 1,
+                  "ignore_index": module.ignore_index,
+                  "local_attn_window_size": module.local_attn_window_size,
+                  "use_dynamic_pos_bias": module.dynamic_pos_bias is not None}
+        if len(module.layers) == 0:
+            return kwargs
+        attention, feed_forward = (getattr(part, "branch", part) for part in module.layers[0])
+        hidden = feed_forward[1].out_features // 2
+        # int(dim * ff_mult * 2 / 3) is the hidden width.
+        kwargs["ff_mult"] = next(mult for mult in (4, hidden * 3 / (2 * dim),
+                                                   (hidden + 0.5) * 3 / (2 * dim))
+                                 if int(dim * mult * 2 / 3) == hidden)
+        layer = _mha_kwargs(attention)
+        for name in ("dim", "window_size", "prenorm", "use_rotary_pos_emb"):
+            layer.pop(name)
+        return {**kwargs, **layer}
+    raise ValueError(f"module: expected one of {', '.join(KINDS)}, got {kind}")
+
+
+def _in_float64(module):
+    """A copy in float64, evaluation mode and on the CPU, that rounds nothing on its way."""
+    module = copy.deepcopy(module).cpu().double().eval()
+    for part in module.modules():
+        buffers = part._buffers
+        if buffers.get("inv_freq") is not None:
+            dim = 2 * buffers["inv_freq"].numel()
+            even = torch.arange(0, dim, 2, dtype=torch.float64)
+            buffers["inv_freq"] = 10000.0 ** (-even / dim)
+            if buffers.get("scale") is not None:
+                buffers["scale"] = (even + 0.4 * dim) / (1.4 * dim)
+        if isinstance(part, torch.nn.Linear):
+            # The dynamic position bias makes its distances in float32.
+            part.register_forward_pre_hook(lambda _, args: tuple(arg.double() for arg in args))
+    return module
+
+
+def _as_float64(tensor):
+    return None if tensor is None else tensor.detach().cpu().double()
+
+
+def export_layer(module, path, *inputs, mask=None, attn_bias=None, window_size=None, kind=None,
+                 kwargs=None, note="", reference=None):
+    """Writes a module with its weights, inputs and outputs.
+
+    module     LocalMHA, LocalAttention or LocalTransformer, or whatever has their state dict and
+               call, such as zeta's LocalMHA
+    path       of the file to write
+    inputs     LocalMHA: x [B, N, dim]; LocalAttention: q, k, v [B, H, N, D]; LocalTransformer:
+               tokens [B, N + 1], of which the last N are the labels of the loss; nothing: the
+               weights alone are written
+    mask       [B, N], True = attend, as the Python modules take it
+    attn_bias  [heads, w, (1 + look_backward + look_forward) * w]
+    window_size  of the call, LocalAttention with xPos only
+    kind       one of KINDS; None: the name of the module's class
+    kwargs     the constructor's keyword arguments; None: read off the module
+    note       for people
+    reference  a module with the same weights, called in the module's place: zeta's LocalMHA, for
+               one, fails at every call, and local-attention's takes its state dict
+    """
+    kind = kind or type(module).__name__
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind}")
+    names = {"LocalMHA": ["x"], "LocalAttention": ["q", "k", "v"], "LocalTransformer": ["tokens"]}
+    if inputs and len(inputs) != len(names[kind]):
+        raise ValueError(f"inputs: expected {', '.join(names[kind])}, got {len(inputs)} tensors")
+    kwargs = infer_kwargs(module) if kwargs is None else kwargs
+
+    tensors = {"param/" + name: value for name, value in module.state_dict().items()}
+    if inputs:
+        run = _in_float64(module if reference is None else reference)
+        if kind == "LocalTransformer":
+            inputs = [tensor.detach().cpu().long() for tensor in inputs]
+            batch, length = inputs[0].shape
+            seqlen = length - 1
+        else:
+            inputs = [_as_float64(tensor) for tensor in inputs]
+            if kind == "LocalAttention" and any(tensor.dim() != 4 for tensor in inputs):
+                raise ValueError("q, k, v: expected four dimensions [B, H, N, D], got " +
+                                 ", ".join(str(list(tensor.shape)) for tensor in inputs))
+            batch, seqlen = inputs[0].shape[0], inputs[0].shape[-2]
+        keep = torch.ones(batch, seqlen, dtype=torch.bool) if mask is None else mask.cpu().bool()
+        options = {"mask": keep}
+        if attn_bias is not None:
+            options["attn_bias"] = _as_float64(attn_bias)
+        if window_size is not None:
+            options["window_size"] = window_size
+        with torch.no_grad():
+            if kind == "LocalTransformer":
+                tokens = inputs[0]
+                tensors["output/logits"] = run(tokens[:, :-1], **options)
+                tensors["output/loss"] = run(tokens, return_loss=True, **options).reshape(1)
+            else:
+                tensors["output/y"] = run(*inputs, **options)
+        for name, value in zip(names[kind], inputs):
+            tensors["input/" + name] = value
+        if mask is not None:
+            tensors["input/keep_mask"] = keep.to(torch.uint8)
+        if attn_bias is not None:
+            tensors["input/attn_bias"] = options["attn_bias"]
+
+    case = {"kind": kind, "kwargs": kwargs, "note": note,
+            "call": {} if window_size is None else {"window_size": window_size}}
+    write_safetensors(path, tensors, {"case": json.dumps(case),
+                                      "source": f"export_layer.py, torch {torch.__version__}"})
+
+
+def _random_inputs(kind, module, kwargs, batch, seqlen, generator):
+    if kind == "LocalTransformer":
+        seqlen = min(seqlen, kwargs["max_seq_len"])
+        return [torch.randint(kwargs["num_tokens"], (batch, seqlen + 1), generator=generator)]
+    if kind == "LocalMHA":
+        return [torch.randn(batch, seqlen, module.to_out.out_features, generator=generator)]
+    if not module.autopad:
+        seqlen += -seqlen % module.window_size
+    shape = (batch, 2, seqlen, kwargs.get("dim") or 8)
+    return [torch.randn(shape, generator=generator) for _ in range(3)]
+
+
+def _construct(kind, package, kwargs):
+    modules = [package, package + ".transformer"]
+    for name in modules:
+        try:
+            module_class = getattr(importlib.import_module(name), kind, None)
+        except ModuleNotFoundError:
+            if name == package:
+                raise
+            module_class = None
+        if module_class is not None:
+            break
+    else:
+        raise ValueError(f"--package: expected one with {kind}, got {package}")
+    # Plain residual connections are what local_mha has; the package's default is another.
+    if "num_residual_streams" in inspect.signature(module_class.__init__).parameters:
+        kwargs.setdefault("num_residual_streams", 1)
+    return module_class(**kwargs)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", metavar="CASE.safetensors", help="the file to write")
+    parser.add_argument("--kind", choices=KINDS, help="what to make, or what --module is")
+    parser.add_argument("--kwargs", type=json.loads, metavar="JSON",
+                        help="the constructor's keyword arguments; with --module: read off it")
+    parser.add_argument("--module", metavar="LAYER.pt",
+                        help="a module that torch.save() wrote; loading one runs code that it "
+                        "holds, so take none that you do not trust")
+    parser.add_argument("--package", default="local_attention",
+                        help="where --kind is imported from (%(default)s)")
+    parser.add_argument("--reference", metavar="PACKAGE",
+                        help="where a layer of the same kind is imported from that takes the "
+                        "weights and computes the outputs, if the first cannot be called (zeta's)")
+    parser.add_argument("--batch", type=int, default=2, help="sequences (%(default)s)")
+    parser.add_argument("--seqlen", type=int, default=50, help="positions (%(default)s)")
+    parser.add_argument("--lengths", type=json.loads, metavar="JSON",
+                        help="positions of each sequence that are not padding, [40, 50]")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (%(default)s)")
+    parser.add_argument("--weights-only", action="store_true",
+                        help="write no inputs and outputs")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    if args.module:
+        module = torch.load(args.module, map_location="cpu", weights_only=False)
+        kind = args.kind or type(module).__name__
+    elif args.kind and args.kwargs is not None:
+        kind = args.kind
+        module = _construct(kind, args.package, args.kwargs)
+    else:
+        parser.error("expected --module, or --kind and --kwargs")
+    kwargs = args.kwargs if args.kwargs is not None else infer_kwargs(module)
+
+    inputs, mask = [], None
+    if not args.weights_only:
+        generator = torch.Generator().manual_seed(args.seed)
+        inputs = _random_inputs(kind, module, kwargs, args.batch, args.seqlen, generator)
+        if args.lengths is not None:
+            seqlen = inputs[0].shape[1] - 1 if kind == "LocalTransformer" else inputs[0].shape[-2]
+            mask = torch.arange(seqlen) < torch.tensor(args.lengths)[:, None]
+    reference = None
+    if args.reference:
+        reference = _construct(kind, args.reference, dict(kwargs))
+        reference.load_state_dict(module.state_dict())
+    export_layer(module, args.path, *inputs, mask=mask, kind=kind, kwargs=kwargs,
+                 reference=reference)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError, TypeError, AssertionError, ImportError, RuntimeError) as error:
+        sys.exit(f"export_layer.py: {error}")
