@@ -71,11 +71,11 @@ class Rotation {
         const long double angle = static_cast<long double>(r) * theta;
         long double zeta = 1;
         if (options_.xpos)
-          zeta = std::pow((2 * pair + 0.4L * d) / (1.4L * d),
-                          static_cast<long double>(r) /
-                              static_cast<long double>(options_.xpos_scale_base));
-        turns.push_back({static_cast<Real>(std::cos(angle) * zeta),
-                         static_cast<Real>(std::sin(angle) * zeta)});
+          zeta = std::pow(
+              (2 * pair + 0.4L * d) / (1.4L * d),
+              static_cast<long double>(r) / static_cast<long double>(options_.xpos_scale_base));
+        turns.push_back(
+            {static_cast<Real>(std::cos(angle) * zeta), static_cast<Real>(std::sin(angle) * zeta)});
       }
     }
     return turns;
@@ -138,11 +138,11 @@ struct AttentionInputs {
 
 template <typename Real>
 struct AttentionRow {
-  std::vector<Real> out;              // [D]
-  std::vector<Real> probabilities;    // of the seen keys, in their order
-  std::vector<Int> keys;              // the seen keys
-  Real lse = 0;                       // log of the sum of exponentials; unused if no key is seen
-  Real largest_magnitude = 0;         // of the scores' terms: rounding errors scale with it
+  std::vector<Real> out;            // [D]
+  std::vector<Real> probabilities;  // of the seen keys, in their order
+  std::vector<Int> keys;            // the seen keys
+  Real lse = 0;                     // log of the sum of exponentials; unused if no key is seen
+  Real largest_magnitude = 0;       // of the scores' terms: rounding errors scale with it
 };
 
 /// One row of the result. Keys must be normalized already if `shared_qk`.
@@ -210,8 +210,7 @@ AttentionResult<Real> attention(const AttentionOptions& options, AttentionInputs
     for (Int h = 0; h < heads; ++h)
       for (Int i = 0; i < n; ++i) {
         const AttentionRow<Real> row = attend_row(options, in, rotation, b, h, i);
-        for (Int c = 0; c < d; ++c)
-          result.out(b, h, i, c) = row.out[static_cast<std::size_t>(c)];
+        for (Int c = 0; c < d; ++c) result.out(b, h, i, c) = row.out[static_cast<std::size_t>(c)];
         for (std::size_t s = 0; s < row.keys.size(); ++s)
           result.probabilities(b, h, i, row.keys[s]) = row.probabilities[s];
         result.lse(b, h, i) = row.keys.empty() ? -std::numeric_limits<Real>::infinity() : row.lse;

@@ -53,7 +53,8 @@ Array<Real> layer_norm(Array<Real> x, const Array<Real>& weight, const Array<Rea
 template <typename Real>
 Array<Real> qk_norm(Array<Real> rows, const Array<Real>& scale) {
   rows = normalized_rows(std::move(rows));
-  for (std::size_t i = 0; i < rows.data.size(); ++i) rows.data[i] *= scale.data[i % scale.data.size()];
+  for (std::size_t i = 0; i < rows.data.size(); ++i)
+    rows.data[i] *= scale.data[i % scale.data.size()];
   return rows;
 }
 

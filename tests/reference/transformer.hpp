@@ -108,8 +108,9 @@ Array<Real> transformer_logits(const TransformerOptions& o, const Parameters<Rea
             .y);
     add(feed_forward(parameters, x, prefix + ".1.branch."));
   }
-  return linear(layer_norm(x, parameters.at("to_logits.0.weight"), parameters.at("to_logits.0.bias")),
-                parameters.at("to_logits.1.weight"));
+  return linear(
+      layer_norm(x, parameters.at("to_logits.0.weight"), parameters.at("to_logits.0.bias")),
+      parameters.at("to_logits.1.weight"));
 }
 
 /// Mean of -log softmax(logits)[label] over the labels that are not `ignore_index`.

@@ -58,8 +58,8 @@ struct Case {
 inline double half_to_double(std::uint16_t bits) {
   const int exponent = (bits >> 10) & 31;
   const int fraction = bits & 1023;
-  const double magnitude = exponent == 0 ? std::ldexp(fraction, -24)
-                                         : std::ldexp(1024 + fraction, exponent - 25);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
   return (bits >> 15) ? -magnitude : magnitude;
 }
 
@@ -82,8 +82,7 @@ inline Case read(const std::filesystem::path& path) {
   Case result;
   result.name = path.stem().string();
   if (header.contains("__metadata__")) {
-    const auto described =
-        nlohmann::json::parse(header["__metadata__"]["case"].get<std::string>());
+    const auto described = nlohmann::json::parse(header["__metadata__"]["case"].get<std::string>());
     result.kind = described["kind"];
     result.kwargs = described["kwargs"];
     result.call = described["call"];
@@ -140,8 +139,7 @@ inline reference::AttentionOptions attention(const nlohmann::json& kwargs, const
   o.look_forward = argument<Int>(kwargs, "look_forward", o.causal ? 0 : 1);
   o.xpos = argument(kwargs, "use_xpos", false);
   // The Python default, whatever its documentation says.
-  o.xpos_scale_base =
-      argument(kwargs, "xpos_scale_base", static_cast<double>(o.window_size / 2));
+  o.xpos_scale_base = argument(kwargs, "xpos_scale_base", static_cast<double>(o.window_size / 2));
   return o;
 }
 

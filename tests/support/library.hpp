@@ -121,8 +121,8 @@ inline reference::LayerOptions options(const local_mha::LocalMHAConfig& config) 
   a.exact_windowsize = config.exact_windowsize;
   a.rotary = config.use_rotary_pos_emb;
   a.xpos = config.use_xpos;
-  a.xpos_scale_base = config.xpos_scale_base ? *config.xpos_scale_base
-                                             : std::sqrt(static_cast<double>(config.dim));
+  a.xpos_scale_base =
+      config.xpos_scale_base ? *config.xpos_scale_base : std::sqrt(static_cast<double>(config.dim));
   return o;
 }
 

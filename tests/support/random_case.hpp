@@ -38,14 +38,21 @@ inline void pick_sizes(Random& random, Length length, Index& n, Index& window) {
   }
   window = random.pick<Index>({1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 20, 31, 32, 33});
   switch (random.integer(0, 5)) {
-    case 0: n = random.integer(0, 5); break;
-    case 1: n = std::max<Index>(0, random.integer(1, 3) * window + random.integer(-1, 1)); break;
-    case 2: n = random.pick<Index>({15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65}); break;
+    case 0:
+      n = random.integer(0, 5);
+      break;
+    case 1:
+      n = std::max<Index>(0, random.integer(1, 3) * window + random.integer(-1, 1));
+      break;
+    case 2:
+      n = random.pick<Index>({15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65});
+      break;
     case 3:
       n = random.integer(1, 40);
       window = random.integer(n, 3 * n);
       break;
-    default: n = random.integer(1, 60);
+    default:
+      n = random.integer(1, 60);
   }
 }
 
@@ -60,9 +67,9 @@ inline std::vector<unsigned char> pick_mask(Random& random, Index batch, Index n
     const Index length = random.integer(0, n);
     const bool all = kind == 4 || (kind == 3 && random.chance(0.5));
     for (Index i = 0; i < n; ++i)
-      masked[static_cast<std::size_t>(b * n + i)] =
-          all || (kind == 0 && i >= length) || (kind == 1 && i < length) ||
-          (kind >= 2 && random.chance(share));
+      masked[static_cast<std::size_t>(b * n + i)] = all || (kind == 0 && i >= length) ||
+                                                    (kind == 1 && i < length) ||
+                                                    (kind >= 2 && random.chance(share));
   }
   return masked;
 }
@@ -170,8 +177,9 @@ inline AttentionCase attention_case(std::uint64_t seed, Length length = Length::
 
 template <typename Real>
 reference::AttentionInputs<Real> cast(const reference::AttentionInputs<double>& in) {
-  return {reference::cast<Real>(in.q), reference::cast<Real>(in.k), reference::cast<Real>(in.v),
-          in.masked, reference::cast<Real>(in.bias), {}};
+  return {reference::cast<Real>(in.q),    reference::cast<Real>(in.k),
+          reference::cast<Real>(in.v),    in.masked,
+          reference::cast<Real>(in.bias), {}};
 }
 
 template <typename Real>
@@ -190,12 +198,11 @@ struct LayerCase {
 inline reference::Parameters<double> random_parameters(Random& random,
                                                        reference::Parameters<double> shapes) {
   for (auto& [name, array] : shapes) {
-    const bool around_one = name.find("norm.weight") != std::string::npos ||
-                            name.find("_scale") != std::string::npos;
-    const double scale =
-        around_one || array.shape.size() < 2
-            ? 0.3
-            : 1 / std::sqrt(static_cast<double>(array.shape.back()));
+    const bool around_one =
+        name.find("norm.weight") != std::string::npos || name.find("_scale") != std::string::npos;
+    const double scale = around_one || array.shape.size() < 2
+                             ? 0.3
+                             : 1 / std::sqrt(static_cast<double>(array.shape.back()));
     array = random.array(array.shape, scale);
     if (around_one)
       for (double& value : array.data) value = static_cast<double>(static_cast<float>(1 + value));

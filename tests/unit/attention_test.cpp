@@ -45,11 +45,11 @@ void expect_the_reference(Length length, std::uint64_t cases) {
     const auto expected =
         reference::attention(options, support::cast<support::Precise<Scalar>>(c.in));
     const auto naive = reference::attention(options, support::cast<Scalar>(c.in));
-    const auto result = support::close(
-        array(forward<Scalar>(c)), expected.out,
-        support::tolerance<Scalar>(support::largest_error(naive.out, expected.out),
-                                      support::largest(c.in.v),
-                                      static_cast<double>(expected.largest_magnitude)));
+    const auto result =
+        support::close(array(forward<Scalar>(c)), expected.out,
+                       support::tolerance<Scalar>(support::largest_error(naive.out, expected.out),
+                                                  support::largest(c.in.v),
+                                                  static_cast<double>(expected.largest_magnitude)));
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", N " << c.seqlen() << ", first_position "
                         << c.call.first_position << ", " << support::describe(c.config);
@@ -78,11 +78,11 @@ TYPED_TEST(Attention, ProbabilitiesEqualTheReferenceAndSumToOneOrAreAllZero) {
     const auto probabilities = LocalAttention<TypeParam>(c.config).attention_probabilities(
         q, k, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
         support::optional_view(bias), c.call);
-    const auto result = support::close(
-        array(probabilities), expected.probabilities,
-        support::tolerance<TypeParam>(
-            support::largest_error(naive.probabilities, expected.probabilities), 1,
-            static_cast<double>(expected.largest_magnitude)));
+    const auto result =
+        support::close(array(probabilities), expected.probabilities,
+                       support::tolerance<TypeParam>(
+                           support::largest_error(naive.probabilities, expected.probabilities), 1,
+                           static_cast<double>(expected.largest_magnitude)));
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", N " << c.seqlen() << ", "
                         << support::describe(c.config);
@@ -90,8 +90,7 @@ TYPED_TEST(Attention, ProbabilitiesEqualTheReferenceAndSumToOneOrAreAllZero) {
     const Index n = probabilities.dimension(3);
     for (Index row = 0; n > 0 && row < probabilities.size() / n; ++row) {
       double sum = 0;
-      for (Index j = 0; j < n; ++j)
-        sum += static_cast<double>(probabilities.data()[row * n + j]);
+      for (Index j = 0; j < n; ++j) sum += static_cast<double>(probabilities.data()[row * n + j]);
       const bool sees_a_key = std::isfinite(expected.lse.data[static_cast<std::size_t>(row)]);
       if (sees_a_key)
         EXPECT_NEAR(sum, 1, 60 * std::numeric_limits<TypeParam>::epsilon()) << "seed " << seed;
@@ -108,8 +107,8 @@ TYPED_TEST(Attention, RowsThatSeeNoKeyAreExactZeros) {
   const auto q = tensor<TypeParam, 4>(random.array({2, 3, 14, 8}));
   std::vector<unsigned char> masked(2 * 14, 1);
   masked[14 + 9] = 0;
-  const auto y = LocalAttention<TypeParam>(config).forward(
-      q, q, q, support::padding_mask(masked, 2, 14));
+  const auto y =
+      LocalAttention<TypeParam>(config).forward(q, q, q, support::padding_mask(masked, 2, 14));
   for (Index b = 0; b < 2; ++b)
     for (Index h = 0; h < 3; ++h)
       for (Index i = 0; i < 14; ++i)
@@ -129,10 +128,10 @@ TYPED_TEST(Attention, OfAnEmptySequenceOrBatchIsEmpty) {
     EXPECT_EQ(array(attention.attention_probabilities(q, q)).shape,
               (std::vector<reference::Int>{shape[0], shape[1], shape[2], shape[2]}));
     const std::vector<Index> lengths(static_cast<std::size_t>(shape[0]), 0);
-    EXPECT_EQ(array(attention.forward(
-                        q, q, q, local_mha::PaddingMask::from_lengths(lengths, shape[2])))
-                  .shape,
-              shape);
+    EXPECT_EQ(
+        array(attention.forward(q, q, q, local_mha::PaddingMask::from_lengths(lengths, shape[2])))
+            .shape,
+        shape);
   }
 }
 
@@ -146,7 +145,8 @@ TYPED_TEST(Attention, TakesTensorMapsAndGivesTheSameBits) {
   const Eigen::TensorMap<const Tensor<TypeParam, 4>> k_map(k.data(), dims);
   const Eigen::TensorMap<const Tensor<TypeParam, 4>> v_map(v.data(), dims);
   const LocalAttention<TypeParam> attention(c.config);
-  EXPECT_TRUE(support::same_bits(attention.forward(q, k, v), attention.forward(q_map, k_map, v_map)));
+  EXPECT_TRUE(
+      support::same_bits(attention.forward(q, k, v), attention.forward(q_map, k_map, v_map)));
 }
 
 TYPED_TEST(Attention, ReadsNothingBeforeOrBehindItsInputs) {
@@ -215,10 +215,8 @@ TYPED_TEST(Attention, WithOneWindowOverAllIsOrdinarySoftmaxAttention) {
     const auto expected = reference::attention(
         {.window_size = 21, .look_backward = 0, .look_forward = 0, .causal = causal}, in);
     for (const Index w : {Index{21}, Index{1000}, Index{1} << 40, Index{1} << 62}) {
-      const LocalAttention<TypeParam> attention({.window_size = w,
-                                                 .causal = causal,
-                                                 .look_backward = 4,
-                                                 .look_forward = causal ? 0 : 3});
+      const LocalAttention<TypeParam> attention(
+          {.window_size = w, .causal = causal, .look_backward = 4, .look_forward = causal ? 0 : 3});
       const auto x = tensor<TypeParam, 4>(q);
       EXPECT_TRUE(support::close(array(attention.forward(x, x, x)), expected.out,
                                  50 * std::numeric_limits<TypeParam>::epsilon()))

@@ -20,8 +20,8 @@ using reference::Int;
 using reference::Parameters;
 
 // Derivatives of a size fixed at compile time, and of one known at run time.
-using Duals = testing::Types<Eigen::AutoDiffScalar<Eigen::Vector2d>,
-                             Eigen::AutoDiffScalar<Eigen::VectorXd>>;
+using Duals =
+    testing::Types<Eigen::AutoDiffScalar<Eigen::Vector2d>, Eigen::AutoDiffScalar<Eigen::VectorXd>>;
 
 /// Seeds that give direction 0 the derivative `along`, and direction 1 its double.
 template <typename Dual>
@@ -116,17 +116,19 @@ TYPED_TEST(DualNumbers, GoThroughLocalAttention) {
     Tensor<TypeParam, 3> bias(0, 0, 0);
     if (!c.in.bias.empty()) bias = dual_tensor<TypeParam, 3>(c.in.bias, db);
     const local_mha::LocalAttention<TypeParam> attention(c.config);
-    const auto y = attention.forward(
-        dual_tensor<TypeParam, 4>(c.in.q, dq), dual_tensor<TypeParam, 4>(c.in.k, dk),
-        dual_tensor<TypeParam, 4>(c.in.v, dv),
-        support::padding_mask(c.in.masked, c.batch(), c.seqlen()), support::optional_view(bias),
-        c.call);
+    const auto y = attention.forward(dual_tensor<TypeParam, 4>(c.in.q, dq),
+                                     dual_tensor<TypeParam, 4>(c.in.k, dk),
+                                     dual_tensor<TypeParam, 4>(c.in.v, dv),
+                                     support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
+                                     support::optional_view(bias), c.call);
     const auto f = [&](long double h) {
       return reference::attention(support::options(c.config, c.call),
-                                  reference::AttentionInputs<long double>{
-                                      moved(c.in.q, dq, h), moved(c.in.k, dk, h),
-                                      moved(c.in.v, dv, h), c.in.masked, moved(c.in.bias, db, h),
-                                      {}})
+                                  reference::AttentionInputs<long double>{moved(c.in.q, dq, h),
+                                                                          moved(c.in.k, dk, h),
+                                                                          moved(c.in.v, dv, h),
+                                                                          c.in.masked,
+                                                                          moved(c.in.bias, db, h),
+                                                                          {}})
           .out;
     };
     expect_derivatives(y, f, "seed " + std::to_string(seed) + ", " + support::describe(c.config));
@@ -146,15 +148,14 @@ TYPED_TEST(DualNumbers, GoThroughLocalMHA) {
     Tensor<TypeParam, 3> bias(0, 0, 0);
     if (!c.in.bias.empty()) bias = dual_tensor<TypeParam, 3>(c.in.bias, db);
     const local_mha::LocalMHA<TypeParam> mha(c.config, std::move(parameters));
-    const auto y = mha.forward(
-        dual_tensor<TypeParam, 3>(c.in.x, dx),
-        support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]),
-        support::optional_view(bias));
+    const auto y = mha.forward(dual_tensor<TypeParam, 3>(c.in.x, dx),
+                               support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]),
+                               support::optional_view(bias));
     const auto f = [&](long double h) {
       return reference::local_mha(
                  support::options(c.config), moved(c.parameters, along, h),
-                 reference::LayerInputs<long double>{moved(c.in.x, dx, h), c.in.masked,
-                                                     moved(c.in.bias, db, h), {}})
+                 reference::LayerInputs<long double>{
+                     moved(c.in.x, dx, h), c.in.masked, moved(c.in.bias, db, h), {}})
           .y;
     };
     expect_derivatives(y, f, "seed " + std::to_string(seed) + ", " + support::describe(c.config));
@@ -200,7 +201,8 @@ TYPED_TEST(DualNumbers, GoThroughLocalTransformer) {
         loss,
         [&](long double h) {
           Array<long double> of_reference({1});
-          of_reference(0) = reference::transformer_loss(options, moved(values, along, h), tokens, -1);
+          of_reference(0) =
+              reference::transformer_loss(options, moved(values, along, h), tokens, -1);
           return of_reference;
         },
         "loss");
@@ -211,7 +213,8 @@ TYPED_TEST(DualNumbers, HaveZeroDerivativesWhereNoKeyIsSeen) {
   Random random(5);
   const auto q = random.array({1, 2, 9, 4});
   const auto dual_q = dual_tensor<TypeParam, 4>(q, random.array(q.shape));
-  const local_mha::LocalAttention<TypeParam> attention({.window_size = 3, .causal = true, .dim = 4});
+  const local_mha::LocalAttention<TypeParam> attention(
+      {.window_size = 3, .causal = true, .dim = 4});
   const auto y = attention.forward(dual_q, dual_q, dual_q,
                                    support::padding_mask(std::vector<unsigned char>(9, 1), 1, 9));
   for (Index i = 0; i < y.size(); ++i) {

@@ -85,12 +85,11 @@ TYPED_TEST(Component, LayerNormNormalizesEachRow) {
       const local_mha::LayerNorm<TypeParam> norm(vector<TypeParam>(weight),
                                                  vector<TypeParam>(bias));
       const auto exact = reference::layer_norm(x, weight, bias);
-      const auto naive = reference::layer_norm(reference::cast<TypeParam>(x),
-                                               reference::cast<TypeParam>(weight),
-                                               reference::cast<TypeParam>(bias));
-      EXPECT_TRUE(support::close(
-          array(norm.forward(matrix<TypeParam>(x))), exact,
-          2 * support::largest_error(naive, exact) + 60 * this->epsilon))
+      const auto naive =
+          reference::layer_norm(reference::cast<TypeParam>(x), reference::cast<TypeParam>(weight),
+                                reference::cast<TypeParam>(bias));
+      EXPECT_TRUE(support::close(array(norm.forward(matrix<TypeParam>(x))), exact,
+                                 2 * support::largest_error(naive, exact) + 60 * this->epsilon))
           << rows << " rows of " << dim;
     }
 }
@@ -137,15 +136,14 @@ TYPED_TEST(Component, RotaryEmbeddingScoresDependOnTheDistanceAlone) {
       ASSERT_EQ(group % count, 0);
       Random random(static_cast<std::uint64_t>(d));
       const auto q = random.array({d}), k = random.array({d});
-      const reference::AttentionOptions options{.rotary = true,
-                                                .xpos = base > 0,
-                                                .xpos_scale_base = base};
+      const reference::AttentionOptions options{
+          .rotary = true, .xpos = base > 0, .xpos_scale_base = base};
       reference::Rotation<double> rotation(options, d);
 
       // Keys in groups before, in and behind the queries' group, far from position 0.
       const Index far = 40'000 * group;
-      std::vector<TypeParam> queries(static_cast<std::size_t>(d * count)), keys = queries,
-                             turned = queries, turns(static_cast<std::size_t>(d));
+      std::vector<TypeParam> queries(static_cast<std::size_t>(d * count)),
+          keys = queries, turned = queries, turns(static_cast<std::size_t>(d));
       for (const Index query_block : {far, far + group - count})
         for (const Index back : {-1, 0, 1, 2})
           for (const Index key_block : {far - back * group, far - back * group + group - count}) {
@@ -166,18 +164,77 @@ TYPED_TEST(Component, RotaryEmbeddingScoresDependOnTheDistanceAlone) {
                   score += static_cast<double>(turned[static_cast<std::size_t>(c * count + r)]) *
                            static_cast<double>(keys[static_cast<std::size_t>(c * count + s)]);
                 double magnitude = 0;
-                const double expected = reference::raw_score(
-                    options, rotation, q.data.data(), k.data.data(), d, query_block + r,
-                    key_block + s, magnitude);
+                const double expected =
+                    reference::raw_score(options, rotation, q.data.data(), k.data.data(), d,
+                                         query_block + r, key_block + s, magnitude);
                 // Three turns, each a few roundings; and what falls below the normal numbers
                 // before the key's inverse decay, at most 1e9, enlarges it.
-                ASSERT_NEAR(score, expected,
-                            40 * this->epsilon * magnitude +
-                                1e9 * std::numeric_limits<TypeParam>::min())
+                ASSERT_NEAR(
+                    score, expected,
+                    40 * this->epsilon * magnitude + 1e9 * std::numeric_limits<TypeParam>::min())
                     << "d " << d << ", base " << base << ", query " << query_block + r << ", key "
                     << key_block + s;
               }
           }
+    }
+}
+
+TYPED_TEST(Component, AttentionKernelGivesTheOutputAndItsLogSumExp) {
+  constexpr Index count = block_rows<TypeParam>;
+  for (const Index n : {1, 15, 16, 40})
+    for (const bool causal : {false, true}) {
+      const Index d = 6;
+      Random random(static_cast<std::uint64_t>(n));
+      reference::AttentionInputs<double> in;
+      in.q = random.array({1, 1, n, d}), in.k = random.array({1, 1, n, d});
+      in.v = random.array({1, 1, n, d});
+      in.masked.assign(static_cast<std::size_t>(n), 0);
+      for (Index i = 0; i < n / 2; ++i) in.masked[static_cast<std::size_t>(i)] = i % 3 != 1;
+      const local_mha::LocalAttentionConfig config{.window_size = 5, .causal = causal};
+      const auto expected = reference::attention(support::options(config), in);
+
+      const Index blocks = (n + count - 1) / count;
+      local_mha::Ring<TypeParam> keys(d, blocks), values(d, blocks);
+      const auto load = [&](const Array<double>& rows, Index block, TypeParam* to) {
+        for (Index c = 0; c < d; ++c)
+          for (Index r = 0; r < count; ++r)
+            to[c * count + r] = block * count + r < n
+                                    ? static_cast<TypeParam>(rows(0, 0, block * count + r, c))
+                                    : TypeParam(0);
+      };
+      for (Index block = 0; block < blocks; ++block) {
+        load(in.k, block, keys[block]);
+        load(in.v, block, values[block]);
+        values.note_finite(block);
+      }
+      const local_mha::Window window(config);
+      local_mha::AttentionHead<TypeParam> head;
+      head.window = &window;
+      head.seqlen = n;
+      head.masked = in.masked.data();
+      head.unmasked = {0, n};
+      local_mha::AttentionKernel<TypeParam> kernel(d, n);
+      auto queries = local_mha::make_block_buffer<TypeParam>(d * count);
+      auto out =
+          local_mha::make_block_buffer<TypeParam>(local_mha::padded_channels<TypeParam>(d) * count);
+      auto lse = local_mha::make_block_buffer<TypeParam>(count);
+      for (Index block = 0; block < blocks; ++block) {
+        load(in.q, block, queries.data());
+        for (TypeParam& q : queries)
+          q *= static_cast<TypeParam>(1.4426950408889634 / std::sqrt(6.0));  // log2(e) / √d
+        kernel.attend(head, block * count, queries.data(), keys, values, out.data(), lse.data());
+        for (Index r = 0; r < count && block * count + r < n; ++r) {
+          const Index i = block * count + r;
+          const double of_row = expected.lse(0, 0, i);
+          if (std::isinf(of_row))
+            EXPECT_EQ(lse[static_cast<std::size_t>(r)], of_row) << i;
+          else
+            EXPECT_NEAR(lse[static_cast<std::size_t>(r)], of_row, 40 * this->epsilon) << i;
+          for (Index c = 0; c < d; ++c)
+            EXPECT_NEAR(out[static_cast<std::size_t>(c * count + r)], expected.out(0, 0, i, c),
+                        40 * this->epsilon);
+        }
+      }
     }
 }
 
@@ -187,18 +244,16 @@ TYPED_TEST(Component, FeedForwardIsGEGLUBetweenProjections) {
     for (const Index dim : {4, 9, 24})
       for (const Index inner : {1, 8, 21, 64}) {
         auto parameters = local_mha::FeedForwardParameters<TypeParam>::zeros(dim, inner);
-        const auto values =
-            support::random_parameters(random, support::named<double>(parameters));
+        const auto values = support::random_parameters(random, support::named<double>(parameters));
         support::assign(parameters, values);
         const auto x = random.array({rows, dim});
         const auto exact = reference::feed_forward(values, x);
         const auto naive = reference::feed_forward(reference::cast<TypeParam>(values),
                                                    reference::cast<TypeParam>(x));
         const local_mha::FeedForward<TypeParam> feed_forward(parameters);
-        EXPECT_TRUE(support::close(
-            array(feed_forward.forward(matrix<TypeParam>(x))), exact,
-            2 * support::largest_error(naive, exact) +
-                20 * this->epsilon * (1 + support::largest(exact))))
+        EXPECT_TRUE(support::close(array(feed_forward.forward(matrix<TypeParam>(x))), exact,
+                                   2 * support::largest_error(naive, exact) +
+                                       20 * this->epsilon * (1 + support::largest(exact))))
             << rows << ' ' << dim << ' ' << inner;
       }
 }
@@ -215,8 +270,7 @@ TYPED_TEST(Component, FeedForwardDropsHiddenActivationsInTraining) {
   constexpr int seeds = 2000;
   for (int seed = 0; seed < seeds; ++seed) {
     const RowMatrix<double> y =
-        feed_forward
-            .forward(x, local_mha::Training{.seed = static_cast<std::uint64_t>(seed)})
+        feed_forward.forward(x, local_mha::Training{.seed = static_cast<std::uint64_t>(seed)})
             .template cast<double>();
     mean += y / seeds;
     squares += y.cwiseProduct(y) / seeds;
@@ -255,9 +309,8 @@ TYPED_TEST(Component, CrossEntropyIsTheMeanOverTheLabelsThatCount) {
   Array<Int> labels({3, 5});
   for (Int& label : labels.data) label = random.integer(0, 5);
   labels(0, 0) = labels(1, 4) = labels(2, 2) = -100;
-  EXPECT_NEAR(local_mha::cross_entropy<TypeParam>(
-                  support::tensor<TypeParam, 3>(logits), support::tensor<std::int64_t, 2>(labels),
-                  -100),
+  EXPECT_NEAR(local_mha::cross_entropy<TypeParam>(support::tensor<TypeParam, 3>(logits),
+                                                  support::tensor<std::int64_t, 2>(labels), -100),
               reference::cross_entropy(logits, labels, -100), 100 * this->epsilon);
   // As in PyTorch, the mean of nothing.
   EXPECT_TRUE(std::isnan(local_mha::cross_entropy<TypeParam>(
@@ -278,8 +331,8 @@ TEST(WindowGeometry, EqualsTheReferencePredicate) {
               config.look_forward = lf;
               config.exact_windowsize = exact;
               const local_mha::Window window(config, w, first);
-              const reference::AttentionOptions options = support::options(
-                  config, local_mha::LocalAttentionCall{.first_position = first});
+              const reference::AttentionOptions options =
+                  support::options(config, local_mha::LocalAttentionCall{.first_position = first});
               EXPECT_EQ(window.size(), w);
               EXPECT_EQ(window.look_around(), (1 + lb + lf) * w);
               for (Index i = 0; i < 40; ++i) {
@@ -306,8 +359,8 @@ TEST(WindowGeometry, EqualsTheReferencePredicate) {
 }
 
 TEST(WindowGeometry, OfHugeWindowsDoesNotOverflow) {
-  for (const Index w : {Index{1} << 30, Index{1} << 50, Index{1} << 62,
-                        std::numeric_limits<Index>::max()})
+  for (const Index w :
+       {Index{1} << 30, Index{1} << 50, Index{1} << 62, std::numeric_limits<Index>::max()})
     for (const bool exact : {false, true}) {
       local_mha::LocalAttentionConfig config{.window_size = w};
       config.look_backward = config.look_forward.emplace(1 << 20);
@@ -357,8 +410,8 @@ TEST(PaddingMasks, OfEachPolarityGiveTheSameAttention) {
   const auto y = attention.forward(q, q, q, local_mha::PaddingMask::from_lengths(lengths, 12));
   EXPECT_TRUE(support::same_bits(
       y, attention.forward(q, q, q, local_mha::PaddingMask::masked(is_padding))));
-  EXPECT_TRUE(support::same_bits(
-      y, attention.forward(q, q, q, local_mha::PaddingMask::keep(is_token))));
+  EXPECT_TRUE(
+      support::same_bits(y, attention.forward(q, q, q, local_mha::PaddingMask::keep(is_token))));
   EXPECT_FALSE(support::same_bits(y, attention.forward(q, q, q)));
 }
 

@@ -117,8 +117,8 @@ TYPED_TEST(Difference, KeysThatFillUpTheLastWindowAreNeverAttended) {
   double difference = 0;
   for (Int b = 0; b < 2; ++b)
     for (Int c = 0; c < 12; ++c)
-      difference = std::max(difference,
-                            std::abs(theirs(b, n - 1, c) - static_cast<double>(y(b, n - 1, c))));
+      difference =
+          std::max(difference, std::abs(theirs(b, n - 1, c) - static_cast<double>(y(b, n - 1, c))));
   EXPECT_GT(difference, 0.01);
 }
 
@@ -133,8 +133,8 @@ TYPED_TEST(Difference, RowsThatSeeOnlyMaskedKeysAreZeros) {
     const auto x = Random(5).array({1, 30, 12});
     std::vector<unsigned char> masked(30, 1);
     masked[29] = 0;
-    const auto y = array(
-        mha.forward(tensor<TypeParam, 3>(x), support::padding_mask(masked, 1, 30)));
+    const auto y =
+        array(mha.forward(tensor<TypeParam, 3>(x), support::padding_mask(masked, 1, 30)));
     for (Int i = 0; i < 30; ++i) {
       const bool sees = reference::sees(support::options(config).attention, i, 29);
       for (Int c = 0; c < 12; ++c) {
@@ -182,9 +182,12 @@ TYPED_TEST(Difference, AWindowGivenAtTheCallCountsInExactMasks) {
   config.use_xpos = true;
   config.xpos_scale_base = 20;
   Random random(8);
-  const reference::AttentionInputs<double> in{
-      random.array({1, 2, 50, 8}), random.array({1, 2, 50, 8}), random.array({1, 2, 50, 8}),
-      {}, {}, {}};
+  const reference::AttentionInputs<double> in{random.array({1, 2, 50, 8}),
+                                              random.array({1, 2, 50, 8}),
+                                              random.array({1, 2, 50, 8}),
+                                              {},
+                                              {},
+                                              {}};
   const auto q = tensor<TypeParam, 4>(in.q);
   const auto k = tensor<TypeParam, 4>(in.k);
   const auto v = tensor<TypeParam, 4>(in.v);
@@ -193,9 +196,8 @@ TYPED_TEST(Difference, AWindowGivenAtTheCallCountsInExactMasks) {
   for (const Index w : {1, 3, 9, 100}) {
     const LocalAttentionCall call{.window_size = w};
     const auto y = attention.forward(q, k, v, {}, {}, call);
-    EXPECT_TRUE(support::close(array(y),
-                               reference::attention(support::options(config, call), in).out,
-                               50 * this->epsilon))
+    EXPECT_TRUE(support::close(
+        array(y), reference::attention(support::options(config, call), in).out, 50 * this->epsilon))
         << w;
     EXPECT_GT(support::largest_error(array(y), array(own)), 0.01) << w;
     LocalAttentionConfig same = config;
@@ -224,20 +226,18 @@ TYPED_TEST(Difference, TheDynamicPositionBiasOfNonCausalModelsCoversTheWholeLook
     Array<Int> tokens({2, 33});
     for (Int& token : tokens.data) token = random.integer(0, 10);
     const auto weights = support::named<double>(model.parameters());
-    const auto expected =
-        reference::transformer_logits(support::options(config), weights, tokens);
-    EXPECT_TRUE(support::close(
-        array(model.forward(tensor<std::int64_t, 2>(tokens))), expected,
-        200 * this->epsilon * support::largest(expected)));
+    const auto expected = reference::transformer_logits(support::options(config), weights, tokens);
+    EXPECT_TRUE(support::close(array(model.forward(tensor<std::int64_t, 2>(tokens))), expected,
+                               200 * this->epsilon * support::largest(expected)));
 
     // The bias matters also for keys ahead.
     auto changed = weights;
     changed.at("dynamic_pos_bias.mlp.4.weight") =
         random.array(changed.at("dynamic_pos_bias.mlp.4.weight").shape, 3);
-    EXPECT_GT(support::largest_error(
-                  reference::transformer_logits(support::options(config), changed, tokens),
-                  expected),
-              0.01);
+    EXPECT_GT(
+        support::largest_error(
+            reference::transformer_logits(support::options(config), changed, tokens), expected),
+        0.01);
   }
 }
 

@@ -58,8 +58,7 @@ TYPED_TEST(DropoutInTraining, KeepsAShareOfTheProbabilitiesScaledUp) {
                       2e-4 / (1 - rate));
         }
     for (std::size_t head = 0; head < 4; ++head)
-      EXPECT_NEAR(kept[head] / seen[head], 1 - rate,
-                  5 * std::sqrt(rate * (1 - rate) / seen[head]));
+      EXPECT_NEAR(kept[head] / seen[head], 1 - rate, 5 * std::sqrt(rate * (1 - rate) / seen[head]));
   }
 }
 
@@ -107,9 +106,9 @@ TYPED_TEST(DropoutInTraining, WeightsTheValuesByTheDroppedProbabilities) {
       for (Int j = 0; j < n; ++j)
         for (Int c = 0; c < 6; ++c)
           expected(0, 0, i, c) += static_cast<double>(probabilities(0, 0, i, j)) * v(0, 0, j, c);
-    EXPECT_TRUE(support::close(
-        array(attention.forward(q, k, tensor<TypeParam, 4>(v), {}, {}, call)), expected,
-        100 * this->epsilon));
+    EXPECT_TRUE(
+        support::close(array(attention.forward(q, k, tensor<TypeParam, 4>(v), {}, {}, call)),
+                       expected, 100 * this->epsilon));
   }
 }
 
@@ -174,8 +173,8 @@ TYPED_TEST(DropoutInTraining, OfTheTransformerActsInAttentionAndFeedForward) {
     Array<Int> twice = tokens;
     std::copy_n(twice.data.begin(), 17, twice.data.begin() + 17);
     const auto both = array(model.forward(tensor<std::int64_t, 2>(twice), {}, Training{.seed = 1}));
-    EXPECT_FALSE(std::equal(both.data.begin(), both.data.begin() + 17 * 9,
-                            both.data.begin() + 17 * 9));
+    EXPECT_FALSE(
+        std::equal(both.data.begin(), both.data.begin() + 17 * 9, both.data.begin() + 17 * 9));
   }
 }
 

@@ -53,8 +53,7 @@ void expect_golden_outputs(const std::filesystem::path& path) {
     const local_mha::LocalAttention<Scalar> attention(io::load_local_attention(file));
     const auto y = attention.forward(
         file.tensor<Scalar, 4>("input/q"), file.tensor<Scalar, 4>("input/k"),
-        file.tensor<Scalar, 4>("input/v"), mask(file), support::optional_view(attn_bias),
-        call);
+        file.tensor<Scalar, 4>("input/v"), mask(file), support::optional_view(attn_bias), call);
     EXPECT_TRUE(is_output(y, file, "output/y"));
   } else if (described.kind == "LocalMHA") {
     auto [config, parameters] = io::load_local_mha<Scalar>(file);
@@ -100,9 +99,9 @@ TEST(GoldenFiles, OfWrongWeightsAreToldApart) {
   parameters.to_qkv(0, 0) += 1e-6;
   const local_mha::LocalMHA<double> mha(config, std::move(parameters));
   const auto attn_bias = bias<double>(file);
-  EXPECT_FALSE(is_output(mha.forward(file.tensor<double, 3>("input/x"), mask(file),
-                                     support::optional_view(attn_bias)),
-                         file, "output/y"));
+  EXPECT_FALSE(is_output(
+      mha.forward(file.tensor<double, 3>("input/x"), mask(file), support::optional_view(attn_bias)),
+      file, "output/y"));
 }
 
 class TrainedModel : public testing::Test {

@@ -47,9 +47,9 @@ void expect_linear(const Parameters<double>& parameters, const std::string& name
   EXPECT_LE(m.most, bound);
   EXPECT_NEAR(m.mean, 0, 4 * deviation / std::sqrt(n));
   // The variance of a uniform number's square is 4/45 of the bound's fourth power.
-  EXPECT_NEAR(m.variance, deviation * deviation,
-              4 * bound * bound * std::sqrt(4.0 / 45) / std::sqrt(n) +
-                  deviation * deviation * 16 / n);
+  EXPECT_NEAR(
+      m.variance, deviation * deviation,
+      4 * bound * bound * std::sqrt(4.0 / 45) / std::sqrt(n) + deviation * deviation * 16 / n);
   if (n > 500) {
     EXPECT_LT(m.least, -0.98 * bound);
     EXPECT_GT(m.most, 0.98 * bound);
@@ -95,12 +95,8 @@ TEST(InitialWeights, OfTheLayerAreThoseOfItsPyTorchParts) {
 }
 
 TEST(InitialWeights, OfTheTransformerAreThoseOfItsPyTorchParts) {
-  LocalTransformerConfig config{.num_tokens = 100,
-                                .max_seq_len = 90,
-                                .dim = 36,
-                                .depth = 2,
-                                .dim_head = 8,
-                                .heads = 3};
+  LocalTransformerConfig config{
+      .num_tokens = 100, .max_seq_len = 90, .dim = 36, .depth = 2, .dim_head = 8, .heads = 3};
   config.local_attn_window_size = 8;
   config.use_dynamic_pos_bias = true;
   const auto p = support::named<double>(LocalTransformer<double>(config, 2).parameters());
@@ -138,9 +134,9 @@ TEST(InitialWeights, ComeFromTheSeed) {
   EXPECT_EQ(of_seed(1), of_seed(1));
   EXPECT_NE(of_seed(1), of_seed(2));
   EXPECT_NE(of_seed(1), of_seed(std::uint64_t{1} << 32 | 1));
-  EXPECT_EQ(of_seed(0), support::named<double>(LocalMHA<double>(everything()).parameters())
-                            .at("to_qkv.weight")
-                            .data);
+  EXPECT_EQ(
+      of_seed(0),
+      support::named<double>(LocalMHA<double>(everything()).parameters()).at("to_qkv.weight").data);
 }
 
 TEST(InitialWeights, OfFloatAreThoseOfDoubleRounded) {

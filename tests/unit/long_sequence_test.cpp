@@ -115,8 +115,7 @@ TYPED_TEST(LongSequence, WithLongWindowsIsRightOnSampledRows) {
         for (Int i = 0; i < n; ++i)
           in.masked[static_cast<std::size_t>(i)] = (i > 1000 && i < 2600) || random.chance(0.4);
       }
-      if (w == 500)
-        in.bias = random.array({1, w, (causal ? 2 : 3) * w}, 3);
+      if (w == 500) in.bias = random.array({1, w, (causal ? 2 : 3) * w}, 3);
       if (w == 1024)  // growing scores: the maximum moves with every part
         for (Int i = 0; i < n; ++i)
           for (Int c = 0; c < 6; ++c) in.k(0, 0, i, c) *= 1 + static_cast<double>(i / 256) / 8;
@@ -161,13 +160,13 @@ TYPED_TEST(LongSequence, GivesTheSameRowsWhereverTheSequenceStarts) {
   const LocalAttention<TypeParam> attention(config);
   const auto whole = attention.forward(tensor<TypeParam, 4>(in.q), tensor<TypeParam, 4>(in.k),
                                        tensor<TypeParam, 4>(in.v));
-  const auto alone = attention.forward(cut(in.q), cut(in.k), cut(in.v), {}, {},
-                                       {.first_position = n - tail});
+  const auto alone =
+      attention.forward(cut(in.q), cut(in.k), cut(in.v), {}, {}, {.first_position = n - tail});
   double error = 0;
   for (Int i = 40; i < tail; ++i)  // rows that see nothing before the tail
     for (Int c = 0; c < 16; ++c)
-      error = std::max(error, static_cast<double>(std::abs(alone(0, 0, i, c) -
-                                                           whole(0, 0, n - tail + i, c))));
+      error = std::max(
+          error, static_cast<double>(std::abs(alone(0, 0, i, c) - whole(0, 0, n - tail + i, c))));
   EXPECT_LE(error, 60 * this->epsilon);
 }
 
@@ -189,8 +188,8 @@ TYPED_TEST(LongSequence, ThroughTheLayerEqualsItsStretches) {
   double error = 0;
   for (Int i = 32; i < length; ++i)
     for (Int c = 0; c < 12; ++c)
-      error = std::max(error,
-                       static_cast<double>(std::abs(alone(0, i, c) - whole(0, from + i, c))));
+      error =
+          std::max(error, static_cast<double>(std::abs(alone(0, i, c) - whole(0, from + i, c))));
   EXPECT_LE(error, 60 * this->epsilon);
 }
 

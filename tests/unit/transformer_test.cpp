@@ -109,9 +109,9 @@ TYPED_TEST(Transformer, EqualsTheReferenceForRandomConfigurations) {
     EXPECT_TRUE(result) << "seed " << seed << ", " << describe(c);
 
     const auto loss = static_cast<double>(model.loss(token_tensor(c.tokens), mask));
-    const auto expected_loss = static_cast<double>(reference::transformer_loss(
-        options, reference::cast<Precise>(c.parameters), c.tokens, c.config.ignore_index,
-        c.masked));
+    const auto expected_loss = static_cast<double>(
+        reference::transformer_loss(options, reference::cast<Precise>(c.parameters), c.tokens,
+                                    c.config.ignore_index, c.masked));
     EXPECT_NEAR(loss, expected_loss,
                 2 * allowed + 100 * std::numeric_limits<TypeParam>::epsilon() * expected_loss)
         << "seed " << seed << ", " << describe(c);
@@ -123,8 +123,8 @@ TYPED_TEST(Transformer, LossLeavesOutIgnoredLabels) {
   c.config.ignore_index = 1;  // a token that may stand in the input, too
   const auto model = transformer<TypeParam>(c);
   const auto tokens = token_tensor(c.tokens);
-  const double expected = reference::transformer_loss(support::options(c.config), c.parameters,
-                                                      c.tokens, 1);
+  const double expected =
+      reference::transformer_loss(support::options(c.config), c.parameters, c.tokens, 1);
   EXPECT_NEAR(model.loss(tokens), expected, 1e3 * std::numeric_limits<TypeParam>::epsilon());
   c.config.ignore_index = -1;
   EXPECT_GT(std::abs(transformer<TypeParam>(c).loss(tokens) - expected), 1e-3)
@@ -168,8 +168,7 @@ TYPED_TEST(Transformer, TakesNewParameters) {
   LocalTransformer<TypeParam> model(c.config, /*seed=*/5);
   model.set_parameters(support::transformer_parameters<TypeParam>(c.config, c.parameters));
   const auto tokens = token_tensor(without_last(c.tokens));
-  EXPECT_TRUE(
-      support::same_bits(model.forward(tokens), transformer<TypeParam>(c).forward(tokens)));
+  EXPECT_TRUE(support::same_bits(model.forward(tokens), transformer<TypeParam>(c).forward(tokens)));
 }
 
 }  // namespace

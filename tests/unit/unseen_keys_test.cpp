@@ -136,9 +136,9 @@ TYPED_TEST(UnseenKeys, OutsideOfTheWindowMayHoldAnythingAndSeenOnesShow) {
       for (Index h = 0; h < 2; ++h)
         for (Index i = 0; i < n; ++i)
           for (Index c = 0; c < d; ++c)
-            right = right && (reference::sees(options, i, j)
-                                  ? std::isnan(got(0, h, i, c))
-                                  : got(0, h, i, c) == expected(0, h, i, c));
+            right =
+                right && (reference::sees(options, i, j) ? std::isnan(got(0, h, i, c))
+                                                         : got(0, h, i, c) == expected(0, h, i, c));
       if (!right) ++failures;
       EXPECT_TRUE(right) << "seed " << seed << ", N " << n << ", key " << j << ", first_position "
                          << call.first_position << ", " << support::describe(config);
@@ -218,8 +218,8 @@ TYPED_TEST(UnseenKeys, NeverMeetTheirBias) {
           const Index query = 100 * w + row;
           const Index key = 100 * w - options.look_backward * w + column;
           if (!reference::sees(options, query, key))
-            poisoned.bias(h, row, column) = poisons<TypeParam>()[static_cast<std::size_t>(
-                random.integer(0, 2))];
+            poisoned.bias(h, row, column) =
+                poisons<TypeParam>()[static_cast<std::size_t>(random.integer(0, 2))];
         }
     const auto result = same_bits(poisoned.attend(config), clean.attend(config));
     if (!result) ++failures;
