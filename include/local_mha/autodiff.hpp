@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+// The module does not include what it needs.
+#include <Eigen/Core>
 #include <unsupported/Eigen/AutoDiff>
 
 namespace Eigen {

@@ -39,6 +39,8 @@ struct LocalAttentionConfig {
   bool use_xpos = false;
   /// Distance over which xPos decays by `ζ`, at least 0.5. Empty: `√dim`.
   std::optional<double> xpos_scale_base = {};
+
+  friend bool operator==(const LocalAttentionConfig&, const LocalAttentionConfig&) = default;
 };
 
 /// What LocalMHA computes: LocalAttention between two projections.
@@ -75,6 +77,8 @@ struct LocalMHAConfig {
   bool use_rotary_pos_emb = true;
   /// Each head's output times `sigmoid(to_v_gate(x))`.
   bool gate_values_per_head = false;
+
+  friend bool operator==(const LocalMHAConfig&, const LocalMHAConfig&) = default;
 };
 
 /// What LocalTransformer computes. The members after `use_dynamic_pos_bias` are handed to every

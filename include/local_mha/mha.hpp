@@ -20,6 +20,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/activations.hpp>
@@ -39,9 +40,27 @@ namespace local_mha {
 ///     auto y = mha.forward(x);  // x: Eigen::Tensor<float, 3, Eigen::RowMajor>, [B, N, 512]
 template <typename Scalar>
 class LocalMHA {
+  class Flow;
+
  public:
   using Parameters = LocalMHAParameters<Scalar>;
   using Bias = std::optional<TensorView<const Scalar, 3>>;
+
+  /// Room for calls of forward_into().
+  class Workspace {
+   private:
+    friend LocalMHA;
+
+    void prepare(const LocalMHA& layer, const Window& window, Index seqlen, Index workers) {
+      if (!flows_.empty() && !flows_.front().fits(layer, seqlen)) flows_.clear();
+      while (static_cast<Index>(flows_.size()) < workers)
+        flows_.emplace_back(layer, window, seqlen);
+      for (Flow& flow : flows_) flow.use(layer);
+    }
+    Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
+
+    std::vector<Flow> flows_;
+  };
 
   /// Starts with the weights of a new PyTorch module.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
@@ -82,13 +101,49 @@ class LocalMHA {
   Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                             const Bias& attn_bias = {},
                             std::optional<Training> training = {}) const {
-    const auto inputs = check(x, mask, attn_bias);
-    const auto [batch, seqlen, dim] = x.dimensions();
-    Tensor<Scalar, 3> y(batch, seqlen, dim);
-    Flow flow(*this, inputs.window(), seqlen);
-    for (Index b = 0; b < batch; ++b)
-      flow.run(inputs, b, x.data() + b * seqlen * dim, y.data() + b * seqlen * dim, training);
+    return forward(Eigen::DefaultDevice(), x, mask, attn_bias, training);
+  }
+
+  /// The same on the threads of a device; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> forward(const Device& device, TensorView<const Scalar, 3> x,
+                            const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                            std::optional<Training> training = {}) const {
+    check(x, mask, attn_bias);
+    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
+    Workspace workspace;
+    forward_into(device, y, workspace, x, mask, attn_bias, training);
     return y;
+  }
+
+  /// The same into given memory. Allocates nothing if the workspace was last used for this
+  /// configuration, sequence length and number of threads (a thread pool's own queue aside).
+  /// \param y `[B, N, dim]`, must not overlap x
+  /// \param workspace for one call at a time
+  template <ThreadDevice Device>
+  void forward_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
+                    TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
+                    const Bias& attn_bias = {}, std::optional<Training> training = {}) const {
+    const auto inputs = check(x, mask, attn_bias);
+    require_shape("y", y.dimensions(), x.dimensions());
+    const auto [batch, seqlen, dim] = x.dimensions();
+    const Index workers = device.numThreads();
+    const Index reach = std::min(inputs.window().reach_behind(), seqlen) +
+                        std::min(inputs.window().reach_ahead(), seqlen);
+    const Runs runs(batch, ceil_div(seqlen, count), ceil_div(reach, count), workers);
+    workspace.prepare(*this, inputs.window(), seqlen, std::min(workers, runs.tasks()));
+    const auto run = [&, sequence_size = seqlen * dim](Index worker, Index task) {
+      const Index b = runs.sequence(task);
+      workspace.flow(worker).run(inputs, b, {runs.begin(task), runs.end(task)},
+                                 x.data() + b * sequence_size, y.data() + b * sequence_size,
+                                 training);
+    };
+    parallel_for(device, std::min(workers, runs.tasks()), runs.tasks(), run);
+  }
+  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
+                    const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                    std::optional<Training> training = {}) const {
+    forward_into(Eigen::DefaultDevice(), y, workspace, x, mask, attn_bias, training);
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
@@ -124,9 +179,12 @@ class LocalMHA {
 
   // One sequence on its way through the layer.
   class Flow {
+    using Blocks = Range;
+
    public:
     Flow(const LocalMHA& layer, const Window& window, Index seqlen)
-        : layer_(layer),
+        : layer_(&layer),
+          config_(layer.config_),
           seqlen_(seqlen),
           blocks_(ceil_div(seqlen, count)),
           steps_(layer.attention_.rotary_steps(window, seqlen)),
@@ -147,24 +205,33 @@ class LocalMHA {
       if (layer.config_.gate_values_per_head) gates_ = Ring<Scalar>(heads(), waiting);
     }
 
-    void run(const detail::AttentionInputs<Scalar>& inputs, Index b, const Scalar* x, Scalar* y,
-             const std::optional<Training>& training) {
-      std::vector<AttentionHead<Scalar>> heads_of_sequence;
-      std::vector<Dropout<Scalar>> dropouts;
-      make_heads(inputs, b, training, heads_of_sequence, dropouts);
-      Blocks made{0, 0};
-      Blocks attended{0, 0};
-      while (attended.end < blocks_) {
+    bool fits(const LocalMHA& layer, Index seqlen) const {
+      return config_ == layer.config_ && seqlen_ == seqlen;
+    }
+    // A layer that this fits.
+    void use(const LocalMHA& layer) { layer_ = &layer; }
+
+    // The rows of `y` of the queries `[begin, end)`, in blocks.
+    void run(const detail::AttentionInputs<Scalar>& inputs, Index b, const Blocks& queries,
+             const Scalar* x, Scalar* y, const std::optional<Training>& training) {
+      const Window& window = inputs.window();
+      make_heads(inputs, b, training);
+      const Range keys = window.keys_of({queries.begin * count, queries.end * count}, seqlen_);
+      const Index needed = ceil_div(keys.end, count);
+      Blocks made{0, keys.begin / count};
+      Blocks attended{0, queries.begin};
+      while (attended.end < queries.end) {
         // New rows only when no query is ready.
-        const bool waiting = attended.end == ready(inputs.window(), made.end);
-        made = {made.end, waiting ? std::min(made.end + stretch, blocks_) : made.end};
-        attended = {attended.end,
-                    std::min(ready(inputs.window(), made.end), attended.end + stretch)};
+        const bool waiting = ready(window, made.end) <= attended.end;
+        made = {made.end, waiting ? std::min(made.end + stretch, needed) : made.end};
+        const Index complete = std::min(ready(window, made.end), queries.end);
+        attended = {attended.end, std::clamp(complete, attended.end, attended.end + stretch)};
         load(made, x);
-        make_gates(made);
+        make_gates(made.clipped_to(queries), made.begin);
         for (Index h = 0; h < heads(); ++h) {
-          make_queries_keys_values(made, h);
-          attend(attended, h, heads_of_sequence[static_cast<std::size_t>(h)]);
+          make_queries(made.clipped_to(queries), made.begin, h);
+          make_keys_and_values(made, h);
+          attend(attended, h);
         }
         project_out(attended, y);
       }
@@ -176,7 +243,8 @@ class LocalMHA {
         made = {made.end, std::min(made.end + stretch, blocks_)};
         load(made, x);
         for (Index h = 0; h < heads(); ++h) {
-          project_and_normalize(made, h);
+          project_queries(made, made.begin, h);
+          project_keys(made, h);
           for (Index block = made.begin; block < made.end; ++block) {
             const auto row_of = [&](Tensor<Scalar, 4>& to) {
               return [&, block, h](Index r) { return &to(b, h, block * count + r, 0); };
@@ -189,11 +257,10 @@ class LocalMHA {
     }
 
    private:
-    using Blocks = Range;
-
-    Index dim() const { return layer_.config_.dim; }
-    Index heads() const { return layer_.config_.heads; }
-    Index dim_head() const { return layer_.config_.dim_head; }
+    const LocalMHAConfig& config() const { return config_; }
+    Index dim() const { return config().dim; }
+    Index heads() const { return config().heads; }
+    Index dim_head() const { return config().dim_head; }
     Index head_size() const { return padded_channels<Scalar>(dim_head()) * count; }
     Index rows_of(Index block) const { return std::min(count, seqlen_ - block * count); }
     Ring<Scalar>& queries(Index h) { return queries_[queries_.size() > 1 ? to_size(h) : 0]; }
@@ -202,18 +269,18 @@ class LocalMHA {
     static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
 
     void make_heads(const detail::AttentionInputs<Scalar>& inputs, Index b,
-                    const std::optional<Training>& training,
-                    std::vector<AttentionHead<Scalar>>& all,
-                    std::vector<Dropout<Scalar>>& dropouts) const {
-      const bool drops = training && layer_.config_.dropout > 0;
+                    const std::optional<Training>& training) {
+      const bool drops = training && config().dropout > 0;
+      heads_.clear();
+      dropouts_.clear();
       if (drops)
         for (Index h = 0; h < heads(); ++h)
-          dropouts.emplace_back(layer_.config_.dropout, training->seed,
-                                static_cast<std::uint32_t>(b * heads() + h));
+          dropouts_.emplace_back(config().dropout, training->seed,
+                                 static_cast<std::uint32_t>(b * heads() + h));
       for (Index h = 0; h < heads(); ++h) {
-        all.push_back(inputs.head(b, h));
-        all.back().steps = steps_ ? &*steps_ : nullptr;
-        all.back().dropout = drops ? &dropouts[to_size(h)] : nullptr;
+        heads_.push_back(inputs.head(b, h));
+        heads_.back().steps = steps_ ? &*steps_ : nullptr;
+        heads_.back().dropout = drops ? &dropouts_[to_size(h)] : nullptr;
       }
     }
 
@@ -232,55 +299,68 @@ class LocalMHA {
         Scalar* to = x_.data() + (block - blocks.begin) * dim() * count;
         load_block(
             dim(), rows_of(block), [&](Index r) { return x + (block * count + r) * dim(); }, to);
-        if (layer_.config_.prenorm) layer_.norm_.apply(to);
+        if (config().prenorm) layer_->norm_.apply(to);
       }
     }
 
-    void make_gates(const Blocks& blocks) {
-      if (!layer_.config_.gate_values_per_head) return;
-      project(layer_.to_v_gate_, 0, x_.data(), blocks.end - blocks.begin,
-              [&](Index i) { return gates_[blocks.begin + i]; });
+    // The head group's projection of blocks, of which `loaded` is the first in x_, into a ring.
+    void project_into(Ring<Scalar>& ring, const PackedWeight<Scalar>& weight, Index group,
+                      const Blocks& blocks, Index loaded) {
+      project(weight, group, x_.data() + (blocks.begin - loaded) * dim() * count,
+              blocks.end - blocks.begin, [&](Index i) { return ring[blocks.begin + i]; });
+    }
+
+    void make_gates(const Blocks& blocks, Index loaded) {
+      if (!config().gate_values_per_head) return;
+      project_into(gates_, layer_->to_v_gate_, 0, blocks, loaded);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         for (Index h = 0; h < heads(); ++h) {
           Scalar* gate = gates_[block] + h * count;
-          const auto bias = Lanes<Scalar>::broadcast(layer_.parameters_.to_v_gate_bias[h]);
+          const auto bias = Lanes<Scalar>::broadcast(layer_->parameters_.to_v_gate_bias[h]);
           sigmoid(Lanes<Scalar>::load(gate) + bias).store(gate);
         }
     }
 
-    void project_and_normalize(const Blocks& blocks, Index h) {
-      const Index n = blocks.end - blocks.begin;
-      const auto into = [&](Ring<Scalar>& ring) {
-        return [&](Index i) { return ring[blocks.begin + i]; };
-      };
-      project(layer_.to_qkv_, h, x_.data(), n, into(queries(h)));
-      project(layer_.to_qkv_, heads() + h, x_.data(), n, into(keys(h)));
-      project(layer_.to_qkv_, 2 * heads() + h, x_.data(), n, into(values(h)));
-      if (!layer_.config_.qk_rmsnorm) return;
+    void project_queries(const Blocks& blocks, Index loaded, Index h) {
+      project_into(queries(h), layer_->to_qkv_, h, blocks, loaded);
+      if (!config().qk_rmsnorm) return;
+      for (Index block = blocks.begin; block < blocks.end; ++block)
+        layer_->q_norm_.apply(queries(h)[block]);
+    }
+
+    void project_keys(const Blocks& blocks, Index h) {
+      project_into(keys(h), layer_->to_qkv_, heads() + h, blocks, blocks.begin);
+      if (!config().qk_rmsnorm) return;
+      for (Index block = blocks.begin; block < blocks.end; ++block)
+        layer_->k_norm_.apply(keys(h)[block]);
+    }
+
+    void make_queries(const Blocks& blocks, Index loaded, Index h) {
+      project_queries(blocks, loaded, h);
+      const auto scale = static_cast<Scalar>(layer_->attention_.softmax_scale(dim_head()) * log2_e);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
-        layer_.q_norm_.apply(queries(h)[block]);
-        layer_.k_norm_.apply(keys(h)[block]);
+        scale_block(dim_head(), scale, queries(h)[block]);
+        if (const auto* rotary = layer_->attention_.rotary())
+          rotary->apply_to_queries(queries(h)[block], block * count);
       }
     }
 
-    void make_queries_keys_values(const Blocks& blocks, Index h) {
-      project_and_normalize(blocks, h);
-      const auto scale = static_cast<Scalar>(layer_.attention_.softmax_scale(dim_head()) * log2_e);
+    void make_keys_and_values(const Blocks& blocks, Index h) {
+      project_keys(blocks, h);
+      project_into(values(h), layer_->to_qkv_, 2 * heads() + h, blocks, blocks.begin);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
-        scale_block(dim_head(), scale, queries(h)[block]);
-        if (const auto* rotary = layer_.attention_.rotary()) {
-          rotary->apply_to_queries(queries(h)[block], block * count);
+        if (const auto* rotary = layer_->attention_.rotary())
           rotary->apply_to_keys(keys(h)[block], block * count);
-        }
         values(h).note_finite(block);
       }
     }
 
-    void attend(const Blocks& blocks, Index h, const AttentionHead<Scalar>& head) {
+    void attend(const Blocks& blocks, Index h) {
+      const AttentionHead<Scalar>& head = heads_[to_size(h)];
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
         kernel_.attend(head, block * count, queries(h)[block], keys(h), values(h), out);
-        if (!layer_.config_.gate_values_per_head) continue;
+        if (!config().gate_values_per_head) continue;
         const auto gate = Lanes<Scalar>::load(gates_[block] + h * count);
         for (Index c = 0; c < dim_head(); ++c)
           (gate * Lanes<Scalar>::load(out + c * count)).store(out + c * count);
@@ -289,13 +369,14 @@ class LocalMHA {
 
     void project_out(const Blocks& blocks, Scalar* y) {
       const auto block_of_y = [&](Index i) { return y_.data() + i * dim() * count; };
-      project(layer_.to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
+      project(layer_->to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         store_block(dim(), rows_of(block), block_of_y(block - blocks.begin),
                     [&](Index r) { return y + (block * count + r) * dim(); });
     }
 
-    const LocalMHA& layer_;
+    const LocalMHA* layer_;
+    LocalMHAConfig config_;
     Index seqlen_;
     Index blocks_;
     std::optional<RotarySteps<Scalar>> steps_;
@@ -307,6 +388,8 @@ class LocalMHA {
     std::vector<Ring<Scalar>> keys_;
     std::vector<Ring<Scalar>> values_;
     Ring<Scalar> gates_;
+    std::vector<AttentionHead<Scalar>> heads_;
+    std::vector<Dropout<Scalar>> dropouts_;
   };
 
   LocalMHAConfig config_;

@@ -117,6 +117,7 @@ class AttentionKernel {
       for (Index r = 0; r < rows; ++r)
         seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
       keys = {seen[0].begin, seen[rows - 1].end};
+      if (keys.begin >= keys.end) keys = {0, 0};
       for (Index r = rows; r < count; ++r) seen[r] = {keys.end, keys.end};
       by_all = {seen[count - 1].begin, seen[0].end};
     }

@@ -13,6 +13,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
@@ -94,8 +95,29 @@ class AttentionInputs {
 /// \tparam Scalar float, double, or any type that Eigen computes with
 template <typename Scalar>
 class LocalAttention {
+  class Flow;
+
  public:
   using Bias = std::optional<TensorView<const Scalar, 3>>;
+
+  /// Room for calls of forward_into().
+  class Workspace {
+   private:
+    friend LocalAttention;
+
+    void prepare(const LocalAttention& attention, const Window& window, Index seqlen,
+                 Index dim_head, Index dim_value, Index workers) {
+      if (!flows_.empty() &&
+          !flows_.front().fits(attention, window, seqlen, dim_head, dim_value))
+        flows_.clear();
+      while (static_cast<Index>(flows_.size()) < workers)
+        flows_.emplace_back(attention, window, seqlen, dim_head, dim_value);
+      for (Flow& flow : flows_) flow.use(attention);
+    }
+    Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
+
+    std::vector<Flow> flows_;
+  };
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   explicit LocalAttention(const LocalAttentionConfig& config) : config_(config) {
@@ -118,21 +140,44 @@ class LocalAttention {
   Tensor<Scalar, 4> forward(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                             TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                             const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
-    check_queries(q);
-    require_shape("k", k.dimensions(), q.dimensions());
-    require_shape("v", v.dimensions(), q.dimensions());
-    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    const detail::AttentionInputs<Scalar> inputs(window(call), batch, heads, seqlen, mask,
-                                                 attn_bias);
-    Tensor<Scalar, 4> out(batch, heads, seqlen, dim_head);
-    HeadFlow flow(*this, inputs.window(), seqlen, dim_head, dim_head);
-    for (Index b = 0; b < batch; ++b)
-      for (Index h = 0; h < heads; ++h) {
-        const Index at = (b * heads + h) * seqlen * dim_head;
-        flow.run(inputs, b, h, q.data() + at, k.data() + at, v.data() + at, out.data() + at,
-                 call.training);
-      }
+    return forward(Eigen::DefaultDevice(), q, k, v, mask, attn_bias, call);
+  }
+
+  /// The same on the threads of a device; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Tensor<Scalar, 4> forward(const Device& device, TensorView<const Scalar, 4> q,
+                            TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
+                            const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                            const LocalAttentionCall& call = {}) const {
+    check(q, k, v, mask, attn_bias, call);
+    Tensor<Scalar, 4> out(q.dimension(0), q.dimension(1), q.dimension(2), q.dimension(3));
+    Workspace workspace;
+    forward_into(device, out, workspace, q, k, v, mask, attn_bias, call);
     return out;
+  }
+
+  /// The same into given memory. Allocates nothing if the workspace was last used for the same
+  /// configuration, window, sequence length, dim_head and number of threads (a thread pool's own
+  /// queue aside).
+  /// \param out `[B, H, N, D]`, must not overlap the inputs
+  /// \param workspace for one call at a time
+  template <ThreadDevice Device>
+  void forward_into(const Device& device, TensorView<Scalar, 4> out, Workspace& workspace,
+                    TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                    TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
+                    const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
+    const auto inputs = check(q, k, v, mask, attn_bias, call);
+    require_shape("out", out.dimensions(), q.dimensions());
+    const Index head_size = q.dimension(2) * q.dimension(3);
+    attend(device, workspace, inputs, q, k, q.dimension(3), [&](Index head) {
+      return Values{v.data() + head * head_size, out.data() + head * head_size};
+    }, call.training);
+  }
+  void forward_into(TensorView<Scalar, 4> out, Workspace& workspace, TensorView<const Scalar, 4> q,
+                    TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
+                    const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                    const LocalAttentionCall& call = {}) const {
+    forward_into(Eigen::DefaultDevice(), out, workspace, q, k, v, mask, attn_bias, call);
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
@@ -142,22 +187,15 @@ class LocalAttention {
                                             const PaddingMask& mask = {},
                                             const Bias& attn_bias = {},
                                             const LocalAttentionCall& call = {}) const {
-    check_queries(q);
-    require_shape("k", k.dimensions(), q.dimensions());
+    const auto inputs = check(q, k, k, mask, attn_bias, call);
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    const detail::AttentionInputs<Scalar> inputs(window(call), batch, heads, seqlen, mask,
-                                                 attn_bias);
     // With the unit vectors as values, the output is the weights.
-    RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
+    const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
     Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
-    HeadFlow flow(*this, inputs.window(), seqlen, dim_head, seqlen);
-    for (Index b = 0; b < batch; ++b)
-      for (Index h = 0; h < heads; ++h) {
-        const Index head = b * heads + h;
-        flow.run(inputs, b, h, q.data() + head * seqlen * dim_head,
-                 k.data() + head * seqlen * dim_head, unit.data(),
-                 out.data() + head * seqlen * seqlen, call.training);
-      }
+    Workspace workspace;
+    attend(Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen, [&](Index head) {
+      return Values{unit.data(), out.data() + head * unit.size()};
+    }, call.training);
     return out;
   }
 
@@ -179,48 +217,69 @@ class LocalAttention {
  private:
   static constexpr Index count = block_rows<Scalar>;
 
+  // What one head attends to, `[N, dim_value]`, and what it makes of it.
+  struct Values {
+    const Scalar* v;
+    Scalar* out;
+  };
+
   // One head of one sequence: keys and values enter a ring just before they are seen.
-  class HeadFlow {
+  class Flow {
+    using Blocks = Range;
+
    public:
-    HeadFlow(const LocalAttention& attention, const Window& window, Index seqlen, Index dim_head,
-             Index dim_value)
-        : attention_(attention),
+    Flow(const LocalAttention& attention, const Window& window, Index seqlen, Index dim_head,
+         Index dim_value)
+        : attention_(&attention),
+          config_(attention.config_),
+          window_(window),
           seqlen_(seqlen),
           dim_head_(dim_head),
           dim_value_(dim_value),
           steps_(attention.rotary_steps(window, seqlen)) {
       const Index reach = std::min(window.reach_behind(), seqlen) +
                           std::min(window.reach_ahead(), seqlen);
-      const Index blocks = std::min(ceil_div(reach, count) + 2, ceil_div(seqlen, count));
-      keys_ = Ring<Scalar>(dim_head, std::max<Index>(1, blocks));
-      values_ = Ring<Scalar>(dim_value, std::max<Index>(1, blocks));
+      const Index kept =
+          std::max<Index>(1, std::min(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+      keys_ = Ring<Scalar>(dim_head, kept);
+      values_ = Ring<Scalar>(dim_value, kept);
       kernel_ = AttentionKernel<Scalar>(dim_head, std::min(reach + count, seqlen));
       queries_ = make_block_buffer<Scalar>(dim_head * count);
       out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
     }
 
-    void run(const detail::AttentionInputs<Scalar>& inputs, Index b, Index h, const Scalar* q,
-             const Scalar* k, const Scalar* v, Scalar* out,
+    bool fits(const LocalAttention& attention, const Window& window, Index seqlen, Index dim_head,
+              Index dim_value) const {
+      return config_ == attention.config_ && window_ == window && seqlen_ == seqlen &&
+             dim_head_ == dim_head && dim_value_ == dim_value;
+    }
+    // An attention that this fits.
+    void use(const LocalAttention& attention) { attention_ = &attention; }
+
+    // The output of the queries `[begin, end)`, in blocks.
+    void run(const detail::AttentionInputs<Scalar>& inputs, Index b, Index h, const Blocks& queries,
+             const Scalar* q, const Scalar* k, const Values& values,
              const std::optional<Training>& training) {
       AttentionHead<Scalar> head = inputs.head(b, h);
       head.steps = steps_ ? &*steps_ : nullptr;
-      head.shared_qk = attention_.config_.shared_qk;
+      head.shared_qk = config_.shared_qk;
       std::optional<Dropout<Scalar>> dropout;
-      if (training && attention_.config_.dropout > 0) {
-        dropout.emplace(attention_.config_.dropout, training->seed,
+      if (training && config_.dropout > 0) {
+        dropout.emplace(config_.dropout, training->seed,
                         static_cast<std::uint32_t>(b * inputs.heads() + h));
         head.dropout = &*dropout;
       }
       Index made = 0;
-      for (Index first = 0; first < seqlen_; first += count) {
+      for (Index block = queries.begin; block < queries.end; ++block) {
+        const Index first = block * count;
         const Index rows = std::min(count, seqlen_ - first);
-        const Range seen = inputs.window().keys_of({first, first + rows}, seqlen_);
+        const Range seen = window_.keys_of({first, first + rows}, seqlen_);
         for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made)
-          make_keys_and_values(made, k, v);
+          make_keys_and_values(made, k, values.v);
         make_queries(first, rows, q);
         kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data());
         store_block(dim_value_, rows, out_.data(),
-                    [&](Index r) { return out + (first + r) * dim_value_; });
+                    [&](Index r) { return values.out + (first + r) * dim_value_; });
       }
     }
 
@@ -228,10 +287,10 @@ class LocalAttention {
     void make_queries(Index first, Index rows, const Scalar* q) {
       load_block(
           dim_head_, rows, [&](Index r) { return q + (first + r) * dim_head_; }, queries_.data());
-      scale_block(dim_head_, Scalar(attention_.softmax_scale(dim_head_) * log2_e),
+      scale_block(dim_head_, Scalar(attention_->softmax_scale(dim_head_) * log2_e),
                   queries_.data());
-      if (attention_.rotary() != nullptr)
-        attention_.rotary()->apply_to_queries(queries_.data(), first);
+      if (attention_->rotary() != nullptr)
+        attention_->rotary()->apply_to_queries(queries_.data(), first);
     }
 
     void make_keys_and_values(Index block, const Scalar* k, const Scalar* v) {
@@ -239,14 +298,16 @@ class LocalAttention {
       const Index rows = std::min(count, seqlen_ - first);
       Scalar* keys = keys_[block];
       load_block(dim_head_, rows, [&](Index r) { return k + (first + r) * dim_head_; }, keys);
-      if (attention_.config_.shared_qk) l2_normalize(dim_head_, keys);
-      if (attention_.rotary() != nullptr) attention_.rotary()->apply_to_keys(keys, first);
+      if (config_.shared_qk) l2_normalize(dim_head_, keys);
+      if (attention_->rotary() != nullptr) attention_->rotary()->apply_to_keys(keys, first);
       load_block(
           dim_value_, rows, [&](Index r) { return v + (first + r) * dim_value_; }, values_[block]);
       values_.note_finite(block);
     }
 
-    const LocalAttention& attention_;
+    const LocalAttention* attention_;
+    LocalAttentionConfig config_;
+    Window window_;
     Index seqlen_;
     Index dim_head_;
     Index dim_value_;
@@ -258,10 +319,41 @@ class LocalAttention {
     BlockBuffer<Scalar> out_;
   };
 
-  void check_queries(const TensorView<const Scalar, 4>& q) const {
+  // `values_of(head)` gives the Values of head `b·H + h`.
+  template <ThreadDevice Device, typename ValuesOf>
+  void attend(const Device& device, Workspace& workspace,
+              const detail::AttentionInputs<Scalar>& inputs, const TensorView<const Scalar, 4>& q,
+              const TensorView<const Scalar, 4>& k, Index dim_value, ValuesOf&& values_of,
+              const std::optional<Training>& training) const {
+    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+    const Window& window = inputs.window();
+    const Index reach = std::min(window.reach_behind(), seqlen) +
+                        std::min(window.reach_ahead(), seqlen);
+    // A run makes its keys anew by transposing them, which costs next to nothing.
+    const Index cheap_reach = ceil_div(reach, 16 * count);
+    const Runs runs(batch * heads, ceil_div(seqlen, count), cheap_reach, device.numThreads());
+    const Index workers = std::min<Index>(device.numThreads(), runs.tasks());
+    workspace.prepare(*this, window, seqlen, dim_head, dim_value, workers);
+    const auto run = [&, heads = heads, head_size = seqlen * dim_head](Index worker, Index task) {
+      const Index head = runs.sequence(task);
+      workspace.flow(worker).run(inputs, head / heads, head % heads,
+                                 {runs.begin(task), runs.end(task)}, q.data() + head * head_size,
+                                 k.data() + head * head_size, values_of(head), training);
+    };
+    parallel_for(device, workers, runs.tasks(), run);
+  }
+
+  detail::AttentionInputs<Scalar> check(const TensorView<const Scalar, 4>& q,
+                                        const TensorView<const Scalar, 4>& k,
+                                        const TensorView<const Scalar, 4>& v,
+                                        const PaddingMask& mask, const Bias& attn_bias,
+                                        const LocalAttentionCall& call) const {
     require_shape("q", q.dimensions(), {-1, -1, -1, config_.dim.value_or(-1)});
     if (q.dimension(3) < 1)
       reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
+    require_shape("k", k.dimensions(), q.dimensions());
+    require_shape("v", v.dimensions(), q.dimensions());
+    return {window(call), q.dimension(0), q.dimension(1), q.dimension(2), mask, attn_bias};
   }
 
   Window window(const LocalAttentionCall& call) const {

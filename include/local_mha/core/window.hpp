@@ -93,6 +93,8 @@ class Window {
     return exact_ ? ahead_ : ahead_ + (size_ - 1);
   }
 
+  friend bool operator==(const Window&, const Window&) = default;
+
  private:
   // Longer than any sequence, and far from overflow when such sizes are added.
   static constexpr Index most_ = std::numeric_limits<Index>::max() / 16;

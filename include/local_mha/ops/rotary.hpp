@@ -36,6 +36,17 @@ LOCAL_MHA_INLINE void rotate_pair(const Scalar* a, const Scalar* b, const Factor
   (sine * x + cosine * y).store(to_b);
 }
 
+/// Turns every position of a block by the same angles.
+/// \param turns for each pair of channels cosine and sine, times a decay: `[dim_head/2][2]`
+template <typename Scalar>
+void turn_all(Index dim_head, const Scalar* block, const Scalar* turns, Scalar* turned) {
+  constexpr Index count = block_rows<Scalar>;
+  const Index half = dim_head / 2;
+  for (Index m = 0; m < half; ++m)
+    rotate_pair<Scalar>(block + m * count, block + (m + half) * count, turns[2 * m],
+                        turns[2 * m + 1], turned + m * count, turned + (m + half) * count);
+}
+
 /// Tables for the queries and keys of every head.
 template <typename Scalar>
 class RotaryEmbedding {
@@ -84,16 +95,6 @@ class RotaryEmbedding {
     }
   }
 
-  /// Turns a block of queries by the same distance in every position.
-  /// \param turns from turns()
-  void turn_queries(const Scalar* block, const Scalar* turns, Scalar* turned) const {
-    const Index half = dim_head_ / 2;
-    for (Index m = 0; m < half; ++m) {
-      rotate_pair<Scalar>(block + m * count, block + (m + half) * count, turns[2 * m],
-                          turns[2 * m + 1], turned + m * count, turned + (m + half) * count);
-    }
-  }
-
   /// Turns a matrix of keys; row `j` is at place `j` of a group.
   /// \param keys `[rows, dim_head]`, at most group() rows
   RowMatrix<Scalar> rotate_keys(const Eigen::Ref<const RowMatrix<Scalar>>& keys) const {
@@ -120,7 +121,7 @@ class RotaryEmbedding {
     return map_blocks<Scalar>(queries, dim_head_, 1, [&](Index, const Scalar* in, Scalar* out) {
       std::copy(in, in + dim_head_ * count, placed.data());
       apply_to_queries(placed.data(), first);
-      turn_queries(placed.data(), step.data(), out);
+      turn_all(dim_head_, placed.data(), step.data(), out);
       first += count;
     });
   }
@@ -191,7 +192,8 @@ class RotarySteps {
   /// \param shift added to every distance, `lf·w`
   /// \param behind, ahead rows before and after its own that a query can see
   RotarySteps(const RotaryEmbedding<Scalar>& rotary, Index shift, Index behind, Index ahead)
-      : rotary_(&rotary),
+      : group_(rotary.group()),
+        dim_head_(rotary.dim_head()),
         first_(-ceil_div(ahead, rotary.group())),
         turns_(make_block_buffer<Scalar>((ceil_div(behind, rotary.group()) - first_ + 1) *
                                          rotary.dim_head())) {
@@ -201,16 +203,16 @@ class RotarySteps {
                    turns_.data() + step * rotary.dim_head());
   }
 
-  Index group() const { return rotary_->group(); }
+  Index group() const { return group_; }
 
   /// \param groups_back from the queries' group to the keys'
   void turn_queries(const Scalar* block, Index groups_back, Scalar* turned) const {
-    rotary_->turn_queries(block, turns_.data() + (groups_back - first_) * rotary_->dim_head(),
-                          turned);
+    turn_all(dim_head_, block, turns_.data() + (groups_back - first_) * dim_head_, turned);
   }
 
  private:
-  const RotaryEmbedding<Scalar>* rotary_ = nullptr;
+  Index group_ = 0;
+  Index dim_head_ = 0;
   Index first_ = 0;
   BlockBuffer<Scalar> turns_;
 };

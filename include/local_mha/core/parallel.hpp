@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Tasks over the threads of a device such as Eigen::ThreadPoolDevice.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <concepts>
+#include <exception>
+#include <latch>
+#include <mutex>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/types.hpp>
+
+namespace local_mha {
+
+/// Something with threads: Eigen::ThreadPoolDevice (define EIGEN_USE_THREADS before including
+/// Eigen), or Eigen::DefaultDevice, which is the calling thread alone.
+template <typename T>
+concept ThreadDevice = requires(const T& device) {
+  { device.numThreads() } -> std::convertible_to<int>;
+};
+
+/// Calls `task(worker, i)` once for each `0 <= i < tasks`, in any order; calls of the same worker
+/// `0 <= worker < workers` do not overlap. The calling thread is worker 0. An exception of a task is
+/// thrown again once all workers have stopped.
+template <ThreadDevice Device, typename Task>
+void parallel_for(const Device& device, Index workers, Index tasks, Task&& task) {
+  if (workers <= 1 || tasks <= 1) {
+    for (Index i = 0; i < tasks; ++i) task(Index{0}, i);
+    return;
+  }
+  if constexpr (requires { device.enqueueNoNotification([] {}); }) {
+    std::atomic<Index> next{0};
+    std::exception_ptr error;
+    std::mutex error_mutex;
+    const auto work = [&](Index worker) {
+      try {
+        for (Index i = next++; i < tasks; i = next++) task(worker, i);
+      } catch (...) {
+        const std::lock_guard lock(error_mutex);
+        error = std::current_exception();
+        next = tasks;
+      }
+    };
+    std::latch others(workers - 1);
+    for (Index worker = 1; worker < workers; ++worker)
+      device.enqueueNoNotification([&, worker] {
+        work(worker);
+        others.count_down();
+      });
+    work(0);
+    others.wait();
+    if (error) std::rethrow_exception(error);
+  }
+}
+
+/// How sequences are cut into runs of blocks of queries, which threads take one after the other.
+///
+/// A run makes the keys of its look-around anew. Results do not depend on the cut, because every
+/// block of queries is computed alone.
+class Runs {
+ public:
+  /// \param blocks of queries of a sequence
+  /// \param reach blocks of keys that a run makes in addition to its own
+  Runs(Index sequences, Index blocks, Index reach, Index workers) : blocks_(blocks) {
+    if (sequences == 0 || blocks == 0) return;
+    if (workers > 1) {
+      // More runs than workers even out the load, as long as the look-around costs little.
+      const Index total = sequences * blocks;
+      const Index each = std::clamp<Index>(total / (workers * 8 * std::max<Index>(1, reach)), 1, 4);
+      count_ = std::min(blocks, ceil_div(workers * each, sequences));
+    }
+    tasks_ = sequences * count_;
+  }
+
+  Index tasks() const { return tasks_; }
+  Index sequence(Index task) const { return task / count_; }
+  /// Blocks `[begin, end)` of the sequence
+  Index begin(Index task) const { return task % count_ * blocks_ / count_; }
+  Index end(Index task) const { return (task % count_ + 1) * blocks_ / count_; }
+
+ private:
+  Index blocks_;
+  Index count_ = 1;
+  Index tasks_ = 0;
+};
+
+}  // namespace local_mha
