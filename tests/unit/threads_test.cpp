@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: MIT
+// The threads of a device, and calls into given memory.
+#define EIGEN_USE_THREADS
+#define EIGEN_RUNTIME_NO_MALLOC  // lets a test forbid Eigen's own allocations
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <local_mha/core/parallel.hpp>
+
+#include "support/library.hpp"
+#include "support/random_case.hpp"
+
+namespace {
+std::atomic<long> allocations{0};
+
+void* counted(std::size_t size, std::size_t alignment) {
+  ++allocations;
+  // The size of an aligned allocation is a multiple of the alignment.
+  void* memory = std::aligned_alloc(alignment, (size / alignment + 1) * alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+}  // namespace
+
+// Every other form of new and delete calls one of these.
+void* operator new(std::size_t size) { return counted(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return counted(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace {
+
+using local_mha::Index;
+using local_mha::LocalAttention;
+using local_mha::LocalAttentionCall;
+using local_mha::LocalMHA;
+using local_mha::LocalMHAConfig;
+using local_mha::PaddingMask;
+using local_mha::Tensor;
+using local_mha::Training;
+using support::same_bits;
+using support::tensor;
+
+/// A device of its own threads.
+struct Threads {
+  explicit Threads(int count) : pool(count), device(&pool, count) {}
+  Eigen::ThreadPool pool;
+  Eigen::ThreadPoolDevice device;
+};
+
+constexpr std::array<int, 4> thread_counts{1, 2, 3, 7};
+
+/// Allocations of a call; Eigen's own, which go past operator new, assert.
+template <typename Call>
+long allocations_of(Call&& call) {
+  const long before = allocations;
+  Eigen::internal::set_is_malloc_allowed(false);
+  call();
+  Eigen::internal::set_is_malloc_allowed(true);
+  return allocations - before;
+}
+
+template <typename Scalar>
+class OnThreads : public testing::Test {};
+TYPED_TEST_SUITE(OnThreads, support::Scalars, support::ScalarNames);
+
+TYPED_TEST(OnThreads, TheAttentionGivesTheSameBitsForAnyNumber) {
+  for (const int count : thread_counts) {
+    const Threads threads(count);
+    for (std::uint64_t seed = 1; seed <= 90; ++seed) {
+      support::AttentionCase c = support::attention_case(
+          seed, seed % 3 == 0 ? support::Length::Long : support::Length::Short);
+      if (seed % 2 == 0) {
+        c.config.dropout = 0.3;
+        c.call.training = Training{.seed = seed};
+      }
+      const auto q = tensor<TypeParam, 4>(c.in.q);
+      const auto k = tensor<TypeParam, 4>(c.in.k);
+      const auto v = tensor<TypeParam, 4>(c.in.v);
+      const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+      const auto mask = support::padding_mask(c.in.masked, c.batch(), c.seqlen());
+      const LocalAttention<TypeParam> attention(c.config);
+      EXPECT_TRUE(same_bits(
+          attention.forward(q, k, v, mask, support::optional_view(bias), c.call),
+          attention.forward(threads.device, q, k, v, mask, support::optional_view(bias), c.call)))
+          << count << " threads, seed " << seed << ", " << support::describe(c.config);
+    }
+  }
+}
+
+TYPED_TEST(OnThreads, TheLayerGivesTheSameBitsForAnyNumber) {
+  for (const int count : thread_counts) {
+    const Threads threads(count);
+    for (std::uint64_t seed = 1; seed <= 90; ++seed) {
+      support::LayerCase c =
+          support::layer_case(seed, seed % 2 == 0 ? support::Length::Long : support::Length::Short);
+      std::optional<Training> training;
+      if (seed % 3 == 0) {
+        c.config.dropout = 0.3;
+        training = Training{.seed = seed};
+      }
+      const auto x = tensor<TypeParam, 3>(c.in.x);
+      const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+      const auto mask = support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]);
+      const LocalMHA<TypeParam> mha(c.config,
+                                    support::layer_parameters<TypeParam>(c.config, c.parameters));
+      EXPECT_TRUE(
+          same_bits(mha.forward(x, mask, support::optional_view(bias), training),
+                    mha.forward(threads.device, x, mask, support::optional_view(bias), training)))
+          << count << " threads, seed " << seed << ", N " << c.in.x.shape[1] << ", "
+          << support::describe(c.config);
+    }
+  }
+}
+
+TYPED_TEST(OnThreads, ALongSequenceAndALargeBatchGiveTheSameBits) {
+  const Threads threads(3);
+  for (const auto& [batch, n] :
+       std::vector<std::array<Index, 2>>{{1, 20'011}, {37, 61}, {5, 700}}) {
+    LocalMHAConfig config{.dim = 12, .window_size = 16, .dim_head = 6, .heads = 2};
+    config.causal = n != 700;
+    config.use_xpos = config.qk_rmsnorm = config.gate_values_per_head = true;
+    const LocalMHA<TypeParam> mha(config, 1);
+    const auto x = tensor<TypeParam, 3>(Random(2).array({batch, n, 12}));
+    EXPECT_TRUE(same_bits(mha.forward(x), mha.forward(threads.device, x)));
+  }
+}
+
+TYPED_TEST(OnThreads, ARepeatedCallIntoGivenMemoryAllocatesNothing) {
+  for (const bool causal : {false, true}) {
+    LocalMHAConfig config{.dim = 12, .window_size = 7, .dim_head = 6, .heads = 2};
+    config.causal = causal;
+    config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
+    config.dropout = 0.2;
+    const LocalMHA<TypeParam> mha(config, 1);
+    Random random(3);
+    const auto x = tensor<TypeParam, 3>(random.array({3, 300, 12}));
+    const auto bias = tensor<TypeParam, 3>(random.array({2, 7, causal ? 14 : 21}));
+    const PaddingMask mask = PaddingMask::from_lengths(std::vector<Index>{300, 17, 0}, 300);
+    const Training training{.seed = 5};
+    Tensor<TypeParam, 3> y(3, 300, 12);
+    typename LocalMHA<TypeParam>::Workspace workspace;
+    const auto call = [&] {
+      mha.forward_into(y, workspace, x, mask, support::optional_view(bias), training);
+    };
+    EXPECT_GT(allocations_of([&] {
+                Eigen::internal::set_is_malloc_allowed(true);
+                call();
+              }),
+              0)
+        << "the count does not work";
+    const Tensor<TypeParam, 3> first = y;
+    y.setZero();
+    EXPECT_EQ(allocations_of(call), 0);
+    EXPECT_TRUE(same_bits(y, first));
+    EXPECT_TRUE(same_bits(y, mha.forward(x, mask, support::optional_view(bias), training)));
+
+    // Another batch of the same length.
+    const auto one = tensor<TypeParam, 3>(random.array({1, 300, 12}));
+    Tensor<TypeParam, 3> y_of_one(1, 300, 12);
+    EXPECT_EQ(allocations_of([&] { mha.forward_into(y_of_one, workspace, one); }), 0);
+    EXPECT_TRUE(same_bits(y_of_one, mha.forward(one)));
+
+    const auto q = tensor<TypeParam, 4>(random.array({2, 2, 130, 6}));
+    local_mha::LocalAttentionConfig of_heads{.window_size = 7, .causal = causal, .dim = 6};
+    const LocalAttention<TypeParam> attention(of_heads);
+    Tensor<TypeParam, 4> out(2, 2, 130, 6);
+    typename LocalAttention<TypeParam>::Workspace room;
+    attention.forward_into(out, room, q, q, q);
+    EXPECT_EQ(allocations_of([&] { attention.forward_into(out, room, q, q, q); }), 0);
+    EXPECT_TRUE(same_bits(out, attention.forward(q, q, q)));
+  }
+}
+
+TYPED_TEST(OnThreads, AWorkspaceServesOtherLayersLengthsAndNumbersOfThreads) {
+  // Whatever the call before left in it, infinities included.
+  typename LocalMHA<TypeParam>::Workspace workspace;
+  const Threads two(2), three(3);
+  for (std::uint64_t seed = 500; seed < 560; ++seed) {
+    const support::LayerCase c =
+        support::layer_case(seed, seed % 4 == 0 ? support::Length::Long : support::Length::Short);
+    const auto x = tensor<TypeParam, 3>(c.in.x);
+    auto poisoned = x;
+    poisoned.setConstant(std::numeric_limits<TypeParam>::infinity());
+    const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+    const auto mask = support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]);
+    const LocalMHA<TypeParam> mha(c.config,
+                                  support::layer_parameters<TypeParam>(c.config, c.parameters));
+    const LocalMHA<TypeParam> of_other_weights(c.config, seed);
+    Tensor<TypeParam, 3> y = x;
+    const auto expect = [&](const LocalMHA<TypeParam>& layer, const char* what) {
+      EXPECT_TRUE(same_bits(y, layer.forward(x, mask, support::optional_view(bias))))
+          << "seed " << seed << ", " << what;
+    };
+    mha.forward_into(y, workspace, poisoned);
+    mha.forward_into(y, workspace, x, mask, support::optional_view(bias));
+    expect(mha, "alone");
+    of_other_weights.forward_into(two.device, y, workspace, x, mask, support::optional_view(bias));
+    expect(of_other_weights, "other weights, two threads");
+    mha.forward_into(three.device, y, workspace, x, mask, support::optional_view(bias));
+    expect(mha, "three threads");
+    mha.forward_into(y, workspace, x, mask, support::optional_view(bias));
+    expect(mha, "alone again");
+  }
+}
+
+TYPED_TEST(OnThreads, AWorkspaceServesOtherAttentions) {
+  typename LocalAttention<TypeParam>::Workspace workspace;
+  const Threads two(2);
+  for (std::uint64_t seed = 700; seed < 800; ++seed) {
+    const support::AttentionCase c = support::attention_case(seed);
+    const auto q = tensor<TypeParam, 4>(c.in.q);
+    const auto k = tensor<TypeParam, 4>(c.in.k);
+    const auto v = tensor<TypeParam, 4>(c.in.v);
+    auto poisoned = q;
+    poisoned.setConstant(std::numeric_limits<TypeParam>::quiet_NaN());
+    const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+    const auto mask = support::padding_mask(c.in.masked, c.batch(), c.seqlen());
+    const LocalAttention<TypeParam> attention(c.config);
+    const auto expected = attention.forward(q, k, v, mask, support::optional_view(bias), c.call);
+    Tensor<TypeParam, 4> out = q;
+    attention.forward_into(out, workspace, poisoned, poisoned, poisoned, {}, {}, c.call);
+    attention.forward_into(out, workspace, q, k, v, mask, support::optional_view(bias), c.call);
+    EXPECT_TRUE(same_bits(out, expected)) << "seed " << seed;
+    attention.forward_into(two.device, out, workspace, q, k, v, mask, support::optional_view(bias),
+                           c.call);
+    EXPECT_TRUE(same_bits(out, expected)) << "seed " << seed << ", two threads";
+    // Elsewhere: the same workspace must notice that the buckets lie differently.
+    LocalAttentionCall elsewhere = c.call;
+    elsewhere.first_position += 1;
+    attention.forward_into(out, workspace, q, k, v, mask, support::optional_view(bias), elsewhere);
+    EXPECT_TRUE(
+        same_bits(out, attention.forward(q, k, v, mask, support::optional_view(bias), elsewhere)))
+        << "seed " << seed << ", elsewhere";
+  }
+}
+
+/// The message of the std::invalid_argument that a call throws.
+template <typename Call>
+std::string rejection(Call&& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "no exception";
+}
+
+TYPED_TEST(OnThreads, BadArgumentsAreNamed) {
+  const Threads threads(2);
+  const LocalMHA<TypeParam> mha(LocalMHAConfig{.dim = 6, .window_size = 4, .dim_head = 4});
+  const Tensor<TypeParam, 3> x(2, 10, 6), wrong(2, 10, 5);
+  Tensor<TypeParam, 3> short_y(2, 9, 6), y(2, 10, 6);
+  typename LocalMHA<TypeParam>::Workspace workspace;
+  EXPECT_EQ(rejection([&] { mha.forward_into(threads.device, short_y, workspace, x); }),
+            "y: expected shape [2, 10, 6], got [2, 9, 6]");
+  EXPECT_EQ(rejection([&] { mha.forward_into(short_y, workspace, x); }),
+            "y: expected shape [2, 10, 6], got [2, 9, 6]");
+  EXPECT_NE(rejection([&] { mha.forward(threads.device, wrong); }).find("x: expected"),
+            std::string::npos);
+  EXPECT_NE(rejection([&] {
+              mha.forward_into(threads.device, y, workspace, x,
+                               PaddingMask::from_lengths(std::vector<Index>{1}, 10));
+            }).find("mask: expected"),
+            std::string::npos);
+
+  const LocalAttention<TypeParam> attention({.window_size = 4});
+  const Tensor<TypeParam, 4> q(1, 2, 10, 4);
+  Tensor<TypeParam, 4> out(1, 2, 10, 3);
+  typename LocalAttention<TypeParam>::Workspace room;
+  EXPECT_EQ(rejection([&] { attention.forward_into(threads.device, out, room, q, q, q); }),
+            "out: expected shape [1, 2, 10, 4], got [1, 2, 10, 3]");
+}
+
+TEST(ParallelFor, CallsEachTaskOnceAndNoWorkerTwiceAtATime) {
+  for (const int count : thread_counts) {
+    const Threads threads(count);
+    for (const Index tasks : {0, 1, 2, 5, 100}) {
+      std::vector<std::atomic<int>> calls(static_cast<std::size_t>(tasks));
+      std::vector<std::atomic<int>> busy(static_cast<std::size_t>(count));
+      std::atomic<bool> overlapped{false};
+      local_mha::parallel_for(threads.device, count, tasks, [&](Index worker, Index task) {
+        if (busy[static_cast<std::size_t>(worker)]++ != 0) overlapped = true;
+        ++calls[static_cast<std::size_t>(task)];
+        --busy[static_cast<std::size_t>(worker)];
+      });
+      EXPECT_FALSE(overlapped);
+      for (const auto& call : calls) EXPECT_EQ(call, 1);
+    }
+  }
+}
+
+TEST(ParallelFor, ThrowsTheExceptionOfATaskOnceAllHaveStopped) {
+  const Threads threads(3);
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    std::atomic<int> running{0};
+    const auto task = [&](Index, Index i) {
+      ++running;
+      if (i == 7) {
+        --running;
+        throw std::runtime_error("task 7");
+      }
+      --running;
+    };
+    EXPECT_THROW(local_mha::parallel_for(threads.device, 3, 50, task), std::runtime_error);
+    EXPECT_EQ(running, 0);
+  }
+  // The device goes on.
+  std::atomic<int> calls{0};
+  local_mha::parallel_for(threads.device, 3, 10, [&](Index, Index) { ++calls; });
+  EXPECT_EQ(calls, 10);
+}
+
+TEST(RunsOfBlocks, CoverEverySequenceOnce) {
+  for (const Index sequences : {0, 1, 2, 5, 100})
+    for (const Index blocks : {0, 1, 2, 7, 64, 1000})
+      for (const Index reach : {0, 1, 10, 2000})
+        for (const Index workers : {1, 2, 3, 7, 64}) {
+          const local_mha::Runs runs(sequences, blocks, reach, workers);
+          std::vector<int> covered(static_cast<std::size_t>(sequences * blocks), 0);
+          for (Index task = 0; task < runs.tasks(); ++task) {
+            EXPECT_LT(runs.begin(task), runs.end(task));
+            for (Index block = runs.begin(task); block < runs.end(task); ++block)
+              ++covered[static_cast<std::size_t>(runs.sequence(task) * blocks + block)];
+          }
+          for (const int times : covered) ASSERT_EQ(times, 1);
+        }
+}
+
+}  // namespace
