@@ -347,10 +347,11 @@ int main(int argc, char** argv) {
 
   Head head;
   CLI::App& head_command = *app.add_subcommand(
-      "head",
-      "The attention probabilities of a head, for weights and an input.\n\n"
-      "Example: attention_map head map.png --weights shakespeare.safetensors --layer 3 --text "
-      "\"To be, or not to be: that is the question\"");
+      "head", "The attention probabilities of a head, for weights and an input");
+  head_command.footer(
+      "Example: attention_map head map.png --weights shakespeare.safetensors --layer 3 --head 1 "
+      "\\\n"
+      "           --text \"To be, or not to be: that is the question\"");
   head_command.add_option("png", head.path, "Where to write the picture")
       ->required()
       ->type_name("OUT.png");

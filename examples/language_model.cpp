@@ -192,7 +192,7 @@ int generate(const std::string& model_path, const Generation& options) {
     if (!std::ranges::all_of(next, [](double logit) { return std::isfinite(logit); }))
       throw std::runtime_error(model_path + ": the model's logits are not finite");
     tokens.push_back(sample(next, options.temperature, options.top_k, random));
-    if (!std::cout.put(static_cast<char>(tokens.back())).flush()) break;  // reported at the exit
+    if (!std::cout.put(static_cast<char>(tokens.back())).flush()) return examples::exit_error;
     progress.update(static_cast<double>(made + 1));
   }
   const double seconds = watch.seconds();
@@ -220,23 +220,26 @@ int main(int argc, char** argv) {
   };
 
   std::string text_path;
-  CLI::App& score_command = *app.add_subcommand(
-      "score",
-      "Prints how many bits a byte of a text takes under the model.\n\n"
-      "The text is cut into consecutive windows of max_seq_len bytes, the last one shorter. In\n"
-      "each, the model predicts from every byte and those before it in the window the next byte;\n"
-      "the very first byte of the text is not predicted.");
+  CLI::App& score_command =
+      *app.add_subcommand("score", "Prints how many bits a byte of a text takes under the model");
+  score_command.footer(
+      "The text is cut into consecutive windows of max_seq_len bytes, the last one shorter. In "
+      "each,\n"
+      "the model predicts from every byte and those before it in the window the next byte; the "
+      "very\n"
+      "first byte of the text is not predicted.");
   add_model(score_command);
   score_command.add_option("text", text_path, "The text, of any length")
       ->required()
       ->type_name("TEXTFILE");
 
   Generation generation;
-  CLI::App& generate_command = *app.add_subcommand(
-      "generate",
-      "Writes the prompt and goes on from it, byte by byte.\n\n"
-      "The model sees the last max_seq_len bytes. The same arguments and seed give the same text;\n"
-      "on another processor, where sums are rounded differently, it may part at some byte.");
+  CLI::App& generate_command =
+      *app.add_subcommand("generate", "Writes a prompt and goes on from it, byte by byte");
+  generate_command.footer(
+      "The model sees the last max_seq_len bytes. The same arguments and seed give the same text; "
+      "on\n"
+      "another processor, where sums are rounded differently, it may part at some byte.");
   add_model(generate_command);
   generate_command.add_option("--prompt", generation.prompt, "What the text begins with")
       ->default_str("a line feed");
@@ -250,6 +253,9 @@ int main(int argc, char** argv) {
       .add_option("--top-k", generation.top_k, "Draws from the K most likely bytes; 0: from all")
       ->capture_default_str();
   generate_command.add_option("--seed", generation.seed, "Seed of the random numbers")
+      ->check([](const std::string& seed) {  // the conversion would wrap it
+        return seed.starts_with('-') ? "expected at least 0, got " + seed : std::string();
+      })
       ->capture_default_str();
 
   return examples::run_program(app, argc, argv, [&] {
