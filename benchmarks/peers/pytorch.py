@@ -1,0 +1,334 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Times the report's shapes in PyTorch and writes JSON that `local_mha_report --peers` shows beside.
+
+Needs PyTorch 2.5 or newer. Measured, where there:
+
+  local-attention   the package local_attention, if it is installed
+  naive bucketed    what that package computes, written out here in plain tensor operations:
+                    buckets, look-around by padding and unfolding, masked softmax
+  masked SDPA       scaled_dot_product_attention with the band as a mask, which forms all N*N scores
+  FlexAttention     compiled, with the band as a block mask; needs a C++ compiler
+
+Cases are named as by local_mha_measure (benchmarks/measuring/case.hpp) and counted the same way:
+unmasked pairs only. Every result is checked against exact rows in float64 before it is timed.
+
+  python3 pytorch.py --threads 1 --output peers.json
+  python3 pytorch.py --threads 1 --output peers.json --report build/release/benchmarks/report.json
+
+With --report, figures are shares of the multiply-add peak that the report found (times threads),
+otherwise GFLOP/s.
+"""
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+
+import torch
+from torch.nn.functional import linear, pad, scaled_dot_product_attention, softmax
+
+ATTENTION_CASES = [
+    "attention/float/seqlen:8192/dim_head:64/window_size:16",
+    "attention/float/seqlen:8192/dim_head:64/window_size:128",
+    "attention/float/seqlen:8192/dim_head:64/window_size:256",
+    "attention/float/seqlen:8192/dim_head:64/window_size:512",
+    "attention/float/seqlen:8192/dim_head:128/window_size:256",
+    "attention/float/seqlen:8192/dim_head:64/window_size:256/causal:0",
+    "attention/double/seqlen:8192/dim_head:64/window_size:256",
+]
+LAYER_CASES = [
+    "layer/float/seqlen:8192/dim:256/heads:4/dim_head:64/window_size:128",
+    "layer/float/seqlen:8192/dim:768/heads:12/dim_head:64/window_size:128/causal:0",
+    "layer/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1",
+]
+
+
+class Case:
+    """A shape, read from its name. Windows are exact."""
+
+    def __init__(self, name):
+        self.name = name
+        self.subject, self.scalar, *pairs = name.split("/")
+        values = {"batch": 1, "dim": 0, "heads": 1, "causal": 1, "xpos": 0, "qk_rmsnorm": 0}
+        values.update((key, int(value)) for key, value in (pair.split(":") for pair in pairs))
+        self.__dict__.update(values)
+        self.dtype = {"float": torch.float32, "double": torch.float64}[self.scalar]
+        self.look_forward = 0 if self.causal else 1
+
+    def sees(self, i, j):
+        """Works on numbers and on tensors."""
+        behind = i - j <= self.window_size
+        ahead = j - i <= self.look_forward * self.window_size
+        return behind & ahead
+
+    def pairs(self):
+        n, w = self.seqlen, self.window_size
+        of_a_head = sum(
+            min(i, w) + 1 + min(n - 1 - i, self.look_forward * w) for i in range(n)
+        )
+        return of_a_head * self.heads * self.batch
+
+    def tokens(self):
+        return self.batch * self.seqlen
+
+    def flops(self):
+        projections = 2 * self.tokens() * self.dim * 4 * self.heads * self.dim_head
+        return projections + 4 * self.dim_head * self.pairs()
+
+    def shape(self):
+        return (self.batch, self.heads, self.seqlen, self.dim_head)
+
+
+# ---- Attention: functions of q, k, v [B, H, N, D] ------------------------------------------------
+
+
+def naive_bucketed(case):
+    """What local_attention computes, in the tensor operations that it is made of."""
+    w = case.window_size
+    buckets = -(-case.seqlen // w)
+    padded = buckets * w
+    look = 1 + case.look_forward
+    positions = torch.arange(padded).view(buckets, w)
+    # Keys of the look-around by position; -1 and N mark what lies outside the sequence.
+    around = pad(torch.arange(padded), (w, case.look_forward * w), value=-1).unfold(
+        0, (1 + look) * w, w
+    )
+    hidden = ~case.sees(positions[:, :, None], around[:, None, :])
+    hidden |= (around < 0)[:, None, :] | (around >= case.seqlen)[:, None, :]
+
+    def look_around(t):
+        t = pad(t, (0, 0, w, case.look_forward * w))
+        return t.unfold(2, (1 + look) * w, w).transpose(-1, -2)
+
+    def attend(q, k, v):
+        b, h, n, d = q.shape
+        q, k, v = (pad(t, (0, 0, 0, padded - n)) for t in (q, k, v))
+        q = q.view(b, h, buckets, w, d) * d**-0.5
+        scores = q @ look_around(k).transpose(-1, -2)
+        scores = scores.masked_fill(hidden, -torch.finfo(scores.dtype).max)
+        out = softmax(scores, dim=-1) @ look_around(v)
+        return out.reshape(b, h, padded, d)[:, :, :n]
+
+    return attend
+
+
+def package(case):
+    from local_attention import LocalAttention
+
+    attention = LocalAttention(
+        window_size=case.window_size,
+        causal=bool(case.causal),
+        look_backward=1,
+        look_forward=case.look_forward,
+        exact_windowsize=True,
+        autopad=True,
+        use_rotary_pos_emb=False,
+    )
+    keep = torch.ones(case.batch, case.seqlen, dtype=torch.bool)
+    return lambda q, k, v: attention(q, k, v, mask=keep)
+
+
+def masked_sdpa(case):
+    i = torch.arange(case.seqlen)
+    band = case.sees(i[:, None], i[None, :])
+    return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=band)
+
+
+def flex_attention(case):
+    from torch.nn.attention import flex_attention as flex
+
+    band = flex.create_block_mask(
+        lambda b, h, i, j: case.sees(i, j), None, None, case.seqlen, case.seqlen, device="cpu"
+    )
+    compiled = torch.compile(flex.flex_attention)
+    return lambda q, k, v: compiled(q, k, v, block_mask=band)
+
+
+ATTENTIONS = {
+    "local-attention": package,
+    "naive bucketed": naive_bucketed,
+    "masked SDPA": masked_sdpa,
+    "FlexAttention": flex_attention,
+}
+
+
+# ---- Layer: projections, norm and positions around such an attention ------------------------------
+
+
+class Layer:
+    """LocalMHA around one of the attentions above. Positions are rotated once, absolutely: xPos'
+    powers of absolute positions would overflow at this length, so it is left to the package."""
+
+    def __init__(self, case, attend):
+        self.case, self.attend = case, attend
+        inner = case.heads * case.dim_head
+        generator = torch.Generator().manual_seed(2)
+        weight = lambda rows, columns: (
+            torch.randn(rows, columns, generator=generator, dtype=case.dtype) / math.sqrt(columns)
+        )
+        self.to_qkv, self.to_out = weight(3 * inner, case.dim), weight(case.dim, inner)
+        half = torch.arange(case.dim_head // 2, dtype=torch.float64)
+        angles = torch.arange(case.seqlen)[:, None] * 10000.0 ** (-2 * half / case.dim_head)
+        self.cos = torch.cat([angles, angles], -1).cos().to(case.dtype)
+        self.sin = torch.cat([angles, angles], -1).sin().to(case.dtype)
+
+    def rotate(self, t):
+        first, second = t.chunk(2, dim=-1)
+        return t * self.cos + torch.cat([-second, first], -1) * self.sin
+
+    def __call__(self, x):
+        c = self.case
+        q, k, v = (
+            t.view(c.batch, c.seqlen, c.heads, c.dim_head).transpose(1, 2)
+            for t in linear(x, self.to_qkv).chunk(3, dim=-1)
+        )
+        if c.qk_rmsnorm:
+            # Scores times 8 instead of D^-0.5, by way of q.
+            q = torch.nn.functional.normalize(q, dim=-1) * (8 * math.sqrt(c.dim_head))
+            k = torch.nn.functional.normalize(k, dim=-1)
+        out = self.attend(self.rotate(q), self.rotate(k), v)
+        return linear(out.transpose(1, 2).reshape(c.batch, c.seqlen, -1), self.to_out)
+
+
+def package_layer(case):
+    from local_attention.transformer import LocalMHA
+
+    layer = LocalMHA(
+        dim=case.dim,
+        window_size=case.window_size,
+        dim_head=case.dim_head,
+        heads=case.heads,
+        causal=bool(case.causal),
+        qk_rmsnorm=bool(case.qk_rmsnorm),
+        use_xpos=bool(case.xpos),
+        exact_windowsize=True,
+    )
+    return layer.to(case.dtype).eval()
+
+
+# ---- Measuring -----------------------------------------------------------------------------------
+
+
+def relative_error(case, out, q, k, v):
+    """Against single rows by the formula, in float64."""
+    largest = difference = 0.0
+    keys = torch.arange(case.seqlen)
+    for i in (0, 1, case.window_size, case.seqlen // 2, case.seqlen - 1):
+        seen = case.sees(i, keys)
+        row = q[:, :, i].double()
+        scores = torch.einsum("bhd,bhjd->bhj", row, k[:, :, seen].double()) * case.dim_head**-0.5
+        exact = torch.einsum("bhj,bhjd->bhd", softmax(scores, -1), v[:, :, seen].double())
+        largest = max(largest, exact.abs().max().item())
+        difference = max(difference, (out[:, :, i].double() - exact).abs().max().item())
+    return difference / largest
+
+
+def median_seconds(run, budget):
+    """Median over runs that take about `budget` seconds together, three at least."""
+    run()
+    times = []
+    while len(times) < 3 or (sum(times) < budget and len(times) < 100):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def attention_runner(case, make):
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(case.shape(), generator=generator, dtype=case.dtype) for _ in range(3))
+    attend = make(case)
+    error = relative_error(case, attend(q, k, v), q, k, v)
+    if not error < (1e-10 if case.scalar == "double" else 2e-5):
+        raise RuntimeError(f"wrong result: relative error {error:.2g}")
+    return lambda: attend(q, k, v)
+
+
+def layer_runner(case, label, make):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(case.batch, case.seqlen, case.dim, generator=generator, dtype=case.dtype)
+    layer = package_layer(case) if label == "local-attention" else Layer(case, make(case))
+    return lambda: layer(x)
+
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":", 1)[1].strip() for line in info if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch [1]")
+    parser.add_argument("--output", default="peers.json", help="where to write [peers.json]")
+    parser.add_argument("--report", help="report.json of local_mha_report, for the peak")
+    parser.add_argument("--seconds", type=float, default=3, help="per case and attention [3]")
+    parser.add_argument("--only", help="attentions whose name holds this")
+    parser.add_argument("--cases", nargs="+", help="names of cases [the report's]")
+    arguments = parser.parse_args()
+    if arguments.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {arguments.threads}")
+    return arguments
+
+
+def main():
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.set_num_interop_threads(1)
+    peak = {}
+    if arguments.report:
+        with open(arguments.report) as file:
+            peak = json.load(file)["peak"]
+
+    rows = []
+    for name in arguments.cases or ATTENTION_CASES + LAYER_CASES:
+        case = Case(name)
+        for label, make in ATTENTIONS.items():
+            if arguments.only and arguments.only not in label:
+                continue
+            what = f"{name}, {label}"
+            try:
+                with torch.inference_mode():
+                    if case.subject == "layer":
+                        run = layer_runner(case, label, make)
+                    else:
+                        run = attention_runner(case, make)
+                    seconds = median_seconds(run, arguments.seconds)
+            except Exception as error:  # a peer that is absent or fails must not stop the others
+                reason = str(error).splitlines()[0] if str(error) else ""
+                print(f"{what}: {type(error).__name__}: {reason}", file=sys.stderr)
+                continue
+            rate = case.flops() / seconds * 1e-9
+            available = peak.get(case.scalar, 0) * arguments.threads
+            rows.append(
+                {
+                    "name": f"{what}, {arguments.threads} threads",
+                    "case": name,
+                    "figure": 100 * rate / available if available else rate,
+                    "bar": None,
+                    "unit": "% of peak" if available else "GFLOP/s",
+                    "met": None,
+                    "tokens_per_second": case.tokens() / seconds,
+                }
+            )
+            print(f"{what}: {rows[-1]['figure']:.2f} {rows[-1]['unit']}", flush=True)
+
+    machine = f"{processor()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
+    with open(arguments.output, "w") as file:
+        json.dump(
+            {"machine": machine, "threads": arguments.threads, "peak": peak, "rows": rows},
+            file,
+            indent=2,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: MIT
+// Measures every bar that the library sets itself, prints a table of them, and writes report.json
+// and report.png. What is measured and how: benchmarks/README.md.
+#include <sys/resource.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "measurement.hpp"
+#include "plot.hpp"
+
+namespace {
+
+using nlohmann::json;
+using report::Build;
+using report::Figures;
+
+// ---- What is measured -------------------------------------------------------------------------
+
+constexpr const char* attention_w256 = "attention/float/seqlen:8192/dim_head:64/window_size:256";
+constexpr const char* layer_options = "/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1";
+
+std::string layer_of(const char* scalar, long seqlen) {
+  return std::string("layer/") + scalar + "/seqlen:" + std::to_string(seqlen) + "/dim:512/heads:8" +
+         layer_options;
+}
+
+/// A share of the peak that a case of the main build is to reach.
+struct ShareBar {
+  std::string name;
+  std::string of;  ///< case
+  double bar;      ///< percent; 0: shown beside the others
+};
+
+std::vector<ShareBar> share_bars() {
+  const std::string attention = "attention/float/seqlen:8192/";
+  const std::string plain = "layer/float/seqlen:8192/";
+  return {
+      {"attention, D=64, w=128", attention + "dim_head:64/window_size:128", 75},
+      {"attention, D=64, w=256", attention_w256, 80},
+      {"attention, D=64, w=512", attention + "dim_head:64/window_size:512", 85},
+      {"attention, D=32, w=256", attention + "dim_head:32/window_size:256", 76},
+      {"attention, D=128, w=256", attention + "dim_head:128/window_size:256", 80},
+      {"attention, D=80, w=256", attention + "dim_head:80/window_size:256", 70},
+      {"attention, D=96, w=256", attention + "dim_head:96/window_size:256", 70},
+      {"attention, non-causal, D=64, w=256",
+       attention + "dim_head:64/window_size:256/causal:0", 78},
+      {"attention, bucketed, D=64, w=256", attention + "dim_head:64/window_size:256/exact:0", 78},
+      {"attention, double, D=64, w=256", "attention/double/seqlen:8192/dim_head:64/window_size:256",
+       74},
+      {"attention, D=64, w=5", attention + "dim_head:64/window_size:5", 42},
+      {"attention, D=64, w=16", attention + "dim_head:64/window_size:16", 42},
+      {"attention, padding mask, batch 8, D=64, w=256",
+       "attention/float/batch:8/seqlen:8192/dim_head:64/window_size:256/padding:1", 70},
+      {"attention, attn_bias, D=64, w=256", attention + "dim_head:64/window_size:256/bias:1", 70},
+      {"layer, dim 512, 8 heads, w=256, xPos, qk_rmsnorm", layer_of("float", 8192), 86},
+      {"layer, dim 256, 4 heads, w=128",
+       plain + "dim:256/heads:4/dim_head:64/window_size:128", 80},
+      {"layer, dim 768, 12 heads, w=128, non-causal",
+       plain + "dim:768/heads:12/dim_head:64/window_size:128/causal:0", 82},
+      {"layer, dim 192, 3 heads, w=64", plain + "dim:192/heads:3/dim_head:64/window_size:64", 74},
+      {"layer, double, dim 512, 8 heads, w=256, xPos, qk_rmsnorm", layer_of("double", 8192), 78},
+      {"Eigen's product at the layer's shapes, dim 512, 8 heads",
+       "eigen_product/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256", 0},
+      {"Eigen's product at the layer's shapes, double",
+       "eigen_product/double/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256", 0},
+      {"naive attention in Eigen expressions, D=64, w=256",
+       "naive_attention/float/seqlen:8192/dim_head:64/window_size:256", 0},
+  };
+}
+
+/// Another build of the same source, and the bars of attention_w256 and of the layer in it.
+struct OtherBuild {
+  std::string program;
+  std::string label;
+  double attention_bar;
+  double layer_bar;
+};
+
+const std::vector<OtherBuild>& other_builds() {
+  static const std::vector<OtherBuild> all{
+      {"local_mha_measure_avx2", "AVX2 build", 73, 0},
+      {"local_mha_measure_sse2", "SSE2 build", 0, 0},
+      {"local_mha_measure_clang", "clang", 0, 86},
+      {"local_mha_measure_gcc", "g++", 0, 86},
+  };
+  return all;
+}
+
+// ---- Rows of the table ------------------------------------------------------------------------
+
+struct Row {
+  std::string name;
+  std::optional<double> figure = {};
+  std::optional<double> bar = {};
+  std::string unit = "% of peak";
+  bool at_most = false;
+  std::string of = {};  ///< the case, if the row is of a single one
+  double tokens_per_second = 0;
+
+  /// Empty without a bar or a figure.
+  std::optional<bool> met() const {
+    if (!bar || !figure) return std::nullopt;
+    return at_most ? *figure <= *bar : *figure >= *bar;
+  }
+};
+
+Row share_row(const std::string& name, const std::string& of, const Figures& f, double bar) {
+  Row row{.name = name, .figure = 100 * f.share, .of = of,
+          .tokens_per_second = f.tokens / f.seconds};
+  if (bar > 0) row.bar = bar;
+  return row;
+}
+
+template <typename Value>
+json or_null(const std::optional<Value>& value) {
+  return value ? json(*value) : json(nullptr);
+}
+
+json to_json(const Row& row) {
+  json j{{"name", row.name},          {"figure", or_null(row.figure)}, {"bar", or_null(row.bar)},
+         {"unit", row.unit},          {"met", or_null(row.met())},     {"at_most", row.at_most}};
+  if (!row.of.empty()) {
+    j["case"] = row.of;
+    j["tokens_per_second"] = row.tokens_per_second;
+  }
+  return j;
+}
+
+std::string formatted(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), value < 10 ? "%.3f" : "%.1f", value);
+  return text.data();
+}
+
+void print_table(const json& found) {
+  std::cout << "\nProcessor   " << found.at("processor").get<std::string>() << "\nCompiler    "
+            << found.at("compiler").get<std::string>() << "\nFlags       "
+            << found.at("flags").get<std::string>() << "\nFMA peak   ";
+  for (const auto& [scalar, peak] : found.at("peak").items())
+    std::cout << " " << formatted(peak) << " GFLOP/s " << scalar;
+  std::cout << " on one core\n\n";
+  std::printf("%-64s %10s %10s  %-9s  %s\n", "", "figure", "bar", "unit", "met");
+  for (const json& row : found.at("rows")) {
+    const auto text = [&](const char* key) {
+      return row.at(key).is_null() ? std::string("-") : formatted(row[key]);
+    };
+    const std::string bar =
+        (row.at("bar").is_null() ? "" : row.at("at_most") ? "<= " : ">= ") + text("bar");
+    const json& met = row.at("met");
+    std::printf("%-64s %10s %10s  %-9s  %s\n", row.at("name").get<std::string>().c_str(),
+                text("figure").c_str(), bar.c_str(), row.at("unit").get<std::string>().c_str(),
+                met.is_null() ? "" : met.get<bool>() ? "yes" : "NO");
+  }
+  std::fflush(stdout);
+}
+
+// The same case by others: how many times faster the library is.
+void print_peers(const json& found, const json& peers) {
+  std::map<std::string, double> own;
+  for (const json& row : found.at("rows"))
+    if (row.contains("case")) own.emplace(row["case"], row.at("tokens_per_second"));
+  std::printf("\nBeside others (%s)\n\n%-72s %12s %12s %8s\n",
+              peers.at("machine").get<std::string>().c_str(), "", "tokens/s", "local_mha",
+              "factor");
+  for (const json& row : peers.at("rows")) {
+    const std::string name = row.at("name");
+    const double theirs = row.at("tokens_per_second");
+    const auto ours = own.find(row.at("case"));
+    if (ours == own.end())
+      std::printf("%-72s %12.0f %12s\n", name.c_str(), theirs, "-");
+    else
+      std::printf("%-72s %12.0f %12.0f %7.1fx\n", name.c_str(), theirs, ours->second,
+                  ours->second / theirs);
+  }
+  std::fflush(stdout);
+}
+
+// ---- Measuring --------------------------------------------------------------------------------
+
+struct Settings {
+  int rounds = 11;
+  bool million = true;
+};
+
+void say(const std::string& what) { std::cerr << "report: " << what << std::endl; }
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  std::map<std::string, std::string> first;
+  for (std::string line; std::getline(info, line) && !line.empty();) {
+    const std::size_t colon = line.find(':');
+    if (colon == std::string::npos || colon + 2 > line.size()) continue;
+    const std::size_t key_end = line.find_last_not_of("\t ", colon - 1);
+    first.emplace(line.substr(0, key_end + 1), line.substr(colon + 2));
+  }
+  if (!first.contains("model name")) return "unknown";
+  std::string name = first["model name"];
+  if (first.contains("cpu family") && first.contains("model"))
+    name += " (family " + first["cpu family"] + ", model " + first["model"] + ")";
+  return name;
+}
+
+// Seconds that the compiler computes for a file that includes the library and calls forward().
+std::optional<double> compile_seconds() {
+  const auto spent = [] {
+    rusage usage{};
+    getrusage(RUSAGE_CHILDREN, &usage);
+    const auto seconds = [](const timeval& t) {
+      return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+    };
+    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+  };
+  const double before = spent();
+  if (std::system(LOCAL_MHA_BENCHMARK_COMPILE_COMMAND) != 0) return std::nullopt;
+  return spent() - before;
+}
+
+std::vector<long> powers_of_two(long first, long last) {
+  std::vector<long> all;
+  for (long n = first; n <= last; n *= 2) all.push_back(n);
+  return all;
+}
+
+class Report {
+ public:
+  Report(const std::filesystem::path& programs, const Settings& settings)
+      : programs_(programs), settings_(settings), main_(programs / "local_mha_measure") {}
+
+  json run(const std::string& plot_path) {
+    measure_bars();
+    measure_other_builds();
+    measure_lengths();
+    measure_windows();
+    compile();
+    draw(plot_path);
+    check();
+    return result();
+  }
+
+  /// Cases whose result was wrong.
+  const std::vector<std::string>& wrong() const { return wrong_; }
+
+ private:
+  void measure_bars() {
+    say("the bars, in " + std::to_string(settings_.rounds) + " rounds");
+    std::vector<std::string> cases;
+    for (const ShareBar& bar : share_bars()) cases.push_back(bar.of);
+    main_.measure(cases, settings_.rounds, 0.05);
+    for (const ShareBar& bar : share_bars()) {
+      std::string name = bar.name;
+      if (bar.of == layer_of("float", 8192)) name += ", " + main_.compiler();
+      rows_.push_back(share_row(name, bar.of, main_.figures(bar.of), bar.bar));
+    }
+    peak_["float"] = main_.figures(attention_w256).peak * 1e-9;
+    peak_["double"] = main_.figures(layer_of("double", 8192)).peak * 1e-9;
+  }
+
+  void measure_other_builds() {
+    for (const OtherBuild& other : other_builds()) {
+      Build build(programs_ / other.program);
+      if (!build.exists()) continue;
+      say("the " + other.label + " of the same source");
+      build.measure({attention_w256, layer_of("float", 8192)}, settings_.rounds, 0.05);
+      const std::string label = (other.layer_bar > 0 ? "" : other.label + ", ") + build.compiler();
+      const auto add = [&](const char* what, const std::string& of, double bar) {
+        Row row = share_row(std::string(what) + ", " + label, of, build.figures(of), bar);
+        row.of.clear();  // a case stands for the main build
+        rows_.push_back(row);
+      };
+      add("attention, D=64, w=256", attention_w256, other.attention_bar);
+      add("layer, dim 512, 8 heads, w=256, xPos, qk_rmsnorm", layer_of("float", 8192),
+          other.layer_bar);
+      others_.push_back({{"compiler", build.compiler()},
+                         {"flags", build.flags()},
+                         {"instruction_sets", build.instruction_sets()}});
+      note_wrong(build, label);
+    }
+  }
+
+  void measure_lengths() {
+    std::vector<std::string> cases;
+    for (const long n : powers_of_two(256, 1L << 18)) cases.push_back(layer_of("float", n));
+    say("cost per token, sequences of 256 to 262,144");
+    Build& lengths = lengths_;
+    lengths.measure(cases, 3, 0.02);
+    if (!settings_.million) return;
+    say("cost per token, a sequence of 1,048,576");
+    Build ends(programs_ / "local_mha_measure");
+    const std::string short_one = layer_of("float", 8192);
+    const std::string long_one = layer_of("float", 1L << 20);
+    ends.measure({short_one, long_one}, 2, 2);
+    const Figures& at_8192 = ends.figures(short_one);
+    million_ = ends.figures(long_one);
+    rows_.push_back({.name = "layer, cost per token at N = 1,048,576 against N = 8192",
+                     .figure = cost(*million_) / cost(at_8192),
+                     .bar = 1.03,
+                     .unit = "times",
+                     .at_most = true});
+    Row scratch{.name = "layer, scratch memory at N = 1,048,576", .bar = 5, .unit = "MiB",
+                .at_most = true};
+    if (million_->scratch_bytes) scratch.figure = *million_->scratch_bytes / (1 << 20);
+    rows_.push_back(scratch);
+    note_wrong(ends, main_.compiler());
+  }
+
+  void measure_windows() {
+    say("share of the peak over the window");
+    std::vector<std::string> cases;
+    for (const long w : windows_)
+      for (const auto& [subject, dim_head] : curves_) cases.push_back(curve_case(subject, dim_head, w));
+    main_.measure(cases, 3, 0.03);
+  }
+
+  void compile() {
+    say("compile time");
+    rows_.push_back({.name = "compile time of a file that calls forward",
+                     .figure = compile_seconds(),
+                     .bar = 12,
+                     .unit = "s",
+                     .at_most = true});
+  }
+
+  void draw(const std::string& path) {
+    report::Panel cost_panel{.title = "Cost per token of the layer",
+                             .x_label = "sequence length N",
+                             .y_label = "microseconds per token"};
+    report::Series layer{.label = "dim 512, 8 heads, w=256, xPos, qk_rmsnorm, float"};
+    for (const long n : powers_of_two(256, 1L << 18))
+      layer.points.emplace_back(n, 1e6 * cost(lengths_.figures(layer_of("float", n))));
+    if (million_) layer.points.emplace_back(1L << 20, 1e6 * cost(*million_));
+    cost_panel.series = {layer};
+    curves_json_["cost_per_token_us"] = layer.points;
+
+    report::Panel share_panel{.title = "Attention's share of the FMA peak",
+                              .x_label = "window size w (N = 8192, causal, exact)",
+                              .y_label = "% of the FMA peak of one core",
+                              .y_max = 100};
+    for (const auto& [subject, dim_head] : curves_) {
+      report::Series series{.label = (subject == "attention" ? std::string("local_mha, float, D=")
+                                                             : "Eigen expressions, float, D=") +
+                                     std::to_string(dim_head)};
+      for (const long w : windows_)
+        series.points.emplace_back(w, 100 * main_.figures(curve_case(subject, dim_head, w)).share);
+      curves_json_["peak_share_over_window"][series.label] = series.points;
+      share_panel.series.push_back(std::move(series));
+    }
+    report::write_plot(path, {cost_panel, share_panel});
+  }
+
+  void check() {
+    note_wrong(main_, main_.compiler());
+    note_wrong(lengths_, main_.compiler());
+  }
+
+  json result() const {
+    json rows = json::array();
+    for (const Row& row : rows_) rows.push_back(to_json(row));
+    return {{"processor", processor_name()},
+            {"compiler", main_.compiler()},
+            {"flags", main_.flags()},
+            {"instruction_sets", main_.instruction_sets()},
+            {"other_builds", others_},
+            {"peak", peak_},
+            {"peak_unit", "GFLOP/s"},
+            {"rows", rows},
+            {"curves", curves_json_}};
+  }
+
+  void note_wrong(const Build& build, const std::string& label) {
+    for (const auto& [name, figures] : build.all())
+      if (!figures.correct)
+        wrong_.push_back(name + " (" + label + "): relative error " +
+                         std::to_string(figures.max_error));
+  }
+
+  static double cost(const Figures& f) { return f.seconds / f.tokens; }
+
+  static std::string curve_case(const std::string& subject, long dim_head, long w) {
+    return subject + "/float/seqlen:8192/dim_head:" + std::to_string(dim_head) +
+           "/window_size:" + std::to_string(w);
+  }
+
+  std::filesystem::path programs_;
+  Settings settings_;
+  Build main_;
+  Build lengths_{programs_ / "local_mha_measure"};
+  std::optional<Figures> million_;
+  std::vector<long> windows_ = powers_of_two(4, 4096);
+  std::vector<std::pair<std::string, long>> curves_{
+      {"attention", 64}, {"attention", 128}, {"naive_attention", 64}};
+  std::vector<Row> rows_;
+  std::map<std::string, double> peak_;
+  json others_ = json::array();
+  json curves_json_;
+  std::vector<std::string> wrong_;
+};
+
+json read_json(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw std::runtime_error(path + ": cannot be read");
+  return json::parse(file);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Measures the library against its bars; writes report.json and report.png"};
+  const std::filesystem::path here = std::filesystem::absolute(argv[0]).parent_path();
+  std::string directory = here.string();
+  std::string peers_path;
+  std::string from_path;
+  Settings settings;
+  bool quick = false;
+  app.add_option("--output", directory, "folder of report.json and report.png")
+      ->check(CLI::ExistingDirectory);
+  app.add_option("--peers", peers_path, "JSON of a script in benchmarks/peers/, to be shown beside")
+      ->check(CLI::ExistingFile);
+  app.add_option("--from", from_path, "print the table of this report.json, measure nothing")
+      ->check(CLI::ExistingFile);
+  app.add_option("--rounds", settings.rounds, "samples of each bar")->check(CLI::Range(1, 1000));
+  app.add_flag("--quick", quick, "three samples, and no sequence of a million");
+  CLI11_PARSE(app, argc, argv);
+  if (quick) settings = {.rounds = 3, .million = false};
+  try {
+    json found;
+    std::vector<std::string> wrong;
+    if (!from_path.empty()) {
+      found = read_json(from_path);
+    } else {
+      Report report(here, settings);
+      found = report.run(directory + "/report.png");
+      wrong = report.wrong();
+      std::ofstream file(directory + "/report.json");
+      file << found.dump(2) << '\n';
+      if (!file.flush()) throw std::runtime_error(directory + "/report.json: cannot be written");
+    }
+    print_table(found);
+    if (!peers_path.empty()) print_peers(found, read_json(peers_path));
+    if (from_path.empty())
+      std::cout << "\n" << directory << "/report.json\n" << directory << "/report.png\n";
+    for (const std::string& name : wrong) std::cerr << "report: wrong result: " << name << '\n';
+    return wrong.empty() ? 0 : 1;
+  } catch (const std::exception& error) {
+    std::cerr << "local_mha_report: " << error.what() << '\n';
+    return 2;
+  }
+}
