@@ -27,6 +27,7 @@ struct Case {
 
 inline bool has_case(const SafetensorsFile& file) { return file.metadata().contains("case"); }
 
+/// Of these keys only `kind` must be there; further ones are left to whoever wrote them.
 /// \throws SafetensorsError if the file has no such metadata or they are malformed
 inline Case read_case(const SafetensorsFile& file) {
   const auto fail = [&](const std::string& problem) {
