@@ -176,7 +176,7 @@ class HeaderParser {
 
  private:
   // In what the parser stands, or (…_value, …_text) of what it has read the key.
-  enum class Place {
+  enum class Place : std::uint8_t {
     file,
     header,
     metadata_value,

@@ -126,7 +126,8 @@ inline void resolve_xpos(bool has_rotary, std::string_view window_key, Index win
            "a value, because the Python default, " + std::string(window_key) +
                " // 2, is 0 for a window of 1, and Python divides by it",
            "none");
-  xpos_scale_base = static_cast<double>(window_size / 2);
+  const Index half = window_size / 2;
+  xpos_scale_base = static_cast<double>(half);
 }
 
 /// What LocalMHA and LocalTransformer hand on to every attention.
