@@ -41,9 +41,8 @@ using Precise = std::conditional_t<std::is_same_v<Scalar, float>, double, long d
 template <typename Scalar, int Rank, typename Real>
 local_mha::Tensor<Scalar, Rank> tensor(const Array<Real>& from) {
   Eigen::array<Index, Rank> shape{};
-  for (int axis = 0; axis < Rank; ++axis)
-    shape[static_cast<std::size_t>(axis)] =
-        static_cast<Index>(from.shape.at(static_cast<std::size_t>(axis)));
+  for (std::size_t axis = 0; axis < Rank; ++axis)
+    shape[axis] = static_cast<Index>(from.shape.at(axis));
   local_mha::Tensor<Scalar, Rank> to(shape);
   for (std::size_t i = 0; i < from.data.size(); ++i)
     to.data()[i] = static_cast<Scalar>(from.data[i]);
@@ -53,7 +52,7 @@ local_mha::Tensor<Scalar, Rank> tensor(const Array<Real>& from) {
 template <typename Scalar, int Rank>
 Array<Scalar> array(const local_mha::Tensor<Scalar, Rank>& from) {
   std::vector<Int> shape;
-  for (int axis = 0; axis < Rank; ++axis) shape.push_back(from.dimension(axis));
+  for (std::size_t axis = 0; axis < Rank; ++axis) shape.push_back(from.dimension(axis));
   Array<Scalar> to(shape);
   for (std::size_t i = 0; i < to.data.size(); ++i) to.data[i] = from.data()[i];
   return to;
@@ -226,7 +225,7 @@ testing::AssertionResult close(const Array<Got>& got, const Array<Expected>& exp
 template <typename Scalar, int Rank>
 testing::AssertionResult same_bits(const local_mha::Tensor<Scalar, Rank>& a,
                                    const local_mha::Tensor<Scalar, Rank>& b) {
-  for (int axis = 0; axis < Rank; ++axis)
+  for (std::size_t axis = 0; axis < Rank; ++axis)
     if (a.dimension(axis) != b.dimension(axis))
       return testing::AssertionFailure() << "different shapes";
   for (Index i = 0; i < a.size(); ++i)

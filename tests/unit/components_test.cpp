@@ -126,56 +126,39 @@ TYPED_TEST(Component, QkNormOfZeroIsZeroAndOfTinyRowsIsLimited) {
 }
 
 TYPED_TEST(Component, RotaryEmbeddingScoresDependOnTheDistanceAlone) {
-  constexpr Index count = block_rows<TypeParam>;
   for (const Index d : {2, 6, 64})
     for (const double base : {0.0, 1.0, 8.0, 100.0}) {
       std::optional<double> xpos;
       if (base > 0) xpos = base;
       const local_mha::RotaryEmbedding<TypeParam> rotary(d, xpos);
       const Index group = rotary.group();
-      ASSERT_EQ(group % count, 0);
+      ASSERT_EQ(group % block_rows<TypeParam>, 0);
       Random random(static_cast<std::uint64_t>(d));
-      const auto q = random.array({d}), k = random.array({d});
+      const auto q = random.array({group, d}), k = random.array({group, d});
+      const RowMatrix<TypeParam> keys = rotary.rotate_keys(matrix<TypeParam>(k));
       const reference::AttentionOptions options{
           .rotary = true, .xpos = base > 0, .xpos_scale_base = base};
       reference::Rotation<double> rotation(options, d);
-
-      // Keys in groups before, in and behind the queries' group, far from position 0.
-      const Index far = 40'000 * group;
-      std::vector<TypeParam> queries(static_cast<std::size_t>(d * count)),
-          keys = queries, turned = queries, turns(static_cast<std::size_t>(d));
-      for (const Index query_block : {far, far + group - count})
-        for (const Index back : {-1, 0, 1, 2})
-          for (const Index key_block : {far - back * group, far - back * group + group - count}) {
+      for (const Index distance : {Index{0}, group, 2 * group, -group, 3 * group + 5}) {
+        const RowMatrix<TypeParam> queries = rotary.rotate_queries(matrix<TypeParam>(q), distance);
+        for (Index i = 0; i < group; i += 5)
+          for (Index j = 0; j < group; j += 3) {
+            double score = 0;
             for (Index c = 0; c < d; ++c)
-              for (Index r = 0; r < count; ++r) {
-                const auto at = static_cast<std::size_t>(c * count + r);
-                queries[at] = static_cast<TypeParam>(q(c));
-                keys[at] = static_cast<TypeParam>(k(c));
-              }
-            rotary.apply_to_queries(queries.data(), query_block);
-            rotary.apply_to_keys(keys.data(), key_block);
-            rotary.turns(back * group, turns.data());
-            rotary.turn_queries(queries.data(), turns.data(), turned.data());
-            for (Index r = 0; r < count; ++r)
-              for (Index s = 0; s < count; s += 3) {
-                double score = 0;
-                for (Index c = 0; c < d; ++c)
-                  score += static_cast<double>(turned[static_cast<std::size_t>(c * count + r)]) *
-                           static_cast<double>(keys[static_cast<std::size_t>(c * count + s)]);
-                double magnitude = 0;
-                const double expected =
-                    reference::raw_score(options, rotation, q.data.data(), k.data.data(), d,
-                                         query_block + r, key_block + s, magnitude);
-                // Three turns, each a few roundings; and what falls below the normal numbers
-                // before the key's inverse decay, at most 1e9, enlarges it.
-                ASSERT_NEAR(
-                    score, expected,
-                    40 * this->epsilon * magnitude + 1e9 * std::numeric_limits<TypeParam>::min())
-                    << "d " << d << ", base " << base << ", query " << query_block + r << ", key "
-                    << key_block + s;
-              }
+              score += static_cast<double>(queries(i, c)) * static_cast<double>(keys(j, c));
+            double magnitude = 0;
+            const double expected =
+                reference::raw_score(options, rotation, q.data.data() + i * d,
+                                     k.data.data() + j * d, d, i + distance, j, magnitude);
+            // Three turns, each a few roundings, of angles up to 800 that are rounded, too; and
+            // what falls below the normal numbers before the key's inverse decay, at most 1e9,
+            // enlarges it.
+            ASSERT_NEAR(
+                score, expected,
+                200 * this->epsilon * magnitude + 1e9 * std::numeric_limits<TypeParam>::min())
+                << "d " << d << ", base " << base << ", distance " << i + distance - j;
           }
+      }
     }
 }
 
