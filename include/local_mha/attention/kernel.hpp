@@ -71,31 +71,31 @@ class AttentionKernel {
 
   /// Attends from the block of queries whose first row is `first`.
   /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their place
-  /// \param keys, values the blocks that the queries see
+  /// \param keys, values where the blocks are that the queries see: a Ring, or Rows
   /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key
   /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
+  template <typename Keys, typename Values>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
-              const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out,
-              Scalar* lse = nullptr) {
+              const Keys& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
+    const L one = L::broadcast(Scalar(1));
     L maximum = L::broadcast(Scalar(lowest));
     L sum = L::zero();
-    bool first_chunk = true;
-    for (Index begin = tile.keys.begin / count * count; begin < tile.keys.end;) {
-      const Range chunk{std::max(begin, tile.keys.begin / group * group),
-                        std::min(begin + chunk_keys, tile.keys.end)};
+    Range chunk{tile.keys.begin / group * group, 0};
+    do {
+      chunk.end = std::min(chunk.begin / count * count + chunk_keys, tile.keys.end);
       const L before = maximum;
       maximum = score(head, tile, chunk, queries, keys, maximum);
-      const L rescale = first_chunk ? L::zero() : exp2(before - maximum);
+      const L rescale = exp2(before - maximum);
       sum = exponentiate(head, tile, chunk, maximum, rescale * sum);
-      accumulate(head, tile, chunk, values, first_chunk, rescale, out);
-      first_chunk = false;
-      begin += chunk_keys;
-    }
-    if (first_chunk) {
-      std::fill(out, out + padded_channels<Scalar>(values.channels()) * count, Scalar(0));
-    }
-    normalize(values.channels(), sum, out);
+      const bool first_chunk = chunk.begin <= tile.keys.begin;
+      const bool last_chunk = chunk.end == tile.keys.end;
+      // The output of a query that sees nothing is 0, and so is its sum.
+      const L factor =
+          last_chunk ? one / select_negative(L::zero() - sum, sum, sum + one) : one;
+      accumulate(head, tile, chunk, values, first_chunk ? nullptr : &rescale, factor, out);
+      chunk.begin = chunk.end;
+    } while (chunk.begin < tile.keys.end);
     if (lse != nullptr) log_sum_exp(maximum, sum, lse);
   }
 
@@ -122,12 +122,11 @@ class AttentionKernel {
       by_all = {seen[count - 1].begin, seen[0].end};
     }
 
-    // Both ends of what is seen grow along the lanes, so that the lanes of a key are a range.
-    LaneRange lanes_that_see(Index key) const {
-      LaneRange lanes{0, 0};
+    // Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
+    // whose ends grow with the key.
+    void advance(LaneRange& lanes, Index key) const {
       while (lanes.begin < count && seen[lanes.begin].end <= key) ++lanes.begin;
       while (lanes.end < count && seen[lanes.end].begin <= key) ++lanes.end;
-      return lanes;
     }
 
     Index first;
@@ -150,12 +149,14 @@ class AttentionKernel {
   }
 
   // scores[key][query] of a chunk, −∞ where a query does not see a key. Returns the maximum so far.
+  template <typename Keys>
   L score(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-          const Scalar* queries, const Ring<Scalar>& keys, L maximum) {
+          const Scalar* queries, const Keys& keys, L maximum) {
     const Scalar* turned = queries;
     Index groups_back = std::numeric_limits<Index>::min();
+    LaneRange lanes{0, 0};
     auto cursor = keys.cursor(chunk.begin / count);
-    for (Index begin = chunk.begin; begin < chunk.end;) {
+    for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
       if (head.steps != nullptr) {
         const Index back = tile.first / head.steps->group() - begin / head.steps->group();
@@ -165,17 +166,13 @@ class AttentionKernel {
           turned = turned_.data();
         }
       }
-      const Scalar* of_block = cursor.block();
-      cursor.advance();
-      const Scalar* next = cursor.block();
-      const bool whole_plain = head.attn_bias != nullptr && end - begin == count &&
-                               plain(head, tile, {begin, end});
-      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end}, whole_plain);
+      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end});
       for (Index key = begin; key < end; key += group) {
         L acc[group][1];
         LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
         const Scalar* const x[1] = {turned};
-        multiply<1, count, count>(keys.channels(), of_block + key % count, x, acc, next);
+        multiply(keys.channels(), cursor.block() + key % count * keys.position_stride(),
+                 keys.position_stride(), keys.channel_stride(), x, acc);
         if (head.attn_bias != nullptr) {
           LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r)
               acc[r][0] = fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count),
@@ -186,7 +183,7 @@ class AttentionKernel {
         if (plain(head, tile, {key, key + group})) {
           LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) maximum = max(maximum, acc[r][0]);
         } else {
-          maximum = hide(head, tile, key, to, maximum);
+          maximum = hide(head, tile, key, to, lanes, maximum);
         }
       }
       begin = end;
@@ -196,8 +193,9 @@ class AttentionKernel {
 
   // Puts −∞ where a query does not see a key of the group, and the self score where it is its own.
   // Apart from score(), whose accumulators must not have an address. Returns the maximum so far.
+  // `lanes` starts as {0, 0} and is kept for the keys that follow.
   static L hide(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
-                Scalar* scores, L maximum) {
+                Scalar* scores, LaneRange& lanes, L maximum) {
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
     for (Index key = first_key; key < first_key + group; ++key, scores += count) {
       L score = L::load(scores);
@@ -205,22 +203,17 @@ class AttentionKernel {
         const int self = static_cast<int>(key - tile.first);
         score = select_lanes(self, self + 1, L::broadcast(Scalar(self_score * log2_e)), score);
       }
-      const auto [begin, end] = visible_lanes(head, tile, key);
-      score = select_lanes(begin, end, score, nothing);
+      tile.advance(lanes, key);
+      const bool masked = head.masked != nullptr && key < head.seqlen && head.masked[key] != 0;
+      score = select_lanes(lanes.begin, masked ? 0 : lanes.end, score, nothing);
       score.store(scores);
       maximum = max(maximum, score);
     }
     return maximum;
   }
 
-  static LaneRange visible_lanes(const AttentionHead<Scalar>& head, const Tile& tile, Index key) {
-    if (!tile.keys.contains(key) || (head.masked != nullptr && head.masked[key] != 0)) return {0, 0};
-    return tile.lanes_that_see(key);
-  }
-
   // attn_bias as [key][query] for the keys of one block; 0 where a query does not see a key.
-  void gather_bias(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys,
-                   bool seen_by_all) {
+  void gather_bias(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
     const Index columns = head.window->look_around();
     const Scalar* row[count];
     for (Index r = 0; r < count; ++r) {
@@ -230,7 +223,7 @@ class AttentionKernel {
     const auto column = [&](Index r, Index key) {
       return key - head.window->look_around_begin(tile.first + r);
     };
-    if (seen_by_all) {
+    if (keys.end - keys.begin == count && plain(head, tile, keys)) {
       load_block(
           count, count, [&](Index r) { return row[r] + column(r, keys.begin); }, bias_.data());
       return;
@@ -271,65 +264,63 @@ class AttentionKernel {
     }
   }
 
-  // out = rescale·out + Σ_key p[key]·v[key]
+  // out = (rescale·out + Σ_key p[key]·v[key])·factor; without `rescale` there is no out yet.
+  template <typename Values>
   void accumulate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-                  const Ring<Scalar>& values, bool first_chunk, const L& rescale, Scalar* out) {
+                  const Values& values, const L* rescale, const L& factor, Scalar* out) {
     constexpr int most = Tiling<Scalar>::value_rows;
-    const Index channels = padded_channels<Scalar>(values.channels());
-    if (first_chunk) {
-      std::fill(out, out + channels * count, Scalar(0));
-    } else {
-      for (Index c = 0; c < channels; ++c) (rescale * L::load(out + c * count)).store(out + c * count);
-    }
     for (Index block = chunk.begin / count; block * count < chunk.end; ++block)
-      if (!values.finite(block)) return accumulate_seen(head, tile, chunk, values, out);
+      if (!values.finite(block))
+        return accumulate_seen(head, tile, chunk, values, rescale, factor, out);
+    const Index channels = padded_channels<Scalar>(values.channels());
     Index c = 0;
-    for (; c + most <= channels; c += most) accumulate_channels<most>(chunk, values, c, out);
-    for (; c < channels; c += group) accumulate_channels<group>(chunk, values, c, out);
+    for (; c + most <= channels; c += most)
+      accumulate_channels<most>(chunk, values, c, rescale, factor, out);
+    for (; c < channels; c += group)
+      accumulate_channels<group>(chunk, values, c, rescale, factor, out);
   }
 
-  template <int Channels>
-  void accumulate_channels(const Range& chunk, const Ring<Scalar>& values, Index c, Scalar* out) {
+  template <int Channels, typename Values>
+  void accumulate_channels(const Range& chunk, const Values& values, Index c, const L* rescale,
+                           const L& factor, Scalar* out) {
+    out += c * count;
     L acc[Channels][1];
-    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] = L::load(out + (c + r) * count);
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)
+        acc[r][0] = rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
     auto cursor = values.cursor(chunk.begin / count);
-    for (Index begin = chunk.begin; begin < chunk.end;) {
+    for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
-      const Scalar* of_block = cursor.block() + c * count;
-      cursor.advance();
-      const Scalar* next = cursor.block() + c * count;
+      const Scalar* block = cursor.block() + c * values.channel_stride();
       const Scalar* const p[1] = {score_row(chunk, begin)};
       if (end - begin == count)
-        multiply<count, 1, count>(count, of_block, p, acc, next);
+        multiply(count, block, values.channel_stride(), values.position_stride(), p, acc);
       else
-        multiply<count, 1, count>(end - begin, of_block + begin % count, p, acc, next);
+        multiply(end - begin, block + begin % count * values.position_stride(),
+                 values.channel_stride(), values.position_stride(), p, acc);
       begin = end;
     }
-    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0].store(out + (c + r) * count);
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) (acc[r][0] * factor).store(out + r * count);
   }
 
   // Where there is a NaN or an infinity, which 0 does not cancel: leaves out what is not seen.
+  template <typename Values>
   void accumulate_seen(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-                       const Ring<Scalar>& values, Scalar* out) {
-    auto cursor = values.cursor(chunk.begin / count);
-    for (Index key = chunk.begin; key < chunk.end; ++key) {
-      if (key % count == 0 && key > chunk.begin) cursor.advance();
-      const auto [begin, end] = visible_lanes(head, tile, key);
-      const L p = L::load(score_row(chunk, key));
-      for (Index c = 0; c < values.channels(); ++c) {
-        const L sum = L::load(out + c * count);
-        const L more = fma(cursor.block()[c * count + key % count], p, sum);
-        select_lanes(begin, end, more, sum).store(out + c * count);
+                       const Values& values, const L* rescale, const L& factor, Scalar* out) {
+    for (Index c = 0; c < values.channels(); ++c, out += count) {
+      L sum = rescale == nullptr ? L::zero() : *rescale * L::load(out);
+      LaneRange lanes{0, 0};
+      auto cursor = values.cursor(chunk.begin / count);
+      for (Index key = chunk.begin; key < chunk.end; ++key) {
+        if (key % count == 0 && key > chunk.begin) cursor.advance();
+        tile.advance(lanes, key);
+        if (head.masked != nullptr && head.masked[key] != 0) continue;
+        const Scalar& value =
+            cursor.block()[c * values.channel_stride() + key % count * values.position_stride()];
+        const L more = fma(value, L::load(score_row(chunk, key)), sum);
+        sum = select_lanes(lanes.begin, lanes.end, more, sum);
       }
+      (sum * factor).store(out);
     }
-  }
-
-  static void normalize(Index channels, const L& sum, Scalar* out) {
-    const L one = L::broadcast(Scalar(1));
-    // The output of a query that sees nothing is 0 already, and its sum is 0.
-    const L factor = one / select_negative(L::zero() - sum, sum, sum + one);
-    for (Index c = 0; c < channels; ++c)
-      (L::load(out + c * count) * factor).store(out + c * count);
   }
 
   static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {

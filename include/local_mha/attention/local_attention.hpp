@@ -9,6 +9,7 @@
 
 #include <local_mha/attention/kernel.hpp>
 #include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/rows.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
@@ -241,8 +242,16 @@ class LocalAttention {
                           std::min(window.reach_ahead(), seqlen);
       const Index kept =
           std::max<Index>(1, std::min(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
-      keys_ = Ring<Scalar>(dim_head, kept);
-      values_ = Ring<Scalar>(dim_value, kept);
+      // What needs no change is read where it lies.
+      if (!steps_ && !config_.shared_qk && Rows<Scalar>::fits(dim_head) &&
+          Rows<Scalar>::fits(dim_value))
+        key_rows_.emplace(seqlen, dim_head, kept);
+      else
+        keys_ = Ring<Scalar>(dim_head, kept);
+      if (Rows<Scalar>::fits(dim_value))
+        value_rows_.emplace(seqlen, dim_value, kept);
+      else
+        values_ = Ring<Scalar>(dim_value, kept);
       kernel_ = AttentionKernel<Scalar>(dim_head, std::min(reach + count, seqlen));
       queries_ = make_block_buffer<Scalar>(dim_head * count);
       out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
@@ -269,40 +278,64 @@ class LocalAttention {
                         static_cast<std::uint32_t>(b * inputs.heads() + h));
         head.dropout = &*dropout;
       }
+      if (key_rows_) key_rows_->view(k);
+      if (value_rows_) value_rows_->view(values.v);
       Index made = 0;
       for (Index block = queries.begin; block < queries.end; ++block) {
         const Index first = block * count;
         const Index rows = std::min(count, seqlen_ - first);
         const Range seen = window_.keys_of({first, first + rows}, seqlen_);
-        for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made)
-          make_keys_and_values(made, k, values.v);
-        make_queries(first, rows, q);
-        kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data());
+        for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
+          make_keys(made, k);
+          make_values(made, values.v);
+        }
+        make_queries(first, q);
+        if (key_rows_ && value_rows_)
+          attend(head, first, *key_rows_, *value_rows_);
+        else if (value_rows_)
+          attend(head, first, keys_, *value_rows_);
+        else
+          attend(head, first, keys_, values_);
         store_block(dim_value_, rows, out_.data(),
                     [&](Index r) { return values.out + (first + r) * dim_value_; });
       }
     }
 
    private:
-    void make_queries(Index first, Index rows, const Scalar* q) {
-      load_block(
-          dim_head_, rows, [&](Index r) { return q + (first + r) * dim_head_; }, queries_.data());
+    void make_queries(Index first, const Scalar* q) {
+      load(queries_.data(), first / count, dim_head_, q);
       scale_block(dim_head_, Scalar(attention_->softmax_scale(dim_head_) * log2_e),
                   queries_.data());
       if (attention_->rotary() != nullptr)
         attention_->rotary()->apply_to_queries(queries_.data(), first);
     }
 
-    void make_keys_and_values(Index block, const Scalar* k, const Scalar* v) {
-      const Index first = block * count;
-      const Index rows = std::min(count, seqlen_ - first);
+    void make_keys(Index block, const Scalar* k) {
+      if (key_rows_) return;
       Scalar* keys = keys_[block];
-      load_block(dim_head_, rows, [&](Index r) { return k + (first + r) * dim_head_; }, keys);
+      load(keys, block, dim_head_, k);
       if (config_.shared_qk) l2_normalize(dim_head_, keys);
-      if (attention_->rotary() != nullptr) attention_->rotary()->apply_to_keys(keys, first);
-      load_block(
-          dim_value_, rows, [&](Index r) { return v + (first + r) * dim_value_; }, values_[block]);
+      if (attention_->rotary() != nullptr) attention_->rotary()->apply_to_keys(keys, block * count);
+    }
+
+    void make_values(Index block, const Scalar* v) {
+      if (value_rows_) return value_rows_->note_finite(block);
+      load(values_[block], block, dim_value_, v);
       values_.note_finite(block);
+    }
+
+    // One block of the rows `[seqlen][channels]`.
+    void load(Scalar* to, Index block, Index channels, const Scalar* from) const {
+      const Scalar* first = from + block * count * channels;
+      load_block(
+          channels, std::min(count, seqlen_ - block * count),
+          [&](Index r) { return first + r * channels; }, to);
+    }
+
+    template <typename Keys, typename Values>
+    void attend(const AttentionHead<Scalar>& head, Index first, const Keys& keys,
+                const Values& values) {
+      kernel_.attend(head, first, queries_.data(), keys, values, out_.data());
     }
 
     const LocalAttention* attention_;
@@ -314,6 +347,8 @@ class LocalAttention {
     std::optional<RotarySteps<Scalar>> steps_;
     Ring<Scalar> keys_;
     Ring<Scalar> values_;
+    std::optional<Rows<Scalar>> key_rows_;
+    std::optional<Rows<Scalar>> value_rows_;
     AttentionKernel<Scalar> kernel_;
     BlockBuffer<Scalar> queries_;
     BlockBuffer<Scalar> out_;

@@ -32,6 +32,10 @@ class Ring {
   /// Block `b` of the sequence, `b >= 0`.
   Scalar* operator[](Index b) { return blocks_.data() + slot(b) * stride_; }
 
+  /// In a block, channel `c` of position `r` is at `c·channel_stride() + r·position_stride()`.
+  static constexpr Index channel_stride() { return block_rows<Scalar>; }
+  static constexpr Index position_stride() { return 1; }
+
   /// Goes through the blocks in order.
   class Cursor {
    public:
@@ -47,16 +51,8 @@ class Ring {
 
   /// Looks at block `b`, for finite().
   void note_finite(Index b) {
-    using L = Lanes<Scalar>;
-    const Scalar* block = blocks_.data() + slot(b) * stride_;
-    // 0 times what is not finite is NaN. Four sums, because one would wait for its own additions.
-    L sum[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
-    for (Index c = 0; c < channels_; c += 4) {
-      LOCAL_MHA_UNROLL for (Index i = 0; i < 4; ++i)
-          sum[i] = fma(Scalar(0), L::load(block + std::min(c + i, channels_ - 1) * L::count), sum[i]);
-    }
-    const L all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    finite_[static_cast<std::size_t>(slot(b))] = all_finite(all) ? 1 : 0;
+    finite_[static_cast<std::size_t>(slot(b))] =
+        all_finite(blocks_.data() + slot(b) * stride_, channels_ * block_rows<Scalar>) ? 1 : 0;
   }
   /// False if block `b` holds a NaN or an infinity.
   bool finite(Index b) const { return finite_[static_cast<std::size_t>(slot(b))] != 0; }

@@ -3,6 +3,7 @@
 /// The one place that knows SIMD packets: Lanes, the values of one channel at adjoining positions.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -65,6 +66,9 @@ struct Lanes {
   /// \param from aligned to the packet
   static LOCAL_MHA_INLINE Lanes load(const Scalar* from) {
     return make([&](int i) { return Eigen::internal::pload<Packet>(from + i * packet_size); });
+  }
+  static LOCAL_MHA_INLINE Lanes load_unaligned(const Scalar* from) {
+    return make([&](int i) { return Eigen::internal::ploadu<Packet>(from + i * packet_size); });
   }
   /// \param to aligned to the packet
   LOCAL_MHA_INLINE void store(Scalar* to) const {
@@ -177,15 +181,22 @@ LOCAL_MHA_INLINE Lanes<Scalar> select_lanes(int begin, int end, const Lanes<Scal
   }
 }
 
-/// True if no lane is NaN or infinite.
+/// True if no value is NaN or infinite.
+/// \param size a multiple of Lanes<Scalar>::count
 template <typename Scalar>
-bool all_finite(const Lanes<Scalar>& a) {
-  Scalar values[Lanes<Scalar>::count];
-  for (int i = 0; i < Lanes<Scalar>::packets; ++i)
-    Eigen::internal::pstoreu<Scalar>(values + i * Lanes<Scalar>::packet_size, a.packet[i]);
-  for (const Scalar& value : values)
-    if (!(value - value == Scalar(0))) return false;
-  return true;
+bool all_finite(const Scalar* values, Index size) {
+  using L = Lanes<Scalar>;
+  // 0 times what is not finite is NaN. Four sums, because one would wait for its own additions.
+  L sums[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
+  Index i = 0;
+  for (; i + 4 * L::count <= size; i += 4 * L::count) {
+    LOCAL_MHA_UNROLL for (int s = 0; s < 4; ++s)
+        sums[s] = fma(Scalar(0), L::load_unaligned(values + i + s * L::count), sums[s]);
+  }
+  for (; i < size; i += L::count) sums[0] = fma(Scalar(0), L::load_unaligned(values + i), sums[0]);
+  alignas(64) Scalar sum[L::count];
+  ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(sum);
+  return std::all_of(sum, sum + L::count, [](const Scalar& value) { return value == Scalar(0); });
 }
 
 namespace detail {
@@ -294,12 +305,6 @@ LOCAL_MHA_INLINE void transpose_out(Index rows, const Scalar* from, RowOf&& row)
       if (p * n + r < rows) Eigen::internal::pstoreu<Scalar>(row(p * n + r), tile.packet[r]);
     }
   }
-}
-
-/// Asks the processor for the cache line at `address`.
-template <typename Scalar>
-LOCAL_MHA_INLINE void prefetch_line(const Scalar* address) {
-  Eigen::internal::prefetch(address);
 }
 
 }  // namespace local_mha

@@ -37,20 +37,19 @@ constexpr Index padded_channels(Index channels) {
 }
 
 /// `acc[r][b] += Σ_d a[r, d] · x[b][d]`: the micro-kernel.
-/// \tparam RowStride, DepthStride where `a[r, d]` lies: at `a + r·RowStride + d·DepthStride`
+/// \param row_stride, depth_stride where `a[r, d]` lies: at `a + r·row_stride + d·depth_stride`.
+///        Constants where the caller has them as such
 /// \param x for each block of positions, `[depth][block_rows]`
-/// \param next what is needed after this: `NextStride` of it are prefetched at each step of depth
-template <Index RowStride, Index DepthStride, Index NextStride, int Rows, int Blocks,
-          typename Scalar>
-LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, const Scalar* const (&x)[Blocks],
-                               Lanes<Scalar> (&acc)[Rows][Blocks], const Scalar* next) {
+template <int Rows, int Blocks, typename Scalar>
+LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, Index depth_stride,
+                               const Scalar* const (&x)[Blocks],
+                               Lanes<Scalar> (&acc)[Rows][Blocks]) {
   using L = Lanes<Scalar>;
   LOCAL_MHA_UNROLL_4 for (Index d = 0; d < depth; ++d) {
-    prefetch_line(next + d * NextStride);
     L lanes[Blocks];
     LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) lanes[b] = L::load(x[b] + d * L::count);
     LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
-      const Scalar& weight = a[r * RowStride + d * DepthStride];
+      const Scalar& weight = a[r * row_stride + d * depth_stride];
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)
           acc[r][b] = fma(weight, lanes[b], acc[r][b]);
     }
@@ -78,8 +77,7 @@ class PackedWeight {
         group_panels_(ceil_div(group_rows_, panel_rows)),
         depth_(column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols()) {
     const Index groups = group_rows_ > 0 ? weight.rows() / group_rows_ : 0;
-    // One more panel: project() prefetches past the end.
-    packed_ = make_block_buffer<Scalar>((groups * group_panels_ + 1) * depth_ * panel_rows);
+    packed_ = make_block_buffer<Scalar>(groups * group_panels_ * depth_ * panel_rows);
     for (Index row = 0; row < weight.rows(); ++row) {
       const Index in_group = row % group_rows_;
       const Index panel = row / group_rows_ * group_panels_ + in_group / panel_rows;
@@ -123,7 +121,7 @@ void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_b
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] = L::zero();
     }
     const Scalar* panel = weight.panel(group, row / rows);
-    multiply<1, rows, rows>(weight.depth(), panel, from, acc, panel + weight.depth() * rows);
+    multiply(weight.depth(), panel, 1, rows, from, acc);
     LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) {
       if (row + r < weight.group_rows()) {
         LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)
