@@ -127,7 +127,7 @@ class LocalMHA {
     const auto inputs = check(x, mask, attn_bias);
     require_shape("y", y.dimensions(), x.dimensions());
     const auto [batch, seqlen, dim] = x.dimensions();
-    const Index workers = device.numThreads();
+    const Index workers = thread_count(device);
     const Index reach = std::min(inputs.window().reach_behind(), seqlen) +
                         std::min(inputs.window().reach_ahead(), seqlen);
     const Runs runs(batch, ceil_div(seqlen, count), ceil_div(reach, count), workers);

@@ -366,12 +366,12 @@ class LocalAttention {
                         std::min(window.reach_ahead(), seqlen);
     // A run makes its keys anew by transposing them, which costs next to nothing.
     const Index cheap_reach = ceil_div(reach, 16 * count);
-    const Runs runs(batch * heads, ceil_div(seqlen, count), cheap_reach, device.numThreads());
-    const Index workers = std::min<Index>(device.numThreads(), runs.tasks());
+    const Runs runs(batch * heads, ceil_div(seqlen, count), cheap_reach, thread_count(device));
+    const Index workers = std::min(thread_count(device), runs.tasks());
     workspace.prepare(*this, window, seqlen, dim_head, dim_value, workers);
-    const auto run = [&, heads = heads, head_size = seqlen * dim_head](Index worker, Index task) {
+    const auto run = [&, head_size = seqlen * dim_head](Index worker, Index task) {
       const Index head = runs.sequence(task);
-      workspace.flow(worker).run(inputs, head / heads, head % heads,
+      workspace.flow(worker).run(inputs, head / inputs.heads(), head % inputs.heads(),
                                  {runs.begin(task), runs.end(task)}, q.data() + head * head_size,
                                  k.data() + head * head_size, values_of(head), training);
     };

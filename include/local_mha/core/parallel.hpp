@@ -22,6 +22,12 @@ concept ThreadDevice = requires(const T& device) {
   { device.numThreads() } -> std::convertible_to<int>;
 };
 
+/// Threads of a device.
+template <ThreadDevice Device>
+Index thread_count(const Device& device) {
+  return static_cast<Index>(device.numThreads());
+}
+
 /// Calls `task(worker, i)` once for each `0 <= i < tasks`, in any order; calls of the same worker
 /// `0 <= worker < workers` do not overlap. The calling thread is worker 0. An exception of a task is
 /// thrown again once all workers have stopped.

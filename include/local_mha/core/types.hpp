@@ -78,8 +78,8 @@ class TensorView {
     static_assert(static_cast<int>(Source::Layout) == static_cast<int>(Eigen::RowMajor),
                   "local_mha takes row-major tensors: Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>");
     static_assert(Source::NumIndices == Rank, "this tensor has another rank than the argument");
-    for (int axis = 0; axis < Rank; ++axis)
-      dimensions_[static_cast<std::size_t>(axis)] = static_cast<Index>(source.dimension(axis));
+    for (std::size_t axis = 0; axis < dimensions_.size(); ++axis)
+      dimensions_[axis] = static_cast<Index>(source.dimension(axis));
   }
 
   Element* data_;
