@@ -2,9 +2,11 @@
 // Measures cases, in rounds that go through all of them, and prints every sample as JSON. It is
 // built several times, for other instruction sets and by another compiler; the report runs them all.
 //
-//   local_mha_measure [--rounds R] [--seconds S] CASE...
+//   local_mha_measure [--rounds R] [--seconds S] [--wall] CASE...
 //
+// Times are of the thread's processor time, on one core, unless --wall, which threads need.
 // CASE is for example  attention/float/seqlen:8192/dim_head:64/window_size:256  (measuring/case.hpp).
+#include <algorithm>
 #include <cmath>
 #include <exception>
 #include <iomanip>
@@ -24,8 +26,6 @@
 #include "measuring/work.hpp"
 
 namespace {
-
-using measuring::cpu_seconds;
 
 // So that a figure and its peak are of the same core.
 void stay_on_this_core() {
@@ -49,35 +49,43 @@ struct Measured {
   std::unique_ptr<measuring::Work> work;
   std::vector<Sample> samples;
   std::size_t scratch_bytes = 0;
-  std::size_t allocations = 0;
+  std::size_t allocations = 0;  // in the first sample
 };
 
+using Clock = double (*)();
+
 // Runs for at least `seconds`, once at least.
-Sample sample(measuring::Work& work, double seconds) {
+Sample sample(measuring::Work& work, double seconds, Clock now) {
   constexpr double peak_seconds = 0.02;
   Sample s;
   s.peak = work.peak(peak_seconds) / 2;
-  const double begin = cpu_seconds();
+  const double begin = now();
   double elapsed = 0;
   int runs = 0;
   do {
     work.run();
     ++runs;
-    elapsed = cpu_seconds() - begin;
+    elapsed = now() - begin;
   } while (elapsed < seconds);
   s.seconds = elapsed / runs;
   s.peak += work.peak(peak_seconds) / 2;
   return s;
 }
 
-// The first run: caches and the heap get to know the shape.
+// The first run: the workspace takes its size, caches get warm.
 void warm_up(Measured& m) {
   measuring::restart_heap_count();
   const std::size_t before = measuring::heap_use().live;
   m.work->run();
-  const measuring::HeapUse use = measuring::heap_use();
-  m.scratch_bytes = use.most - std::min(use.most, before + m.work->result_bytes());
-  m.allocations = use.allocations;
+  m.scratch_bytes = measuring::heap_use().most - before;
+}
+
+// A round's sample; the first one counts allocations too.
+void add_sample(Measured& m, double seconds, Clock now) {
+  measuring::restart_heap_count();
+  const Sample taken = sample(*m.work, seconds, now);
+  if (m.samples.empty()) m.allocations = measuring::heap_use().allocations;
+  m.samples.push_back(taken);
 }
 
 void print_string(const char* key, const std::string& value) {
@@ -100,7 +108,9 @@ void print_samples(const char* key, const std::vector<Sample>& samples, Value&& 
 void print(const std::vector<Measured>& all) {
   std::cout << std::setprecision(9) << "{";
 #if defined(__clang__)
-  print_string("compiler", "clang " __clang_version__);
+  print_string("compiler", "clang " + std::to_string(__clang_major__) + "." +
+                               std::to_string(__clang_minor__) + "." +
+                               std::to_string(__clang_patchlevel__));
 #elif defined(__GNUC__)
   print_string("compiler", "g++ " __VERSION__);
 #else
@@ -149,16 +159,19 @@ double number(const std::string& option, const char* text) {
 int run(const std::vector<std::string>& arguments) {
   long rounds = 5;
   double seconds = 0.05;
+  bool wall = false;
   std::vector<measuring::Case> cases;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     const std::string& argument = arguments[i];
     if (argument == "--help") {
-      std::cout << "usage: local_mha_measure [--rounds R] [--seconds S] CASE...\n"
+      std::cout << "usage: local_mha_measure [--rounds R] [--seconds S] [--wall] CASE...\n"
                    "A case: attention/float/seqlen:8192/dim_head:64/window_size:256\n"
                    "Prints JSON; see benchmarks/README.md.\n";
       return 0;
     }
-    if (argument == "--rounds" || argument == "--seconds") {
+    if (argument == "--wall") {
+      wall = true;
+    } else if (argument == "--rounds" || argument == "--seconds") {
       if (++i == arguments.size()) throw std::invalid_argument(argument + ": expected a number");
       const double value = number(argument, arguments[i].c_str());
       if (argument == "--rounds")
@@ -171,14 +184,18 @@ int run(const std::vector<std::string>& arguments) {
   }
   if (cases.empty()) throw std::invalid_argument("expected at least one case; see --help");
 
-  stay_on_this_core();
+  for (const measuring::Case& c : cases)
+    if (c.threads > 1 && !wall)
+      throw std::invalid_argument("case '" + c.name() + "': threads are measured with --wall");
+  if (!wall) stay_on_this_core();
   std::vector<Measured> all;
   for (const measuring::Case& c : cases) {
     all.emplace_back().work = measuring::make_work(c);
     warm_up(all.back());
   }
   for (long round = 0; round < rounds; ++round)
-    for (Measured& m : all) m.samples.push_back(sample(*m.work, seconds));
+    for (Measured& m : all)
+      add_sample(m, seconds, wall ? measuring::wall_seconds : measuring::cpu_seconds);
   print(all);
   return 0;
 }

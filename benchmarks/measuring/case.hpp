@@ -40,6 +40,7 @@ struct Case {
   Index qk_rmsnorm = 0;  ///< layer
   Index padding = 0;     ///< a padding mask of random lengths
   Index bias = 0;        ///< an attn_bias for each head
+  Index threads = 1;     ///< of an Eigen::ThreadPoolDevice; 1: the calling thread
 
   Index look_forward() const { return causal != 0 ? 0 : 1; }
   Index inner() const { return heads * dim_head; }
@@ -63,6 +64,7 @@ struct Case {
     visit("qk_rmsnorm", c.qk_rmsnorm);
     visit("padding", c.padding);
     visit("bias", c.bias);
+    visit("threads", c.threads);
   }
 
   std::string name() const {
@@ -122,6 +124,9 @@ struct Case {
     if (c.subject != "layer" && c.qk_rmsnorm != 0) throw bad("qk_rmsnorm is for a layer");
     if (c.subject != "attention" && (c.padding != 0 || c.bias != 0 || c.rotary != 0))
       throw bad("padding, bias and rotary are for attention");
+    if (c.threads < 1 || c.threads > 1024) throw bad("expected 1 to 1024 threads");
+    if (c.threads > 1 && c.subject != "attention" && c.subject != "layer")
+      throw bad("threads are for attention and layer");
     if (c.xpos != 0 && c.subject != "layer" && c.rotary == 0) throw bad("xpos needs rotary");
     return c;
   }

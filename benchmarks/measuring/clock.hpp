@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The clock of figures that are about one thread.
+/// The clocks.
 #pragma once
 
 #include <chrono>
 #include <ctime>
 
 namespace measuring {
+
+inline double wall_seconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(now).count();
+}
 
 /// Seconds that this thread has computed: what others take from its core does not count,
 /// so that a busy machine gives the figures of an idle one, up to what they do to the caches.
@@ -17,8 +22,7 @@ inline double cpu_seconds() {
   if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) == 0)
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 #endif
-  const auto now_on_the_wall = std::chrono::steady_clock::now().time_since_epoch();
-  return std::chrono::duration<double>(now_on_the_wall).count();
+  return wall_seconds();
 }
 
 }  // namespace measuring

@@ -3,6 +3,11 @@
 /// Work: a case with its inputs, ready to be run again and again and then checked.
 #pragma once
 
+// Brings Eigen::ThreadPoolDevice.
+#ifndef EIGEN_USE_THREADS
+#define EIGEN_USE_THREADS
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -33,10 +38,9 @@ class Work {
   const Case& of() const { return case_; }
   double flops() const { return flops_; }
 
-  /// Computes once. The result replaces that of the run before.
+  /// Computes once, into memory that is there from the beginning. The result replaces that of the
+  /// run before.
   virtual void run() = 0;
-  /// Bytes of the result.
-  virtual std::size_t result_bytes() const = 0;
   /// The last result's largest deviation from the exact rows, relative to their largest value.
   virtual double max_error() const = 0;
   /// fma_peak() of the case's scalar.
@@ -87,22 +91,46 @@ Eigen::MatrixXd select_rows(const Rows<Scalar>& all, const std::vector<Index>& r
   return selected;
 }
 
+/// The device of a case: the calling thread, or a pool.
+class Threads {
+ public:
+  explicit Threads(Index count) {
+    if (count == 1) return;
+    pool_ = std::make_unique<Eigen::ThreadPool>(static_cast<int>(count));
+    device_.emplace(pool_.get(), static_cast<int>(count));
+  }
+
+  template <typename F>
+  void call(F&& f) const {
+    if (device_)
+      f(*device_);
+    else
+      f(Eigen::DefaultDevice());
+  }
+
+ private:
+  std::unique_ptr<Eigen::ThreadPool> pool_;
+  std::optional<Eigen::ThreadPoolDevice> device_;
+};
+
 /// Queries, keys and values, and the check of what became of them.
 template <typename Scalar>
 class AttentionWork : public Work {
  public:
   explicit AttentionWork(const Case& c)
-      : Work(c), lengths_(c.lengths()), q_(shape()), k_(shape()), v_(shape()) {
+      : Work(c),
+        lengths_(c.lengths()),
+        q_(shape()),
+        k_(shape()),
+        v_(shape()),
+        out_(shape()) {
+    out_.setZero();
     Random random(1);
     for (auto* input : {&q_, &k_, &v_}) random.fill(*input);
     if (c.bias != 0) {
       bias_.emplace(c.heads, c.window_size, (2 + c.look_forward()) * c.window_size);
       random.fill(*bias_);
     }
-  }
-
-  std::size_t result_bytes() const override {
-    return static_cast<std::size_t>(q_.size()) * sizeof(Scalar);
   }
 
   double peak(double seconds) const override { return fma_peak<Scalar>(seconds); }
@@ -123,7 +151,7 @@ class AttentionWork : public Work {
               select_rows<Scalar>(rows_of(v_), seen), seen, i, scale, [&](Index column) {
                 return static_cast<double>((*bias_)(h, i % c.window_size, column));
               });
-          comparison.add(rows_of(*out_).row(i), exact);
+          comparison.add(rows_of(out_).row(i), exact);
         }
     return comparison.relative();
   }
@@ -136,21 +164,23 @@ class AttentionWork : public Work {
   std::vector<Index> lengths_;
   local_mha::Tensor<Scalar, 4> q_, k_, v_;
   std::optional<local_mha::Tensor<Scalar, 3>> bias_;
-  std::optional<local_mha::Tensor<Scalar, 4>> out_;
+  local_mha::Tensor<Scalar, 4> out_;
 };
 
 template <typename Scalar>
 class LocalAttentionWork final : public AttentionWork<Scalar> {
  public:
   explicit LocalAttentionWork(const Case& c)
-      : AttentionWork<Scalar>(c), attention_(configuration(c)) {
+      : AttentionWork<Scalar>(c), attention_(configuration(c)), threads_(c.threads) {
     if (c.padding != 0) mask_ = local_mha::PaddingMask::from_lengths(this->lengths_, c.seqlen);
     if (this->bias_) view_of_bias_.emplace(*this->bias_);
   }
 
   void run() override {
-    this->out_.reset();
-    this->out_.emplace(attention_.forward(this->q_, this->k_, this->v_, mask_, view_of_bias_));
+    threads_.call([&](const auto& device) {
+      attention_.forward_into(device, this->out_, workspace_, this->q_, this->k_, this->v_, mask_,
+                              view_of_bias_);
+    });
   }
 
  private:
@@ -165,6 +195,8 @@ class LocalAttentionWork final : public AttentionWork<Scalar> {
   }
 
   local_mha::LocalAttention<Scalar> attention_;
+  typename local_mha::LocalAttention<Scalar>::Workspace workspace_;
+  Threads threads_;
   local_mha::PaddingMask mask_;
   std::optional<local_mha::TensorView<const Scalar, 3>> view_of_bias_;
 };
@@ -176,11 +208,9 @@ class NaiveAttentionWork final : public AttentionWork<Scalar> {
 
   void run() override {
     const Case& c = this->of();
-    this->out_.reset();
-    this->out_.emplace(this->shape());
     for (Index at = 0; at < this->q_.size(); at += c.seqlen * c.dim_head)
       naive_attention(c, this->q_.data() + at, this->k_.data() + at, this->v_.data() + at,
-                      this->out_->data() + at);
+                      this->out_.data() + at);
   }
 };
 
@@ -198,10 +228,6 @@ class LayerWork : public Work {
       random.fill(*scale, 0.1);
       scale->array() += Scalar(1);
     }
-  }
-
-  std::size_t result_bytes() const override {
-    return static_cast<std::size_t>(x_.size()) * sizeof(Scalar);
   }
 
   double peak(double seconds) const override { return fma_peak<Scalar>(seconds); }
@@ -233,18 +259,24 @@ template <typename Scalar>
 class LocalMHAWork final : public LayerWork<Scalar> {
  public:
   explicit LocalMHAWork(const Case& c)
-      : LayerWork<Scalar>(c), layer_(this->configuration(c), this->parameters_) {}
+      : LayerWork<Scalar>(c),
+        layer_(this->configuration(c), this->parameters_),
+        threads_(c.threads),
+        y_(c.batch, c.seqlen, c.dim) {
+    y_.setZero();
+  }
 
   void run() override {
-    y_.reset();
-    y_.emplace(layer_.forward(this->x_));
+    threads_.call([&](const auto& device) {
+      layer_.forward_into(device, y_, workspace_, this->x_);
+    });
   }
 
   double max_error() const override {
     Comparison comparison;
     for (const Index b : {Index{0}, this->of().batch - 1})
       for (const Index i : sampled_rows(this->of()))
-        comparison.add(this->sequence(*y_, b).row(i), exact_row(b, i));
+        comparison.add(this->sequence(y_, b).row(i), exact_row(b, i));
     return comparison.relative();
   }
 
@@ -280,7 +312,9 @@ class LocalMHAWork final : public LayerWork<Scalar> {
   }
 
   local_mha::LocalMHA<Scalar> layer_;
-  std::optional<local_mha::Tensor<Scalar, 3>> y_;
+  typename local_mha::LocalMHA<Scalar>::Workspace workspace_;
+  Threads threads_;
+  local_mha::Tensor<Scalar, 3> y_;
 };
 
 /// The matrix products of the layer and nothing else: `(x·to_qkvᵀ)`, and its first third as heads

@@ -34,7 +34,8 @@ struct Figures {
   double peak = 0;
   double max_error = 0;
   bool correct = false;
-  std::optional<double> scratch_bytes;
+  std::optional<double> scratch_bytes;  ///< held at most during a first call, beyond input and output
+  std::optional<double> allocations;    ///< in later calls
 };
 
 /// One build of local_mha_measure.
@@ -49,9 +50,10 @@ class Build {
 
   /// Measures `cases` in rounds and keeps their figures, of which figures() finds them by name.
   /// \throws std::runtime_error if the program fails
-  void measure(const std::vector<std::string>& cases, int rounds, double seconds) {
+  void measure(const std::vector<std::string>& cases, int rounds, double seconds,
+               const std::string& options = "") {
     std::string command = quoted(program_.string()) + " --rounds " + std::to_string(rounds) +
-                          " --seconds " + std::to_string(seconds);
+                          " --seconds " + std::to_string(seconds) + " " + options;
     for (const std::string& name : cases) command += " " + quoted(name);
     const nlohmann::json found = nlohmann::json::parse(output_of(command));
     compiler_ = found.at("compiler");
@@ -63,7 +65,10 @@ class Build {
       f.tokens = result.at("tokens");
       f.max_error = result.at("max_error");
       f.correct = result.at("correct");
-      if (result.contains("scratch_bytes")) f.scratch_bytes = result["scratch_bytes"].get<double>();
+      if (result.contains("scratch_bytes")) {
+        f.scratch_bytes = result["scratch_bytes"].get<double>();
+        f.allocations = result.at("allocations").get<double>();
+      }
       const std::vector<double> times = result.at("seconds");
       const std::vector<double> peaks = result.at("peak");
       std::vector<double> shares;

@@ -9,12 +9,11 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <iostream>
 #include <map>
 #include <optional>
-#include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -68,13 +67,13 @@ std::vector<ShareBar> share_bars() {
       {"attention, padding mask, batch 8, D=64, w=256",
        "attention/float/batch:8/seqlen:8192/dim_head:64/window_size:256/padding:1", 70},
       {"attention, attn_bias, D=64, w=256", attention + "dim_head:64/window_size:256/bias:1", 70},
-      {"layer, dim 512, 8 heads, w=256, xPos, qk_rmsnorm", layer_of("float", 8192), 86},
+      {"layer, dim 512, 8 heads, w=256", layer_of("float", 8192), 86},
       {"layer, dim 256, 4 heads, w=128",
        plain + "dim:256/heads:4/dim_head:64/window_size:128", 80},
       {"layer, dim 768, 12 heads, w=128, non-causal",
        plain + "dim:768/heads:12/dim_head:64/window_size:128/causal:0", 82},
       {"layer, dim 192, 3 heads, w=64", plain + "dim:192/heads:3/dim_head:64/window_size:64", 74},
-      {"layer, double, dim 512, 8 heads, w=256, xPos, qk_rmsnorm", layer_of("double", 8192), 78},
+      {"layer, double, dim 512, 8 heads, w=256", layer_of("double", 8192), 78},
       {"Eigen's product at the layer's shapes, dim 512, 8 heads",
        "eigen_product/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256", 0},
       {"Eigen's product at the layer's shapes, double",
@@ -152,10 +151,10 @@ void print_table(const json& found) {
   std::cout << "\nProcessor   " << found.at("processor").get<std::string>() << "\nCompiler    "
             << found.at("compiler").get<std::string>() << "\nFlags       "
             << found.at("flags").get<std::string>() << "\nFMA peak   ";
-  for (const auto& [scalar, peak] : found.at("peak").items())
-    std::cout << " " << formatted(peak) << " GFLOP/s " << scalar;
+  for (const char* scalar : {"float", "double"})
+    std::cout << " " << formatted(found.at("peak").at(scalar)) << " GFLOP/s " << scalar;
   std::cout << " on one core\n\n";
-  std::printf("%-64s %10s %10s  %-9s  %s\n", "", "figure", "bar", "unit", "met");
+  std::printf("%-60s %10s %10s  %-9s  %s\n", "", "figure", "bar", "unit", "met");
   for (const json& row : found.at("rows")) {
     const auto text = [&](const char* key) {
       return row.at(key).is_null() ? std::string("-") : formatted(row[key]);
@@ -163,7 +162,7 @@ void print_table(const json& found) {
     const std::string bar =
         (row.at("bar").is_null() ? "" : row.at("at_most") ? "<= " : ">= ") + text("bar");
     const json& met = row.at("met");
-    std::printf("%-64s %10s %10s  %-9s  %s\n", row.at("name").get<std::string>().c_str(),
+    std::printf("%-60s %10s %10s  %-9s  %s\n", row.at("name").get<std::string>().c_str(),
                 text("figure").c_str(), bar.c_str(), row.at("unit").get<std::string>().c_str(),
                 met.is_null() ? "" : met.get<bool>() ? "yes" : "NO");
   }
@@ -245,6 +244,7 @@ class Report {
   json run(const std::string& plot_path) {
     measure_bars();
     measure_other_builds();
+    measure_threads();
     measure_lengths();
     measure_windows();
     compile();
@@ -284,13 +284,41 @@ class Report {
         rows_.push_back(row);
       };
       add("attention, D=64, w=256", attention_w256, other.attention_bar);
-      add("layer, dim 512, 8 heads, w=256, xPos, qk_rmsnorm", layer_of("float", 8192),
+      add("layer, dim 512, 8 heads, w=256", layer_of("float", 8192),
           other.layer_bar);
       others_.push_back({{"compiler", build.compiler()},
                          {"flags", build.flags()},
                          {"instruction_sets", build.instruction_sets()}});
       note_wrong(build, label);
     }
+  }
+
+  void measure_threads() {
+    const std::string single = layer_of("float", 8192);
+    const auto on = [&](unsigned threads) { return single + "/threads:" + std::to_string(threads); };
+    const unsigned cores = std::thread::hardware_concurrency();
+    // Threads, and how many times faster than one they are to be; 0: shown beside the others.
+    std::map<unsigned, double> bars;
+    if (cores > 1) bars[cores] = 0;
+    if (cores >= 2) bars[2] = 1.8;
+    if (cores >= 16) bars[16] = 13;
+    if (bars.empty()) return;
+    say("threads");
+    std::vector<std::string> cases{single};
+    for (const auto& [threads, bar] : bars) cases.push_back(on(threads));
+    Build build(programs_ / "local_mha_measure");
+    build.measure(cases, settings_.rounds, 0.2, "--wall");
+    for (const auto& [threads, bar] : bars) {
+      Row row{.name = "layer, dim 512, 8 heads, w=256, " + std::to_string(threads) +
+                      " threads against one",
+              .figure = build.figures(single).seconds / build.figures(on(threads)).seconds,
+              .unit = "times"};
+      if (bar > 0) row.bar = bar;
+      row.of = on(threads);
+      row.tokens_per_second = build.figures(on(threads)).tokens / build.figures(on(threads)).seconds;
+      rows_.push_back(row);
+    }
+    note_wrong(build, "threads");
   }
 
   void measure_lengths() {
@@ -306,6 +334,9 @@ class Report {
     const std::string long_one = layer_of("float", 1L << 20);
     ends.measure({short_one, long_one}, 2, 2);
     const Figures& at_8192 = ends.figures(short_one);
+    Row allocations{.name = "layer, allocations of a repeated call", .figure = at_8192.allocations,
+                    .bar = 0, .unit = "", .at_most = true};
+    rows_.push_back(allocations);
     million_ = ends.figures(long_one);
     rows_.push_back({.name = "layer, cost per token at N = 1,048,576 against N = 8192",
                      .figure = cost(*million_) / cost(at_8192),
