@@ -2,7 +2,6 @@
 /// \file
 /// Pictures of local attention: who attends whom, and the probabilities of a head.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -134,10 +133,9 @@ struct HeadProbabilities {
 /// Sequence `b` of a batch.
 template <typename Scalar, int Rank>
 Tensor<Scalar, Rank> take_sequence(const Tensor<Scalar, Rank>& batch, Index b) {
-  std::array<Index, Rank> offsets{};
-  std::array<Index, Rank> extents;
-  for (std::size_t axis = 0; axis < Rank; ++axis)
-    extents[axis] = batch.dimension(static_cast<int>(axis));
+  auto extents = batch.dimensions();
+  auto offsets = extents;
+  offsets.fill(0);
   require_index("--sequence", b, extents[0]);
   offsets[0] = b;
   extents[0] = 1;

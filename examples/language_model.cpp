@@ -146,9 +146,11 @@ Index sample(const std::vector<double>& logits, double temperature, Index top_k,
              local_mha::RandomSequence& random) {
   std::vector<Index> order(logits.size());
   std::iota(order.begin(), order.end(), Index{0});
-  // Stable: of equally likely tokens, the first.
-  std::ranges::stable_sort(order, [&](Index a, Index b) {
-    return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
+  // Of equally likely tokens, the smaller comes first.
+  std::ranges::sort(order, [&](Index a, Index b) {
+    const double logit_a = logits[static_cast<std::size_t>(a)];
+    const double logit_b = logits[static_cast<std::size_t>(b)];
+    return logit_a != logit_b ? logit_a > logit_b : a < b;
   });
   if (temperature == 0) return order[0];
   if (top_k > 0 && top_k < static_cast<Index>(order.size()))
