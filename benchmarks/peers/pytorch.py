@@ -25,6 +25,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 
@@ -263,6 +264,34 @@ def processor():
         return platform.processor() or "unknown"
 
 
+def measure(name, label, arguments):
+    """Seconds of one case by one attention, in this process."""
+    torch.set_num_threads(arguments.threads)
+    torch.set_num_interop_threads(1)
+    case, make = Case(name), ATTENTIONS[label]
+    with torch.inference_mode():
+        if case.subject == "layer":
+            run = layer_runner(case, label, make)
+        else:
+            run = attention_runner(case, make)
+        return median_seconds(run, arguments.seconds)
+
+
+def measure_apart(name, label, arguments):
+    """The same in a process of its own: a peer that crashes or hangs must not stop the others.
+    Raises RuntimeError with the reason."""
+    options = ["--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
+    command = [sys.executable, __file__, "--one", name, label, *options]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done after {arguments.timeout:g} s") from None
+    if child.returncode != 0:
+        lines = [line for line in child.stderr.splitlines() if line.strip()]
+        raise RuntimeError(lines[-1] if lines else f"exit status {child.returncode}")
+    return float(child.stdout.split()[-1])
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -271,8 +300,12 @@ def parse_arguments():
     parser.add_argument("--output", default="peers.json", help="where to write [peers.json]")
     parser.add_argument("--report", help="report.json of local_mha_report, for the peak")
     parser.add_argument("--seconds", type=float, default=3, help="per case and attention [3]")
+    parser.add_argument(
+        "--timeout", type=float, default=180, help="seconds after which a peer is left out [180]"
+    )
     parser.add_argument("--only", help="attentions whose name holds this")
     parser.add_argument("--cases", nargs="+", help="names of cases [the report's]")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "ATTENTION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads < 1:
         parser.error(f"--threads: expected at least 1, got {arguments.threads}")
@@ -281,8 +314,9 @@ def parse_arguments():
 
 def main():
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    torch.set_num_interop_threads(1)
+    if arguments.one:
+        print(measure(*arguments.one, arguments))
+        return
     peak = {}
     if arguments.report:
         with open(arguments.report) as file:
@@ -291,35 +325,29 @@ def main():
     rows = []
     for name in arguments.cases or ATTENTION_CASES + LAYER_CASES:
         case = Case(name)
-        for label, make in ATTENTIONS.items():
+        available = peak.get(case.scalar, 0) * arguments.threads
+        for label in ATTENTIONS:
             if arguments.only and arguments.only not in label:
                 continue
             what = f"{name}, {label}"
             try:
-                with torch.inference_mode():
-                    if case.subject == "layer":
-                        run = layer_runner(case, label, make)
-                    else:
-                        run = attention_runner(case, make)
-                    seconds = median_seconds(run, arguments.seconds)
-            except Exception as error:  # a peer that is absent or fails must not stop the others
-                reason = str(error).splitlines()[0] if str(error) else ""
-                print(f"{what}: {type(error).__name__}: {reason}", file=sys.stderr)
+                seconds = measure_apart(name, label, arguments)
+            except RuntimeError as reason:
+                print(f"{what}: left out: {reason}", file=sys.stderr, flush=True)
                 continue
             rate = case.flops() / seconds * 1e-9
-            available = peak.get(case.scalar, 0) * arguments.threads
-            rows.append(
-                {
-                    "name": f"{what}, {arguments.threads} threads",
-                    "case": name,
-                    "figure": 100 * rate / available if available else rate,
-                    "bar": None,
-                    "unit": "% of peak" if available else "GFLOP/s",
-                    "met": None,
-                    "tokens_per_second": case.tokens() / seconds,
-                }
-            )
-            print(f"{what}: {rows[-1]['figure']:.2f} {rows[-1]['unit']}", flush=True)
+            counterpart = name if arguments.threads == 1 else f"{name}/threads:{arguments.threads}"
+            row = {
+                "name": f"{what}, {arguments.threads} thread(s)",
+                "case": counterpart,
+                "figure": 100 * rate / available if available else rate,
+                "bar": None,
+                "unit": "% of peak" if available else "GFLOP/s",
+                "met": None,
+                "tokens_per_second": case.tokens() / seconds,
+            }
+            rows.append(row)
+            print(f"{what}: {row['figure']:.2f} {row['unit']}", flush=True)
 
     machine = f"{processor()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
     with open(arguments.output, "w") as file:
