@@ -178,4 +178,43 @@ TYPED_TEST(DropoutInTraining, OfTheTransformerActsInAttentionAndFeedForward) {
   }
 }
 
+TEST(DropoutInTraining, DropsElsewhereInEachLayer) {
+  // The second layer takes back what the first added, but for the small change of its input: to
+  // second order nothing is left, unless the two drop different things.
+  LocalTransformerConfig config{.num_tokens = 9,
+                                .max_seq_len = 20,
+                                .dim = 8,
+                                .depth = 2,
+                                .local_attn_window_size = 5,
+                                .dim_head = 4,
+                                .heads = 2};
+  config.attn_dropout = config.ff_dropout = 0.5;
+  Array<Int> tokens({1, 17});
+  Random random(6);
+  for (Int& token : tokens.data) token = random.integer(0, 8);
+  const auto t = tensor<std::int64_t, 2>(tokens);
+  for (const bool attention : {false, true}) {
+    auto parameters = LocalTransformer<double>(config, 3).parameters();
+    for (auto& layer : parameters.layers) {
+      layer.attention.to_out *= attention ? 1e-5 : 0;
+      layer.feed_forward.proj_out *= attention ? 0 : 1e-5;
+    }
+    parameters.layers[1] = parameters.layers[0];
+    parameters.layers[1].attention.to_out *= -1;
+    parameters.layers[1].feed_forward.proj_out *= -1;
+    const LocalTransformer<double> model(config, parameters);
+    for (auto& layer : parameters.layers) {
+      layer.attention.to_out.setZero();
+      layer.feed_forward.proj_out.setZero();
+    }
+    const auto without = array(LocalTransformer<double>(config, parameters).forward(t));
+    const double evaluated = support::largest_error(array(model.forward(t)), without);
+    const double trained =
+        support::largest_error(array(model.forward(t, {}, Training{.seed = 1})), without);
+    EXPECT_GT(evaluated, 0);
+    EXPECT_LT(evaluated, 1e-8);
+    EXPECT_GT(trained, 1e-7) << (attention ? "attention" : "feed-forward");
+  }
+}
+
 }  // namespace
