@@ -311,9 +311,7 @@ int draw_head(const Head& options) {
   return 0;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app("Draws local attention as a PNG file: a row for each query, a column for each key.",
                "attention_map");
   app.require_subcommand(1);
@@ -378,7 +376,12 @@ int main(int argc, char** argv) {
     command->add_option("--cell-size", *cell_size,
                         "Pixels on a cell's side. Default: what fits a screen");
 
-  return examples::run_program(app, argc, argv, [&] {
-    return pattern_command.parsed() ? draw_pattern(pattern) : draw_head(head);
-  });
+  if (const auto status = examples::parse(app, argc, argv)) return *status;
+  return pattern_command.parsed() ? draw_pattern(pattern) : draw_head(head);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return examples::run_program("attention_map", [&] { return run(argc, argv); });
 }

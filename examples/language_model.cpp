@@ -206,9 +206,7 @@ int generate(const std::string& model_path, const Generation& options) {
   return 0;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app(
       "Language models over bytes: causal LocalTransformers whose tokens are byte values, in\n"
       "safetensors files with their configuration, such as examples/data/shakespeare.safetensors.",
@@ -260,7 +258,12 @@ int main(int argc, char** argv) {
       })
       ->capture_default_str();
 
-  return examples::run_program(app, argc, argv, [&] {
-    return score_command.parsed() ? score(model_path, text_path) : generate(model_path, generation);
-  });
+  if (const auto status = examples::parse(app, argc, argv)) return *status;
+  return score_command.parsed() ? score(model_path, text_path) : generate(model_path, generation);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return examples::run_program("language_model", [&] { return run(argc, argv); });
 }

@@ -6,8 +6,8 @@
 #include <exception>
 #include <iostream>
 #include <new>
-#include <stdexcept>
-#include <string>
+#include <optional>
+#include <string_view>
 
 #include <CLI/CLI.hpp>
 
@@ -16,31 +16,40 @@ namespace local_mha::examples {
 /// Exit status of a program that could not do its work; 1 says that it did and the answer is no.
 inline constexpr int exit_error = 2;
 
-/// Parses the arguments, calls `body()` and returns the exit status: the body's, or exit_error
-/// after `program: message` on stderr if something throws or the output cannot be written.
-/// \param app has the program's name
-template <typename Body>
-int run_program(CLI::App& app, int argc, char** argv, const Body& body) {
-  const auto fail = [&](const std::string& message) {
-    std::cout.flush();
-    std::cerr << app.get_name() << ": " << message << '\n';
-    return exit_error;
-  };
+/// Writes `program: message` on stderr.
+inline int fail(std::string_view program, std::string_view message) {
+  std::cerr << program << ": " << message << '\n';
+  return exit_error;
+}
+
+/// Calls `program()` and returns the exit status: the program's, or exit_error after a message if
+/// something throws or standard output cannot be written.
+template <typename Program>
+int run_program(std::string_view name, const Program& program) {
   try {
-    try {
-      app.parse(argc, argv);
-    } catch (const CLI::Success& help) {
-      return app.exit(help);
-    } catch (const CLI::ParseError& error) {
-      return fail(std::string(error.what()) + "\nRun '" + app.get_name() + " --help'.");
-    }
-    const int status = body();
-    if (!std::cout.flush()) return fail("cannot write to standard output");
+    const int status = program();
+    if (!std::cout.flush()) return fail(name, "cannot write to standard output");
     return status;
   } catch (const std::bad_alloc&) {
-    return fail("not enough memory");
+    return fail(name, "not enough memory");
   } catch (const std::exception& error) {
-    return fail(error.what());
+    return fail(name, error.what());
+  }
+}
+
+/// Parses the arguments.
+/// \param app has the program's name
+/// \return the exit status if there is nothing left to do: help was asked for, or they are wrong
+inline std::optional<int> parse(CLI::App& app, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+    return std::nullopt;
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    fail(app.get_name(), error.what());
+    std::cerr << "Run '" << app.get_name() << " --help'.\n";
+    return exit_error;
   }
 }
 

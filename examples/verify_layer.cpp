@@ -180,7 +180,7 @@ void run_transformer(const CaseFiles& files, Outputs& outputs) {
 }
 
 template <typename Scalar>
-void run(const CaseFiles& files, Outputs& outputs) {
+void compute(const CaseFiles& files, Outputs& outputs) {
   examples::window_size_of_call(files);
   if (files.kind == "LocalMHA") return run_mha<Scalar>(files, outputs);
   if (files.kind == "LocalAttention") return run_attention<Scalar>(files, outputs);
@@ -219,9 +219,9 @@ int verify(const Options& options) {
 
   Outputs outputs(files.inputs, options.tolerance);
   if (options.scalar == "float")
-    run<float>(files, outputs);
+    compute<float>(files, outputs);
   else
-    run<double>(files, outputs);
+    compute<double>(files, outputs);
 
   std::cout << files.kind << " in " << options.scalar << '\n';
   print(outputs.comparisons());
@@ -240,9 +240,7 @@ int verify(const Options& options) {
   return std::ranges::all_of(outputs.comparisons(), &Comparison::passed) ? 0 : 1;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   Options options;
   CLI::App app(
       "Runs a layer exported from Python and compares its outputs with Python's.\n\n"
@@ -268,5 +266,12 @@ int main(int argc, char** argv) {
                  "for BF16");
   app.add_option("--output", options.output_path, "Where to write the computed outputs")
       ->type_name("OUT.safetensors");
-  return examples::run_program(app, argc, argv, [&] { return verify(options); });
+  if (const auto status = examples::parse(app, argc, argv)) return *status;
+  return verify(options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return examples::run_program("verify_layer", [&] { return run(argc, argv); });
 }
