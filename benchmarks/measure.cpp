@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 // Measures cases, in rounds that go through all of them, and prints every sample as JSON. It is
-// built several times, for other instruction sets and by another compiler; the report runs them all.
+// built several times, for other instruction sets and by another compiler; the report runs them
+// all.
 //
 //   local_mha_measure [--rounds R] [--seconds S] [--wall] CASE...
 //
 // Times are of the thread's processor time, on one core, unless --wall, which threads need.
-// CASE is for example  attention/float/seqlen:8192/dim_head:64/window_size:256  (measuring/case.hpp).
+// CASE is for example  attention/float/seqlen:8192/dim_head:64/window_size:256
+// (measuring/case.hpp).
 #include <algorithm>
 #include <cmath>
 #include <exception>

@@ -34,8 +34,8 @@ struct Case {
   Index dim_head = 64;
   Index window_size = 256;
   Index causal = 1;
-  Index exact = 1;       ///< exact_windowsize
-  Index rotary = 0;      ///< a layer has it always
+  Index exact = 1;   ///< exact_windowsize
+  Index rotary = 0;  ///< a layer has it always
   Index xpos = 0;
   Index qk_rmsnorm = 0;  ///< layer
   Index padding = 0;     ///< a padding mask of random lengths

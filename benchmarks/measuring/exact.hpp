@@ -15,8 +15,8 @@ namespace measuring {
 
 /// The rows that are checked: both ends, around the first window's end, the middle.
 inline std::vector<Index> sampled_rows(const Case& c) {
-  std::vector<Index> rows{0, 1, c.window_size - 1, c.window_size, c.window_size + 3,
-                          c.seqlen / 2, c.seqlen - 1};
+  std::vector<Index> rows{
+      0, 1, c.window_size - 1, c.window_size, c.window_size + 3, c.seqlen / 2, c.seqlen - 1};
   std::erase_if(rows, [&](Index row) { return row < 0 || row >= c.seqlen; });
   return rows;
 }

@@ -37,13 +37,14 @@ struct MultiplyAdds {
     const Packet f = pset1<Packet>(factor);
     const Packet a = pset1<Packet>(addend);
     Packet x[chains];
-    LOCAL_MHA_BENCHMARK_UNROLL for (int i = 0; i < chains; ++i)
-        x[i] = pset1<Packet>(addend * static_cast<Scalar>(i));
+    LOCAL_MHA_BENCHMARK_UNROLL for (int i = 0; i < chains; ++i) x[i] =
+        pset1<Packet>(addend * static_cast<Scalar>(i));
     for (long step = 0; step < steps; ++step) {
       LOCAL_MHA_BENCHMARK_UNROLL for (int i = 0; i < chains; ++i) x[i] = pmadd(x[i], f, a);
     }
     Scalar sum = 0;
-    LOCAL_MHA_BENCHMARK_UNROLL for (int i = 0; i < chains; ++i) sum += Eigen::internal::predux(x[i]);
+    LOCAL_MHA_BENCHMARK_UNROLL for (int i = 0; i < chains; ++i) sum +=
+        Eigen::internal::predux(x[i]);
     return sum;
   }
 

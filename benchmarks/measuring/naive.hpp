@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The attention as one writes it with Eigen: a bucket of queries against its look-around, in matrix
-/// expressions. The baseline beside the kernel.
+/// The attention as one writes it with Eigen: a bucket of queries against its look-around, in
+/// matrix expressions. The baseline beside the kernel.
 #pragma once
 
 #include <algorithm>
@@ -30,8 +30,8 @@ void naive_attention(const Case& c, const Scalar* q, const Scalar* k, const Scal
     const Index rows = std::min(w, c.seqlen - first);
     const Index begin = std::max<Index>(0, first - w);
     const Index seen = std::min(c.seqlen, first + (1 + c.look_forward()) * w) - begin;
-    Matrix scores = scale * queries.middleRows(first, rows) *
-                    keys.middleRows(begin, seen).transpose();
+    Matrix scores =
+        scale * queries.middleRows(first, rows) * keys.middleRows(begin, seen).transpose();
     for (Index i = 0; i < rows; ++i)
       for (Index j = 0; j < seen; ++j)
         if (!c.sees(first + i, begin + j, c.seqlen))

@@ -80,8 +80,8 @@ class Comparison {
 };
 
 template <typename Scalar>
-using Rows = Eigen::Map<
-    const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
+using Rows =
+    Eigen::Map<const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
 
 template <typename Scalar>
 Eigen::MatrixXd select_rows(const Rows<Scalar>& all, const std::vector<Index>& rows) {
@@ -118,12 +118,7 @@ template <typename Scalar>
 class AttentionWork : public Work {
  public:
   explicit AttentionWork(const Case& c)
-      : Work(c),
-        lengths_(c.lengths()),
-        q_(shape()),
-        k_(shape()),
-        v_(shape()),
-        out_(shape()) {
+      : Work(c), lengths_(c.lengths()), q_(shape()), k_(shape()), v_(shape()), out_(shape()) {
     out_.setZero();
     Random random(1);
     for (auto* input : {&q_, &k_, &v_}) random.fill(*input);
@@ -267,9 +262,8 @@ class LocalMHAWork final : public LayerWork<Scalar> {
   }
 
   void run() override {
-    threads_.call([&](const auto& device) {
-      layer_.forward_into(device, y_, workspace_, this->x_);
-    });
+    threads_.call(
+        [&](const auto& device) { layer_.forward_into(device, y_, workspace_, this->x_); });
   }
 
   double max_error() const override {
@@ -289,8 +283,7 @@ class LocalMHAWork final : public LayerWork<Scalar> {
     const std::vector<Index> seen = c.seen(i, c.seqlen);
     const Eigen::MatrixXd own = select_rows<Scalar>(x, {i});
     const Eigen::MatrixXd looked_at = select_rows<Scalar>(x, seen);
-    const double scale =
-        c.qk_rmsnorm != 0 ? 8 : 1 / std::sqrt(static_cast<double>(c.dim_head));
+    const double scale = c.qk_rmsnorm != 0 ? 8 : 1 / std::sqrt(static_cast<double>(c.dim_head));
     Eigen::VectorXd heads(c.inner());
     for (Index h = 0; h < c.heads; ++h) {
       const auto projected = [&](const Eigen::MatrixXd& rows, Index part) -> Eigen::MatrixXd {
@@ -304,9 +297,8 @@ class LocalMHAWork final : public LayerWork<Scalar> {
         q = (q.rowwise().normalized() * p.q_scale.template cast<double>().asDiagonal()).eval();
         k = (k.rowwise().normalized() * p.k_scale.template cast<double>().asDiagonal()).eval();
       }
-      heads.segment(h * c.dim_head, c.dim_head) =
-          exact_attention(c, q.row(0), k, projected(looked_at, 2), seen, i, scale,
-                          [](Index) { return 0.0; });
+      heads.segment(h * c.dim_head, c.dim_head) = exact_attention(
+          c, q.row(0), k, projected(looked_at, 2), seen, i, scale, [](Index) { return 0.0; });
     }
     return p.to_out.template cast<double>() * heads;
   }

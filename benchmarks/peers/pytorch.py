@@ -292,6 +292,13 @@ def measure_apart(name, label, arguments):
     return float(child.stdout.split()[-1])
 
 
+def write(arguments, peak, rows):
+    machine = f"{processor()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
+    found = {"machine": machine, "threads": arguments.threads, "peak": peak, "rows": rows}
+    with open(arguments.output, "w") as file:
+        json.dump(found, file, indent=2)
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -348,14 +355,8 @@ def main():
             }
             rows.append(row)
             print(f"{what}: {row['figure']:.2f} {row['unit']}", flush=True)
-
-    machine = f"{processor()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
-    with open(arguments.output, "w") as file:
-        json.dump(
-            {"machine": machine, "threads": arguments.threads, "peak": peak, "rows": rows},
-            file,
-            indent=2,
-        )
+            # After each row, so that what is done is kept if the rest is broken off.
+            write(arguments, peak, rows)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ struct Figures {
   double peak = 0;
   double max_error = 0;
   bool correct = false;
-  std::optional<double> scratch_bytes;  ///< held at most during a first call, beyond input and output
-  std::optional<double> allocations;    ///< in later calls
+  std::optional<double>
+      scratch_bytes;                  ///< held at most during a first call, beyond input and output
+  std::optional<double> allocations;  ///< in later calls
 };
 
 /// One build of local_mha_measure.

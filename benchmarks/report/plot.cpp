@@ -43,9 +43,9 @@ class Canvas {
 
   void blend(int x, int y, const Color& color, double opacity) {
     if (x < 0 || y < 0 || x >= width_ || y >= height_ || opacity <= 0) return;
-    std::uint8_t* pixel =
-        &pixels_[(static_cast<std::size_t>(y) * static_cast<std::size_t>(width_) +
-                  static_cast<std::size_t>(x)) * 3];
+    std::uint8_t* pixel = &pixels_[(static_cast<std::size_t>(y) * static_cast<std::size_t>(width_) +
+                                    static_cast<std::size_t>(x)) *
+                                   3];
     const double parts[] = {color.red, color.green, color.blue};
     for (int i = 0; i < 3; ++i)
       pixel[i] = static_cast<std::uint8_t>(

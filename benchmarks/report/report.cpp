@@ -57,8 +57,8 @@ std::vector<ShareBar> share_bars() {
       {"attention, D=128, w=256", attention + "dim_head:128/window_size:256", 80},
       {"attention, D=80, w=256", attention + "dim_head:80/window_size:256", 70},
       {"attention, D=96, w=256", attention + "dim_head:96/window_size:256", 70},
-      {"attention, non-causal, D=64, w=256",
-       attention + "dim_head:64/window_size:256/causal:0", 78},
+      {"attention, non-causal, D=64, w=256", attention + "dim_head:64/window_size:256/causal:0",
+       78},
       {"attention, bucketed, D=64, w=256", attention + "dim_head:64/window_size:256/exact:0", 78},
       {"attention, double, D=64, w=256", "attention/double/seqlen:8192/dim_head:64/window_size:256",
        74},
@@ -68,8 +68,7 @@ std::vector<ShareBar> share_bars() {
        "attention/float/batch:8/seqlen:8192/dim_head:64/window_size:256/padding:1", 70},
       {"attention, attn_bias, D=64, w=256", attention + "dim_head:64/window_size:256/bias:1", 70},
       {"layer, dim 512, 8 heads, w=256", layer_of("float", 8192), 86},
-      {"layer, dim 256, 4 heads, w=128",
-       plain + "dim:256/heads:4/dim_head:64/window_size:128", 80},
+      {"layer, dim 256, 4 heads, w=128", plain + "dim:256/heads:4/dim_head:64/window_size:128", 80},
       {"layer, dim 768, 12 heads, w=128, non-causal",
        plain + "dim:768/heads:12/dim_head:64/window_size:128/causal:0", 82},
       {"layer, dim 192, 3 heads, w=64", plain + "dim:192/heads:3/dim_head:64/window_size:64", 74},
@@ -120,8 +119,8 @@ struct Row {
 };
 
 Row share_row(const std::string& name, const std::string& of, const Figures& f, double bar) {
-  Row row{.name = name, .figure = 100 * f.share, .of = of,
-          .tokens_per_second = f.tokens / f.seconds};
+  Row row{
+      .name = name, .figure = 100 * f.share, .of = of, .tokens_per_second = f.tokens / f.seconds};
   if (bar > 0) row.bar = bar;
   return row;
 }
@@ -132,8 +131,8 @@ json or_null(const std::optional<Value>& value) {
 }
 
 json to_json(const Row& row) {
-  json j{{"name", row.name},          {"figure", or_null(row.figure)}, {"bar", or_null(row.bar)},
-         {"unit", row.unit},          {"met", or_null(row.met())},     {"at_most", row.at_most}};
+  json j{{"name", row.name}, {"figure", or_null(row.figure)}, {"bar", or_null(row.bar)},
+         {"unit", row.unit}, {"met", or_null(row.met())},     {"at_most", row.at_most}};
   if (!row.of.empty()) {
     j["case"] = row.of;
     j["tokens_per_second"] = row.tokens_per_second;
@@ -159,12 +158,16 @@ void print_table(const json& found) {
     const auto text = [&](const char* key) {
       return row.at(key).is_null() ? std::string("-") : formatted(row[key]);
     };
-    const std::string bar =
-        (row.at("bar").is_null() ? "" : row.at("at_most") ? "<= " : ">= ") + text("bar");
+    const std::string bar = (row.at("bar").is_null() ? ""
+                             : row.at("at_most")     ? "<= "
+                                                     : ">= ") +
+                            text("bar");
     const json& met = row.at("met");
     std::printf("%-60s %10s %10s  %-9s  %s\n", row.at("name").get<std::string>().c_str(),
                 text("figure").c_str(), bar.c_str(), row.at("unit").get<std::string>().c_str(),
-                met.is_null() ? "" : met.get<bool>() ? "yes" : "NO");
+                met.is_null()     ? ""
+                : met.get<bool>() ? "yes"
+                                  : "NO");
   }
   std::fflush(stdout);
 }
@@ -284,8 +287,7 @@ class Report {
         rows_.push_back(row);
       };
       add("attention, D=64, w=256", attention_w256, other.attention_bar);
-      add("layer, dim 512, 8 heads, w=256", layer_of("float", 8192),
-          other.layer_bar);
+      add("layer, dim 512, 8 heads, w=256", layer_of("float", 8192), other.layer_bar);
       others_.push_back({{"compiler", build.compiler()},
                          {"flags", build.flags()},
                          {"instruction_sets", build.instruction_sets()}});
@@ -295,7 +297,9 @@ class Report {
 
   void measure_threads() {
     const std::string single = layer_of("float", 8192);
-    const auto on = [&](unsigned threads) { return single + "/threads:" + std::to_string(threads); };
+    const auto on = [&](unsigned threads) {
+      return single + "/threads:" + std::to_string(threads);
+    };
     const unsigned cores = std::thread::hardware_concurrency();
     // Threads, and how many times faster than one they are to be; 0: shown beside the others.
     std::map<unsigned, double> bars;
@@ -315,7 +319,8 @@ class Report {
               .unit = "times"};
       if (bar > 0) row.bar = bar;
       row.of = on(threads);
-      row.tokens_per_second = build.figures(on(threads)).tokens / build.figures(on(threads)).seconds;
+      row.tokens_per_second =
+          build.figures(on(threads)).tokens / build.figures(on(threads)).seconds;
       rows_.push_back(row);
     }
     note_wrong(build, "threads");
@@ -334,8 +339,11 @@ class Report {
     const std::string long_one = layer_of("float", 1L << 20);
     ends.measure({short_one, long_one}, 2, 2);
     const Figures& at_8192 = ends.figures(short_one);
-    Row allocations{.name = "layer, allocations of a repeated call", .figure = at_8192.allocations,
-                    .bar = 0, .unit = "", .at_most = true};
+    Row allocations{.name = "layer, allocations of a repeated call",
+                    .figure = at_8192.allocations,
+                    .bar = 0,
+                    .unit = "",
+                    .at_most = true};
     rows_.push_back(allocations);
     million_ = ends.figures(long_one);
     rows_.push_back({.name = "layer, cost per token at N = 1,048,576 against N = 8192",
@@ -343,8 +351,8 @@ class Report {
                      .bar = 1.03,
                      .unit = "times",
                      .at_most = true});
-    Row scratch{.name = "layer, scratch memory at N = 1,048,576", .bar = 5, .unit = "MiB",
-                .at_most = true};
+    Row scratch{
+        .name = "layer, scratch memory at N = 1,048,576", .bar = 5, .unit = "MiB", .at_most = true};
     if (million_->scratch_bytes) scratch.figure = *million_->scratch_bytes / (1 << 20);
     rows_.push_back(scratch);
     note_wrong(ends, main_.compiler());
@@ -354,7 +362,8 @@ class Report {
     say("share of the peak over the window");
     std::vector<std::string> cases;
     for (const long w : windows_)
-      for (const auto& [subject, dim_head] : curves_) cases.push_back(curve_case(subject, dim_head, w));
+      for (const auto& [subject, dim_head] : curves_)
+        cases.push_back(curve_case(subject, dim_head, w));
     main_.measure(cases, 3, 0.03);
   }
 
@@ -402,14 +411,10 @@ class Report {
   json result() const {
     json rows = json::array();
     for (const Row& row : rows_) rows.push_back(to_json(row));
-    return {{"processor", processor_name()},
-            {"compiler", main_.compiler()},
-            {"flags", main_.flags()},
-            {"instruction_sets", main_.instruction_sets()},
-            {"other_builds", others_},
-            {"peak", peak_},
-            {"peak_unit", "GFLOP/s"},
-            {"rows", rows},
+    return {{"processor", processor_name()}, {"compiler", main_.compiler()},
+            {"flags", main_.flags()},        {"instruction_sets", main_.instruction_sets()},
+            {"other_builds", others_},       {"peak", peak_},
+            {"peak_unit", "GFLOP/s"},        {"rows", rows},
             {"curves", curves_json_}};
   }
 
