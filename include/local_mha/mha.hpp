@@ -2,8 +2,8 @@
 /// \file
 /// LocalMHA: projection, normalization, positions, local attention and output projection.
 ///
-/// The layer flows: a stretch of rows comes in, its queries, keys and values are made while it is in
-/// cache, the queries whose look-around is complete attend, and their rows go out. Only the
+/// The layer flows: a stretch of rows comes in, its queries, keys and values are made while it is
+/// in cache, the queries whose look-around is complete attend, and their rows go out. Only the
 /// look-around is kept, in rings, so that scratch memory does not depend on the sequence.
 #pragma once
 
@@ -173,7 +173,11 @@ class LocalMHA {
   detail::AttentionInputs<Scalar> check(const TensorView<const Scalar, 3>& x,
                                         const PaddingMask& mask, const Bias& attn_bias) const {
     require_shape("x", x.dimensions(), {-1, -1, config_.dim});
-    return {Window(attention_.config()), x.dimension(0), config_.heads, x.dimension(1), mask,
+    return {Window(attention_.config()),
+            x.dimension(0),
+            config_.heads,
+            x.dimension(1),
+            mask,
             attn_bias};
   }
 
@@ -195,7 +199,8 @@ class LocalMHA {
       const Index ahead = std::min(window.reach_ahead(), seqlen);
       kernel_ = AttentionKernel<Scalar>(dim_head(), std::min(behind + ahead + count, seqlen));
       // Queries wait until their look-around is complete; if it is at once, heads share the room.
-      const Index waiting = std::max<Index>(1, std::min(ceil_div(ahead, count) + stretch + 2, blocks_));
+      const Index waiting =
+          std::max<Index>(1, std::min(ceil_div(ahead, count) + stretch + 2, blocks_));
       const Index kept =
           std::max<Index>(1, std::min(ceil_div(behind + ahead, count) + stretch + 3, blocks_));
       queries_.assign(static_cast<std::size_t>(ahead > 0 ? heads() : 1),

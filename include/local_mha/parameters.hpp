@@ -2,8 +2,8 @@
 /// \file
 /// The weights of the modules, with the names and shapes of the Python state dicts.
 ///
-/// Every set offers `zeros(…)`, which has all shapes; for_each_parameter() goes through its tensors.
-/// Gradients are sets of the same type.
+/// Every set offers `zeros(…)`, which has all shapes; for_each_parameter() goes through its
+/// tensors. Gradients are sets of the same type.
 #pragma once
 
 #include <optional>
@@ -75,10 +75,10 @@ struct LocalMHAParameters {
 /// Weights of FeedForward.
 template <typename Scalar>
 struct FeedForwardParameters {
-  Vector<Scalar> norm_weight;   ///< `[dim]`
-  Vector<Scalar> norm_bias;     ///< `[dim]`
-  RowMatrix<Scalar> proj_in;    ///< `[2·inner, dim]`: values, then gates
-  RowMatrix<Scalar> proj_out;   ///< `[dim, inner]`
+  Vector<Scalar> norm_weight;  ///< `[dim]`
+  Vector<Scalar> norm_bias;    ///< `[dim]`
+  RowMatrix<Scalar> proj_in;   ///< `[2·inner, dim]`: values, then gates
+  RowMatrix<Scalar> proj_out;  ///< `[dim, inner]`
 
   static FeedForwardParameters zeros(Index dim, Index inner) {
     FeedForwardParameters p;
@@ -169,9 +169,8 @@ struct LocalTransformerParameters {
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
     const auto below = [&](const std::string& prefix) {
-      return [&visit, prefix](const std::string& name, auto& tensor) {
-        visit(prefix + name, tensor);
-      };
+      return
+          [&visit, prefix](const std::string& name, auto& tensor) { visit(prefix + name, tensor); };
     };
     visit(std::string("token_emb.weight"), p.token_emb);
     visit(std::string("pos_emb.weight"), p.pos_emb);

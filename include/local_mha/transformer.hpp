@@ -62,9 +62,9 @@ class LocalTransformer {
                          FeedForward<Scalar>(layer.feed_forward, config_.ff_dropout)});
     if (p.dynamic_pos_bias) {
       const LocalMHAConfig layer = layer_config(config_);
-      attn_bias_ = DynamicPositionBias<Scalar>(*p.dynamic_pos_bias)
-                       .forward(layer.window_size, layer.look_backward,
-                                resolved_look_forward(layer));
+      attn_bias_ =
+          DynamicPositionBias<Scalar>(*p.dynamic_pos_bias)
+              .forward(layer.window_size, layer.look_backward, resolved_look_forward(layer));
     }
     to_logits_norm_ = LayerNorm<Scalar>(p.to_logits_norm_weight, p.to_logits_norm_bias);
     to_logits_ = Linear<Scalar>(p.to_logits);
@@ -139,8 +139,8 @@ class LocalTransformer {
 
   void check(const Tokens& tokens, const PaddingMask& mask) const {
     if (tokens.dimension(1) > config_.max_seq_len)
-      reject("tokens", "at most max_seq_len = " + std::to_string(config_.max_seq_len) +
-                           " in a sequence",
+      reject("tokens",
+             "at most max_seq_len = " + std::to_string(config_.max_seq_len) + " in a sequence",
              tokens.dimension(1));
     if (mask) require_shape("mask", mask.shape(), tokens.dimensions());
     for (Index i = 0; i < tokens.size(); ++i)

@@ -64,19 +64,21 @@ class AttentionKernel {
   AttentionKernel() = default;
   /// \param longest_range keys that a block of queries sees at most
   AttentionKernel(Index dim_head, Index longest_range)
-      : scores_(make_block_buffer<Scalar>(
-            (std::min(longest_range, chunk_keys) + 2 * count) * count)),
+      : scores_(
+            make_block_buffer<Scalar>((std::min(longest_range, chunk_keys) + 2 * count) * count)),
         turned_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
 
   /// Attends from the block of queries whose first row is `first`.
-  /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their place
-  /// \param keys, values where the blocks are that the queries see: a Ring, or Rows
+  /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their
+  /// place
+  /// \param keys the blocks that the queries see
+  /// \param values the same: a Ring, or Rows
   /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key
   /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
-  template <typename Keys, typename Values>
+  template <typename Values>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
-              const Keys& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
+              const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
     const L one = L::broadcast(Scalar(1));
     L maximum = L::broadcast(Scalar(lowest));
@@ -91,8 +93,7 @@ class AttentionKernel {
       const bool first_chunk = chunk.begin <= tile.keys.begin;
       const bool last_chunk = chunk.end == tile.keys.end;
       // The output of a query that sees nothing is 0, and so is its sum.
-      const L factor =
-          last_chunk ? one / select_negative(L::zero() - sum, sum, sum + one) : one;
+      const L factor = last_chunk ? one / select_negative(L::zero() - sum, sum, sum + one) : one;
       accumulate(head, tile, chunk, values, first_chunk ? nullptr : &rescale, factor, out);
       chunk.begin = chunk.end;
     } while (chunk.begin < tile.keys.end);
@@ -139,9 +140,8 @@ class AttentionKernel {
   static bool plain(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
     if (keys.begin < tile.by_all.begin || keys.end > tile.by_all.end) return false;
     if (head.shared_qk && keys.begin < tile.first + count && tile.first < keys.end) return false;
-    return head.masked == nullptr ||
-           std::none_of(head.masked + keys.begin, head.masked + keys.end,
-                        [](std::uint8_t masked) { return masked != 0; });
+    return head.masked == nullptr || std::none_of(head.masked + keys.begin, head.masked + keys.end,
+                                                  [](std::uint8_t masked) { return masked != 0; });
   }
 
   Scalar* score_row(const Range& chunk, Index key) {
@@ -149,9 +149,8 @@ class AttentionKernel {
   }
 
   // scores[key][query] of a chunk, −∞ where a query does not see a key. Returns the maximum so far.
-  template <typename Keys>
   L score(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-          const Scalar* queries, const Keys& keys, L maximum) {
+          const Scalar* queries, const Ring<Scalar>& keys, L maximum) {
     const Scalar* turned = queries;
     Index groups_back = std::numeric_limits<Index>::min();
     LaneRange lanes{0, 0};
@@ -174,9 +173,8 @@ class AttentionKernel {
         multiply(keys.channels(), cursor.block() + key % count * keys.position_stride(),
                  keys.position_stride(), keys.channel_stride(), x, acc);
         if (head.attn_bias != nullptr) {
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r)
-              acc[r][0] = fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count),
-                              acc[r][0]);
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
+              fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
         }
         Scalar* to = score_row(chunk, key);
         LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(to + r * count);
@@ -285,8 +283,8 @@ class AttentionKernel {
                            const L& factor, Scalar* out) {
     out += c * count;
     L acc[Channels][1];
-    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)
-        acc[r][0] = rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] =
+        rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
     auto cursor = values.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
@@ -299,7 +297,7 @@ class AttentionKernel {
                  values.channel_stride(), values.position_stride(), p, acc);
       begin = end;
     }
-    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) (acc[r][0] * factor).store(out + r * count);
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)(acc[r][0] * factor).store(out + r * count);
   }
 
   // Where there is a NaN or an infinity, which 0 does not cancel: leaves out what is not seen.

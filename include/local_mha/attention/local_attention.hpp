@@ -48,7 +48,8 @@ class AttentionInputs {
       : window_(window), heads_(heads), seqlen_(seqlen), mask_(mask), attn_bias_(attn_bias) {
     if (mask) require_shape("mask", mask.shape(), {batch, seqlen});
     if (attn_bias) {
-      require_shape("attn_bias", attn_bias->dimensions(), {-1, window.size(), window.look_around()});
+      require_shape("attn_bias", attn_bias->dimensions(),
+                    {-1, window.size(), window.look_around()});
       const Index of = attn_bias->dimension(0);
       if (of != heads && of != 1)
         reject("attn_bias", "a first dimension of " + std::to_string(heads) + " (heads) or 1", of);
@@ -108,8 +109,7 @@ class LocalAttention {
 
     void prepare(const LocalAttention& attention, const Window& window, Index seqlen,
                  Index dim_head, Index dim_value, Index workers) {
-      if (!flows_.empty() &&
-          !flows_.front().fits(attention, window, seqlen, dim_head, dim_value))
+      if (!flows_.empty() && !flows_.front().fits(attention, window, seqlen, dim_head, dim_value))
         flows_.clear();
       while (static_cast<Index>(flows_.size()) < workers)
         flows_.emplace_back(attention, window, seqlen, dim_head, dim_value);
@@ -170,9 +170,12 @@ class LocalAttention {
     const auto inputs = check(q, k, v, mask, attn_bias, call);
     require_shape("out", out.dimensions(), q.dimensions());
     const Index head_size = q.dimension(2) * q.dimension(3);
-    attend(device, workspace, inputs, q, k, q.dimension(3), [&](Index head) {
-      return Values{v.data() + head * head_size, out.data() + head * head_size};
-    }, call.training);
+    attend(
+        device, workspace, inputs, q, k, q.dimension(3),
+        [&](Index head) {
+          return Values{v.data() + head * head_size, out.data() + head * head_size};
+        },
+        call.training);
   }
   void forward_into(TensorView<Scalar, 4> out, Workspace& workspace, TensorView<const Scalar, 4> q,
                     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
@@ -194,9 +197,10 @@ class LocalAttention {
     const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
     Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
     Workspace workspace;
-    attend(Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen, [&](Index head) {
-      return Values{unit.data(), out.data() + head * unit.size()};
-    }, call.training);
+    attend(
+        Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
+        [&](Index head) { return Values{unit.data(), out.data() + head * unit.size()}; },
+        call.training);
     return out;
   }
 
@@ -238,16 +242,12 @@ class LocalAttention {
           dim_head_(dim_head),
           dim_value_(dim_value),
           steps_(attention.rotary_steps(window, seqlen)) {
-      const Index reach = std::min(window.reach_behind(), seqlen) +
-                          std::min(window.reach_ahead(), seqlen);
+      const Index reach =
+          std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
       const Index kept =
           std::max<Index>(1, std::min(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
-      // What needs no change is read where it lies.
-      if (!steps_ && !config_.shared_qk && Rows<Scalar>::fits(dim_head) &&
-          Rows<Scalar>::fits(dim_value))
-        key_rows_.emplace(seqlen, dim_head, kept);
-      else
-        keys_ = Ring<Scalar>(dim_head, kept);
+      keys_ = Ring<Scalar>(dim_head, kept);
+      // Values need no change, and are read as fast where they lie.
       if (Rows<Scalar>::fits(dim_value))
         value_rows_.emplace(seqlen, dim_value, kept);
       else
@@ -278,7 +278,6 @@ class LocalAttention {
                         static_cast<std::uint32_t>(b * inputs.heads() + h));
         head.dropout = &*dropout;
       }
-      if (key_rows_) key_rows_->view(k);
       if (value_rows_) value_rows_->view(values.v);
       Index made = 0;
       for (Index block = queries.begin; block < queries.end; ++block) {
@@ -290,12 +289,10 @@ class LocalAttention {
           make_values(made, values.v);
         }
         make_queries(first, q);
-        if (key_rows_ && value_rows_)
-          attend(head, first, *key_rows_, *value_rows_);
-        else if (value_rows_)
-          attend(head, first, keys_, *value_rows_);
+        if (value_rows_)
+          kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data());
         else
-          attend(head, first, keys_, values_);
+          kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data());
         store_block(dim_value_, rows, out_.data(),
                     [&](Index r) { return values.out + (first + r) * dim_value_; });
       }
@@ -311,7 +308,6 @@ class LocalAttention {
     }
 
     void make_keys(Index block, const Scalar* k) {
-      if (key_rows_) return;
       Scalar* keys = keys_[block];
       load(keys, block, dim_head_, k);
       if (config_.shared_qk) l2_normalize(dim_head_, keys);
@@ -332,12 +328,6 @@ class LocalAttention {
           [&](Index r) { return first + r * channels; }, to);
     }
 
-    template <typename Keys, typename Values>
-    void attend(const AttentionHead<Scalar>& head, Index first, const Keys& keys,
-                const Values& values) {
-      kernel_.attend(head, first, queries_.data(), keys, values, out_.data());
-    }
-
     const LocalAttention* attention_;
     LocalAttentionConfig config_;
     Window window_;
@@ -347,7 +337,6 @@ class LocalAttention {
     std::optional<RotarySteps<Scalar>> steps_;
     Ring<Scalar> keys_;
     Ring<Scalar> values_;
-    std::optional<Rows<Scalar>> key_rows_;
     std::optional<Rows<Scalar>> value_rows_;
     AttentionKernel<Scalar> kernel_;
     BlockBuffer<Scalar> queries_;
@@ -362,8 +351,8 @@ class LocalAttention {
               const std::optional<Training>& training) const {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     const Window& window = inputs.window();
-    const Index reach = std::min(window.reach_behind(), seqlen) +
-                        std::min(window.reach_ahead(), seqlen);
+    const Index reach =
+        std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
     // A run makes its keys anew by transposing them, which costs next to nothing.
     const Index cheap_reach = ceil_div(reach, 16 * count);
     const Runs runs(batch * heads, ceil_div(seqlen, count), cheap_reach, thread_count(device));

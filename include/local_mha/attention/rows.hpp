@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Keys or values as they lie in memory, `[seqlen][channels]`, in the shape of a ring's blocks.
+/// Values as they lie in memory, `[seqlen][channels]`, in the shape of a ring's blocks.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,8 @@
 
 namespace local_mha {
 
-/// A view with the interface of Ring, for reading. Only the last block is copied, if it is not whole.
+/// A view with the interface of Ring, for reading. Only the last block is copied, if it is not
+/// whole.
 template <typename Scalar>
 class Rows {
  public:

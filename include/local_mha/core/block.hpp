@@ -2,8 +2,8 @@
 /// \file
 /// Blocks: `Lanes<Scalar>::count` adjoining positions, transposed, `[channel][position]`.
 ///
-/// Every step of the layer works on blocks, so that what is done per position (a norm, a rotation, a
-/// softmax) is vertical, and a block that one matrix product makes is the operand of the next.
+/// Every step of the layer works on blocks, so that what is done per position (a norm, a rotation,
+/// a softmax) is vertical, and a block that one matrix product makes is the operand of the next.
 #pragma once
 
 #include <algorithm>
@@ -66,8 +66,7 @@ LOCAL_MHA_INLINE void load_block(Index channels, Index rows, RowOf&& row, Scalar
     }
   }
   for (; c < channels; ++c)
-    for (Index r = 0; r < L::count; ++r)
-      block[c * L::count + r] = r < rows ? row(r)[c] : Scalar(0);
+    for (Index r = 0; r < L::count; ++r) block[c * L::count + r] = r < rows ? row(r)[c] : Scalar(0);
 }
 
 /// Transposes the first `rows` positions of a block into rows of `channels` values.
@@ -103,7 +102,9 @@ RowMatrix<Scalar> map_blocks(const Eigen::Ref<const RowMatrix<Scalar>>& x, Index
     const Index blocks = std::min(together, ceil_div(x.rows() - begin, count));
     const auto rows_of = [&](Index b) { return std::min(count, x.rows() - begin - b * count); };
     for (Index b = 0; b < blocks; ++b) {
-      const auto row = [&](Index r) { return x.data() + (begin + b * count + r) * x.outerStride(); };
+      const auto row = [&](Index r) {
+        return x.data() + (begin + b * count + r) * x.outerStride();
+      };
       load_block(x.cols(), rows_of(b), row, in.data() + b * in_size);
     }
     apply(blocks, in.data(), out.data());

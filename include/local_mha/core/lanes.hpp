@@ -97,9 +97,8 @@ struct Lanes {
 template <typename Scalar>
 LOCAL_MHA_INLINE Lanes<Scalar> fma(const Lanes<Scalar>& a, const Lanes<Scalar>& b,
                                    const Lanes<Scalar>& c) {
-  return Lanes<Scalar>::make([&](int i) {
-    return Eigen::internal::pmadd(a.packet[i], b.packet[i], c.packet[i]);
-  });
+  return Lanes<Scalar>::make(
+      [&](int i) { return Eigen::internal::pmadd(a.packet[i], b.packet[i], c.packet[i]); });
 }
 
 /// `a·b + c` with the same `a` in every lane
@@ -190,8 +189,8 @@ bool all_finite(const Scalar* values, Index size) {
   L sums[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
   Index i = 0;
   for (; i + 4 * L::count <= size; i += 4 * L::count) {
-    LOCAL_MHA_UNROLL for (int s = 0; s < 4; ++s)
-        sums[s] = fma(Scalar(0), L::load_unaligned(values + i + s * L::count), sums[s]);
+    LOCAL_MHA_UNROLL for (int s = 0; s < 4; ++s) sums[s] =
+        fma(Scalar(0), L::load_unaligned(values + i + s * L::count), sums[s]);
   }
   for (; i < size; i += L::count) sums[0] = fma(Scalar(0), L::load_unaligned(values + i), sums[0]);
   alignas(64) Scalar sum[L::count];
@@ -201,8 +200,8 @@ bool all_finite(const Scalar* values, Index size) {
 
 namespace detail {
 
-/// `2^x` for `x <= 0`: rounds `x` to an integer by adding a number so large that no fraction is left,
-/// and takes the rest of at most 1/2 through a minimax polynomial. 2e-7 relative in float.
+/// `2^x` for `x <= 0`: rounds `x` to an integer by adding a number so large that no fraction is
+/// left, and takes the rest of at most 1/2 through a minimax polynomial. 2e-7 relative in float.
 template <typename Packet>
 LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, float) {
   using namespace Eigen::internal;
@@ -298,8 +297,8 @@ LOCAL_MHA_INLINE void transpose_out(Index rows, const Scalar* from, RowOf&& row)
   constexpr int n = L::packet_size;
   LOCAL_MHA_UNROLL for (int p = 0; p < L::packets; ++p) {
     Eigen::internal::PacketBlock<Packet, n> tile;
-    LOCAL_MHA_UNROLL for (int r = 0; r < n; ++r)
-        tile.packet[r] = Eigen::internal::pload<Packet>(from + r * L::count + p * n);
+    LOCAL_MHA_UNROLL for (int r = 0; r < n; ++r) tile.packet[r] =
+        Eigen::internal::pload<Packet>(from + r * L::count + p * n);
     Eigen::internal::ptranspose(tile);
     LOCAL_MHA_UNROLL for (int r = 0; r < n; ++r) {
       if (p * n + r < rows) Eigen::internal::pstoreu<Scalar>(row(p * n + r), tile.packet[r]);

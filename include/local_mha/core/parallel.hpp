@@ -29,8 +29,8 @@ Index thread_count(const Device& device) {
 }
 
 /// Calls `task(worker, i)` once for each `0 <= i < tasks`, in any order; calls of the same worker
-/// `0 <= worker < workers` do not overlap. The calling thread is worker 0. An exception of a task is
-/// thrown again once all workers have stopped.
+/// `0 <= worker < workers` do not overlap. The calling thread is worker 0. An exception of a task
+/// is thrown again once all workers have stopped.
 template <ThreadDevice Device, typename Task>
 void parallel_for(const Device& device, Index workers, Index tasks, Task&& task) {
   if (workers <= 1 || tasks <= 1) {

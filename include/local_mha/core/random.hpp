@@ -59,8 +59,8 @@ class RandomSequence {
  private:
   std::uint32_t next() {
     if (used_ == 4) {
-      words_ = philox_({static_cast<std::uint32_t>(counter_),
-                        static_cast<std::uint32_t>(counter_ >> 32), 0, 0});
+      words_ = philox_(
+          {static_cast<std::uint32_t>(counter_), static_cast<std::uint32_t>(counter_ >> 32), 0, 0});
       ++counter_;
       used_ = 0;
     }

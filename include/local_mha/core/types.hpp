@@ -75,8 +75,9 @@ class TensorView {
  private:
   template <typename Source>
   void take_dimensions(const Source& source) {
-    static_assert(static_cast<int>(Source::Layout) == static_cast<int>(Eigen::RowMajor),
-                  "local_mha takes row-major tensors: Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>");
+    static_assert(
+        static_cast<int>(Source::Layout) == static_cast<int>(Eigen::RowMajor),
+        "local_mha takes row-major tensors: Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>");
     static_assert(Source::NumIndices == Rank, "this tensor has another rank than the argument");
     for (std::size_t axis = 0; axis < dimensions_.size(); ++axis)
       dimensions_[axis] = static_cast<Index>(source.dimension(axis));

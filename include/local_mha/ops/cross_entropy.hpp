@@ -27,8 +27,8 @@ Scalar cross_entropy(TensorView<const Scalar, 3> logits, TensorView<const std::i
   const auto counts = [&](Index i) { return labels.data()[i] != ignore_index; };
   for (Index i = 0; i < labels.size(); ++i)
     if (counts(i) && (labels.data()[i] < 0 || labels.data()[i] >= classes))
-      reject("labels", "0 to " + std::to_string(classes - 1) + " or ignore_index",
-             labels.data()[i], " at ", i);
+      reject("labels", "0 to " + std::to_string(classes - 1) + " or ignore_index", labels.data()[i],
+             " at ", i);
   Scalar total(0);
   Index counted = 0;
   for (Index i = 0; i < labels.size(); ++i) {

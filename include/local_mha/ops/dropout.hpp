@@ -45,10 +45,9 @@ class Dropout {
       const auto position = static_cast<std::uint64_t>(first + r);
       const auto place = static_cast<std::uint64_t>(octet);
       // 48 bits of the position and 48 of the place, 32 of the stream.
-      const Philox::Counter words =
-          philox_({static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(place),
-                   static_cast<std::uint32_t>((position >> 32) << 16 | (place >> 32 & 0xFFFF)),
-                   stream_});
+      const Philox::Counter words = philox_(
+          {static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(place),
+           static_cast<std::uint32_t>((position >> 32) << 16 | (place >> 32 & 0xFFFF)), stream_});
       for (std::size_t i = 0; i < together; ++i) {
         const std::uint32_t bits = words[i / 2] >> (16 * (i % 2)) & 0xFFFF;
         kept[i][r] = bits < threshold_ ? scale_ : Scalar(0);

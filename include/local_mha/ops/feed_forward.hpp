@@ -27,9 +27,7 @@ class FeedForward {
   /// \throws std::invalid_argument if dropout is no probability, or naming the weight whose shape
   ///         does not fit the others
   explicit FeedForward(FeedForwardParameters<Scalar> parameters, double dropout = 0)
-      : dim_(parameters.norm_weight.size()),
-        inner_(parameters.proj_out.cols()),
-        dropout_(dropout) {
+      : dim_(parameters.norm_weight.size()), inner_(parameters.proj_out.cols()), dropout_(dropout) {
     detail::require_probability("dropout", dropout);
     require_shape<2>("1.weight", {parameters.proj_in.rows(), parameters.proj_in.cols()},
                      {2 * inner_, dim_});

@@ -62,8 +62,8 @@ class LayerNorm {
     L partial[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
     Index c = 0;
     for (; c + 4 <= dim(); c += 4) {
-      LOCAL_MHA_UNROLL for (int i = 0; i < 4; ++i)
-          partial[i] = partial[i] + term(L::load(block + (c + i) * L::count));
+      LOCAL_MHA_UNROLL for (int i = 0; i < 4; ++i) partial[i] =
+          partial[i] + term(L::load(block + (c + i) * L::count));
     }
     for (; c < dim(); ++c) partial[0] = partial[0] + term(L::load(block + c * L::count));
     return (partial[0] + partial[1]) + (partial[2] + partial[3]);

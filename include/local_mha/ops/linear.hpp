@@ -50,8 +50,8 @@ LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, I
     LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) lanes[b] = L::load(x[b] + d * L::count);
     LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
       const Scalar& weight = a[r * row_stride + d * depth_stride];
-      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)
-          acc[r][b] = fma(weight, lanes[b], acc[r][b]);
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] =
+          fma(weight, lanes[b], acc[r][b]);
     }
   }
 }
@@ -59,7 +59,8 @@ LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, I
 /// A weight `[out, in]` in the order in which project() reads it: panels of `Tiling::rows` rows,
 /// `[panel][in][row]`; the last panel is filled up with zeros.
 ///
-/// A head's rows are a group that starts a new panel, so that each head's product has its own panels.
+/// A head's rows are a group that starts a new panel, so that each head's product has its own
+/// panels.
 template <typename Scalar>
 class PackedWeight {
  public:
@@ -70,7 +71,8 @@ class PackedWeight {
   /// \param weight `[groups·group_rows, in]`
   /// \param group_rows rows of a group; a divisor of the weight's rows
   /// \param column_group, padded_group `in` is made of groups of `column_group` columns, each to be
-  ///        filled up with zeros to `padded_group`, as blocks with padded channels are. 0: it is not
+  ///        filled up with zeros to `padded_group`, as blocks with padded channels are. 0: it is
+  ///        not
   explicit PackedWeight(const RowMatrix<Scalar>& weight, Index group_rows = 0,
                         Index column_group = 0, Index padded_group = 0)
       : group_rows_(group_rows > 0 ? group_rows : weight.rows()),
@@ -124,8 +126,8 @@ void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_b
     multiply(weight.depth(), panel, 1, rows, from, acc);
     LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) {
       if (row + r < weight.group_rows()) {
-        LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)
-            acc[r][b].store(y[b] + (row + r) * L::count);
+        LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b].store(y[b] +
+                                                                          (row + r) * L::count);
       }
     }
   }
@@ -182,8 +184,8 @@ class Linear {
     if (x.cols() != in_features())
       reject("x", std::to_string(in_features()) + " columns", x.cols());
     constexpr Index together = 8 * Tiling<Scalar>::blocks;
-    auto y = map_blocks<Scalar>(
-        x, out_, together, [&](Index blocks, const Scalar* in, Scalar* out) {
+    auto y =
+        map_blocks<Scalar>(x, out_, together, [&](Index blocks, const Scalar* in, Scalar* out) {
           project(packed_, 0, in, blocks,
                   [&](Index b) { return out + b * out_ * block_rows<Scalar>; });
         });

@@ -11,8 +11,8 @@
 /// J. Su et al., "RoFormer", 2021; Y. Sun et al., "A Length-Extrapolatable Transformer", 2022.
 ///
 /// An angle of an absolute position loses its digits in `float`, and `ζ^position` overflows. So
-/// positions are counted in groups of a fixed length: a key is turned by its place in its group, and
-/// a query by its own place and then by the constant step from the key's group to its own.
+/// positions are counted in groups of a fixed length: a key is turned by its place in its group,
+/// and a query by its own place and then by the constant step from the key's group to its own.
 #pragma once
 
 #include <algorithm>
@@ -57,7 +57,9 @@ class RotaryEmbedding {
   /// \param xpos_scale_base distance over which a score decays by `ζ_m`; empty: no xPos
   /// \throws std::invalid_argument if dim_head is odd or not positive, or the base is below 0.5
   explicit RotaryEmbedding(Index dim_head, std::optional<double> xpos_scale_base = {})
-      : dim_head_(dim_head), xpos_scale_base_(xpos_scale_base), group_(group_length(xpos_scale_base)) {
+      : dim_head_(dim_head),
+        xpos_scale_base_(xpos_scale_base),
+        group_(group_length(xpos_scale_base)) {
     if (dim_head < 1 || dim_head % 2 != 0) reject("dim_head", "a positive even number", dim_head);
     if (xpos_scale_base && !(std::isfinite(*xpos_scale_base) && *xpos_scale_base >= 0.5))
       reject("xpos_scale_base", "a finite number of at least 0.5", *xpos_scale_base);
@@ -155,9 +157,8 @@ class RotaryEmbedding {
     const double two_m = 2 * static_cast<double>(m);
     const double angle = distance * std::pow(10000.0, -two_m / dim);
     const double decay =
-        xpos_scale_base_
-            ? std::pow((two_m + 0.4 * dim) / (1.4 * dim), distance / *xpos_scale_base_)
-            : 1.0;
+        xpos_scale_base_ ? std::pow((two_m + 0.4 * dim) / (1.4 * dim), distance / *xpos_scale_base_)
+                         : 1.0;
     return {std::cos(angle) * decay, std::sin(angle) * decay};
   }
 
