@@ -20,14 +20,15 @@ namespace {
 std::atomic<std::size_t> largest_allocation{0};
 }  // namespace
 
-// Replaced in this program, to see how much memory a reader asks for.
-void* operator new(std::size_t size) {
+// Replaced in this program, to see how much memory a reader asks for. Not inlined, or else g++ sees
+// free() take what operator new gave.
+[[gnu::noinline]] void* operator new(std::size_t size) {
   if (size > largest_allocation.load()) largest_allocation = size;
   if (void* memory = std::malloc(std::max<std::size_t>(size, 1))) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
