@@ -169,7 +169,7 @@ class Linear {
  public:
   /// \param weight `[out, in]`
   /// \param bias `[out]`, or empty for none
-  explicit Linear(RowMatrix<Scalar> weight, Vector<Scalar> bias = {})
+  explicit Linear(const RowMatrix<Scalar>& weight, Vector<Scalar> bias = {})
       : out_(weight.rows()), bias_(std::move(bias)), packed_(weight) {
     if (bias_.size() != 0 && bias_.size() != out_)
       reject("bias", std::to_string(out_) + " values or none", bias_.size());
