@@ -55,9 +55,10 @@ BlockBuffer<Scalar> make_block_buffer(Index size) {
 template <typename Scalar, typename RowOf>
 LOCAL_MHA_INLINE void load_block(Index channels, Index rows, RowOf&& row, Scalar* block) {
   using L = Lanes<Scalar>;
-  Index c = 0;
+  // Whole packets of channels through registers, the rest one by one.
+  const Index whole = L::vectorized ? channels / L::packet_size * L::packet_size : 0;
   if constexpr (L::vectorized) {
-    for (; c + L::packet_size <= channels; c += L::packet_size) {
+    for (Index c = 0; c < whole; c += L::packet_size) {
       const auto from = [&](Index r) { return row(r) + c; };
       if (rows == L::count)
         transpose_in(Index{L::count}, from, block + c * L::count);
@@ -65,7 +66,7 @@ LOCAL_MHA_INLINE void load_block(Index channels, Index rows, RowOf&& row, Scalar
         transpose_in(rows, from, block + c * L::count);
     }
   }
-  for (; c < channels; ++c)
+  for (Index c = whole; c < channels; ++c)
     for (Index r = 0; r < L::count; ++r) block[c * L::count + r] = r < rows ? row(r)[c] : Scalar(0);
 }
 
@@ -74,12 +75,12 @@ LOCAL_MHA_INLINE void load_block(Index channels, Index rows, RowOf&& row, Scalar
 template <typename Scalar, typename RowOf>
 LOCAL_MHA_INLINE void store_block(Index channels, Index rows, const Scalar* block, RowOf&& row) {
   using L = Lanes<Scalar>;
-  Index c = 0;
+  const Index whole = L::vectorized ? channels / L::packet_size * L::packet_size : 0;
   if constexpr (L::vectorized) {
-    for (; c + L::packet_size <= channels; c += L::packet_size)
+    for (Index c = 0; c < whole; c += L::packet_size)
       transpose_out(rows, block + c * L::count, [&](Index r) { return row(r) + c; });
   }
-  for (; c < channels; ++c)
+  for (Index c = whole; c < channels; ++c)
     for (Index r = 0; r < rows; ++r) row(r)[c] = block[c * L::count + r];
 }
 

@@ -37,7 +37,7 @@ void parallel_for(const Device& device, Index workers, Index tasks, Task&& task)
     for (Index i = 0; i < tasks; ++i) task(Index{0}, i);
     return;
   }
-  if constexpr (requires { device.enqueueNoNotification([] {}); }) {
+  if constexpr (requires { device.getPool()->Schedule([] {}); }) {
     std::atomic<Index> next{0};
     std::exception_ptr error;
     std::mutex error_mutex;
@@ -52,7 +52,7 @@ void parallel_for(const Device& device, Index workers, Index tasks, Task&& task)
     };
     std::latch others(workers - 1);
     for (Index worker = 1; worker < workers; ++worker)
-      device.enqueueNoNotification([&, worker] {
+      device.getPool()->Schedule([&, worker] {
         work(worker);
         others.count_down();
       });
