@@ -80,7 +80,7 @@ class TensorView {
         "local_mha takes row-major tensors: Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>");
     static_assert(Source::NumIndices == Rank, "this tensor has another rank than the argument");
     for (std::size_t axis = 0; axis < dimensions_.size(); ++axis)
-      dimensions_[axis] = static_cast<Index>(source.dimension(axis));
+      dimensions_[axis] = static_cast<Index>(source.dimensions()[axis]);
   }
 
   Element* data_;
