@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <string>
+#include <string_view>
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
@@ -134,6 +136,12 @@ inline void require_at_least(std::string_view argument, Index value, Index least
   if (value < least) reject(argument, "at least " + std::to_string(least), value);
 }
 
+// Channels of a head: far more than any has, and tables of them still fit.
+inline void require_dim_head(std::string_view argument, Index dim_head) {
+  constexpr Index most = Index{1} << 20;
+  if (dim_head < 1 || dim_head > most) reject(argument, "1 to 2^20 channels of a head", dim_head);
+}
+
 inline void require_probability(std::string_view argument, double value) {
   if (!(value >= 0 && value < 1)) reject(argument, "a probability in [0, 1)", value);
 }
@@ -183,6 +191,7 @@ inline void validate(const LocalAttentionConfig& config) {
   if (config.scale) detail::require_finite("scale", *config.scale);
   if (config.dim) {
     detail::require_at_least("dim", *config.dim, 1);
+    detail::require_dim_head("dim", *config.dim);
     if (config.use_rotary_pos_emb && *config.dim % 2 != 0)
       reject("dim", "an even number, because rotary pairs the channels of a head", *config.dim);
   }
@@ -221,6 +230,7 @@ inline void validate(const LocalMHAConfig& config) {
   detail::require_at_least("dim", config.dim, 1);
   detail::require_at_least("window_size", config.window_size, 1);
   detail::require_at_least("dim_head", config.dim_head, 1);
+  detail::require_dim_head("dim_head", config.dim_head);
   detail::require_at_least("heads", config.heads, 1);
   if (config.use_rotary_pos_emb && config.dim_head % 2 != 0)
     reject("dim_head", "an even number, because rotary pairs the channels of a head",

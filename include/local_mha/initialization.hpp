@@ -3,6 +3,7 @@
 /// Initial weights as PyTorch's modules make them, from a seed and the same on every platform.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 

@@ -343,6 +343,29 @@ TEST(ParallelFor, ThrowsTheExceptionOfATaskOnceAllHaveStopped) {
   EXPECT_EQ(calls, 10);
 }
 
+// Every thread of the pool calls parallel_for on that pool: nobody may wait for a free thread.
+TEST(ParallelFor, MayBeCalledByTheDevicesOwnThreads) {
+  const Threads threads(2);
+  std::atomic<int> calls{0};
+  local_mha::parallel_for(threads.device, 2, 4, [&](Index, Index) {
+    local_mha::parallel_for(threads.device, 2, 10, [&](Index, Index) { ++calls; });
+  });
+  EXPECT_EQ(calls, 40);
+}
+
+// Something that says how many threads it has, but has no pool to run them.
+TEST(ParallelFor, RunsOnTheCallingThreadIfTheDeviceHasNoPool) {
+  struct Device {
+    int numThreads() const { return 4; }
+  };
+  int calls = 0;
+  local_mha::parallel_for(Device{}, 4, 10, [&](Index worker, Index) {
+    EXPECT_EQ(worker, 0);
+    ++calls;
+  });
+  EXPECT_EQ(calls, 10);
+}
+
 TEST(RunsOfBlocks, CoverEverySequenceOnce) {
   for (const Index sequences : {0, 1, 2, 5, 100})
     for (const Index blocks : {0, 1, 2, 7, 64, 1000})

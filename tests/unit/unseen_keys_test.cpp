@@ -2,6 +2,7 @@
 // NaN and infinity in what a query does not see reach no result; in what it sees, they do.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -267,6 +268,32 @@ TYPED_TEST(UnseenKeys, OfTheLayerMayHoldAnything) {
           }
         }
       }
+}
+
+// A row that is NaN for good reason leaves nothing behind for the rows that follow, though the room
+// of a head of 12 channels is wider than the head.
+TEST(UnseenKeys, OfALayerWithOddHeadsLeaveNothingBehind) {
+  const local_mha::LocalMHAConfig config{
+      .dim = 16, .window_size = 20, .dim_head = 12, .heads = 2, .causal = true};
+  const local_mha::LocalMHA<float> mha(config);
+  local_mha::Tensor<float, 3> x(1, 400, 16);
+  for (local_mha::Index i = 0; i < x.size(); ++i)
+    x.data()[i] = static_cast<float>(std::sin(static_cast<double>(i)));
+  local_mha::Tensor<float, 3> bias(1, 20, 40);
+  bias.setZero();
+  for (local_mha::Index j = 0; j < 40; ++j) bias(0, 3, j) = std::numeric_limits<float>::infinity();
+  local_mha::Tensor<bool, 2> masked(1, 400);
+  masked.setConstant(false);
+  masked(0, 300) = true;
+  const auto mask = local_mha::PaddingMask::masked(masked);
+  const auto expected = mha.forward(x, mask, bias);
+  for (local_mha::Index c = 0; c < 16; ++c) x(0, 300, c) = std::numeric_limits<float>::quiet_NaN();
+  const auto y = mha.forward(x, mask, bias);
+  for (local_mha::Index i = 0; i < 400; ++i)
+    for (local_mha::Index c = 0; c < 16; ++c) {
+      if (i == 300 || i % 20 == 3) continue;
+      ASSERT_EQ(y(0, i, c), expected(0, i, c)) << "row " << i;
+    }
 }
 
 }  // namespace

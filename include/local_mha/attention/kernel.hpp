@@ -18,7 +18,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
@@ -81,7 +80,7 @@ class AttentionKernel {
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
     const L one = L::broadcast(Scalar(1));
-    L maximum = L::broadcast(Scalar(lowest));
+    L maximum = L::broadcast(lowest());
     L sum = L::zero();
     Range chunk{tile.keys.begin / group * group, 0};
     do {
@@ -103,7 +102,7 @@ class AttentionKernel {
  private:
   static constexpr Index group = Tiling<Scalar>::rows;
   // Below every score, and finite, so that its difference to −∞ is −∞.
-  static constexpr double lowest = std::is_same_v<Scalar, float> ? -1e38 : -1e300;
+  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
   static constexpr double self_score = -5e4;
 
   struct LaneRange {
@@ -319,6 +318,9 @@ class AttentionKernel {
       }
       (sum * factor).store(out);
     }
+    // The room of a block may hold what another block left.
+    std::fill(out, out + (padded_channels<Scalar>(values.channels()) - values.channels()) * count,
+              Scalar(0));
   }
 
   static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {

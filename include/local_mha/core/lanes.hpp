@@ -11,6 +11,11 @@
 
 #include <local_mha/core/types.hpp>
 
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
+#error "local_mha is exact only without -ffast-math, -Ofast and their parts"
+#endif
+
 /// Inlined whatever the compiler's heuristics say: accumulators must stay in registers.
 #define LOCAL_MHA_INLINE EIGEN_ALWAYS_INLINE
 

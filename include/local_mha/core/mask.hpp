@@ -3,6 +3,8 @@
 /// Which keys are padding, with the polarity in the type.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>

@@ -7,7 +7,7 @@
 #include <atomic>
 #include <concepts>
 #include <exception>
-#include <latch>
+#include <memory>
 #include <mutex>
 
 #include <local_mha/core/block.hpp>
@@ -29,36 +29,41 @@ Index thread_count(const Device& device) {
 }
 
 /// Calls `task(worker, i)` once for each `0 <= i < tasks`, in any order; calls of the same worker
-/// `0 <= worker < workers` do not overlap. The calling thread is worker 0. An exception of a task
-/// is thrown again once all workers have stopped.
+/// `0 <= worker < workers` do not overlap. The calling thread is worker 0 and waits for no other
+/// thread to become free, so that it may be one of the device's own. An exception of a task is
+/// thrown again once all tasks have ended.
 template <ThreadDevice Device, typename Task>
 void parallel_for(const Device& device, Index workers, Index tasks, Task&& task) {
-  if (workers <= 1 || tasks <= 1) {
+  constexpr bool has_pool = requires { device.getPool()->Schedule([] {}); };
+  if (!has_pool || workers <= 1 || tasks <= 1) {
     for (Index i = 0; i < tasks; ++i) task(Index{0}, i);
     return;
   }
-  if constexpr (requires { device.getPool()->Schedule([] {}); }) {
-    std::atomic<Index> next{0};
-    std::exception_ptr error;
-    std::mutex error_mutex;
-    const auto work = [&](Index worker) {
-      try {
-        for (Index i = next++; i < tasks; i = next++) task(worker, i);
-      } catch (...) {
-        const std::lock_guard lock(error_mutex);
-        error = std::current_exception();
-        next = tasks;
+  if constexpr (has_pool) {
+    // Shared, because a worker that starts late finds no task when this function is long over.
+    struct State {
+      std::atomic<Index> next{0};
+      std::atomic<Index> ended{0};
+      std::exception_ptr error;
+      std::mutex error_mutex;
+    };
+    const auto state = std::make_shared<State>();
+    const auto work = [state, tasks, &task](Index worker) {
+      for (Index i = state->next++; i < tasks; i = state->next++) {
+        try {
+          task(worker, i);
+        } catch (...) {
+          const std::lock_guard lock(state->error_mutex);
+          state->error = std::current_exception();
+        }
+        if (++state->ended == tasks) state->ended.notify_all();
       }
     };
-    std::latch others(workers - 1);
     for (Index worker = 1; worker < workers; ++worker)
-      device.getPool()->Schedule([&, worker] {
-        work(worker);
-        others.count_down();
-      });
+      device.getPool()->Schedule([work, worker] { work(worker); });
     work(0);
-    others.wait();
-    if (error) std::rethrow_exception(error);
+    for (Index ended = state->ended; ended != tasks; ended = state->ended) state->ended.wait(ended);
+    if (state->error) std::rethrow_exception(state->error);
   }
 }
 

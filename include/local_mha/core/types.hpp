@@ -29,9 +29,6 @@ using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
 template <typename Element, int Rank>
 class TensorView {
   using Scalar = std::remove_const_t<Element>;
-  template <typename Plain>
-  using PointerFrom =
-      std::enable_if_t<std::is_same_v<std::remove_const_t<typename Plain::Scalar>, Scalar>>;
 
  public:
   using Dimensions = std::array<Index, Rank>;

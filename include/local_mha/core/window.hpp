@@ -39,11 +39,11 @@ struct Range {
 /// Both ends of what a query sees grow with `i`, on which the attention kernel relies.
 class Window {
  public:
-  /// \param config validated
+  /// \param config validated, but for its window_size
   /// \param window_size takes the place of the configuration's, at least 1
   /// \param first_position the position of row 0: buckets are counted from position 0
   Window(const LocalAttentionConfig& config, Index window_size, Index first_position = 0)
-      : size_(std::min(window_size, most_)),
+      : size_(checked(window_size)),
         look_backward_(config.look_backward),
         look_forward_(resolved_look_forward(config)),
         behind_(times(look_backward_, size_)),
@@ -98,6 +98,10 @@ class Window {
  private:
   // Longer than any sequence, and far from overflow when such sizes are added.
   static constexpr Index most_ = std::numeric_limits<Index>::max() / 16;
+  static Index checked(Index window_size) {
+    detail::require_at_least("window_size", window_size, 1);
+    return std::min(window_size, most_);
+  }
   static Index times(Index windows, Index size) {
     return windows > 0 && size > most_ / windows ? most_ : windows * size;
   }

@@ -5,6 +5,7 @@
 /// N. Shazeer, "GLU Variants Improve Transformer", 2020.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 

@@ -4,6 +4,7 @@
 /// J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", 2016.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include <local_mha/core/block.hpp>

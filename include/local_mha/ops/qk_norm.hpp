@@ -6,6 +6,7 @@
 /// A. Henry et al., "Query-Key Normalization for Transformers", 2020.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include <local_mha/core/block.hpp>

@@ -19,6 +19,7 @@
 #include <cmath>
 #include <optional>
 
+#include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
@@ -57,12 +58,9 @@ class RotaryEmbedding {
   /// \param xpos_scale_base distance over which a score decays by `ζ_m`; empty: no xPos
   /// \throws std::invalid_argument if dim_head is odd or not positive, or the base is below 0.5
   explicit RotaryEmbedding(Index dim_head, std::optional<double> xpos_scale_base = {})
-      : dim_head_(dim_head),
+      : dim_head_(checked(dim_head, xpos_scale_base)),
         xpos_scale_base_(xpos_scale_base),
         group_(group_length(xpos_scale_base)) {
-    if (dim_head < 1 || dim_head % 2 != 0) reject("dim_head", "a positive even number", dim_head);
-    if (xpos_scale_base && !(std::isfinite(*xpos_scale_base) && *xpos_scale_base >= 0.5))
-      reject("xpos_scale_base", "a finite number of at least 0.5", *xpos_scale_base);
     queries_ = make_block_buffer<Scalar>(group_ * dim_head);
     keys_ = make_block_buffer<Scalar>(group_ * dim_head);
     for (Index place = 0; place < group_; ++place)
@@ -134,6 +132,14 @@ class RotaryEmbedding {
   void check_rows(const char* argument, Index rows, Index columns) const {
     if (columns != dim_head_) reject(argument, std::to_string(dim_head_) + " columns", columns);
     if (rows > group_) reject(argument, "at most " + std::to_string(group_) + " rows", rows);
+  }
+
+  static Index checked(Index dim_head, const std::optional<double>& xpos_scale_base) {
+    detail::require_dim_head("dim_head", dim_head);
+    if (dim_head % 2 != 0) reject("dim_head", "a positive even number", dim_head);
+    if (xpos_scale_base && !(std::isfinite(*xpos_scale_base) && *xpos_scale_base >= 0.5))
+      reject("xpos_scale_base", "a finite number of at least 0.5", *xpos_scale_base);
+    return dim_head;
   }
 
   struct Turn {
