@@ -18,9 +18,11 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -68,6 +70,9 @@ class AttentionKernel {
         turned_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
 
+  /// Memory that attend() fetches while it computes, and then forgets.
+  Upcoming<Scalar>& upcoming() { return upcoming_; }
+
   /// Attends from the block of queries whose first row is `first`.
   /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their
   /// place
@@ -96,6 +101,7 @@ class AttentionKernel {
       accumulate(head, tile, chunk, values, first_chunk ? nullptr : &rescale, factor, out);
       chunk.begin = chunk.end;
     } while (chunk.begin < tile.keys.end);
+    upcoming_.clear();
     if (lse != nullptr) log_sum_exp(maximum, sum, lse);
   }
 
@@ -153,6 +159,8 @@ class AttentionKernel {
     const Scalar* turned = queries;
     Index groups_back = std::numeric_limits<Index>::min();
     LaneRange lanes{0, 0};
+    std::optional<BiasRows> bias_rows;
+    if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto cursor = keys.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
@@ -164,14 +172,14 @@ class AttentionKernel {
           turned = turned_.data();
         }
       }
-      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end});
+      if (bias_rows) gather_bias(*bias_rows, begin / count * count);
       for (Index key = begin; key < end; key += group) {
         L acc[group][1];
         LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
         const Scalar* const x[1] = {turned};
         multiply(keys.channels(), cursor.block() + key % count * keys.position_stride(),
                  keys.position_stride(), keys.channel_stride(), x, acc);
-        if (head.attn_bias != nullptr) {
+        if (bias_rows) {
           LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
               fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
         }
@@ -209,26 +217,38 @@ class AttentionKernel {
     return maximum;
   }
 
-  // attn_bias as [key][query] for the keys of one block; 0 where a query does not see a key.
-  void gather_bias(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
-    const Index columns = head.window->look_around();
-    const Scalar* row[count];
-    for (Index r = 0; r < count; ++r) {
-      const Index query = std::min(tile.first + r, head.seqlen - 1);
-      row[r] = head.attn_bias + head.window->place_in_bucket(query) * columns;
+  // The rows of attn_bias for the queries of a tile.
+  struct BiasRows {
+    BiasRows(const AttentionHead<Scalar>& head, const Tile& tile)
+        : columns(head.window->look_around()) {
+      for (Index r = 0; r < count; ++r) {
+        const Index query = std::min(tile.first + r, head.seqlen - 1);
+        row[r] = head.attn_bias + head.window->place_in_bucket(query) * columns;
+        begin[r] = head.window->look_around_begin(query);
+      }
     }
-    const auto column = [&](Index r, Index key) {
-      return key - head.window->look_around_begin(tile.first + r);
-    };
-    if (keys.end - keys.begin == count && plain(head, tile, keys)) {
-      load_block(
-          count, count, [&](Index r) { return row[r] + column(r, keys.begin); }, bias_.data());
+
+    Index columns;
+    const Scalar* row[count];
+    Index begin[count];  // the key of column 0
+  };
+
+  // attn_bias as [key][query] for one block of keys; anything where a query does not see a key.
+  void gather_bias(const BiasRows& rows, Index first_key) {
+    const auto column = [&](Index r) { return first_key - rows.begin[r]; };
+    bool inside = true;
+    for (Index r = 0; r < count; ++r)
+      inside = inside && column(r) >= 0 && column(r) + count <= rows.columns;
+    if (inside) {
+      load_block(count, count, [&](Index r) { return rows.row[r] + column(r); }, bias_.data());
       return;
     }
-    for (Index key = keys.begin; key < keys.end; ++key)
-      for (Index r = 0; r < count; ++r)
-        bias_[static_cast<std::size_t>(key % count * count + r)] =
-            tile.seen[r].contains(key) ? row[r][column(r, key)] : Scalar(0);
+    for (Index key = 0; key < count; ++key)
+      for (Index r = 0; r < count; ++r) {
+        const bool there = Range{0, rows.columns}.contains(column(r) + key);
+        bias_[static_cast<std::size_t>(key * count + r)] =
+            there ? rows.row[r][column(r) + key] : Scalar(0);
+      }
   }
 
   // Turns the scores of a chunk into 2^(score − maximum). Returns their sum, added to `sum`.
@@ -270,6 +290,7 @@ class AttentionKernel {
       if (!values.finite(block))
         return accumulate_seen(head, tile, chunk, values, rescale, factor, out);
     const Index channels = padded_channels<Scalar>(values.channels());
+    upcoming_.spread_over(ceil_div(channels, most) * ((chunk.end - chunk.begin) / count));
     Index c = 0;
     for (; c + most <= channels; c += most)
       accumulate_channels<most>(chunk, values, c, rescale, factor, out);
@@ -289,6 +310,7 @@ class AttentionKernel {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
       const Scalar* block = cursor.block() + c * values.channel_stride();
       const Scalar* const p[1] = {score_row(chunk, begin)};
+      upcoming_.fetch();
       if (end - begin == count)
         multiply(count, block, values.channel_stride(), values.position_stride(), p, acc);
       else
@@ -336,6 +358,7 @@ class AttentionKernel {
   BlockBuffer<Scalar> scores_;
   BlockBuffer<Scalar> turned_;
   BlockBuffer<Scalar> bias_;
+  Upcoming<Scalar> upcoming_;
 };
 
 }  // namespace local_mha

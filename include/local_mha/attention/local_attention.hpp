@@ -63,6 +63,11 @@ class AttentionInputs {
     head.seqlen = seqlen_;
     head.masked = mask_.row(b);
     head.unmasked = unmasked(head.masked);
+    // A padding mask's only say is where its sequence ends.
+    if (head.masked != nullptr &&
+        std::none_of(head.masked + head.unmasked.begin, head.masked + head.unmasked.end,
+                     [](std::uint8_t masked) { return masked != 0; }))
+      head.masked = nullptr;
     if (attn_bias_) {
       const Index of = attn_bias_->dimension(0) == 1 ? 0 : h;
       head.attn_bias = attn_bias_->data() + of * window_.size() * window_.look_around();
@@ -283,12 +288,18 @@ class LocalAttention {
       for (Index block = queries.begin; block < queries.end; ++block) {
         const Index first = block * count;
         const Index rows = std::min(count, seqlen_ - first);
-        const Range seen = window_.keys_of({first, first + rows}, seqlen_);
+        const Range seen =
+            window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
+        if (seen.begin >= seen.end) {
+          std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
+          continue;
+        }
         for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
           make_keys(made, k);
           make_values(made, values.v);
         }
         make_queries(first, q);
+        if (block + 1 < queries.end) fetch_next(first + count, made * count, q, k, values);
         if (value_rows_)
           kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data());
         else
@@ -299,6 +310,20 @@ class LocalAttention {
     }
 
    private:
+    // The rows of the next block of queries, and of the keys that it will be the first to see.
+    void fetch_next(Index query, Index key, const Scalar* q, const Scalar* k,
+                    const Values& values) {
+      const auto add = [&](const Scalar* rows, Index first, Index channels) {
+        if (first < seqlen_)
+          kernel_.upcoming().add(rows + first * channels,
+                                 std::min(count, seqlen_ - first) * channels);
+      };
+      add(q, query, dim_head_);
+      add(values.out, query, dim_value_);
+      add(k, key, dim_head_);
+      add(values.v, key, dim_value_);
+    }
+
     void make_queries(Index first, const Scalar* q) {
       load(queries_.data(), first / count, dim_head_, q);
       scale_block(dim_head_, Scalar(attention_->softmax_scale(dim_head_) * log2_e),
