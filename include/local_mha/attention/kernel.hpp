@@ -70,6 +70,9 @@ class AttentionKernel {
         turned_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
 
+  /// Below every score, and finite, so that its difference to −∞ is −∞.
+  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
+
   /// Memory that attend() fetches while it computes, and then forgets.
   Upcoming<Scalar>& upcoming() { return upcoming_; }
 
@@ -107,8 +110,6 @@ class AttentionKernel {
 
  private:
   static constexpr Index group = Tiling<Scalar>::rows;
-  // Below every score, and finite, so that its difference to −∞ is −∞.
-  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
   static constexpr double self_score = -5e4;
 
   struct LaneRange {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/narrow_kernel.hpp>
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/rows.hpp>
 #include <local_mha/config.hpp>
@@ -283,6 +284,7 @@ class LocalAttention {
                         static_cast<std::uint32_t>(b * inputs.heads() + h));
         head.dropout = &*dropout;
       }
+      const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
       if (value_rows_) value_rows_->view(values.v);
       Index made = 0;
       for (Index block = queries.begin; block < queries.end; ++block) {
@@ -294,12 +296,17 @@ class LocalAttention {
           std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
           continue;
         }
+        if (narrow) {
+          narrow_kernel_.attend(head, first, dim_head_, dim_value_, score_scale(), q, k, values.v,
+                                values.out);
+          continue;
+        }
         for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
           make_keys(made, k);
           make_values(made, values.v);
         }
         make_queries(first, q);
-        if (block + 1 < queries.end) fetch_next(first + count, made * count, q, k, values);
+        fetch_next(first + count, made * count, q, k, values);
         if (value_rows_)
           kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data());
         else
@@ -324,10 +331,11 @@ class LocalAttention {
       add(values.v, key, dim_value_);
     }
 
+    Scalar score_scale() const { return Scalar(attention_->softmax_scale(dim_head_) * log2_e); }
+
     void make_queries(Index first, const Scalar* q) {
       load(queries_.data(), first / count, dim_head_, q);
-      scale_block(dim_head_, Scalar(attention_->softmax_scale(dim_head_) * log2_e),
-                  queries_.data());
+      scale_block(dim_head_, score_scale(), queries_.data());
       if (attention_->rotary() != nullptr)
         attention_->rotary()->apply_to_queries(queries_.data(), first);
     }
@@ -364,6 +372,7 @@ class LocalAttention {
     Ring<Scalar> values_;
     std::optional<Rows<Scalar>> value_rows_;
     AttentionKernel<Scalar> kernel_;
+    NarrowKernel<Scalar> narrow_kernel_;
     BlockBuffer<Scalar> queries_;
     BlockBuffer<Scalar> out_;
   };

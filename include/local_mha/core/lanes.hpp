@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include <Eigen/Core>
 
@@ -53,6 +54,9 @@ struct Lanes {
   /// Positions in a block.
   static constexpr int count = vectorized ? 64 / static_cast<int>(sizeof(Scalar)) : 4;
   static constexpr int packets = count / packet_size;
+  /// Packets that are transposed: of AVX-512 the halves, which take less.
+  using Tile = std::conditional_t<sizeof(Packet) == 64,
+                                  typename Eigen::internal::unpacket_traits<Packet>::half, Packet>;
 
   Packet packet[packets];
 
@@ -83,6 +87,41 @@ struct Lanes {
         Eigen::internal::pstore<Scalar>(to + i * packet_size, packet[i]);
   }
 
+  LOCAL_MHA_INLINE void store_unaligned(Scalar* to) const {
+    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i)
+        Eigen::internal::pstoreu<Scalar>(to + i * packet_size, packet[i]);
+  }
+
+  /// Values that fold() leaves of the lanes.
+  static constexpr int folded = vectorized ? Eigen::internal::unpacket_traits<Tile>::size : 1;
+
+  /// Adds up lanes until `folded` sums are left.
+  /// \param to aligned to `folded` values
+  LOCAL_MHA_INLINE void fold(Scalar* to) const {
+    Eigen::internal::pstore<Scalar>(to, folded_packet());
+  }
+  /// The same, added to what is there.
+  LOCAL_MHA_INLINE void add_folded(Scalar* to) const {
+    Eigen::internal::pstore<Scalar>(
+        to, Eigen::internal::padd(Eigen::internal::pload<Tile>(to), folded_packet()));
+  }
+  /// Lane `i` becomes the sum of all that was folded into row `i`.
+  /// \param rows `[count][folded]`
+  /// \param to `count` values, aligned
+  static LOCAL_MHA_INLINE void sum_folded(const Scalar* rows, Scalar* to) {
+    LOCAL_MHA_UNROLL for (int first = 0; first < count; first += folded) {
+      Eigen::internal::PacketBlock<Tile, folded> tile;
+      LOCAL_MHA_UNROLL for (int i = 0; i < folded; ++i) tile.packet[i] =
+          Eigen::internal::pload<Tile>(rows + (first + i) * folded);
+      Eigen::internal::ptranspose(tile);
+      LOCAL_MHA_UNROLL for (int half = folded / 2; half > 0; half /= 2) {
+        LOCAL_MHA_UNROLL for (int i = 0; i < half; ++i) tile.packet[i] =
+            Eigen::internal::padd(tile.packet[i], tile.packet[i + half]);
+      }
+      Eigen::internal::pstore<Scalar>(to + first, tile.packet[0]);
+    }
+  }
+
   friend LOCAL_MHA_INLINE Lanes operator+(const Lanes& a, const Lanes& b) {
     return make([&](int i) { return Eigen::internal::padd(a.packet[i], b.packet[i]); });
   }
@@ -97,6 +136,16 @@ struct Lanes {
   }
   friend LOCAL_MHA_INLINE Lanes operator*(const Scalar& a, const Lanes& b) {
     return broadcast(a) * b;
+  }
+
+ private:
+  LOCAL_MHA_INLINE Tile folded_packet() const {
+    Packet sum = packet[0];
+    LOCAL_MHA_UNROLL for (int i = 1; i < packets; ++i) sum = Eigen::internal::padd(sum, packet[i]);
+    if constexpr (folded < packet_size)
+      return Eigen::internal::predux_half_dowto4(sum);
+    else
+      return sum;
   }
 };
 

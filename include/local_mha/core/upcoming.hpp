@@ -38,11 +38,12 @@ class Upcoming {
 
   /// A step's share.
   LOCAL_MHA_INLINE void fetch() {
-    if (count_ == 0) return;
-    const Index end = std::min(at_ + lines_a_step_ * line, longest_);
-    for (; at_ < end; at_ += line)
-      for (std::size_t i = 0; i < count_; ++i)
-        if (at_ < pieces_[i].size) prefetch(pieces_[i].begin + at_);
+    const Index begin = at_;
+    at_ = std::min(begin + lines_a_step_ * line, longest_);
+    for (std::size_t i = 0; i < count_; ++i) {
+      const Index end = std::min(at_, pieces_[i].size);
+      for (Index at = begin; at < end; at += line) prefetch(pieces_[i].begin + at);
+    }
   }
 
  private:
