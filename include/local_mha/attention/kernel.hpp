@@ -174,36 +174,51 @@ class AttentionKernel {
         }
       }
       if (bias_rows) gather_bias(*bias_rows, begin / count * count);
-      for (Index key = begin; key < end; key += group) {
-        L acc[group][1];
-        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
-        const Scalar* const x[1] = {turned};
-        multiply(keys.channels(), cursor.block() + key % count * keys.position_stride(),
-                 keys.position_stride(), keys.channel_stride(), x, acc);
-        if (bias_rows) {
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
-              fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
-        }
+      const Index block_end = begin / count * count + count;
+      for (Index key = begin; key < end;) {
+        constexpr Index most = Tiling<Scalar>::keys;
+        const Index left = block_end - key - most;
+        const Scalar* from = cursor.block() + key % count * keys.position_stride();
+        const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
-        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(to + r * count);
-        if (plain(head, tile, {key, key + group})) {
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) maximum = max(maximum, acc[r][0]);
-        } else {
-          maximum = hide(head, tile, key, to, lanes, maximum);
-        }
+        const bool many = most == group || left == 0 || left >= group;
+        const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
+                               : score_keys<group>(keys, from, turned, bias, to);
+        const Range scored{key, key + (many ? most : group)};
+        maximum = plain(head, tile, scored) ? max(maximum, largest)
+                                            : hide(head, tile, scored, to, lanes, maximum);
+        key = scored.end;
       }
       begin = end;
     }
     return maximum;
   }
 
-  // Puts −∞ where a query does not see a key of the group, and the self score where it is its own.
-  // Apart from score(), whose accumulators must not have an address. Returns the maximum so far.
+  // scores[key][query] of keys of one block. Returns their maximum.
+  template <int Keys>
+  static LOCAL_MHA_INLINE L score_keys(const Ring<Scalar>& keys, const Scalar* from,
+                                       const Scalar* queries, const Scalar* bias, Scalar* to) {
+    L acc[Keys][1];
+    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = L::zero();
+    const Scalar* const x[1] = {queries};
+    multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, acc);
+    if (bias != nullptr) {
+      LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] =
+          fma(Scalar(log2_e), L::load(bias + r * count), acc[r][0]);
+    }
+    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0].store(to + r * count);
+    L largest = acc[0][0];
+    LOCAL_MHA_UNROLL for (int r = 1; r < Keys; ++r) largest = max(largest, acc[r][0]);
+    return largest;
+  }
+
+  // Puts −∞ where a query does not see a key, and the self score where it is its own.
+  // Returns the maximum so far.
   // `lanes` starts as {0, 0} and is kept for the keys that follow.
-  static L hide(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
+  static L hide(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys,
                 Scalar* scores, LaneRange& lanes, L maximum) {
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
-    for (Index key = first_key; key < first_key + group; ++key, scores += count) {
+    for (Index key = keys.begin; key < keys.end; ++key, scores += count) {
       L score = L::load(scores);
       if (head.shared_qk && tile.first <= key && key < tile.first + count) {
         const int self = static_cast<int>(key - tile.first);
@@ -286,7 +301,7 @@ class AttentionKernel {
   template <typename Values>
   void accumulate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
                   const Values& values, const L* rescale, const L& factor, Scalar* out) {
-    constexpr int most = Tiling<Scalar>::value_rows;
+    constexpr int most = Tiling<Scalar>::values;
     for (Index block = chunk.begin / count; block * count < chunk.end; ++block)
       if (!values.finite(block))
         return accumulate_seen(head, tile, chunk, values, rescale, factor, out);
