@@ -39,8 +39,11 @@ struct AttentionHead {
   Index seqlen = 0;
   /// Steps between groups of positions; null: no rotary embedding.
   const RotarySteps<Scalar>* steps = nullptr;
-  /// Flags of `seqlen` keys, 1 = masked; null: none is.
+  /// The queries that attend; the output of others in their blocks is anything.
+  Range queries;
+  /// Flags of the keys from row `masked_begin` on, 1 = masked; null: none is.
   const std::uint8_t* masked = nullptr;
+  Index masked_begin = 0;
   /// No key outside of it is unmasked.
   Range unmasked;
   /// `[w, (1 + lb + lf)·w]`; null: none.
@@ -49,6 +52,8 @@ struct AttentionHead {
   bool shared_qk = false;
   /// Null: evaluation.
   const Dropout<Scalar>* dropout = nullptr;
+
+  bool is_masked(Index key) const { return masked != nullptr && masked[key - masked_begin] != 0; }
 };
 
 /// Room for one block of queries, and the computation in it.
@@ -105,21 +110,18 @@ class AttentionKernel {
   static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
   static constexpr double self_score = -5e4;
 
-  struct LaneRange {
-    int begin;
-    int end;
-  };
-
   // Which keys the queries of a block see.
   struct Tile {
     Tile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
-      const Index rows = std::min(count, head.seqlen - first_row);
-      for (Index r = 0; r < rows; ++r)
+      const Index begin = std::max<Index>(0, head.queries.begin - first_row);
+      const Index end = std::min(count, head.queries.end - first_row);
+      for (Index r = begin; r < end; ++r)
         seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
-      keys = {seen[0].begin, seen[rows - 1].end};
+      keys = {seen[begin].begin, seen[end - 1].end};
+      by_all = {seen[end - 1].begin, seen[begin].end};
       if (keys.begin >= keys.end) keys = {0, 0};
-      for (Index r = rows; r < count; ++r) seen[r] = {keys.end, keys.end};
-      by_all = {seen[count - 1].begin, seen[0].end};
+      for (Index r = 0; r < begin; ++r) seen[r] = {keys.begin, keys.begin};
+      for (Index r = end; r < count; ++r) seen[r] = {keys.end, keys.end};
     }
 
     // Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
@@ -139,8 +141,10 @@ class AttentionKernel {
   static bool plain(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
     if (keys.begin < tile.by_all.begin || keys.end > tile.by_all.end) return false;
     if (head.shared_qk && keys.begin < tile.first + count && tile.first < keys.end) return false;
-    return head.masked == nullptr || std::none_of(head.masked + keys.begin, head.masked + keys.end,
-                                                  [](std::uint8_t masked) { return masked != 0; });
+    if (head.masked == nullptr) return true;
+    const std::uint8_t* masked = head.masked + (keys.begin - head.masked_begin);
+    return std::none_of(masked, masked + (keys.end - keys.begin),
+                        [](std::uint8_t flag) { return flag != 0; });
   }
 
   Scalar* score_row(const Range& chunk, Index key) {
@@ -201,7 +205,7 @@ class AttentionKernel {
         score = select_lanes(self, self + 1, L::broadcast(Scalar(self_score * log2_e)), score);
       }
       tile.advance(lanes, key);
-      const bool masked = head.masked != nullptr && key < head.seqlen && head.masked[key] != 0;
+      const bool masked = key < head.seqlen && head.is_masked(key);
       score = select_lanes(lanes.begin, masked ? 0 : lanes.end, score, nothing);
       score.store(scores);
       maximum = max(maximum, score);
@@ -310,7 +314,7 @@ class AttentionKernel {
       for (Index key = chunk.begin; key < chunk.end; ++key) {
         if (key % count == 0 && key > chunk.begin) cursor.advance();
         tile.advance(lanes, key);
-        if (head.masked != nullptr && head.masked[key] != 0) continue;
+        if (head.is_masked(key)) continue;
         const Scalar& value =
             cursor.block()[c * values.channel_stride() + key % count * values.position_stride()];
         const L more = fma(value, L::load(score_row(chunk, key)), sum);

@@ -84,6 +84,43 @@ LOCAL_MHA_INLINE void store_block(Index channels, Index rows, const Scalar* bloc
     for (Index r = 0; r < rows; ++r) row(r)[c] = block[c * L::count + r];
 }
 
+/// Positions `[begin, end)` of a block.
+struct LaneRange {
+  int begin;
+  int end;
+};
+
+/// load_block() for some lanes of a block: the others become anything.
+/// \param row `row(r)` points to the values of position `r` of the lanes
+template <typename Scalar, typename RowOf>
+LOCAL_MHA_INLINE void load_lanes(Index channels, LaneRange lanes, RowOf&& row, Scalar* block) {
+  using L = Lanes<Scalar>;
+  if (lanes.end - lanes.begin == 1) {
+    const Scalar* values = row(lanes.begin);
+    for (Index c = 0; c < channels; ++c) {
+      L::zero().store(block + c * L::count);
+      block[c * L::count + lanes.begin] = values[c];
+    }
+  } else {
+    load_block(
+        channels, lanes.end, [&](Index r) { return row(std::max<Index>(r, lanes.begin)); }, block);
+  }
+}
+
+/// store_block() for some lanes of a block.
+template <typename Scalar, typename RowOf>
+LOCAL_MHA_INLINE void store_lanes(Index channels, LaneRange lanes, const Scalar* block,
+                                  RowOf&& row) {
+  if (lanes.begin == 0 && lanes.end > 1) {
+    store_block(channels, lanes.end, block, row);
+  } else {
+    for (Index r = lanes.begin; r < lanes.end; ++r) {
+      Scalar* to = row(r);
+      for (Index c = 0; c < channels; ++c) to[c] = block[c * block_rows<Scalar> + r];
+    }
+  }
+}
+
 /// Takes the rows of a matrix through `apply` as blocks.
 /// \param x `[rows, channels]`
 /// \param together blocks that one call of `apply` gets at most
