@@ -202,11 +202,13 @@ class LocalMHA {
           out_(make_block_buffer<Scalar>(stretch * heads() * head_size())),
           y_(make_block_buffer<Scalar>(stretch * dim() * count)),
           begun_(make_block_buffer<Scalar>(padded_channels<Scalar>(std::max(heads(), dim_head())) *
-                                           count)) {
+                                           count)),
+          spread_(make_block_buffer<Scalar>(
+              std::max(layer.to_qkv_.panel_size(), layer.to_out_.panel_size()))) {
       const Index reach =
           std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
       kernel_ = AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen));
-      heads_.reserve(to_size(heads()));
+      heads_.resize(to_size(heads()));
     }
 
     bool fits(const LocalMHA& layer, Index seqlen) const {
@@ -243,10 +245,9 @@ class LocalMHA {
     // Takes the heads of a sequence; `head_of(h)` says all but the rotary steps.
     template <typename HeadOf>
     void take_heads(HeadOf&& head_of) {
-      heads_.clear();
       for (Index h = 0; h < heads(); ++h) {
-        heads_.push_back(head_of(h));
-        heads_.back().steps = steps_ ? &*steps_ : nullptr;
+        heads_[to_size(h)] = head_of(h);
+        heads_[to_size(h)].steps = steps_ ? &*steps_ : nullptr;
       }
     }
 
@@ -292,6 +293,7 @@ class LocalMHA {
     Index dim_head() const { return config().dim_head; }
     Index head_size() const { return padded_channels<Scalar>(dim_head()) * count; }
     static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
+    static bool is_single(const Range& rows) { return rows.end - rows.begin == 1; }
     static Range blocks_of(const Range& rows) { return local_mha::blocks_of<Scalar>(rows); }
 
     void make_dropouts(Index b, const std::optional<Training>& training) {
@@ -309,6 +311,7 @@ class LocalMHA {
         load_lanes(dim(), lanes, row, to);
         if (config().prenorm) layer_->norm_.apply(to);
         to += dim() * count;
+        if (is_single(rows)) spread_lane(layer_->to_qkv_, x_.data() + lanes.begin, spread_.data());
       });
     }
 
@@ -323,8 +326,14 @@ class LocalMHA {
       const auto room = [&](Index block) {
         return begun > 0 && block == blocks.begin ? begun_.data() : ring[block];
       };
-      project(weight, group, x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
-              blocks.end - blocks.begin, [&](Index i) { return room(blocks.begin + i); });
+      if (is_single(loaded) && blocks.begin < blocks.end) {
+        Scalar* block = room(blocks.begin);
+        std::fill(block, block + weight.group_rows() * count, Scalar(0));
+        project_lane(weight, group, spread_.data(), block + begun);
+      } else {
+        project(weight, group, x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
+                blocks.end - blocks.begin, [&](Index i) { return room(blocks.begin + i); });
+      }
       for (Index block = blocks.begin; block < blocks.end; ++block)
         finish(block * count, room(block));
       if (begun > 0 && blocks.begin < blocks.end)
@@ -381,7 +390,13 @@ class LocalMHA {
     void project_out(const Range& rows, Scalar* y) {
       const Range blocks = blocks_of(rows);
       const auto block_of_y = [&](Index i) { return y_.data() + i * dim() * count; };
-      project(layer_->to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
+      if (is_single(rows)) {
+        const Index lane = rows.begin % count;
+        spread_lane(layer_->to_out_, out_.data() + lane, spread_.data());
+        project_lane(layer_->to_out_, 0, spread_.data(), y_.data() + lane);
+      } else {
+        project(layer_->to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
+      }
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         store_lanes(dim(), lanes, block_of_y(block - blocks.begin),
                     [&](Index r) { return y + (block * count + r - rows.begin) * dim(); });
@@ -397,6 +412,8 @@ class LocalMHA {
     BlockBuffer<Scalar> out_;    // [block][head][channel][count], of the heads
     BlockBuffer<Scalar> y_;      // [block][dim][count]
     BlockBuffer<Scalar> begun_;  // a block of which a ring holds some rows already
+    // A single position as project_lane() takes it.
+    BlockBuffer<Scalar> spread_;
     std::vector<AttentionHead<Scalar>> heads_;
     std::vector<Dropout<Scalar>> dropouts_;
   };

@@ -450,7 +450,7 @@ TYPED_TEST(Streaming, EqualsTheReference) {
       made += part.dimension(1);
     };
     for (Index i = 0; i < n;) {
-      const Index size = seed % 2 == 0 ? 1 : std::min(n - i, random.integer(0, 20));
+      const Index size = seed % 2 == 0 ? 1 : std::min<Index>(n - i, random.integer(0, 20));
       const Tensor<TypeParam, 3> chunk =
           x.slice(Eigen::array<Index, 3>{0, i, 0}, Eigen::array<Index, 3>{batch, size, dim});
       std::vector<unsigned char> masked;

@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
@@ -84,6 +85,11 @@ class AttentionKernel {
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
+    if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
+      if (tile.single_lane >= 0 && lse == nullptr &&
+          attend_one(head, tile, queries, keys, values, out))
+        return;
+    }
     const L one = L::broadcast(Scalar(1));
     L maximum = L::broadcast(lowest());
     L sum = L::zero();
@@ -117,6 +123,7 @@ class AttentionKernel {
       const Index end = std::min(count, head.queries.end - first_row);
       for (Index r = begin; r < end; ++r)
         seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
+      if (end - begin == 1) single_lane = begin;
       keys = {seen[begin].begin, seen[end - 1].end};
       by_all = {seen[end - 1].begin, seen[begin].end};
       if (keys.begin >= keys.end) keys = {0, 0};
@@ -135,6 +142,8 @@ class AttentionKernel {
     Range seen[count];
     Range keys;
     Range by_all;
+    // The lane of the only query; -1: there are several.
+    Index single_lane = -1;
   };
 
   // Whether every query of the tile sees every one of the keys, and none is special.
@@ -325,6 +334,163 @@ class AttentionKernel {
     // The room of a block may hold what another block left.
     std::fill(out, out + (padded_channels<Scalar>(values.channels()) - values.channels()) * count,
               Scalar(0));
+  }
+
+  // attend() for a single query: lanes are keys, so that it costs what it reads. Returns false
+  // where it cannot: the general way does the same.
+  bool attend_one(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
+                  const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out) {
+    const Range blocks{tile.keys.begin / count, ceil_div(tile.keys.end, count)};
+    if (head.dropout != nullptr || values.channels() > keys.channels() ||
+        (blocks.end - blocks.begin) * count > static_cast<Index>(scores_.size()))
+      return false;
+    score_one(head, tile, blocks, queries + tile.single_lane, keys);
+
+    L most = L::broadcast(lowest());
+    Scalar* const scores_end = scores_.data() + (blocks.end - blocks.begin) * count;
+    for (const Scalar* s = scores_.data(); s < scores_end; s += count) most = max(most, L::load(s));
+    alignas(64) Scalar lanes[count];
+    most.store(lanes);
+    const L maximum = L::broadcast(*std::max_element(lanes, lanes + count));
+    L sums = L::zero();
+    for (Scalar* s = scores_.data(); s < scores_end; s += count) {
+      const L p = exp2(L::load(s) - maximum);
+      sums = sums + p;
+      p.store(s);
+    }
+    const Scalar sum = sum_of_lanes(sums);
+    // The output of a query that sees nothing is 0, and so is its sum.
+    const Scalar factor = Scalar(1) / (sum == Scalar(0) ? Scalar(1) : sum);
+    accumulate_one(head, tile, blocks, values, factor, out + tile.single_lane);
+    return true;
+  }
+
+  // scores[key] of whole blocks, −∞ where the query does not see a key.
+  void score_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
+                 const Scalar* query, const Ring<Scalar>& keys) {
+    constexpr int together = std::min(4, Tiling<Scalar>::accumulators);
+    const Scalar* turned = query;
+    auto cursor = keys.cursor(blocks.begin);
+    Scalar* to = scores_.data();
+    for (Index block = blocks.begin; block < blocks.end;) {
+      Index until = blocks.end;
+      if (head.steps != nullptr) {
+        const Index group_of_keys = block * count / head.steps->group();
+        until = std::min(until, (group_of_keys + 1) * head.steps->group() / count);
+        head.steps->turn_queries(query - tile.single_lane,
+                                 tile.first / head.steps->group() - group_of_keys, turned_.data());
+        turned = turned_.data() + tile.single_lane;
+      }
+      for (; block < until; block += together) {
+        // Where there are fewer blocks, the last one is taken again, to no effect.
+        const int fresh = static_cast<int>(std::min<Index>(together, until - block));
+        const Scalar* x[together];
+        for (int b = 0; b < together; ++b) {
+          x[b] = cursor.block();
+          if (b < fresh) cursor.advance();
+          if (b >= fresh) x[b] = x[b - 1];
+        }
+        L acc[1][together];
+        LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
+        multiply(keys.channels(), turned, 0, count, x, acc);
+        LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
+          if (b < fresh) acc[0][b].store(to + b * count);
+        }
+        for (int b = 0; b < fresh; ++b, to += count) finish_one(head, tile, block + b, to);
+      }
+      block = until;
+    }
+  }
+
+  // Adds the bias to the scores of a block of keys, and hides what the query does not see.
+  static void finish_one(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
+                         Scalar* scores) {
+    const Index query = tile.first + tile.single_lane;
+    const Index first = block * count;
+    const Scalar* bias = nullptr;
+    Index look_around = 0;
+    if (head.attn_bias != nullptr) {
+      bias = head.attn_bias + head.window->place_in_bucket(query) * head.window->look_around();
+      look_around = head.window->look_around_begin(query);
+    }
+    if (plain(head, tile, {first, first + count})) {
+      if (bias != nullptr)
+        fma(Scalar(log2_e), L::load_unaligned(bias + (first - look_around)), L::load(scores))
+            .store(scores);
+      return;
+    }
+    for (Index r = 0; r < count; ++r) {
+      const Index key = first + r;
+      if (!tile.keys.contains(key) || head.is_masked(key))
+        scores[r] = Scalar(-std::numeric_limits<double>::infinity());
+      else if (head.shared_qk && key == query)
+        scores[r] = Scalar(self_score * log2_e);
+      else if (bias != nullptr)
+        scores[r] = scores[r] + Scalar(log2_e) * bias[key - look_around];
+    }
+  }
+
+  // out[channel] = Σ_key p[key]·v[key]·factor
+  void accumulate_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
+                      const Ring<Scalar>& values, const Scalar& factor, Scalar* out) {
+    Scalar* const sums = turned_.data();
+    std::fill(sums, sums + values.channels() * count, Scalar(0));
+    const Scalar* scores = scores_.data();
+    auto cursor = values.cursor(blocks.begin);
+    constexpr Index together = 4;
+    for (Index block = blocks.begin; block < blocks.end;) {
+      bool finite = block + together <= blocks.end;
+      for (Index b = block; finite && b < block + together; ++b) finite = values.finite(b);
+      const Index some = finite ? together : 1;
+      if (finite)
+        add_values<together>(values.channels(), scores, cursor, sums);
+      else if (values.finite(block))
+        add_values<1>(values.channels(), scores, cursor, sums);
+      else
+        add_seen_values(head, tile, block, values, scores, cursor, sums);
+      block += some;
+      scores += some * count;
+    }
+    for (Index c = 0; c < values.channels(); ++c)
+      out[c * count] = factor * sum_of_lanes(L::load(sums + c * count));
+    // The room of a block may hold what another block left.
+    for (Index c = values.channels(); c < padded_channels<Scalar>(values.channels()); ++c)
+      out[c * count] = Scalar(0);
+  }
+
+  // sums[channel] += Σ_block p[block]·v[block][channel], lane by lane.
+  template <int Blocks>
+  static void add_values(Index channels, const Scalar* scores,
+                         typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
+    L p[Blocks];
+    const Scalar* v[Blocks];
+    for (int b = 0; b < Blocks; ++b, cursor.advance()) {
+      p[b] = L::load(scores + b * count);
+      v[b] = cursor.block();
+    }
+    LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels * count; c += count) {
+      L sum = L::load(sums + c);
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) sum = fma(p[b], L::load(v[b] + c), sum);
+      sum.store(sums + c);
+    }
+  }
+
+  // The same of one block with a NaN or an infinity, which 0 does not cancel: leaves out what is
+  // not seen.
+  static void add_seen_values(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
+                              const Ring<Scalar>& values, const Scalar* scores,
+                              typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
+    alignas(64) Scalar unseen[count];
+    for (Index r = 0; r < count; ++r) {
+      const Index key = block * count + r;
+      unseen[r] = Scalar(tile.keys.contains(key) && !head.is_masked(key) ? 0 : -1);
+    }
+    const L p = L::load(scores);
+    for (Index c = 0; c < values.channels() * count; c += count) {
+      const L v = select_negative(L::load(unseen), L::zero(), L::load(cursor.block() + c));
+      fma(p, v, L::load(sums + c)).store(sums + c);
+    }
+    cursor.advance();
   }
 
   static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
