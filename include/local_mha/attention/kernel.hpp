@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
@@ -41,8 +42,11 @@ struct AttentionHead {
   Index seqlen = 0;
   /// Steps between groups of positions; null: no rotary embedding.
   const RotarySteps<Scalar>* steps = nullptr;
-  /// Flags of `seqlen` keys, 1 = masked; null: none is.
+  /// The queries that attend; the output of others in their blocks is anything.
+  Range queries;
+  /// Flags of the keys from row `masked_begin` on, 1 = masked; null: none is.
   const std::uint8_t* masked = nullptr;
+  Index masked_begin = 0;
   /// No key outside of it is unmasked.
   Range unmasked;
   /// `[w, (1 + lb + lf)·w]`; null: none.
@@ -51,6 +55,8 @@ struct AttentionHead {
   bool shared_qk = false;
   /// Null: evaluation.
   const Dropout<Scalar>* dropout = nullptr;
+
+  bool is_masked(Index key) const { return masked != nullptr && masked[key - masked_begin] != 0; }
 };
 
 /// Room for one block of queries, and the computation in it.
@@ -87,6 +93,11 @@ class AttentionKernel {
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
+    if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
+      if (tile.single_lane >= 0 && lse == nullptr &&
+          attend_one(head, tile, queries, keys, values, out))
+        return;
+    }
     const L one = L::broadcast(Scalar(1));
     L maximum = L::broadcast(lowest());
     L sum = L::zero();
@@ -112,21 +123,19 @@ class AttentionKernel {
   static constexpr Index group = Tiling<Scalar>::rows;
   static constexpr double self_score = -5e4;
 
-  struct LaneRange {
-    int begin;
-    int end;
-  };
-
   // Which keys the queries of a block see.
   struct Tile {
     Tile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
-      const Index rows = std::min(count, head.seqlen - first_row);
-      for (Index r = 0; r < rows; ++r)
+      const Index begin = std::max<Index>(0, head.queries.begin - first_row);
+      const Index end = std::min(count, head.queries.end - first_row);
+      for (Index r = begin; r < end; ++r)
         seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
-      keys = {seen[0].begin, seen[rows - 1].end};
+      if (end - begin == 1) single_lane = begin;
+      keys = {seen[begin].begin, seen[end - 1].end};
+      by_all = {seen[end - 1].begin, seen[begin].end};
       if (keys.begin >= keys.end) keys = {0, 0};
-      for (Index r = rows; r < count; ++r) seen[r] = {keys.end, keys.end};
-      by_all = {seen[count - 1].begin, seen[0].end};
+      for (Index r = 0; r < begin; ++r) seen[r] = {keys.begin, keys.begin};
+      for (Index r = end; r < count; ++r) seen[r] = {keys.end, keys.end};
     }
 
     // Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
@@ -140,14 +149,18 @@ class AttentionKernel {
     Range seen[count];
     Range keys;
     Range by_all;
+    // The lane of the only query; -1: there are several.
+    Index single_lane = -1;
   };
 
   // Whether every query of the tile sees every one of the keys, and none is special.
   static bool plain(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
     if (keys.begin < tile.by_all.begin || keys.end > tile.by_all.end) return false;
     if (head.shared_qk && keys.begin < tile.first + count && tile.first < keys.end) return false;
-    return head.masked == nullptr || std::none_of(head.masked + keys.begin, head.masked + keys.end,
-                                                  [](std::uint8_t masked) { return masked != 0; });
+    if (head.masked == nullptr) return true;
+    const std::uint8_t* masked = head.masked + (keys.begin - head.masked_begin);
+    return std::none_of(masked, masked + (keys.end - keys.begin),
+                        [](std::uint8_t flag) { return flag != 0; });
   }
 
   Scalar* score_row(const Range& chunk, Index key) {
@@ -225,7 +238,7 @@ class AttentionKernel {
         score = select_lanes(self, self + 1, L::broadcast(Scalar(self_score * log2_e)), score);
       }
       tile.advance(lanes, key);
-      const bool masked = head.masked != nullptr && key < head.seqlen && head.masked[key] != 0;
+      const bool masked = key < head.seqlen && head.is_masked(key);
       score = select_lanes(lanes.begin, masked ? 0 : lanes.end, score, nothing);
       score.store(scores);
       maximum = max(maximum, score);
@@ -348,7 +361,7 @@ class AttentionKernel {
       for (Index key = chunk.begin; key < chunk.end; ++key) {
         if (key % count == 0 && key > chunk.begin) cursor.advance();
         tile.advance(lanes, key);
-        if (head.masked != nullptr && head.masked[key] != 0) continue;
+        if (head.is_masked(key)) continue;
         const Scalar& value =
             cursor.block()[c * values.channel_stride() + key % count * values.position_stride()];
         const L more = fma(value, L::load(score_row(chunk, key)), sum);
@@ -359,6 +372,163 @@ class AttentionKernel {
     // The room of a block may hold what another block left.
     std::fill(out, out + (padded_channels<Scalar>(values.channels()) - values.channels()) * count,
               Scalar(0));
+  }
+
+  // attend() for a single query: lanes are keys, so that it costs what it reads. Returns false
+  // where it cannot: the general way does the same.
+  bool attend_one(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
+                  const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out) {
+    const Range blocks{tile.keys.begin / count, ceil_div(tile.keys.end, count)};
+    if (head.dropout != nullptr || values.channels() > keys.channels() ||
+        (blocks.end - blocks.begin) * count > static_cast<Index>(scores_.size()))
+      return false;
+    score_one(head, tile, blocks, queries + tile.single_lane, keys);
+
+    L most = L::broadcast(lowest());
+    Scalar* const scores_end = scores_.data() + (blocks.end - blocks.begin) * count;
+    for (const Scalar* s = scores_.data(); s < scores_end; s += count) most = max(most, L::load(s));
+    alignas(64) Scalar lanes[count];
+    most.store(lanes);
+    const L maximum = L::broadcast(*std::max_element(lanes, lanes + count));
+    L sums = L::zero();
+    for (Scalar* s = scores_.data(); s < scores_end; s += count) {
+      const L p = exp2(L::load(s) - maximum);
+      sums = sums + p;
+      p.store(s);
+    }
+    const Scalar sum = sum_of_lanes(sums);
+    // The output of a query that sees nothing is 0, and so is its sum.
+    const Scalar factor = Scalar(1) / (sum == Scalar(0) ? Scalar(1) : sum);
+    accumulate_one(head, tile, blocks, values, factor, out + tile.single_lane);
+    return true;
+  }
+
+  // scores[key] of whole blocks, −∞ where the query does not see a key.
+  void score_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
+                 const Scalar* query, const Ring<Scalar>& keys) {
+    constexpr int together = std::min(4, Tiling<Scalar>::accumulators);
+    const Scalar* turned = query;
+    auto cursor = keys.cursor(blocks.begin);
+    Scalar* to = scores_.data();
+    for (Index block = blocks.begin; block < blocks.end;) {
+      Index until = blocks.end;
+      if (head.steps != nullptr) {
+        const Index group_of_keys = block * count / head.steps->group();
+        until = std::min(until, (group_of_keys + 1) * head.steps->group() / count);
+        head.steps->turn_queries(query - tile.single_lane,
+                                 tile.first / head.steps->group() - group_of_keys, turned_.data());
+        turned = turned_.data() + tile.single_lane;
+      }
+      for (; block < until; block += together) {
+        // Where there are fewer blocks, the last one is taken again, to no effect.
+        const int fresh = static_cast<int>(std::min<Index>(together, until - block));
+        const Scalar* x[together];
+        for (int b = 0; b < together; ++b) {
+          x[b] = cursor.block();
+          if (b < fresh) cursor.advance();
+          if (b >= fresh) x[b] = x[b - 1];
+        }
+        L acc[1][together];
+        LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
+        multiply(keys.channels(), turned, 0, count, x, acc);
+        LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
+          if (b < fresh) acc[0][b].store(to + b * count);
+        }
+        for (int b = 0; b < fresh; ++b, to += count) finish_one(head, tile, block + b, to);
+      }
+      block = until;
+    }
+  }
+
+  // Adds the bias to the scores of a block of keys, and hides what the query does not see.
+  static void finish_one(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
+                         Scalar* scores) {
+    const Index query = tile.first + tile.single_lane;
+    const Index first = block * count;
+    const Scalar* bias = nullptr;
+    Index look_around = 0;
+    if (head.attn_bias != nullptr) {
+      bias = head.attn_bias + head.window->place_in_bucket(query) * head.window->look_around();
+      look_around = head.window->look_around_begin(query);
+    }
+    if (plain(head, tile, {first, first + count})) {
+      if (bias != nullptr)
+        fma(Scalar(log2_e), L::load_unaligned(bias + (first - look_around)), L::load(scores))
+            .store(scores);
+      return;
+    }
+    for (Index r = 0; r < count; ++r) {
+      const Index key = first + r;
+      if (!tile.keys.contains(key) || head.is_masked(key))
+        scores[r] = Scalar(-std::numeric_limits<double>::infinity());
+      else if (head.shared_qk && key == query)
+        scores[r] = Scalar(self_score * log2_e);
+      else if (bias != nullptr)
+        scores[r] = scores[r] + Scalar(log2_e) * bias[key - look_around];
+    }
+  }
+
+  // out[channel] = Σ_key p[key]·v[key]·factor
+  void accumulate_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
+                      const Ring<Scalar>& values, const Scalar& factor, Scalar* out) {
+    Scalar* const sums = turned_.data();
+    std::fill(sums, sums + values.channels() * count, Scalar(0));
+    const Scalar* scores = scores_.data();
+    auto cursor = values.cursor(blocks.begin);
+    constexpr Index together = 4;
+    for (Index block = blocks.begin; block < blocks.end;) {
+      bool finite = block + together <= blocks.end;
+      for (Index b = block; finite && b < block + together; ++b) finite = values.finite(b);
+      const Index some = finite ? together : 1;
+      if (finite)
+        add_values<together>(values.channels(), scores, cursor, sums);
+      else if (values.finite(block))
+        add_values<1>(values.channels(), scores, cursor, sums);
+      else
+        add_seen_values(head, tile, block, values, scores, cursor, sums);
+      block += some;
+      scores += some * count;
+    }
+    for (Index c = 0; c < values.channels(); ++c)
+      out[c * count] = factor * sum_of_lanes(L::load(sums + c * count));
+    // The room of a block may hold what another block left.
+    for (Index c = values.channels(); c < padded_channels<Scalar>(values.channels()); ++c)
+      out[c * count] = Scalar(0);
+  }
+
+  // sums[channel] += Σ_block p[block]·v[block][channel], lane by lane.
+  template <int Blocks>
+  static void add_values(Index channels, const Scalar* scores,
+                         typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
+    L p[Blocks];
+    const Scalar* v[Blocks];
+    for (int b = 0; b < Blocks; ++b, cursor.advance()) {
+      p[b] = L::load(scores + b * count);
+      v[b] = cursor.block();
+    }
+    LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels * count; c += count) {
+      L sum = L::load(sums + c);
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) sum = fma(p[b], L::load(v[b] + c), sum);
+      sum.store(sums + c);
+    }
+  }
+
+  // The same of one block with a NaN or an infinity, which 0 does not cancel: leaves out what is
+  // not seen.
+  static void add_seen_values(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
+                              const Ring<Scalar>& values, const Scalar* scores,
+                              typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
+    alignas(64) Scalar unseen[count];
+    for (Index r = 0; r < count; ++r) {
+      const Index key = block * count + r;
+      unseen[r] = Scalar(tile.keys.contains(key) && !head.is_masked(key) ? 0 : -1);
+    }
+    const L p = L::load(scores);
+    for (Index c = 0; c < values.channels() * count; c += count) {
+      const L v = select_negative(L::load(unseen), L::zero(), L::load(cursor.block() + c));
+      fma(p, v, L::load(sums + c)).store(sums + c);
+    }
+    cursor.advance();
   }
 
   static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {

@@ -62,6 +62,7 @@ class AttentionInputs {
     AttentionHead<Scalar> head;
     head.window = &window_;
     head.seqlen = seqlen_;
+    head.queries = {0, seqlen_};
     head.masked = mask_.row(b);
     head.unmasked = unmasked(head.masked);
     // A padding mask's only say is where its sequence ends.
@@ -107,6 +108,9 @@ class LocalAttention {
 
  public:
   using Bias = std::optional<TensorView<const Scalar, 3>>;
+
+  /// Sequences that come bit by bit: see local_attention_stream.hpp.
+  class Stream;
 
   /// Room for calls of forward_into().
   class Workspace {
@@ -215,8 +219,24 @@ class LocalAttention {
     return config_.scale.value_or(1 / std::sqrt(static_cast<double>(dim_head)));
   }
 
+  /// The same for scores in units of log 2, which the kernels take.
+  Scalar score_scale(Index dim_head) const { return Scalar(softmax_scale(dim_head) * log2_e); }
+
   /// Null: none.
   const RotaryEmbedding<Scalar>* rotary() const { return rotary_ ? &*rotary_ : nullptr; }
+
+  /// Makes what the kernel takes: scales queries, normalizes keys if they are shared_qk, and turns
+  /// both by their place.
+  /// \param block `[dim_head][block_rows]`, in place
+  /// \param first position of the block's first row
+  void place_queries(Index dim_head, Scalar* block, Index first) const {
+    scale_block(dim_head, score_scale(dim_head), block);
+    if (rotary_) rotary_->apply_to_queries(block, first);
+  }
+  void place_keys(Index dim_head, Scalar* block, Index first) const {
+    if (config_.shared_qk) l2_normalize(dim_head, block);
+    if (rotary_) rotary_->apply_to_keys(block, first);
+  }
 
   /// The steps of the rotary embedding in sequences of `seqlen` rows.
   std::optional<RotarySteps<Scalar>> rotary_steps(const Window& window, Index seqlen) const {
@@ -297,8 +317,8 @@ class LocalAttention {
           continue;
         }
         if (narrow) {
-          narrow_kernel_.attend(head, first, dim_head_, dim_value_, score_scale(), q, k, values.v,
-                                values.out);
+          narrow_kernel_.attend(head, first, dim_head_, dim_value_,
+                                attention_->score_scale(dim_head_), q, k, values.v, values.out);
           continue;
         }
         for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
@@ -331,20 +351,14 @@ class LocalAttention {
       add(values.v, key, dim_value_);
     }
 
-    Scalar score_scale() const { return Scalar(attention_->softmax_scale(dim_head_) * log2_e); }
-
     void make_queries(Index first, const Scalar* q) {
       load(queries_.data(), first / count, dim_head_, q);
-      scale_block(dim_head_, score_scale(), queries_.data());
-      if (attention_->rotary() != nullptr)
-        attention_->rotary()->apply_to_queries(queries_.data(), first);
+      attention_->place_queries(dim_head_, queries_.data(), first);
     }
 
     void make_keys(Index block, const Scalar* k) {
-      Scalar* keys = keys_[block];
-      load(keys, block, dim_head_, k);
-      if (config_.shared_qk) l2_normalize(dim_head_, keys);
-      if (attention_->rotary() != nullptr) attention_->rotary()->apply_to_keys(keys, block * count);
+      load(keys_[block], block, dim_head_, k);
+      attention_->place_keys(dim_head_, keys_[block], block * count);
     }
 
     void make_values(Index block, const Scalar* v) {

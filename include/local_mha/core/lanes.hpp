@@ -178,6 +178,15 @@ LOCAL_MHA_INLINE Lanes<Scalar> max(const Lanes<Scalar>& a, const Lanes<Scalar>& 
   });
 }
 
+/// The sum of all lanes.
+template <typename Scalar>
+LOCAL_MHA_INLINE Scalar sum_of_lanes(const Lanes<Scalar>& a) {
+  auto sum = a.packet[0];
+  LOCAL_MHA_UNROLL for (int i = 1; i < Lanes<Scalar>::packets; ++i) sum =
+      Eigen::internal::padd(sum, a.packet[i]);
+  return Eigen::internal::predux(sum);
+}
+
 template <typename Scalar>
 LOCAL_MHA_INLINE Lanes<Scalar> sqrt(const Lanes<Scalar>& a) {
   return Lanes<Scalar>::make([&](int i) -> typename Lanes<Scalar>::Packet {

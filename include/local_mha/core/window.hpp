@@ -90,6 +90,14 @@ class Window {
   /// sequence aside.
   bool slides() const { return exact_; }
 
+  /// Query rows `[0, complete)` see none of the key rows from `rows` on.
+  Index complete(Index rows) const {
+    if (causal_) return rows;
+    const Index last_seen = rows - ahead_;
+    if (last_seen <= 0) return 0;
+    return exact_ ? last_seen : std::max<Index>(0, last_seen - place_in_bucket(last_seen));
+  }
+
   /// Rows before its own that a query row can see, and rows after it.
   Index reach_behind() const { return exact_ ? behind_ : behind_ + (size_ - 1); }
   Index reach_ahead() const {

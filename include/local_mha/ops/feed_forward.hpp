@@ -45,27 +45,55 @@ class FeedForward {
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x,
                             std::optional<Training> training = {}) const {
     if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
+    RowMatrix<Scalar> y(x.rows(), dim_);
+    Workspace workspace(*this);
+    forward_into(x.rows(), x.data(), x.outerStride(), y.data(), workspace, training);
+    return y;
+  }
+
+  /// Room for calls of forward_into().
+  class Workspace {
+   public:
+    Workspace() = default;
+    explicit Workspace(const FeedForward& layer)
+        : in_(room(layer.dim_)), out_(in_), values_(room(layer.inner_)), gates_(values_) {}
+
+   private:
+    friend FeedForward;
+    static BlockBuffer<Scalar> room(Index channels) {
+      return make_block_buffer<Scalar>(stretch * channels * block_rows<Scalar>);
+    }
+    BlockBuffer<Scalar> in_;
+    BlockBuffer<Scalar> out_;
+    BlockBuffer<Scalar> values_;
+    BlockBuffer<Scalar> gates_;
+  };
+
+  /// The same into given memory. Allocates nothing.
+  /// \param x, x_stride `[rows, dim]`, and from row to row
+  /// \param y `[rows, dim]`, row below row
+  /// \param workspace of a layer of this one's sizes
+  void forward_into(Index rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
+                    std::optional<Training> training = {}) const {
+    constexpr Index count = block_rows<Scalar>;
     std::optional<Dropout<Scalar>> dropout;
     if (training && dropout_ > 0) dropout.emplace(dropout_, training->seed, 0);
-    constexpr Index count = block_rows<Scalar>;
-    auto normed = make_block_buffer<Scalar>(stretch * dim_ * count);
-    auto values = make_block_buffer<Scalar>(stretch * inner_ * count);
-    auto gates = make_block_buffer<Scalar>(stretch * inner_ * count);
+    const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
+    const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
     Index first = 0;
-    return map_blocks<Scalar>(x, dim_, stretch, [&](Index blocks, const Scalar* in, Scalar* out) {
-      std::copy(in, in + blocks * dim_ * count, normed.data());
-      for (Index b = 0; b < blocks; ++b) norm_.apply(normed.data() + b * dim_ * count);
-      const auto value = [&](Index b) { return values.data() + b * inner_ * count; };
-      const auto gate = [&](Index b) { return gates.data() + b * inner_ * count; };
-      project(proj_in_, 0, normed.data(), blocks, value);
-      project(proj_in_, 1, normed.data(), blocks, gate);
+    const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
+      for (Index b = 0; b < blocks; ++b) norm_.apply(in + b * dim_ * count);
+      project(proj_in_, 0, in, blocks, value);
+      project(proj_in_, 1, in, blocks, gate);
       for (Index b = 0; b < blocks; ++b) {
         geglu(value(b), gate(b));
         if (dropout) drop(*dropout, first + b * count, value(b));
       }
-      project(proj_out_, 0, values.data(), blocks, [&](Index b) { return out + b * dim_ * count; });
+      project(proj_out_, 0, value(0), blocks, [&](Index b) { return out + b * dim_ * count; });
       first += blocks * count;
-    });
+    };
+    map_rows(rows, dim_, x, x_stride, dim_, y, stretch, workspace.in_.data(), workspace.out_.data(),
+             apply);
   }
 
  private:
