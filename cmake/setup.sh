@@ -3,10 +3,11 @@
 # Installs what building local_mha needs and is missing, through apt. Safe to run again.
 #
 #   cmake/setup.sh              what the presets demo, test and release need
-#   cmake/setup.sh --developer  and clang, its sanitizer and fuzzer runtimes, clang-format, clang-tidy
+#   cmake/setup.sh --developer  and clang, its sanitizer and fuzzer runtimes, clang-format, clang-tidy,
+#                               and what builds and runs programs for AArch64
 set -euo pipefail
 
-usage() { sed -n '3,6s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '3,7s/^# \{0,1\}//p' "$0"; }
 
 developer=false
 case "${1-}" in
@@ -37,7 +38,8 @@ if ! command -v apt-get >/dev/null; then
   Eigen 3.4, nlohmann_json 3.10, CLI11 2.1, stb, GoogleTest 1.12, Google Benchmark 1.7
 LIST
   if $developer; then
-    echo "  clang 19 with its sanitizer and fuzzer runtimes, clang-format 19, clang-tidy 19"
+    echo "  clang 19 with its sanitizer and fuzzer runtimes, clang-format 19, clang-tidy 19,"
+    echo "  g++ for AArch64, qemu-user"
   fi
   exit 0
 fi
@@ -71,6 +73,7 @@ if $developer; then
   clang=$(choose_clang)
   if [ -z "$clang" ]; then say "apt knows no clang from version 16 on" >&2; exit 1; fi
   packages+=("clang-$clang" "libclang-rt-$clang-dev" "clang-format-$clang" "clang-tidy-$clang")
+  packages+=(g++-aarch64-linux-gnu qemu-user)
 fi
 
 missing=()

@@ -195,6 +195,7 @@ TYPED_TEST(Component, AttentionKernelGivesTheOutputAndItsLogSumExp) {
       head.window = &window;
       head.seqlen = n;
       head.masked = in.masked.data();
+      head.queries = {0, n};
       head.unmasked = {0, n};
       local_mha::AttentionKernel<TypeParam> kernel(d, n);
       auto queries = local_mha::make_block_buffer<TypeParam>(d * count);

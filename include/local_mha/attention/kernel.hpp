@@ -176,6 +176,13 @@ class AttentionKernel {
                         [](std::uint8_t flag) { return flag != 0; });
   }
 
+  // Whether `most` of `left` rows are next, and not `group` of them, of both of which rows are made
+  // up.
+  template <int most>
+  static constexpr bool is_next(Index left) {
+    return most == group || left == most || left >= most + group;
+  }
+
   Scalar* score_row(const Range& chunk, Index key) {
     return scores_.data() + (key - chunk.begin / count * count) * count;
   }
@@ -203,7 +210,6 @@ class AttentionKernel {
       const Index block_end = begin / count * count + count;
       for (Index key = begin; key < end;) {
         constexpr Index most = Tiling<Scalar>::keys;
-        const Index left = block_end - key - most;
         const Scalar* from = cursor.block() + key % count * keys.position_stride();
         const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
@@ -215,7 +221,7 @@ class AttentionKernel {
           key += half_keys;
           continue;
         }
-        const bool many = most == group || left == 0 || left >= group;
+        const bool many = is_next<most>(block_end - key);
         const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
                                : score_keys<group>(keys, from, turned, bias, to);
         const Range scored{key, key + (many ? most : group)};
@@ -344,11 +350,15 @@ class AttentionKernel {
         return accumulate_seen(head, tile, chunk, values, rescale, factor, out);
     const Index channels = padded_channels<Scalar>(values.channels());
     upcoming_.spread_over(ceil_div(channels, most) * ((chunk.end - chunk.begin) / count));
-    Index c = 0;
-    for (; c + most <= channels; c += most)
-      accumulate_channels<most>(chunk, values, c, rescale, factor, out);
-    for (; c < channels; c += group)
-      accumulate_channels<group>(chunk, values, c, rescale, factor, out);
+    for (Index c = 0; c < channels;) {
+      if (is_next<most>(channels - c)) {
+        accumulate_channels<most>(chunk, values, c, rescale, factor, out);
+        c += most;
+      } else {
+        accumulate_channels<group>(chunk, values, c, rescale, factor, out);
+        c += group;
+      }
+    }
   }
 
   template <int Channels, typename Values>
