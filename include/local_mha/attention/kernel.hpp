@@ -368,7 +368,7 @@ class AttentionKernel {
   // scores[key] of whole blocks, −∞ where the query does not see a key.
   void score_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
                  const Scalar* query, const Ring<Scalar>& keys) {
-    constexpr int together = std::min(4, Tiling<Scalar>::accumulators);
+    constexpr int together = std::max(1, std::min(4, Tiling<Scalar>::accumulators));
     const Scalar* turned = query;
     auto cursor = keys.cursor(blocks.begin);
     Scalar* to = scores_.data();
