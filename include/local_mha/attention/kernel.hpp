@@ -18,10 +18,12 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <type_traits>
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -74,6 +76,12 @@ class AttentionKernel {
         turned_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
 
+  /// Below every score, and finite, so that its difference to −∞ is −∞.
+  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
+
+  /// Memory that attend() fetches while it computes, and then forgets.
+  Upcoming<Scalar>& upcoming() { return upcoming_; }
+
   /// Attends from the block of queries whose first row is `first`.
   /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their
   /// place
@@ -107,13 +115,12 @@ class AttentionKernel {
       accumulate(head, tile, chunk, values, first_chunk ? nullptr : &rescale, factor, out);
       chunk.begin = chunk.end;
     } while (chunk.begin < tile.keys.end);
+    upcoming_.clear();
     if (lse != nullptr) log_sum_exp(maximum, sum, lse);
   }
 
  private:
   static constexpr Index group = Tiling<Scalar>::rows;
-  // Below every score, and finite, so that its difference to −∞ is −∞.
-  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
   static constexpr double self_score = -5e4;
 
   // Which keys the queries of a block see.
@@ -166,6 +173,8 @@ class AttentionKernel {
     const Scalar* turned = queries;
     Index groups_back = std::numeric_limits<Index>::min();
     LaneRange lanes{0, 0};
+    std::optional<BiasRows> bias_rows;
+    if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto cursor = keys.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
@@ -177,37 +186,52 @@ class AttentionKernel {
           turned = turned_.data();
         }
       }
-      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end});
-      for (Index key = begin; key < end; key += group) {
-        L acc[group][1];
-        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
-        const Scalar* const x[1] = {turned};
-        multiply(keys.channels(), cursor.block() + key % count * keys.position_stride(),
-                 keys.position_stride(), keys.channel_stride(), x, acc);
-        if (head.attn_bias != nullptr) {
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
-              fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
-        }
+      if (bias_rows) gather_bias(*bias_rows, begin / count * count);
+      const Index block_end = begin / count * count + count;
+      for (Index key = begin; key < end;) {
+        constexpr Index most = Tiling<Scalar>::keys;
+        const Index left = block_end - key - most;
+        const Scalar* from = cursor.block() + key % count * keys.position_stride();
+        const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
-        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(to + r * count);
-        if (plain(head, tile, {key, key + group})) {
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) maximum = max(maximum, acc[r][0]);
-        } else {
-          maximum = hide(head, tile, key, to, lanes, maximum);
-        }
+        const bool many = most == group || left == 0 || left >= group;
+        const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
+                               : score_keys<group>(keys, from, turned, bias, to);
+        const Range scored{key, key + (many ? most : group)};
+        maximum = plain(head, tile, scored) ? max(maximum, largest)
+                                            : hide(head, tile, scored, to, lanes, maximum);
+        key = scored.end;
       }
       begin = end;
     }
     return maximum;
   }
 
-  // Puts −∞ where a query does not see a key of the group, and the self score where it is its own.
-  // Apart from score(), whose accumulators must not have an address. Returns the maximum so far.
+  // scores[key][query] of keys of one block. Returns their maximum.
+  template <int Keys>
+  static LOCAL_MHA_INLINE L score_keys(const Ring<Scalar>& keys, const Scalar* from,
+                                       const Scalar* queries, const Scalar* bias, Scalar* to) {
+    L acc[Keys][1];
+    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = L::zero();
+    const Scalar* const x[1] = {queries};
+    multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, acc);
+    if (bias != nullptr) {
+      LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] =
+          fma(Scalar(log2_e), L::load(bias + r * count), acc[r][0]);
+    }
+    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0].store(to + r * count);
+    L largest = acc[0][0];
+    LOCAL_MHA_UNROLL for (int r = 1; r < Keys; ++r) largest = max(largest, acc[r][0]);
+    return largest;
+  }
+
+  // Puts −∞ where a query does not see a key, and the self score where it is its own.
+  // Returns the maximum so far.
   // `lanes` starts as {0, 0} and is kept for the keys that follow.
-  static L hide(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
+  static L hide(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys,
                 Scalar* scores, LaneRange& lanes, L maximum) {
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
-    for (Index key = first_key; key < first_key + group; ++key, scores += count) {
+    for (Index key = keys.begin; key < keys.end; ++key, scores += count) {
       L score = L::load(scores);
       if (head.shared_qk && tile.first <= key && key < tile.first + count) {
         const int self = static_cast<int>(key - tile.first);
@@ -222,26 +246,38 @@ class AttentionKernel {
     return maximum;
   }
 
-  // attn_bias as [key][query] for the keys of one block; 0 where a query does not see a key.
-  void gather_bias(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
-    const Index columns = head.window->look_around();
-    const Scalar* row[count];
-    for (Index r = 0; r < count; ++r) {
-      const Index query = std::min(tile.first + r, head.seqlen - 1);
-      row[r] = head.attn_bias + head.window->place_in_bucket(query) * columns;
+  // The rows of attn_bias for the queries of a tile.
+  struct BiasRows {
+    BiasRows(const AttentionHead<Scalar>& head, const Tile& tile)
+        : columns(head.window->look_around()) {
+      for (Index r = 0; r < count; ++r) {
+        const Index query = std::min(tile.first + r, head.seqlen - 1);
+        row[r] = head.attn_bias + head.window->place_in_bucket(query) * columns;
+        begin[r] = head.window->look_around_begin(query);
+      }
     }
-    const auto column = [&](Index r, Index key) {
-      return key - head.window->look_around_begin(tile.first + r);
-    };
-    if (keys.end - keys.begin == count && plain(head, tile, keys)) {
-      load_block(
-          count, count, [&](Index r) { return row[r] + column(r, keys.begin); }, bias_.data());
+
+    Index columns;
+    const Scalar* row[count];
+    Index begin[count];  // the key of column 0
+  };
+
+  // attn_bias as [key][query] for one block of keys; anything where a query does not see a key.
+  void gather_bias(const BiasRows& rows, Index first_key) {
+    const auto column = [&](Index r) { return first_key - rows.begin[r]; };
+    bool inside = true;
+    for (Index r = 0; r < count; ++r)
+      inside = inside && column(r) >= 0 && column(r) + count <= rows.columns;
+    if (inside) {
+      load_block(count, count, [&](Index r) { return rows.row[r] + column(r); }, bias_.data());
       return;
     }
-    for (Index key = keys.begin; key < keys.end; ++key)
-      for (Index r = 0; r < count; ++r)
-        bias_[static_cast<std::size_t>(key % count * count + r)] =
-            tile.seen[r].contains(key) ? row[r][column(r, key)] : Scalar(0);
+    for (Index key = 0; key < count; ++key)
+      for (Index r = 0; r < count; ++r) {
+        const bool there = Range{0, rows.columns}.contains(column(r) + key);
+        bias_[static_cast<std::size_t>(key * count + r)] =
+            there ? rows.row[r][column(r) + key] : Scalar(0);
+      }
   }
 
   // Turns the scores of a chunk into 2^(score − maximum). Returns their sum, added to `sum`.
@@ -278,11 +314,12 @@ class AttentionKernel {
   template <typename Values>
   void accumulate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
                   const Values& values, const L* rescale, const L& factor, Scalar* out) {
-    constexpr int most = Tiling<Scalar>::value_rows;
+    constexpr int most = Tiling<Scalar>::values;
     for (Index block = chunk.begin / count; block * count < chunk.end; ++block)
       if (!values.finite(block))
         return accumulate_seen(head, tile, chunk, values, rescale, factor, out);
     const Index channels = padded_channels<Scalar>(values.channels());
+    upcoming_.spread_over(ceil_div(channels, most) * ((chunk.end - chunk.begin) / count));
     Index c = 0;
     for (; c + most <= channels; c += most)
       accumulate_channels<most>(chunk, values, c, rescale, factor, out);
@@ -302,6 +339,7 @@ class AttentionKernel {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
       const Scalar* block = cursor.block() + c * values.channel_stride();
       const Scalar* const p[1] = {score_row(chunk, begin)};
+      upcoming_.fetch();
       if (end - begin == count)
         multiply(count, block, values.channel_stride(), values.position_stride(), p, acc);
       else
@@ -506,6 +544,7 @@ class AttentionKernel {
   BlockBuffer<Scalar> scores_;
   BlockBuffer<Scalar> turned_;
   BlockBuffer<Scalar> bias_;
+  Upcoming<Scalar> upcoming_;
 };
 
 }  // namespace local_mha

@@ -86,6 +86,10 @@ class Window {
   /// Key row of the attention bias' column 0 for query row `i`.
   Index look_around_begin(Index i) const { return i - place_in_bucket(i) - behind_; }
 
+  /// True if what a query sees moves on by one from each query to the next, the ends of the
+  /// sequence aside.
+  bool slides() const { return exact_; }
+
   /// Query rows `[0, complete)` see none of the key rows from `rows` on.
   Index complete(Index rows) const {
     if (causal_) return rows;

@@ -26,8 +26,12 @@ struct Tiling {
   static constexpr int rows = accumulators >= 8 ? 8 : accumulators >= 4 ? 4 : 2;
   /// Blocks of positions that one micro-kernel of a projection takes.
   static constexpr int blocks = std::max(1, accumulators / rows);
+  /// Keys that one micro-kernel of the attention takes, where a block has so many left: what fits
+  /// beside one Lanes of queries and a key. Fewer multiply-adds in flight than 8 wait for each
+  /// other.
+  static constexpr int keys = std::clamp((registers - L::packets - 2) / L::packets, rows, 8);
   /// Channels of the values that one micro-kernel of the attention takes.
-  static constexpr int value_rows = L::packets == 1 && accumulators >= 16 ? 16 : rows;
+  static constexpr int values = L::packets == 1 && accumulators >= 16 ? 16 : keys;
 };
 
 /// Channels rounded up to whole micro-kernels: the room of a block.
