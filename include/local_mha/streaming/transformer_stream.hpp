@@ -44,6 +44,8 @@ class WaitingRows {
   }
   bool hold(const Range& rows) const { return rows.begin == rows.end || rows.begin >= oldest_; }
   void reset() { oldest_ = 0; }
+  /// Rows from `end` on come again.
+  void rollback(Index end) { oldest_ = std::min(oldest_, end); }
 
   void save(const Range& rows, StateWriter& to) const {
     const Index begin = std::min(std::max(oldest_, Index{0}), rows.end);
@@ -125,6 +127,7 @@ class StreamedModel {
     Index position = position_;
     for (Layer& layer : layers_) {
       layer.attention.rollback(layer.attention.position() - position);
+      layer.residual.rollback(position);
       position = layer.attention.complete(position);
     }
   }
