@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -44,6 +45,7 @@ class LocalTransformer;
 template <typename Scalar>
 class LocalMHA {
   class Flow;
+  struct Plan;
 
  public:
   using Parameters = LocalMHAParameters<Scalar>;
@@ -59,20 +61,28 @@ class LocalMHA {
    private:
     friend LocalMHA;
 
-    struct Worker {
-      Flow flow;
-      Past<Scalar> past;
-    };
-
-    void prepare(const LocalMHA& layer, const Window& window, Index seqlen, Index workers) {
-      if (!workers_.empty() && !workers_.front().flow.fits(layer, seqlen)) workers_.clear();
-      while (static_cast<Index>(workers_.size()) < workers)
-        workers_.push_back({Flow(layer, window, seqlen), layer.make_past(window, seqlen)});
-      for (Worker& worker : workers_) worker.flow.use(layer);
+    // Sequences follow one another through `pasts_`; workers share the one of a sequence.
+    void prepare(const LocalMHA& layer, const Window& window, Index seqlen, const Plan& plan) {
+      const bool fits = !flows_.empty() && flows_.front().fits(layer, seqlen) && plan_.fits(plan);
+      if (!fits) {
+        flows_.clear();
+        pasts_.clear();
+      }
+      plan_ = plan;
+      while (static_cast<Index>(flows_.size()) < plan.workers)
+        flows_.emplace_back(layer, window, seqlen);
+      while (static_cast<Index>(pasts_.size()) < plan.pasts)
+        pasts_.push_back(layer.make_past(window, seqlen, plan));
+      for (Flow& flow : flows_) flow.use(layer);
+      // Not to be moved, nor copied.
+      if (!order_) order_ = std::make_unique<StepOrder>();
+      order_->start(plan.steps, plan.slack);
     }
-    Worker& worker(Index i) { return workers_[static_cast<std::size_t>(i)]; }
 
-    std::vector<Worker> workers_;
+    Plan plan_;
+    std::vector<Flow> flows_;
+    std::vector<Past<Scalar>> pasts_;
+    std::unique_ptr<StepOrder> order_;
   };
 
   /// Starts with the weights of a new PyTorch module.
@@ -130,7 +140,7 @@ class LocalMHA {
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
-  /// configuration, sequence length and number of threads (a thread pool's own queue aside).
+  /// configuration, shape and number of threads (a thread pool's own queue aside).
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -140,18 +150,18 @@ class LocalMHA {
     const auto inputs = check(x, mask, attn_bias);
     require_shape("y", y.dimensions(), x.dimensions());
     const auto [batch, seqlen, dim] = x.dimensions();
-    const Index workers = thread_count(device);
-    const Index reach = std::min(inputs.window().reach_behind(), seqlen) +
-                        std::min(inputs.window().reach_ahead(), seqlen);
-    const Runs runs(batch, ceil_div(seqlen, count), ceil_div(reach, count), workers);
-    workspace.prepare(*this, inputs.window(), seqlen, std::min(workers, runs.tasks()));
-    const auto run = [&, sequence_size = seqlen * dim](Index i, Index task) {
-      const Index b = runs.sequence(task);
-      auto& worker = workspace.worker(i);
-      worker.flow.run(worker.past, inputs, b, {runs.begin(task), runs.end(task)},
-                      x.data() + b * sequence_size, y.data() + b * sequence_size, training);
+    const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
+    workspace.prepare(*this, inputs.window(), seqlen, plan);
+    const auto work = [&](Index worker, Index) {
+      try {
+        workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(),
+                                                               y.data(), training);
+      } catch (...) {
+        workspace.order_->abandon();
+        throw;
+      }
     };
-    parallel_for(device, std::min(workers, runs.tasks()), runs.tasks(), run);
+    parallel_for(device, plan.workers, plan.workers, work);
   }
   void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
                     const PaddingMask& mask = {}, const Bias& attn_bias = {},
@@ -194,6 +204,47 @@ class LocalMHA {
             attn_bias};
   }
 
+  // How the sequences of a batch pass the layer: one after the other, in steps of some rows each,
+  // which any worker may take.
+  struct Plan {
+    Index batch = 0;
+    Index stretch = 1;  // blocks of rows that a step takes at most
+    Index steps = 0;    // of all sequences
+    Index workers = 1;
+    Index slack = 1;  // see StepOrder
+    Index pasts = 0;
+
+    // Rooms made for this serve the other, too.
+    bool fits(const Plan& other) const { return stretch >= other.stretch && slack >= other.slack; }
+  };
+
+  Plan make_plan(const Window& window, Index batch, Index seqlen, Index threads) const {
+    Plan plan;
+    plan.batch = batch;
+    const Index blocks = batch * ceil_div(seqlen, count);
+    if (blocks == 0) return plan;
+    // As many steps for every worker.
+    const Index rounds = ceil_div(blocks, threads * stretch);
+    plan.stretch = ceil_div(blocks, threads * rounds);
+    Index steps = 0;
+    for_each_step(window, seqlen, plan.stretch, [&](const Range&, const Range&) { ++steps; });
+    plan.steps = batch * steps;
+    plan.workers = std::min(threads, plan.steps);
+    plan.slack = plan.workers == 1 ? 1 : 2 * plan.workers;
+    plan.pasts = std::min(batch, ceil_div(plan.slack, steps) + 1);
+    return plan;
+  }
+
+  // Calls `step(made, answered)` with the rows that come in and the queries that are answered, at
+  // `most` so many blocks of each.
+  template <typename Step>
+  static void for_each_step(const Window& window, Index seqlen, Index most, Step&& step) {
+    const auto complete = [&](Index rows) {
+      return rows == seqlen ? seqlen : window.complete(rows) / count * count;
+    };
+    for_each_stretch<Scalar>({0, seqlen}, {0, seqlen}, most, complete, step);
+  }
+
   // A worker's room, and the steps by which rows of a sequence pass the layer in it.
   class Flow {
    public:
@@ -222,29 +273,37 @@ class LocalMHA {
     // A layer that this fits.
     void use(const LocalMHA& layer) { layer_ = &layer; }
 
-    // The rows of `y` of the queries `[begin, end)`, in blocks.
-    void run(Past<Scalar>& past, const detail::AttentionInputs<Scalar>& inputs, Index b,
-             const Range& blocks, const Scalar* x, Scalar* y,
-             const std::optional<Training>& training) {
-      const Window& window = inputs.window();
-      make_dropouts(b, training);
-      take_heads([&](Index h) {
-        AttentionHead<Scalar> head = inputs.head(b, h);
-        head.dropout = dropouts_.empty() ? nullptr : &dropouts_[to_size(h)];
-        return head;
-      });
-      const Range queries{blocks.begin * count, std::min(blocks.end * count, seqlen_)};
-      const Range seen = window.keys_of(queries, seqlen_);
-      const Range needed{seen.begin / count * count,
-                         std::min(ceil_div(seen.end, count) * count, seqlen_)};
-      const auto complete = [&](Index rows) {
-        return rows == seqlen_ ? seqlen_ : window.complete(rows) / count * count;
-      };
-      for_each_stretch<Scalar>(needed, queries, stretch, complete,
-                               [&](const Range& made, const Range& answered) {
-                                 step(past, made, made.clipped_to(queries), x + made.begin * dim(),
-                                      answered, y + answered.begin * dim());
-                               });
+    // Takes steps until none is left.
+    // \param x, y the batch
+    void run(Workspace& workspace, const detail::AttentionInputs<Scalar>& inputs, const Scalar* x,
+             Scalar* y, const std::optional<Training>& training) {
+      one_by_one_ = false;
+      const Plan& plan = workspace.plan_;
+      StepOrder& order = *workspace.order_;
+      Index next = order.take();
+      Index step = 0;
+      for (Index b = 0; b < plan.batch; ++b, x += seqlen_ * dim(), y += seqlen_ * dim()) {
+        if (next >= step + plan.steps / plan.batch) {
+          step += plan.steps / plan.batch;
+          continue;
+        }
+        Past<Scalar>& past = workspace.pasts_[to_size(b % plan.pasts)];
+        make_dropouts(b, training);
+        take_heads([&](Index h) {
+          AttentionHead<Scalar> head = inputs.head(b, h);
+          head.dropout = dropouts_.empty() ? nullptr : &dropouts_[to_size(h)];
+          return head;
+        });
+        for_each_step(inputs.window(), seqlen_, plan.stretch,
+                      [&](const Range& rows, const Range& answered) {
+                        if (step++ != next) return;
+                        make(past, rows, rows, x + rows.begin * dim());
+                        order.made(next);
+                        answer(past, answered, y + answered.begin * dim());
+                        order.answered(next);
+                        next = order.take();
+                      });
+      }
     }
 
     // Takes the heads of a sequence; `head_of(h)` says all but the rotary steps.
@@ -261,14 +320,23 @@ class LocalMHA {
     // \param x, y the first row of `made` and of `answered`
     void step(Past<Scalar>& past, const Range& made, const Range& asked, const Scalar* x,
               const Range& answered, Scalar* y) {
-      load(made, x);
-      make_gates(past, asked, made);
+      one_by_one_ = true;
+      make(past, made, asked, x);
+      answer(past, answered, y);
+    }
+
+    void make(Past<Scalar>& past, const Range& rows, const Range& asked, const Scalar* x) {
+      load(rows, x);
+      make_gates(past, asked, rows);
       for (Index h = 0; h < heads(); ++h) {
-        make_queries(past, asked, made, h);
-        make_keys_and_values(past, made, h);
-        attend(past, answered, h);
+        make_queries(past, asked, rows, h);
+        make_keys_and_values(past, rows, h);
       }
-      project_out(answered, y);
+    }
+
+    void answer(Past<Scalar>& past, const Range& rows, Scalar* y) {
+      for (Index h = 0; h < heads(); ++h) attend(past, rows, h);
+      project_out(rows, y);
     }
 
     // Normalized queries and keys of a whole sequence, before positions and scale.
@@ -298,7 +366,7 @@ class LocalMHA {
     Index dim_head() const { return config().dim_head; }
     Index head_size() const { return padded_channels<Scalar>(dim_head()) * count; }
     static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
-    static bool is_single(const Range& rows) { return rows.end - rows.begin == 1; }
+    bool is_single(const Range& rows) const { return one_by_one_ && rows.end - rows.begin == 1; }
     static Range blocks_of(const Range& rows) { return local_mha::blocks_of<Scalar>(rows); }
 
     void make_dropouts(Index b, const std::optional<Training>& training) {
@@ -421,25 +489,26 @@ class LocalMHA {
     BlockBuffer<Scalar> out_;    // [block][head][channel][count], of the heads
     BlockBuffer<Scalar> y_;      // [block][dim][count]
     BlockBuffer<Scalar> begun_;  // a block of which a ring holds some rows already
-    // A single position as project_lane() takes it.
+    // A single position as project_lane() takes it, if positions may come one by one: its sums are
+    // in another order, and results must not depend on where a sequence is cut into steps.
     BlockBuffer<Scalar> spread_;
+    bool one_by_one_ = false;
     std::vector<AttentionHead<Scalar>> heads_;
     std::vector<Dropout<Scalar>> dropouts_;
   };
 
-  // What a run over a sequence keeps. Queries wait until their look-around is complete; if it is at
-  // once, heads share the room.
-  Past<Scalar> make_past(const Window& window, Index seqlen) const {
+  // What the steps of a sequence keep.
+  Past<Scalar> make_past(const Window& window, Index seqlen, const Plan& plan) const {
     const Index behind = std::min(window.reach_behind(), seqlen);
     const Index ahead = std::min(window.reach_ahead(), seqlen);
     const Index blocks = ceil_div(seqlen, count);
+    const Index steps = plan.slack * plan.stretch;
     const auto bounded = [&](Index size) { return std::max<Index>(1, std::min(size, blocks)); };
     return Past<Scalar>({.heads = config_.heads,
                          .dim_head = config_.dim_head,
                          .gated = config_.gate_values_per_head,
-                         .waiting = bounded(ceil_div(ahead, count) + stretch + 2),
-                         .kept = bounded(ceil_div(behind + ahead, count) + stretch + 3),
-                         .queries_wait = ahead > 0});
+                         .waiting = bounded(ceil_div(ahead, count) + steps + 2),
+                         .kept = bounded(ceil_div(behind + ahead, count) + steps + 3)});
   }
 
   // Takes rows of a streamed sequence in, and answers rows, a stretch at a time.

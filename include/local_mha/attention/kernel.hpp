@@ -79,7 +79,7 @@ class AttentionKernel {
   /// Below every score, and finite, so that its difference to −∞ is −∞.
   static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
 
-  /// Memory that attend() fetches while it computes, and then forgets.
+  /// Memory that attend() fetches while it computes.
   Upcoming<Scalar>& upcoming() { return upcoming_; }
 
   /// Attends from the block of queries whose first row is `first`.
@@ -115,7 +115,6 @@ class AttentionKernel {
       accumulate(head, tile, chunk, values, first_chunk ? nullptr : &rescale, factor, out);
       chunk.begin = chunk.end;
     } while (chunk.begin < tile.keys.end);
-    upcoming_.clear();
     if (lse != nullptr) log_sum_exp(maximum, sum, lse);
   }
 
@@ -406,7 +405,7 @@ class AttentionKernel {
   // scores[key] of whole blocks, −∞ where the query does not see a key.
   void score_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
                  const Scalar* query, const Ring<Scalar>& keys) {
-    constexpr int together = std::max(1, std::min(4, Tiling<Scalar>::accumulators));
+    constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
     const Scalar* turned = query;
     auto cursor = keys.cursor(blocks.begin);
     Scalar* to = scores_.data();

@@ -340,6 +340,7 @@ class LocalAttention {
     // The rows of the next block of queries, and of the keys that it will be the first to see.
     void fetch_next(Index query, Index key, const Scalar* q, const Scalar* k,
                     const Values& values) {
+      kernel_.upcoming().clear();
       const auto add = [&](const Scalar* rows, Index first, Index channels) {
         if (first < seqlen_)
           kernel_.upcoming().add(rows + first * channels,

@@ -26,22 +26,21 @@ class Past {
     /// Blocks of queries and gates, and of keys and values.
     Index waiting = 1;
     Index kept = 1;
-    /// Queries wait for keys ahead; otherwise the heads share the queries' room.
+    /// Queries wait for keys ahead; otherwise later rows do not need them.
     bool queries_wait = false;
   };
 
   Past() = default;
   explicit Past(const Size& size)
       : size_(size),
-        queries_(to_size(size.queries_wait ? size.heads : 1),
-                 Ring<Scalar>(size.dim_head, size.waiting)),
+        queries_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.waiting)),
         keys_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.kept)),
         values_(keys_) {
     if (size.gated) gates_ = Ring<Scalar>(size.heads, size.waiting);
   }
 
   const Size& size() const { return size_; }
-  Ring<Scalar>& queries(Index h) { return queries_[size_.queries_wait ? to_size(h) : 0]; }
+  Ring<Scalar>& queries(Index h) { return queries_[to_size(h)]; }
   Ring<Scalar>& keys(Index h) { return keys_[to_size(h)]; }
   Ring<Scalar>& values(Index h) { return values_[to_size(h)]; }
   Ring<Scalar>& gates() { return gates_; }
