@@ -128,8 +128,10 @@ class LocalTransformer {
   }
 
   /// Goes on from prompts, token by token, each from the model's logits for all before it: by a
-  /// Stream, so that a token costs the same however many there are. Past max_seq_len, the position
-  /// embedding stays at its last row, see Stream. Include transformer_stream.hpp to use it.
+  /// Stream, so that a token costs the same however many there are. As in the Python package with a
+  /// cache, the last max_seq_len tokens of a prompt count, and where prompt and text are longer
+  /// than max_seq_len, the position embedding stays at its last row, for which the model was not
+  /// trained. Include transformer_stream.hpp to use it.
   /// \param prompt `[B, N]`, `N >= 1`
   /// \param on_tokens called after each step with a `std::span` of the `B` tokens that were made
   /// \return the tokens made, `[B, length]`, or fewer if all sequences have stopped; behind a

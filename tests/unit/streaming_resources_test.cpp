@@ -199,4 +199,30 @@ TYPED_TEST(StreamingResources, OfTheAttentionOnThreadsGiveTheSameBits) {
   }
 }
 
+TYPED_TEST(StreamingResources, OfAModelOnThreadsGiveTheSameBits) {
+  for (const bool causal : {true, false}) {
+    local_mha::LocalTransformerConfig config{
+        .num_tokens = 9, .max_seq_len = 100, .dim = 12, .depth = 3};
+    config.causal = causal;
+    config.local_attn_window_size = 5;
+    config.dim_head = 4;
+    config.heads = 2;
+    const local_mha::LocalTransformer<TypeParam> model(config, 1);
+    using Stream = typename local_mha::LocalTransformer<TypeParam>::Stream;
+    for (const int count : {1, 2, 5}) {
+      Eigen::ThreadPool pool(count);
+      const Eigen::ThreadPoolDevice device(&pool, count);
+      Stream alone(model, {.batch = 5});
+      Stream together(model, {.batch = 5, .max_threads = 4});
+      Random random(8);
+      for (const Index n : {1, 30, 1, 1, 200, 2}) {
+        Tensor<std::int64_t, 2> tokens(5, n);
+        for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 8);
+        EXPECT_TRUE(support::same_bits(alone.push(tokens), together.push(device, tokens)));
+      }
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush()));
+    }
+  }
+}
+
 }  // namespace

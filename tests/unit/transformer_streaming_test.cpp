@@ -249,6 +249,35 @@ TEST(Generate, TakesTheMostLikelyTokenOfForwardAtTemperatureZero) {
   }
 }
 
+// The prompt's last 64 tokens at the positions 0 to 63, and all that follow at 63.
+TEST(Generate, GoesOnPastMaxSeqLenFromTheEndOfALongPrompt) {
+  Random random(15);
+  const auto config = small_model();
+  auto parameters = support::transformer_parameters<double>(
+      config, support::random_parameters(
+                  random, support::named<double>(
+                              local_mha::LocalTransformerParameters<double>::zeros(config))));
+  const LocalTransformer<double> model(config, parameters);
+  auto longer = config;
+  longer.max_seq_len = 200;
+  const auto rows = parameters.pos_emb;
+  parameters.pos_emb.resize(200, rows.cols());
+  for (Index i = 0; i < 200; ++i) parameters.pos_emb.row(i) = rows.row(std::min<Index>(i, 63));
+  const LocalTransformer<double> long_model(longer, parameters);
+
+  const auto prompt = random_tokens(random, 1, 300, 11);
+  const auto made = model.generate(prompt, {.length = 30, .sampling = {.temperature = 0}});
+  std::vector<std::int64_t> text(prompt.data() + 300 - 64, prompt.data() + 300);
+  for (Index i = 0; i < 30; ++i) {
+    Tokens all(1, static_cast<Index>(text.size()));
+    std::copy(text.begin(), text.end(), all.data());
+    const auto logits = long_model.forward(all);
+    const double* last = &logits(0, all.dimension(1) - 1, 0);
+    EXPECT_EQ(made(0, i), std::max_element(last, last + 11) - last) << i;
+    text.push_back(made(0, i));
+  }
+}
+
 TEST(Generate, IsTheSameForTheSameSeedAndForASequenceAlone) {
   Random random(6);
   const auto model = random_model<float>(random, small_model());
@@ -308,10 +337,66 @@ TEST(Generate, RejectsWhatDoesNotFit) {
   config.causal = false;
   const auto sees_ahead = random_model<float>(random, config);
   EXPECT_THROW(sees_ahead.generate(prompt, {.length = 1}), std::invalid_argument);
+}
+
+TEST(TransformerStreamingBadInput, IsNamedAndChangesNothing) {
+  Random random(9);
+  const auto config = small_model();
+  const auto model = random_model<float>(random, config);
   LocalTransformer<float>::Stream stream(model);
-  EXPECT_THROW(stream.push(unknown), std::invalid_argument);
-  EXPECT_THROW(stream.push(random_tokens(random, 2, 1, 11)), std::invalid_argument);
-  EXPECT_EQ(stream.position(), 0);
+  stream.push(random_tokens(random, 1, 30, 11));
+  auto twin = stream;
+  const auto error_of = [](auto&& call) -> std::string {
+    try {
+      call();
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  const auto expect_error = [&](const std::string& begin, auto&& call) {
+    const std::string error = error_of(call);
+    EXPECT_EQ(error.substr(0, begin.size()), begin) << error;
+  };
+  const auto load = [&](const std::string& state) {
+    return [&stream, state] {
+      std::istringstream in(state);
+      stream.load(in);
+    };
+  };
+  Tokens unknown(1, 1);
+  unknown(0, 0) = 11;
+  expect_error("tokens: expected 0 to 10, got 11", [&] { stream.push(unknown); });
+  expect_error("tokens: expected shape [1, any], got [2, 1]",
+               [&] { stream.push(random_tokens(random, 2, 1, 11)); });
+  expect_error("n: expected at most", [&] { stream.rollback(31); });
+  Tensor<float, 3> room(1, 2, 11);
+  expect_error("logits: expected shape [1, 1, 11], got [1, 2, 11]",
+               [&] { stream.push_into(room, random_tokens(random, 1, 1, 11)); });
+
+  const auto state_of = [](const auto& saved) {
+    std::ostringstream out;
+    saved.save(out);
+    return out.str();
+  };
+  const std::string saved = state_of(stream);
+  for (std::size_t size = 0; size < saved.size(); size += 97)
+    expect_error("state: expected more data, got its end", load(saved.substr(0, size)));
+  for (std::size_t at = 0; at < saved.size(); at += 5) {
+    std::string damaged = saved;
+    damaged[at] = static_cast<char>(damaged[at] ^ 32);
+    expect_error("state: ", load(damaged));
+  }
+  auto deeper = config;
+  deeper.depth = 3;
+  const auto other = random_model<float>(random, deeper);
+  expect_error("state: expected that of LocalTransformer, depth 2",
+               load(state_of(LocalTransformer<float>::Stream(other))));
+  const auto in_double = random_model<double>(random, config);
+  expect_error("state: expected that of LocalTransformer, depth 2",
+               load(state_of(LocalTransformer<double>::Stream(in_double))));
+  const auto more = random_tokens(random, 1, 9, 11);
+  EXPECT_TRUE(support::same_bits(stream.push(more), twin.push(more)));
 }
 
 TEST(Sampler, DrawsAsOftenAsProbableOfThoseThatAreLeft) {

@@ -421,7 +421,7 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   constexpr Index at_once = 256;
   Tensor<std::int64_t, 2> next(batch, 1);
   Tensor<Scalar, 3> logits;
-  for (Index i = 0; i < prompted; i += at_once) {
+  for (Index i = std::max<Index>(0, prompted - config_.max_seq_len); i < prompted; i += at_once) {
     Tensor<std::int64_t, 2> some(batch, std::min(at_once, prompted - i));
     for (Index b = 0; b < batch; ++b)
       std::copy_n(prompt.data() + b * prompted + i, some.dimension(1), &some(b, 0));
