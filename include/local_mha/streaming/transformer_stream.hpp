@@ -27,9 +27,11 @@ namespace detail {
 template <typename Scalar>
 class WaitingRows {
  public:
-  WaitingRows(Index dim, Index capacity)
+  /// \param wait rows stay for later calls; else each is needed at once
+  WaitingRows(Index dim, Index capacity, bool wait)
       : dim_(dim),
         capacity_(capacity),
+        wait_(wait),
         rows_(make_block_buffer<Scalar>(dim * capacity)),
         masked_(static_cast<std::size_t>(capacity), 0) {}
 
@@ -42,15 +44,15 @@ class WaitingRows {
   std::uint8_t masked(Index row) const {
     return masked_[static_cast<std::size_t>(row % capacity_)];
   }
-  bool hold(const Range& rows) const { return rows.begin == rows.end || rows.begin >= oldest_; }
+  /// Whether all rows from `begin` on are there: if so, all from any later one on are, too.
+  bool hold(Index begin) const { return !wait_ || begin >= oldest_; }
   void reset() { oldest_ = 0; }
-  /// Rows from `end` on come again.
-  void rollback(Index end) { oldest_ = std::min(oldest_, end); }
 
-  void save(const Range& rows, StateWriter& to) const {
-    const Index begin = std::min(std::max(oldest_, Index{0}), rows.end);
+  /// \param end one past the last row
+  void save(Index end, StateWriter& to) const {
+    const Index begin = wait_ ? oldest_ : end;
     to.put(static_cast<std::int64_t>(begin));
-    for (Index i = begin; i < rows.end; ++i) {
+    for (Index i = begin; i < end; ++i) {
       to.put(row(i), dim_);
       to.put(masked(i));
     }
@@ -65,12 +67,13 @@ class WaitingRows {
       put(i, x.data(), from.get<std::uint8_t>());
     }
     oldest_ = std::max(oldest_, begin);
-    if (!hold(rows)) reject("state", "all rows that wait for the attention", "less");
+    if (!hold(rows.begin)) reject("state", "all rows that wait for the attention", "less");
   }
 
  private:
   Index dim_;
   Index capacity_;
+  bool wait_;
   BlockBuffer<Scalar> rows_;
   std::vector<std::uint8_t> masked_;
   Index oldest_ = 0;
@@ -114,8 +117,7 @@ class StreamedModel {
       Index position = position_ - n;
       for (const Layer& layer : layers_) {
         const Index next = layer.attention.complete(position);
-        if (!layer.attention.holds(position) || !layer.residual.hold({next, position}))
-          return false;
+        if (!layer.attention.holds(position) || !layer.residual.hold(next)) return false;
         position = next;
       }
       return true;
@@ -127,7 +129,6 @@ class StreamedModel {
     Index position = position_;
     for (Layer& layer : layers_) {
       layer.attention.rollback(layer.attention.position() - position);
-      layer.residual.rollback(position);
       position = layer.attention.complete(position);
     }
   }
@@ -137,7 +138,7 @@ class StreamedModel {
     to.put(static_cast<std::int64_t>(ended_));
     for (const Layer& layer : layers_) {
       layer.attention.save(to);
-      layer.residual.save({layer.attention.answered(), layer.attention.position()}, to);
+      layer.residual.save(layer.attention.position(), to);
     }
   }
   void load(StateReader& from) {
@@ -188,11 +189,13 @@ class LocalTransformer<Scalar>::Stream
     for (Index i = 0; i < model.config_.depth; ++i) {
       // At its end, a sequence is further on in this layer than it would be else.
       const Index rollback = config.max_rollback + i * window.reach_ahead();
-      layers.push_back({detail::StreamedSequence<Scalar>(
-                            window, {layer.heads, layer.dim_head, layer.gate_values_per_head},
-                            LocalMHA<Scalar>::stretch, rollback),
-                        detail::WaitingRows<Scalar>(layer.dim, window.reach_ahead() + rollback +
-                                                                   rows_at_once(window, i, jump))});
+      layers.push_back(
+          {detail::StreamedSequence<Scalar>(
+               window, {layer.heads, layer.dim_head, layer.gate_values_per_head},
+               LocalMHA<Scalar>::stretch, rollback),
+           detail::WaitingRows<Scalar>(
+               layer.dim, window.reach_ahead() + rollback + rows_at_once(window, i, jump),
+               window.reach_ahead() > 0)});
     }
     this->sequences_.assign(static_cast<std::size_t>(config.batch), Sequence(std::move(layers)));
     workers_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
