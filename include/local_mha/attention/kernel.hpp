@@ -120,6 +120,8 @@ class AttentionKernel {
 
  private:
   static constexpr Index group = Tiling<Scalar>::rows;
+  static constexpr int half = static_cast<int>(count / 2);
+  static constexpr int half_keys = Tiling<Scalar>::half_keys;
   static constexpr double self_score = -5e4;
 
   // Which keys the queries of a block see.
@@ -135,6 +137,8 @@ class AttentionKernel {
       if (keys.begin >= keys.end) keys = {0, 0};
       for (Index r = 0; r < begin; ++r) seen[r] = {keys.begin, keys.begin};
       for (Index r = end; r < count; ++r) seen[r] = {keys.end, keys.end};
+      lower_end = seen[half - 1].end;
+      upper_begin = seen[half].begin;
     }
 
     // Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
@@ -144,10 +148,20 @@ class AttentionKernel {
       while (lanes.end < count && seen[lanes.end].begin <= key) ++lanes.end;
     }
 
+    // The first lane of the half outside of which no query sees any of `some` keys; -1: there is
+    // none.
+    int half_that_sees(const Range& some) const {
+      if (some.end <= upper_begin) return 0;
+      return some.begin >= lower_end ? half : -1;
+    }
+
     Index first;
     Range seen[count];
     Range keys;
     Range by_all;
+    // The end of what the first half of the queries sees, and the begin of what the second does.
+    Index lower_end;
+    Index upper_begin;
     // The lane of the only query; -1: there are several.
     Index single_lane = -1;
   };
@@ -193,6 +207,14 @@ class AttentionKernel {
         const Scalar* from = cursor.block() + key % count * keys.position_stride();
         const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
+        const int lane = tile.half_that_sees({key, key + half_keys});
+        if (half_keys > 0 && lane >= 0 && key + half_keys <= block_end) {
+          score_keys<std::max(1, half_keys), 2>(keys, from, turned + lane,
+                                                bias ? bias + lane : nullptr, to + lane);
+          maximum = hide(head, tile, {key, key + half_keys}, to, lanes, maximum);
+          key += half_keys;
+          continue;
+        }
         const bool many = most == group || left == 0 || left >= group;
         const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
                                : score_keys<group>(keys, from, turned, bias, to);
@@ -206,20 +228,23 @@ class AttentionKernel {
     return maximum;
   }
 
-  // scores[key][query] of keys of one block. Returns their maximum.
-  template <int Keys>
-  static LOCAL_MHA_INLINE L score_keys(const Ring<Scalar>& keys, const Scalar* from,
-                                       const Scalar* queries, const Scalar* bias, Scalar* to) {
-    L acc[Keys][1];
-    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = L::zero();
+  // scores[key][query] of keys of one block, for as many queries as the lanes hold. Returns their
+  // maximum.
+  template <int Keys, int Parts = 1>
+  static LOCAL_MHA_INLINE Lanes<Scalar, Parts> score_keys(const Ring<Scalar>& keys,
+                                                          const Scalar* from, const Scalar* queries,
+                                                          const Scalar* bias, Scalar* to) {
+    using P = Lanes<Scalar, Parts>;
+    P acc[Keys][1];
+    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = P::zero();
     const Scalar* const x[1] = {queries};
     multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, acc);
     if (bias != nullptr) {
       LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] =
-          fma(Scalar(log2_e), L::load(bias + r * count), acc[r][0]);
+          fma(Scalar(log2_e), P::load(bias + r * count), acc[r][0]);
     }
     LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0].store(to + r * count);
-    L largest = acc[0][0];
+    P largest = acc[0][0];
     LOCAL_MHA_UNROLL for (int r = 1; r < Keys; ++r) largest = max(largest, acc[r][0]);
     return largest;
   }
