@@ -3,6 +3,7 @@
 /// A language model over bytes: how well it predicts a text, and texts by it.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -10,17 +11,17 @@
 #include <iomanip>
 #include <ios>
 #include <iostream>
-#include <numeric>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 
-#include <local_mha/core/random.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/weights.hpp>
 #include <local_mha/local_mha.hpp>
@@ -76,132 +77,179 @@ std::string read_bytes(std::ifstream& file, const std::string& path, std::size_t
   return bytes;
 }
 
-int score(const std::string& model_path, const std::string& text_path) {
-  const Model model = load_model(model_path);
-  const Index num_tokens = model.config().num_tokens;
-  const Index window = model.config().max_seq_len;
-  if (std::filesystem::is_directory(text_path))
-    throw std::runtime_error(text_path + ": expected a file, got a directory");
-  std::ifstream file(text_path, std::ios::binary);
-  if (!file) throw std::runtime_error(text_path + ": cannot be opened");
-  std::error_code unknown;
-  const auto file_size = std::filesystem::file_size(text_path, unknown);
+/// Says so if positions are beyond the model's position embedding.
+void warn_past(const Model& model, std::uint64_t positions) {
+  const Index longest = model.config().max_seq_len;
+  if (positions > static_cast<std::uint64_t>(longest))
+    std::cerr << "Past max_seq_len = " << longest
+              << " the position embedding stays at its last row, for which the model was not "
+                 "trained.\n";
+}
 
-  const examples::Stopwatch watch;
-  examples::ProgressBar progress(unknown ? 0 : static_cast<double>(file_size), "bytes");
-  double nats = 0;
-  std::uint64_t predicted = 0;
-  // Several windows at once, each [input | the byte after it]: enough rows to fill the matrix
-  // products, and few enough to take little memory.
-  const Index windows = std::max<Index>(1, 4096 / window);
-  std::string text = read_bytes(file, text_path, 1);
-  while (true) {
-    // The last byte of a stretch is the first input of the next one.
-    text += read_bytes(file, text_path, static_cast<std::size_t>(windows * window));
-    const auto inputs = static_cast<Index>(text.size()) - 1;
-    std::vector<std::int64_t> tokens(text.size());
-    to_tokens(text, num_tokens, text_path, predicted, tokens.begin());
-    if (inputs < 1) break;
-    // All whole windows, then the shorter one at the text's end.
-    for (Index first = 0; first < inputs;) {
-      const Index seqlen = std::min(window, inputs - first);
-      const Index batch = (inputs - first) / seqlen;
-      Tokens input(batch, seqlen);
-      Tokens labels(batch, seqlen);
-      std::copy_n(tokens.begin() + first, batch * seqlen, input.data());
-      std::copy_n(tokens.begin() + first + 1, batch * seqlen, labels.data());
-      const Tensor<double, 3> logits = model.forward(input).cast<double>();
-      nats +=
-          local_mha::cross_entropy<double>(logits, labels) * static_cast<double>(batch * seqlen);
-      first += batch * seqlen;
-      progress.update(static_cast<double>(predicted) + static_cast<double>(first));
-    }
-    predicted += static_cast<std::uint64_t>(inputs);
-    text.erase(0, text.size() - 1);
+/// Nats that the bytes of `labels` take.
+double nats_of(const Tensor<float, 3>& logits, const Tokens& labels) {
+  const Tensor<double, 3> precise = logits.cast<double>();
+  return local_mha::cross_entropy<double>(precise, labels) * static_cast<double>(labels.size());
+}
+
+/// The bytes that are scored one after another.
+class ScoredText {
+ public:
+  /// \throws std::runtime_error if the file cannot be read
+  explicit ScoredText(const std::string& path) : path_(path) {
+    if (std::filesystem::is_directory(path))
+      throw std::runtime_error(path + ": expected a file, got a directory");
+    file_.open(path, std::ios::binary);
+    if (!file_) throw std::runtime_error(path + ": cannot be opened");
+    text_ = read_bytes(file_, path, 1);
   }
+
+  /// The next bytes as tokens, up to `most` inputs and the byte that the last one predicts. The
+  /// last byte of a stretch is the first input of the next one.
+  std::vector<std::int64_t> next(Index most, Index num_tokens) {
+    if (text_.size() > 1) text_.erase(0, text_.size() - 1);
+    text_ += read_bytes(file_, path_, static_cast<std::size_t>(most));
+    std::vector<std::int64_t> tokens(text_.size());
+    to_tokens(text_, num_tokens, path_, predicted_, tokens.begin());
+    if (!tokens.empty()) predicted_ += tokens.size() - 1;
+    return tokens;
+  }
+  /// Bytes that have been labels.
+  std::uint64_t predicted() const { return predicted_; }
+  /// The file's size; 0 if it is not known.
+  double size() const {
+    std::error_code unknown;
+    const auto size = std::filesystem::file_size(path_, unknown);
+    return unknown ? 0 : static_cast<double>(size);
+  }
+
+ private:
+  std::string path_;
+  std::ifstream file_;
+  std::string text_;
+  std::uint64_t predicted_ = 0;
+};
+
+/// Inputs `[batch, seqlen]` from `first` on, and the byte after each.
+std::pair<Tokens, Tokens> inputs_and_labels(const std::vector<std::int64_t>& tokens, Index first,
+                                            Index batch, Index seqlen) {
+  Tokens input(batch, seqlen);
+  Tokens labels(batch, seqlen);
+  std::copy_n(tokens.begin() + first, batch * seqlen, input.data());
+  std::copy_n(tokens.begin() + first + 1, batch * seqlen, labels.data());
+  return {std::move(input), std::move(labels)};
+}
+
+/// The nats of a stretch of text: window by window of max_seq_len, the last one shorter.
+double nats_of_windows(const Model& model, const std::vector<std::int64_t>& tokens) {
+  const auto inputs = static_cast<Index>(tokens.size()) - 1;
+  double nats = 0;
+  for (Index first = 0; first < inputs;) {
+    // All whole windows, then the shorter one at the text's end.
+    const Index seqlen = std::min(model.config().max_seq_len, inputs - first);
+    const Index batch = (inputs - first) / seqlen;
+    const auto [input, labels] = inputs_and_labels(tokens, first, batch, seqlen);
+    nats += nats_of(model.forward(input), labels);
+    first += batch * seqlen;
+  }
+  return nats;
+}
+
+/// \param streams the text goes through the model once; else each window of it alone
+int score(const std::string& model_path, const std::string& text_path, bool streams) {
+  const Model model = load_model(model_path);
+  const Index window = model.config().max_seq_len;
+  ScoredText text(text_path);
+  const examples::Stopwatch watch;
+  double nats = 0;
+  {
+    examples::ProgressBar progress(text.size(), "bytes");
+    std::optional<Model::Stream> stream;
+    if (streams) stream.emplace(model);
+    // Several windows at once: enough rows to fill the matrix products, and few enough to take
+    // little memory.
+    const Index at_once = streams ? 4096 : std::max<Index>(1, 4096 / window) * window;
+    while (true) {
+      const auto tokens = text.next(at_once, model.config().num_tokens);
+      const auto inputs = static_cast<Index>(tokens.size()) - 1;
+      if (inputs < 1) break;
+      if (stream) {
+        const auto [input, labels] = inputs_and_labels(tokens, 0, 1, inputs);
+        nats += nats_of(stream->push(input), labels);
+      } else {
+        nats += nats_of_windows(model, tokens);
+      }
+      progress.update(static_cast<double>(text.predicted()));
+    }
+  }
+  const auto predicted = static_cast<double>(text.predicted());
   if (predicted == 0)
-    throw std::runtime_error(text_path + ": expected at least 2 bytes, of which the second is " +
-                             "predicted, got " + std::to_string(text.size()));
+    throw std::runtime_error(text_path +
+                             ": expected at least 2 bytes, of which the second is predicted, got "
+                             "fewer");
   const double seconds = watch.seconds();
-  std::cout << std::fixed << std::setprecision(6)
-            << nats / static_cast<double>(predicted) / std::log(2.) << " bits per byte\n";
-  std::cerr << predicted << " bytes predicted in " << std::fixed << std::setprecision(2) << seconds
-            << " s, " << std::setprecision(0) << static_cast<double>(predicted) / seconds
-            << " per second\n";
+  std::cout << std::fixed << std::setprecision(6) << nats / predicted / std::log(2.)
+            << " bits per byte\n";
+  if (streams) warn_past(model, text.predicted());
+  std::cerr << text.predicted() << " bytes predicted in " << std::fixed << std::setprecision(2)
+            << seconds << " s, " << std::setprecision(0) << predicted / seconds << " per second\n";
   return 0;
 }
 
 struct Generation {
   std::string prompt = "\n";
   Index length = 500;
-  double temperature = 0.8;
-  Index top_k = 0;
+  std::string stop;
+  local_mha::SamplingConfig sampling{.temperature = 0.8};
   std::uint64_t seed = 0;
 };
-
-/// A token drawn from softmax(logits / temperature), of the `top_k` most likely ones.
-/// \param temperature 0: the most likely one
-/// \param top_k 0: of all
-Index sample(const std::vector<double>& logits, double temperature, Index top_k,
-             local_mha::RandomSequence& random) {
-  std::vector<Index> order(logits.size());
-  std::iota(order.begin(), order.end(), Index{0});
-  // Of equally likely tokens, the smaller comes first.
-  std::ranges::sort(order, [&](Index a, Index b) {
-    const double logit_a = logits[static_cast<std::size_t>(a)];
-    const double logit_b = logits[static_cast<std::size_t>(b)];
-    return logit_a != logit_b ? logit_a > logit_b : a < b;
-  });
-  if (temperature == 0) return order[0];
-  if (top_k > 0 && top_k < static_cast<Index>(order.size()))
-    order.resize(static_cast<std::size_t>(top_k));
-  std::vector<double> cumulative;
-  double sum = 0;
-  for (const Index token : order) {
-    const double below_best =
-        logits[static_cast<std::size_t>(token)] - logits[static_cast<std::size_t>(order[0])];
-    sum += std::exp(below_best / temperature);
-    cumulative.push_back(sum);
-  }
-  const double drawn = random.uniform() * sum;
-  const auto found = std::ranges::upper_bound(cumulative, drawn);
-  return order[std::min(static_cast<std::size_t>(found - cumulative.begin()), order.size() - 1)];
-}
 
 int generate(const std::string& model_path, const Generation& options) {
   if (options.prompt.empty()) local_mha::reject("--prompt", "at least one byte", "none");
   if (options.length < 0) local_mha::reject("--length", "at least 0", options.length);
-  if (!(options.temperature >= 0) || !std::isfinite(options.temperature))
-    local_mha::reject("--temperature", "a finite number of at least 0", options.temperature);
-  if (options.top_k < 0) local_mha::reject("--top-k", "at least 0", options.top_k);
+  if (options.stop.size() > 1) local_mha::reject("--stop", "one byte", options.stop.size());
+  try {
+    validate(options.sampling);
+  } catch (const std::invalid_argument& error) {
+    std::string message = error.what();
+    const auto name_end = message.begin() + static_cast<std::ptrdiff_t>(message.find(':'));
+    std::replace(message.begin(), name_end, '_', '-');
+    throw std::invalid_argument("--" + message);
+  }
   const Model model = load_model(model_path);
   const Index num_tokens = model.config().num_tokens;
+  const auto tokens_of = [&](const std::string& text, std::string_view option) {
+    Tokens tokens(1, static_cast<Index>(text.size()));
+    to_tokens(text, num_tokens, option, 0, tokens.data());
+    return tokens;
+  };
+  const Tokens prompt = tokens_of(options.prompt, "--prompt");
+  std::optional<std::int64_t> stop;
+  if (!options.stop.empty()) stop = tokens_of(options.stop, "--stop")(0, 0);
 
-  std::vector<std::int64_t> tokens(options.prompt.size());
-  to_tokens(options.prompt, num_tokens, "--prompt", 0, tokens.begin());
-  local_mha::RandomSequence random(options.seed);
   std::cout << options.prompt << std::flush;
+  Index made = 0;
   const examples::Stopwatch watch;
-  examples::ProgressBar progress(static_cast<double>(options.length), "tokens",
-                                 !examples::is_terminal(stdout));
-  for (Index made = 0; made < options.length; ++made) {
-    const Index seqlen = std::min(static_cast<Index>(tokens.size()), model.config().max_seq_len);
-    Tokens context(1, seqlen);
-    std::copy(tokens.end() - seqlen, tokens.end(), context.data());
-    const Tensor<float, 3> logits = model.forward(context);
-    const float* last = &logits(0, seqlen - 1, 0);
-    const std::vector<double> next(last, last + num_tokens);
-    if (!std::ranges::all_of(next, [](double logit) { return std::isfinite(logit); }))
-      throw std::runtime_error(model_path + ": the model's logits are not finite");
-    tokens.push_back(sample(next, options.temperature, options.top_k, random));
-    if (!std::cout.put(static_cast<char>(tokens.back())).flush()) return examples::exit_error;
-    progress.update(static_cast<double>(made + 1));
+  {
+    examples::ProgressBar progress(static_cast<double>(options.length), "tokens",
+                                   !examples::is_terminal(stdout));
+    model.generate(prompt,
+                   {.length = options.length,
+                    .sampling = options.sampling,
+                    .stop_token = stop,
+                    .seed = options.seed},
+                   [&](const auto& tokens) {
+                     if (!std::cout.put(static_cast<char>(tokens[0])).flush())
+                       throw std::runtime_error("cannot write to standard output");
+                     progress.update(static_cast<double>(++made));
+                   });
   }
   const double seconds = watch.seconds();
   std::cout << "\n" << std::flush;
-  std::cerr << options.length << " tokens in " << std::fixed << std::setprecision(2) << seconds
-            << " s, " << std::setprecision(1)
-            << (seconds > 0 ? static_cast<double>(options.length) / seconds : 0)
+  warn_past(model, static_cast<std::uint64_t>(
+                       std::min(prompt.dimension(1), model.config().max_seq_len) + made));
+  std::cerr << made << " tokens in " << std::fixed << std::setprecision(2) << seconds << " s, "
+            << std::setprecision(1) << (seconds > 0 ? static_cast<double>(made) / seconds : 0)
             << " tokens per second\n";
   return 0;
 }
@@ -227,8 +275,14 @@ int run(int argc, char** argv) {
       "each,\n"
       "the model predicts from every byte and those before it in the window the next byte; the "
       "very\n"
-      "first byte of the text is not predicted.");
+      "first byte of the text is not predicted.\n"
+      "With --stream, the whole text goes through the model once, and every byte is predicted "
+      "from\n"
+      "all before it that its windows show. Past max_seq_len, the position embedding stays at its\n"
+      "last row, for which the model was not trained.");
   add_model(score_command);
+  bool streams = false;
+  score_command.add_flag("--stream", streams, "Takes the text as one sequence, of any length");
   score_command.add_option("text", text_path, "The text, of any length")
       ->required()
       ->type_name("TEXTFILE");
@@ -237,21 +291,30 @@ int run(int argc, char** argv) {
   CLI::App& generate_command =
       *app.add_subcommand("generate", "Writes a prompt and goes on from it, byte by byte");
   generate_command.footer(
-      "The model sees the last max_seq_len bytes. The same arguments and seed give the same text; "
-      "on\n"
-      "another processor, where sums are rounded differently, it may part at some byte.");
+      "A byte costs the same however long the text is. Of the prompt, the last max_seq_len bytes\n"
+      "count; past max_seq_len, the position embedding stays at its last row. The same arguments "
+      "and\n"
+      "seed give the same text; on another processor, where sums are rounded differently, it may\n"
+      "part at some byte.");
   add_model(generate_command);
   generate_command.add_option("--prompt", generation.prompt, "What the text begins with")
       ->default_str("a line feed");
   generate_command.add_option("--length", generation.length, "Bytes to write after the prompt")
       ->capture_default_str();
   generate_command
-      .add_option("--temperature", generation.temperature,
+      .add_option("--temperature", generation.sampling.temperature,
                   "What the logits are divided by; 0: always the most likely byte")
       ->capture_default_str();
   generate_command
-      .add_option("--top-k", generation.top_k, "Draws from the K most likely bytes; 0: from all")
+      .add_option("--top-k", generation.sampling.top_k,
+                  "Draws from the K most likely bytes; 0: from all")
       ->capture_default_str();
+  generate_command
+      .add_option("--top-p", generation.sampling.top_p,
+                  "Draws from the most likely bytes that together have this probability")
+      ->capture_default_str();
+  generate_command.add_option("--stop", generation.stop, "Ends after this byte")
+      ->default_str("never");
   generate_command.add_option("--seed", generation.seed, "Seed of the random numbers")
       ->check([](const std::string& seed) {  // the conversion would wrap it
         return seed.starts_with('-') ? "expected at least 0, got " + seed : std::string();
@@ -259,7 +322,8 @@ int run(int argc, char** argv) {
       ->capture_default_str();
 
   if (const auto status = examples::parse(app, argc, argv)) return *status;
-  return score_command.parsed() ? score(model_path, text_path) : generate(model_path, generation);
+  return score_command.parsed() ? score(model_path, text_path, streams)
+                                : generate(model_path, generation);
 }
 
 }  // namespace

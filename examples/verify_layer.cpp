@@ -2,8 +2,8 @@
 /// \file
 /// Runs a layer that was exported from Python and compares its outputs with Python's.
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <cstdint>
 #include <iomanip>
 #include <iostream>
 #include <limits>
@@ -21,6 +21,7 @@
 #include <local_mha/local_mha.hpp>
 
 #include "case_file.hpp"
+#include "chunks.hpp"
 #include "program.hpp"
 
 namespace {
@@ -39,6 +40,14 @@ struct Options {
   std::string scalar = "double";
   std::optional<double> tolerance;
   std::string output_path;
+  std::optional<Index> chunk;  ///< of a stream; empty: the full forward pass
+  std::uint64_t seed = 0;
+
+  /// How sequences are cut, if they are to go through a stream.
+  std::optional<examples::ChunkConfig> chunks() const {
+    if (!chunk) return std::nullopt;
+    return examples::ChunkConfig{.size = *chunk, .seed = seed};
+  }
 };
 
 /// How far an output is from the expected one.
@@ -126,20 +135,35 @@ class Outputs {
   io::SafetensorsWriter computed_;
 };
 
+using Chunks = std::optional<examples::ChunkConfig>;
+
 template <typename Scalar>
-void run_mha(const CaseFiles& files, Outputs& outputs) {
+void run_mha(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   examples::require_known(files.inputs, "input/", {"x", "keep_mask", "attn_bias", "grad_y"});
   examples::require_known(files.inputs, "output/", {"y"});
   auto [config, parameters] = io::load_local_mha<Scalar>(files.weights);
   const local_mha::LocalMHA<Scalar> mha(config, std::move(parameters));
   const auto x = files.inputs.tensor<Scalar, 3>("input/x");
   const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
-  outputs.add("output/y",
-              mha.forward(x, examples::read_mask(files.inputs), examples::view(attn_bias)));
+  const PaddingMask mask = examples::read_mask(files.inputs);
+  if (!chunks) {
+    outputs.add("output/y", mha.forward(x, mask, examples::view(attn_bias)));
+    return;
+  }
+  typename local_mha::LocalMHA<Scalar>::Stream stream(mha, {.batch = x.dimension(0)},
+                                                      examples::view(attn_bias));
+  if (mask) local_mha::require_shape("mask", mask.shape(), {x.dimension(0), x.dimension(1)});
+  outputs.add("output/y", examples::in_chunks<Scalar, 3>(
+                              {x.dimension(0), x.dimension(1), mha.config().dim}, 1, *chunks,
+                              [&](Index begin, Index size) {
+                                return stream.push(examples::positions_of(x, 1, begin, size),
+                                                   examples::positions_of(mask, begin, size));
+                              },
+                              [&] { return stream.flush(); }));
 }
 
 template <typename Scalar>
-void run_attention(const CaseFiles& files, Outputs& outputs) {
+void run_attention(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   examples::require_known(files.inputs, "input/",
                           {"q", "k", "v", "keep_mask", "attn_bias", "grad_y"});
   examples::require_known(files.inputs, "output/", {"y"});
@@ -148,43 +172,85 @@ void run_attention(const CaseFiles& files, Outputs& outputs) {
   const auto k = files.inputs.tensor<Scalar, 4>("input/k");
   const auto v = files.inputs.tensor<Scalar, 4>("input/v");
   const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
-  outputs.add("output/y", attention.forward(q, k, v, examples::read_mask(files.inputs),
-                                            examples::view(attn_bias),
-                                            {.window_size = examples::window_size_of_call(files)}));
+  const PaddingMask mask = examples::read_mask(files.inputs);
+  const local_mha::LocalAttentionCall call{.window_size = examples::window_size_of_call(files)};
+  if (!chunks) {
+    outputs.add("output/y", attention.forward(q, k, v, mask, examples::view(attn_bias), call));
+    return;
+  }
+  const Index batch = q.dimension(0);
+  const Index seqlen = q.dimension(2);
+  local_mha::require_shape("k", k.dimensions(), q.dimensions());
+  local_mha::require_shape("v", v.dimensions(), q.dimensions());
+  if (mask) local_mha::require_shape("mask", mask.shape(), {batch, seqlen});
+  typename local_mha::LocalAttention<Scalar>::Stream stream(
+      attention, q.dimension(1), q.dimension(3), {.batch = batch}, examples::view(attn_bias), call);
+  outputs.add("output/y", examples::in_chunks<Scalar, 4>(
+                              {batch, q.dimension(1), seqlen, q.dimension(3)}, 2, *chunks,
+                              [&](Index begin, Index size) {
+                                return stream.push(examples::positions_of(q, 2, begin, size),
+                                                   examples::positions_of(k, 2, begin, size),
+                                                   examples::positions_of(v, 2, begin, size),
+                                                   examples::positions_of(mask, begin, size));
+                              },
+                              [&] { return stream.flush(); }));
+}
+
+/// The logits by a stream, or by the full forward pass.
+template <typename Scalar>
+Tensor<Scalar, 3> logits_of(const local_mha::LocalTransformer<Scalar>& model,
+                            const Tensor<std::int64_t, 2>& tokens, const PaddingMask& mask,
+                            const Chunks& chunks) {
+  if (!chunks) return model.forward(tokens, mask);
+  const Index batch = tokens.dimension(0);
+  const Index seqlen = tokens.dimension(1);
+  if (mask) local_mha::require_shape("mask", mask.shape(), {batch, seqlen});
+  typename local_mha::LocalTransformer<Scalar>::Stream stream(model, {.batch = batch});
+  return examples::in_chunks<Scalar, 3>(
+      {batch, seqlen, model.config().num_tokens}, 1, *chunks,
+      [&](Index begin, Index size) {
+        return stream.push(examples::positions_of(tokens, 1, begin, size),
+                           examples::positions_of(mask, begin, size));
+      },
+      [&] { return stream.flush(); });
 }
 
 template <typename Scalar>
-void run_transformer(const CaseFiles& files, Outputs& outputs) {
+void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   examples::require_known(files.inputs, "input/", {"tokens", "keep_mask"});
   examples::require_known(files.inputs, "output/", {"logits", "loss"});
   auto [config, parameters] = io::load_local_transformer<Scalar>(files.weights);
   const local_mha::LocalTransformer<Scalar> model(config, std::move(parameters));
   const auto tokens = files.inputs.tensor<std::int64_t, 2>("input/tokens");
   const PaddingMask mask = examples::read_mask(files.inputs);
-  const Index batch = tokens.dimension(0);
   const Index length = tokens.dimension(1);
   if (files.inputs.contains("output/logits")) {
     // The last token of a sequence is a label only, unless there are logits for it.
     const io::TensorEntry& logits = files.inputs.entry("output/logits");
     const bool has_labels = files.inputs.contains("output/loss") ||
                             (logits.shape.size() == 3 && logits.shape[1] != length);
-    const Tensor<std::int64_t, 2> input =
-        tokens.slice(std::array<Index, 2>{0, 0},
-                     std::array<Index, 2>{batch, has_labels && length > 0 ? length - 1 : length});
-    outputs.add("output/logits", model.forward(input, mask));
+    const auto input =
+        examples::positions_of(tokens, 1, 0, has_labels && length > 0 ? length - 1 : length);
+    outputs.add("output/logits", logits_of(model, input, mask, chunks));
   }
   if (files.inputs.contains("output/loss")) {
-    const Scalar loss = model.loss(tokens, mask);
+    if (length < 1) local_mha::reject("input/tokens", "at least 1 in each sequence", length);
+    const Scalar loss =
+        chunks
+            ? local_mha::cross_entropy<Scalar>(
+                  logits_of(model, examples::positions_of(tokens, 1, 0, length - 1), mask, chunks),
+                  examples::positions_of(tokens, 1, 1, length - 1), model.config().ignore_index)
+            : model.loss(tokens, mask);
     outputs.add<Scalar>("output/loss", {}, {&loss, 1});
   }
 }
 
 template <typename Scalar>
-void compute(const CaseFiles& files, Outputs& outputs) {
+void compute(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   examples::window_size_of_call(files);
-  if (files.kind == "LocalMHA") return run_mha<Scalar>(files, outputs);
-  if (files.kind == "LocalAttention") return run_attention<Scalar>(files, outputs);
-  run_transformer<Scalar>(files, outputs);
+  if (files.kind == "LocalMHA") return run_mha<Scalar>(files, chunks, outputs);
+  if (files.kind == "LocalAttention") return run_attention<Scalar>(files, chunks, outputs);
+  run_transformer<Scalar>(files, chunks, outputs);
 }
 
 void print(const std::vector<Comparison>& comparisons) {
@@ -211,6 +277,8 @@ void print(const std::vector<Comparison>& comparisons) {
 int verify(const Options& options) {
   if (options.tolerance && !(*options.tolerance >= 0))
     local_mha::reject("--tolerance", "a number of at least 0", *options.tolerance);
+  if (options.chunk && *options.chunk < 0)
+    local_mha::reject("--stream", "at least 0", *options.chunk);
   const CaseFiles files = CaseFiles::open(options.case_path, options.weights_path);
   const std::vector<std::string> names = files.inputs.names();
   if (std::ranges::none_of(names, [](const auto& name) { return name.starts_with("output/"); }))
@@ -219,11 +287,16 @@ int verify(const Options& options) {
 
   Outputs outputs(files.inputs, options.tolerance);
   if (options.scalar == "float")
-    compute<float>(files, outputs);
+    compute<float>(files, options.chunks(), outputs);
   else
-    compute<double>(files, outputs);
+    compute<double>(files, options.chunks(), outputs);
 
-  std::cout << files.kind << " in " << options.scalar << '\n';
+  std::cout << files.kind << " in " << options.scalar;
+  if (options.chunk && *options.chunk > 0)
+    std::cout << ", as a stream in chunks of " << *options.chunk;
+  else if (options.chunk)
+    std::cout << ", as a stream in chunks of random sizes";
+  std::cout << '\n';
   print(outputs.comparisons());
   const auto gradients =
       std::ranges::count_if(names, [](const auto& name) { return name.starts_with("grad/"); });
@@ -264,6 +337,15 @@ int run(int argc, char** argv) {
                  "Largest relative error that passes. Default: the larger of what the scalar and "
                  "the stored output allow, 1e-10 for double, 2e-5 for float, 2e-3 for F16, 2e-2 "
                  "for BF16");
+  app.add_option("--stream", options.chunk,
+                 "Takes the sequences through a stream, in chunks of that many positions; 0: of "
+                 "random sizes")
+      ->type_name("CHUNK");
+  app.add_option("--seed", options.seed, "Seed of the random sizes")
+      ->check([](const std::string& seed) {  // the conversion would wrap it
+        return seed.starts_with('-') ? "expected at least 0, got " + seed : std::string();
+      })
+      ->capture_default_str();
   app.add_option("--output", options.output_path, "Where to write the computed outputs")
       ->type_name("OUT.safetensors");
   if (const auto status = examples::parse(app, argc, argv)) return *status;

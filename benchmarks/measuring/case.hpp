@@ -23,8 +23,10 @@ using Index = std::ptrdiff_t;
 /// A shape and what is computed on it. Written and read as
 /// `attention/float/seqlen:8192/dim_head:64/window_size:256`, defaults left out.
 struct Case {
-  /// `attention` (LocalAttention), `layer` (LocalMHA), `naive_attention` (Eigen expressions),
-  /// `eigen_product` (the layer's projections by Eigen's matrix product)
+  /// `attention` (LocalAttention), `layer` (LocalMHA), `prefill` (the layer's stream in chunks of
+  /// 512), `decode` (one position of the stream, after `seqlen − 1`), `naive_attention` (Eigen
+  /// expressions), `eigen_product` and `eigen_vectors` (the layer's projections by Eigen's matrix
+  /// products, of all positions and of one)
   std::string subject = "attention";
   std::string scalar = "float";
   Index batch = 1;
@@ -44,7 +46,9 @@ struct Case {
 
   Index look_forward() const { return causal != 0 ? 0 : 1; }
   Index inner() const { return heads * dim_head; }
-  bool of_layer() const { return subject == "layer" || subject == "eigen_product"; }
+  bool of_layer() const { return subject != "attention" && subject != "naive_attention"; }
+  bool of_one_position() const { return subject == "decode" || subject == "eigen_vectors"; }
+  bool of_eigen() const { return subject == "eigen_product" || subject == "eigen_vectors"; }
 
   friend bool operator==(const Case&, const Case&) = default;
 
@@ -113,21 +117,30 @@ struct Case {
         if (!known) throw bad("expected one of" + keys + ", got " + std::string(key));
       }
     }
-    constexpr std::array subjects{"attention", "layer", "naive_attention", "eigen_product"};
-    if (std::find(subjects.begin(), subjects.end(), c.subject) == subjects.end())
-      throw bad("expected attention, layer, naive_attention or eigen_product, got " + c.subject);
+    constexpr std::array<std::string_view, 7> subjects{
+        "attention",       "layer",         "prefill",      "decode",
+        "naive_attention", "eigen_product", "eigen_vectors"};
+    if (std::find(subjects.begin(), subjects.end(), c.subject) == subjects.end()) {
+      std::string all;
+      for (const std::string_view subject : subjects) all += " " + std::string(subject);
+      throw bad("expected one of" + all + ", got " + c.subject);
+    }
     if (c.scalar != "float" && c.scalar != "double")
       throw bad("expected float or double, got " + c.scalar);
     if (c.batch < 1 || c.seqlen < 1 || c.heads < 1 || c.dim_head < 1 || c.window_size < 1)
       throw bad("expected at least 1 for batch, seqlen, heads, dim_head and window_size");
     if (c.of_layer() != (c.dim > 0)) throw bad("a dim is needed by a layer, and only there");
-    if (c.subject != "layer" && c.qk_rmsnorm != 0) throw bad("qk_rmsnorm is for a layer");
+    if (!c.of_layer() && c.qk_rmsnorm != 0) throw bad("qk_rmsnorm is for a layer");
+    if (c.batch != 1 && (c.subject == "decode" || c.subject == "prefill"))
+      throw bad("streams are measured with a batch of 1");
+    if (c.causal == 0 && (c.subject == "decode" || c.subject == "prefill"))
+      throw bad("streams are measured causal");
     if (c.subject != "attention" && (c.padding != 0 || c.bias != 0 || c.rotary != 0))
       throw bad("padding, bias and rotary are for attention");
     if (c.threads < 1 || c.threads > 1024) throw bad("expected 1 to 1024 threads");
     if (c.threads > 1 && c.subject != "attention" && c.subject != "layer")
       throw bad("threads are for attention and layer");
-    if (c.xpos != 0 && c.subject != "layer" && c.rotary == 0) throw bad("xpos needs rotary");
+    if (c.xpos != 0 && !c.of_layer() && c.rotary == 0) throw bad("xpos needs rotary");
     return c;
   }
 
@@ -161,6 +174,8 @@ struct Case {
   /// Pairs of a query and a key that it sees, over all sequences and heads: counted one by one,
   /// but for buckets whose look-around lies within the sequence, which are all alike.
   double pairs() const {
+    if (of_one_position())
+      return static_cast<double>(heads * static_cast<Index>(seen(seqlen - 1, seqlen).size()));
     double total = 0;
     std::optional<double> of_inner_bucket;
     for (const Index length : lengths())
@@ -181,14 +196,14 @@ struct Case {
     return total * static_cast<double>(heads);
   }
 
-  double tokens() const { return static_cast<double>(batch * seqlen); }
+  double tokens() const { return static_cast<double>(of_one_position() ? 1 : batch * seqlen); }
 
   /// A pair takes `2·dim_head` for its score and as many for its value; a token of the layer
   /// `2·dim·inner` for each of q, k, v and the output.
   double flops() const {
     const double projections =
         of_layer() ? 2 * tokens() * static_cast<double>(dim * 4 * inner()) : 0;
-    if (subject == "eigen_product") return projections;
+    if (of_eigen()) return projections;
     return projections + 4 * static_cast<double>(dim_head) * pairs();
   }
 

@@ -246,6 +246,35 @@ class LayerWork : public Work {
     return Rows<Scalar>(&t(b, 0, 0), of().seqlen, t.dimension(2));
   }
 
+  /// What the layer gives for row `i` of sequence `b`.
+  Eigen::VectorXd exact_row(Index b, Index i) const {
+    Case c = of();
+    c.rotary = 1;
+    const auto& p = parameters_;
+    const auto x = sequence(x_, b);
+    const std::vector<Index> seen = c.seen(i, c.seqlen);
+    const Eigen::MatrixXd own = select_rows<Scalar>(x, {i});
+    const Eigen::MatrixXd looked_at = select_rows<Scalar>(x, seen);
+    const double scale = c.qk_rmsnorm != 0 ? 8 : 1 / std::sqrt(static_cast<double>(c.dim_head));
+    Eigen::VectorXd heads(c.inner());
+    for (Index h = 0; h < c.heads; ++h) {
+      const auto projected = [&](const Eigen::MatrixXd& rows, Index part) -> Eigen::MatrixXd {
+        return rows * p.to_qkv.middleRows((part * c.heads + h) * c.dim_head, c.dim_head)
+                          .template cast<double>()
+                          .transpose();
+      };
+      Eigen::MatrixXd q = projected(own, 0);
+      Eigen::MatrixXd k = projected(looked_at, 1);
+      if (c.qk_rmsnorm != 0) {
+        q = (q.rowwise().normalized() * p.q_scale.template cast<double>().asDiagonal()).eval();
+        k = (k.rowwise().normalized() * p.k_scale.template cast<double>().asDiagonal()).eval();
+      }
+      heads.segment(h * c.dim_head, c.dim_head) = exact_attention(
+          c, q.row(0), k, projected(looked_at, 2), seen, i, scale, [](Index) { return 0.0; });
+    }
+    return p.to_out.template cast<double>() * heads;
+  }
+
   local_mha::Tensor<Scalar, 3> x_;
   local_mha::LocalMHAParameters<Scalar> parameters_;
 };
@@ -270,39 +299,11 @@ class LocalMHAWork final : public LayerWork<Scalar> {
     Comparison comparison;
     for (const Index b : {Index{0}, this->of().batch - 1})
       for (const Index i : sampled_rows(this->of()))
-        comparison.add(this->sequence(y_, b).row(i), exact_row(b, i));
+        comparison.add(this->sequence(y_, b).row(i), this->exact_row(b, i));
     return comparison.relative();
   }
 
  private:
-  Eigen::VectorXd exact_row(Index b, Index i) const {
-    Case c = this->of();
-    c.rotary = 1;
-    const auto& p = this->parameters_;
-    const auto x = this->sequence(this->x_, b);
-    const std::vector<Index> seen = c.seen(i, c.seqlen);
-    const Eigen::MatrixXd own = select_rows<Scalar>(x, {i});
-    const Eigen::MatrixXd looked_at = select_rows<Scalar>(x, seen);
-    const double scale = c.qk_rmsnorm != 0 ? 8 : 1 / std::sqrt(static_cast<double>(c.dim_head));
-    Eigen::VectorXd heads(c.inner());
-    for (Index h = 0; h < c.heads; ++h) {
-      const auto projected = [&](const Eigen::MatrixXd& rows, Index part) -> Eigen::MatrixXd {
-        return rows * p.to_qkv.middleRows((part * c.heads + h) * c.dim_head, c.dim_head)
-                          .template cast<double>()
-                          .transpose();
-      };
-      Eigen::MatrixXd q = projected(own, 0);
-      Eigen::MatrixXd k = projected(looked_at, 1);
-      if (c.qk_rmsnorm != 0) {
-        q = (q.rowwise().normalized() * p.q_scale.template cast<double>().asDiagonal()).eval();
-        k = (k.rowwise().normalized() * p.k_scale.template cast<double>().asDiagonal()).eval();
-      }
-      heads.segment(h * c.dim_head, c.dim_head) = exact_attention(
-          c, q.row(0), k, projected(looked_at, 2), seen, i, scale, [](Index) { return 0.0; });
-    }
-    return p.to_out.template cast<double>() * heads;
-  }
-
   local_mha::LocalMHA<Scalar> layer_;
   typename local_mha::LocalMHA<Scalar>::Workspace workspace_;
   Threads threads_;
@@ -343,11 +344,101 @@ class EigenProductWork final : public LayerWork<Scalar> {
   local_mha::RowMatrix<Scalar> y_;
 };
 
+/// The projections of one position: `to_qkv·x`, and `to_out` times a third of it.
+template <typename Scalar>
+class EigenVectorsWork final : public LayerWork<Scalar> {
+ public:
+  using LayerWork<Scalar>::LayerWork;
+
+  void run() override {
+    const Case& c = this->of();
+    const auto& p = this->parameters_;
+    qkv_.noalias() = p.to_qkv * x(c);
+    y_.noalias() = p.to_out * qkv_.head(c.inner());
+  }
+
+  double max_error() const override {
+    const Case& c = this->of();
+    const auto& p = this->parameters_;
+    const Eigen::VectorXd heads =
+        p.to_qkv.topRows(c.inner()).template cast<double>() * x(c).template cast<double>();
+    Comparison comparison;
+    comparison.add(y_, p.to_out.template cast<double>() * heads);
+    return comparison.relative();
+  }
+
+ private:
+  auto x(const Case& c) const {
+    return Eigen::Map<const local_mha::Vector<Scalar>>(this->x_.data(), c.dim);
+  }
+
+  local_mha::Vector<Scalar> qkv_;
+  local_mha::Vector<Scalar> y_;
+};
+
+/// The layer's stream: the whole input in chunks, or its last position again and again.
+template <typename Scalar>
+class StreamWork final : public LayerWork<Scalar> {
+ public:
+  explicit StreamWork(const Case& c)
+      : LayerWork<Scalar>(c),
+        layer_(this->configuration(c), this->parameters_),
+        stream_(layer_),
+        y_(c.batch, c.seqlen, c.dim) {
+    y_.setZero();
+    if (c.of_one_position()) push(stream_, 0, c.seqlen - 1);
+  }
+
+  void run() override {
+    const Case& c = this->of();
+    if (c.of_one_position()) return push(stream_, c.seqlen - 1, c.seqlen);
+    stream_.reset();
+    push(stream_, 0, c.seqlen);
+  }
+
+  double max_error() const override {
+    Comparison comparison;
+    if (!this->of().of_one_position()) {
+      for (const Index i : sampled_rows(this->of()))
+        comparison.add(this->sequence(y_, 0).row(i), this->exact_row(0, i));
+      return comparison.relative();
+    }
+    // In the runs, the last position has followed itself; here it follows the others.
+    Stream once(layer_);
+    const Index last = this->of().seqlen - 1;
+    push(once, 0, last);
+    push(once, last, last + 1);
+    comparison.add(this->sequence(y_, 0).row(last), this->exact_row(0, last));
+    return comparison.relative();
+  }
+
+ private:
+  using Stream = typename local_mha::LocalMHA<Scalar>::Stream;
+
+  void push(Stream& stream, Index begin, Index end) const {
+    constexpr Index chunk = 512;
+    const Index dim = this->of().dim;
+    for (Index i = begin; i < end; i += chunk) {
+      const Index n = std::min(chunk, end - i);
+      stream.push_into(
+          local_mha::TensorView<Scalar, 3>(y_.data() + i * dim, {1, n, dim}),
+          local_mha::TensorView<const Scalar, 3>(this->x_.data() + i * dim, {1, n, dim}));
+    }
+  }
+
+  local_mha::LocalMHA<Scalar> layer_;
+  Stream stream_;
+  mutable local_mha::Tensor<Scalar, 3> y_;
+};
+
 template <typename Scalar>
 std::unique_ptr<Work> make_work(const Case& c) {
   if (c.subject == "attention") return std::make_unique<LocalAttentionWork<Scalar>>(c);
   if (c.subject == "naive_attention") return std::make_unique<NaiveAttentionWork<Scalar>>(c);
   if (c.subject == "layer") return std::make_unique<LocalMHAWork<Scalar>>(c);
+  if (c.subject == "prefill" || c.subject == "decode")
+    return std::make_unique<StreamWork<Scalar>>(c);
+  if (c.subject == "eigen_vectors") return std::make_unique<EigenVectorsWork<Scalar>>(c);
   return std::make_unique<EigenProductWork<Scalar>>(c);
 }
 

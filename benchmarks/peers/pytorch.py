@@ -9,6 +9,11 @@ Needs PyTorch 2.5 or newer. Measured, where there:
                     buckets, look-around by padding and unfolding, masked softmax
   masked SDPA       scaled_dot_product_attention with the band as a mask, which forms all N*N scores
   FlexAttention     compiled, with the band as a block mask; needs a C++ compiler
+  cached step       one position after the other: what local-attention's LocalMHA computes with a
+                    cache of keys and values, written out here (its keys are kept unrotated, and the
+                    whole window is rotated for every position, as there)
+  local-attention,  the package's own cached step, if it is installed; its results are another
+  cached            matter: from the second position on it rotates keys twice
 
 Cases are named as by local_mha_measure (benchmarks/measuring/case.hpp) and counted the same way:
 unmasked pairs only. Every result is checked against exact rows in float64 before it is timed.
@@ -41,6 +46,9 @@ ATTENTION_CASES = [
     "attention/float/seqlen:8192/dim_head:64/window_size:256/causal:0",
     "attention/double/seqlen:8192/dim_head:64/window_size:256",
 ]
+DECODE_CASES = [
+    "decode/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1",
+]
 LAYER_CASES = [
     "layer/float/seqlen:8192/dim:256/heads:4/dim_head:64/window_size:128",
     "layer/float/seqlen:8192/dim:768/heads:12/dim_head:64/window_size:128/causal:0",
@@ -67,6 +75,8 @@ class Case:
         return behind & ahead
 
     def pairs(self):
+        if self.subject == "decode":
+            return (min(self.seqlen - 1, self.window_size) + 1) * self.heads
         n, w = self.seqlen, self.window_size
         of_a_head = sum(
             min(i, w) + 1 + min(n - 1 - i, self.look_forward * w) for i in range(n)
@@ -74,7 +84,7 @@ class Case:
         return of_a_head * self.heads * self.batch
 
     def tokens(self):
-        return self.batch * self.seqlen
+        return 1 if self.subject == "decode" else self.batch * self.seqlen
 
     def flops(self):
         projections = 2 * self.tokens() * self.dim * 4 * self.heads * self.dim_head
@@ -211,6 +221,137 @@ def package_layer(case):
     return layer.to(case.dtype).eval()
 
 
+# ---- A step: one position after the others, with a cache -----------------------------------------
+
+
+class CachedStep:
+    """LocalMHA's step: causal, exact windows, rotary, with xPos and qk_rmsnorm if asked for. Keys
+    and values of the last `w` positions are kept, `[B, H, w, D]`."""
+
+    def __init__(self, case, dtype=None):
+        self.case = case
+        self.dtype = dtype or case.dtype
+        d = case.dim_head
+        inner = case.heads * d
+        generator = torch.Generator().manual_seed(2)
+
+        def weight(rows, columns):
+            values = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+            return (values / math.sqrt(columns)).to(self.dtype)
+
+        self.to_qkv, self.to_out = weight(3 * inner, case.dim), weight(case.dim, inner)
+        half = torch.arange(0, d, 2, dtype=torch.float64)
+        self.frequencies = (10000.0 ** (-half / d)).to(self.dtype)
+        self.scale = ((half + 0.4 * d) / (1.4 * d)).to(self.dtype)
+        self.scale_base = math.sqrt(case.dim)
+        self.keys = torch.zeros(1, case.heads, 0, d, dtype=self.dtype)
+        self.values = torch.zeros(1, case.heads, 0, d, dtype=self.dtype)
+
+    def turns(self, n):
+        """Cosine, sine and xPos' powers for `n` positions, [n, D]."""
+        positions = torch.arange(n, dtype=self.dtype)
+        angles = positions[:, None] * self.frequencies[None, :]
+        angles = torch.cat([angles, angles], -1)
+        if not self.case.xpos:
+            return angles.cos(), angles.sin(), None
+        power = (positions - n // 2) / self.scale_base
+        scale = self.scale[None, :] ** power[:, None]
+        return angles.cos(), angles.sin(), torch.cat([scale, scale], -1)
+
+    @staticmethod
+    def rotate(t, cos, sin):
+        first, second = t.chunk(2, dim=-1)
+        return t * cos + torch.cat([-second, first], -1) * sin
+
+    def __call__(self, x):
+        """x: [1, 1, dim]"""
+        c = self.case
+        q, k, v = (
+            t.view(1, 1, c.heads, c.dim_head).transpose(1, 2)
+            for t in linear(x, self.to_qkv).chunk(3, dim=-1)
+        )
+        if c.qk_rmsnorm:
+            q = torch.nn.functional.normalize(q, dim=-1) * 8
+            k = torch.nn.functional.normalize(k, dim=-1)
+        else:
+            q = q * c.dim_head**-0.5
+        self.keys = torch.cat([self.keys, k], dim=-2)[:, :, -(c.window_size + 1) :]
+        self.values = torch.cat([self.values, v], dim=-2)[:, :, -(c.window_size + 1) :]
+        n = self.keys.shape[-2]
+        cos, sin, scale = self.turns(n)
+        q, k = self.rotate(q, cos[-1:], sin[-1:]), self.rotate(self.keys, cos, sin)
+        if scale is not None:
+            q, k = q * scale[-1:], k / scale
+        probabilities = softmax(q @ k.transpose(-1, -2), dim=-1)
+        out = (probabilities @ self.values).transpose(1, 2).reshape(1, 1, -1)
+        return linear(out, self.to_out)
+
+    def exact(self, x):
+        """The last row of x [1, n, dim], from the formulas: a score turns by the distance alone."""
+        c, d, n = self.case, self.case.dim_head, x.shape[1]
+        q, k, v = (
+            t.view(n, c.heads, d).double()
+            for t in linear(x[0].double(), self.to_qkv.double()).chunk(3, dim=-1)
+        )
+        q = q[-1]
+        if c.qk_rmsnorm:
+            q = q / q.norm(dim=-1, keepdim=True) * 8
+            k = k / k.norm(dim=-1, keepdim=True)
+        else:
+            q = q * d**-0.5
+        rows = []
+        half = torch.arange(0, d, 2, dtype=torch.float64)
+        for h in range(c.heads):
+            scores = []
+            seen = range(max(0, n - 1 - c.window_size), n)
+            for j in seen:
+                r = n - 1 - j
+                angle = r * 10000.0 ** (-half / d)
+                decay = ((half + 0.4 * d) / (1.4 * d)) ** (r / self.scale_base) if c.xpos else 1.0
+                (q1, q2), (k1, k2) = q[h].chunk(2), k[j, h].chunk(2)
+                along = (q1 * k1 + q2 * k2) * angle.cos()
+                across = (q1 * k2 - q2 * k1) * angle.sin()
+                scores.append((decay * (along + across)).sum())
+            p = softmax(torch.stack(scores), dim=0)
+            rows.append(p @ v[seen.start : seen.stop, h])
+        return linear(torch.cat(rows), self.to_out.double())
+
+
+def own_step(case):
+    """Checked against the formulas, and with a full window."""
+    check = CachedStep(case, torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, case.window_size + 40, case.dim, generator=generator, dtype=torch.float64)
+    for i in range(x.shape[1]):
+        out = check(x[:, i : i + 1])
+    exact = check.exact(x)
+    error = ((out[0, 0] - exact).abs().max() / exact.abs().max()).item()
+    if not error < 1e-10:
+        raise RuntimeError(f"wrong result: relative error {error:.2g}")
+    step = CachedStep(case)
+    x = x.to(case.dtype)
+    for i in range(x.shape[1]):
+        step(x[:, i : i + 1])
+    return lambda: step(x[:, -1:])
+
+
+def package_step(case):
+    layer = package_layer(case)
+    x = torch.randn(1, case.window_size + 1, case.dim, dtype=case.dtype)
+    _, cache = layer(x, return_cache=True)
+    one = x[:, -1:]
+
+    def step():
+        nonlocal cache
+        out, cache = layer(one, cache=cache, return_cache=True)
+        return out
+
+    return step
+
+
+STEPS = {"local-attention, cached": package_step, "cached step": own_step}
+
+
 # ---- Measuring -----------------------------------------------------------------------------------
 
 
@@ -228,11 +369,11 @@ def relative_error(case, out, q, k, v):
     return difference / largest
 
 
-def median_seconds(run, budget):
-    """Median over runs that take about `budget` seconds together, three at least."""
+def median_seconds(run, budget, most=100):
+    """Median over at most `most` runs that take about `budget` seconds together, three at least."""
     run()
     times = []
-    while len(times) < 3 or (sum(times) < budget and len(times) < 100):
+    while len(times) < 3 or (sum(times) < budget and len(times) < most):
         begin = time.perf_counter()
         run()
         times.append(time.perf_counter() - begin)
@@ -264,17 +405,26 @@ def processor():
         return platform.processor() or "unknown"
 
 
+def peers_of(case):
+    return STEPS if case.subject == "decode" else ATTENTIONS
+
+
 def measure(name, label, arguments):
     """Seconds of one case by one attention, in this process."""
     torch.set_num_threads(arguments.threads)
     torch.set_num_interop_threads(1)
-    case, make = Case(name), ATTENTIONS[label]
+    case = Case(name)
+    make = peers_of(case)[label]
     with torch.inference_mode():
-        if case.subject == "layer":
+        if case.subject == "decode":
+            run = make(case)
+            for _ in range(100):
+                run()
+        elif case.subject == "layer":
             run = layer_runner(case, label, make)
         else:
             run = attention_runner(case, make)
-        return median_seconds(run, arguments.seconds)
+        return median_seconds(run, arguments.seconds, 2000 if case.subject == "decode" else 100)
 
 
 def measure_apart(name, label, arguments):
@@ -330,10 +480,10 @@ def main():
             peak = json.load(file)["peak"]
 
     rows = []
-    for name in arguments.cases or ATTENTION_CASES + LAYER_CASES:
+    for name in arguments.cases or ATTENTION_CASES + LAYER_CASES + DECODE_CASES:
         case = Case(name)
         available = peak.get(case.scalar, 0) * arguments.threads
-        for label in ATTENTIONS:
+        for label in peers_of(case):
             if arguments.only and arguments.only not in label:
                 continue
             what = f"{name}, {label}"

@@ -25,6 +25,26 @@ inline double median(std::vector<double> values) {
   return values.size() % 2 != 0 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
+inline std::string quoted(const std::string& text) {
+  std::string result = "'";
+  for (const char c : text) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return result + "'";
+}
+
+/// What a command prints.
+/// \throws std::runtime_error if it fails
+inline std::string output_of(const std::string& command) {
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) throw std::runtime_error("cannot start " + command);
+  std::string text;
+  std::array<char, 4096> part{};
+  while (const std::size_t n = std::fread(part.data(), 1, part.size(), pipe))
+    text.append(part.data(), n);
+  if (const int status = pclose(pipe); status != 0)
+    throw std::runtime_error("failed (" + std::to_string(status) + "): " + command);
+  return text;
+}
+
 /// Of one case: medians over its samples.
 struct Figures {
   double flops = 0;
@@ -92,24 +112,6 @@ class Build {
   const std::map<std::string, Figures>& all() const { return figures_; }
 
  private:
-  static std::string quoted(const std::string& text) {
-    std::string result = "'";
-    for (const char c : text) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    return result + "'";
-  }
-
-  static std::string output_of(const std::string& command) {
-    FILE* pipe = popen(command.c_str(), "r");
-    if (pipe == nullptr) throw std::runtime_error("cannot start " + command);
-    std::string text;
-    std::array<char, 4096> part{};
-    while (const std::size_t n = std::fread(part.data(), 1, part.size(), pipe))
-      text.append(part.data(), n);
-    if (const int status = pclose(pipe); status != 0)
-      throw std::runtime_error("failed (" + std::to_string(status) + "): " + command);
-    return text;
-  }
-
   std::filesystem::path program_;
   std::string compiler_;
   std::string flags_;

@@ -248,6 +248,8 @@ class Report {
     measure_bars();
     measure_other_builds();
     measure_threads();
+    measure_streams();
+    measure_generation();
     measure_lengths();
     measure_windows();
     compile();
@@ -324,6 +326,55 @@ class Report {
       rows_.push_back(row);
     }
     note_wrong(build, "threads");
+  }
+
+  void measure_streams() {
+    say("streams");
+    const std::string layer = layer_of("float", 8192);
+    const auto of = [&](const std::string& subject) {
+      return subject + layer.substr(layer.find('/'));
+    };
+    Build build(programs_ / "local_mha_measure");
+    build.measure({layer, of("prefill"), of("decode"), of("eigen_vectors")}, settings_.rounds,
+                  0.05);
+    const Figures& step = build.figures(of("decode"));
+    rows_.push_back({.name = "a step of the layer's stream, dim 512, 8 heads, w=256",
+                     .figure = 1e6 * step.seconds,
+                     .unit = "us",
+                     .of = of("decode"),
+                     .tokens_per_second = step.tokens / step.seconds});
+    rows_.push_back({.name = "a step, against Eigen's two matrix-vector products alone",
+                     .figure = step.seconds / build.figures(of("eigen_vectors")).seconds,
+                     .bar = 1.45,
+                     .unit = "times",
+                     .at_most = true});
+    rows_.push_back({.name = "a step, allocations",
+                     .figure = step.allocations,
+                     .bar = 0,
+                     .unit = "",
+                     .at_most = true});
+    rows_.push_back(
+        {.name = "prefill by chunks of 512, of the full forward's speed",
+         .figure = 100 * build.figures(layer).seconds / build.figures(of("prefill")).seconds,
+         .bar = 95,
+         .unit = "%"});
+    note_wrong(build, "streams");
+  }
+
+  void measure_generation() {
+    const std::filesystem::path program = programs_ / "local_mha_generation";
+    if (!std::filesystem::exists(program)) return;
+    say("generation");
+    const json found = json::parse(report::output_of(report::quoted(program.string()) + " " +
+                                                     report::quoted(LOCAL_MHA_BENCHMARK_MODEL)));
+    rows_.push_back({.name = "generation by the trained model, one core",
+                     .figure = found.at("tokens_per_second").get<double>(),
+                     .unit = "tokens/s"});
+    rows_.push_back({.name = "reading its " +
+                             formatted(found.at("weight_bytes").get<double>() / (1 << 20)) +
+                             " MiB of weights, one core",
+                     .figure = found.at("weight_reads_per_second").get<double>(),
+                     .unit = "times/s"});
   }
 
   void measure_lengths() {

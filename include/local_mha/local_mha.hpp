@@ -19,8 +19,10 @@
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
+#include <local_mha/ops/sampling.hpp>
 #include <local_mha/parameters.hpp>
 #include <local_mha/streaming/local_attention_stream.hpp>
 #include <local_mha/streaming/mha_stream.hpp>
+#include <local_mha/streaming/transformer_stream.hpp>
 #include <local_mha/transformer.hpp>
 #include <local_mha/version.hpp>

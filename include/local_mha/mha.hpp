@@ -32,6 +32,9 @@
 
 namespace local_mha {
 
+template <typename Scalar>
+class LocalTransformer;
+
 /// Local multi-head attention, the counterpart of the Python packages' module of that name.
 ///
 /// \tparam Scalar float, double, or any type that Eigen computes with
@@ -50,6 +53,8 @@ class LocalMHA {
 
   /// Sequences that come bit by bit: see mha_stream.hpp.
   class Stream;
+  template <typename>
+  friend class LocalTransformer;
 
   /// Room for calls of forward_into().
   class Workspace {
@@ -395,9 +400,11 @@ class LocalMHA {
       const auto room = [&](Index block) {
         return begun > 0 && block == blocks.begin ? begun_.data() : ring[block];
       };
-      if (is_single(loaded) && blocks.begin < blocks.end) {
+      const bool single = is_single(loaded);
+      if (blocks.begin == blocks.end) return;
+      if (single) {
         Scalar* block = room(blocks.begin);
-        std::fill(block, block + weight.group_rows() * count, Scalar(0));
+        if (begun == 0) std::fill(block, block + weight.group_rows() * count, Scalar(0));
         project_lane(weight, group, spread_.data(), block + begun);
       } else {
         project(weight, group, x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
@@ -405,7 +412,9 @@ class LocalMHA {
       }
       for (Index block = blocks.begin; block < blocks.end; ++block)
         finish(block * count, room(block));
-      if (begun > 0 && blocks.begin < blocks.end)
+      if (begun > 0 && single)
+        ring.put_lane(blocks.begin, begun, begun_.data());
+      else if (begun > 0)
         ring.put_lanes(blocks.begin, begun, begun_.data());
     }
 
@@ -499,6 +508,31 @@ class LocalMHA {
                          .gated = config_.gate_values_per_head,
                          .waiting = std::min(waiting, blocks),
                          .kept = std::min(ceil_div(behind, count) + waiting, blocks)});
+  }
+
+  // Takes rows of a streamed sequence in, and answers rows, a stretch at a time.
+  // \param x, y the first row of `in` and of `out`
+  // \param masked a flag for each row that comes in; null: none is masked
+  // \param complete see for_each_stretch()
+  template <typename Sequence, typename Complete>
+  void stream_rows(Flow& flow, Sequence& sequence, const Bias& attn_bias, const Range& in,
+                   const Range& out, const Scalar* x, const std::uint8_t* masked, Scalar* y,
+                   Complete&& complete) const {
+    const PaddingMask nothing;
+    const detail::AttentionInputs<Scalar> inputs(sequence.window(), 1, config_.heads, 0, nothing,
+                                                 attn_bias);
+    flow.use(*this);
+    for_each_stretch<Scalar>(
+        in, out, stretch, complete, [&](const Range& made, const Range& answered) {
+          sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
+          flow.take_heads([&](Index h) {
+            AttentionHead<Scalar> head = inputs.head(0, h);
+            sequence.show(answered, head);
+            return head;
+          });
+          flow.step(sequence.past(), made, made, x + (made.begin - in.begin) * config_.dim,
+                    answered, y + (answered.begin - out.begin) * config_.dim);
+        });
   }
 
   LocalMHAConfig config_;

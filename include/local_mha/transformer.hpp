@@ -24,9 +24,22 @@
 #include <local_mha/ops/feed_forward.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/sampling.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha {
+
+/// How LocalTransformer::generate() goes on from a prompt.
+struct GenerateConfig {
+  /// Tokens to make, at least 0.
+  Index length = 0;
+  /// How tokens are drawn.
+  SamplingConfig sampling = {};
+  /// A sequence that has made it makes no other. Empty: none.
+  std::optional<std::int64_t> stop_token = {};
+  /// Sequence `b` of the batch draws by `seed + b`.
+  std::uint64_t seed = 0;
+};
 
 /// The counterpart of the Python package's module of that name, with plain residual connections
 /// (`num_residual_streams = 1`).
@@ -36,6 +49,9 @@ class LocalTransformer {
  public:
   using Parameters = LocalTransformerParameters<Scalar>;
   using Tokens = TensorView<const std::int64_t, 2>;
+
+  /// Sequences of tokens that come bit by bit: see transformer_stream.hpp.
+  class Stream;
 
   /// Starts with the weights of a new PyTorch module.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
@@ -111,6 +127,24 @@ class LocalTransformer {
     return cross_entropy<Scalar>(logits, labels, config_.ignore_index);
   }
 
+  /// Goes on from prompts, token by token, each from the model's logits for all before it: by a
+  /// Stream, so that a token costs the same however many there are. As in the Python package with a
+  /// cache, the last max_seq_len tokens of a prompt count, and where prompt and text are longer
+  /// than max_seq_len, the position embedding stays at its last row, for which the model was not
+  /// trained. Include transformer_stream.hpp to use it.
+  /// \param prompt `[B, N]`, `N >= 1`
+  /// \param on_tokens called after each step with a `std::span` of the `B` tokens that were made
+  /// \return the tokens made, `[B, length]`, or fewer if all sequences have stopped; behind a
+  ///         sequence's stop_token there are more of it
+  /// \throws std::invalid_argument naming the argument that does not fit; std::runtime_error if
+  ///         logits are not finite
+  template <typename OnTokens>
+  Tensor<std::int64_t, 2> generate(Tokens prompt, const GenerateConfig& config,
+                                   OnTokens&& on_tokens) const;
+  Tensor<std::int64_t, 2> generate(Tokens prompt, const GenerateConfig& config) const {
+    return generate(prompt, config, [](const auto&) {});
+  }
+
  private:
   using Bias = typename LocalMHA<Scalar>::Bias;
 
@@ -143,6 +177,10 @@ class LocalTransformer {
              "at most max_seq_len = " + std::to_string(config_.max_seq_len) + " in a sequence",
              tokens.dimension(1));
     if (mask) require_shape("mask", mask.shape(), tokens.dimensions());
+    check_tokens(tokens);
+  }
+
+  void check_tokens(const Tokens& tokens) const {
     for (Index i = 0; i < tokens.size(); ++i)
       if (tokens.data()[i] < 0 || tokens.data()[i] >= config_.num_tokens)
         reject("tokens", "0 to " + std::to_string(config_.num_tokens - 1), tokens.data()[i],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # Runs a program and checks how it ends and what it says:
-#   cmake -D STATUS=0 [-D STDOUT=regex] [-D STDERR=regex] [-D REPEATS=ON] [-D FILE=path]
-#         -P run_program.cmake -- program argument...
+#   cmake -D STATUS=0 [-D STDIN=path] [-D STDOUT=regex] [-D STDERR=regex] [-D REPEATS=ON]
+#         [-D FILE=path] -P run_program.cmake -- program argument...
 # REPEATS: a second run must write the same to stdout. FILE: what it must have written, a
 # picture if its name ends in .png.
 foreach(index RANGE 1 ${CMAKE_ARGC})
@@ -15,7 +15,11 @@ endforeach()
 if(FILE)
   file(REMOVE "${FILE}")
 endif()
-execute_process(COMMAND ${command} RESULT_VARIABLE status OUTPUT_VARIABLE out ERROR_VARIABLE err)
+if(STDIN)
+  set(input INPUT_FILE "${STDIN}")
+endif()
+execute_process(COMMAND ${command} ${input} RESULT_VARIABLE status OUTPUT_VARIABLE out
+                ERROR_VARIABLE err)
 message("${out}${err}")
 if(NOT status STREQUAL STATUS)
   message(FATAL_ERROR "Expected exit status ${STATUS}, got ${status}")

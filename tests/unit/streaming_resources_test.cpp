@@ -83,6 +83,40 @@ TYPED_TEST(StreamingResources, APushAllocatesNothing) {
   }
 }
 
+TYPED_TEST(StreamingResources, APushOfTokensAllocatesNothing) {
+  for (const bool causal : {true, false}) {
+    local_mha::LocalTransformerConfig config{
+        .num_tokens = 9, .max_seq_len = 100, .dim = 12, .depth = 3};
+    config.causal = causal;
+    config.local_attn_window_size = 5;
+    config.dim_head = 4;
+    config.heads = 2;
+    config.use_dynamic_pos_bias = true;
+    config.exact_windowsize = false;
+    const local_mha::LocalTransformer<TypeParam> model(config, 1);
+    typename local_mha::LocalTransformer<TypeParam>::Stream stream(model, {.batch = 2});
+    Random random(3);
+    Tensor<std::int64_t, 2> tokens(2, 500);
+    for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 8);
+    Tensor<TypeParam, 3> logits(2, 500, 9);
+    for (const Index n : {1, 1, 7, 16, 400, 1, 0})
+      EXPECT_EQ(allocations_of([&] {
+                  stream.push_into(
+                      TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of(n), 9}),
+                      TensorView<const std::int64_t, 2>(tokens.data(), {2, n}));
+                  if (n == 7) stream.rollback(3);
+                  if (n == 400) stream.reset(1);
+                }),
+                0)
+          << n;
+    EXPECT_EQ(allocations_of([&] {
+                stream.flush_into(
+                    TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of_flush(), 9}));
+              }),
+              0);
+  }
+}
+
 TYPED_TEST(StreamingResources, AreTheSameAtPositionTenMillion) {
   LocalMHAConfig config{.dim = 2, .window_size = 12, .dim_head = 2, .heads = 1};
   config.causal = true;
@@ -162,6 +196,32 @@ TYPED_TEST(StreamingResources, OfTheAttentionOnThreadsGiveTheSameBits) {
   for (const Index n : {1, 30, 1, 1, 17, 2}) {
     const auto q = tensor<TypeParam, 4>(random.array({4, 2, n, 6}));
     EXPECT_TRUE(support::same_bits(alone.push(q, q, q), together.push(device, q, q, q)));
+  }
+}
+
+TYPED_TEST(StreamingResources, OfAModelOnThreadsGiveTheSameBits) {
+  for (const bool causal : {true, false}) {
+    local_mha::LocalTransformerConfig config{
+        .num_tokens = 9, .max_seq_len = 100, .dim = 12, .depth = 3};
+    config.causal = causal;
+    config.local_attn_window_size = 5;
+    config.dim_head = 4;
+    config.heads = 2;
+    const local_mha::LocalTransformer<TypeParam> model(config, 1);
+    using Stream = typename local_mha::LocalTransformer<TypeParam>::Stream;
+    for (const int count : {1, 2, 5}) {
+      Eigen::ThreadPool pool(count);
+      const Eigen::ThreadPoolDevice device(&pool, count);
+      Stream alone(model, {.batch = 5});
+      Stream together(model, {.batch = 5, .max_threads = 4});
+      Random random(8);
+      for (const Index n : {1, 30, 1, 1, 200, 2}) {
+        Tensor<std::int64_t, 2> tokens(5, n);
+        for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 8);
+        EXPECT_TRUE(support::same_bits(alone.push(tokens), together.push(device, tokens)));
+      }
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush()));
+    }
   }
 }
 

@@ -40,6 +40,12 @@ class Ring {
     for (Index c = 0; c < channels_; ++c, from += L::count, to += L::count)
       select_lanes(begin, L::count, L::load(from), L::load(to)).store(to);
   }
+  /// Takes one lane of block `b` from another block.
+  void put_lane(Index b, int lane, const Scalar* from) {
+    Scalar* to = (*this)[b];
+    for (Index i = lane; i < channels_ * block_rows<Scalar>; i += block_rows<Scalar>)
+      to[i] = from[i];
+  }
 
   /// In a block, channel `c` of position `r` is at `c·channel_stride() + r·position_stride()`.
   static constexpr Index channel_stride() { return block_rows<Scalar>; }

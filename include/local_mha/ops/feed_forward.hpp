@@ -56,7 +56,12 @@ class FeedForward {
    public:
     Workspace() = default;
     explicit Workspace(const FeedForward& layer)
-        : in_(room(layer.dim_)), out_(in_), values_(room(layer.inner_)), gates_(values_) {}
+        : in_(room(layer.dim_)),
+          out_(in_),
+          values_(room(layer.inner_)),
+          gates_(values_),
+          spread_(make_block_buffer<Scalar>(
+              std::max(layer.proj_in_.panel_size(), layer.proj_out_.panel_size()))) {}
 
    private:
     friend FeedForward;
@@ -67,6 +72,7 @@ class FeedForward {
     BlockBuffer<Scalar> out_;
     BlockBuffer<Scalar> values_;
     BlockBuffer<Scalar> gates_;
+    BlockBuffer<Scalar> spread_;
   };
 
   /// The same into given memory. Allocates nothing.
@@ -80,16 +86,21 @@ class FeedForward {
     if (training && dropout_ > 0) dropout.emplace(dropout_, training->seed, 0);
     const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
     const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
+    const bool single = rows == 1;
+    const auto multiply = [&](const PackedWeight<Scalar>& weight, Index group, const Scalar* in,
+                              Index blocks, auto&& to) {
+      project_rows(weight, group, in, blocks, single, workspace.spread_.data(), to);
+    };
     Index first = 0;
     const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
       for (Index b = 0; b < blocks; ++b) norm_.apply(in + b * dim_ * count);
-      project(proj_in_, 0, in, blocks, value);
-      project(proj_in_, 1, in, blocks, gate);
+      multiply(proj_in_, 0, in, blocks, value);
+      multiply(proj_in_, 1, in, blocks, gate);
       for (Index b = 0; b < blocks; ++b) {
-        geglu(value(b), gate(b));
+        geglu(value(b), gate(b), single ? count : 1);
         if (dropout) drop(*dropout, first + b * count, value(b));
       }
-      project(proj_out_, 0, value(0), blocks, [&](Index b) { return out + b * dim_ * count; });
+      multiply(proj_out_, 0, value(0), blocks, [&](Index b) { return out + b * dim_ * count; });
       first += blocks * count;
     };
     map_rows(rows, dim_, x, x_stride, dim_, y, stretch, workspace.in_.data(), workspace.out_.data(),
@@ -100,8 +111,8 @@ class FeedForward {
   // Blocks that pass the weights together.
   static constexpr Index stretch = 4 * Tiling<Scalar>::blocks;
 
-  void geglu(Scalar* values, const Scalar* gates) const {
-    for (Index i = 0; i < inner_ * block_rows<Scalar>; ++i) values[i] *= gelu(gates[i]);
+  void geglu(Scalar* values, const Scalar* gates, Index step) const {
+    for (Index i = 0; i < inner_ * block_rows<Scalar>; i += step) values[i] *= gelu(gates[i]);
   }
 
   void drop(const Dropout<Scalar>& dropout, Index first, Scalar* values) const {

@@ -194,8 +194,8 @@ void project_lane_panels(const PackedWeight<Scalar>& weight, Index group, Index 
                          const Scalar* spread, Scalar* y) {
   using L = Lanes<Scalar>;
   constexpr int rows = Tiling<Scalar>::rows;
-  // Sums side by side, because one would wait for its own additions.
-  constexpr int sums = std::clamp(Tiling<Scalar>::accumulators / Panels, 1, 4);
+  // One sum would wait for its own additions.
+  constexpr int sums = Panels == 1 ? std::clamp(Tiling<Scalar>::accumulators, 1, 4) : 1;
   const Scalar* from[Panels];
   for (int p = 0; p < Panels; ++p) from[p] = weight.panel(group, panel + p);
   L acc[Panels][sums];
@@ -237,11 +237,23 @@ void project_lane_panels(const PackedWeight<Scalar>& weight, Index group, Index 
 template <typename Scalar>
 void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread,
                   Scalar* y) {
+  // Memory answers several streams faster than one.
+  constexpr int together = std::max(1, std::min(8, Tiling<Scalar>::accumulators));
   Index panel = 0;
-  for (; panel + 2 <= weight.group_panels(); panel += 2)
-    detail::project_lane_panels<2>(weight, group, panel, spread, y);
-  if (panel < weight.group_panels())
+  for (; panel + together <= weight.group_panels(); panel += together)
+    detail::project_lane_panels<together>(weight, group, panel, spread, y);
+  for (; panel < weight.group_panels(); ++panel)
     detail::project_lane_panels<1>(weight, group, panel, spread, y);
+}
+
+/// project(), or project_lane() if there is a single position, in lane 0.
+/// \param spread room for as many values as a panel has
+template <typename Scalar, typename BlockOf>
+void project_rows(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, Index blocks,
+                  bool single, Scalar* spread, BlockOf&& y) {
+  if (!single) return project(weight, group, x, blocks, y);
+  spread_lane(weight, x, spread);
+  project_lane(weight, group, spread, y(0));
 }
 
 /// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.
@@ -256,6 +268,7 @@ class Linear {
       reject("bias", std::to_string(out_) + " values or none", bias_.size());
   }
 
+  const PackedWeight<Scalar>& weight() const { return packed_; }
   Index in_features() const { return packed_.depth(); }
   Index out_features() const { return out_; }
 

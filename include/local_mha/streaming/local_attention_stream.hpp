@@ -153,7 +153,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     if (call.training) reject("training", "none, because a stream does not train", "one");
     std::ostringstream text;
     text << "LocalAttention, heads " << heads << ", dim_head " << dim_head << ", "
-         << detail::description_of(attention.config_, attention.window(call));
+         << detail::description_of(attention, attention.window(call));
     return text.str();
   }
 

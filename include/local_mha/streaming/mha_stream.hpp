@@ -43,7 +43,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   /// \throws std::invalid_argument naming the argument that does not fit
   explicit Stream(const LocalMHA& layer, const StreamConfig& config = {},
                   const Bias& attn_bias = {})
-      : Base(config, describe(layer.config_)), layer_(&layer), attn_bias_(attn_bias) {
+      : Base(config, describe(layer)), layer_(&layer), attn_bias_(attn_bias) {
     const Window window(layer.attention_.config());
     detail::AttentionInputs<Scalar>(window, config.batch, layer.config_.heads, 0, {}, attn_bias);
     this->sequences_.assign(static_cast<std::size_t>(config.batch),
@@ -109,13 +109,13 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   }
 
  private:
-  static std::string describe(const LocalMHAConfig& config) {
-    const LocalAttentionConfig attention = attention_config(config);
+  static std::string describe(const LocalMHA& layer) {
+    const LocalMHAConfig& config = layer.config_;
     std::ostringstream text;
     text << std::boolalpha << "LocalMHA, dim " << config.dim << ", heads " << config.heads
          << ", dim_head " << config.dim_head << ", prenorm " << config.prenorm << ", qk_rmsnorm "
          << config.qk_rmsnorm << ", gates " << config.gate_values_per_head << ", "
-         << detail::description_of(attention, Window(attention));
+         << detail::description_of(layer.attention_, Window(layer.attention_.config()));
     return text.str();
   }
 
@@ -144,37 +144,16 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Range in{sequence.position(), sequence.position() + n};
     const Range out{sequence.answered(), sequence.complete(in.end)};
-    move(flow, sequence, in, out, x, masked, y,
-         [&](Index rows) { return sequence.complete(rows); });
+    layer_->stream_rows(flow, sequence, attn_bias_, in, out, x, masked, y,
+                        [&](Index rows) { return sequence.complete(rows); });
   }
 
   void finish(Flow& flow, Index b, Scalar* y) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Index end = sequence.position();
-    move(flow, sequence, {end, end}, {sequence.answered(), end}, nullptr, nullptr, y,
-         [](Index rows) { return rows; });
+    layer_->stream_rows(flow, sequence, attn_bias_, {end, end}, {sequence.answered(), end}, nullptr,
+                        nullptr, y, [](Index rows) { return rows; });
     sequence.end();
-  }
-
-  template <typename Complete>
-  void move(Flow& flow, Sequence& sequence, const Range& in, const Range& out, const Scalar* x,
-            const std::uint8_t* masked, Scalar* y, Complete&& complete) const {
-    const Index dim = layer_->config_.dim;
-    const PaddingMask nothing;
-    const detail::AttentionInputs<Scalar> inputs(sequence.window(), 1, layer_->config_.heads, 0,
-                                                 nothing, attn_bias_);
-    flow.use(*layer_);
-    for_each_stretch<Scalar>(
-        in, out, stretch, complete, [&](const Range& made, const Range& answered) {
-          sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
-          flow.take_heads([&](Index h) {
-            AttentionHead<Scalar> head = inputs.head(0, h);
-            sequence.show(answered, head);
-            return head;
-          });
-          flow.step(sequence.past(), made, made, x + (made.begin - in.begin) * dim, answered,
-                    y + (answered.begin - out.begin) * dim);
-        });
   }
 
   const LocalMHA* layer_;

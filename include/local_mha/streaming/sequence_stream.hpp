@@ -42,6 +42,17 @@ namespace detail {
 /// A stream's last position; positions are counted in 64 bits.
 inline constexpr Index last_position = Index{1} << 60;
 
+/// The largest `n <= most` that is possible, as all smaller ones are.
+template <typename Possible>
+Index largest_rollback(Index most, Possible&& possible) {
+  Index largest = 0;
+  for (Index too_many = most + 1; too_many - largest > 1;) {
+    const Index middle = largest + (too_many - largest) / 2;
+    (possible(middle) ? largest : too_many) = middle;
+  }
+  return largest;
+}
+
 /// A sequence that comes bit by bit: where it stands, and its past.
 template <typename Scalar>
 class StreamedSequence {
@@ -103,14 +114,17 @@ class StreamedSequence {
     head.masked_begin = masked_begin_;
   }
 
+  /// Whether the rings hold what going on from an earlier position needs.
+  bool holds(Index position) const {
+    const Index next = window_.complete(position);
+    if (position < oldest_key_ || std::max<Index>(0, window_.keys(next).begin) < oldest_key_)
+      return false;
+    return !past_.size().queries_wait || next >= oldest_query_;
+  }
+
   /// The most positions that can be taken back.
   Index most_rollback() const {
-    Index possible = 0;
-    for (Index too_many = position_ + 1; too_many - possible > 1;) {
-      const Index middle = possible + (too_many - possible) / 2;
-      (holds(position_ - middle) ? possible : too_many) = middle;
-    }
-    return possible;
+    return largest_rollback(position_, [&](Index n) { return holds(position_ - n); });
   }
   /// Takes back the last `n` positions, and the sequence's end.
   void rollback(Index n) {
@@ -183,14 +197,6 @@ class StreamedSequence {
       reject("max_rollback", "positions whose keys and values are at most 2^36 numbers",
              max_rollback);
     return reach;
-  }
-
-  // Whether the rings hold what goes on from `position` needs.
-  bool holds(Index position) const {
-    const Index next = window_.complete(position);
-    if (position < oldest_key_ || std::max<Index>(0, window_.keys(next).begin) < oldest_key_)
-      return false;
-    return !past_.size().queries_wait || next >= oldest_query_;
   }
 
   // What stands in a block beside the rows of the sequence is nothing from before.
@@ -363,13 +369,18 @@ class SequenceStream {
 namespace detail {
 
 /// The rules by which positions see one another, as text that a state carries.
-inline std::string description_of(const LocalAttentionConfig& config, const Window& window) {
+template <typename Attention>
+std::string description_of(const Attention& attention, const Window& window) {
+  const LocalAttentionConfig& config = attention.config();
   std::ostringstream text;
   text << std::boolalpha << "window " << window.size() << " from " << window.place_in_bucket(0)
        << ", causal " << config.causal << ", exact " << config.exact_windowsize
        << ", look_backward " << config.look_backward << ", look_forward "
-       << resolved_look_forward(config) << ", shared_qk " << config.shared_qk << ", rotary "
-       << (config.dim && config.use_rotary_pos_emb) << ", xpos " << config.use_xpos;
+       << resolved_look_forward(config) << ", shared_qk "
+       << config.shared_qk
+       // Keys are rotated by their place in a group, whose size depends on the build.
+       << ", rotary in groups of " << (attention.rotary() ? attention.rotary()->group() : 0)
+       << ", xpos " << config.use_xpos;
   text.precision(17);
   if (config.xpos_scale_base) text << " over " << *config.xpos_scale_base;
   if (config.scale) text << ", scale " << *config.scale;

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Samples of WAV files, and raw ones, as they come.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <istream>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace local_mha::examples {
+
+/// How samples are stored, little-endian.
+struct SampleFormat {
+  bool is_float = false;
+  int bits = 16;  ///< integers: 8 (unsigned), 16, 24 or 32; floating-point numbers: 32 or 64
+  int channels = 1;
+
+  std::size_t bytes() const { return static_cast<std::size_t>(bits / 8); }
+};
+
+/// Samples of a stream of bytes, one at a time: the mean of the channels, in `[-1, 1]` if they are
+/// integers.
+class SampleReader {
+ public:
+  /// \param name of the source, for errors
+  /// \param size bytes of samples; the largest number: until the end
+  SampleReader(std::istream& in, std::string name, const SampleFormat& format,
+               std::uint64_t size = std::numeric_limits<std::uint64_t>::max())
+      : in_(&in), name_(std::move(name)), format_(format), size_(size), left_(size) {}
+
+  const SampleFormat& format() const { return format_; }
+
+  /// The next sample. False at the end.
+  /// \throws std::runtime_error if the data end within a sample, or one is not finite
+  bool next(float& sample) {
+    double sum = 0;
+    for (int channel = 0; channel < format_.channels; ++channel) {
+      double value = 0;
+      if (!next_value(value)) {
+        if (channel == 0) return false;
+        fail("expected " + std::to_string(format_.channels) + " channels of every sample, got " +
+             std::to_string(channel) + " of the last");
+      }
+      sum += value;
+    }
+    sample = static_cast<float>(sum / format_.channels);
+    if (!std::isfinite(sample)) fail("expected finite samples, got one that is not");
+    ++count_;
+    return true;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& problem) const {
+    throw std::runtime_error(name_ + ": sample " + std::to_string(count_) + ": " + problem);
+  }
+
+  bool next_value(double& value) {
+    if (left_ < format_.bytes()) {
+      if (left_ > 0) fail("expected whole samples, got a part of one");
+      return false;
+    }
+    std::array<char, 8> bytes{};
+    in_->read(bytes.data(), static_cast<std::streamsize>(format_.bytes()));
+    const auto got = static_cast<std::size_t>(in_->gcount());
+    if (in_->bad()) fail("cannot be read");
+    const bool endless = size_ == std::numeric_limits<std::uint64_t>::max();
+    if (got == 0 && endless) return false;
+    if (got < format_.bytes())
+      fail(endless ? "expected whole samples, got a part of one"
+                   : "expected " + std::to_string(left_) + " more bytes, got the end");
+    if (!endless) left_ -= got;
+    value = decoded(bytes);
+    return true;
+  }
+
+  double decoded(const std::array<char, 8>& bytes) const {
+    std::uint64_t word = 0;
+    for (std::size_t i = 0; i < format_.bytes(); ++i)
+      word |= std::uint64_t{static_cast<unsigned char>(bytes[i])} << (8 * i);
+    if (format_.is_float)
+      return format_.bits == 64
+                 ? std::bit_cast<double>(word)
+                 : static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(word)));
+    if (format_.bits == 8) return (static_cast<double>(word) - 128) / 128;
+    // The sign bit becomes that of 64 bits.
+    const int unused = 64 - format_.bits;
+    const auto value = static_cast<std::int64_t>(word << unused) >> unused;
+    return static_cast<double>(value) / std::ldexp(1.0, format_.bits - 1);
+  }
+
+  std::istream* in_;
+  std::string name_;
+  SampleFormat format_;
+  std::uint64_t size_;
+  std::uint64_t left_;
+  std::uint64_t count_ = 0;
+};
+
+/// What stands before the samples of a WAV file.
+struct WavHeader {
+  SampleFormat format;
+  std::uint32_t rate = 0;        ///< samples per second
+  std::uint64_t data_bytes = 0;  ///< the largest number: until the end, as recorders write it
+};
+
+/// Reads a WAV file up to its samples. Understands integers of 8 to 32 bits and floating-point
+/// numbers, of 1 to 64 channels.
+/// \throws std::runtime_error saying what was expected and what is there
+inline WavHeader read_wav_header(std::istream& in, const std::string& name) {
+  const auto fail = [&](const std::string& problem) {
+    throw std::runtime_error(name + ": " + problem);
+  };
+  const auto read = [&](char* to, std::size_t size, std::string_view what) {
+    in.read(to, static_cast<std::streamsize>(size));
+    if (static_cast<std::size_t>(in.gcount()) < size)
+      fail("expected " + std::string(what) + ", got the end of the file");
+  };
+  const auto number = [](const char* bytes, std::size_t size) {
+    std::uint32_t value = 0;
+    for (std::size_t i = 0; i < size; ++i)
+      value |= std::uint32_t{static_cast<unsigned char>(bytes[i])} << (8 * i);
+    return value;
+  };
+  std::array<char, 12> riff{};
+  read(riff.data(), riff.size(), "a WAV file's header");
+  if (std::memcmp(riff.data(), "RIFF", 4) != 0 || std::memcmp(riff.data() + 8, "WAVE", 4) != 0)
+    fail("expected a WAV file, which begins with RIFF and WAVE, got other bytes");
+
+  WavHeader header;
+  while (true) {
+    std::array<char, 8> chunk{};
+    read(chunk.data(), chunk.size(), "a chunk of samples (data)");
+    const std::uint32_t size = number(chunk.data() + 4, 4);
+    if (std::memcmp(chunk.data(), "data", 4) == 0) {
+      if (header.rate == 0) fail("expected the samples' format (fmt) before them, got none");
+      const std::size_t of_a_sample =
+          header.format.bytes() * static_cast<std::size_t>(header.format.channels);
+      const bool unknown = size == 0xFFFFFFFFU;
+      if (!unknown && size % of_a_sample != 0)
+        fail("data: expected a multiple of " + std::to_string(of_a_sample) + " bytes, got " +
+             std::to_string(size));
+      header.data_bytes = unknown ? std::numeric_limits<std::uint64_t>::max() : size;
+      return header;
+    }
+    if (std::memcmp(chunk.data(), "fmt ", 4) != 0) {
+      // A chunk of odd size has a byte of padding.
+      in.ignore(static_cast<std::streamsize>(size) + size % 2);
+      continue;
+    }
+    std::array<char, 40> fmt{};
+    if (size < 16) fail("fmt: expected at least 16 bytes, got " + std::to_string(size));
+    const std::size_t used = size < fmt.size() ? size : fmt.size();
+    read(fmt.data(), used, "the samples' format");
+    in.ignore(static_cast<std::streamsize>(size - used) + size % 2);
+    std::uint32_t tag = number(fmt.data(), 2);
+    if (tag == 0xFFFE) {
+      if (size < 26) fail("fmt: expected at least 26 bytes, got " + std::to_string(size));
+      tag = number(fmt.data() + 24, 2);
+    }
+    const std::uint32_t channels = number(fmt.data() + 2, 2);
+    const std::uint32_t rate = number(fmt.data() + 4, 4);
+    const std::uint32_t align = number(fmt.data() + 12, 2);
+    const std::uint32_t bits = number(fmt.data() + 14, 2);
+    if (tag != 1 && tag != 3)
+      fail("fmt: expected integers (1) or floating-point numbers (3), got format " +
+           std::to_string(tag));
+    const bool fits =
+        tag == 3 ? bits == 32 || bits == 64 : bits == 8 || bits == 16 || bits == 24 || bits == 32;
+    if (!fits)
+      fail("fmt: expected " + std::string(tag == 3 ? "32 or 64" : "8, 16, 24 or 32") +
+           " bits in a number, got " + std::to_string(bits));
+    if (channels < 1 || channels > 64)
+      fail("fmt: expected 1 to 64 channels, got " + std::to_string(channels));
+    if (rate < 1 || rate > 10'000'000)
+      fail("fmt: expected 1 to 10000000 samples per second, got " + std::to_string(rate));
+    if (align != channels * bits / 8)
+      fail("fmt: expected " + std::to_string(channels * bits / 8) + " bytes in a sample, got " +
+           std::to_string(align));
+    header.format = {.is_float = tag == 3,
+                     .bits = static_cast<int>(bits),
+                     .channels = static_cast<int>(channels)};
+    header.rate = rate;
+  }
+}
+
+}  // namespace local_mha::examples
