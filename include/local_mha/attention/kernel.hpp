@@ -20,6 +20,7 @@
 #include <limits>
 
 #include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/tile.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
@@ -27,29 +28,6 @@
 #include <local_mha/ops/rotary.hpp>
 
 namespace local_mha {
-
-inline constexpr double log2_e = 1.44269504088896340736;
-inline constexpr double ln_2 = 0.69314718055994530942;
-
-/// What all blocks of queries of one head have in common.
-template <typename Scalar>
-struct AttentionHead {
-  const Window* window = nullptr;
-  /// Rows of the sequence, which is all that a query can see.
-  Index seqlen = 0;
-  /// Steps between groups of positions; null: no rotary embedding.
-  const RotarySteps<Scalar>* steps = nullptr;
-  /// Flags of `seqlen` keys, 1 = masked; null: none is.
-  const std::uint8_t* masked = nullptr;
-  /// No key outside of it is unmasked.
-  Range unmasked;
-  /// `[w, (1 + lb + lf)·w]`; null: none.
-  const Scalar* attn_bias = nullptr;
-  /// A position attends itself only if it sees nothing else.
-  bool shared_qk = false;
-  /// Null: evaluation.
-  const Dropout<Scalar>* dropout = nullptr;
-};
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -100,48 +78,10 @@ class AttentionKernel {
   }
 
  private:
+  using Tile = QueryTile<Scalar>;
   static constexpr Index group = Tiling<Scalar>::rows;
   // Below every score, and finite, so that its difference to −∞ is −∞.
   static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
-  static constexpr double self_score = -5e4;
-
-  struct LaneRange {
-    int begin;
-    int end;
-  };
-
-  // Which keys the queries of a block see.
-  struct Tile {
-    Tile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
-      const Index rows = std::min(count, head.seqlen - first_row);
-      for (Index r = 0; r < rows; ++r)
-        seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
-      keys = {seen[0].begin, seen[rows - 1].end};
-      if (keys.begin >= keys.end) keys = {0, 0};
-      for (Index r = rows; r < count; ++r) seen[r] = {keys.end, keys.end};
-      by_all = {seen[count - 1].begin, seen[0].end};
-    }
-
-    // Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
-    // whose ends grow with the key.
-    void advance(LaneRange& lanes, Index key) const {
-      while (lanes.begin < count && seen[lanes.begin].end <= key) ++lanes.begin;
-      while (lanes.end < count && seen[lanes.end].begin <= key) ++lanes.end;
-    }
-
-    Index first;
-    Range seen[count];
-    Range keys;
-    Range by_all;
-  };
-
-  // Whether every query of the tile sees every one of the keys, and none is special.
-  static bool plain(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
-    if (keys.begin < tile.by_all.begin || keys.end > tile.by_all.end) return false;
-    if (head.shared_qk && keys.begin < tile.first + count && tile.first < keys.end) return false;
-    return head.masked == nullptr || std::none_of(head.masked + keys.begin, head.masked + keys.end,
-                                                  [](std::uint8_t masked) { return masked != 0; });
-  }
 
   Scalar* score_row(const Range& chunk, Index key) {
     return scores_.data() + (key - chunk.begin / count * count) * count;
@@ -164,7 +104,7 @@ class AttentionKernel {
           turned = turned_.data();
         }
       }
-      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end});
+      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end}, bias_.data());
       for (Index key = begin; key < end; key += group) {
         L acc[group][1];
         LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
@@ -177,7 +117,7 @@ class AttentionKernel {
         }
         Scalar* to = score_row(chunk, key);
         LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(to + r * count);
-        if (plain(head, tile, {key, key + group})) {
+        if (tile.plain(head, {key, key + group})) {
           LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) maximum = max(maximum, acc[r][0]);
         } else {
           maximum = hide(head, tile, key, to, lanes, maximum);
@@ -207,28 +147,6 @@ class AttentionKernel {
       maximum = max(maximum, score);
     }
     return maximum;
-  }
-
-  // attn_bias as [key][query] for the keys of one block; 0 where a query does not see a key.
-  void gather_bias(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
-    const Index columns = head.window->look_around();
-    const Scalar* row[count];
-    for (Index r = 0; r < count; ++r) {
-      const Index query = std::min(tile.first + r, head.seqlen - 1);
-      row[r] = head.attn_bias + head.window->place_in_bucket(query) * columns;
-    }
-    const auto column = [&](Index r, Index key) {
-      return key - head.window->look_around_begin(tile.first + r);
-    };
-    if (keys.end - keys.begin == count && plain(head, tile, keys)) {
-      load_block(
-          count, count, [&](Index r) { return row[r] + column(r, keys.begin); }, bias_.data());
-      return;
-    }
-    for (Index key = keys.begin; key < keys.end; ++key)
-      for (Index r = 0; r < count; ++r)
-        bias_[static_cast<std::size_t>(key % count * count + r)] =
-            tile.seen[r].contains(key) ? row[r][column(r, key)] : Scalar(0);
   }
 
   // Turns the scores of a chunk into 2^(score − maximum). Returns their sum, added to `sum`.

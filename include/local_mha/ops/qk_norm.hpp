@@ -55,6 +55,26 @@ void l2_normalize(Index channels, Scalar* block) {
     (L::load(block + c * L::count) * inverse).store(block + c * L::count);
 }
 
+/// Turns the gradient of l2_normalize()'s result into that of its input, in place:
+/// `(g − y·Σ_c y_c·g_c) / ‖x‖` with `y = x / ‖x‖`, and `g / eps` where the norm is at its least.
+/// \param x `[channels][block_rows]`, what was normalized
+/// \param grad the same shape
+template <typename Scalar>
+void l2_normalize_backward(Index channels, const Scalar* x, Scalar* grad) {
+  using L = Lanes<Scalar>;
+  const L norm = l2_norm(channels, x);
+  const L inverse = L::broadcast(Scalar(1)) / norm;
+  L along = L::zero();
+  for (Index c = 0; c < channels; ++c)
+    along = fma(L::load(x + c * L::count) * inverse, L::load(grad + c * L::count), along);
+  // Where the norm is bounded below, give or take a rounding, it is a constant.
+  along = select_negative(L::broadcast(Scalar(1.00001e-12)) - norm, along, L::zero());
+  for (Index c = 0; c < channels; ++c) {
+    const L y = L::load(x + c * L::count) * inverse;
+    ((L::load(grad + c * L::count) - y * along) * inverse).store(grad + c * L::count);
+  }
+}
+
 /// The normalization of the queries, or of the keys, of every head.
 template <typename Scalar>
 class QkNorm {
