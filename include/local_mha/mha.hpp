@@ -23,6 +23,7 @@
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
+#include <local_mha/mha_backward.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -124,6 +125,103 @@ class LocalMHA {
   void forward_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
                     TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                     const Bias& attn_bias = {}, std::optional<Training> training = {}) const {
+    flow(device, y, workspace, x, mask, attn_bias, training, nullptr);
+  }
+  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
+                    const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                    std::optional<Training> training = {}) const {
+    forward_into(Eigen::DefaultDevice(), y, workspace, x, mask, attn_bias, training);
+  }
+
+  /// What forward_saving() keeps for backward().
+  using Saved = SavedLayer<Scalar>;
+
+  /// forward() that keeps what backward() needs.
+  /// \param saved becomes what this call kept
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> forward_saving(const Device& device, Saved& saved,
+                                   TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
+                                   const Bias& attn_bias = {},
+                                   std::optional<Training> training = {}) const {
+    check(x, mask, attn_bias);
+    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
+    saved = Saved(config_, x.dimension(0), x.dimension(1));
+    Workspace workspace;
+    flow(device, y, workspace, x, mask, attn_bias, training, &saved);
+    return y;
+  }
+  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
+                                   const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                                   std::optional<Training> training = {}) const {
+    return forward_saving(Eigen::DefaultDevice(), saved, x, mask, attn_bias, training);
+  }
+
+  /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
+  /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
+  /// \param saved what forward_saving() kept for the same arguments
+  /// \param grad_y `[B, N, dim]`
+  /// \param grad_attn_bias null, or where that of attn_bias is added, in its shape
+  /// \return that of x, `[B, N, dim]`
+  /// \throws std::invalid_argument naming the argument that does not fit
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> backward(const Device& device, Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
+                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                             std::optional<Training> training = {},
+                             Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
+    const auto inputs = check(x, mask, attn_bias);
+    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+    require_shape<2>("saved", {saved.batch, saved.seqlen}, {x.dimension(0), x.dimension(1)});
+    detail::require_same_shapes(gradients, Parameters::zeros(config_));
+    if (grad_attn_bias != nullptr) {
+      if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
+      require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),
+                    attn_bias->dimensions());
+    }
+    Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
+    if (x.size() == 0) return grad_x;
+    typename LocalAttention<Scalar>::BiasGradients grad_bias(
+        grad_attn_bias != nullptr ? attn_bias : Bias(), config_.heads);
+    detail::LayerBackward<Scalar>({config_, parameters_, attention_, norm_, q_norm_, k_norm_},
+                                  saved)
+        .run(device, inputs, training, x.data(), grad_y.data(), grad_x.data(), gradients,
+             grad_bias);
+    if (grad_attn_bias != nullptr) *grad_attn_bias += *grad_bias.sum();
+    return grad_x;
+  }
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
+                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                             std::optional<Training> training = {},
+                             Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
+    return backward(Eigen::DefaultDevice(), gradients, saved, grad_y, x, mask, attn_bias, training,
+                    grad_attn_bias);
+  }
+
+  /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
+  /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
+  Tensor<Scalar, 4> attention_probabilities(TensorView<const Scalar, 3> x,
+                                            const PaddingMask& mask = {},
+                                            const Bias& attn_bias = {}) const {
+    check(x, mask, attn_bias);
+    const auto [batch, seqlen, dim] = x.dimensions();
+    Tensor<Scalar, 4> q(batch, config_.heads, seqlen, config_.dim_head);
+    Tensor<Scalar, 4> k(batch, config_.heads, seqlen, config_.dim_head);
+    Flow projections(*this, Window(attention_.config()), seqlen);
+    for (Index b = 0; b < batch; ++b)
+      projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
+    return attention_.attention_probabilities(q, k, mask, attn_bias);
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+  // Blocks that pass the weights together: enough to pay for reading them.
+  static constexpr Index stretch = std::max(9, 3 * Tiling<Scalar>::blocks);
+
+  template <ThreadDevice Device>
+  void flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
+            TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
+            const std::optional<Training>& training, Saved* saved) const {
     const auto inputs = check(x, mask, attn_bias);
     require_shape("y", y.dimensions(), x.dimensions());
     const auto [batch, seqlen, dim] = x.dimensions();
@@ -136,34 +234,10 @@ class LocalMHA {
       const Index b = runs.sequence(task);
       workspace.flow(worker).run(inputs, b, {runs.begin(task), runs.end(task)},
                                  x.data() + b * sequence_size, y.data() + b * sequence_size,
-                                 training);
+                                 training, saved);
     };
     parallel_for(device, std::min(workers, runs.tasks()), runs.tasks(), run);
   }
-  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
-                    const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                    std::optional<Training> training = {}) const {
-    forward_into(Eigen::DefaultDevice(), y, workspace, x, mask, attn_bias, training);
-  }
-
-  /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
-  /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
-  Tensor<Scalar, 4> attention_probabilities(TensorView<const Scalar, 3> x,
-                                            const PaddingMask& mask = {},
-                                            const Bias& attn_bias = {}) const {
-    check(x, mask, attn_bias);
-    const auto [batch, seqlen, dim] = x.dimensions();
-    Tensor<Scalar, 4> q(batch, config_.heads, seqlen, config_.dim_head);
-    Tensor<Scalar, 4> k(batch, config_.heads, seqlen, config_.dim_head);
-    Flow flow(*this, Window(attention_.config()), seqlen);
-    for (Index b = 0; b < batch; ++b) flow.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
-    return attention_.attention_probabilities(q, k, mask, attn_bias);
-  }
-
- private:
-  static constexpr Index count = block_rows<Scalar>;
-  // Blocks that pass the weights together: enough to pay for reading them.
-  static constexpr Index stretch = std::max(9, 3 * Tiling<Scalar>::blocks);
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
@@ -217,8 +291,12 @@ class LocalMHA {
     void use(const LocalMHA& layer) { layer_ = &layer; }
 
     // The rows of `y` of the queries `[begin, end)`, in blocks.
+    // \param saved null, or where the run keeps what belongs to these blocks
     void run(const detail::AttentionInputs<Scalar>& inputs, Index b, const Blocks& queries,
-             const Scalar* x, Scalar* y, const std::optional<Training>& training) {
+             const Scalar* x, Scalar* y, const std::optional<Training>& training, Saved* saved) {
+      saved_ = saved;
+      saved_blocks_ = queries;
+      first_saved_ = b * blocks_;
       const Window& window = inputs.window();
       make_heads(inputs, b, training);
       const Range keys = window.keys_of({queries.begin * count, queries.end * count}, seqlen_);
@@ -322,12 +400,24 @@ class LocalMHA {
         for (Index h = 0; h < heads(); ++h) {
           Scalar* gate = gates_[block] + h * count;
           const auto bias = Lanes<Scalar>::broadcast(layer_->parameters_.to_v_gate_bias[h]);
-          sigmoid(Lanes<Scalar>::load(gate) + bias).store(gate);
+          const auto opened = sigmoid(Lanes<Scalar>::load(gate) + bias);
+          opened.store(gate);
+          if (saved_ != nullptr) opened.store(saved_->gates[first_saved_ + block] + h * count);
         }
+    }
+
+    // Keeps those blocks of a ring that belong to the run.
+    void save(BlockArray<Scalar> Saved::* part, Ring<Scalar>& ring, const Blocks& blocks, Index h) {
+      if (saved_ == nullptr) return;
+      const Blocks own = blocks.clipped_to(saved_blocks_);
+      for (Index block = own.begin; block < own.end; ++block)
+        std::copy_n(ring[block], dim_head() * count,
+                    (saved_->*part)[first_saved_ + block] + h * head_size());
     }
 
     void project_queries(const Blocks& blocks, Index loaded, Index h) {
       project_into(queries(h), layer_->to_qkv_, h, blocks, loaded);
+      save(&Saved::q, queries(h), blocks, h);
       if (!config().qk_rmsnorm) return;
       for (Index block = blocks.begin; block < blocks.end; ++block)
         layer_->q_norm_.apply(queries(h)[block]);
@@ -335,6 +425,7 @@ class LocalMHA {
 
     void project_keys(const Blocks& blocks, Index h) {
       project_into(keys(h), layer_->to_qkv_, heads() + h, blocks, blocks.begin);
+      save(&Saved::k, keys(h), blocks, h);
       if (!config().qk_rmsnorm) return;
       for (Index block = blocks.begin; block < blocks.end; ++block)
         layer_->k_norm_.apply(keys(h)[block]);
@@ -353,6 +444,7 @@ class LocalMHA {
     void make_keys_and_values(const Blocks& blocks, Index h) {
       project_keys(blocks, h);
       project_into(values(h), layer_->to_qkv_, 2 * heads() + h, blocks, blocks.begin);
+      save(&Saved::v, values(h), blocks, h);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         if (const auto* rotary = layer_->attention_.rotary())
           rotary->apply_to_keys(keys(h)[block], block * count);
@@ -364,7 +456,10 @@ class LocalMHA {
       const AttentionHead<Scalar>& head = heads_[to_size(h)];
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
-        kernel_.attend(head, block * count, queries(h)[block], keys(h), values(h), out);
+        Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
+        kernel_.attend(head, block * count, queries(h)[block], keys(h), values(h), out, lse);
+        if (saved_ != nullptr)
+          std::copy_n(out, dim_head() * count, saved_->out[first_saved_ + block] + h * head_size());
         if (!config().gate_values_per_head) continue;
         const auto gate = Lanes<Scalar>::load(gates_[block] + h * count);
         for (Index c = 0; c < dim_head(); ++c)
@@ -395,6 +490,9 @@ class LocalMHA {
     Ring<Scalar> gates_;
     std::vector<AttentionHead<Scalar>> heads_;
     std::vector<Dropout<Scalar>> dropouts_;
+    Saved* saved_ = nullptr;  // null: nothing is kept
+    Blocks saved_blocks_;
+    Index first_saved_ = 0;
   };
 
   LocalMHAConfig config_;

@@ -30,34 +30,9 @@
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/rotary.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
 
 namespace local_mha {
-
-/// Channels rounded up to whole panels of block_rows channels.
-template <typename Scalar>
-constexpr Index panel_channels(Index channels) {
-  return ceil_div(channels, block_rows<Scalar>) * block_rows<Scalar>;
-}
-
-/// Transposes a block `[channels][block_rows]` into panels `[panel][position][block_rows
-/// channels]`; channels that fill up the last panel become 0.
-template <typename Scalar>
-void block_to_panels(Index channels, const Scalar* block, Scalar* panels) {
-  constexpr Index count = block_rows<Scalar>;
-  for (Index c = 0; c < channels; c += count)
-    load_block(
-        count, std::min(count, channels - c), [&](Index r) { return block + (c + r) * count; },
-        panels + c * count);
-}
-
-/// The reverse of block_to_panels().
-template <typename Scalar>
-void panels_to_block(Index channels, const Scalar* panels, Scalar* block) {
-  constexpr Index count = block_rows<Scalar>;
-  for (Index c = 0; c < channels; c += count)
-    store_block(count, std::min(count, channels - c), panels + c * count,
-                [&](Index r) { return block + (c + r) * count; });
-}
 
 /// A block of queries on the way back.
 template <typename Scalar>

@@ -46,6 +46,45 @@ class LayerNorm {
     }
   }
 
+  /// Turns the gradient of apply()'s result into that of its input, in place:
+  /// `(g⊙weight − mean(g⊙weight) − x̂·mean(g⊙weight⊙x̂)) / √(var + eps)`, `x̂` the normalized input.
+  /// \param x `[dim][block_rows]`, what apply() was given
+  /// \param grad the same shape
+  /// \param sums `[2·dim][block_rows]`: the gradients of weight and bias are added here, a value
+  /// for
+  ///        each lane
+  void apply_backward(const Scalar* x, Scalar* grad, Scalar* sums) const {
+    using L = Lanes<Scalar>;
+    const Scalar mean_factor = Scalar(1.0 / static_cast<double>(dim()));
+    const L mean = mean_factor * sum(x, [](const L& value) { return value; });
+    const L variance = mean_factor * sum(x, [&](const L& value) {
+                         const L centred = value - mean;
+                         return centred * centred;
+                       });
+    const L scale = L::broadcast(Scalar(1)) / sqrt(variance + L::broadcast(Scalar(eps)));
+    L total = L::zero();
+    L along = L::zero();
+    for (Index c = 0; c < dim(); ++c) {
+      const L normed = (L::load(x + c * L::count) - mean) * scale;
+      const L g = L::load(grad + c * L::count);
+      Scalar* weight_sum = sums + c * L::count;
+      Scalar* bias_sum = sums + (dim() + c) * L::count;
+      fma(g, normed, L::load(weight_sum)).store(weight_sum);
+      (L::load(bias_sum) + g).store(bias_sum);
+      const L weighted = weight_[c] * g;
+      total = total + weighted;
+      along = fma(weighted, normed, along);
+      weighted.store(grad + c * L::count);
+    }
+    total = mean_factor * total;
+    along = mean_factor * along;
+    for (Index c = 0; c < dim(); ++c) {
+      const L normed = (L::load(x + c * L::count) - mean) * scale;
+      Scalar* g = grad + c * L::count;
+      ((L::load(g) - total - normed * along) * scale).store(g);
+    }
+  }
+
   /// \param x `[rows, dim]`
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
     if (x.cols() != dim()) reject("x", std::to_string(dim()) + " columns", x.cols());

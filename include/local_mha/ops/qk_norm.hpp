@@ -94,6 +94,22 @@ class QkNorm {
       (scale_[c] * (L::load(block + c * L::count) * inverse)).store(block + c * L::count);
   }
 
+  /// Turns the gradient of apply()'s result into that of its input, in place.
+  /// \param x `[dim_head][block_rows]`, what apply() was given
+  /// \param grad the same shape
+  /// \param sums the same shape: the gradient of the scale is added here, a value for each lane
+  void apply_backward(const Scalar* x, Scalar* grad, Scalar* sums) const {
+    using L = Lanes<Scalar>;
+    const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), x);
+    for (Index c = 0; c < dim_head(); ++c) {
+      Scalar* sum = sums + c * L::count;
+      const L g = L::load(grad + c * L::count);
+      fma(g, L::load(x + c * L::count) * inverse, L::load(sum)).store(sum);
+      (scale_[c] * g).store(grad + c * L::count);
+    }
+    l2_normalize_backward(dim_head(), x, grad);
+  }
+
   /// \param x `[rows, dim_head]`
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
     if (x.cols() != dim_head()) reject("x", std::to_string(dim_head()) + " columns", x.cols());

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the backward passes of the matrix products have in common.
+///
+/// Of `y = x·Wᵀ` over many positions, the gradient of W is a sum over positions, `gᵀ·x`. One
+/// operand is read as blocks, `[channel][position]`, the other as panels, `[position][channel]`, so
+/// that the micro-kernel of the forward pass does this product, too. Sums go through the positions
+/// in their order, in stretches of a fixed length: they do not depend on threads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/ops/linear.hpp>
+
+namespace local_mha {
+
+/// Channels rounded up to whole panels of block_rows channels.
+template <typename Scalar>
+constexpr Index panel_channels(Index channels) {
+  return ceil_div(channels, block_rows<Scalar>) * block_rows<Scalar>;
+}
+
+/// Transposes a block `[channels][block_rows]` into panels `[panel][position][block_rows
+/// channels]`; channels that fill up the last panel become 0.
+template <typename Scalar>
+void block_to_panels(Index channels, const Scalar* block, Scalar* panels) {
+  constexpr Index count = block_rows<Scalar>;
+  for (Index c = 0; c < channels; c += count)
+    load_block(
+        count, std::min(count, channels - c), [&](Index r) { return block + (c + r) * count; },
+        panels + c * count);
+}
+
+/// The reverse of block_to_panels().
+template <typename Scalar>
+void panels_to_block(Index channels, const Scalar* panels, Scalar* block) {
+  constexpr Index count = block_rows<Scalar>;
+  for (Index c = 0; c < channels; c += count)
+    store_block(count, std::min(count, channels - c), panels + c * count,
+                [&](Index r) { return block + (c + r) * count; });
+}
+
+/// Blocks of many positions, `[blocks][channels][block_rows]`.
+template <typename Scalar>
+class BlockArray {
+ public:
+  BlockArray() = default;
+  BlockArray(Index blocks, Index channels)
+      : stride_(channels * block_rows<Scalar>),
+        data_(make_block_buffer<Scalar>(blocks * stride_)) {}
+
+  Scalar* operator[](Index b) { return data_.data() + b * stride_; }
+  const Scalar* operator[](Index b) const { return data_.data() + b * stride_; }
+  /// From block to block.
+  Index stride() const { return stride_; }
+  Index channels() const { return stride_ / block_rows<Scalar>; }
+
+ private:
+  Index stride_ = 0;
+  BlockBuffer<Scalar> data_;
+};
+
+/// The rows of a batch of sequences in blocks: each sequence starts a block of its own.
+struct BatchBlocks {
+  Index batch;
+  Index seqlen;
+  Index block_rows;
+
+  Index of_sequence() const { return ceil_div(seqlen, block_rows); }
+  Index count() const { return batch * of_sequence(); }
+  /// The first row of block `b`, counted through the batch.
+  Index row(Index b) const { return b / of_sequence() * seqlen + b % of_sequence() * block_rows; }
+  Index rows(Index b) const {
+    return std::min(block_rows, seqlen - b % of_sequence() * block_rows);
+  }
+};
+
+/// Blocks that one task takes, and that are added up before anything else is done with their sum.
+inline constexpr Index stretch_blocks = 32;
+
+/// Calls `task(worker, stretch, blocks)` for stretches of `stretch_blocks` blocks.
+template <ThreadDevice Device, typename Task>
+void for_each_stretch(const Device& device, Index blocks, Task&& task) {
+  const Index stretches = ceil_div(blocks, stretch_blocks);
+  parallel_for(
+      device, std::min(thread_count(device), stretches), stretches, [&](Index, Index stretch) {
+        task(stretch,
+             Range{stretch * stretch_blocks, std::min((stretch + 1) * stretch_blocks, blocks)});
+      });
+}
+
+/// Sums over positions, such as the gradient of a bias: each stretch of blocks adds up alone, lane
+/// by lane.
+template <typename Scalar>
+class StretchSums {
+ public:
+  StretchSums() = default;
+  StretchSums(Index stretches, Index channels) : sums_(stretches, channels) {
+    stretches_ = stretches;
+  }
+
+  /// `[channels][block_rows]`
+  Scalar* operator[](Index stretch) { return sums_[stretch]; }
+
+  /// Adds the sums of channels `[first, first + to.size())`.
+  void add_to(Vector<Scalar>& to, Index first = 0) const {
+    for (Index stretch = 0; stretch < stretches_; ++stretch)
+      for (Index c = 0; c < to.size(); ++c) {
+        const Scalar* lanes = sums_[stretch] + (first + c) * block_rows<Scalar>;
+        Scalar sum = lanes[0];
+        for (Index i = 1; i < block_rows<Scalar>; ++i) sum += lanes[i];
+        to[c] += sum;
+      }
+  }
+
+ private:
+  Index stretches_ = 0;
+  BlockArray<Scalar> sums_;
+};
+
+namespace detail {
+
+// weight[r][c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i] for Rows rows and Panels panels of columns.
+template <int Rows, int Panels, typename Scalar>
+void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride, const Scalar* x,
+                     Index x_stride, Index columns, Scalar* weight, Index weight_stride) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = block_rows<Scalar>;
+  L acc[Rows][Panels];
+  LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[r][p] = L::zero();
+  }
+  for (Index b = blocks.begin; b < blocks.end; ++b) {
+    const Scalar* from[Panels];
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) from[p] =
+        x + b * x_stride + p * count * count;
+    multiply(count, a + b * a_stride, count, 1, from, acc);
+  }
+  LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+      alignas(64) Scalar sum[count];
+      acc[r][p].store(sum);
+      Scalar* to = weight + r * weight_stride + p * count;
+      const Index here = std::min(count, columns - p * count);
+      for (Index c = 0; c < here; ++c) to[c] += sum[c];
+    }
+  }
+}
+
+}  // namespace detail
+
+/// `weight[r, c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i]` for `0 <= r < rows`.
+/// \param a blocks `[rows][block_rows]`, `a_stride` apart
+/// \param x panels (block_to_panels()) of `columns` channels, `x_stride` apart
+/// \param weight `[rows][columns]`, rows `weight_stride` apart
+template <typename Scalar>
+void add_weight_gradient(Index blocks, const Scalar* a, Index a_stride, Index rows, const Scalar* x,
+                         Index x_stride, Index columns, Scalar* weight, Index weight_stride) {
+  constexpr int most_rows = Tiling<Scalar>::rows;
+  constexpr int most_panels = Tiling<Scalar>::blocks;
+  constexpr Index count = block_rows<Scalar>;
+  const auto rows_of = [&]<int Panels>(const Range& stretch, Index panel) {
+    const Scalar* from = x + panel * count * count;
+    const Index c = panel * count;
+    Index r = 0;
+    for (; r + most_rows <= rows; r += most_rows)
+      detail::add_weight_tile<most_rows, Panels>(stretch, a + r * count, a_stride, from, x_stride,
+                                                 columns - c, weight + r * weight_stride + c,
+                                                 weight_stride);
+    for (; r < rows; ++r)
+      detail::add_weight_tile<1, Panels>(stretch, a + r * count, a_stride, from, x_stride,
+                                         columns - c, weight + r * weight_stride + c,
+                                         weight_stride);
+  };
+  const Index panels = ceil_div(columns, count);
+  for (Index begin = 0; begin < blocks; begin += stretch_blocks) {
+    const Range stretch{begin, std::min(begin + stretch_blocks, blocks)};
+    Index panel = 0;
+    for (; panel + most_panels <= panels; panel += most_panels)
+      rows_of.template operator()<most_panels>(stretch, panel);
+    for (; panel < panels; ++panel) rows_of.template operator()<1>(stretch, panel);
+  }
+}
+
+/// The same on threads, which share the rows.
+template <ThreadDevice Device, typename Scalar>
+void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, Index a_stride,
+                         Index rows, const Scalar* x, Index x_stride, Index columns, Scalar* weight,
+                         Index weight_stride) {
+  constexpr Index rows_of_task = 64;
+  const Index tasks = ceil_div(rows, rows_of_task);
+  parallel_for(device, std::min(thread_count(device), tasks), tasks, [&](Index, Index task) {
+    const Index row = task * rows_of_task;
+    add_weight_gradient(blocks, a + row * block_rows<Scalar>, a_stride,
+                        std::min(rows_of_task, rows - row), x, x_stride, columns,
+                        weight + row * weight_stride, weight_stride);
+  });
+}
+
+}  // namespace local_mha
