@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Runs a layer that was exported from Python and compares its outputs with Python's.
+/// Runs a layer that was exported from Python and compares its outputs, and its gradients, with
+/// Python's.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -67,11 +68,51 @@ double usual_tolerance(io::Dtype dtype) {
   }
 }
 
-/// Compares outputs with a file's, and keeps them for another file.
+/// The same for gradients, which go through twice as many steps.
+double usual_gradient_tolerance(io::Dtype dtype) {
+  switch (dtype) {
+    case io::Dtype::F64:
+      return 1e-9;
+    case io::Dtype::F32:
+      return 1e-4;
+    case io::Dtype::F16:
+      return 5e-3;
+    default:
+      return 5e-2;
+  }
+}
+
+/// Compares outputs and gradients with a file's, and keeps them for another file.
 class Outputs {
  public:
   Outputs(const io::SafetensorsFile& expected, const std::optional<double>& tolerance)
-      : expected_(expected), tolerance_(tolerance) {}
+      : expected_(expected), tolerance_(tolerance) {
+    for (const std::string& name : expected.names())
+      if (is_gradient(name))
+        for (const double value : expected.read<double>(name))
+          if (std::isfinite(value))
+            largest_gradient_ = std::max(largest_gradient_, std::abs(value));
+  }
+
+  /// `grad/name`, if the file has it.
+  template <typename Scalar, int Rank>
+  void add_gradient(const std::string& name, const Tensor<Scalar, Rank>& computed) {
+    if (expected_.contains("grad/" + name)) add("grad/" + name, computed);
+  }
+
+  /// `grad/param/…` of every weight that the file has.
+  template <typename Parameters>
+  void add_gradients(const Parameters& parameters) {
+    local_mha::for_each_parameter(parameters, [&](const std::string& name, const auto& gradient) {
+      using Gradient = std::decay_t<decltype(gradient)>;
+      using Scalar = typename Gradient::Scalar;
+      const std::string full = "grad/param/" + name;
+      if (!expected_.contains(full)) return;
+      std::vector<Index> shape{gradient.rows()};
+      if (Gradient::ColsAtCompileTime != 1) shape.push_back(gradient.cols());
+      add<Scalar>(full, shape, {gradient.data(), static_cast<std::size_t>(gradient.size())});
+    });
+  }
 
   template <typename Scalar, int Rank>
   void add(const std::string& name, const Tensor<Scalar, Rank>& computed) {
@@ -100,9 +141,14 @@ class Outputs {
       if (std::isfinite(expected[i]))
         result.largest = std::max(result.largest, std::abs(expected[i]));
     }
-    result.relative_error = result.absolute_error > 0 ? result.absolute_error / result.largest : 0;
-    result.tolerance = tolerance_.value_or(
-        std::max(usual_tolerance(io::dtype_of<Scalar>()), usual_tolerance(stored.dtype)));
+    // A gradient that is 0 by its nature is the rounding of larger terms, in Python too.
+    const double size = is_gradient(name) && result.largest < 1e-12 * largest_gradient_
+                            ? largest_gradient_
+                            : result.largest;
+    result.relative_error = result.absolute_error > 0 ? result.absolute_error / size : 0;
+    const auto usual = is_gradient(name) ? usual_gradient_tolerance : usual_tolerance;
+    result.tolerance =
+        tolerance_.value_or(std::max(usual(io::dtype_of<Scalar>()), usual(stored.dtype)));
     comparisons_.push_back(std::move(result));
     computed_.add(name, stored.shape, computed);
   }
@@ -111,6 +157,8 @@ class Outputs {
   io::SafetensorsWriter& computed() { return computed_; }
 
  private:
+  static bool is_gradient(const std::string& name) { return name.starts_with("grad/"); }
+
   static std::string text(std::span<const Index> shape) {
     std::ostringstream text;
     text << '[';
@@ -122,9 +170,25 @@ class Outputs {
 
   const io::SafetensorsFile& expected_;
   std::optional<double> tolerance_;
+  double largest_gradient_ = 0;
   std::vector<Comparison> comparisons_;
   io::SafetensorsWriter computed_;
 };
+
+/// The gradients that a layer has: of its inputs and its weights.
+/// \throws io::SafetensorsError naming one that the file has beside them, or that cannot be
+///         computed for want of `input/grad_y`
+template <typename Parameters>
+void require_known_gradients(const io::SafetensorsFile& file, std::vector<std::string> known,
+                             const Parameters& parameters, bool has_grad_y) {
+  local_mha::for_each_parameter(
+      parameters, [&](const std::string& name, const auto&) { known.push_back("param/" + name); });
+  examples::require_known(file, "grad/", known);
+  for (const std::string& name : file.names())
+    if (!has_grad_y && name.starts_with("grad/"))
+      throw io::SafetensorsError(file.file_name(), name,
+                                 "expected input/grad_y beside it, the gradient of the output");
+}
 
 template <typename Scalar>
 void run_mha(const CaseFiles& files, Outputs& outputs) {
@@ -134,8 +198,20 @@ void run_mha(const CaseFiles& files, Outputs& outputs) {
   const local_mha::LocalMHA<Scalar> mha(config, std::move(parameters));
   const auto x = files.inputs.tensor<Scalar, 3>("input/x");
   const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
-  outputs.add("output/y",
-              mha.forward(x, examples::read_mask(files.inputs), examples::view(attn_bias)));
+  const PaddingMask mask = examples::read_mask(files.inputs);
+  const bool has_grad_y = files.inputs.contains("input/grad_y");
+  require_known_gradients(files.inputs, {"x", "attn_bias"}, mha.parameters(), has_grad_y);
+  typename local_mha::LocalMHA<Scalar>::Saved saved;
+  outputs.add("output/y", mha.forward_saving(saved, x, mask, examples::view(attn_bias)));
+  if (!has_grad_y) return;
+  auto gradients = local_mha::LocalMHAParameters<Scalar>::zeros(mha.config());
+  std::optional<Tensor<Scalar, 3>> grad_bias;
+  if (attn_bias) grad_bias = attn_bias->constant(Scalar(0));
+  outputs.add_gradient(
+      "x", mha.backward(gradients, saved, files.inputs.tensor<Scalar, 3>("input/grad_y"), x, mask,
+                        examples::view(attn_bias), {}, grad_bias ? &*grad_bias : nullptr));
+  if (grad_bias) outputs.add_gradient("attn_bias", *grad_bias);
+  outputs.add_gradients(gradients);
 }
 
 template <typename Scalar>
@@ -148,9 +224,22 @@ void run_attention(const CaseFiles& files, Outputs& outputs) {
   const auto k = files.inputs.tensor<Scalar, 4>("input/k");
   const auto v = files.inputs.tensor<Scalar, 4>("input/v");
   const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
-  outputs.add("output/y", attention.forward(q, k, v, examples::read_mask(files.inputs),
-                                            examples::view(attn_bias),
-                                            {.window_size = examples::window_size_of_call(files)}));
+  const PaddingMask mask = examples::read_mask(files.inputs);
+  const local_mha::LocalAttentionCall call{.window_size = examples::window_size_of_call(files)};
+  const bool has_grad_y = files.inputs.contains("input/grad_y");
+  require_known_gradients(files.inputs, {"q", "k", "v", "attn_bias"},
+                          local_mha::LocalMHAParameters<Scalar>(), has_grad_y);
+  const auto saved = attention.forward_saving(q, k, v, mask, examples::view(attn_bias), call);
+  outputs.add("output/y", saved.out);
+  if (!has_grad_y) return;
+  auto gradients = attention.backward(saved, files.inputs.tensor<Scalar, 4>("input/grad_y"), q, k,
+                                      v, mask, examples::view(attn_bias), call);
+  // In Python shared queries and keys are one tensor.
+  if (attention.config().shared_qk && !files.inputs.contains("grad/k")) gradients.q += gradients.k;
+  outputs.add_gradient("q", gradients.q);
+  outputs.add_gradient("k", gradients.k);
+  outputs.add_gradient("v", gradients.v);
+  if (gradients.attn_bias) outputs.add_gradient("attn_bias", *gradients.attn_bias);
 }
 
 template <typename Scalar>
@@ -173,10 +262,16 @@ void run_transformer(const CaseFiles& files, Outputs& outputs) {
                      std::array<Index, 2>{batch, has_labels && length > 0 ? length - 1 : length});
     outputs.add("output/logits", model.forward(input, mask));
   }
-  if (files.inputs.contains("output/loss")) {
-    const Scalar loss = model.loss(tokens, mask);
-    outputs.add<Scalar>("output/loss", {}, {&loss, 1});
-  }
+  require_known_gradients(files.inputs, {}, model.parameters(), true);
+  const std::vector<std::string> names = files.inputs.names();
+  const bool has_gradients =
+      std::ranges::any_of(names, [](const auto& name) { return name.starts_with("grad/"); });
+  if (!files.inputs.contains("output/loss") && !has_gradients) return;
+  auto gradients = local_mha::LocalTransformerParameters<Scalar>::zeros(model.config());
+  const Scalar loss =
+      has_gradients ? model.backward(gradients, tokens, mask) : model.loss(tokens, mask);
+  if (files.inputs.contains("output/loss")) outputs.add<Scalar>("output/loss", {}, {&loss, 1});
+  if (has_gradients) outputs.add_gradients(gradients);
 }
 
 template <typename Scalar>
@@ -225,15 +320,10 @@ int verify(const Options& options) {
 
   std::cout << files.kind << " in " << options.scalar << '\n';
   print(outputs.comparisons());
-  const auto gradients =
-      std::ranges::count_if(names, [](const auto& name) { return name.starts_with("grad/"); });
-  if (gradients > 0)
-    std::cout << "The file's " << gradients << " gradients (grad/...) are not compared.\n";
-
   if (!options.output_path.empty()) {
     io::Case described = io::read_case(files.weights);
     described.call = files.call;
-    described.note = "outputs computed by local_mha in " + options.scalar;
+    described.note = "outputs and gradients computed by local_mha in " + options.scalar;
     set_case(outputs.computed(), described);
     outputs.computed().write(options.output_path);
   }
@@ -243,8 +333,11 @@ int verify(const Options& options) {
 int run(int argc, char** argv) {
   Options options;
   CLI::App app(
-      "Runs a layer exported from Python and compares its outputs with Python's.\n\n"
-      "Prints, for each output that the file holds (output/y, output/logits, output/loss), the\n"
+      "Runs a layer exported from Python and compares its outputs and gradients with Python's.\n\n"
+      "Prints, for each output that the file holds (output/y, output/logits, output/loss) and "
+      "each\n"
+      "gradient (grad/..., for the upstream gradient input/grad_y; a model's are of its loss), "
+      "the\n"
       "largest absolute error, and that relative to the largest expected element.\n"
       "Exit status: 0 if every relative error is within the tolerance, 1 if not, 2 if the files\n"
       "cannot be used or hold nothing to compare.",
@@ -263,7 +356,7 @@ int run(int argc, char** argv) {
   app.add_option("--tolerance", options.tolerance,
                  "Largest relative error that passes. Default: the larger of what the scalar and "
                  "the stored output allow, 1e-10 for double, 2e-5 for float, 2e-3 for F16, 2e-2 "
-                 "for BF16");
+                 "for BF16; for gradients 1e-9, 1e-4, 5e-3, 5e-2");
   app.add_option("--output", options.output_path, "Where to write the computed outputs")
       ->type_name("OUT.safetensors");
   if (const auto status = examples::parse(app, argc, argv)) return *status;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Memory of the forward pass: the result, and scratch that does not grow with the sequence.
+// Memory of the passes: the result, and scratch that does not grow with the sequence.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
@@ -73,6 +73,21 @@ TEST(Memory, OfTheLayerIsTheResultAndScratchThatDoesNotGrow) {
   const double result = static_cast<double>(y.size()) * sizeof(float) / (1024 * 1024);
   EXPECT_GT(result, 30);
   EXPECT_LT(peak_megabytes() - before, result + 4);
+}
+
+TEST(Memory, OfTheAttentionsBackwardPassIsTheGradientsAndScratchThatDoesNotGrow) {
+  if (sanitized) GTEST_SKIP() << "measures the process";
+  const Index n = 1'500'000, d = 8;
+  Tensor<float, 4> q(1, 1, n, d);
+  q.setConstant(0.5F);
+  const local_mha::LocalAttention<float> attention({.window_size = 64, .causal = true, .dim = d});
+  const auto saved = attention.forward_saving(q, q, q);
+  const double before = peak_megabytes();
+  const auto gradients = attention.backward(saved, q, q, q, q);
+  const double result = 3 * static_cast<double>(q.size()) * sizeof(float) / (1024 * 1024);
+  EXPECT_GT(result, 120);
+  EXPECT_LT(peak_megabytes() - before, result + 4);
+  EXPECT_NEAR(gradients.q(0, 0, n - 1, 0), 0, 1e-4);
 }
 
 }  // namespace

@@ -26,11 +26,29 @@ Scalar gelu(const Scalar& x) {
   return Scalar(x * Scalar(0.5) * (Scalar(1) + erf(Scalar(x * Scalar(0.70710678118654752440)))));
 }
 
+/// Derivative of gelu(), `Φ(x) + x·φ(x)`.
+template <typename Scalar>
+Scalar gelu_derivative(const Scalar& x) {
+  using std::erf;
+  using std::exp;
+  const Scalar normal = Scalar(Scalar(0.39894228040143267794) * exp(Scalar(x * x * Scalar(-0.5))));
+  return Scalar(Scalar(0.5) * (Scalar(1) + erf(Scalar(x * Scalar(0.70710678118654752440)))) +
+                x * normal);
+}
+
 /// `x · sigmoid(x)`, also called swish.
 template <typename Scalar>
 Scalar silu(const Scalar& x) {
   using std::exp;
   return Scalar(x / (Scalar(1) + exp(Scalar(-x))));
+}
+
+/// Derivative of silu(), `σ·(1 + x·(1 − σ))`.
+template <typename Scalar>
+Scalar silu_derivative(const Scalar& x) {
+  using std::exp;
+  const Scalar sigma = Scalar(Scalar(1) / (Scalar(1) + exp(Scalar(-x))));
+  return Scalar(sigma * (Scalar(1) + x * (Scalar(1) - sigma)));
 }
 
 }  // namespace local_mha

@@ -94,6 +94,35 @@ class LayerNorm {
     });
   }
 
+  /// \param grad_y gradient of forward()'s result, `[rows, dim]`
+  /// \param x what forward() was given
+  /// \param grad_weight, grad_bias `[dim]`, to be added to
+  /// \return the gradient of x
+  RowMatrix<Scalar> backward(const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                             const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                             Vector<Scalar>& grad_weight, Vector<Scalar>& grad_bias) const {
+    if (x.cols() != dim()) reject("x", std::to_string(dim()) + " columns", x.cols());
+    require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
+    constexpr Index count = block_rows<Scalar>;
+    auto sums = make_block_buffer<Scalar>(2 * dim() * count);
+    auto at = make_block_buffer<Scalar>(dim() * count);
+    Index first = 0;
+    auto grad_x = map_blocks<Scalar>(grad_y, dim(), 1, [&](Index, const Scalar* in, Scalar* out) {
+      load_block(
+          dim(), std::min(count, x.rows() - first),
+          [&](Index r) { return x.data() + (first + r) * x.outerStride(); }, at.data());
+      std::copy(in, in + dim() * count, out);
+      apply_backward(at.data(), out, sums.data());
+      first += count;
+    });
+    for (Index c = 0; c < dim(); ++c)
+      for (Index i = 0; i < count; ++i) {
+        grad_weight[c] += sums[static_cast<std::size_t>(c * count + i)];
+        grad_bias[c] += sums[static_cast<std::size_t>((dim() + c) * count + i)];
+      }
+    return grad_x;
+  }
+
  private:
   // Four sums, because one would wait for its own additions.
   template <typename Term>

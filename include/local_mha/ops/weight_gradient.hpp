@@ -202,4 +202,52 @@ void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, In
   });
 }
 
+/// The backward pass of `y = x·Wᵀ + b`.
+/// \param weight `[out, in]`
+/// \param x `[rows, in]`
+/// \param grad_y gradient of y, `[rows, out]`
+/// \param grad_weight `[out, in]`, to be added to
+/// \param grad_bias null, or `[out]`, to be added to
+/// \return the gradient of x, `[rows, in]`
+template <ThreadDevice Device, typename Scalar>
+RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>& weight,
+                                  const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                                  RowMatrix<Scalar>& grad_weight, Vector<Scalar>* grad_bias) {
+  using L = Lanes<Scalar>;
+  const Index in = weight.cols();
+  const Index out = weight.rows();
+  const BatchBlocks rows{1, x.rows(), block_rows<Scalar>};
+  RowMatrix<Scalar> grad_x(x.rows(), in);
+  if (x.rows() == 0) return grad_x;
+  const PackedWeight<Scalar> transposed(weight.transpose());
+  BlockArray<Scalar> x_panels(rows.count(), panel_channels<Scalar>(in));
+  BlockArray<Scalar> grad_blocks(rows.count(), out);
+  StretchSums<Scalar> sums(ceil_div(rows.count(), stretch_blocks), out);
+  for_each_stretch(device, rows.count(), [&](Index stretch, const Range& blocks) {
+    BlockArray<Scalar> made(blocks.end - blocks.begin, in);
+    for (Index b = blocks.begin; b < blocks.end; ++b) {
+      Scalar* grad = grad_blocks[b];
+      load_block(
+          in, rows.rows(b), [&](Index r) { return &x.coeffRef(rows.row(b) + r, 0); }, made[0]);
+      block_to_panels(in, made[0], x_panels[b]);
+      load_block(
+          out, rows.rows(b), [&](Index r) { return &grad_y.coeffRef(rows.row(b) + r, 0); }, grad);
+      for (Index c = 0; c < out; ++c) {
+        Scalar* sum = sums[stretch] + c * L::count;
+        (L::load(sum) + L::load(grad + c * L::count)).store(sum);
+      }
+    }
+    project(transposed, 0, grad_blocks[blocks.begin], blocks.end - blocks.begin,
+            [&](Index b) { return made[b]; });
+    for (Index b = blocks.begin; b < blocks.end; ++b)
+      store_block(in, rows.rows(b), made[b - blocks.begin],
+                  [&](Index r) { return &grad_x(rows.row(b) + r, 0); });
+  });
+  add_weight_gradient(device, rows.count(), grad_blocks[0], grad_blocks.stride(), out, x_panels[0],
+                      x_panels.stride(), in, grad_weight.data(), in);
+  if (grad_bias != nullptr) sums.add_to(*grad_bias);
+  return grad_x;
+}
+
 }  // namespace local_mha
