@@ -98,7 +98,16 @@ class LocalTransformer {
   /// \return NaN if no label counts, as in PyTorch
   Scalar loss(Tokens tokens, const PaddingMask& mask = {},
               std::optional<Training> training = {}) const {
-    const auto [input, labels] = split(tokens);
+    const InputAndLabels parts = split(tokens);
+    return loss(parts.input, parts.labels, mask, training);
+  }
+
+  /// Mean cross entropy, in nats, of labels that are given.
+  /// \param input `[B, N]`, tokens
+  /// \param labels `[B, N]`: what each position is to predict; those equal to ignore_index do not
+  ///        count
+  Scalar loss(Tokens input, Tokens labels, const PaddingMask& mask = {},
+              std::optional<Training> training = {}) const {
     const Tensor<Scalar, 3> logits = forward(input, mask, training);
     return cross_entropy<Scalar>(logits, labels, config_.ignore_index);
   }
@@ -112,8 +121,21 @@ class LocalTransformer {
   template <ThreadDevice Device>
   Scalar backward(const Device& device, Parameters& gradients, Tokens tokens,
                   const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
-    const auto [input, labels] = split(tokens);
+    const InputAndLabels parts = split(tokens);
+    return backward<Device>(device, gradients, parts.input, parts.labels, mask, training);
+  }
+  Scalar backward(Parameters& gradients, Tokens tokens, const PaddingMask& mask = {},
+                  std::optional<Training> training = {}) const {
+    return backward(Eigen::DefaultDevice(), gradients, tokens, mask, training);
+  }
+
+  /// The same of labels that are given, as loss() takes them.
+  template <ThreadDevice Device>
+  Scalar backward(const Device& device, Parameters& gradients, Tokens input, Tokens labels,
+                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
     check(input, mask);
+    detail::count_labels({input.dimension(0), input.dimension(1), config_.num_tokens}, labels,
+                         config_.ignore_index);
     detail::require_same_shapes(gradients, Parameters::zeros(config_));
 
     const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
@@ -163,10 +185,6 @@ class LocalTransformer {
       gradients.pos_emb.row(i % input.dimension(1)) += rows(grad).row(i);
     }
     return loss;
-  }
-  Scalar backward(Parameters& gradients, Tokens tokens, const PaddingMask& mask = {},
-                  std::optional<Training> training = {}) const {
-    return backward(Eigen::DefaultDevice(), gradients, tokens, mask, training);
   }
 
  private:

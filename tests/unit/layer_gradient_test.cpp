@@ -89,9 +89,9 @@ void expect_gradients(const support::LayerCase& c, std::uint64_t seed) {
   for (const auto& [name, gradient] : support::named<Scalar>(g.parameters))
     support::expect_gradient(
         random, gradient, c.parameters.at(name),
-        [&, name = name](const auto& values) {
+        [&, moving = name](const auto& values) {
           auto moved = parameters;
-          moved[name] = values;
+          moved[moving] = values;
           return loss(moved, in);
         },
         tolerance, what + ", " + name);

@@ -99,9 +99,9 @@ TYPED_TEST(TransformerGradients, AreThoseOfRandomConfigurations) {
     for (const auto& [name, gradient] : support::named<TypeParam>(gradients))
       support::expect_gradient(
           random, gradient, values.at(name),
-          [&, name = name](const auto& at) {
+          [&, moving = name](const auto& at) {
             auto moved = parameters;
-            moved[name] = at;
+            moved[moving] = at;
             return reference::transformer_loss(support::options(config), moved, tokens, -1, masked);
           },
           20 * tolerance<TypeParam>, "seed " + std::to_string(seed) + ", " + name);
@@ -240,9 +240,9 @@ TYPED_TEST(TransformerGradients, OfFeedForward) {
     for (const auto& [name, gradient] : support::named<TypeParam>(zeros))
       support::expect_gradient(
           random, gradient, values.at(name),
-          [&, name = name](const auto& at) {
+          [&, moving = name](const auto& at) {
             auto moved = lp;
-            moved[name] = at;
+            moved[moving] = at;
             return weighted(reference::feed_forward(moved, lx), weights);
           },
           tolerance<TypeParam>, name);
@@ -262,9 +262,9 @@ TYPED_TEST(TransformerGradients, OfDynamicPositionBias) {
   for (const auto& [name, gradient] : support::named<TypeParam>(gradients))
     support::expect_gradient(
         random, gradient, values.at(name),
-        [&, name = name](const auto& at) {
+        [&, moving = name](const auto& at) {
           auto moved = lp;
-          moved[name] = at;
+          moved[moving] = at;
           return weighted(reference::dynamic_position_bias(moved, 4, 2, 1), weights);
         },
         10 * tolerance<TypeParam>, name);
