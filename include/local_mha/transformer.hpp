@@ -78,17 +78,21 @@ class LocalTransformer {
   /// \throws std::invalid_argument naming the argument that does not fit
   Tensor<Scalar, 3> forward(Tokens tokens, const PaddingMask& mask = {},
                             std::optional<Training> training = {}) const {
+    return forward(Eigen::DefaultDevice(), tokens, mask, training);
+  }
+
+  /// The same on the threads of a device; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> forward(const Device& device, Tokens tokens, const PaddingMask& mask = {},
+                            std::optional<Training> training = {}) const {
     check(tokens, mask);
     Tensor<Scalar, 3> x = embed(tokens);
+    const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
-      x += layers_[i].attention.forward(x, mask, bias, of_part(training, 2 * i));
-      rows(x) += layers_[i].feed_forward.forward(rows(x), of_part(training, 2 * i + 1));
+      x += layers_[i].attention.forward(device, x, mask, bias, of_part(training, 2 * i));
+      rows(x) += layers_[i].feed_forward.forward(device, rows(x), of_part(training, 2 * i + 1));
     }
-    const RowMatrix<Scalar> logits = to_logits_.forward(to_logits_norm_.forward(rows(x)));
-    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), config_.num_tokens);
-    std::copy(logits.data(), logits.data() + logits.size(), y.data());
-    return y;
+    return logits_of(device, to_logits_norm_.forward(rows(x)), x);
   }
 
   /// Mean cross entropy, in nats, of predicting each token from those before it.
@@ -108,7 +112,13 @@ class LocalTransformer {
   ///        count
   Scalar loss(Tokens input, Tokens labels, const PaddingMask& mask = {},
               std::optional<Training> training = {}) const {
-    const Tensor<Scalar, 3> logits = forward(input, mask, training);
+    return loss(Eigen::DefaultDevice(), input, labels, mask, training);
+  }
+  /// The same on the threads of a device; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Scalar loss(const Device& device, Tokens input, Tokens labels, const PaddingMask& mask = {},
+              std::optional<Training> training = {}) const {
+    const Tensor<Scalar, 3> logits = forward(device, input, mask, training);
     return cross_entropy<Scalar>(logits, labels, config_.ignore_index);
   }
 

@@ -47,23 +47,14 @@ class FeedForward {
   /// \return `[rows, dim]`, to be added to the residual stream
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x,
                             std::optional<Training> training = {}) const {
-    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-    const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
-    auto normed = make_block_buffer<Scalar>(stretch * dim_ * count);
-    auto values = make_block_buffer<Scalar>(stretch * inner_ * count);
-    auto gates = make_block_buffer<Scalar>(stretch * inner_ * count);
-    Index first = 0;
-    return map_blocks<Scalar>(x, dim_, stretch, [&](Index blocks, const Scalar* in, Scalar* out) {
-      std::copy(in, in + blocks * dim_ * count, normed.data());
-      for (Index b = 0; b < blocks; ++b) norm_.apply(normed.data() + b * dim_ * count);
-      const auto value = [&](Index b) { return values.data() + b * inner_ * count; };
-      const auto gate = [&](Index b) { return gates.data() + b * inner_ * count; };
-      project(proj_in_, 0, normed.data(), blocks, value);
-      project(proj_in_, 1, normed.data(), blocks, gate);
-      for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
-      project(proj_out_, 0, values.data(), blocks, [&](Index b) { return out + b * dim_ * count; });
-      first += blocks * count;
-    });
+    return forward(Eigen::DefaultDevice(), x, training);
+  }
+
+  /// The same on the threads of a device; the same bits for any number of them.
+  template <ThreadDevice Device>
+  RowMatrix<Scalar> forward(const Device& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                            std::optional<Training> training = {}) const {
+    return flow(device, x, training, nullptr);
   }
 
   /// What forward_saving() keeps for backward(): the result of the first projection.
@@ -78,31 +69,7 @@ class FeedForward {
   RowMatrix<Scalar> forward_saving(const Device& device, Saved& saved,
                                    const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                    std::optional<Training> training = {}) const {
-    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-    const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
-    const BatchBlocks rows{1, x.rows(), count};
-    saved = {BlockArray<Scalar>(rows.count(), inner_), BlockArray<Scalar>(rows.count(), inner_)};
-    RowMatrix<Scalar> y(x.rows(), dim_);
-    for_each_stretch(device, rows.count(), [&](Index, const Range& blocks) {
-      const Index size = blocks.end - blocks.begin;
-      BlockArray<Scalar> wide(size, inner_);
-      BlockArray<Scalar> narrow(size, dim_);
-      for (Index b = 0; b < size; ++b) {
-        load_rows(x, rows, blocks.begin + b, narrow[b]);
-        norm_.apply(narrow[b]);
-      }
-      project(proj_in_, 0, narrow[0], size,
-              [&](Index b) { return saved.values[blocks.begin + b]; });
-      project(proj_in_, 1, narrow[0], size, [&](Index b) { return saved.gates[blocks.begin + b]; });
-      for (Index b = 0; b < size; ++b) {
-        const Index block = blocks.begin + b;
-        std::copy_n(saved.values[block], inner_ * count, wide[b]);
-        hide(dropout, rows.row(block), wide[b], saved.gates[block]);
-      }
-      project(proj_out_, 0, wide[0], size, [&](Index b) { return narrow[b]; });
-      for (Index b = 0; b < size; ++b) store_rows(narrow[b], rows, blocks.begin + b, y);
-    });
-    return y;
+    return flow(device, x, training, &saved);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -169,10 +136,8 @@ class FeedForward {
   }
 
  private:
+  using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
-  // Blocks that pass the weights together.
-  static constexpr Index stretch = 4 * Tiling<Scalar>::blocks;
-
   std::optional<Dropout<Scalar>> dropout_of(const std::optional<Training>& training) const {
     if (!training || dropout_ == 0) return std::nullopt;
     return Dropout<Scalar>(dropout_, training->seed, 0);
@@ -190,24 +155,61 @@ class FeedForward {
                 [&](Index r) { return y.data() + (rows.row(block) + r) * dim_; });
   }
 
+  template <ThreadDevice Device>
+  RowMatrix<Scalar> flow(const Device& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                         const std::optional<Training>& training, Saved* saved) const {
+    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
+    const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
+    const BatchBlocks rows{1, x.rows(), count};
+    if (saved != nullptr)
+      *saved = {BlockArray<Scalar>(rows.count(), inner_), BlockArray<Scalar>(rows.count(), inner_)};
+    RowMatrix<Scalar> y(x.rows(), dim_);
+    for_each_stretch(device, rows.count(), [&](Index, const Range& blocks) {
+      const Index size = blocks.end - blocks.begin;
+      BlockArray<Scalar> narrow(size, dim_);
+      BlockArray<Scalar> values(size, inner_);
+      BlockArray<Scalar> gates(size, inner_);
+      for (Index b = 0; b < size; ++b) {
+        load_rows(x, rows, blocks.begin + b, narrow[b]);
+        norm_.apply(narrow[b]);
+      }
+      project(proj_in_, 0, narrow[0], size, [&](Index b) { return values[b]; });
+      project(proj_in_, 1, narrow[0], size, [&](Index b) { return gates[b]; });
+      if (saved != nullptr) {
+        std::copy_n(values[0], size * values.stride(), saved->values[blocks.begin]);
+        std::copy_n(gates[0], size * gates.stride(), saved->gates[blocks.begin]);
+      }
+      for (Index b = 0; b < size; ++b)
+        hide(dropout, rows.row(blocks.begin + b), values[b], gates[b]);
+      project(proj_out_, 0, values[0], size, [&](Index b) { return narrow[b]; });
+      for (Index b = 0; b < size; ++b) store_rows(narrow[b], rows, blocks.begin + b, y);
+    });
+    return y;
+  }
+
   // The hidden activations of a block, in place of its values.
   void hide(const std::optional<Dropout<Scalar>>& dropout, Index first, Scalar* values,
             const Scalar* gates) const {
-    for (Index i = 0; i < inner_ * count; ++i) values[i] *= gelu(gates[i]);
+    for (Index i = 0; i < inner_ * count; i += count)
+      (L::load(values + i) * gelu(L::load(gates + i))).store(values + i);
     if (dropout) drop(*dropout, first, values);
   }
 
   // From the gradient of the hidden activations, in place of that of the values.
   void differentiate_geglu(const Scalar* values, const Scalar* gates, Scalar* grad_values,
                            Scalar* grad_gates) const {
-    for (Index i = 0; i < inner_ * count; ++i) {
-      grad_gates[i] = grad_values[i] * values[i] * gelu_derivative(gates[i]);
-      grad_values[i] *= gelu(gates[i]);
+    for (Index i = 0; i < inner_ * count; i += count) {
+      const L gate = L::load(gates + i);
+      const Normal<Scalar> at = normal(gate);
+      const L grad = L::load(grad_values + i);
+      // gelu'(x) = Φ(x) + x·φ(x)
+      const L slope = fma(gate, at.density, at.distribution);
+      (grad * L::load(values + i) * slope).store(grad_gates + i);
+      (grad * (gate * at.distribution)).store(grad_values + i);
     }
   }
 
   void drop(const Dropout<Scalar>& dropout, Index first, Scalar* values) const {
-    using L = Lanes<Scalar>;
     constexpr Index together = Dropout<Scalar>::together;
     L factors[together];
     for (Index c = 0; c < inner_; ++c) {
