@@ -9,6 +9,7 @@
 // CASE is for example  attention/float/seqlen:8192/dim_head:64/window_size:256
 // (measuring/case.hpp).
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <exception>
 #include <iomanip>
@@ -43,7 +44,7 @@ void stay_on_this_core() {
 }
 
 struct Sample {
-  double seconds = 0;  // of one run
+  double seconds = 0;  // of one run, the median
   double peak = 0;     // mean of just before and just after
 };
 
@@ -56,20 +57,24 @@ struct Measured {
 
 using Clock = double (*)();
 
-// Runs for at least `seconds`, once at least.
+// Runs for at least `seconds`, unless that takes over 100 runs, and three times unless that takes
+// too long: the first run brings the case's data back into the cache.
 Sample sample(measuring::Work& work, double seconds, Clock now) {
   constexpr double peak_seconds = 0.02;
   Sample s;
   s.peak = work.peak(peak_seconds) / 2;
-  const double begin = now();
+  std::array<double, 100> runs{};
+  std::size_t count = 0;
   double elapsed = 0;
-  int runs = 0;
   do {
+    const double begin = now();
     work.run();
-    ++runs;
-    elapsed = now() - begin;
-  } while (elapsed < seconds);
-  s.seconds = elapsed / runs;
+    runs[count] = now() - begin;
+    elapsed += runs[count++];
+  } while (count < runs.size() && (elapsed < seconds || (count < 3 && elapsed < 20 * seconds)));
+  const auto middle = runs.begin() + static_cast<std::ptrdiff_t>(count / 2);
+  std::nth_element(runs.begin(), middle, runs.begin() + static_cast<std::ptrdiff_t>(count));
+  s.seconds = *middle;
   s.peak += work.peak(peak_seconds) / 2;
   return s;
 }

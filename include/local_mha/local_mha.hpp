@@ -20,6 +20,8 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/parameters.hpp>
+#include <local_mha/streaming/local_attention_stream.hpp>
+#include <local_mha/streaming/mha_stream.hpp>
 #include <local_mha/training/adamw.hpp>
 #include <local_mha/training/clip_gradients.hpp>
 #include <local_mha/training/cosine_schedule.hpp>

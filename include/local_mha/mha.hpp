@@ -9,13 +9,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include <local_mha/attention/kernel.hpp>
 #include <local_mha/attention/local_attention.hpp>
-#include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/past.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
@@ -42,25 +43,42 @@ namespace local_mha {
 template <typename Scalar>
 class LocalMHA {
   class Flow;
+  struct Plan;
 
  public:
   using Parameters = LocalMHAParameters<Scalar>;
   using Bias = std::optional<TensorView<const Scalar, 3>>;
+
+  /// Sequences that come bit by bit: see mha_stream.hpp.
+  class Stream;
 
   /// Room for calls of forward_into().
   class Workspace {
    private:
     friend LocalMHA;
 
-    void prepare(const LocalMHA& layer, const Window& window, Index seqlen, Index workers) {
-      if (!flows_.empty() && !flows_.front().fits(layer, seqlen)) flows_.clear();
-      while (static_cast<Index>(flows_.size()) < workers)
+    // Sequences follow one another through `pasts_`; workers share the one of a sequence.
+    void prepare(const LocalMHA& layer, const Window& window, Index seqlen, const Plan& plan) {
+      const bool fits = !flows_.empty() && flows_.front().fits(layer, seqlen) && plan_.fits(plan);
+      if (!fits) {
+        flows_.clear();
+        pasts_.clear();
+      }
+      plan_ = plan;
+      while (static_cast<Index>(flows_.size()) < plan.workers)
         flows_.emplace_back(layer, window, seqlen);
+      while (static_cast<Index>(pasts_.size()) < plan.pasts)
+        pasts_.push_back(layer.make_past(window, seqlen, plan));
       for (Flow& flow : flows_) flow.use(layer);
+      // Not to be moved, nor copied.
+      if (!order_) order_ = std::make_unique<StepOrder>();
+      order_->start(plan.steps, plan.slack);
     }
-    Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
 
+    Plan plan_;
     std::vector<Flow> flows_;
+    std::vector<Past<Scalar>> pasts_;
+    std::unique_ptr<StepOrder> order_;
   };
 
   /// Starts with the weights of a new PyTorch module.
@@ -118,7 +136,7 @@ class LocalMHA {
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
-  /// configuration, sequence length and number of threads (a thread pool's own queue aside).
+  /// configuration, shape and number of threads (a thread pool's own queue aside).
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -225,18 +243,18 @@ class LocalMHA {
     const auto inputs = check(x, mask, attn_bias);
     require_shape("y", y.dimensions(), x.dimensions());
     const auto [batch, seqlen, dim] = x.dimensions();
-    const Index workers = thread_count(device);
-    const Index reach = std::min(inputs.window().reach_behind(), seqlen) +
-                        std::min(inputs.window().reach_ahead(), seqlen);
-    const Runs runs(batch, ceil_div(seqlen, count), ceil_div(reach, count), workers);
-    workspace.prepare(*this, inputs.window(), seqlen, std::min(workers, runs.tasks()));
-    const auto run = [&, sequence_size = seqlen * dim](Index worker, Index task) {
-      const Index b = runs.sequence(task);
-      workspace.flow(worker).run(inputs, b, {runs.begin(task), runs.end(task)},
-                                 x.data() + b * sequence_size, y.data() + b * sequence_size,
-                                 training, saved);
+    const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
+    workspace.prepare(*this, inputs.window(), seqlen, plan);
+    const auto work = [&](Index worker, Index) {
+      try {
+        workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(),
+                                                               y.data(), training, saved);
+      } catch (...) {
+        workspace.order_->abandon();
+        throw;
+      }
     };
-    parallel_for(device, std::min(workers, runs.tasks()), runs.tasks(), run);
+    parallel_for(device, plan.workers, plan.workers, work);
   }
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
@@ -255,33 +273,67 @@ class LocalMHA {
             attn_bias};
   }
 
-  // One sequence on its way through the layer.
-  class Flow {
-    using Blocks = Range;
+  // How the sequences of a batch pass the layer: one after the other, in steps of some rows each,
+  // which any worker may take.
+  struct Plan {
+    Index batch = 0;
+    Index stretch = 1;  // blocks of rows that a step takes at most
+    Index steps = 0;    // of all sequences
+    Index workers = 1;
+    Index slack = 1;  // see StepOrder
+    Index pasts = 0;
 
+    // Rooms made for this serve the other, too.
+    bool fits(const Plan& other) const { return stretch >= other.stretch && slack >= other.slack; }
+  };
+
+  Plan make_plan(const Window& window, Index batch, Index seqlen, Index threads) const {
+    Plan plan;
+    plan.batch = batch;
+    const Index blocks = batch * ceil_div(seqlen, count);
+    if (blocks == 0) return plan;
+    // As many steps for every worker.
+    const Index rounds = ceil_div(blocks, threads * stretch);
+    plan.stretch = ceil_div(blocks, threads * rounds);
+    Index steps = 0;
+    for_each_step(window, seqlen, plan.stretch, [&](const Range&, const Range&) { ++steps; });
+    plan.steps = batch * steps;
+    plan.workers = std::min(threads, plan.steps);
+    plan.slack = plan.workers == 1 ? 1 : 2 * plan.workers;
+    plan.pasts = std::min(batch, ceil_div(plan.slack, steps) + 1);
+    return plan;
+  }
+
+  // Calls `step(made, answered)` with the rows that come in and the queries that are answered, at
+  // `most` so many blocks of each.
+  template <typename Step>
+  static void for_each_step(const Window& window, Index seqlen, Index most, Step&& step) {
+    const auto complete = [&](Index rows) {
+      return rows == seqlen ? seqlen : window.complete(rows) / count * count;
+    };
+    for_each_stretch<Scalar>({0, seqlen}, {0, seqlen}, most, complete, step);
+  }
+
+  // A worker's room, and the steps by which rows of a sequence pass the layer in it.
+  class Flow {
    public:
+    // \param seqlen of the longest sequence
     Flow(const LocalMHA& layer, const Window& window, Index seqlen)
         : layer_(&layer),
           config_(layer.config_),
           seqlen_(seqlen),
-          blocks_(ceil_div(seqlen, count)),
           steps_(layer.attention_.rotary_steps(window, seqlen)),
           x_(make_block_buffer<Scalar>(stretch * dim() * count)),
           out_(make_block_buffer<Scalar>(stretch * heads() * head_size())),
-          y_(make_block_buffer<Scalar>(stretch * dim() * count)) {
-      const Index behind = std::min(window.reach_behind(), seqlen);
-      const Index ahead = std::min(window.reach_ahead(), seqlen);
-      kernel_ = AttentionKernel<Scalar>(dim_head(), std::min(behind + ahead + count, seqlen));
-      // Queries wait until their look-around is complete; if it is at once, heads share the room.
-      const Index waiting =
-          std::max<Index>(1, std::min(ceil_div(ahead, count) + stretch + 2, blocks_));
-      const Index kept =
-          std::max<Index>(1, std::min(ceil_div(behind + ahead, count) + stretch + 3, blocks_));
-      queries_.assign(static_cast<std::size_t>(ahead > 0 ? heads() : 1),
-                      Ring<Scalar>(dim_head(), waiting));
-      keys_.assign(static_cast<std::size_t>(heads()), Ring<Scalar>(dim_head(), kept));
-      values_ = keys_;
-      if (layer.config_.gate_values_per_head) gates_ = Ring<Scalar>(heads(), waiting);
+          y_(make_block_buffer<Scalar>(stretch * dim() * count)),
+          begun_(make_block_buffer<Scalar>(padded_channels<Scalar>(std::max(heads(), dim_head())) *
+                                           count)),
+          spread_(make_block_buffer<Scalar>(
+              std::max(layer.to_qkv_.panel_size(), layer.to_out_.panel_size()))) {
+      const Index reach =
+          std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
+      kernel_ = AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen));
+      heads_.resize(to_size(heads()));
     }
 
     bool fits(const LocalMHA& layer, Index seqlen) const {
@@ -290,51 +342,91 @@ class LocalMHA {
     // A layer that this fits.
     void use(const LocalMHA& layer) { layer_ = &layer; }
 
-    // The rows of `y` of the queries `[begin, end)`, in blocks.
-    // \param saved null, or where the run keeps what belongs to these blocks
-    void run(const detail::AttentionInputs<Scalar>& inputs, Index b, const Blocks& queries,
-             const Scalar* x, Scalar* y, const std::optional<Training>& training, Saved* saved) {
+    // Takes steps until none is left.
+    // \param x, y the batch
+    // \param saved null, or where is kept what the backward pass needs
+    void run(Workspace& workspace, const detail::AttentionInputs<Scalar>& inputs, const Scalar* x,
+             Scalar* y, const std::optional<Training>& training, Saved* saved) {
+      one_by_one_ = false;
       saved_ = saved;
-      saved_blocks_ = queries;
-      first_saved_ = b * blocks_;
-      const Window& window = inputs.window();
-      make_heads(inputs, b, training);
-      const Range keys = window.keys_of({queries.begin * count, queries.end * count}, seqlen_);
-      const Index needed = ceil_div(keys.end, count);
-      Blocks made{0, keys.begin / count};
-      Blocks attended{0, queries.begin};
-      while (attended.end < queries.end) {
-        // New rows only when no query is ready.
-        const bool waiting = ready(window, made.end) <= attended.end;
-        made = {made.end, waiting ? std::min(made.end + stretch, needed) : made.end};
-        const Index complete = std::min(ready(window, made.end), queries.end);
-        attended = {attended.end, std::clamp(complete, attended.end, attended.end + stretch)};
-        load(made, x);
-        make_gates(made.clipped_to(queries), made.begin);
-        for (Index h = 0; h < heads(); ++h) {
-          make_queries(made.clipped_to(queries), made.begin, h);
-          make_keys_and_values(made, h);
-          attend(attended, h);
+      const Plan& plan = workspace.plan_;
+      StepOrder& order = *workspace.order_;
+      Index next = order.take();
+      Index step = 0;
+      for (Index b = 0; b < plan.batch; ++b, x += seqlen_ * dim(), y += seqlen_ * dim()) {
+        if (next >= step + plan.steps / plan.batch) {
+          step += plan.steps / plan.batch;
+          continue;
         }
-        project_out(attended, y);
+        Past<Scalar>& past = workspace.pasts_[to_size(b % plan.pasts)];
+        first_saved_ = b * ceil_div(seqlen_, count);
+        make_dropouts(b, training);
+        take_heads([&](Index h) {
+          AttentionHead<Scalar> head = inputs.head(b, h);
+          head.dropout = dropouts_.empty() ? nullptr : &dropouts_[to_size(h)];
+          return head;
+        });
+        for_each_step(inputs.window(), seqlen_, plan.stretch,
+                      [&](const Range& rows, const Range& answered) {
+                        if (step++ != next) return;
+                        make(past, rows, rows, x + rows.begin * dim());
+                        order.made(next);
+                        answer(past, answered, y + answered.begin * dim());
+                        order.answered(next);
+                        next = order.take();
+                      });
       }
+    }
+
+    // Takes the heads of a sequence; `head_of(h)` says all but the rotary steps.
+    template <typename HeadOf>
+    void take_heads(HeadOf&& head_of) {
+      for (Index h = 0; h < heads(); ++h) {
+        heads_[to_size(h)] = head_of(h);
+        heads_[to_size(h)].steps = steps_ ? &*steps_ : nullptr;
+      }
+    }
+
+    // Takes in the rows `made`, of which `asked` are queries, too, and answers the queries
+    // `answered`: at most `stretch` blocks of each.
+    // \param x, y the first row of `made` and of `answered`
+    void step(Past<Scalar>& past, const Range& made, const Range& asked, const Scalar* x,
+              const Range& answered, Scalar* y) {
+      one_by_one_ = true;
+      make(past, made, asked, x);
+      answer(past, answered, y);
+    }
+
+    void make(Past<Scalar>& past, const Range& rows, const Range& asked, const Scalar* x) {
+      load(rows, x);
+      make_gates(past, asked, rows);
+      for (Index h = 0; h < heads(); ++h) {
+        make_queries(past, asked, rows, h);
+        make_keys_and_values(past, rows, h);
+      }
+    }
+
+    void answer(Past<Scalar>& past, const Range& rows, Scalar* y) {
+      for (Index h = 0; h < heads(); ++h) attend(past, rows, h);
+      project_out(rows, y);
     }
 
     // Normalized queries and keys of a whole sequence, before positions and scale.
     void queries_and_keys(const Scalar* x, Index b, Tensor<Scalar, 4>& q, Tensor<Scalar, 4>& k) {
-      for (Blocks made{0, 0}; made.end < blocks_;) {
-        made = {made.end, std::min(made.end + stretch, blocks_)};
-        load(made, x);
+      auto normed = make_block_buffer<Scalar>(head_size());
+      for (Index block = 0; block * count < seqlen_; ++block) {
+        const Range rows{block * count, std::min((block + 1) * count, seqlen_)};
+        load(rows, x + rows.begin * dim());
+        const auto make = [&](Index group, const QkNorm<Scalar>& norm, Tensor<Scalar, 4>& to) {
+          const Index h = group % heads();
+          project(layer_->to_qkv_, group, x_.data(), 1, [&](Index) { return normed.data(); });
+          if (config().qk_rmsnorm) norm.apply(normed.data());
+          store_block(dim_head(), rows.end - rows.begin, normed.data(),
+                      [&](Index r) { return &to(b, h, rows.begin + r, 0); });
+        };
         for (Index h = 0; h < heads(); ++h) {
-          project_queries(made, made.begin, h);
-          project_keys(made, h);
-          for (Index block = made.begin; block < made.end; ++block) {
-            const auto row_of = [&](Tensor<Scalar, 4>& to) {
-              return [&, block, h](Index r) { return &to(b, h, block * count + r, 0); };
-            };
-            store_block(dim_head(), rows_of(block), queries(h)[block], row_of(q));
-            store_block(dim_head(), rows_of(block), keys(h)[block], row_of(k));
-          }
+          make(h, layer_->q_norm_, q);
+          make(heads() + h, layer_->k_norm_, k);
         }
       }
     }
@@ -345,155 +437,163 @@ class LocalMHA {
     Index heads() const { return config().heads; }
     Index dim_head() const { return config().dim_head; }
     Index head_size() const { return padded_channels<Scalar>(dim_head()) * count; }
-    Index rows_of(Index block) const { return std::min(count, seqlen_ - block * count); }
-    Ring<Scalar>& queries(Index h) { return queries_[queries_.size() > 1 ? to_size(h) : 0]; }
-    Ring<Scalar>& keys(Index h) { return keys_[to_size(h)]; }
-    Ring<Scalar>& values(Index h) { return values_[to_size(h)]; }
     static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
+    bool is_single(const Range& rows) const { return one_by_one_ && rows.end - rows.begin == 1; }
+    static Range blocks_of(const Range& rows) { return local_mha::blocks_of<Scalar>(rows); }
 
-    void make_heads(const detail::AttentionInputs<Scalar>& inputs, Index b,
-                    const std::optional<Training>& training) {
-      const bool drops = training && config().dropout > 0;
-      heads_.clear();
+    void make_dropouts(Index b, const std::optional<Training>& training) {
       dropouts_.clear();
-      if (drops)
-        for (Index h = 0; h < heads(); ++h)
-          dropouts_.emplace_back(config().dropout, training->seed,
-                                 static_cast<std::uint32_t>(b * heads() + h));
-      for (Index h = 0; h < heads(); ++h) {
-        heads_.push_back(inputs.head(b, h));
-        heads_.back().steps = steps_ ? &*steps_ : nullptr;
-        heads_.back().dropout = drops ? &dropouts_[to_size(h)] : nullptr;
-      }
+      if (!training || config().dropout <= 0) return;
+      for (Index h = 0; h < heads(); ++h)
+        dropouts_.emplace_back(config().dropout, training->seed,
+                               static_cast<std::uint32_t>(b * heads() + h));
     }
 
-    // The first block of queries that sees keys which are not made yet.
-    Index ready(const Window& window, Index made) const {
-      if (made == blocks_) return blocks_;
-      Index first = std::max<Index>(0, made - ceil_div(window.reach_ahead(), count) - 1);
-      while (first < made &&
-             window.keys_of({first * count, (first + 1) * count}, seqlen_).end <= made * count)
-        ++first;
-      return first;
-    }
-
-    void load(const Blocks& blocks, const Scalar* x) {
-      for (Index block = blocks.begin; block < blocks.end; ++block) {
-        Scalar* to = x_.data() + (block - blocks.begin) * dim() * count;
-        load_block(
-            dim(), rows_of(block), [&](Index r) { return x + (block * count + r) * dim(); }, to);
+    void load(const Range& rows, const Scalar* x) {
+      Scalar* to = x_.data();
+      for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
+        const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
+        load_lanes(dim(), lanes, row, to);
         if (config().prenorm) layer_->norm_.apply(to);
-      }
+        to += dim() * count;
+        if (is_single(rows)) spread_lane(layer_->to_qkv_, x_.data() + lanes.begin, spread_.data());
+      });
     }
 
-    // The head group's projection of blocks, of which `loaded` is the first in x_, into a ring.
+    // Projects rows by the weights of a group, and makes each block of the result what it is to be
+    // in the ring by `finish(first_row, block)`. Rows that a block had before stay.
+    // \param loaded the rows that are in x_
+    template <typename Finish>
     void project_into(Ring<Scalar>& ring, const PackedWeight<Scalar>& weight, Index group,
-                      const Blocks& blocks, Index loaded) {
-      project(weight, group, x_.data() + (blocks.begin - loaded) * dim() * count,
-              blocks.end - blocks.begin, [&](Index i) { return ring[blocks.begin + i]; });
+                      const Range& rows, const Range& loaded, Finish&& finish) {
+      const Range blocks = blocks_of(rows);
+      const int begun = static_cast<int>(rows.begin % count);
+      const auto room = [&](Index block) {
+        return begun > 0 && block == blocks.begin ? begun_.data() : ring[block];
+      };
+      if (is_single(loaded) && blocks.begin < blocks.end) {
+        Scalar* block = room(blocks.begin);
+        std::fill(block, block + weight.group_rows() * count, Scalar(0));
+        project_lane(weight, group, spread_.data(), block + begun);
+      } else {
+        project(weight, group, x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
+                blocks.end - blocks.begin, [&](Index i) { return room(blocks.begin + i); });
+      }
+      for (Index block = blocks.begin; block < blocks.end; ++block)
+        finish(block * count, room(block));
+      if (begun > 0 && blocks.begin < blocks.end)
+        ring.put_lanes(blocks.begin, begun, begun_.data());
     }
 
-    void make_gates(const Blocks& blocks, Index loaded) {
+    void make_gates(Past<Scalar>& past, const Range& rows, const Range& loaded) {
       if (!config().gate_values_per_head) return;
-      project_into(gates_, layer_->to_v_gate_, 0, blocks, loaded);
-      for (Index block = blocks.begin; block < blocks.end; ++block)
-        for (Index h = 0; h < heads(); ++h) {
-          Scalar* gate = gates_[block] + h * count;
-          const auto bias = Lanes<Scalar>::broadcast(layer_->parameters_.to_v_gate_bias[h]);
-          const auto opened = sigmoid(Lanes<Scalar>::load(gate) + bias);
-          opened.store(gate);
-          if (saved_ != nullptr) opened.store(saved_->gates[first_saved_ + block] + h * count);
-        }
+      project_into(
+          past.gates(), layer_->to_v_gate_, 0, rows, loaded, [&](Index first, Scalar* gates) {
+            for (Index h = 0; h < heads(); ++h) {
+              Scalar* gate = gates + h * count;
+              const auto bias = Lanes<Scalar>::broadcast(layer_->parameters_.to_v_gate_bias[h]);
+              sigmoid(Lanes<Scalar>::load(gate) + bias).store(gate);
+            }
+            if (saved_ != nullptr)
+              std::copy_n(gates, heads() * count, saved_->gates[first_saved_ + first / count]);
+          });
     }
 
-    // Keeps those blocks of a ring that belong to the run.
-    void save(BlockArray<Scalar> Saved::* part, Ring<Scalar>& ring, const Blocks& blocks, Index h) {
+    // Keeps a head's block whose first row is `first`.
+    void save(BlockArray<Scalar> Saved::* part, const Scalar* block, Index first, Index h) {
       if (saved_ == nullptr) return;
-      const Blocks own = blocks.clipped_to(saved_blocks_);
-      for (Index block = own.begin; block < own.end; ++block)
-        std::copy_n(ring[block], dim_head() * count,
-                    (saved_->*part)[first_saved_ + block] + h * head_size());
+      std::copy_n(block, dim_head() * count,
+                  (saved_->*part)[first_saved_ + first / count] + h * head_size());
     }
 
-    void project_queries(const Blocks& blocks, Index loaded, Index h) {
-      project_into(queries(h), layer_->to_qkv_, h, blocks, loaded);
-      save(&Saved::q, queries(h), blocks, h);
-      if (!config().qk_rmsnorm) return;
+    void make_queries(Past<Scalar>& past, const Range& rows, const Range& loaded, Index h) {
+      project_into(past.queries(h), layer_->to_qkv_, h, rows, loaded,
+                   [&](Index first, Scalar* queries) {
+                     save(&Saved::q, queries, first, h);
+                     if (config().qk_rmsnorm) layer_->q_norm_.apply(queries);
+                     layer_->attention_.place_queries(dim_head(), queries, first);
+                   });
+    }
+
+    void make_keys_and_values(Past<Scalar>& past, const Range& rows, Index h) {
+      project_into(past.keys(h), layer_->to_qkv_, heads() + h, rows, rows,
+                   [&](Index first, Scalar* keys) {
+                     save(&Saved::k, keys, first, h);
+                     if (config().qk_rmsnorm) layer_->k_norm_.apply(keys);
+                     layer_->attention_.place_keys(dim_head(), keys, first);
+                   });
+      project_into(past.values(h), layer_->to_qkv_, 2 * heads() + h, rows, rows,
+                   [&](Index first, Scalar* values) { save(&Saved::v, values, first, h); });
+      const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block)
-        layer_->q_norm_.apply(queries(h)[block]);
+        past.values(h).note_finite(block);
     }
 
-    void project_keys(const Blocks& blocks, Index h) {
-      project_into(keys(h), layer_->to_qkv_, heads() + h, blocks, blocks.begin);
-      save(&Saved::k, keys(h), blocks, h);
-      if (!config().qk_rmsnorm) return;
-      for (Index block = blocks.begin; block < blocks.end; ++block)
-        layer_->k_norm_.apply(keys(h)[block]);
-    }
-
-    void make_queries(const Blocks& blocks, Index loaded, Index h) {
-      project_queries(blocks, loaded, h);
-      const auto scale = static_cast<Scalar>(layer_->attention_.softmax_scale(dim_head()) * log2_e);
-      for (Index block = blocks.begin; block < blocks.end; ++block) {
-        scale_block(dim_head(), scale, queries(h)[block]);
-        if (const auto* rotary = layer_->attention_.rotary())
-          rotary->apply_to_queries(queries(h)[block], block * count);
-      }
-    }
-
-    void make_keys_and_values(const Blocks& blocks, Index h) {
-      project_keys(blocks, h);
-      project_into(values(h), layer_->to_qkv_, 2 * heads() + h, blocks, blocks.begin);
-      save(&Saved::v, values(h), blocks, h);
-      for (Index block = blocks.begin; block < blocks.end; ++block) {
-        if (const auto* rotary = layer_->attention_.rotary())
-          rotary->apply_to_keys(keys(h)[block], block * count);
-        values(h).note_finite(block);
-      }
-    }
-
-    void attend(const Blocks& blocks, Index h) {
-      const AttentionHead<Scalar>& head = heads_[to_size(h)];
+    void attend(Past<Scalar>& past, const Range& rows, Index h) {
+      AttentionHead<Scalar>& head = heads_[to_size(h)];
+      head.queries = rows;
+      const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
         Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
-        kernel_.attend(head, block * count, queries(h)[block], keys(h), values(h), out, lse);
-        if (saved_ != nullptr)
-          std::copy_n(out, dim_head() * count, saved_->out[first_saved_ + block] + h * head_size());
+        kernel_.attend(head, block * count, past.queries(h)[block], past.keys(h), past.values(h),
+                       out, lse);
+        save(&Saved::out, out, block * count, h);
         if (!config().gate_values_per_head) continue;
-        const auto gate = Lanes<Scalar>::load(gates_[block] + h * count);
+        const auto gate = Lanes<Scalar>::load(past.gates()[block] + h * count);
         for (Index c = 0; c < dim_head(); ++c)
           (gate * Lanes<Scalar>::load(out + c * count)).store(out + c * count);
       }
     }
 
-    void project_out(const Blocks& blocks, Scalar* y) {
+    void project_out(const Range& rows, Scalar* y) {
+      const Range blocks = blocks_of(rows);
       const auto block_of_y = [&](Index i) { return y_.data() + i * dim() * count; };
-      project(layer_->to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
-      for (Index block = blocks.begin; block < blocks.end; ++block)
-        store_block(dim(), rows_of(block), block_of_y(block - blocks.begin),
-                    [&](Index r) { return y + (block * count + r) * dim(); });
+      if (is_single(rows)) {
+        const Index lane = rows.begin % count;
+        spread_lane(layer_->to_out_, out_.data() + lane, spread_.data());
+        project_lane(layer_->to_out_, 0, spread_.data(), y_.data() + lane);
+      } else {
+        project(layer_->to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
+      }
+      for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
+        store_lanes(dim(), lanes, block_of_y(block - blocks.begin),
+                    [&](Index r) { return y + (block * count + r - rows.begin) * dim(); });
+      });
     }
 
     const LocalMHA* layer_;
     LocalMHAConfig config_;
     Index seqlen_;
-    Index blocks_;
     std::optional<RotarySteps<Scalar>> steps_;
     AttentionKernel<Scalar> kernel_;
-    BlockBuffer<Scalar> x_;    // [block][dim][count], after step 1
-    BlockBuffer<Scalar> out_;  // [block][head][channel][count], of the heads
-    BlockBuffer<Scalar> y_;    // [block][dim][count]
-    std::vector<Ring<Scalar>> queries_;
-    std::vector<Ring<Scalar>> keys_;
-    std::vector<Ring<Scalar>> values_;
-    Ring<Scalar> gates_;
+    BlockBuffer<Scalar> x_;      // [block][dim][count], after step 1
+    BlockBuffer<Scalar> out_;    // [block][head][channel][count], of the heads
+    BlockBuffer<Scalar> y_;      // [block][dim][count]
+    BlockBuffer<Scalar> begun_;  // a block of which a ring holds some rows already
+    // A single position as project_lane() takes it, if positions may come one by one: its sums are
+    // in another order, and results must not depend on where a sequence is cut into steps.
+    BlockBuffer<Scalar> spread_;
+    bool one_by_one_ = false;
     std::vector<AttentionHead<Scalar>> heads_;
     std::vector<Dropout<Scalar>> dropouts_;
     Saved* saved_ = nullptr;  // null: nothing is kept
-    Blocks saved_blocks_;
-    Index first_saved_ = 0;
+    Index first_saved_ = 0;   // the sequence's first block there
   };
+
+  // What the steps of a sequence keep.
+  Past<Scalar> make_past(const Window& window, Index seqlen, const Plan& plan) const {
+    const Index behind = std::min(window.reach_behind(), seqlen);
+    const Index ahead = std::min(window.reach_ahead(), seqlen);
+    const Index blocks = ceil_div(seqlen, count);
+    const Index steps = plan.slack * plan.stretch;
+    const auto bounded = [&](Index size) { return std::max<Index>(1, std::min(size, blocks)); };
+    return Past<Scalar>({.heads = config_.heads,
+                         .dim_head = config_.dim_head,
+                         .gated = config_.gate_values_per_head,
+                         .waiting = bounded(ceil_div(ahead, count) + steps + 2),
+                         .kept = bounded(ceil_div(behind + ahead, count) + steps + 3)});
+  }
 
   LocalMHAConfig config_;
   LocalAttention<Scalar> attention_;

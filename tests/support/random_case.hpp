@@ -175,6 +175,32 @@ inline AttentionCase attention_case(std::uint64_t seed, Length length = Length::
   return c;
 }
 
+/// Small windows without anything added, in whole packets of channels, which have a kernel of their
+/// own; sequences may end early.
+inline AttentionCase narrow_attention_case(std::uint64_t seed) {
+  AttentionCase c = attention_case(seed);
+  Random random(seed);
+  c.config.dim.reset();
+  c.config.use_rotary_pos_emb = c.config.use_xpos = c.config.shared_qk = false;
+  c.config.window_size = random.integer(1, 16);
+  c.config.look_backward = random.integer(0, 2);
+  if (!c.config.causal) c.config.look_forward = random.integer(0, 2);
+  const Index n = random.integer(0, 70);
+  const Index batch = random.integer(1, 2);
+  const Index d = random.pick<Index>({16, 32, 48, 64, 80, 128});
+  for (auto* input : {&c.in.q, &c.in.k, &c.in.v}) *input = random.array({batch, 2, n, d});
+  c.in.bias = {};
+  c.in.masked.clear();
+  if (random.chance(0.3)) {
+    for (Index b = 0; b < batch; ++b) {
+      const Index begin = random.chance(0.5) ? 0 : random.integer(0, n);
+      const Index end = random.integer(begin, n);
+      for (Index j = 0; j < n; ++j) c.in.masked.push_back(j < begin || j >= end);
+    }
+  }
+  return c;
+}
+
 template <typename Real>
 reference::AttentionInputs<Real> cast(const reference::AttentionInputs<double>& in) {
   return {reference::cast<Real>(in.q),    reference::cast<Real>(in.k),

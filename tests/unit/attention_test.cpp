@@ -37,10 +37,10 @@ class Attention : public testing::Test {};
 TYPED_TEST_SUITE(Attention, support::Scalars, support::ScalarNames);
 
 template <typename Scalar>
-void expect_the_reference(Length length, std::uint64_t cases) {
+void expect_the_reference(AttentionCase (*make)(std::uint64_t), std::uint64_t cases) {
   int failures = 0;
   for (std::uint64_t seed = 1; seed <= cases && failures < 5; ++seed) {
-    const AttentionCase c = attention_case(seed, length);
+    const AttentionCase c = make(seed);
     const auto options = support::options(c.config, c.call);
     const auto expected =
         reference::attention(options, support::cast<support::Precise<Scalar>>(c.in));
@@ -57,11 +57,16 @@ void expect_the_reference(Length length, std::uint64_t cases) {
 }
 
 TYPED_TEST(Attention, EqualsTheReferenceForRandomConfigurations) {
-  expect_the_reference<TypeParam>(Length::Short, 3000);
+  expect_the_reference<TypeParam>([](std::uint64_t seed) { return attention_case(seed); }, 3000);
 }
 
 TYPED_TEST(Attention, EqualsTheReferenceForRandomConfigurationsOfLongerSequences) {
-  expect_the_reference<TypeParam>(Length::Long, 60);
+  expect_the_reference<TypeParam>(
+      [](std::uint64_t seed) { return attention_case(seed, Length::Long); }, 60);
+}
+
+TYPED_TEST(Attention, EqualsTheReferenceForSmallWindowsWithoutAnythingAdded) {
+  expect_the_reference<TypeParam>(support::narrow_attention_case, 1000);
 }
 
 TYPED_TEST(Attention, ProbabilitiesEqualTheReferenceAndSumToOneOrAreAllZero) {

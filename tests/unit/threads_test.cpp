@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The threads of a device, and calls into given memory.
 #define EIGEN_USE_THREADS
-#define EIGEN_RUNTIME_NO_MALLOC  // lets a test forbid Eigen's own allocations
+#include "support/allocations.hpp"  // before Eigen
 
 #include <gtest/gtest.h>
 
@@ -20,45 +20,6 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-// A sanitizer has an operator new of its own.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define COUNTS_ALLOCATIONS 0
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
-    __has_feature(memory_sanitizer)
-#define COUNTS_ALLOCATIONS 0
-#endif
-#endif
-#ifndef COUNTS_ALLOCATIONS
-#define COUNTS_ALLOCATIONS 1
-#endif
-
-namespace {
-std::atomic<long> allocations{0};
-}  // namespace
-
-#if COUNTS_ALLOCATIONS
-namespace {
-void* counted(std::size_t size, std::size_t alignment) {
-  ++allocations;
-  // The size of an aligned allocation is a multiple of the alignment.
-  void* memory = std::aligned_alloc(alignment, (size / alignment + 1) * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-}  // namespace
-
-// Every other form of new and delete calls one of these.
-void* operator new(std::size_t size) { return counted(size, alignof(std::max_align_t)); }
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  return counted(size, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-#endif
-
 namespace {
 
 using local_mha::Index;
@@ -69,6 +30,7 @@ using local_mha::LocalMHAConfig;
 using local_mha::PaddingMask;
 using local_mha::Tensor;
 using local_mha::Training;
+using support::allocations_of;
 using support::same_bits;
 using support::tensor;
 
@@ -80,16 +42,6 @@ struct Threads {
 };
 
 constexpr std::array<int, 4> thread_counts{1, 2, 3, 7};
-
-/// Allocations of a call; Eigen's own, which go past operator new, assert.
-template <typename Call>
-long allocations_of(Call&& call) {
-  const long before = allocations;
-  Eigen::internal::set_is_malloc_allowed(false);
-  call();
-  Eigen::internal::set_is_malloc_allowed(true);
-  return allocations - before;
-}
 
 template <typename Scalar>
 class OnThreads : public testing::Test {};

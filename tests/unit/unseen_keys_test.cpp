@@ -86,7 +86,7 @@ TYPED_TEST(UnseenKeys, ThatAreMaskedMayHoldAnything) {
   for_each_geometry([&](LocalAttentionConfig config, Index n, std::uint64_t seed) {
     if (failures > 5) return;
     Random random(seed);
-    const Index d = random.pick<Index>({2, 5, 8, 16});
+    const Index d = random.pick<Index>({2, 5, 8, 16, 64});
     if (d % 2 == 0 && random.chance(0.7)) {
       config.dim = d;
       config.use_xpos = random.chance(0.5);
@@ -115,7 +115,7 @@ TYPED_TEST(UnseenKeys, OutsideOfTheWindowMayHoldAnythingAndSeenOnesShow) {
   int failures = 0;
   for_each_geometry([&](LocalAttentionConfig config, Index n, std::uint64_t seed) {
     Random random(seed);
-    const Index d = random.pick<Index>({2, 5, 8, 16});
+    const Index d = random.pick<Index>({2, 5, 8, 16, 64});
     if (d % 2 == 0 && random.chance(0.7)) config.dim = d;
     LocalAttentionCall call;
     if (random.chance(0.3)) call.first_position = random.integer(0, 2 * config.window_size);

@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/tile.hpp>
@@ -152,12 +153,16 @@ class AttentionBackwardKernel {
     const L lse_or_infinity = select_negative(lse + L::broadcast(highest()), infinity, lse);
     const L start = L::zero() - lse_or_infinity;
     const L start_of_grad = head.dropout == nullptr ? L::zero() - L::load(block.delta) : L::zero();
+    // Lanes without a query must not count either.
+    const bool whole = tile.first + count <= head.seqlen;
+    std::optional<BiasRows<Scalar>> bias_rows;
+    if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto key_cursor = keys.cursor(segment.begin / count);
     auto value_cursor = values.cursor(segment.begin / count);
     for (Index begin = segment.begin; begin < segment.end;
          key_cursor.advance(), value_cursor.advance()) {
       const Index end = std::min((begin / count + 1) * count, segment.end);
-      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end}, bias_.data());
+      if (bias_rows) bias_rows->gather(begin / count * count, bias_.data());
       for (Index key = begin; key < end; key += group) {
         Scalar* p = row_of(probabilities_, segment, key);
         Scalar* ds = row_of(grad_scores_, segment, key);
@@ -186,7 +191,8 @@ class AttentionBackwardKernel {
             LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count);
           }
         }
-        if (!tile.plain(head, {key, key + group})) hide(head, tile, key, start, p, ds, lanes);
+        if (!whole || !tile.plain(head, {key, key + group}))
+          hide(head, tile, key, start, p, ds, lanes);
       }
       begin = end;
     }
@@ -202,7 +208,7 @@ class AttentionBackwardKernel {
                    const L& start, Scalar* p, Scalar* ds, LaneRange& lanes) {
     for (Index key = first_key; key < first_key + group; ++key, p += count, ds += count) {
       tile.advance(lanes, key);
-      const bool masked = head.masked != nullptr && key < head.seqlen && head.masked[key] != 0;
+      const bool masked = key < head.seqlen && head.is_masked(key);
       const int end = masked ? 0 : lanes.end;
       L probability = L::load(p);
       L grad = L::load(ds);
@@ -324,13 +330,18 @@ class AttentionBackwardKernel {
 
   // dq += dS·k
   void add_to_queries(const Range& segment, const Ring<Scalar>& keys, Scalar* grad_queries) {
-    constexpr int most = Tiling<Scalar>::value_rows;
+    constexpr int most = Tiling<Scalar>::values;
     const Index channels = padded_channels<Scalar>(keys.channels());
-    Index c = 0;
-    for (; c + most <= channels; c += most)
-      add_channels<most>(segment, keys, c, grad_queries + c * count);
-    for (; c < channels; c += group)
-      add_channels<group>(segment, keys, c, grad_queries + c * count);
+    for (Index c = 0; c < channels;) {
+      const Index left = channels - c - most;
+      // What is left must be whole groups.
+      const bool many = left == 0 || left >= group;
+      if (many)
+        add_channels<most>(segment, keys, c, grad_queries + c * count);
+      else
+        add_channels<group>(segment, keys, c, grad_queries + c * count);
+      c += many ? most : group;
+    }
   }
 
   template <int Channels>
@@ -363,7 +374,7 @@ class AttentionBackwardKernel {
     auto cursor = keys.cursor(segment.begin / count);
     for (Index key = segment.begin; key < segment.end; ++key) {
       if (key % count == 0 && key > segment.begin) cursor.advance();
-      if (head.masked != nullptr && head.masked[key] != 0) continue;
+      if (head.is_masked(key)) continue;
       const Scalar* p = row_of(probabilities_, segment, key);
       const Scalar* ds = row_of(grad_scores_, segment, key);
       Scalar* to_keys = grad_keys[key / count];

@@ -18,10 +18,13 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
+#include <type_traits>
 
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/tile.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -46,6 +49,12 @@ class AttentionKernel {
         turned_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
 
+  /// Below every score, and finite, so that its difference to −∞ is −∞.
+  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
+
+  /// Memory that attend() fetches while it computes.
+  Upcoming<Scalar>& upcoming() { return upcoming_; }
+
   /// Attends from the block of queries whose first row is `first`.
   /// \param queries `[dim_head][block_rows]`, scaled by softmax_scale·log2(e), turned by their
   /// place
@@ -57,6 +66,9 @@ class AttentionKernel {
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
+    if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
+      if (tile.single_lane >= 0 && attend_one(head, tile, queries, keys, values, out, lse)) return;
+    }
     const L one = L::broadcast(Scalar(1));
     L maximum = L::broadcast(lowest());
     L sum = L::zero();
@@ -77,11 +89,20 @@ class AttentionKernel {
     if (lse != nullptr) log_sum_exp(maximum, sum, lse);
   }
 
+  /// `maximum` of scores in units of log 2 and `sum` of `2^(score − maximum)`, to logarithms.
+  static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
+    using std::log;
+    alignas(64) Scalar sums[count];
+    sum.store(sums);
+    (Scalar(ln_2) * maximum).store(lse);
+    for (Index r = 0; r < count; ++r)
+      lse[r] = sums[r] == Scalar(0) ? Scalar(-std::numeric_limits<double>::infinity())
+                                    : Scalar(lse[r] + log(sums[r]));
+  }
+
  private:
   using Tile = QueryTile<Scalar>;
   static constexpr Index group = Tiling<Scalar>::rows;
-  // Below every score, and finite, so that its difference to −∞ is −∞.
-  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
 
   Scalar* score_row(const Range& chunk, Index key) {
     return scores_.data() + (key - chunk.begin / count * count) * count;
@@ -93,6 +114,8 @@ class AttentionKernel {
     const Scalar* turned = queries;
     Index groups_back = std::numeric_limits<Index>::min();
     LaneRange lanes{0, 0};
+    std::optional<BiasRows<Scalar>> bias_rows;
+    if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto cursor = keys.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
@@ -104,44 +127,59 @@ class AttentionKernel {
           turned = turned_.data();
         }
       }
-      if (head.attn_bias != nullptr) gather_bias(head, tile, {begin, end}, bias_.data());
-      for (Index key = begin; key < end; key += group) {
-        L acc[group][1];
-        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
-        const Scalar* const x[1] = {turned};
-        multiply(keys.channels(), cursor.block() + key % count * keys.position_stride(),
-                 keys.position_stride(), keys.channel_stride(), x, acc);
-        if (head.attn_bias != nullptr) {
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
-              fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
-        }
+      if (bias_rows) bias_rows->gather(begin / count * count, bias_.data());
+      const Index block_end = begin / count * count + count;
+      for (Index key = begin; key < end;) {
+        constexpr Index most = Tiling<Scalar>::keys;
+        const Index left = block_end - key - most;
+        const Scalar* from = cursor.block() + key % count * keys.position_stride();
+        const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
-        LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(to + r * count);
-        if (tile.plain(head, {key, key + group})) {
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) maximum = max(maximum, acc[r][0]);
-        } else {
-          maximum = hide(head, tile, key, to, lanes, maximum);
-        }
+        const bool many = most == group || left == 0 || left >= group;
+        const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
+                               : score_keys<group>(keys, from, turned, bias, to);
+        const Range scored{key, key + (many ? most : group)};
+        maximum = tile.plain(head, scored) ? max(maximum, largest)
+                                           : hide(head, tile, scored, to, lanes, maximum);
+        key = scored.end;
       }
       begin = end;
     }
     return maximum;
   }
 
-  // Puts −∞ where a query does not see a key of the group, and the self score where it is its own.
-  // Apart from score(), whose accumulators must not have an address. Returns the maximum so far.
+  // scores[key][query] of keys of one block. Returns their maximum.
+  template <int Keys>
+  static LOCAL_MHA_INLINE L score_keys(const Ring<Scalar>& keys, const Scalar* from,
+                                       const Scalar* queries, const Scalar* bias, Scalar* to) {
+    L acc[Keys][1];
+    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = L::zero();
+    const Scalar* const x[1] = {queries};
+    multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, acc);
+    if (bias != nullptr) {
+      LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] =
+          fma(Scalar(log2_e), L::load(bias + r * count), acc[r][0]);
+    }
+    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0].store(to + r * count);
+    L largest = acc[0][0];
+    LOCAL_MHA_UNROLL for (int r = 1; r < Keys; ++r) largest = max(largest, acc[r][0]);
+    return largest;
+  }
+
+  // Puts −∞ where a query does not see a key, and the self score where it is its own.
+  // Returns the maximum so far.
   // `lanes` starts as {0, 0} and is kept for the keys that follow.
-  static L hide(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
+  static L hide(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys,
                 Scalar* scores, LaneRange& lanes, L maximum) {
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
-    for (Index key = first_key; key < first_key + group; ++key, scores += count) {
+    for (Index key = keys.begin; key < keys.end; ++key, scores += count) {
       L score = L::load(scores);
       if (head.shared_qk && tile.first <= key && key < tile.first + count) {
         const int self = static_cast<int>(key - tile.first);
         score = select_lanes(self, self + 1, L::broadcast(Scalar(self_score * log2_e)), score);
       }
       tile.advance(lanes, key);
-      const bool masked = head.masked != nullptr && key < head.seqlen && head.masked[key] != 0;
+      const bool masked = key < head.seqlen && head.is_masked(key);
       score = select_lanes(lanes.begin, masked ? 0 : lanes.end, score, nothing);
       score.store(scores);
       maximum = max(maximum, score);
@@ -183,16 +221,22 @@ class AttentionKernel {
   template <typename Values>
   void accumulate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
                   const Values& values, const L* rescale, const L& factor, Scalar* out) {
-    constexpr int most = Tiling<Scalar>::value_rows;
+    constexpr int most = Tiling<Scalar>::values;
     for (Index block = chunk.begin / count; block * count < chunk.end; ++block)
       if (!values.finite(block))
         return accumulate_seen(head, tile, chunk, values, rescale, factor, out);
     const Index channels = padded_channels<Scalar>(values.channels());
-    Index c = 0;
-    for (; c + most <= channels; c += most)
-      accumulate_channels<most>(chunk, values, c, rescale, factor, out);
-    for (; c < channels; c += group)
-      accumulate_channels<group>(chunk, values, c, rescale, factor, out);
+    upcoming_.spread_over(ceil_div(channels, most) * ((chunk.end - chunk.begin) / count));
+    for (Index c = 0; c < channels;) {
+      const Index left = channels - c - most;
+      // What is left must be whole groups.
+      const bool many = left == 0 || left >= group;
+      if (many)
+        accumulate_channels<most>(chunk, values, c, rescale, factor, out);
+      else
+        accumulate_channels<group>(chunk, values, c, rescale, factor, out);
+      c += many ? most : group;
+    }
   }
 
   template <int Channels, typename Values>
@@ -207,6 +251,7 @@ class AttentionKernel {
       const Index end = std::min((begin / count + 1) * count, chunk.end);
       const Scalar* block = cursor.block() + c * values.channel_stride();
       const Scalar* const p[1] = {score_row(chunk, begin)};
+      upcoming_.fetch();
       if (end - begin == count)
         multiply(count, block, values.channel_stride(), values.position_stride(), p, acc);
       else
@@ -228,7 +273,7 @@ class AttentionKernel {
       for (Index key = chunk.begin; key < chunk.end; ++key) {
         if (key % count == 0 && key > chunk.begin) cursor.advance();
         tile.advance(lanes, key);
-        if (head.masked != nullptr && head.masked[key] != 0) continue;
+        if (head.is_masked(key)) continue;
         const Scalar& value =
             cursor.block()[c * values.channel_stride() + key % count * values.position_stride()];
         const L more = fma(value, L::load(score_row(chunk, key)), sum);
@@ -241,19 +286,168 @@ class AttentionKernel {
               Scalar(0));
   }
 
-  static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
-    using std::log;
-    alignas(64) Scalar sums[count];
-    sum.store(sums);
-    (Scalar(ln_2) * maximum).store(lse);
-    for (Index r = 0; r < count; ++r)
-      lse[r] = sums[r] == Scalar(0) ? Scalar(-std::numeric_limits<double>::infinity())
-                                    : Scalar(lse[r] + log(sums[r]));
+  // attend() for a single query: lanes are keys, so that it costs what it reads. Returns false
+  // where it cannot: the general way does the same.
+  bool attend_one(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
+                  const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out, Scalar* lse) {
+    const Range blocks{tile.keys.begin / count, ceil_div(tile.keys.end, count)};
+    if (head.dropout != nullptr || values.channels() > keys.channels() ||
+        (blocks.end - blocks.begin) * count > static_cast<Index>(scores_.size()))
+      return false;
+    score_one(head, tile, blocks, queries + tile.single_lane, keys);
+
+    L most = L::broadcast(lowest());
+    Scalar* const scores_end = scores_.data() + (blocks.end - blocks.begin) * count;
+    for (const Scalar* s = scores_.data(); s < scores_end; s += count) most = max(most, L::load(s));
+    alignas(64) Scalar lanes[count];
+    most.store(lanes);
+    const L maximum = L::broadcast(*std::max_element(lanes, lanes + count));
+    L sums = L::zero();
+    for (Scalar* s = scores_.data(); s < scores_end; s += count) {
+      const L p = exp2(L::load(s) - maximum);
+      sums = sums + p;
+      p.store(s);
+    }
+    const Scalar sum = sum_of_lanes(sums);
+    if (lse != nullptr) log_sum_exp(maximum, L::broadcast(sum), lse);
+    // The output of a query that sees nothing is 0, and so is its sum.
+    const Scalar factor = Scalar(1) / (sum == Scalar(0) ? Scalar(1) : sum);
+    accumulate_one(head, tile, blocks, values, factor, out + tile.single_lane);
+    return true;
+  }
+
+  // scores[key] of whole blocks, −∞ where the query does not see a key.
+  void score_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
+                 const Scalar* query, const Ring<Scalar>& keys) {
+    constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
+    const Scalar* turned = query;
+    auto cursor = keys.cursor(blocks.begin);
+    Scalar* to = scores_.data();
+    for (Index block = blocks.begin; block < blocks.end;) {
+      Index until = blocks.end;
+      if (head.steps != nullptr) {
+        const Index group_of_keys = block * count / head.steps->group();
+        until = std::min(until, (group_of_keys + 1) * head.steps->group() / count);
+        head.steps->turn_queries(query - tile.single_lane,
+                                 tile.first / head.steps->group() - group_of_keys, turned_.data());
+        turned = turned_.data() + tile.single_lane;
+      }
+      for (; block < until; block += together) {
+        // Where there are fewer blocks, the last one is taken again, to no effect.
+        const int fresh = static_cast<int>(std::min<Index>(together, until - block));
+        const Scalar* x[together];
+        for (int b = 0; b < together; ++b) {
+          x[b] = cursor.block();
+          if (b < fresh) cursor.advance();
+          if (b >= fresh) x[b] = x[b - 1];
+        }
+        L acc[1][together];
+        LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
+        multiply(keys.channels(), turned, 0, count, x, acc);
+        LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
+          if (b < fresh) acc[0][b].store(to + b * count);
+        }
+        for (int b = 0; b < fresh; ++b, to += count) finish_one(head, tile, block + b, to);
+      }
+      block = until;
+    }
+  }
+
+  // Adds the bias to the scores of a block of keys, and hides what the query does not see.
+  static void finish_one(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
+                         Scalar* scores) {
+    const Index query = tile.first + tile.single_lane;
+    const Index first = block * count;
+    const Scalar* bias = nullptr;
+    Index look_around = 0;
+    if (head.attn_bias != nullptr) {
+      bias = head.attn_bias + head.window->place_in_bucket(query) * head.window->look_around();
+      look_around = head.window->look_around_begin(query);
+    }
+    if (tile.plain(head, {first, first + count})) {
+      if (bias != nullptr)
+        fma(Scalar(log2_e), L::load_unaligned(bias + (first - look_around)), L::load(scores))
+            .store(scores);
+      return;
+    }
+    for (Index r = 0; r < count; ++r) {
+      const Index key = first + r;
+      if (!tile.keys.contains(key) || head.is_masked(key))
+        scores[r] = Scalar(-std::numeric_limits<double>::infinity());
+      else if (head.shared_qk && key == query)
+        scores[r] = Scalar(self_score * log2_e);
+      else if (bias != nullptr)
+        scores[r] = scores[r] + Scalar(log2_e) * bias[key - look_around];
+    }
+  }
+
+  // out[channel] = Σ_key p[key]·v[key]·factor
+  void accumulate_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
+                      const Ring<Scalar>& values, const Scalar& factor, Scalar* out) {
+    Scalar* const sums = turned_.data();
+    std::fill(sums, sums + values.channels() * count, Scalar(0));
+    const Scalar* scores = scores_.data();
+    auto cursor = values.cursor(blocks.begin);
+    constexpr Index together = 4;
+    for (Index block = blocks.begin; block < blocks.end;) {
+      bool finite = block + together <= blocks.end;
+      for (Index b = block; finite && b < block + together; ++b) finite = values.finite(b);
+      const Index some = finite ? together : 1;
+      if (finite)
+        add_values<together>(values.channels(), scores, cursor, sums);
+      else if (values.finite(block))
+        add_values<1>(values.channels(), scores, cursor, sums);
+      else
+        add_seen_values(head, tile, block, values, scores, cursor, sums);
+      block += some;
+      scores += some * count;
+    }
+    for (Index c = 0; c < values.channels(); ++c)
+      out[c * count] = factor * sum_of_lanes(L::load(sums + c * count));
+    // The room of a block may hold what another block left.
+    for (Index c = values.channels(); c < padded_channels<Scalar>(values.channels()); ++c)
+      out[c * count] = Scalar(0);
+  }
+
+  // sums[channel] += Σ_block p[block]·v[block][channel], lane by lane.
+  template <int Blocks>
+  static void add_values(Index channels, const Scalar* scores,
+                         typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
+    L p[Blocks];
+    const Scalar* v[Blocks];
+    for (int b = 0; b < Blocks; ++b, cursor.advance()) {
+      p[b] = L::load(scores + b * count);
+      v[b] = cursor.block();
+    }
+    LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels * count; c += count) {
+      L sum = L::load(sums + c);
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) sum = fma(p[b], L::load(v[b] + c), sum);
+      sum.store(sums + c);
+    }
+  }
+
+  // The same of one block with a NaN or an infinity, which 0 does not cancel: leaves out what is
+  // not seen.
+  static void add_seen_values(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
+                              const Ring<Scalar>& values, const Scalar* scores,
+                              typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
+    alignas(64) Scalar unseen[count];
+    for (Index r = 0; r < count; ++r) {
+      const Index key = block * count + r;
+      unseen[r] = Scalar(tile.keys.contains(key) && !head.is_masked(key) ? 0 : -1);
+    }
+    const L p = L::load(scores);
+    for (Index c = 0; c < values.channels() * count; c += count) {
+      const L v = select_negative(L::load(unseen), L::zero(), L::load(cursor.block() + c));
+      fma(p, v, L::load(sums + c)).store(sums + c);
+    }
+    cursor.advance();
   }
 
   BlockBuffer<Scalar> scores_;
   BlockBuffer<Scalar> turned_;
   BlockBuffer<Scalar> bias_;
+  Upcoming<Scalar> upcoming_;
 };
 
 }  // namespace local_mha

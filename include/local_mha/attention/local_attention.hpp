@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
 #include <local_mha/attention/backward_flow.hpp>
 #include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/narrow_kernel.hpp>
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/rows.hpp>
 #include <local_mha/config.hpp>
@@ -64,8 +66,14 @@ class AttentionInputs {
     AttentionHead<Scalar> head;
     head.window = &window_;
     head.seqlen = seqlen_;
+    head.queries = {0, seqlen_};
     head.masked = mask_.row(b);
     head.unmasked = unmasked(head.masked);
+    // A padding mask's only say is where its sequence ends.
+    if (head.masked != nullptr &&
+        std::none_of(head.masked + head.unmasked.begin, head.masked + head.unmasked.end,
+                     [](std::uint8_t masked) { return masked != 0; }))
+      head.masked = nullptr;
     if (attn_bias_) {
       const Index of = attn_bias_->dimension(0) == 1 ? 0 : h;
       head.attn_bias = attn_bias_->data() + of * window_.size() * window_.look_around();
@@ -104,6 +112,9 @@ class LocalAttention {
 
  public:
   using Bias = std::optional<TensorView<const Scalar, 3>>;
+
+  /// Sequences that come bit by bit: see local_attention_stream.hpp.
+  class Stream;
 
   /// Room for calls of forward_into().
   class Workspace {
@@ -367,8 +378,24 @@ class LocalAttention {
     return config_.scale.value_or(1 / std::sqrt(static_cast<double>(dim_head)));
   }
 
+  /// The same for scores in units of log 2, which the kernels take.
+  Scalar score_scale(Index dim_head) const { return Scalar(softmax_scale(dim_head) * log2_e); }
+
   /// Null: none.
   const RotaryEmbedding<Scalar>* rotary() const { return rotary_ ? &*rotary_ : nullptr; }
+
+  /// Makes what the kernel takes: scales queries, normalizes keys if they are shared_qk, and turns
+  /// both by their place.
+  /// \param block `[dim_head][block_rows]`, in place
+  /// \param first position of the block's first row
+  void place_queries(Index dim_head, Scalar* block, Index first) const {
+    scale_block(dim_head, score_scale(dim_head), block);
+    if (rotary_) rotary_->apply_to_queries(block, first);
+  }
+  void place_keys(Index dim_head, Scalar* block, Index first) const {
+    if (config_.shared_qk) l2_normalize(dim_head, block);
+    if (rotary_) rotary_->apply_to_keys(block, first);
+  }
 
   /// The steps of the rotary embedding in sequences of `seqlen` rows.
   std::optional<RotarySteps<Scalar>> rotary_steps(const Window& window, Index seqlen) const {
@@ -489,18 +516,34 @@ class LocalAttention {
       const std::optional<Dropout<Scalar>> dropout =
           attention_->dropout_of(training, b * inputs.heads() + h);
       head.dropout = dropout ? &*dropout : nullptr;
+      const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
       if (value_rows_) value_rows_->view(values.v);
       Index made = 0;
       for (Index block = queries.begin; block < queries.end; ++block) {
         const Index first = block * count;
         const Index rows = std::min(count, seqlen_ - first);
-        const Range seen = window_.keys_of({first, first + rows}, seqlen_);
+        const Range seen =
+            window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
+        if (seen.begin >= seen.end) {
+          std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
+          if (values.lse != nullptr)
+            std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
+          continue;
+        }
+        Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
+        if (narrow) {
+          narrow_kernel_.attend(head, first, dim_head_, dim_value_,
+                                attention_->score_scale(dim_head_), q, k, values.v, values.out,
+                                lse);
+          if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+          continue;
+        }
         for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
           make_keys(made, k);
           make_values(made, values.v);
         }
         make_queries(first, q);
-        Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
+        fetch_next(first + count, made * count, q, k, values);
         if (value_rows_)
           kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
         else
@@ -512,19 +555,29 @@ class LocalAttention {
     }
 
    private:
+    // The rows of the next block of queries, and of the keys that it will be the first to see.
+    void fetch_next(Index query, Index key, const Scalar* q, const Scalar* k,
+                    const Values& values) {
+      kernel_.upcoming().clear();
+      const auto add = [&](const Scalar* rows, Index first, Index channels) {
+        if (first < seqlen_)
+          kernel_.upcoming().add(rows + first * channels,
+                                 std::min(count, seqlen_ - first) * channels);
+      };
+      add(q, query, dim_head_);
+      add(values.out, query, dim_value_);
+      add(k, key, dim_head_);
+      add(values.v, key, dim_value_);
+    }
+
     void make_queries(Index first, const Scalar* q) {
       load(queries_.data(), first / count, dim_head_, q);
-      scale_block(dim_head_, Scalar(attention_->softmax_scale(dim_head_) * log2_e),
-                  queries_.data());
-      if (attention_->rotary() != nullptr)
-        attention_->rotary()->apply_to_queries(queries_.data(), first);
+      attention_->place_queries(dim_head_, queries_.data(), first);
     }
 
     void make_keys(Index block, const Scalar* k) {
-      Scalar* keys = keys_[block];
-      load(keys, block, dim_head_, k);
-      if (config_.shared_qk) l2_normalize(dim_head_, keys);
-      if (attention_->rotary() != nullptr) attention_->rotary()->apply_to_keys(keys, block * count);
+      load(keys_[block], block, dim_head_, k);
+      attention_->place_keys(dim_head_, keys_[block], block * count);
     }
 
     void make_values(Index block, const Scalar* v) {
@@ -552,6 +605,7 @@ class LocalAttention {
     Ring<Scalar> values_;
     std::optional<Rows<Scalar>> value_rows_;
     AttentionKernel<Scalar> kernel_;
+    NarrowKernel<Scalar> narrow_kernel_;
     BlockBuffer<Scalar> queries_;
     BlockBuffer<Scalar> out_;
     BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(count);

@@ -31,6 +31,15 @@ class Ring {
 
   /// Block `b` of the sequence, `b >= 0`.
   Scalar* operator[](Index b) { return blocks_.data() + slot(b) * stride_; }
+  const Scalar* operator[](Index b) const { return blocks_.data() + slot(b) * stride_; }
+
+  /// Takes the lanes from `begin` on of block `b` from another block; those before it stay.
+  void put_lanes(Index b, int begin, const Scalar* from) {
+    using L = Lanes<Scalar>;
+    Scalar* to = (*this)[b];
+    for (Index c = 0; c < channels_; ++c, from += L::count, to += L::count)
+      select_lanes(begin, L::count, L::load(from), L::load(to)).store(to);
+  }
 
   /// In a block, channel `c` of position `r` is at `c·channel_stride() + r·position_stride()`.
   static constexpr Index channel_stride() { return block_rows<Scalar>; }

@@ -28,8 +28,11 @@ struct AttentionHead {
   Index seqlen = 0;
   /// Steps between groups of positions; null: no rotary embedding.
   const RotarySteps<Scalar>* steps = nullptr;
-  /// Flags of `seqlen` keys, 1 = masked; null: none is.
+  /// The queries that attend; the output of others in their blocks is anything.
+  Range queries;
+  /// Flags of the keys from row `masked_begin` on, 1 = masked; null: none is.
   const std::uint8_t* masked = nullptr;
+  Index masked_begin = 0;
   /// No key outside of it is unmasked.
   Range unmasked;
   /// `[w, (1 + lb + lf)·w]`; null: none.
@@ -38,12 +41,8 @@ struct AttentionHead {
   bool shared_qk = false;
   /// Null: evaluation.
   const Dropout<Scalar>* dropout = nullptr;
-};
 
-/// Lanes `[begin, end)` of a block.
-struct LaneRange {
-  int begin;
-  int end;
+  bool is_masked(Index key) const { return masked != nullptr && masked[key - masked_begin] != 0; }
 };
 
 /// Which keys the queries of a block see.
@@ -53,13 +52,16 @@ struct QueryTile {
 
   /// \param first_row the block's first, a row of the sequence
   QueryTile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
-    const Index rows = std::min(count, head.seqlen - first_row);
-    for (Index r = 0; r < rows; ++r)
+    const Index begin = std::max<Index>(0, head.queries.begin - first_row);
+    const Index end = std::min(count, head.queries.end - first_row);
+    for (Index r = begin; r < end; ++r)
       seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
-    keys = {seen[0].begin, seen[rows - 1].end};
+    if (end - begin == 1) single_lane = begin;
+    keys = {seen[begin].begin, seen[end - 1].end};
+    by_all = {seen[end - 1].begin, seen[begin].end};
     if (keys.begin >= keys.end) keys = {0, 0};
-    for (Index r = rows; r < count; ++r) seen[r] = {keys.end, keys.end};
-    by_all = {seen[count - 1].begin, seen[0].end};
+    for (Index r = 0; r < begin; ++r) seen[r] = {keys.begin, keys.begin};
+    for (Index r = end; r < count; ++r) seen[r] = {keys.end, keys.end};
   }
 
   /// Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
@@ -74,8 +76,10 @@ struct QueryTile {
   bool plain(const AttentionHead<Scalar>& head, const Range& some) const {
     if (some.begin < by_all.begin || some.end > by_all.end) return false;
     if (head.shared_qk && some.begin < first + count && first < some.end) return false;
-    return head.masked == nullptr || std::none_of(head.masked + some.begin, head.masked + some.end,
-                                                  [](std::uint8_t masked) { return masked != 0; });
+    if (head.masked == nullptr) return true;
+    const std::uint8_t* masked = head.masked + (some.begin - head.masked_begin);
+    return std::none_of(masked, masked + (some.end - some.begin),
+                        [](std::uint8_t flag) { return flag != 0; });
   }
 
   /// Row of the sequence of the first lane.
@@ -84,33 +88,49 @@ struct QueryTile {
   Range seen[count];
   /// What any lane sees.
   Range keys;
-  /// What all lanes see.
+  /// What all lanes see that are queries.
   Range by_all;
+  /// The lane of the only query; -1: there are several.
+  Index single_lane = -1;
 };
 
-/// attn_bias as `[key][query]` for the keys of one block; 0 where a query does not see a key.
-/// \param keys of one block
-/// \param to `[block_rows][block_rows]`, aligned
+/// The rows of attn_bias for the queries of a tile.
 template <typename Scalar>
-void gather_bias(const AttentionHead<Scalar>& head, const QueryTile<Scalar>& tile,
-                 const Range& keys, Scalar* to) {
-  constexpr Index count = block_rows<Scalar>;
-  const Index columns = head.window->look_around();
-  const Scalar* row[count];
-  for (Index r = 0; r < count; ++r) {
-    const Index query = std::min(tile.first + r, head.seqlen - 1);
-    row[r] = head.attn_bias + head.window->place_in_bucket(query) * columns;
+class BiasRows {
+ public:
+  BiasRows(const AttentionHead<Scalar>& head, const QueryTile<Scalar>& tile)
+      : columns_(head.window->look_around()) {
+    for (Index r = 0; r < count; ++r) {
+      const Index query = std::min(tile.first + r, head.seqlen - 1);
+      row_[r] = head.attn_bias + head.window->place_in_bucket(query) * columns_;
+      begin_[r] = head.window->look_around_begin(query);
+    }
   }
-  const auto column = [&](Index r, Index key) {
-    return key - head.window->look_around_begin(tile.first + r);
-  };
-  if (keys.end - keys.begin == count && tile.plain(head, keys)) {
-    load_block(count, count, [&](Index r) { return row[r] + column(r, keys.begin); }, to);
-    return;
-  }
-  for (Index key = keys.begin; key < keys.end; ++key)
+
+  /// `[key][query]` for one block of keys; anything where a query does not see a key.
+  /// \param to `[block_rows][block_rows]`, aligned
+  void gather(Index first_key, Scalar* to) const {
+    const auto column = [&](Index r) { return first_key - begin_[r]; };
+    bool inside = true;
     for (Index r = 0; r < count; ++r)
-      to[key % count * count + r] = tile.seen[r].contains(key) ? row[r][column(r, key)] : Scalar(0);
-}
+      inside = inside && column(r) >= 0 && column(r) + count <= columns_;
+    if (inside) {
+      load_block(count, count, [&](Index r) { return row_[r] + column(r); }, to);
+      return;
+    }
+    for (Index key = 0; key < count; ++key)
+      for (Index r = 0; r < count; ++r) {
+        const bool there = Range{0, columns_}.contains(column(r) + key);
+        to[key * count + r] = there ? row_[r][column(r) + key] : Scalar(0);
+      }
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  Index columns_;
+  const Scalar* row_[count];
+  Index begin_[count];  // the key of column 0
+};
 
 }  // namespace local_mha

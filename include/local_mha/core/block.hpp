@@ -84,36 +84,81 @@ LOCAL_MHA_INLINE void store_block(Index channels, Index rows, const Scalar* bloc
     for (Index r = 0; r < rows; ++r) row(r)[c] = block[c * L::count + r];
 }
 
-/// Takes the rows of a matrix through `apply` as blocks.
-/// \param x `[rows, channels]`
+/// Positions `[begin, end)` of a block.
+struct LaneRange {
+  int begin;
+  int end;
+};
+
+/// load_block() for some lanes of a block: the others become anything.
+/// \param row `row(r)` points to the values of position `r` of the lanes
+template <typename Scalar, typename RowOf>
+LOCAL_MHA_INLINE void load_lanes(Index channels, LaneRange lanes, RowOf&& row, Scalar* block) {
+  using L = Lanes<Scalar>;
+  if (lanes.end - lanes.begin == 1) {
+    const Scalar* values = row(lanes.begin);
+    for (Index c = 0; c < channels; ++c) {
+      L::zero().store(block + c * L::count);
+      block[c * L::count + lanes.begin] = values[c];
+    }
+  } else {
+    load_block(
+        channels, lanes.end, [&](Index r) { return row(std::max<Index>(r, lanes.begin)); }, block);
+  }
+}
+
+/// store_block() for some lanes of a block.
+template <typename Scalar, typename RowOf>
+LOCAL_MHA_INLINE void store_lanes(Index channels, LaneRange lanes, const Scalar* block,
+                                  RowOf&& row) {
+  if (lanes.begin == 0 && lanes.end > 1) {
+    store_block(channels, lanes.end, block, row);
+  } else {
+    for (Index r = lanes.begin; r < lanes.end; ++r) {
+      Scalar* to = row(r);
+      for (Index c = 0; c < channels; ++c) to[c] = block[c * block_rows<Scalar> + r];
+    }
+  }
+}
+
+/// Takes rows through `apply` as blocks.
+/// \param x, x_stride `[rows, channels]`, and from row to row
+/// \param y `[rows, out_channels]`
 /// \param together blocks that one call of `apply` gets at most
+/// \param in, out room for as many blocks
 /// \param apply `apply(blocks, in, out)` makes `out` `[blocks][out_channels][block_rows]` of `in`
 ///        `[blocks][channels][block_rows]`
+template <typename Scalar, typename Apply>
+void map_rows(Index rows, Index channels, const Scalar* x, Index x_stride, Index out_channels,
+              Scalar* y, Index together, Scalar* in, Scalar* out, Apply&& apply) {
+  constexpr Index count = block_rows<Scalar>;
+  for (Index begin = 0; begin < rows; begin += together * count) {
+    const Index blocks = std::min(together, ceil_div(rows - begin, count));
+    const auto rows_of = [&](Index b) { return std::min(count, rows - begin - b * count); };
+    for (Index b = 0; b < blocks; ++b) {
+      const auto row = [&](Index r) { return x + (begin + b * count + r) * x_stride; };
+      load_block(channels, rows_of(b), row, in + b * channels * count);
+    }
+    apply(blocks, in, out);
+    for (Index b = 0; b < blocks; ++b) {
+      const auto row = [&](Index r) { return y + (begin + b * count + r) * out_channels; };
+      store_block(out_channels, rows_of(b), out + b * out_channels * count, row);
+    }
+  }
+}
+
+/// The same of a matrix.
+/// \param x `[rows, channels]`
 /// \return `[rows, out_channels]`
 template <typename Scalar, typename Apply>
 RowMatrix<Scalar> map_blocks(const Eigen::Ref<const RowMatrix<Scalar>>& x, Index out_channels,
                              Index together, Apply&& apply) {
   constexpr Index count = block_rows<Scalar>;
-  const Index in_size = x.cols() * count;
-  const Index out_size = out_channels * count;
   RowMatrix<Scalar> y(x.rows(), out_channels);
-  auto in = make_block_buffer<Scalar>(in_size * together);
-  auto out = make_block_buffer<Scalar>(out_size * together);
-  for (Index begin = 0; begin < x.rows(); begin += together * count) {
-    const Index blocks = std::min(together, ceil_div(x.rows() - begin, count));
-    const auto rows_of = [&](Index b) { return std::min(count, x.rows() - begin - b * count); };
-    for (Index b = 0; b < blocks; ++b) {
-      const auto row = [&](Index r) {
-        return x.data() + (begin + b * count + r) * x.outerStride();
-      };
-      load_block(x.cols(), rows_of(b), row, in.data() + b * in_size);
-    }
-    apply(blocks, in.data(), out.data());
-    for (Index b = 0; b < blocks; ++b) {
-      const auto row = [&](Index r) { return y.data() + (begin + b * count + r) * out_channels; };
-      store_block(out_channels, rows_of(b), out.data() + b * out_size, row);
-    }
-  }
+  auto in = make_block_buffer<Scalar>(x.cols() * count * together);
+  auto out = make_block_buffer<Scalar>(out_channels * count * together);
+  map_rows(x.rows(), x.cols(), x.data(), x.outerStride(), out_channels, y.data(), together,
+           in.data(), out.data(), apply);
   return y;
 }
 

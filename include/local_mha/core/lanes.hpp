@@ -4,8 +4,11 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include <Eigen/Core>
 
@@ -51,6 +54,9 @@ struct Lanes {
   /// Positions in a block.
   static constexpr int count = vectorized ? 64 / static_cast<int>(sizeof(Scalar)) : 4;
   static constexpr int packets = count / packet_size;
+  /// Packets that are transposed: of AVX-512 the halves, which take less.
+  using Tile = std::conditional_t<sizeof(Packet) == 64,
+                                  typename Eigen::internal::unpacket_traits<Packet>::half, Packet>;
 
   Packet packet[packets];
 
@@ -81,6 +87,41 @@ struct Lanes {
         Eigen::internal::pstore<Scalar>(to + i * packet_size, packet[i]);
   }
 
+  LOCAL_MHA_INLINE void store_unaligned(Scalar* to) const {
+    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i)
+        Eigen::internal::pstoreu<Scalar>(to + i * packet_size, packet[i]);
+  }
+
+  /// Values that fold() leaves of the lanes.
+  static constexpr int folded = vectorized ? Eigen::internal::unpacket_traits<Tile>::size : 1;
+
+  /// Adds up lanes until `folded` sums are left.
+  /// \param to aligned to `folded` values
+  LOCAL_MHA_INLINE void fold(Scalar* to) const {
+    Eigen::internal::pstore<Scalar>(to, folded_packet());
+  }
+  /// The same, added to what is there.
+  LOCAL_MHA_INLINE void add_folded(Scalar* to) const {
+    Eigen::internal::pstore<Scalar>(
+        to, Eigen::internal::padd(Eigen::internal::pload<Tile>(to), folded_packet()));
+  }
+  /// Lane `i` becomes the sum of all that was folded into row `i`.
+  /// \param rows `[count][folded]`
+  /// \param to `count` values, aligned
+  static LOCAL_MHA_INLINE void sum_folded(const Scalar* rows, Scalar* to) {
+    LOCAL_MHA_UNROLL for (int first = 0; first < count; first += folded) {
+      Eigen::internal::PacketBlock<Tile, folded> tile;
+      LOCAL_MHA_UNROLL for (int i = 0; i < folded; ++i) tile.packet[i] =
+          Eigen::internal::pload<Tile>(rows + (first + i) * folded);
+      Eigen::internal::ptranspose(tile);
+      LOCAL_MHA_UNROLL for (int half = folded / 2; half > 0; half /= 2) {
+        LOCAL_MHA_UNROLL for (int i = 0; i < half; ++i) tile.packet[i] =
+            Eigen::internal::padd(tile.packet[i], tile.packet[i + half]);
+      }
+      Eigen::internal::pstore<Scalar>(to + first, tile.packet[0]);
+    }
+  }
+
   friend LOCAL_MHA_INLINE Lanes operator+(const Lanes& a, const Lanes& b) {
     return make([&](int i) { return Eigen::internal::padd(a.packet[i], b.packet[i]); });
   }
@@ -95,6 +136,16 @@ struct Lanes {
   }
   friend LOCAL_MHA_INLINE Lanes operator*(const Scalar& a, const Lanes& b) {
     return broadcast(a) * b;
+  }
+
+ private:
+  LOCAL_MHA_INLINE Tile folded_packet() const {
+    Packet sum = packet[0];
+    LOCAL_MHA_UNROLL for (int i = 1; i < packets; ++i) sum = Eigen::internal::padd(sum, packet[i]);
+    if constexpr (folded < packet_size)
+      return Eigen::internal::predux_half_dowto4(sum);
+    else
+      return sum;
   }
 };
 
@@ -125,6 +176,15 @@ LOCAL_MHA_INLINE Lanes<Scalar> max(const Lanes<Scalar>& a, const Lanes<Scalar>& 
     else
       return a.packet[i] < b.packet[i] ? b.packet[i] : a.packet[i];
   });
+}
+
+/// The sum of all lanes.
+template <typename Scalar>
+LOCAL_MHA_INLINE Scalar sum_of_lanes(const Lanes<Scalar>& a) {
+  auto sum = a.packet[0];
+  LOCAL_MHA_UNROLL for (int i = 1; i < Lanes<Scalar>::packets; ++i) sum =
+      Eigen::internal::padd(sum, a.packet[i]);
+  return Eigen::internal::predux(sum);
 }
 
 template <typename Scalar>
@@ -185,6 +245,16 @@ LOCAL_MHA_INLINE Lanes<Scalar> select_lanes(int begin, int end, const Lanes<Scal
   }
 }
 
+/// Asks for the cache line of an address. (Eigen's prefetch is an ordinary function, which g++
+/// takes for one without effect and leaves out.)
+LOCAL_MHA_INLINE void prefetch(const void* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address);
+#else
+  Eigen::internal::prefetch(static_cast<const char*>(address));
+#endif
+}
+
 /// True if no value is NaN or infinite.
 /// \param size a multiple of Lanes<Scalar>::count
 template <typename Scalar>
@@ -241,10 +311,11 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, double) {
                           1.0178062445845774e-07,
                           7.0725859692492234e-09,
                           4.4549605981865186e-10};
-  const Packet least = pset1<Packet>(-1022.0);
-  const Packet magic = pset1<Packet>(6755399441055744.0);
-  const Packet bounded = pmax(x, least);
-  const Packet n = psub(padd(bounded, magic), magic);
+  // The exponent of 0 is -1023.
+  const Packet magic = pset1<Packet>(6755399441055744.0 + 1023.0);
+  const Packet bounded = pmax(x, pset1<Packet>(-1023.0));
+  const Packet shifted = padd(bounded, magic);
+  const Packet n = psub(shifted, magic);
   const Packet r = psub(bounded, n);
   const Packet r2 = pmul(r, r);
   Packet even = pset1<Packet>(c[10]);
@@ -253,7 +324,15 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, double) {
     even = pmadd(even, r2, pset1<Packet>(c[i]));
     odd = pmadd(odd, r2, pset1<Packet>(c[i + 1]));
   }
-  return pandnot(pldexp(pmadd(odd, r, even), n), pcmp_lt(x, least));
+  const Packet y = pmadd(odd, r, even);
+#if defined(__GNUC__)
+  // Eigen has no packets of 64-bit integers to shift, and its pldexp takes twice as long as the
+  // rest.
+  using Integers [[gnu::vector_size(sizeof(Packet))]] = std::int64_t;
+  return pmul(y, std::bit_cast<Packet>(std::bit_cast<Integers>(shifted) << 52));
+#else
+  return pandnot(pldexp(y, n), pcmp_lt(x, pset1<Packet>(-1022.0)));
+#endif
 }
 
 }  // namespace detail

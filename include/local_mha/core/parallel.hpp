@@ -6,9 +6,13 @@
 #include <algorithm>
 #include <atomic>
 #include <concepts>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/types.hpp>
@@ -66,6 +70,85 @@ void parallel_for(const Device& device, Index workers, Index tasks, Task&& task)
     if (state->error) std::rethrow_exception(state->error);
   }
 }
+
+/// Steps that several threads take one after the other, each in two parts: it makes something that
+/// later steps read, and then it answers, which needs what it and all steps before it have made.
+/// What step `s` makes takes the room of what was made `slack` steps before, or earlier.
+///
+/// A step waits for earlier ones only, which threads have taken already, so that threads that are
+/// not there hold nothing up.
+class StepOrder {
+ public:
+  /// Not while threads take steps.
+  void start(Index steps, Index slack) {
+    steps_ = steps;
+    slack_ = slack;
+    taken_ = 0;
+    abandoned_ = false;
+    made_.start(2 * slack);
+    answered_.start(2 * slack);
+  }
+
+  /// Takes a step and waits until there is room for what it makes. steps(): none is left.
+  Index take() {
+    std::unique_lock lock(mutex_);
+    if (taken_ == steps_ || abandoned_) return steps_;
+    const Index step = taken_++;
+    changed_.wait(lock, [&] { return abandoned_ || answered_.all_before > step - slack_; });
+    return step;
+  }
+  Index steps() const { return steps_; }
+
+  /// Says that a step has made what it makes, and waits for all before it.
+  void made(Index step) {
+    std::unique_lock lock(mutex_);
+    if (made_.add(step)) changed_.notify_all();
+    changed_.wait(lock, [&] { return abandoned_ || made_.all_before > step; });
+  }
+
+  /// Says that a thread can not end its step: no other waits any longer, nor takes a step.
+  void abandon() {
+    const std::lock_guard lock(mutex_);
+    abandoned_ = true;
+    changed_.notify_all();
+  }
+
+  void answered(Index step) {
+    const std::lock_guard lock(mutex_);
+    if (answered_.add(step)) changed_.notify_all();
+  }
+
+ private:
+  // Steps that are done, in any order, as far as they are close together.
+  struct Done {
+    void start(Index most_apart) {
+      all_before = 0;
+      done.assign(static_cast<std::size_t>(most_apart), 0);
+    }
+    // True if all_before grows.
+    bool add(Index step) {
+      const auto flag = [&](Index s) -> std::uint8_t& {
+        return done[static_cast<std::size_t>(s) % done.size()];
+      };
+      flag(step) = 1;
+      if (step != all_before) return false;
+      for (; flag(all_before) != 0; ++all_before) flag(all_before) = 0;
+      return true;
+    }
+
+    Index all_before = 0;
+    std::vector<std::uint8_t> done;
+  };
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Index steps_ = 0;
+  Index slack_ = 1;
+  Index taken_ = 0;
+  bool abandoned_ = false;
+  Done made_;
+  Done answered_;
+};
 
 /// How sequences are cut into runs of blocks of queries, which threads take one after the other.
 ///

@@ -86,6 +86,18 @@ class Window {
   /// Key row of the attention bias' column 0 for query row `i`.
   Index look_around_begin(Index i) const { return i - place_in_bucket(i) - behind_; }
 
+  /// True if what a query sees moves on by one from each query to the next, the ends of the
+  /// sequence aside.
+  bool slides() const { return exact_; }
+
+  /// Query rows `[0, complete)` see none of the key rows from `rows` on.
+  Index complete(Index rows) const {
+    if (causal_) return rows;
+    const Index last_seen = rows - ahead_;
+    if (last_seen <= 0) return 0;
+    return exact_ ? last_seen : std::max<Index>(0, last_seen - place_in_bucket(last_seen));
+  }
+
   /// Rows before its own that a query row can see, and rows after it.
   Index reach_behind() const { return exact_ ? behind_ : behind_ + (size_ - 1); }
   Index reach_ahead() const {

@@ -57,6 +57,33 @@ class FeedForward {
     return flow(device, x, training, nullptr);
   }
 
+  /// Room for calls of forward_into().
+  class Workspace {
+   public:
+    Workspace() = default;
+    explicit Workspace(const FeedForward& layer)
+        : in_(room(layer.dim_)), out_(in_), values_(room(layer.inner_)), gates_(values_) {}
+
+   private:
+    friend FeedForward;
+    static BlockBuffer<Scalar> room(Index channels) {
+      return make_block_buffer<Scalar>(together * channels * count);
+    }
+    BlockBuffer<Scalar> in_;
+    BlockBuffer<Scalar> out_;
+    BlockBuffer<Scalar> values_;
+    BlockBuffer<Scalar> gates_;
+  };
+
+  /// The same into given memory. Allocates nothing.
+  /// \param x, x_stride `[rows, dim]`, and from row to row
+  /// \param y `[rows, dim]`, row below row
+  /// \param workspace of a layer of this one's sizes
+  void forward_into(Index rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
+                    std::optional<Training> training = {}) const {
+    run({0, rows}, x, x_stride, y, workspace, dropout_of(training), nullptr);
+  }
+
   /// What forward_saving() keeps for backward(): the result of the first projection.
   struct Saved {
     BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
@@ -138,6 +165,9 @@ class FeedForward {
  private:
   using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
+  // Blocks that pass the weights together.
+  static constexpr Index together = 4 * Tiling<Scalar>::blocks;
+
   std::optional<Dropout<Scalar>> dropout_of(const std::optional<Training>& training) const {
     if (!training || dropout_ == 0) return std::nullopt;
     return Dropout<Scalar>(dropout_, training->seed, 0);
@@ -160,31 +190,38 @@ class FeedForward {
                          const std::optional<Training>& training, Saved* saved) const {
     if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
     const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
-    const BatchBlocks rows{1, x.rows(), count};
+    const Index blocks = ceil_div(x.rows(), count);
     if (saved != nullptr)
-      *saved = {BlockArray<Scalar>(rows.count(), inner_), BlockArray<Scalar>(rows.count(), inner_)};
+      *saved = {BlockArray<Scalar>(blocks, inner_), BlockArray<Scalar>(blocks, inner_)};
     RowMatrix<Scalar> y(x.rows(), dim_);
-    for_each_stretch(device, rows.count(), [&](Index, const Range& blocks) {
-      const Index size = blocks.end - blocks.begin;
-      BlockArray<Scalar> narrow(size, dim_);
-      BlockArray<Scalar> values(size, inner_);
-      BlockArray<Scalar> gates(size, inner_);
-      for (Index b = 0; b < size; ++b) {
-        load_rows(x, rows, blocks.begin + b, narrow[b]);
-        norm_.apply(narrow[b]);
-      }
-      project(proj_in_, 0, narrow[0], size, [&](Index b) { return values[b]; });
-      project(proj_in_, 1, narrow[0], size, [&](Index b) { return gates[b]; });
-      if (saved != nullptr) {
-        std::copy_n(values[0], size * values.stride(), saved->values[blocks.begin]);
-        std::copy_n(gates[0], size * gates.stride(), saved->gates[blocks.begin]);
-      }
-      for (Index b = 0; b < size; ++b)
-        hide(dropout, rows.row(blocks.begin + b), values[b], gates[b]);
-      project(proj_out_, 0, values[0], size, [&](Index b) { return narrow[b]; });
-      for (Index b = 0; b < size; ++b) store_rows(narrow[b], rows, blocks.begin + b, y);
+    for_each_stretch(device, blocks, [&](Index, const Range& some) {
+      Workspace workspace(*this);
+      run({some.begin * count, std::min(some.end * count, x.rows())}, x.data(), x.outerStride(),
+          y.data(), workspace, dropout, saved);
     });
     return y;
+  }
+
+  // The forward pass of some rows, of which the first starts a block.
+  void run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
+           const std::optional<Dropout<Scalar>>& dropout, Saved* saved) const {
+    const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
+    const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
+    Index first = rows.begin;
+    const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
+      for (Index b = 0; b < blocks; ++b) norm_.apply(in + b * dim_ * count);
+      project(proj_in_, 0, in, blocks, value);
+      project(proj_in_, 1, in, blocks, gate);
+      if (saved != nullptr) {
+        std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
+        std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
+      }
+      for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
+      project(proj_out_, 0, value(0), blocks, [&](Index b) { return out + b * dim_ * count; });
+      first += blocks * count;
+    };
+    map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
+             y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(), apply);
   }
 
   // The hidden activations of a block, in place of its values.
@@ -210,12 +247,12 @@ class FeedForward {
   }
 
   void drop(const Dropout<Scalar>& dropout, Index first, Scalar* values) const {
-    constexpr Index together = Dropout<Scalar>::together;
-    L factors[together];
+    constexpr Index octet = Dropout<Scalar>::together;
+    L factors[octet];
     for (Index c = 0; c < inner_; ++c) {
-      if (c % together == 0) dropout.factors(first, c / together, factors);
+      if (c % octet == 0) dropout.factors(first, c / octet, factors);
       Scalar* x = values + c * L::count;
-      (L::load(x) * factors[c % together]).store(x);
+      (L::load(x) * factors[c % octet]).store(x);
     }
   }
 

@@ -26,8 +26,12 @@ struct Tiling {
   static constexpr int rows = accumulators >= 8 ? 8 : accumulators >= 4 ? 4 : 2;
   /// Blocks of positions that one micro-kernel of a projection takes.
   static constexpr int blocks = std::max(1, accumulators / rows);
+  /// Keys that one micro-kernel of the attention takes, where a block has so many left: what fits
+  /// beside one Lanes of queries and a key. Fewer multiply-adds in flight than 8 wait for each
+  /// other.
+  static constexpr int keys = std::clamp((registers - L::packets - 2) / L::packets, rows, 8);
   /// Channels of the values that one micro-kernel of the attention takes.
-  static constexpr int value_rows = L::packets == 1 && accumulators >= 16 ? 16 : rows;
+  static constexpr int values = L::packets == 1 && accumulators >= 16 ? 16 : keys;
 };
 
 /// Channels rounded up to whole micro-kernels: the room of a block.
@@ -77,13 +81,14 @@ class PackedWeight {
                         Index column_group = 0, Index padded_group = 0)
       : group_rows_(group_rows > 0 ? group_rows : weight.rows()),
         group_panels_(ceil_div(group_rows_, panel_rows)),
-        depth_(column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols()) {
+        depth_(column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols()),
+        panel_size_(ceil_div(depth_ * panel_rows, block_rows<Scalar>) * block_rows<Scalar>) {
     const Index groups = group_rows_ > 0 ? weight.rows() / group_rows_ : 0;
-    packed_ = make_block_buffer<Scalar>(groups * group_panels_ * depth_ * panel_rows);
+    packed_ = make_block_buffer<Scalar>(groups * group_panels_ * panel_size_);
     for (Index row = 0; row < weight.rows(); ++row) {
       const Index in_group = row % group_rows_;
       const Index panel = row / group_rows_ * group_panels_ + in_group / panel_rows;
-      Scalar* to = packed_.data() + panel * depth_ * panel_rows + in_group % panel_rows;
+      Scalar* to = packed_.data() + panel * panel_size_ + in_group % panel_rows;
       for (Index column = 0; column < weight.cols(); ++column) {
         const Index d = column_group > 0
                             ? column / column_group * padded_group + column % column_group
@@ -96,15 +101,19 @@ class PackedWeight {
   /// Columns, those that fill up included.
   Index depth() const { return depth_; }
   Index group_rows() const { return group_rows_; }
+  Index group_panels() const { return group_panels_; }
   /// Panel `p` of group `g`, `[depth][panel_rows]`
   const Scalar* panel(Index g, Index p) const {
-    return packed_.data() + (g * group_panels_ + p) * depth_ * panel_rows;
+    return packed_.data() + (g * group_panels_ + p) * panel_size_;
   }
+  /// Values of a panel, up to a multiple of block_rows: what fills it up is 0.
+  Index panel_size() const { return panel_size_; }
 
  private:
   Index group_rows_ = 0;
   Index group_panels_ = 0;
   Index depth_ = 0;
+  Index panel_size_ = 0;
   BlockBuffer<Scalar> packed_;
 };
 
@@ -161,6 +170,74 @@ void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, I
       detail::project_panels<1>(weight, group, row, row_end, x + b * x_stride, x_stride, to);
     }
   }
+}
+
+/// Spreads one position for project_lane(): each value `panel_rows` times, then zeros.
+/// \param x values `block_rows` apart, as a lane of a block is
+/// \param spread `[panel_size]`
+template <typename Scalar>
+void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Scalar* spread) {
+  constexpr Index rows = Tiling<Scalar>::rows;
+  for (Index d = 0; d < weight.depth(); ++d)
+    std::fill(spread + d * rows, spread + (d + 1) * rows, x[d * block_rows<Scalar>]);
+  std::fill(spread + weight.depth() * rows, spread + weight.panel_size(), Scalar(0));
+}
+
+namespace detail {
+
+template <int Panels, typename Scalar>
+void project_lane_panels(const PackedWeight<Scalar>& weight, Index group, Index panel,
+                         const Scalar* spread, Scalar* y) {
+  using L = Lanes<Scalar>;
+  constexpr int rows = Tiling<Scalar>::rows;
+  // Sums side by side, because one would wait for its own additions.
+  constexpr int sums = std::clamp(Tiling<Scalar>::accumulators / Panels, 1, 4);
+  const Scalar* from[Panels];
+  for (int p = 0; p < Panels; ++p) from[p] = weight.panel(group, panel + p);
+  L acc[Panels][sums];
+  LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+    LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[p][s] = L::zero();
+  }
+  Index i = 0;
+  for (; i + sums * L::count <= weight.panel_size(); i += sums * L::count) {
+    LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) {
+      const L x = L::load(spread + i + s * L::count);
+      LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[p][s] =
+          fma(x, L::load(from[p] + i + s * L::count), acc[p][s]);
+    }
+  }
+  for (; i < weight.panel_size(); i += L::count) {
+    const L x = L::load(spread + i);
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[p][0] =
+        fma(x, L::load(from[p] + i), acc[p][0]);
+  }
+  alignas(64) Scalar sum[L::count];
+  LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+    LOCAL_MHA_UNROLL for (int s = 1; s < sums; ++s) acc[p][0] = acc[p][0] + acc[p][s];
+    acc[p][0].store(sum);
+    for (Index r = 0; r < rows; ++r) {
+      const Index row = (panel + p) * rows + r;
+      if (row >= weight.group_rows()) break;
+      for (Index lane = r + rows; lane < L::count; lane += rows) sum[r] = sum[r] + sum[lane];
+      y[row * L::count] = sum[r];
+    }
+  }
+}
+
+}  // namespace detail
+
+/// project() of a single position. Its lanes are rows of the weight, and adjoining columns of them
+/// as many as fit: a panel is multiplied as it lies, so that the weight is read once, in order.
+/// \param spread made by spread_lane()
+/// \param y `[group_rows]`, values `block_rows` apart
+template <typename Scalar>
+void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread,
+                  Scalar* y) {
+  Index panel = 0;
+  for (; panel + 2 <= weight.group_panels(); panel += 2)
+    detail::project_lane_panels<2>(weight, group, panel, spread, y);
+  if (panel < weight.group_panels())
+    detail::project_lane_panels<1>(weight, group, panel, spread, y);
 }
 
 /// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The attention kernel for windows of a few keys.
+///
+/// Where a query sees few more keys than a block has queries, most of what AttentionKernel computes
+/// for a block is hidden again. Here each query meets its own keys only, and lanes are channels:
+/// products of channels, `[place][query][channel]`, are summed over the channels by transposing
+/// them; the softmax is vertical again, `[place][query]`, the place of a key being counted from the
+/// first one that its query sees.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include <local_mha/attention/kernel.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/lanes.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/ops/linear.hpp>
+
+namespace local_mha {
+
+/// Room for one block of queries, and the computation in it.
+template <typename Scalar>
+class NarrowKernel {
+ public:
+  using L = Lanes<Scalar>;
+  static constexpr Index count = block_rows<Scalar>;
+  /// Keys that a query sees at most.
+  static constexpr Index most_keys = 2 * count;
+
+  NarrowKernel()
+      : products_(make_block_buffer<Scalar>(most_keys * count * L::folded)),
+        scores_(make_block_buffer<Scalar>(most_keys * count)) {}
+
+  /// True if heads of these sizes can be attended here. AttentionKernel is for all others.
+  static bool fits(const AttentionHead<Scalar>& head, Index dim_head, Index dim_value) {
+    const bool plain = head.steps == nullptr && head.masked == nullptr &&
+                       head.attn_bias == nullptr && head.dropout == nullptr && !head.shared_qk;
+    // Summing over the channels costs as much for few of them as for many.
+    const Index most = most_keys * std::min<Index>(dim_head, 64) / 64;
+    return plain && L::vectorized && dim_head % count == 0 && dim_value % count == 0 &&
+           head.window->reach_behind() + head.window->reach_ahead() < most;
+  }
+
+  /// Attends from the block of queries whose first row is `first`.
+  /// \param q, k `[seqlen][dim_head]`
+  /// \param scale of the scores, times log2(e)
+  /// \param v, out `[seqlen][dim_value]`; 0 where a query sees no key
+  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
+  void attend(const AttentionHead<Scalar>& head, Index first, Index dim_head, Index dim_value,
+              Scalar scale, const Scalar* q, const Scalar* k, const Scalar* v, Scalar* out,
+              Scalar* lse = nullptr) {
+    look(head, first);
+    for (Index r = 0; r < rows_; ++r)
+      multiply_channels(r, dim_head, scale, q + (first + r) * dim_head, k);
+    sum_channels();
+    softmax(lse);
+    for (Index r = 0; r < rows_; ++r) weight_values(r, dim_value, v, out + (first + r) * dim_value);
+  }
+
+ private:
+  // Lanes of channels that are in registers at once.
+  static constexpr int most_pieces = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
+
+  // Which keys the queries see.
+  void look(const AttentionHead<Scalar>& head, Index first) {
+    rows_ = std::min(count, head.seqlen - first);
+    const Range seen = head.window->keys(first);
+    places_ = seen.end - seen.begin;
+    even_ = rows_ == count && head.window->slides() && seen.begin >= head.unmasked.begin &&
+            seen.end + count <= head.unmasked.end;
+    if (even_) {
+      for (Index r = 0; r < count; ++r) seen_[r] = {seen.begin + r, seen.end + r};
+      return;
+    }
+    places_ = 0;
+    for (Index r = 0; r < rows_; ++r) {
+      seen_[r] = head.window->keys(first + r).clipped_to(head.unmasked);
+      places_ = std::max(places_, length(r));
+    }
+  }
+
+  Index length(Index r) const { return seen_[r].end - seen_[r].begin; }
+  Scalar* products(Index place, Index r) {
+    return products_.data() + (place * count + r) * L::folded;
+  }
+
+  // Calls `f(c, pieces)`, `pieces` a constant, for pieces of Lanes that make up the channels.
+  template <typename F>
+  static LOCAL_MHA_INLINE void for_pieces(Index channels, F&& f) {
+    Index c = 0;
+    for (; c + most_pieces * count <= channels; c += most_pieces * count)
+      f(c, std::integral_constant<int, most_pieces>());
+    for (; c < channels; c += count) f(c, std::integral_constant<int, 1>());
+  }
+
+  // products = (scale·q[c])·k[c], summed over pieces of channels, and in a piece as far as
+  // registers do that for nothing.
+  void multiply_channels(Index r, Index dim_head, Scalar scale, const Scalar* q, const Scalar* k) {
+    const Index places = length(r);
+    for_pieces(dim_head, [&](Index c, auto pieces) {
+      constexpr int n = pieces;
+      L query[n];
+      LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) query[p] =
+          scale * L::load_unaligned(q + c + p * count);
+      const Scalar* key = k + seen_[r].begin * dim_head + c;
+      Scalar* to = products(0, r);
+      for (Index place = 0; place < places; ++place, key += dim_head, to += count * L::folded) {
+        L product = query[0] * L::load_unaligned(key);
+        LOCAL_MHA_UNROLL for (int p = 1; p < n; ++p) product =
+            fma(query[p], L::load_unaligned(key + p * count), product);
+        if (c == 0)
+          product.fold(to);
+        else
+          product.add_folded(to);
+      }
+    });
+  }
+
+  void sum_channels() {
+    for (Index place = 0; place < places_; ++place) {
+      Scalar* scores = scores_.data() + place * count;
+      L::sum_folded(products(place, 0), scores);
+      if (even_) continue;
+      for (Index r = 0; r < count; ++r)
+        if (r >= rows_ || place >= length(r))
+          scores[r] = Scalar(-std::numeric_limits<double>::infinity());
+    }
+  }
+
+  void softmax(Scalar* lse) {
+    Scalar* scores = scores_.data();
+    L maximum = L::broadcast(AttentionKernel<Scalar>::lowest());
+    for (Index place = 0; place < places_; ++place)
+      maximum = max(maximum, L::load(scores + place * count));
+    L sum = L::zero();
+    for (Index place = 0; place < places_; ++place) {
+      const L p = exp2(L::load(scores + place * count) - maximum);
+      sum = sum + p;
+      p.store(scores + place * count);
+    }
+    if (lse != nullptr) AttentionKernel<Scalar>::log_sum_exp(maximum, sum, lse);
+    const L factor = L::broadcast(Scalar(1)) / sum;
+    for (Index place = 0; place < places_; ++place)
+      (factor * L::load(scores + place * count)).store(scores + place * count);
+  }
+
+  // out = Σ_key weight[key]·v[key]
+  void weight_values(Index r, Index dim_value, const Scalar* v, Scalar* out) {
+    const Index places = length(r);
+    for_pieces(dim_value, [&](Index c, auto pieces) {
+      constexpr int n = pieces;
+      L sum[n];
+      LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) sum[p] = L::zero();
+      const Scalar* value = v + seen_[r].begin * dim_value + c;
+      const Scalar* weight = scores_.data() + r;
+      for (Index place = 0; place < places; ++place, value += dim_value, weight += count) {
+        LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) sum[p] =
+            fma(*weight, L::load_unaligned(value + p * count), sum[p]);
+      }
+      LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) sum[p].store_unaligned(out + c + p * count);
+    });
+  }
+
+  BlockBuffer<Scalar> products_;  // [place][query][folded]
+  BlockBuffer<Scalar> scores_;    // [place][query], then the weights
+  Range seen_[count];
+  Index rows_ = 0;
+  Index places_ = 0;
+  // Every query sees `places_` keys.
+  bool even_ = false;
+};
+
+}  // namespace local_mha

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What a layer keeps of a sequence while it flows through.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include <local_mha/attention/ring.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+
+namespace local_mha {
+
+/// The last queries, keys and values of every head, ready for the kernel, and the heads' gates.
+template <typename Scalar>
+class Past {
+ public:
+  struct Size {
+    Index heads = 0;
+    Index dim_head = 0;
+    /// Heads have gates.
+    bool gated = false;
+    /// Blocks of queries and gates, and of keys and values.
+    Index waiting = 1;
+    Index kept = 1;
+    /// Queries wait for keys ahead; otherwise later rows do not need them.
+    bool queries_wait = false;
+  };
+
+  Past() = default;
+  explicit Past(const Size& size)
+      : size_(size),
+        queries_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.waiting)),
+        keys_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.kept)),
+        values_(keys_) {
+    if (size.gated) gates_ = Ring<Scalar>(size.heads, size.waiting);
+  }
+
+  const Size& size() const { return size_; }
+  Ring<Scalar>& queries(Index h) { return queries_[to_size(h)]; }
+  Ring<Scalar>& keys(Index h) { return keys_[to_size(h)]; }
+  Ring<Scalar>& values(Index h) { return values_[to_size(h)]; }
+  Ring<Scalar>& gates() { return gates_; }
+
+  /// Calls `visit(ring, waits)` for every ring that later rows need; `waits`: of queries or gates.
+  template <typename Self, typename Visit>
+  static void for_each_ring(Self& past, Visit&& visit) {
+    for (auto& keys : past.keys_) visit(keys, false);
+    for (auto& values : past.values_) visit(values, false);
+    if (!past.size_.queries_wait) return;
+    for (auto& queries : past.queries_) visit(queries, true);
+    if (past.size_.gated) visit(past.gates_, true);
+  }
+
+ private:
+  static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
+
+  Size size_;
+  std::vector<Ring<Scalar>> queries_;
+  std::vector<Ring<Scalar>> keys_;
+  std::vector<Ring<Scalar>> values_;
+  Ring<Scalar> gates_;
+};
+
+/// The blocks that hold `rows`.
+template <typename Scalar>
+Range blocks_of(const Range& rows) {
+  constexpr Index count = block_rows<Scalar>;
+  if (rows.begin == rows.end) return {rows.begin / count, rows.begin / count};
+  return {rows.begin / count, ceil_div(rows.end, count)};
+}
+
+/// Calls `visit(block, lanes)` for each block that holds some of `rows`, with their lanes there.
+template <typename Scalar, typename Visit>
+void for_each_block(const Range& rows, Visit&& visit) {
+  constexpr Index count = block_rows<Scalar>;
+  const Range blocks = blocks_of<Scalar>(rows);
+  for (Index block = blocks.begin; block < blocks.end; ++block) {
+    const Range lanes = rows.clipped_to({block * count, (block + 1) * count});
+    visit(block, LaneRange{static_cast<int>(lanes.begin - block * count),
+                           static_cast<int>(lanes.end - block * count)});
+  }
+}
+
+/// Moves rows through a layer, at most `stretch` blocks at a time: calls `step(in, out)` with the
+/// rows that come in and those that are answered then. New rows come only when no query is
+/// complete, so that the past need not grow.
+/// \param in rows that come in, all in all
+/// \param out queries that are answered, of which the last is complete when all rows are in
+/// \param complete `complete(rows)` queries see no row from `rows` on
+template <typename Scalar, typename Complete, typename Step>
+void for_each_stretch(const Range& in, const Range& out, Index stretch, Complete&& complete,
+                      Step&& step) {
+  const auto stretch_end = [&](Index row) {
+    return (row / block_rows<Scalar> + stretch) * block_rows<Scalar>;
+  };
+  Range made{in.begin, in.begin};
+  Range answered{out.begin, out.begin};
+  while (made.end < in.end || answered.end < out.end) {
+    const bool waiting = complete(made.end) <= answered.end;
+    made = {made.end, waiting ? std::min(stretch_end(made.end), in.end) : made.end};
+    const Index until = std::min({complete(made.end), stretch_end(answered.end), out.end});
+    answered = {answered.end, std::max(until, answered.end)};
+    step(made, answered);
+  }
+}
+
+}  // namespace local_mha

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The stream of LocalAttention: queries, keys and values that come bit by bit.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/local_attention.hpp>
+#include <local_mha/attention/past.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/streaming/sequence_stream.hpp>
+
+namespace local_mha {
+
+/// The same for queries, keys and values as LocalMHA::Stream for a layer's input: chunks of any
+/// size, at every position the result of forward() of the whole sequence, constant memory.
+template <typename Scalar>
+class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
+  using Base = SequenceStream<Scalar>;
+  using Sequence = detail::StreamedSequence<Scalar>;
+
+ public:
+  /// \param attention must outlive the stream
+  /// \param heads, dim_head of the queries, keys and values
+  /// \param attn_bias as for forward(), for all pushes; what it views must outlive the stream
+  /// \param call as for forward(), for all pushes; without training
+  /// \throws std::invalid_argument naming the argument that does not fit
+  Stream(const LocalAttention& attention, Index heads, Index dim_head,
+         const StreamConfig& config = {}, const Bias& attn_bias = {},
+         const LocalAttentionCall& call = {})
+      : Base(config, describe(attention, heads, dim_head, call)),
+        attention_(&attention),
+        heads_(heads),
+        dim_head_(dim_head),
+        attn_bias_(attn_bias) {
+    const Window window = attention.window(call);
+    detail::AttentionInputs<Scalar>(window, config.batch, heads, 0, {}, attn_bias);
+    this->sequences_.assign(
+        static_cast<std::size_t>(config.batch),
+        Sequence(window, {.heads = heads, .dim_head = dim_head}, stretch, config.max_rollback));
+    constexpr Index endless = std::numeric_limits<Index>::max();
+    steps_ = attention.rotary_steps(window, endless);
+    const Index range = window.reach_behind() + window.reach_ahead() + count;
+    const Index block = padded_channels<Scalar>(dim_head) * count;
+    workers_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
+                    {AttentionKernel<Scalar>(dim_head, range), make_block_buffer<Scalar>(block)});
+  }
+  Stream(const LocalAttention&&, Index, Index, const StreamConfig& = {}, const Bias& = {},
+         const LocalAttentionCall& = {}) = delete;
+
+  /// Takes the next `n >= 0` positions of every sequence.
+  /// \param q, k, v `[B, H, n, D]`; with shared_qk, `k` is the same as `q`
+  /// \param mask those of the keys that nobody attends, `[B, n]`
+  /// \return the results that are complete, `[B, H, results_of(n), D]`: those of the positions from
+  ///         answered() on. 0 in rows beyond a sequence's own
+  /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
+  Tensor<Scalar, 4> push(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                         TensorView<const Scalar, 4> v, const PaddingMask& mask = {}) {
+    return push(Eigen::DefaultDevice(), q, k, v, mask);
+  }
+  /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Tensor<Scalar, 4> push(const Device& device, TensorView<const Scalar, 4> q,
+                         TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
+                         const PaddingMask& mask = {}) {
+    check(q, k, v, mask);
+    Tensor<Scalar, 4> out(this->batch(), heads_, this->results_of(q.dimension(2)), dim_head_);
+    out.setZero();
+    push_into(device, out, q, k, v, mask);
+    return out;
+  }
+  /// The same into given memory.
+  /// \param out `[B, H, results_of(n), D]`, must not overlap the inputs. Rows beyond a sequence's
+  ///        own stay
+  template <ThreadDevice Device>
+  void push_into(const Device& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
+                 TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
+                 const PaddingMask& mask = {}) {
+    check(q, k, v, mask);
+    const Index n = q.dimension(2);
+    check_room(out, this->results_of(n));
+    run(device, [&](Worker& worker, Index b) {
+      Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
+      const Range in{sequence.position(), sequence.position() + n};
+      const Index head = b * heads_ * n * dim_head_;
+      move(worker, sequence, in, {sequence.answered(), sequence.complete(in.end)},
+           {q.data() + head, k.data() + head, v.data() + head, n}, mask.row(b), out, b,
+           [&](Index rows) { return sequence.complete(rows); });
+    });
+  }
+  void push_into(TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
+                 TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
+                 const PaddingMask& mask = {}) {
+    push_into(Eigen::DefaultDevice(), out, q, k, v, mask);
+  }
+
+  /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
+  /// reset() or rollback(), a sequence takes no more.
+  /// \return `[B, H, results_of_flush(), D]`, as push() does
+  Tensor<Scalar, 4> flush() {
+    Tensor<Scalar, 4> out(this->batch(), heads_, this->results_of_flush(), dim_head_);
+    out.setZero();
+    flush_into(out);
+    return out;
+  }
+  void flush_into(TensorView<Scalar, 4> out) {
+    check_room(out, this->results_of_flush());
+    run(Eigen::DefaultDevice(), [&](Worker& worker, Index b) {
+      Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
+      const Index end = sequence.position();
+      move(worker, sequence, {end, end}, {sequence.answered(), end}, {}, nullptr, out, b,
+           [](Index rows) { return rows; });
+      sequence.end();
+    });
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+  // Blocks that come in at once.
+  static constexpr Index stretch = 8;
+
+  struct Worker {
+    AttentionKernel<Scalar> kernel;
+    BlockBuffer<Scalar> block;
+  };
+
+  // The first row of the first head, and how many rows a head has.
+  struct Inputs {
+    const Scalar* q = nullptr;
+    const Scalar* k = nullptr;
+    const Scalar* v = nullptr;
+    Index rows = 0;
+  };
+
+  static std::string describe(const LocalAttention& attention, Index heads, Index dim_head,
+                              const LocalAttentionCall& call) {
+    detail::require_at_least("heads", heads, 1);
+    detail::require_dim_head("dim_head", dim_head);
+    if (attention.config_.dim && dim_head != *attention.config_.dim)
+      reject("dim_head", std::to_string(*attention.config_.dim) + ", the configuration's dim",
+             dim_head);
+    if (call.training) reject("training", "none, because a stream does not train", "one");
+    std::ostringstream text;
+    text << "LocalAttention, heads " << heads << ", dim_head " << dim_head << ", "
+         << detail::description_of(attention.config_, attention.window(call));
+    return text.str();
+  }
+
+  void check(const TensorView<const Scalar, 4>& q, const TensorView<const Scalar, 4>& k,
+             const TensorView<const Scalar, 4>& v, const PaddingMask& mask) const {
+    require_shape("q", q.dimensions(), {this->batch(), heads_, -1, dim_head_});
+    require_shape("k", k.dimensions(), q.dimensions());
+    require_shape("v", v.dimensions(), q.dimensions());
+    this->check_push(q.dimension(2), mask);
+  }
+  void check_room(const TensorView<Scalar, 4>& out, Index rows) const {
+    require_shape("out", out.dimensions(), {this->batch(), heads_, rows, dim_head_});
+  }
+
+  template <typename Device, typename Task>
+  void run(const Device& device, Task&& task) {
+    const Index workers = std::min(thread_count(device), static_cast<Index>(workers_.size()));
+    parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
+      task(workers_[static_cast<std::size_t>(worker)], b);
+    });
+  }
+
+  // Takes rows in and answers rows, a stretch at a time.
+  template <typename Complete>
+  void move(Worker& worker, Sequence& sequence, const Range& in, const Range& out,
+            const Inputs& inputs, const std::uint8_t* masked, const TensorView<Scalar, 4>& result,
+            Index b, Complete&& complete) const {
+    const PaddingMask nothing;
+    const detail::AttentionInputs<Scalar> shown(sequence.window(), 1, heads_, 0, nothing,
+                                                attn_bias_);
+    Past<Scalar>& past = sequence.past();
+    for_each_stretch<Scalar>(
+        in, out, stretch, complete, [&](const Range& made, const Range& answered) {
+          sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
+          for (Index h = 0; h < heads_; ++h) {
+            const auto first = [&](const Scalar* x) {
+              return x + (h * inputs.rows + made.begin - in.begin) * dim_head_;
+            };
+            take(worker, past.queries(h), made, first(inputs.q), [&](Index row, Scalar* block) {
+              attention_->place_queries(dim_head_, block, row);
+            });
+            take(worker, past.keys(h), made, first(inputs.k),
+                 [&](Index row, Scalar* block) { attention_->place_keys(dim_head_, block, row); });
+            take(worker, past.values(h), made, first(inputs.v), [](Index, Scalar*) {});
+            for_each_block<Scalar>(
+                made, [&](Index block, LaneRange) { past.values(h).note_finite(block); });
+            AttentionHead<Scalar> head = shown.head(0, h);
+            sequence.show(answered, head);
+            head.steps = steps_ ? &*steps_ : nullptr;
+            head.shared_qk = attention_->config_.shared_qk;
+            Scalar* to =
+                result.data() +
+                (((b * heads_ + h) * result.dimension(2)) + answered.begin - out.begin) * dim_head_;
+            attend(worker, past, h, head, answered, to);
+          }
+        });
+  }
+
+  // Takes rows into a ring, each block made what it is to be there by `finish(first_row, block)`.
+  template <typename Finish>
+  void take(Worker& worker, Ring<Scalar>& ring, const Range& rows, const Scalar* from,
+            Finish&& finish) const {
+    for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
+      Scalar* room = lanes.begin > 0 ? worker.block.data() : ring[block];
+      load_lanes(
+          dim_head_, lanes,
+          [&](Index r) { return from + (block * count + r - rows.begin) * dim_head_; }, room);
+      finish(block * count, room);
+      if (lanes.begin > 0) ring.put_lanes(block, lanes.begin, room);
+    });
+  }
+
+  // Answers queries. \param to the first one's row
+  void attend(Worker& worker, Past<Scalar>& past, Index h, const AttentionHead<Scalar>& head,
+              const Range& queries, Scalar* to) const {
+    for_each_block<Scalar>(queries, [&](Index block, LaneRange lanes) {
+      worker.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
+                           past.values(h), worker.block.data());
+      store_lanes(dim_head_, lanes, worker.block.data(),
+                  [&](Index r) { return to + (block * count + r - queries.begin) * dim_head_; });
+    });
+  }
+
+  const LocalAttention* attention_;
+  Index heads_;
+  Index dim_head_;
+  Bias attn_bias_;
+  std::optional<RotarySteps<Scalar>> steps_;
+  std::vector<Worker> workers_;
+};
+
+}  // namespace local_mha

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The stream of LocalMHA: sequences that come bit by bit, in memory that does not grow.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/mha.hpp>
+#include <local_mha/streaming/sequence_stream.hpp>
+
+namespace local_mha {
+
+/// Sequences that come in chunks of any size, and give at every position what forward() of the
+/// whole sequence gives.
+///
+///     local_mha::LocalMHA<float>::Stream stream(mha);
+///     auto y = stream.push(x);  // x: [B, n, dim], the next n positions
+///
+/// A position's result comes as soon as the last position that it can see is in: at once if the
+/// layer is causal, else up to `look_forward` windows later. flush() ends the sequence and gives
+/// the results that still wait. Sequences may stand at different positions, after reset() of one:
+/// then a push may give a different number of results for each, and their rows begin at row 0 each.
+///
+/// All memory is allocated at construction: the keys and values that a window shows, and room for
+/// one stretch of rows. It does not depend on the chunks. Without a device, a push allocates
+/// nothing, locks nothing and throws nothing once its arguments are checked; with one, the device
+/// schedules. There is no training mode.
+template <typename Scalar>
+class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
+  using Base = SequenceStream<Scalar>;
+  using Sequence = detail::StreamedSequence<Scalar>;
+
+ public:
+  /// \param layer must outlive the stream
+  /// \param attn_bias as for forward(), for all pushes; what it views must outlive the stream
+  /// \throws std::invalid_argument naming the argument that does not fit
+  explicit Stream(const LocalMHA& layer, const StreamConfig& config = {},
+                  const Bias& attn_bias = {})
+      : Base(config, describe(layer.config_)), layer_(&layer), attn_bias_(attn_bias) {
+    const Window window(layer.attention_.config());
+    detail::AttentionInputs<Scalar>(window, config.batch, layer.config_.heads, 0, {}, attn_bias);
+    this->sequences_.assign(static_cast<std::size_t>(config.batch),
+                            Sequence(window,
+                                     {.heads = layer.config_.heads,
+                                      .dim_head = layer.config_.dim_head,
+                                      .gated = layer.config_.gate_values_per_head},
+                                     stretch, config.max_rollback));
+    constexpr Index endless = std::numeric_limits<Index>::max();
+    flows_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
+                  Flow(layer, window, endless));
+  }
+  explicit Stream(const LocalMHA&&, const StreamConfig& = {}, const Bias& = {}) = delete;
+
+  /// Takes the next `n >= 0` positions of every sequence.
+  /// \param x `[B, n, dim]`
+  /// \param mask those of them that nobody attends, `[B, n]`
+  /// \return the results that are complete, `[B, results_of(n), dim]`: those of the positions from
+  ///         answered() on. 0 in rows beyond a sequence's own
+  /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
+  Tensor<Scalar, 3> push(TensorView<const Scalar, 3> x, const PaddingMask& mask = {}) {
+    return push(Eigen::DefaultDevice(), x, mask);
+  }
+  /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> push(const Device& device, TensorView<const Scalar, 3> x,
+                         const PaddingMask& mask = {}) {
+    check(x, mask);
+    Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), layer_->config_.dim);
+    y.setZero();
+    push_into(device, y, x, mask);
+    return y;
+  }
+  /// The same into given memory.
+  /// \param y `[B, results_of(n), dim]`, must not overlap x. Rows beyond a sequence's own stay
+  template <ThreadDevice Device>
+  void push_into(const Device& device, TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
+                 const PaddingMask& mask = {}) {
+    check(x, mask);
+    const Index n = x.dimension(1);
+    check_room(y, this->results_of(n));
+    run(device, y, [&](Flow& flow, Index b, Scalar* to) {
+      advance(flow, b, n, x.data() + b * n * x.dimension(2), mask.row(b), to);
+    });
+  }
+  void push_into(TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
+                 const PaddingMask& mask = {}) {
+    push_into(Eigen::DefaultDevice(), y, x, mask);
+  }
+
+  /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
+  /// reset() or rollback(), a sequence takes no more.
+  /// \return `[B, results_of_flush(), dim]`, as push() does
+  Tensor<Scalar, 3> flush() {
+    Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), layer_->config_.dim);
+    y.setZero();
+    flush_into(y);
+    return y;
+  }
+  void flush_into(TensorView<Scalar, 3> y) {
+    check_room(y, this->results_of_flush());
+    run(Eigen::DefaultDevice(), y, [&](Flow& flow, Index b, Scalar* to) { finish(flow, b, to); });
+  }
+
+ private:
+  static std::string describe(const LocalMHAConfig& config) {
+    const LocalAttentionConfig attention = attention_config(config);
+    std::ostringstream text;
+    text << std::boolalpha << "LocalMHA, dim " << config.dim << ", heads " << config.heads
+         << ", dim_head " << config.dim_head << ", prenorm " << config.prenorm << ", qk_rmsnorm "
+         << config.qk_rmsnorm << ", gates " << config.gate_values_per_head << ", "
+         << detail::description_of(attention, Window(attention));
+    return text.str();
+  }
+
+  void check(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
+    require_shape("x", x.dimensions(), {this->batch(), -1, layer_->config_.dim});
+    this->check_push(x.dimension(1), mask);
+  }
+  void check_room(const TensorView<Scalar, 3>& y, Index rows) const {
+    require_shape("y", y.dimensions(), {this->batch(), rows, layer_->config_.dim});
+  }
+
+  // `task(flow, b, y)` for each sequence, with the place of its results.
+  template <typename Device, typename Task>
+  void run(const Device& device, const TensorView<Scalar, 3>& y, Task&& task) {
+    const Index workers = std::min(thread_count(device), static_cast<Index>(flows_.size()));
+    parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
+      task(flows_[static_cast<std::size_t>(worker)], b,
+           y.data() + b * y.dimension(1) * y.dimension(2));
+    });
+  }
+
+  // The next `n` rows of a sequence.
+  // \param x, y the first row of what comes and of what is complete
+  void advance(Flow& flow, Index b, Index n, const Scalar* x, const std::uint8_t* masked,
+               Scalar* y) {
+    Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
+    const Range in{sequence.position(), sequence.position() + n};
+    const Range out{sequence.answered(), sequence.complete(in.end)};
+    move(flow, sequence, in, out, x, masked, y,
+         [&](Index rows) { return sequence.complete(rows); });
+  }
+
+  void finish(Flow& flow, Index b, Scalar* y) {
+    Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
+    const Index end = sequence.position();
+    move(flow, sequence, {end, end}, {sequence.answered(), end}, nullptr, nullptr, y,
+         [](Index rows) { return rows; });
+    sequence.end();
+  }
+
+  template <typename Complete>
+  void move(Flow& flow, Sequence& sequence, const Range& in, const Range& out, const Scalar* x,
+            const std::uint8_t* masked, Scalar* y, Complete&& complete) const {
+    const Index dim = layer_->config_.dim;
+    const PaddingMask nothing;
+    const detail::AttentionInputs<Scalar> inputs(sequence.window(), 1, layer_->config_.heads, 0,
+                                                 nothing, attn_bias_);
+    flow.use(*layer_);
+    for_each_stretch<Scalar>(
+        in, out, stretch, complete, [&](const Range& made, const Range& answered) {
+          sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
+          flow.take_heads([&](Index h) {
+            AttentionHead<Scalar> head = inputs.head(0, h);
+            sequence.show(answered, head);
+            return head;
+          });
+          flow.step(sequence.past(), made, made, x + (made.begin - in.begin) * dim, answered,
+                    y + (answered.begin - out.begin) * dim);
+        });
+  }
+
+  const LocalMHA* layer_;
+  Bias attn_bias_;
+  std::vector<Flow> flows_;
+};
+
+}  // namespace local_mha

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the streams of LocalMHA, LocalAttention and LocalTransformer have in common: where each
+/// sequence stands, and going back, saving and loading.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <istream>
+#include <ostream>
+#include <sstream>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/past.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/streaming/state_file.hpp>
+
+namespace local_mha {
+
+/// How large a stream is.
+struct StreamConfig {
+  /// Sequences side by side, at least 1.
+  Index batch = 1;
+  /// Positions behind the furthest one pushed to which rollback() can always go back. It can go
+  /// further as long as the rings hold what is needed.
+  Index max_rollback = 0;
+  /// Sequences that a push computes at the same time, if it gets a device with as many threads.
+  Index max_threads = 1;
+};
+
+namespace detail {
+
+/// A stream's last position; positions are counted in 64 bits.
+inline constexpr Index last_position = Index{1} << 60;
+
+/// A sequence that comes bit by bit: where it stands, and its past.
+template <typename Scalar>
+class StreamedSequence {
+ public:
+  /// \param size heads, dim_head and gated; the rings' sizes are computed
+  /// \param stretch blocks that come in at once
+  StreamedSequence(const Window& window, typename Past<Scalar>::Size size, Index stretch,
+                   Index max_rollback)
+      : window_(window) {
+    const Index ahead = window.reach_ahead();
+    const Index reach = checked_reach(window, size, max_rollback);
+    // Behind the rows that a query needs: what comes in at once, or what may be taken back.
+    const Index spare = std::max(stretch, ceil_div(max_rollback, count)) + 3;
+    size.queries_wait = ahead > 0;
+    size.kept = ceil_div(reach, count) + spare;
+    size.waiting = ahead > 0 ? ceil_div(ahead, count) + spare : stretch + 1;
+    past_ = Past<Scalar>(size);
+    masked_.assign(static_cast<std::size_t>(2 * size.kept * count), 0);
+  }
+
+  Past<Scalar>& past() { return past_; }
+  const Window& window() const { return window_; }
+  /// Positions so far.
+  Index position() const { return position_; }
+  /// Positions whose results are out: all that no later position changes.
+  Index answered() const { return ended_ ? position_ : window_.complete(position_); }
+  /// Positions whose results are out when `positions` are in.
+  Index complete(Index positions) const { return window_.complete(positions); }
+  bool ended() const { return ended_; }
+
+  void reset() {
+    position_ = furthest_ = masked_begin_ = masked_end_ = oldest_key_ = oldest_query_ = 0;
+    ended_ = false;
+  }
+
+  /// Makes room for rows that follow.
+  /// \param masked a flag for each, 1 = masked; null: none is
+  void take(const Range& rows, const std::uint8_t* masked) {
+    if (rows.begin == rows.end) return;
+    note_masked(rows, masked);
+    position_ = rows.end;
+    furthest_ = std::max(furthest_, rows.end);
+    const auto oldest = [&](Index capacity) {
+      return (ceil_div(furthest_, count) - capacity) * count;
+    };
+    oldest_key_ = std::max(oldest_key_, oldest(past_.size().kept));
+    oldest_query_ = std::max(oldest_query_, oldest(past_.size().waiting));
+  }
+  void end() { ended_ = true; }
+
+  /// Says what queries see, but for rotary and bias.
+  void show(const Range& queries, AttentionHead<Scalar>& head) const {
+    head.window = &window_;
+    head.seqlen = position_;
+    head.queries = queries;
+    head.unmasked = {0, position_};
+    const bool sees_masked = masked_end_ > window_.keys(queries.begin).begin;
+    head.masked = sees_masked ? masked_.data() : nullptr;
+    head.masked_begin = masked_begin_;
+  }
+
+  /// The most positions that can be taken back.
+  Index most_rollback() const {
+    Index possible = 0;
+    for (Index too_many = position_ + 1; too_many - possible > 1;) {
+      const Index middle = possible + (too_many - possible) / 2;
+      (holds(position_ - middle) ? possible : too_many) = middle;
+    }
+    return possible;
+  }
+  /// Takes back the last `n` positions, and the sequence's end.
+  void rollback(Index n) {
+    position_ -= n;
+    masked_end_ = std::min(masked_end_, position_);
+    ended_ = false;
+  }
+
+  void save(StateWriter& to) const {
+    to.put(static_cast<std::int64_t>(position_));
+    to.put(static_cast<std::int64_t>(ended_));
+    to.put(static_cast<std::int64_t>(oldest_key_));
+    to.put(static_cast<std::int64_t>(std::min(oldest_query_, position_)));
+    to.put(static_cast<std::int64_t>(masked_end_));
+    for (Index row = oldest_key_; row < position_; ++row) to.put(masked_at(row));
+    Past<Scalar>::for_each_ring(past_, [&](const Ring<Scalar>& ring, bool of_queries) {
+      const Index begin = of_queries ? std::min(oldest_query_, position_) : oldest_key_;
+      for (Index row = begin; row < position_; ++row)
+        for (Index c = 0; c < ring.channels(); ++c)
+          to.put(ring[row / count][c * count + row % count]);
+    });
+  }
+
+  /// \throws std::invalid_argument if the data end, or cannot be a state
+  void load(StateReader& from) {
+    reset();
+    position_ = furthest_ = from.get_index(0, last_position);
+    ended_ = from.get_index(0, 1) != 0;
+    const Index key_begin = from.get_index(0, position_);
+    const Index query_begin = from.get_index(0, position_);
+    masked_end_ = from.get_index(0, position_);
+    const auto oldest = [&](Index begin, Index capacity) {
+      return std::max(begin, (ceil_div(position_, count) - capacity) * count);
+    };
+    oldest_key_ = oldest(key_begin, past_.size().kept);
+    oldest_query_ = oldest(query_begin, past_.size().waiting);
+    if (!holds(position_)) reject("state", "all that the next query sees", "less");
+    clear_block_of(oldest_key_);
+    clear_block_of(oldest_query_);
+    clear_block_of(position_);
+    masked_begin_ = oldest_key_;
+    for (Index row = key_begin; row < position_; ++row) {
+      const auto masked = from.get<std::uint8_t>();
+      if (row >= oldest_key_) masked_at(row) = masked != 0;
+    }
+    Past<Scalar>::for_each_ring(past_, [&](Ring<Scalar>& ring, bool of_queries) {
+      const Index oldest_row = of_queries ? oldest_query_ : oldest_key_;
+      for (Index row = of_queries ? query_begin : key_begin; row < position_; ++row)
+        for (Index c = 0; c < ring.channels(); ++c) {
+          const auto value = from.get<Scalar>();
+          if (row >= oldest_row) ring[row / count][c * count + row % count] = value;
+        }
+      for (Index block = oldest_row / count; block * count < position_; ++block)
+        ring.note_finite(block);
+    });
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  static Index checked_reach(const Window& window, const typename Past<Scalar>::Size& size,
+                             Index max_rollback) {
+    const Index reach = window.reach_behind() + window.reach_ahead();
+    constexpr Index most = Index{1} << 36;
+    const Index each = 3 * size.heads * padded_channels<Scalar>(size.dim_head);
+    if (reach > most / each)
+      reject("window_size", "a look-around whose keys and values are at most 2^36 numbers",
+             window.size());
+    if (max_rollback > most / each)
+      reject("max_rollback", "positions whose keys and values are at most 2^36 numbers",
+             max_rollback);
+    return reach;
+  }
+
+  // Whether the rings hold what goes on from `position` needs.
+  bool holds(Index position) const {
+    const Index next = window_.complete(position);
+    if (position < oldest_key_ || std::max<Index>(0, window_.keys(next).begin) < oldest_key_)
+      return false;
+    return !past_.size().queries_wait || next >= oldest_query_;
+  }
+
+  // What stands in a block beside the rows of the sequence is nothing from before.
+  void clear_block_of(Index row) {
+    Past<Scalar>::for_each_ring(past_, [&](Ring<Scalar>& ring, bool) {
+      Scalar* block = ring[row / count];
+      std::fill(block, block + ring.channels() * count, Scalar(0));
+    });
+  }
+
+  std::uint8_t& masked_at(Index row) {
+    return masked_[static_cast<std::size_t>(row - masked_begin_)];
+  }
+  const std::uint8_t& masked_at(Index row) const {
+    return masked_[static_cast<std::size_t>(row - masked_begin_)];
+  }
+
+  // Flags lie in order from masked_begin_ on. Where the room ends, the last ones move to its front.
+  void note_masked(const Range& rows, const std::uint8_t* masked) {
+    const auto size = static_cast<Index>(masked_.size());
+    if (rows.end - masked_begin_ > size) {
+      const Index begin = rows.end - size / 2;
+      if (begin < rows.begin)
+        std::memmove(masked_.data(), &masked_at(begin),
+                     static_cast<std::size_t>(rows.begin - begin));
+      masked_begin_ = begin;
+    }
+    for (Index row = rows.begin; row < rows.end; ++row) {
+      masked_at(row) = masked != nullptr && masked[row - rows.begin] != 0;
+      if (masked_at(row) != 0) masked_end_ = row + 1;
+    }
+  }
+
+  Window window_;
+  Past<Scalar> past_;
+  Index position_ = 0;
+  bool ended_ = false;
+  // One past the last row ever taken: what the rings hold is behind it.
+  Index furthest_ = 0;
+  Index oldest_key_ = 0;
+  Index oldest_query_ = 0;
+  // Flags of rows, and one past the last masked one.
+  std::vector<std::uint8_t> masked_;
+  Index masked_begin_ = 0;
+  Index masked_end_ = 0;
+};
+
+}  // namespace detail
+
+/// What all streams offer.
+/// \tparam Sequence a StreamedSequence, or what has its interface
+template <typename Scalar, typename Sequence = detail::StreamedSequence<Scalar>>
+class SequenceStream {
+ public:
+  Index batch() const { return static_cast<Index>(sequences_.size()); }
+
+  /// Positions pushed so far, of one sequence of the batch.
+  Index position(Index sequence = 0) const { return at(sequence).position(); }
+  /// Positions whose results are out; the others wait for what they see ahead.
+  Index answered(Index sequence = 0) const { return at(sequence).answered(); }
+
+  /// Rows of results that pushing `n` positions gives: the most of any sequence.
+  Index results_of(Index n) const {
+    Index most = 0;
+    for (const Sequence& sequence : sequences_) most = std::max(most, results_of(sequence, n));
+    return most;
+  }
+  /// Rows of results that flush() gives.
+  Index results_of_flush() const {
+    Index most = 0;
+    for (const Sequence& sequence : sequences_)
+      most = std::max(most, sequence.position() - sequence.answered());
+    return most;
+  }
+
+  /// Starts all sequences anew.
+  void reset() {
+    for (Sequence& sequence : sequences_) sequence.reset();
+  }
+  /// Starts one sequence of the batch anew. From then on, it is at another position than the
+  /// others.
+  void reset(Index sequence) { at(sequence).reset(); }
+
+  /// The most positions that rollback() can take back now.
+  Index most_rollback(Index sequence = 0) const { return at(sequence).most_rollback(); }
+  /// Takes the last `n` positions of every sequence back, as if they had never been pushed, and the
+  /// end that flush() set. Results that depended on them come again.
+  /// \throws std::invalid_argument if the rings do not hold what then would be needed
+  void rollback(Index n) {
+    for (Index b = 0; b < batch(); ++b) check_rollback(b, n);
+    for (Sequence& sequence : sequences_) sequence.rollback(n);
+  }
+  /// The same of one sequence.
+  void rollback(Index sequence, Index n) {
+    at(sequence);
+    check_rollback(sequence, n);
+    at(sequence).rollback(n);
+  }
+
+  /// Writes what load() of a stream of the same configuration and weights needs to go on to the
+  /// same bits. The weights are not part of it.
+  /// \throws std::runtime_error if it cannot be written
+  void save(std::ostream& out) const {
+    detail::StateWriter writer(out, description_);
+    for (const Sequence& sequence : sequences_) sequence.save(writer);
+    writer.finish();
+  }
+  /// Takes a state that save() wrote. If something is wrong with it, this stream stays as it was.
+  /// \throws std::invalid_argument if it is that of another configuration, or damaged
+  void load(std::istream& in) {
+    detail::StateReader reader(in, description_);
+    std::vector<Sequence> loaded = sequences_;
+    for (Sequence& sequence : loaded) sequence.load(reader);
+    reader.finish();
+    sequences_ = std::move(loaded);
+  }
+
+ protected:
+  SequenceStream(const StreamConfig& config, std::string description)
+      : description_(std::move(description)) {
+    detail::require_at_least("max_rollback", config.max_rollback, 0);
+    detail::require_at_least("max_threads", config.max_threads, 1);
+    detail::require_at_least("batch", config.batch, 1);
+    description_ += ", batch " + std::to_string(config.batch) + ", " +
+                    std::to_string(sizeof(Scalar)) + " bytes";
+  }
+  ~SequenceStream() = default;
+  SequenceStream(const SequenceStream&) = default;
+  SequenceStream(SequenceStream&&) = default;
+  SequenceStream& operator=(const SequenceStream&) = default;
+  SequenceStream& operator=(SequenceStream&&) = default;
+
+  static Index results_of(const Sequence& sequence, Index n) {
+    return sequence.complete(sequence.position() + n) - sequence.answered();
+  }
+
+  Sequence& at(Index sequence) { return const_cast<Sequence&>(std::as_const(*this).at(sequence)); }
+  const Sequence& at(Index sequence) const {
+    if (sequence < 0 || sequence >= batch())
+      reject("sequence", "0 to " + std::to_string(batch() - 1), sequence);
+    return sequences_[static_cast<std::size_t>(sequence)];
+  }
+
+  /// \throws std::invalid_argument if `n` positions with this mask cannot be pushed
+  void check_push(Index n, const PaddingMask& mask) const {
+    if (mask) require_shape("mask", mask.shape(), {batch(), n});
+    for (Index b = 0; b < batch(); ++b) {
+      if (at(b).ended())
+        reject("sequence " + std::to_string(b), "one that goes on, after reset() or rollback()",
+               "one that flush() ended");
+      if (n > detail::last_position - at(b).position())
+        reject("sequence " + std::to_string(b), "at most 2^60 positions", at(b).position(), " and ",
+               n, " more");
+    }
+  }
+
+  std::vector<Sequence> sequences_;
+  std::string description_;
+
+ private:
+  void check_rollback(Index b, Index n) const {
+    detail::require_at_least("n", n, 0);
+    const Index most = at(b).most_rollback();
+    if (n > most)
+      reject("n", "at most " + std::to_string(most) + " positions to take back", n, " in sequence ",
+             b, " at position ", at(b).position());
+  }
+};
+
+namespace detail {
+
+/// The rules by which positions see one another, as text that a state carries.
+inline std::string description_of(const LocalAttentionConfig& config, const Window& window) {
+  std::ostringstream text;
+  text << std::boolalpha << "window " << window.size() << " from " << window.place_in_bucket(0)
+       << ", causal " << config.causal << ", exact " << config.exact_windowsize
+       << ", look_backward " << config.look_backward << ", look_forward "
+       << resolved_look_forward(config) << ", shared_qk " << config.shared_qk << ", rotary "
+       << (config.dim && config.use_rotary_pos_emb) << ", xpos " << config.use_xpos;
+  text.precision(17);
+  if (config.xpos_scale_base) text << " over " << *config.xpos_scale_base;
+  if (config.scale) text << ", scale " << *config.scale;
+  return text.str();
+}
+
+}  // namespace detail
+
+}  // namespace local_mha

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+// What streams need: no allocation in a push, the same work at any position, threads that change
+// nothing.
+#define EIGEN_USE_THREADS
+#include "support/allocations.hpp"  // before Eigen
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "support/library.hpp"
+#include "support/random_case.hpp"
+
+namespace {
+
+using local_mha::Index;
+using local_mha::LocalAttention;
+using local_mha::LocalMHA;
+using local_mha::LocalMHAConfig;
+using local_mha::PaddingMask;
+using local_mha::Tensor;
+using local_mha::TensorView;
+using support::allocations_of;
+using support::tensor;
+
+template <typename Scalar>
+class StreamingResources : public testing::Test {};
+TYPED_TEST_SUITE(StreamingResources, support::Scalars, support::ScalarNames);
+
+TYPED_TEST(StreamingResources, APushAllocatesNothing) {
+  for (const bool causal : {true, false}) {
+    LocalMHAConfig config{.dim = 12, .window_size = 7, .dim_head = 6, .heads = 2};
+    config.causal = causal;
+    config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
+    const LocalMHA<TypeParam> mha(config, 1);
+    const LocalAttention<TypeParam> attention({.window_size = 7, .causal = causal, .dim = 6});
+    Random random(3);
+    const auto x = tensor<TypeParam, 3>(random.array({2, 700, 12}));
+    const auto q = tensor<TypeParam, 4>(random.array({2, 2, 700, 6}));
+    const auto bias = tensor<TypeParam, 3>(random.array({2, 7, causal ? 14 : 21}));
+    Tensor<TypeParam, 3> y(2, 700, 12);
+    Tensor<TypeParam, 4> out(2, 2, 700, 6);
+    std::optional<typename LocalMHA<TypeParam>::Stream> stream;
+    const long at_construction = allocations_of([&] {
+      Eigen::internal::set_is_malloc_allowed(true);
+      stream.emplace(mha, local_mha::StreamConfig{.batch = 2}, support::optional_view(bias));
+    });
+    if (COUNTS_ALLOCATIONS) {
+      EXPECT_GT(at_construction, 0) << "the count does not work";
+    }
+    typename LocalAttention<TypeParam>::Stream of_heads(attention, 2, 6, {.batch = 2},
+                                                        support::optional_view(bias));
+    for (const Index n : {1, 1, 7, 16, 700, 1, 0, 130}) {
+      const PaddingMask mask =
+          n % 2 == 0 ? PaddingMask() : PaddingMask::from_lengths(std::vector<Index>{n, n / 2}, n);
+      EXPECT_EQ(allocations_of([&] {
+                  stream->push_into(
+                      TensorView<TypeParam, 3>(y.data(), {2, stream->results_of(n), 12}),
+                      TensorView<const TypeParam, 3>(x.data(), {2, n, 12}), mask);
+                  const TensorView<const TypeParam, 4> heads(q.data(), {2, 2, n, 6});
+                  of_heads.push_into(
+                      TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of(n), 6}),
+                      heads, heads, heads, mask);
+                  if (n == 7) stream->rollback(3);
+                  if (n == 700) stream->reset(1);
+                }),
+                0)
+          << n;
+    }
+    EXPECT_EQ(allocations_of([&] {
+                stream->flush_into(
+                    TensorView<TypeParam, 3>(y.data(), {2, stream->results_of_flush(), 12}));
+                of_heads.flush_into(
+                    TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of_flush(), 6}));
+                stream->reset();
+              }),
+              0);
+  }
+}
+
+TYPED_TEST(StreamingResources, AreTheSameAtPositionTenMillion) {
+  LocalMHAConfig config{.dim = 2, .window_size = 12, .dim_head = 2, .heads = 1};
+  config.causal = true;
+  config.use_xpos = true;
+  config.exact_windowsize = false;
+  const LocalMHA<TypeParam> mha(config, 4);
+  typename LocalMHA<TypeParam>::Stream stream(mha);
+  // Each row is a function of its position, and no two stretches are alike.
+  const auto value = [](Index i, Index c) {
+    const auto bits = (static_cast<std::uint64_t>(2 * i + c) * 0x9E3779B97F4A7C15U) >> 40;
+    return static_cast<TypeParam>(static_cast<double>(bits) * 0x1p-23 - 1);
+  };
+  const Index end = 10'000'000, tail = 480;  // whole windows
+  Tensor<TypeParam, 3> chunk(1, 4096, 2);
+  Tensor<TypeParam, 3> y(1, 4096, 2);
+  std::vector<TypeParam> last;
+  Random random(1);
+  for (Index i = 0; i < end;) {
+    const Index most = i < end - 2 * tail ? 4096 : 16;
+    const Index n = std::min<Index>(end - i, random.integer(1, most));
+    for (Index r = 0; r < n; ++r)
+      for (Index c = 0; c < 2; ++c) chunk.data()[2 * r + c] = value(i + r, c);
+    stream.push_into(TensorView<TypeParam, 3>(y.data(), {1, n, 2}),
+                     TensorView<const TypeParam, 3>(chunk.data(), {1, n, 2}));
+    i += n;
+    last.insert(last.end(), y.data(), y.data() + 2 * n);
+    if (last.size() > 100'000) last.erase(last.begin(), last.end() - 2 * tail);
+  }
+  EXPECT_EQ(stream.position(), end);
+  // Ten million is no multiple of 12: the stretch begins where a window does.
+  const Index begin = (end - tail) / 12 * 12;
+  Tensor<TypeParam, 3> x(1, end - begin, 2);
+  for (Index i = begin; i < end; ++i)
+    for (Index c = 0; c < 2; ++c) x(0, i - begin, c) = value(i, c);
+  const auto expected = mha.forward(x);
+  const double allowed = std::is_same_v<TypeParam, float> ? 2e-5 : 1e-12;
+  for (Index i = begin + 24; i < end; ++i)
+    for (Index c = 0; c < 2; ++c)
+      ASSERT_NEAR(last[last.size() - static_cast<std::size_t>(2 * (end - i) - c)],
+                  expected(0, i - begin, c), allowed)
+          << "position " << i;
+}
+
+TYPED_TEST(StreamingResources, OfAnyNumberOfThreadsGiveTheSameBits) {
+  for (const int count : {1, 2, 3, 7}) {
+    Eigen::ThreadPool pool(count);
+    const Eigen::ThreadPoolDevice device(&pool, count);
+    for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+      const auto c = support::layer_case(seed);
+      const Index dim = c.config.dim;
+      const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+      const LocalMHA<TypeParam> mha(c.config,
+                                    support::layer_parameters<TypeParam>(c.config, c.parameters));
+      typename LocalMHA<TypeParam>::Stream alone(mha, {.batch = 5}, support::optional_view(bias));
+      typename LocalMHA<TypeParam>::Stream together(mha, {.batch = 5, .max_threads = 4},
+                                                    support::optional_view(bias));
+      Random random(seed);
+      for (int i = 0; i < 6; ++i) {
+        const Index n = random.pick<Index>({1, 1, 5, 16, 40});
+        const auto x = tensor<TypeParam, 3>(random.array({5, n, dim}));
+        EXPECT_TRUE(support::same_bits(alone.push(x), together.push(device, x)))
+            << count << " threads, seed " << seed;
+      }
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush()));
+    }
+  }
+}
+
+TYPED_TEST(StreamingResources, OfTheAttentionOnThreadsGiveTheSameBits) {
+  Eigen::ThreadPool pool(3);
+  const Eigen::ThreadPoolDevice device(&pool, 3);
+  const LocalAttention<TypeParam> attention({.window_size = 9, .dim = 6});
+  typename LocalAttention<TypeParam>::Stream alone(attention, 2, 6, {.batch = 4});
+  typename LocalAttention<TypeParam>::Stream together(attention, 2, 6,
+                                                      {.batch = 4, .max_threads = 3});
+  Random random(8);
+  for (const Index n : {1, 30, 1, 1, 17, 2}) {
+    const auto q = tensor<TypeParam, 4>(random.array({4, 2, n, 6}));
+    EXPECT_TRUE(support::same_bits(alone.push(q, q, q), together.push(device, q, q, q)));
+  }
+}
+
+}  // namespace
