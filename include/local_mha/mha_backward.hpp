@@ -202,6 +202,22 @@ class LayerBackward {
       copy(from, grad(1, block));
     }
     void store_grad_values(Index block, Scalar* from) const { copy(from, grad(2, block)); }
+
+    void add_upcoming(Index queries, Index keys, Index finished_keys, Upcoming<Scalar>& to) const {
+      const auto add = [&](const Scalar* block) { to.add(block, layer.dim_head() * count); };
+      if (queries < layer.rows_.of_sequence()) {
+        add(saved(layer.saved_.q, queries));
+        add(saved(layer.saved_.out, queries));
+        add(saved(layer.grad_out_, queries));
+        add(grad(0, queries));
+      }
+      if (keys < layer.rows_.of_sequence()) {
+        add(saved(layer.saved_.k, keys));
+        add(saved(layer.saved_.v, keys));
+      }
+      add(grad(1, finished_keys));
+      add(grad(2, finished_keys));
+    }
   };
 
   template <ThreadDevice Device>
@@ -211,13 +227,13 @@ class LayerBackward {
     StretchSums<Scalar> scale_sums;
     if (config().qk_rmsnorm)
       scale_sums = StretchSums<Scalar>(saved_.batch * heads(), 2 * dim_head());
-    std::vector<AttentionBackwardFlow<Scalar>> flows;
+    typename LocalAttention<Scalar>::Workspace workspace;
     const auto head_of = [&](Index head) {
       return Head{*this, head / heads(), head % heads(),
                   config().qk_rmsnorm ? scale_sums[head] : nullptr};
     };
-    layer_.attention.differentiate(device, flows, inputs, saved_.batch, saved_.seqlen, dim_head(),
-                                   head_of, grad_bias, training);
+    layer_.attention.differentiate(device, workspace, inputs, saved_.batch, saved_.seqlen,
+                                   dim_head(), head_of, grad_bias, training);
     if (!config().qk_rmsnorm) return;
     scale_sums.add_to(gradients.q_scale);
     scale_sums.add_to(gradients.k_scale, dim_head());

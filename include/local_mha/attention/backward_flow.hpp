@@ -43,25 +43,22 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
 ///     load_queries(block, to), load_keys(block, to)         before positions and scale
 ///     load_values(block, to), load_grad_out(block, to), load_out(block, to)
 ///     load_lse(block, to)                                   [block_rows]
-///     store_grad_queries(block, from), store_grad_keys(block, from), store_grad_values(block,
-///     from)
+///     store_grad_queries(block, from)
+///     store_grad_keys(block, from), store_grad_values(block, from)
+///
+/// and, to have memory fetched in time,
+///
+///     add_upcoming(queries, keys, finished_keys, to)        blocks that are next
 ///
 /// each of which takes the index of a block and a block `[channels][block_rows]`. What is loaded
-/// for rows that do not exist must be 0, but for the log-sum-exp, which must be finite; what is
-/// stored may be changed.
+/// for rows that do not exist must be 0; what is stored may be changed.
 template <typename Scalar>
 class AttentionBackwardFlow {
  public:
-  /// \param rotary null: none; must outlive the flow
-  /// \param steps of the rotary embedding
+  /// \param steps of the rotary embedding, if there is one
   AttentionBackwardFlow(const Window& window, Index seqlen, Index dim_head, Index dim_value,
-                        double softmax_scale, const RotaryEmbedding<Scalar>* rotary,
-                        std::optional<RotarySteps<Scalar>> steps)
-      : window_(window),
-        seqlen_(seqlen),
-        softmax_scale_(softmax_scale),
-        rotary_(rotary),
-        steps_(std::move(steps)) {
+                        double softmax_scale, std::optional<RotarySteps<Scalar>> steps)
+      : window_(window), seqlen_(seqlen), softmax_scale_(softmax_scale), steps_(std::move(steps)) {
     const Index reach =
         std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
     const Index kept =
@@ -79,10 +76,13 @@ class AttentionBackwardFlow {
     delta_ = make_block_buffer<Scalar>(count);
   }
 
+  /// \param rotary null: none
   /// \param head what the queries see; its steps are set here
   /// \param grad_bias null, or the gradient of the head's bias, to be added to
   template <typename Head>
-  void run(AttentionHead<Scalar> head, Head&& in_and_out, Scalar* grad_bias) {
+  void run(const RotaryEmbedding<Scalar>* rotary, AttentionHead<Scalar> head, Head&& in_and_out,
+           Scalar* grad_bias) {
+    rotary_ = rotary;
     head.steps = steps_ ? &*steps_ : nullptr;
     const Index blocks = ceil_div(seqlen_, count);
     Index made = 0;
@@ -95,6 +95,8 @@ class AttentionBackwardFlow {
         finish_keys(finished, in_and_out);
       for (; made * count < seen.end; ++made) make_keys(made, in_and_out);
       make_queries(block, in_and_out);
+      kernel_.upcoming().clear();
+      in_and_out.add_upcoming(block + 1, made, finished, kernel_.upcoming());
       kernel_.differentiate(head,
                             {.first = first,
                              .queries = queries_.data(),
@@ -157,7 +159,7 @@ class AttentionBackwardFlow {
   Window window_;
   Index seqlen_;
   double softmax_scale_;
-  const RotaryEmbedding<Scalar>* rotary_;
+  const RotaryEmbedding<Scalar>* rotary_ = nullptr;
   std::optional<RotarySteps<Scalar>> steps_;
   Ring<Scalar> keys_;
   Ring<Scalar> values_;

@@ -27,6 +27,7 @@
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/tile.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -68,6 +69,9 @@ class AttentionBackwardKernel {
         grad_out_panels_(room(panel_channels<Scalar>(dim_value))),
         bias_(room(count)) {}
 
+  /// Memory that differentiate() fetches while it computes.
+  Upcoming<Scalar>& upcoming() { return upcoming_; }
+
   /// \param keys, values the blocks that the queries see, looked at by note_finite()
   /// \param grad_keys, grad_values the same blocks as panels, which are added to; that of the keys
   ///        is `Σ_i ds_ij · queries_i`, which is theirs times `log2(e)`
@@ -83,6 +87,8 @@ class AttentionBackwardKernel {
     if (head.steps == nullptr)
       block_to_panels(keys.channels(), block.queries, query_panels_.data());
     const bool finite = all_finite(block, keys, values, tile.keys);
+    upcoming_.spread_over(
+        micro_kernels(tile.keys.end - tile.keys.begin, keys.channels(), values.channels()));
     LaneRange hidden_lanes{0, 0};
     for (Range segment{tile.keys.begin / group * group, 0}; segment.begin < tile.keys.end;
          segment.begin = segment.end) {
@@ -167,6 +173,7 @@ class AttentionBackwardKernel {
         Scalar* p = row_of(probabilities_, segment, key);
         Scalar* ds = row_of(grad_scores_, segment, key);
         {
+          upcoming_.fetch();
           L acc[group][1];
           LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = start;
           const Scalar* const x[1] = {queries};
@@ -179,6 +186,7 @@ class AttentionBackwardKernel {
           LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) exp2(acc[r][0]).store(p + r * count);
         }
         {
+          upcoming_.fetch();
           L acc[group][1];
           LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = start_of_grad;
           const Scalar* const x[1] = {block.grad_out};
@@ -295,14 +303,27 @@ class AttentionBackwardKernel {
   }
 
   // to[key][channel] += Σ_lane weights[key][lane]·rows[lane][channel] for panel_keys keys.
-  static void add_panels(const LaneRange& lanes, const Scalar* weights, const Scalar* rows,
-                         Scalar* to, Index channels) {
-    Index left = channels / count;
-    for (; left >= panels;
-         left -= panels, rows += panels * count * count, to += panels * count * count)
-      add_product<panels>(lanes, weights, rows, to);
-    for (; left > 0; --left, rows += count * count, to += count * count)
-      add_product<1>(lanes, weights, rows, to);
+  LOCAL_MHA_NOINLINE void add_panels(const LaneRange& lanes, const Scalar* weights,
+                                     const Scalar* rows, Scalar* to, Index channels) {
+    const auto add = [&]<int Panels>() {
+      for (; channels >= Panels * count; channels -= Panels * count) {
+        upcoming_.fetch();
+        add_product<Panels>(lanes, weights, rows, to);
+        rows += Panels * count * count;
+        to += Panels * count * count;
+      }
+    };
+    add.template operator()<panels>();
+    if constexpr (panels > 2) add.template operator()<2>();
+    add.template operator()<1>();
+  }
+
+  // Those that fetch what is upcoming.
+  static Index micro_kernels(Index keys, Index dim_head, Index dim_value) {
+    const auto panel_products = [](Index channels) { return ceil_div(channels, panels * count); };
+    return 2 * keys / group +
+           keys / panel_keys * (panel_products(dim_head) + panel_products(dim_value)) +
+           keys / count * ceil_div(dim_head, Index{Tiling<Scalar>::values});
   }
 
   template <int Panels>
@@ -345,7 +366,8 @@ class AttentionBackwardKernel {
   }
 
   template <int Channels>
-  void add_channels(const Range& segment, const Ring<Scalar>& keys, Index c, Scalar* to) {
+  LOCAL_MHA_NOINLINE void add_channels(const Range& segment, const Ring<Scalar>& keys, Index c,
+                                       Scalar* to) {
     L acc[Channels][1];
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] = L::load(to + r * count);
     auto cursor = keys.cursor(segment.begin / count);
@@ -357,6 +379,7 @@ class AttentionBackwardKernel {
         multiply(count, block, count, 1, ds, acc);
       else
         multiply(end - begin, block + begin % count, count, 1, ds, acc);
+      upcoming_.fetch();
       begin = end;
     }
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0].store(to + r * count);
@@ -402,6 +425,7 @@ class AttentionBackwardKernel {
   BlockBuffer<Scalar> query_panels_;     // [panel][query][channel]
   BlockBuffer<Scalar> grad_out_panels_;  // [panel][query][channel]
   BlockBuffer<Scalar> bias_;             // [key][query]
+  Upcoming<Scalar> upcoming_;
 };
 
 }  // namespace local_mha

@@ -116,7 +116,7 @@ class LocalAttention {
   /// Sequences that come bit by bit: see local_attention_stream.hpp.
   class Stream;
 
-  /// Room for calls of forward_into().
+  /// Room for calls of forward_into() and backward_into().
   class Workspace {
    private:
     friend LocalAttention;
@@ -131,7 +131,31 @@ class LocalAttention {
     }
     Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
 
+    void prepare_backward(const LocalAttention& attention, const Window& window, Index seqlen,
+                          Index dim_head, Index workers) {
+      const BackwardShape shape{attention.config_, window, seqlen, dim_head};
+      if (shape_back_ != shape) flows_back_.clear();
+      shape_back_ = shape;
+      while (static_cast<Index>(flows_back_.size()) < workers)
+        flows_back_.emplace_back(window, seqlen, dim_head, dim_head,
+                                 attention.softmax_scale(dim_head),
+                                 attention.rotary_steps(window, seqlen));
+    }
+    AttentionBackwardFlow<Scalar>& flow_back(Index worker) {
+      return flows_back_[static_cast<std::size_t>(worker)];
+    }
+
+    struct BackwardShape {
+      LocalAttentionConfig config;
+      Window window;
+      Index seqlen;
+      Index dim_head;
+      friend bool operator==(const BackwardShape&, const BackwardShape&) = default;
+    };
+
     std::vector<Flow> flows_;
+    std::optional<BackwardShape> shape_back_;
+    std::vector<AttentionBackwardFlow<Scalar>> flows_back_;
   };
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
@@ -250,6 +274,28 @@ class LocalAttention {
                      TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                      TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                      const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
+    Gradients gradients;
+    Workspace workspace;
+    backward_into(device, gradients, workspace, saved, grad_out, q, k, v, mask, attn_bias, call);
+    return gradients;
+  }
+  Gradients backward(const Saved& saved, TensorView<const Scalar, 4> grad_out,
+                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
+                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
+    return backward(Eigen::DefaultDevice(), saved, grad_out, q, k, v, mask, attn_bias, call);
+  }
+
+  /// The same into tensors that may be there already, and in room that is kept.
+  /// \param gradients become what backward() returns; their memory is used again if they have the
+  ///        inputs' shape
+  /// \param workspace for one call at a time
+  template <ThreadDevice Device>
+  void backward_into(const Device& device, Gradients& gradients, Workspace& workspace,
+                     const Saved& saved, TensorView<const Scalar, 4> grad_out,
+                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
+                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
     const auto inputs = check(q, k, v, mask, attn_bias, call);
     require_shape("grad_out", grad_out.dimensions(), q.dimensions());
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
@@ -257,12 +303,9 @@ class LocalAttention {
                      q.dimensions());
     require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
                      {batch, heads, seqlen});
-    const auto like_q = [&q] {
-      return Tensor<Scalar, 4>(q.dimension(0), q.dimension(1), q.dimension(2), q.dimension(3));
-    };
-    Gradients gradients{like_q(), like_q(), like_q(), std::nullopt};
+    for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
+      gradient->resize(batch, heads, seqlen, dim_head);
     BiasGradients grad_bias(attn_bias, heads);
-    std::vector<AttentionBackwardFlow<Scalar>> flows;
     const auto head_of = [&, n = seqlen, size = seqlen * dim_head, channels = dim_head,
                           shared_qk = config_.shared_qk](Index head) {
       const auto part = [&](const Scalar* tensor) { return tensor + head * size; };
@@ -279,16 +322,9 @@ class LocalAttention {
                       gradients.k.data() + head * size,
                       gradients.v.data() + head * size};
     };
-    differentiate(device, flows, inputs, batch, seqlen, dim_head, head_of, grad_bias,
+    differentiate(device, workspace, inputs, batch, seqlen, dim_head, head_of, grad_bias,
                   call.training);
     gradients.attn_bias = grad_bias.sum();
-    return gradients;
-  }
-  Gradients backward(const Saved& saved, TensorView<const Scalar, 4> grad_out,
-                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
-                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
-    return backward(Eigen::DefaultDevice(), saved, grad_out, q, k, v, mask, attn_bias, call);
   }
 
   /// Gradients of an attention bias: each head sums alone, so that the order of the sum does not
@@ -326,10 +362,9 @@ class LocalAttention {
   };
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
-  /// \param flows room, kept for further calls of the same shape
   /// \param head_of `head_of(b·H + h)` gives the head's blocks
   template <ThreadDevice Device, typename HeadOf>
-  void differentiate(const Device& device, std::vector<AttentionBackwardFlow<Scalar>>& flows,
+  void differentiate(const Device& device, Workspace& workspace,
                      const detail::AttentionInputs<Scalar>& inputs, Index batch, Index seqlen,
                      Index dim_head, HeadOf&& head_of, BiasGradients& grad_bias,
                      const std::optional<Training>& training) const {
@@ -337,9 +372,7 @@ class LocalAttention {
     // The sequences of a head add to one gradient of the bias, in their order.
     const Index tasks = grad_bias ? heads : batch * heads;
     const Index workers = std::min(thread_count(device), tasks);
-    while (static_cast<Index>(flows.size()) < workers)
-      flows.emplace_back(inputs.window(), seqlen, dim_head, dim_head, softmax_scale(dim_head),
-                         rotary(), rotary_steps(inputs.window(), seqlen));
+    workspace.prepare_backward(*this, inputs.window(), seqlen, dim_head, workers);
     parallel_for(device, workers, tasks, [&](Index worker, Index task) {
       for (Index head = task; head < batch * heads; head += tasks) {
         const Index b = head / heads;
@@ -348,7 +381,7 @@ class LocalAttention {
         seen.shared_qk = config_.shared_qk;
         const std::optional<Dropout<Scalar>> dropout = dropout_of(training, head);
         seen.dropout = dropout ? &*dropout : nullptr;
-        flows[static_cast<std::size_t>(worker)].run(seen, head_of(head), grad_bias.head(h));
+        workspace.flow_back(worker).run(rotary(), seen, head_of(head), grad_bias.head(h));
       }
     });
   }
@@ -451,6 +484,17 @@ class LocalAttention {
       store(grad_k, block, from);
     }
     void store_grad_values(Index block, Scalar* from) const { store(grad_v, block, from); }
+
+    void add_upcoming(Index queries, Index keys, Index finished_keys, Upcoming<Scalar>& to) const {
+      const auto add = [&](const Scalar* rows, Index block) {
+        if (block * count < seqlen)
+          to.add(rows + block * count * channels, rows_of(block) * channels);
+      };
+      for (const Scalar* rows : {q, grad_out, out, static_cast<const Scalar*>(grad_q)})
+        add(rows, queries);
+      for (const Scalar* rows : {k, v}) add(rows, keys);
+      for (const Scalar* rows : {grad_k, grad_v}) add(rows, finished_keys);
+    }
 
     Index rows_of(Index block) const { return std::min(count, seqlen - block * count); }
     void load(const Scalar* rows, Index block, Scalar* to) const {

@@ -21,6 +21,8 @@
 
 /// Inlined whatever the compiler's heuristics say: accumulators must stay in registers.
 #define LOCAL_MHA_INLINE EIGEN_ALWAYS_INLINE
+/// Not inlined: a loop over accumulators has the registers for itself.
+#define LOCAL_MHA_NOINLINE EIGEN_DONT_INLINE
 
 // A loop over registers, which has no registers unless it is unrolled.
 #if defined(__clang__)
