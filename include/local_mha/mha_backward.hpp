@@ -105,6 +105,7 @@ class LayerBackward {
   Index dim_head() const { return config().dim_head; }
   Index head_channels() const { return padded_channels<Scalar>(dim_head()); }
   Index head_size() const { return head_channels() * count; }
+  Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
 
   void load_rows(const Scalar* from, Index block, Scalar* to) const {
     load_block(
@@ -122,7 +123,7 @@ class LayerBackward {
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         load_rows(x, block, room.data());
         if (config().prenorm) layer_.norm.apply(room.data());
-        block_to_panels(dim(), room.data(), normed_panels_[block]);
+        normed_panels_.put(block, 0, dim(), room.data());
         load_rows(grad_y, block, grad_y_[block]);
       }
       for (Index h = 0; h < heads(); ++h) {
@@ -133,9 +134,8 @@ class LayerBackward {
       }
     });
     const auto of_head = [&](Index, Index h) {
-      add_weight_gradient(rows_.count(), grad_y_[0], grad_y_.stride(), dim(),
-                          out_panels_[0] + h * panel_channels<Scalar>(dim_head()) * count,
-                          out_panels_.stride(), dim_head(),
+      add_weight_gradient(rows_.count(), grad_y_[0], grad_y_.stride(), dim(), out_panels_,
+                          h * panels_of_head(), dim_head(),
                           gradients.to_out.data() + h * dim_head(), gradients.to_out.cols());
     };
     parallel_for(device, std::min(thread_count(device), heads()), heads(), of_head);
@@ -145,8 +145,10 @@ class LayerBackward {
   void open_gate(Index block, Index h, Scalar* gated) {
     const Scalar* out = saved_.out[block] + h * head_size();
     Scalar* grad = grad_out_[block] + h * head_size();
-    Scalar* panels = out_panels_[block] + h * panel_channels<Scalar>(dim_head()) * count;
-    if (!config().gate_values_per_head) return block_to_panels(dim_head(), out, panels);
+    const auto put = [&](const Scalar* gated_out) {
+      out_panels_.put(block, h * panels_of_head(), dim_head(), gated_out);
+    };
+    if (!config().gate_values_per_head) return put(out);
     const L gate = L::load(saved_.gates[block] + h * count);
     const L grad_gate = dot(dim_head(), grad, out);
     // σ' = σ·(1 − σ)
@@ -155,7 +157,7 @@ class LayerBackward {
       (gate * L::load(out + c * count)).store(gated + c * count);
       (gate * L::load(grad + c * count)).store(grad + c * count);
     }
-    block_to_panels(dim_head(), gated, panels);
+    put(gated);
   }
 
   // A head of the attention, as AttentionBackwardFlow takes it.
@@ -246,14 +248,13 @@ class LayerBackward {
     const bool gates = config().gate_values_per_head;
     const auto of_group = [&](Index, Index group) {
       add_weight_gradient(rows_.count(), grad_qkv_[0] + group * head_size(), grad_qkv_.stride(),
-                          dim_head(), normed_panels_[0], normed_panels_.stride(), dim(),
+                          dim_head(), normed_panels_, 0, dim(),
                           gradients.to_qkv.data() + group * dim_head() * dim(), dim());
     };
     parallel_for(device, std::min(thread_count(device), 3 * heads()), 3 * heads(), of_group);
     if (gates)
       add_weight_gradient(device, rows_.count(), grad_gates_[0], grad_gates_.stride(), heads(),
-                          normed_panels_[0], normed_panels_.stride(), dim(),
-                          gradients.to_v_gate_weight.data(), dim());
+                          normed_panels_, dim(), gradients.to_v_gate_weight.data());
 
     const PackedWeight<Scalar> to_qkv(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
     PackedWeight<Scalar> to_v_gate;
@@ -303,9 +304,9 @@ class LayerBackward {
   Layer layer_;
   const SavedLayer<Scalar>& saved_;
   BatchBlocks rows_;
-  BlockArray<Scalar> normed_panels_;
+  PanelArray<Scalar> normed_panels_;
   BlockArray<Scalar> grad_y_;
-  BlockArray<Scalar> out_panels_;
+  PanelArray<Scalar> out_panels_;
   BlockArray<Scalar> grad_out_;
   BlockArray<Scalar> grad_qkv_;
   BlockArray<Scalar> grad_gates_;

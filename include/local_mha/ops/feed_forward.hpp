@@ -118,8 +118,8 @@ class FeedForward {
     // Transposed: from gradients of results to those of inputs.
     const PackedWeight<Scalar> proj_out(parameters_.proj_out.transpose());
     const PackedWeight<Scalar> proj_in(parameters_.proj_in.transpose());
-    BlockArray<Scalar> normed_panels(rows.count(), panel_channels<Scalar>(dim_));
-    BlockArray<Scalar> hidden_panels(rows.count(), panel_channels<Scalar>(inner_));
+    PanelArray<Scalar> normed_panels(rows.count(), panel_channels<Scalar>(dim_));
+    PanelArray<Scalar> hidden_panels(rows.count(), panel_channels<Scalar>(inner_));
     BlockArray<Scalar> grad_out(rows.count(), dim_);
     BlockArray<Scalar> grad_in(rows.count(), 2 * inner_);  // of values, then of gates
     StretchSums<Scalar> norm_sums(ceil_div(rows.count(), stretch_blocks), 2 * dim_);
@@ -130,7 +130,7 @@ class FeedForward {
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         load_rows(x, rows, block, hidden.data());
         norm_.apply(hidden.data());
-        block_to_panels(dim_, hidden.data(), normed_panels[block]);
+        normed_panels.put(block, 0, dim_, hidden.data());
         load_rows(grad_y, rows, block, grad_out[block]);
       }
       project(proj_out, 0, grad_out[blocks.begin], size,
@@ -139,7 +139,7 @@ class FeedForward {
         const Scalar* gates = saved.gates[block];
         std::copy_n(saved.values[block], inner_ * count, hidden.data());
         hide(dropout, rows.row(block), hidden.data(), gates);
-        block_to_panels(inner_, hidden.data(), hidden_panels[block]);
+        hidden_panels.put(block, 0, inner_, hidden.data());
         Scalar* grad_values = grad_in[block];
         if (dropout) drop(*dropout, rows.row(block), grad_values);
         differentiate_geglu(saved.values[block], gates, grad_values, grad_values + inner_ * count);
@@ -153,12 +153,10 @@ class FeedForward {
     });
     norm_sums.add_to(gradients.norm_weight);
     norm_sums.add_to(gradients.norm_bias, dim_);
-    add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), dim_,
-                        hidden_panels[0], hidden_panels.stride(), inner_, gradients.proj_out.data(),
-                        inner_);
+    add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), dim_, hidden_panels,
+                        inner_, gradients.proj_out.data());
     add_weight_gradient(device, rows.count(), grad_in[0], grad_in.stride(), 2 * inner_,
-                        normed_panels[0], normed_panels.stride(), dim_, gradients.proj_in.data(),
-                        dim_);
+                        normed_panels, dim_, gradients.proj_in.data());
     return grad_x;
   }
 

@@ -27,13 +27,15 @@ constexpr Index panel_channels(Index channels) {
 
 /// Transposes a block `[channels][block_rows]` into panels `[panel][position][block_rows
 /// channels]`; channels that fill up the last panel become 0.
+/// \param panel_stride from panel to panel
 template <typename Scalar>
-void block_to_panels(Index channels, const Scalar* block, Scalar* panels) {
+void block_to_panels(Index channels, const Scalar* block, Scalar* panels,
+                     Index panel_stride = block_rows<Scalar> * block_rows<Scalar>) {
   constexpr Index count = block_rows<Scalar>;
-  for (Index c = 0; c < channels; c += count)
+  for (Index c = 0; c < channels; c += count, panels += panel_stride)
     load_block(
         count, std::min(count, channels - c), [&](Index r) { return block + (c + r) * count; },
-        panels + c * count);
+        panels);
 }
 
 /// The reverse of block_to_panels().
@@ -61,6 +63,32 @@ class BlockArray {
   Index channels() const { return stride_ / block_rows<Scalar>; }
 
  private:
+  Index stride_ = 0;
+  BlockBuffer<Scalar> data_;
+};
+
+/// Panels of many positions, `[panel][block][position][block_rows channels]`: those of adjoining
+/// blocks adjoin.
+template <typename Scalar>
+class PanelArray {
+ public:
+  PanelArray() = default;
+  /// \param channels panel_channels() of those that are put here
+  PanelArray(Index blocks, Index channels)
+      : stride_(blocks * size),
+        data_(make_block_buffer<Scalar>(blocks * channels * block_rows<Scalar>)) {}
+
+  /// Takes a block's channels, of which the first is that of panel `first`.
+  void put(Index block, Index first, Index channels, const Scalar* from) {
+    block_to_panels(channels, from, data_.data() + first * stride_ + block * size, stride_);
+  }
+
+  /// Panel `p`, `[block][position][block_rows channels]`.
+  const Scalar* panel(Index p) const { return data_.data() + p * stride_; }
+
+ private:
+  static constexpr Index size = block_rows<Scalar> * block_rows<Scalar>;
+
   Index stride_ = 0;
   BlockBuffer<Scalar> data_;
 };
@@ -127,8 +155,9 @@ namespace detail {
 
 // weight[r][c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i] for Rows rows and Panels panels of columns.
 template <int Rows, int Panels, typename Scalar>
-void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride, const Scalar* x,
-                     Index x_stride, Index columns, Scalar* weight, Index weight_stride) {
+void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride,
+                     const PanelArray<Scalar>& x, Index first_panel, Index columns, Scalar* weight,
+                     Index weight_stride) {
   using L = Lanes<Scalar>;
   constexpr Index count = block_rows<Scalar>;
   L acc[Rows][Panels];
@@ -138,16 +167,22 @@ void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride, const
   for (Index b = blocks.begin; b < blocks.end; ++b) {
     const Scalar* from[Panels];
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) from[p] =
-        x + b * x_stride + p * count * count;
-    multiply(count, a + b * a_stride, count, 1, from, acc);
+        x.panel(first_panel + p) + b * count * count;
+    const Scalar* rows = a + b * a_stride;
+    // The next block's rows are far away.
+    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) prefetch(rows + a_stride + r * count);
+    multiply(count, rows, count, 1, from, acc);
   }
   LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+      Scalar* to = weight + r * weight_stride + p * count;
+      if (columns >= (p + 1) * count) {
+        (L::load_unaligned(to) + acc[r][p]).store_unaligned(to);
+        continue;
+      }
       alignas(64) Scalar sum[count];
       acc[r][p].store(sum);
-      Scalar* to = weight + r * weight_stride + p * count;
-      const Index here = std::min(count, columns - p * count);
-      for (Index c = 0; c < here; ++c) to[c] += sum[c];
+      for (Index c = 0; c < columns - p * count; ++c) to[c] += sum[c];
     }
   }
 }
@@ -156,24 +191,24 @@ void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride, const
 
 /// `weight[r, c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i]` for `0 <= r < rows`.
 /// \param a blocks `[rows][block_rows]`, `a_stride` apart
-/// \param x panels (block_to_panels()) of `columns` channels, `x_stride` apart
+/// \param x its first `columns` channels, or those from panel `first_panel` on
 /// \param weight `[rows][columns]`, rows `weight_stride` apart
 template <typename Scalar>
-void add_weight_gradient(Index blocks, const Scalar* a, Index a_stride, Index rows, const Scalar* x,
-                         Index x_stride, Index columns, Scalar* weight, Index weight_stride) {
+void add_weight_gradient(Index blocks, const Scalar* a, Index a_stride, Index rows,
+                         const PanelArray<Scalar>& x, Index first_panel, Index columns,
+                         Scalar* weight, Index weight_stride) {
   constexpr int most_rows = Tiling<Scalar>::rows;
   constexpr int most_panels = Tiling<Scalar>::blocks;
   constexpr Index count = block_rows<Scalar>;
   const auto rows_of = [&]<int Panels>(const Range& stretch, Index panel) {
-    const Scalar* from = x + panel * count * count;
     const Index c = panel * count;
     Index r = 0;
     for (; r + most_rows <= rows; r += most_rows)
-      detail::add_weight_tile<most_rows, Panels>(stretch, a + r * count, a_stride, from, x_stride,
-                                                 columns - c, weight + r * weight_stride + c,
-                                                 weight_stride);
+      detail::add_weight_tile<most_rows, Panels>(stretch, a + r * count, a_stride, x,
+                                                 first_panel + panel, columns - c,
+                                                 weight + r * weight_stride + c, weight_stride);
     for (; r < rows; ++r)
-      detail::add_weight_tile<1, Panels>(stretch, a + r * count, a_stride, from, x_stride,
+      detail::add_weight_tile<1, Panels>(stretch, a + r * count, a_stride, x, first_panel + panel,
                                          columns - c, weight + r * weight_stride + c,
                                          weight_stride);
   };
@@ -181,24 +216,27 @@ void add_weight_gradient(Index blocks, const Scalar* a, Index a_stride, Index ro
   for (Index begin = 0; begin < blocks; begin += stretch_blocks) {
     const Range stretch{begin, std::min(begin + stretch_blocks, blocks)};
     Index panel = 0;
-    for (; panel + most_panels <= panels; panel += most_panels)
-      rows_of.template operator()<most_panels>(stretch, panel);
-    for (; panel < panels; ++panel) rows_of.template operator()<1>(stretch, panel);
+    const auto panels_of = [&]<int Panels>() {
+      for (; panel + Panels <= panels; panel += Panels)
+        rows_of.template operator()<Panels>(stretch, panel);
+    };
+    panels_of.template operator()<most_panels>();
+    if constexpr (most_panels > 2) panels_of.template operator()<2>();
+    panels_of.template operator()<1>();
   }
 }
 
-/// The same on threads, which share the rows.
+/// The same of all columns on threads, which share the rows.
 template <ThreadDevice Device, typename Scalar>
 void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, Index a_stride,
-                         Index rows, const Scalar* x, Index x_stride, Index columns, Scalar* weight,
-                         Index weight_stride) {
+                         Index rows, const PanelArray<Scalar>& x, Index columns, Scalar* weight) {
   constexpr Index rows_of_task = 64;
   const Index tasks = ceil_div(rows, rows_of_task);
   parallel_for(device, std::min(thread_count(device), tasks), tasks, [&](Index, Index task) {
     const Index row = task * rows_of_task;
     add_weight_gradient(blocks, a + row * block_rows<Scalar>, a_stride,
-                        std::min(rows_of_task, rows - row), x, x_stride, columns,
-                        weight + row * weight_stride, weight_stride);
+                        std::min(rows_of_task, rows - row), x, 0, columns, weight + row * columns,
+                        columns);
   });
 }
 
@@ -221,7 +259,7 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
   RowMatrix<Scalar> grad_x(x.rows(), in);
   if (x.rows() == 0) return grad_x;
   const PackedWeight<Scalar> transposed(weight.transpose());
-  BlockArray<Scalar> x_panels(rows.count(), panel_channels<Scalar>(in));
+  PanelArray<Scalar> x_panels(rows.count(), panel_channels<Scalar>(in));
   BlockArray<Scalar> grad_blocks(rows.count(), out);
   StretchSums<Scalar> sums(ceil_div(rows.count(), stretch_blocks), out);
   for_each_stretch(device, rows.count(), [&](Index stretch, const Range& blocks) {
@@ -230,7 +268,7 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
       Scalar* grad = grad_blocks[b];
       load_block(
           in, rows.rows(b), [&](Index r) { return &x.coeffRef(rows.row(b) + r, 0); }, made[0]);
-      block_to_panels(in, made[0], x_panels[b]);
+      x_panels.put(b, 0, in, made[0]);
       load_block(
           out, rows.rows(b), [&](Index r) { return &grad_y.coeffRef(rows.row(b) + r, 0); }, grad);
       for (Index c = 0; c < out; ++c) {
@@ -244,8 +282,8 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
       store_block(in, rows.rows(b), made[b - blocks.begin],
                   [&](Index r) { return &grad_x(rows.row(b) + r, 0); });
   });
-  add_weight_gradient(device, rows.count(), grad_blocks[0], grad_blocks.stride(), out, x_panels[0],
-                      x_panels.stride(), in, grad_weight.data(), in);
+  add_weight_gradient(device, rows.count(), grad_blocks[0], grad_blocks.stride(), out, x_panels, in,
+                      grad_weight.data());
   if (grad_bias != nullptr) sums.add_to(*grad_bias);
   return grad_x;
 }
