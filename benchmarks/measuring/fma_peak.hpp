@@ -76,8 +76,11 @@ double fma_peak(double seconds = 0.025) {
   long steps = 1024;
   while (timed(steps) < 5e-4) steps *= 2;
   double best = 0;
-  for (const double begin = cpu_seconds(); cpu_seconds() - begin < seconds;)
-    best = std::max(best, Work::flops(steps) / timed(steps));
+  for (const double begin = cpu_seconds(); cpu_seconds() - begin < seconds;) {
+    const double elapsed = timed(steps);
+    // A clock of a virtual machine may stand still.
+    if (elapsed > 0) best = std::max(best, Work::flops(steps) / elapsed);
+  }
   return best;
 }
 

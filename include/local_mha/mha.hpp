@@ -71,14 +71,14 @@ class LocalMHA {
         pasts_.push_back(layer.make_past(window, seqlen, plan));
       for (Flow& flow : flows_) flow.use(layer);
       // Not to be moved, nor copied.
-      if (!order_) order_ = std::make_unique<StepOrder>();
-      order_->start(plan.steps, plan.slack);
+      if (!order_) order_ = std::make_unique<TaskOrder>();
+      order_->start(plan.batch * plan.stretches, plan.room);
     }
 
     Plan plan_;
     std::vector<Flow> flows_;
     std::vector<Past<Scalar>> pasts_;
-    std::unique_ptr<StepOrder> order_;
+    std::unique_ptr<TaskOrder> order_;
   };
 
   /// Starts with the weights of a new PyTorch module.
@@ -234,7 +234,7 @@ class LocalMHA {
  private:
   static constexpr Index count = block_rows<Scalar>;
   // Blocks that pass the weights together: enough to pay for reading them.
-  static constexpr Index stretch = std::max(9, 3 * Tiling<Scalar>::blocks);
+  static constexpr Index stretch = std::max(6, 2 * Tiling<Scalar>::blocks);
 
   template <ThreadDevice Device>
   void flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
@@ -273,45 +273,45 @@ class LocalMHA {
             attn_bias};
   }
 
-  // How the sequences of a batch pass the layer: one after the other, in steps of some rows each,
-  // which any worker may take.
+  // How the sequences of a batch pass the layer: one after the other, in stretches of rows, which
+  // any worker may take.
   struct Plan {
     Index batch = 0;
-    Index stretch = 1;  // blocks of rows that a step takes at most
-    Index steps = 0;    // of all sequences
+    Index seqlen = 0;
+    Index rows = count;   // of a stretch
+    Index stretches = 0;  // of a sequence
     Index workers = 1;
-    Index slack = 1;  // see StepOrder
+    Index room = 1;  // stretches that come in before the first of them is answered
     Index pasts = 0;
 
+    Index sequence(Index task) const { return task / stretches; }
+    Range range(Index task) const {
+      const Index begin = task % stretches * rows;
+      return {begin, std::min(begin + rows, seqlen)};
+    }
+    // Stretches that must have come in before a stretch is answered.
+    Index needs(Index task, const Window& window) const {
+      const Index seen = ceil_div(window.keys_of(range(task), seqlen).end, rows);
+      return std::max(task + 1, sequence(task) * stretches + seen);
+    }
     // Rooms made for this serve the other, too.
-    bool fits(const Plan& other) const { return stretch >= other.stretch && slack >= other.slack; }
+    bool fits(const Plan& other) const { return rows == other.rows && room >= other.room; }
   };
 
   Plan make_plan(const Window& window, Index batch, Index seqlen, Index threads) const {
-    Plan plan;
-    plan.batch = batch;
-    const Index blocks = batch * ceil_div(seqlen, count);
-    if (blocks == 0) return plan;
-    // As many steps for every worker.
-    const Index rounds = ceil_div(blocks, threads * stretch);
-    plan.stretch = ceil_div(blocks, threads * rounds);
-    Index steps = 0;
-    for_each_step(window, seqlen, plan.stretch, [&](const Range&, const Range&) { ++steps; });
-    plan.steps = batch * steps;
-    plan.workers = std::min(threads, plan.steps);
-    plan.slack = plan.workers == 1 ? 1 : 2 * plan.workers;
-    plan.pasts = std::min(batch, ceil_div(plan.slack, steps) + 1);
+    Plan plan{.batch = batch, .seqlen = seqlen};
+    if (batch == 0 || seqlen == 0) return plan;
+    // Threads even out over several stretches each, which are not too short, for all the weights
+    // pass the cache for each.
+    const Index unit = Tiling<Scalar>::blocks;
+    const Index fair = batch * ceil_div(seqlen, count) / (4 * threads) / unit * unit;
+    plan.rows = count * (threads == 1 ? stretch : std::clamp(fair, unit, stretch));
+    plan.stretches = ceil_div(seqlen, plan.rows);
+    plan.workers = std::min(threads, batch * plan.stretches);
+    const Index ahead = ceil_div(std::min(window.reach_ahead(), seqlen), plan.rows);
+    plan.room = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
+    plan.pasts = std::min(batch, 1 + ceil_div(plan.room - 1, plan.stretches));
     return plan;
-  }
-
-  // Calls `step(made, answered)` with the rows that come in and the queries that are answered, at
-  // `most` so many blocks of each.
-  template <typename Step>
-  static void for_each_step(const Window& window, Index seqlen, Index most, Step&& step) {
-    const auto complete = [&](Index rows) {
-      return rows == seqlen ? seqlen : window.complete(rows) / count * count;
-    };
-    for_each_stretch<Scalar>({0, seqlen}, {0, seqlen}, most, complete, step);
   }
 
   // A worker's room, and the steps by which rows of a sequence pass the layer in it.
@@ -342,7 +342,7 @@ class LocalMHA {
     // A layer that this fits.
     void use(const LocalMHA& layer) { layer_ = &layer; }
 
-    // Takes steps until none is left.
+    // Takes tasks until none is left.
     // \param x, y the batch
     // \param saved null, or where is kept what the backward pass needs
     void run(Workspace& workspace, const detail::AttentionInputs<Scalar>& inputs, const Scalar* x,
@@ -350,32 +350,33 @@ class LocalMHA {
       one_by_one_ = false;
       saved_ = saved;
       const Plan& plan = workspace.plan_;
-      StepOrder& order = *workspace.order_;
-      Index next = order.take();
-      Index step = 0;
-      for (Index b = 0; b < plan.batch; ++b, x += seqlen_ * dim(), y += seqlen_ * dim()) {
-        if (next >= step + plan.steps / plan.batch) {
-          step += plan.steps / plan.batch;
-          continue;
-        }
+      TaskOrder& order = *workspace.order_;
+      const auto next = [&] {
+        return order.next([&](Index task) { return plan.needs(task, inputs.window()); });
+      };
+      Index sequence = -1;
+      for (auto task = next(); task.kind != TaskOrder::Kind::none; order.end(task), task = next()) {
+        const Index b = plan.sequence(task.i);
+        if (b != std::exchange(sequence, b)) take_heads(inputs, b, training);
         Past<Scalar>& past = workspace.pasts_[to_size(b % plan.pasts)];
         first_saved_ = b * ceil_div(seqlen_, count);
-        make_dropouts(b, training);
-        take_heads([&](Index h) {
-          AttentionHead<Scalar> head = inputs.head(b, h);
-          head.dropout = dropouts_.empty() ? nullptr : &dropouts_[to_size(h)];
-          return head;
-        });
-        for_each_step(inputs.window(), seqlen_, plan.stretch,
-                      [&](const Range& rows, const Range& answered) {
-                        if (step++ != next) return;
-                        make(past, rows, rows, x + rows.begin * dim());
-                        order.made(next);
-                        answer(past, answered, y + answered.begin * dim());
-                        order.answered(next);
-                        next = order.take();
-                      });
+        const Range rows = plan.range(task.i);
+        const Index first = (b * seqlen_ + rows.begin) * dim();
+        if (task.kind == TaskOrder::Kind::make)
+          make(past, rows, rows, x + first);
+        else
+          answer(past, rows, y + first);
       }
+    }
+
+    void take_heads(const detail::AttentionInputs<Scalar>& inputs, Index b,
+                    const std::optional<Training>& training) {
+      make_dropouts(b, training);
+      take_heads([&](Index h) {
+        AttentionHead<Scalar> head = inputs.head(b, h);
+        head.dropout = dropouts_.empty() ? nullptr : &dropouts_[to_size(h)];
+        return head;
+      });
     }
 
     // Takes the heads of a sequence; `head_of(h)` says all but the rotary steps.
@@ -581,18 +582,16 @@ class LocalMHA {
     Index first_saved_ = 0;   // the sequence's first block there
   };
 
-  // What the steps of a sequence keep.
+  // The room for `plan.room` stretches, and for the keys that the first of them looks back at.
   Past<Scalar> make_past(const Window& window, Index seqlen, const Plan& plan) const {
     const Index behind = std::min(window.reach_behind(), seqlen);
-    const Index ahead = std::min(window.reach_ahead(), seqlen);
+    const Index waiting = plan.room * plan.rows / count;
     const Index blocks = ceil_div(seqlen, count);
-    const Index steps = plan.slack * plan.stretch;
-    const auto bounded = [&](Index size) { return std::max<Index>(1, std::min(size, blocks)); };
     return Past<Scalar>({.heads = config_.heads,
                          .dim_head = config_.dim_head,
                          .gated = config_.gate_values_per_head,
-                         .waiting = bounded(ceil_div(ahead, count) + steps + 2),
-                         .kept = bounded(ceil_div(behind + ahead, count) + steps + 3)});
+                         .waiting = std::min(waiting, blocks),
+                         .kept = std::min(ceil_div(behind, count) + waiting, blocks)});
   }
 
   LocalMHAConfig config_;

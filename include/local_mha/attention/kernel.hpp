@@ -103,6 +103,8 @@ class AttentionKernel {
  private:
   using Tile = QueryTile<Scalar>;
   static constexpr Index group = Tiling<Scalar>::rows;
+  static constexpr int half = Tile::half;
+  static constexpr int half_keys = Tiling<Scalar>::half_keys;
 
   Scalar* score_row(const Range& chunk, Index key) {
     return scores_.data() + (key - chunk.begin / count * count) * count;
@@ -135,6 +137,14 @@ class AttentionKernel {
         const Scalar* from = cursor.block() + key % count * keys.position_stride();
         const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
+        const int lane = tile.half_that_sees({key, key + half_keys});
+        if (half_keys > 0 && lane >= 0 && key + half_keys <= block_end) {
+          score_keys<std::max(1, half_keys), 2>(keys, from, turned + lane,
+                                                bias ? bias + lane : nullptr, to + lane);
+          maximum = hide(head, tile, {key, key + half_keys}, to, lanes, maximum);
+          key += half_keys;
+          continue;
+        }
         const bool many = most == group || left == 0 || left >= group;
         const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
                                : score_keys<group>(keys, from, turned, bias, to);
@@ -148,20 +158,23 @@ class AttentionKernel {
     return maximum;
   }
 
-  // scores[key][query] of keys of one block. Returns their maximum.
-  template <int Keys>
-  static LOCAL_MHA_INLINE L score_keys(const Ring<Scalar>& keys, const Scalar* from,
-                                       const Scalar* queries, const Scalar* bias, Scalar* to) {
-    L acc[Keys][1];
-    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = L::zero();
+  // scores[key][query] of keys of one block, for as many queries as the lanes hold. Returns their
+  // maximum.
+  template <int Keys, int Parts = 1>
+  static LOCAL_MHA_INLINE Lanes<Scalar, Parts> score_keys(const Ring<Scalar>& keys,
+                                                          const Scalar* from, const Scalar* queries,
+                                                          const Scalar* bias, Scalar* to) {
+    using P = Lanes<Scalar, Parts>;
+    P acc[Keys][1];
+    LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = P::zero();
     const Scalar* const x[1] = {queries};
     multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, acc);
     if (bias != nullptr) {
       LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] =
-          fma(Scalar(log2_e), L::load(bias + r * count), acc[r][0]);
+          fma(Scalar(log2_e), P::load(bias + r * count), acc[r][0]);
     }
     LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0].store(to + r * count);
-    L largest = acc[0][0];
+    P largest = acc[0][0];
     LOCAL_MHA_UNROLL for (int r = 1; r < Keys; ++r) largest = max(largest, acc[r][0]);
     return largest;
   }

@@ -49,6 +49,7 @@ struct AttentionHead {
 template <typename Scalar>
 struct QueryTile {
   static constexpr Index count = block_rows<Scalar>;
+  static constexpr int half = static_cast<int>(count / 2);
 
   /// \param first_row the block's first, a row of the sequence
   QueryTile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
@@ -62,6 +63,8 @@ struct QueryTile {
     if (keys.begin >= keys.end) keys = {0, 0};
     for (Index r = 0; r < begin; ++r) seen[r] = {keys.begin, keys.begin};
     for (Index r = end; r < count; ++r) seen[r] = {keys.end, keys.end};
+    lower_end = seen[half - 1].end;
+    upper_begin = seen[half].begin;
   }
 
   /// Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
@@ -70,6 +73,13 @@ struct QueryTile {
   void advance(LaneRange& lanes, Index key) const {
     while (lanes.begin < count && seen[lanes.begin].end <= key) ++lanes.begin;
     while (lanes.end < count && seen[lanes.end].begin <= key) ++lanes.end;
+  }
+
+  /// The first lane of the half outside of which no query sees any of `some` keys; -1: there is
+  /// none.
+  int half_that_sees(const Range& some) const {
+    if (some.end <= upper_begin) return 0;
+    return some.begin >= lower_end ? half : -1;
   }
 
   /// Whether every query of the tile sees every one of the keys, and none is special.
@@ -90,6 +100,9 @@ struct QueryTile {
   Range keys;
   /// What all lanes see that are queries.
   Range by_all;
+  /// The end of what the first half of the queries sees, and the begin of what the second does.
+  Index lower_end;
+  Index upper_begin;
   /// The lane of the only query; -1: there are several.
   Index single_lane = -1;
 };

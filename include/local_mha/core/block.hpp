@@ -53,7 +53,7 @@ BlockBuffer<Scalar> make_block_buffer(Index size) {
 /// \param row `row(r)` points to the `channels` values of position `r`, `0 <= r < rows`
 /// \param block `[channels][block_rows]`, aligned
 template <typename Scalar, typename RowOf>
-LOCAL_MHA_INLINE void load_block(Index channels, Index rows, RowOf&& row, Scalar* block) {
+LOCAL_MHA_FLATTEN void load_block(Index channels, Index rows, RowOf&& row, Scalar* block) {
   using L = Lanes<Scalar>;
   // Whole packets of channels through registers, the rest one by one.
   const Index whole = L::vectorized ? channels / L::packet_size * L::packet_size : 0;
@@ -73,7 +73,7 @@ LOCAL_MHA_INLINE void load_block(Index channels, Index rows, RowOf&& row, Scalar
 /// Transposes the first `rows` positions of a block into rows of `channels` values.
 /// \param row `row(r)` points to the room for position `r`
 template <typename Scalar, typename RowOf>
-LOCAL_MHA_INLINE void store_block(Index channels, Index rows, const Scalar* block, RowOf&& row) {
+LOCAL_MHA_FLATTEN void store_block(Index channels, Index rows, const Scalar* block, RowOf&& row) {
   using L = Lanes<Scalar>;
   const Index whole = L::vectorized ? channels / L::packet_size * L::packet_size : 0;
   if constexpr (L::vectorized) {
@@ -93,7 +93,7 @@ struct LaneRange {
 /// load_block() for some lanes of a block: the others become anything.
 /// \param row `row(r)` points to the values of position `r` of the lanes
 template <typename Scalar, typename RowOf>
-LOCAL_MHA_INLINE void load_lanes(Index channels, LaneRange lanes, RowOf&& row, Scalar* block) {
+LOCAL_MHA_FLATTEN void load_lanes(Index channels, LaneRange lanes, RowOf&& row, Scalar* block) {
   using L = Lanes<Scalar>;
   if (lanes.end - lanes.begin == 1) {
     const Scalar* values = row(lanes.begin);
@@ -109,8 +109,8 @@ LOCAL_MHA_INLINE void load_lanes(Index channels, LaneRange lanes, RowOf&& row, S
 
 /// store_block() for some lanes of a block.
 template <typename Scalar, typename RowOf>
-LOCAL_MHA_INLINE void store_lanes(Index channels, LaneRange lanes, const Scalar* block,
-                                  RowOf&& row) {
+LOCAL_MHA_FLATTEN void store_lanes(Index channels, LaneRange lanes, const Scalar* block,
+                                   RowOf&& row) {
   if (lanes.begin == 0 && lanes.end > 1) {
     store_block(channels, lanes.end, block, row);
   } else {

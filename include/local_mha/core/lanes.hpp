@@ -29,6 +29,14 @@
 /// Not inlined: a loop over accumulators has the registers for itself.
 #define LOCAL_MHA_NOINLINE EIGEN_DONT_INLINE
 
+/// All that the function calls is inlined into it: where a compiler leaves Eigen's transpositions
+/// as calls, as g++ does in large files, their registers go through memory.
+#if defined(__GNUC__)
+#define LOCAL_MHA_FLATTEN __attribute__((flatten)) inline
+#else
+#define LOCAL_MHA_FLATTEN inline
+#endif
+
 // A loop over registers, which has no registers unless it is unrolled.
 #if defined(__clang__)
 #define LOCAL_MHA_UNROLL _Pragma("clang loop unroll(full)")
@@ -53,17 +61,19 @@ namespace local_mha {
 ///
 /// All arithmetic is element by element. Scalars that Eigen has no packets for (a dual number) take
 /// the same code with packets of one.
-template <typename Scalar>
+/// \tparam Parts 1, or 2 for half as many values
+template <typename Scalar, int Parts = 1>
 struct Lanes {
-  using Packet = typename Eigen::internal::packet_traits<Scalar>::type;
+  using Widest = typename Eigen::internal::packet_traits<Scalar>::type;
+  using HalfPacket = typename Eigen::internal::unpacket_traits<Widest>::half;
+  static constexpr bool vectorized = Eigen::internal::unpacket_traits<Widest>::size > 1;
+  using Packet = std::conditional_t<sizeof(Widest) * Parts <= 64, Widest, HalfPacket>;
   static constexpr int packet_size = Eigen::internal::unpacket_traits<Packet>::size;
-  static constexpr bool vectorized = packet_size > 1;
-  /// Positions in a block.
-  static constexpr int count = vectorized ? 64 / static_cast<int>(sizeof(Scalar)) : 4;
+  /// Positions in a block, if not a part.
+  static constexpr int count = (vectorized ? 64 / static_cast<int>(sizeof(Scalar)) : 4) / Parts;
   static constexpr int packets = count / packet_size;
   /// Packets that are transposed: of AVX-512 the halves, which take less.
-  using Tile = std::conditional_t<sizeof(Packet) == 64,
-                                  typename Eigen::internal::unpacket_traits<Packet>::half, Packet>;
+  using Tile = std::conditional_t<sizeof(Packet) == 64, HalfPacket, Packet>;
 
   Packet packet[packets];
 
@@ -115,7 +125,7 @@ struct Lanes {
   /// Lane `i` becomes the sum of all that was folded into row `i`.
   /// \param rows `[count][folded]`
   /// \param to `count` values, aligned
-  static LOCAL_MHA_INLINE void sum_folded(const Scalar* rows, Scalar* to) {
+  static LOCAL_MHA_FLATTEN void sum_folded(const Scalar* rows, Scalar* to) {
     LOCAL_MHA_UNROLL for (int first = 0; first < count; first += folded) {
       Eigen::internal::PacketBlock<Tile, folded> tile;
       LOCAL_MHA_UNROLL for (int i = 0; i < folded; ++i) tile.packet[i] =
@@ -165,20 +175,21 @@ LOCAL_MHA_INLINE Lanes<Scalar> fma(const Lanes<Scalar>& a, const Lanes<Scalar>& 
 }
 
 /// `a·b + c` with the same `a` in every lane
-template <typename Scalar>
-LOCAL_MHA_INLINE Lanes<Scalar> fma(const Scalar& a, const Lanes<Scalar>& b,
-                                   const Lanes<Scalar>& c) {
-  using Packet = typename Lanes<Scalar>::Packet;
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> fma(const Scalar& a, const Lanes<Scalar, Parts>& b,
+                                          const Lanes<Scalar, Parts>& c) {
+  using Packet = typename Lanes<Scalar, Parts>::Packet;
   const Packet all = Eigen::internal::pset1<Packet>(a);
-  return Lanes<Scalar>::make(
+  return Lanes<Scalar, Parts>::make(
       [&](int i) { return Eigen::internal::pmadd(all, b.packet[i], c.packet[i]); });
 }
 
 /// The larger one; a NaN in `a` stays.
-template <typename Scalar>
-LOCAL_MHA_INLINE Lanes<Scalar> max(const Lanes<Scalar>& a, const Lanes<Scalar>& b) {
-  return Lanes<Scalar>::make([&](int i) {
-    if constexpr (Lanes<Scalar>::vectorized)
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> max(const Lanes<Scalar, Parts>& a,
+                                          const Lanes<Scalar, Parts>& b) {
+  return Lanes<Scalar, Parts>::make([&](int i) {
+    if constexpr (Lanes<Scalar, Parts>::vectorized)
       return Eigen::internal::pmax(a.packet[i], b.packet[i]);
     else
       return a.packet[i] < b.packet[i] ? b.packet[i] : a.packet[i];

@@ -71,83 +71,82 @@ void parallel_for(const Device& device, Index workers, Index tasks, Task&& task)
   }
 }
 
-/// Steps that several threads take one after the other, each in two parts: it makes something that
-/// later steps read, and then it answers, which needs what it and all steps before it have made.
-/// What step `s` makes takes the room of what was made `slack` steps before, or earlier.
-///
-/// A step waits for earlier ones only, which threads have taken already, so that threads that are
-/// not there hold nothing up.
-class StepOrder {
+/// Hands out tasks of two kinds as they can be done: makes `0, 1, …`, and answers `0, 1, …`, as
+/// many, each of which needs all makes before a certain one. What make `i` makes takes the room of
+/// make `i − room`, whose answer has ended. Answers come first, then makes, each in order, so that
+/// a slow thread holds up the others only when the room is full.
+class TaskOrder {
  public:
-  /// Not while threads take steps.
-  void start(Index steps, Index slack) {
-    steps_ = steps;
-    slack_ = slack;
-    taken_ = 0;
+  enum class Kind { make, answer, none };
+  struct Task {
+    Kind kind = Kind::none;
+    Index i = 0;
+  };
+
+  /// Not while threads take tasks.
+  /// \param tasks of each kind
+  void start(Index tasks, Index room) {
+    tasks_ = tasks;
+    room_ = room;
     abandoned_ = false;
-    made_.start(2 * slack);
-    answered_.start(2 * slack);
+    makes_.start(room);
+    answers_.start(room);
   }
 
-  /// Takes a step and waits until there is room for what it makes. steps(): none is left.
-  Index take() {
+  /// Takes a task, and waits if there is none yet. Kind::none: all are taken.
+  /// \param needs `needs(i)` makes come before answer `i`: from i + 1 to i + room, and not fewer
+  ///        than before answer i − 1
+  template <typename Needs>
+  Task next(Needs&& needs) {
     std::unique_lock lock(mutex_);
-    if (taken_ == steps_ || abandoned_) return steps_;
-    const Index step = taken_++;
-    changed_.wait(lock, [&] { return abandoned_ || answered_.all_before > step - slack_; });
-    return step;
-  }
-  Index steps() const { return steps_; }
-
-  /// Says that a step has made what it makes, and waits for all before it.
-  void made(Index step) {
-    std::unique_lock lock(mutex_);
-    if (made_.add(step)) changed_.notify_all();
-    changed_.wait(lock, [&] { return abandoned_ || made_.all_before > step; });
+    while (!abandoned_ && answers_.taken < tasks_) {
+      if (needs(answers_.taken) <= makes_.ended) return {Kind::answer, answers_.taken++};
+      if (makes_.taken < std::min(answers_.ended + room_, tasks_))
+        return {Kind::make, makes_.taken++};
+      changed_.wait(lock);
+    }
+    return {};
   }
 
-  /// Says that a thread can not end its step: no other waits any longer, nor takes a step.
+  void end(const Task& task) {
+    const std::lock_guard lock(mutex_);
+    if ((task.kind == Kind::make ? makes_ : answers_).end(task.i)) changed_.notify_all();
+  }
+
+  /// A thread cannot end its task: none is handed out any more.
   void abandon() {
     const std::lock_guard lock(mutex_);
     abandoned_ = true;
     changed_.notify_all();
   }
 
-  void answered(Index step) {
-    const std::lock_guard lock(mutex_);
-    if (answered_.add(step)) changed_.notify_all();
-  }
-
  private:
-  // Steps that are done, in any order, as far as they are close together.
-  struct Done {
+  struct Progress {
     void start(Index most_apart) {
-      all_before = 0;
-      done.assign(static_cast<std::size_t>(most_apart), 0);
+      taken = ended = 0;
+      flags.assign(static_cast<std::size_t>(most_apart), 0);
     }
-    // True if all_before grows.
-    bool add(Index step) {
-      const auto flag = [&](Index s) -> std::uint8_t& {
-        return done[static_cast<std::size_t>(s) % done.size()];
-      };
-      flag(step) = 1;
-      if (step != all_before) return false;
-      for (; flag(all_before) != 0; ++all_before) flag(all_before) = 0;
+    std::uint8_t& flag(Index i) { return flags[static_cast<std::size_t>(i) % flags.size()]; }
+    // True if `ended` grows.
+    bool end(Index i) {
+      flag(i) = 1;
+      if (i != ended) return false;
+      for (; flag(ended) != 0; ++ended) flag(ended) = 0;
       return true;
     }
 
-    Index all_before = 0;
-    std::vector<std::uint8_t> done;
+    Index taken = 0;
+    Index ended = 0;                  // this one has not, all before it have
+    std::vector<std::uint8_t> flags;  // of those that have ended before `ended`
   };
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  Index steps_ = 0;
-  Index slack_ = 1;
-  Index taken_ = 0;
+  Index tasks_ = 0;
+  Index room_ = 0;
   bool abandoned_ = false;
-  Done made_;
-  Done answered_;
+  Progress makes_;
+  Progress answers_;
 };
 
 /// How sequences are cut into runs of blocks of queries, which threads take one after the other.

@@ -30,6 +30,9 @@ struct Tiling {
   /// beside one Lanes of queries and a key. Fewer multiply-adds in flight than 8 wait for each
   /// other.
   static constexpr int keys = std::clamp((registers - L::packets - 2) / L::packets, rows, 8);
+  /// Keys that one micro-kernel takes for half of the queries, to save the rest where no other sees
+  /// them; 0 where that saves nothing.
+  static constexpr int half_keys = Lanes<Scalar, 2>::packets == 1 && L::count >= 16 ? 8 : 0;
   /// Channels of the values that one micro-kernel of the attention takes.
   static constexpr int values = L::packets == 1 && accumulators >= 16 ? 16 : keys;
 };
@@ -43,15 +46,16 @@ constexpr Index padded_channels(Index channels) {
 /// `acc[r][b] += Σ_d a[r, d] · x[b][d]`: the micro-kernel.
 /// \param row_stride, depth_stride where `a[r, d]` lies: at `a + r·row_stride + d·depth_stride`.
 ///        Constants where the caller has them as such
-/// \param x for each block of positions, `[depth][block_rows]`
-template <int Rows, int Blocks, typename Scalar>
+/// \param x for each block of positions, `[depth][block_rows]`, from the lanes on that count
+template <int Rows, int Blocks, typename Scalar, int Parts>
 LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, Index depth_stride,
                                const Scalar* const (&x)[Blocks],
-                               Lanes<Scalar> (&acc)[Rows][Blocks]) {
-  using L = Lanes<Scalar>;
+                               Lanes<Scalar, Parts> (&acc)[Rows][Blocks]) {
+  using L = Lanes<Scalar, Parts>;
   LOCAL_MHA_UNROLL_4 for (Index d = 0; d < depth; ++d) {
     L lanes[Blocks];
-    LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) lanes[b] = L::load(x[b] + d * L::count);
+    LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) lanes[b] =
+        L::load(x[b] + d * block_rows<Scalar>);
     LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
       const Scalar& weight = a[r * row_stride + d * depth_stride];
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] =
