@@ -456,8 +456,9 @@ int run(int argc, char** argv) {
       "the program was killed: to the same bits as if it had not stopped.\n"
       "Exit status: 0 when all steps are done, 130 after Ctrl-C, 2 after an error.",
       "train_language_model");
-  app.add_option("text", options.text_path, "The text: any file")
-      ->required()
+  options.text_path = LOCAL_MHA_OWN_SOURCES;
+  app.add_option("text", options.text_path,
+                 "The text: any file. Without one, the project's own sources")
       ->type_name("TEXTFILE");
   app.add_option("--out", options.model_path, "Where the model goes")
       ->required()

@@ -2,6 +2,8 @@
 // Backward passes on the threads of a device: the same bits for any number of them.
 #define EIGEN_USE_THREADS
 
+#include "support/allocations.hpp"  // before Eigen
+
 #include <gtest/gtest.h>
 
 #include <array>
@@ -136,6 +138,37 @@ TYPED_TEST(GradientsOnThreads, OfTheTransformer) {
         EXPECT_EQ(gradient.data, of_many.at(name).data) << count << " threads, " << name;
     }
   }
+}
+
+TYPED_TEST(GradientsOnThreads, OfAWorkspaceThatIsKept) {
+  Random random(1);
+  const LocalAttention<TypeParam> attention(
+      {.window_size = 20, .causal = true, .dropout = 0.1, .dim = 8});
+  const local_mha::LocalAttentionCall call{.training = Training{.seed = 1}};
+  typename LocalAttention<TypeParam>::Workspace workspace;
+  typename LocalAttention<TypeParam>::Gradients kept;
+  for (const Index n : {70, 30, 70}) {
+    const auto q = tensor<TypeParam, 4>(random.array({2, 2, n, 8}));
+    const auto saved = attention.forward_saving(q, q, q, {}, {}, call);
+    const Eigen::DefaultDevice device;
+    const auto expected = attention.backward(saved, q, q, q, q, {}, {}, call);
+    const auto run = [&] {
+      attention.backward_into(device, kept, workspace, saved, q, q, q, q, {}, {}, call);
+    };
+    run();
+    if (COUNTS_ALLOCATIONS != 0) {
+      EXPECT_EQ(support::allocations_of(run), 0);
+    }
+    EXPECT_TRUE(same_bits(kept.q, expected.q));
+    EXPECT_TRUE(same_bits(kept.k, expected.k));
+    EXPECT_TRUE(same_bits(kept.v, expected.v));
+  }
+  // A window of another size takes another room.
+  const LocalAttention<TypeParam> wider({.window_size = 50, .causal = true, .dim = 8});
+  const auto q = tensor<TypeParam, 4>(random.array({2, 2, 70, 8}));
+  const auto saved = wider.forward_saving(q, q, q);
+  wider.backward_into(Eigen::DefaultDevice(), kept, workspace, saved, q, q, q, q);
+  EXPECT_TRUE(same_bits(kept.k, wider.backward(saved, q, q, q, q).k));
 }
 
 }  // namespace

@@ -90,4 +90,21 @@ TEST(Memory, OfTheAttentionsBackwardPassIsTheGradientsAndScratchThatDoesNotGrow)
   EXPECT_NEAR(gradients.q(0, 0, n - 1, 0), 0, 1e-4);
 }
 
+TEST(Memory, BetweenTheLayersPassesIsFourValuesOfAChannel) {
+  if (sanitized) GTEST_SKIP() << "measures the process";
+  const Index n = 100'000;
+  const local_mha::LocalMHA<float> mha(
+      {.dim = 32, .window_size = 128, .dim_head = 32, .heads = 2, .causal = true});
+  Tensor<float, 3> x(1, n, 32);
+  x.setConstant(0.5F);
+  const double before = peak_megabytes();
+  local_mha::LocalMHA<float>::Saved saved;
+  const auto y = mha.forward_saving(saved, x);
+  const double megabyte = 1024 * 1024;
+  const double result = static_cast<double>(y.size()) * sizeof(float) / megabyte;
+  const double kept = n * (4 * 64 + 2) * static_cast<double>(sizeof(float)) / megabyte;
+  EXPECT_GT(kept, 90);
+  EXPECT_LT(peak_megabytes() - before, kept + result + 6);
+}
+
 }  // namespace
