@@ -197,7 +197,7 @@ class LayerBackward {
         layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, scale_sums);
       copy(from, grad(0, block));
     }
-    void store_grad_keys(Index block, Scalar* from) const {
+    void store_grad_keys(Index block, Scalar* from, Scalar* /*room*/) const {
       if (layer.config().qk_rmsnorm)
         layer.layer_.k_norm.apply_backward(saved(layer.saved_.k, block), from,
                                            scale_sums + layer.dim_head() * count);

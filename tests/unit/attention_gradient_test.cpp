@@ -6,6 +6,8 @@
 #include <functional>
 #include <limits>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/differences.hpp"
@@ -252,6 +254,24 @@ TYPED_TEST(AttentionGradients, OfABiasOfMinusInfinity) {
         EXPECT_EQ(g.q(0, 0, i, channel), TypeParam(0));
       }
   for (Int j = 0; j < 4; ++j) EXPECT_EQ((*g.attn_bias)(0, 2, j), TypeParam(0));
+}
+
+// A bias that is the same for every pair changes nothing, be its power of 2 beyond the scalar: also
+// where the sequence ends within a block.
+TYPED_TEST(AttentionGradients, OfALargeBias) {
+  support::AttentionCase c;
+  c.config = {.window_size = 64, .causal = true};
+  Random random(6);
+  for (auto* part : {&c.in.q, &c.in.k, &c.in.v}) *part = random.array({1, 1, 85, 4});
+  const auto weights = random.array(c.in.q.shape);
+  const auto plain = pass<TypeParam>(c, weights).gradients;
+  const bool single = std::is_same_v<TypeParam, float>;
+  c.in.bias = Array<double>({1, 64, 128}, single ? 88.75 : 709.8);
+  const auto biased = pass<TypeParam>(c, weights).gradients;
+  for (const auto& [a, b] : {std::pair{&plain.q, &biased.q}, std::pair{&plain.k, &biased.k},
+                             std::pair{&plain.v, &biased.v}})
+    for (Index i = 0; i < a->size(); ++i)
+      EXPECT_NEAR(a->data()[i], b->data()[i], single ? 1e-3 : 1e-11);
 }
 
 TYPED_TEST(AttentionGradients, RejectWhatDoesNotFit) {

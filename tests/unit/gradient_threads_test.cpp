@@ -143,7 +143,7 @@ TYPED_TEST(GradientsOnThreads, OfTheTransformer) {
 TYPED_TEST(GradientsOnThreads, OfAWorkspaceThatIsKept) {
   Random random(1);
   const LocalAttention<TypeParam> attention(
-      {.window_size = 20, .causal = true, .dropout = 0.1, .dim = 8});
+      {.window_size = 20, .causal = true, .dropout = 0.1, .shared_qk = true, .dim = 8});
   const local_mha::LocalAttentionCall call{.training = Training{.seed = 1}};
   typename LocalAttention<TypeParam>::Workspace workspace;
   typename LocalAttention<TypeParam>::Gradients kept;

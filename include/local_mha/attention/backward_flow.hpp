@@ -44,7 +44,8 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
 ///     load_values(block, to), load_grad_out(block, to), load_out(block, to)
 ///     load_lse(block, to)                                   [block_rows]
 ///     store_grad_queries(block, from)
-///     store_grad_keys(block, from), store_grad_values(block, from)
+///     store_grad_keys(block, from, room)                    and a block of room
+///     store_grad_values(block, from)
 ///
 /// and, to have memory fetched in time,
 ///
@@ -151,7 +152,8 @@ class AttentionBackwardFlow {
     if (rotary_ != nullptr) rotary_->apply_back_to_keys(out_.data(), block * count);
     // The queries that the kernel had were scaled for powers of 2.
     scale_block(dim_head(), Scalar(ln_2), out_.data());
-    head.store_grad_keys(block, out_.data());
+    // The next queries are not loaded yet.
+    head.store_grad_keys(block, out_.data(), queries_.data());
     panels_to_block(dim_value(), grad_values_[block], out_.data());
     head.store_grad_values(block, out_.data());
   }

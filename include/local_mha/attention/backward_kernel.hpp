@@ -159,8 +159,6 @@ class AttentionBackwardKernel {
     const L lse_or_infinity = select_negative(lse + L::broadcast(highest()), infinity, lse);
     const L start = L::zero() - lse_or_infinity;
     const L start_of_grad = head.dropout == nullptr ? L::zero() - L::load(block.delta) : L::zero();
-    // Lanes without a query must not count either.
-    const bool whole = tile.first + count <= head.seqlen;
     std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto key_cursor = keys.cursor(segment.begin / count);
@@ -199,8 +197,7 @@ class AttentionBackwardKernel {
             LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count);
           }
         }
-        if (!whole || !tile.plain(head, {key, key + group}))
-          hide(head, tile, key, start, p, ds, lanes);
+        if (!tile.plain(head, {key, key + group})) hide(head, tile, key, start, p, ds, lanes);
       }
       begin = end;
     }
@@ -279,7 +276,7 @@ class AttentionBackwardKernel {
     }
   }
 
-  // dv += Pᵀ·g and dk += dSᵀ·q, for the lanes that see a key.
+  // dv += Pᵀ·g and dk += dSᵀ·q, for the lanes that see a key: lanes without a query do not.
   void add_to_keys(const Tile& tile, const Range& segment, Ring<Scalar>& grad_keys,
                    Ring<Scalar>& grad_values) {
     LaneRange lanes{0, 0};

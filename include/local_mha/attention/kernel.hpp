@@ -138,7 +138,8 @@ class AttentionKernel {
         const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
         const int lane = tile.half_that_sees({key, key + half_keys});
-        if (half_keys > 0 && lane >= 0 && key + half_keys <= block_end) {
+        const Index left_by_half = block_end - key - half_keys;
+        if (half_keys > 0 && lane >= 0 && (left_by_half == 0 || left_by_half >= group)) {
           score_keys<std::max(1, half_keys), 2>(keys, from, turned + lane,
                                                 bias ? bias + lane : nullptr, to + lane);
           maximum = hide(head, tile, {key, key + half_keys}, to, lanes, maximum);
@@ -203,27 +204,25 @@ class AttentionKernel {
   // Turns the scores of a chunk into 2^(score − maximum). Returns their sum, added to `sum`.
   L exponentiate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
                  const L& maximum, L sum) {
-    const Index end = chunk.begin + ceil_div(chunk.end - chunk.begin, group) * group;
     Scalar* scores = score_row(chunk, chunk.begin);
-    LOCAL_MHA_UNROLL_4 for (Index key = chunk.begin; key < end; ++key, scores += count) {
+    LOCAL_MHA_UNROLL_4 for (Index key = chunk.begin; key < chunk.end; ++key, scores += count) {
       const L p = exp2(L::load(scores) - maximum);
       sum = sum + p;
       p.store(scores);
     }
-    if (head.dropout != nullptr) drop(*head.dropout, tile, {chunk.begin, end}, chunk);
+    if (head.dropout != nullptr) drop(*head.dropout, tile, chunk);
     return sum;
   }
 
   // The denominator counts what is dropped.
-  void drop(const Dropout<Scalar>& dropout, const Tile& tile, const Range& keys,
-            const Range& chunk) {
+  void drop(const Dropout<Scalar>& dropout, const Tile& tile, const Range& chunk) {
     constexpr Index together = Dropout<Scalar>::together;
     L factors[together];
-    for (Index octet = keys.begin / together; octet * together < keys.end; ++octet) {
+    for (Index octet = chunk.begin / together; octet * together < chunk.end; ++octet) {
       dropout.factors(tile.first, octet, factors);
       for (Index i = 0; i < together; ++i) {
         const Index key = octet * together + i;
-        if (!keys.contains(key)) continue;
+        if (!chunk.contains(key)) continue;
         Scalar* p = score_row(chunk, key);
         (L::load(p) * factors[i]).store(p);
       }

@@ -475,11 +475,10 @@ class LocalAttention {
         to[r] = r < rows_of(block) ? lse[block * count + r] : Scalar(0);
     }
     void store_grad_queries(Index block, Scalar* from) const { store(grad_q, block, from); }
-    void store_grad_keys(Index block, Scalar* from) const {
+    void store_grad_keys(Index block, Scalar* from, Scalar* room) const {
       if (shared_qk) {
-        auto keys = make_block_buffer<Scalar>(channels * count);
-        load(k, block, keys.data());
-        l2_normalize_backward(channels, keys.data(), from);
+        load(k, block, room);
+        l2_normalize_backward(channels, room, from);
       }
       store(grad_k, block, from);
     }
