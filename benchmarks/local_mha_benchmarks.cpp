@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Google Benchmark program: the forward pass of the attention and of the layer, with Eigen's matrix
-// product at the layer's shapes and the attention in Eigen expressions beside them.
+// Google Benchmark program: the passes of the attention and of the layer, forward and backward,
+// with Eigen's matrix product at the layer's shapes and the attention in Eigen expressions beside
+// them.
 //
 // Counters: flops (a second; unmasked pairs only), peak_share (of the multiply-add peak of the same
 // scalar, measured just before and after on the same core), tokens (a second), max_error (against
@@ -108,6 +109,28 @@ void BM_LocalAttention_Forward_AttnBias(benchmark::State& state) {
 }
 
 template <typename Scalar>
+void BM_LocalAttention_Forward_Dropout(benchmark::State& state) {
+  Case c = attention<Scalar>(state);
+  c.dropout = 10;
+  measure(state, c);
+}
+
+template <typename Scalar>
+void BM_LocalAttention_Backward(benchmark::State& state) {
+  Case c = attention<Scalar>(state);
+  c.backward = 1;
+  measure(state, c);
+}
+
+template <typename Scalar>
+void BM_LocalAttention_Backward_Dropout(benchmark::State& state) {
+  Case c = attention<Scalar>(state);
+  c.backward = 1;
+  c.dropout = 10;
+  measure(state, c);
+}
+
+template <typename Scalar>
 void BM_NaiveAttention_Forward(benchmark::State& state) {
   measure(state, attention<Scalar>(state, "naive_attention"));
 }
@@ -129,6 +152,18 @@ void BM_LocalMHA_Forward(benchmark::State& state) {
   c.causal = state.range(4);
   c.xpos = 1;
   c.qk_rmsnorm = 1;
+  measure(state, c);
+}
+
+// The same, and back.
+template <typename Scalar>
+void BM_LocalMHA_TrainingStep(benchmark::State& state) {
+  Case c = layer<Scalar>(state);
+  c.window_size = state.range(3);
+  c.causal = state.range(4);
+  c.xpos = 1;
+  c.qk_rmsnorm = 1;
+  c.backward = 1;
   measure(state, c);
 }
 
@@ -177,6 +212,23 @@ BENCHMARK(BM_LocalAttention_Forward_AttnBias<float>)
     ->ArgNames(attention_names)
     ->Args({8192, 64, 256})
     ->Unit(kMillisecond);
+BENCHMARK(BM_LocalAttention_Forward_Dropout<float>)
+    ->ArgNames(attention_names)
+    ->Args({8192, 64, 256})
+    ->Unit(kMillisecond);
+BENCHMARK(BM_LocalAttention_Backward<float>)
+    ->ArgNames(attention_names)
+    ->ArgsProduct({{8192}, {64}, {16, 128, 256, 512}})
+    ->ArgsProduct({{8192}, {32, 128}, {256}})
+    ->Unit(kMillisecond);
+BENCHMARK(BM_LocalAttention_Backward<double>)
+    ->ArgNames(attention_names)
+    ->Args({8192, 64, 256})
+    ->Unit(kMillisecond);
+BENCHMARK(BM_LocalAttention_Backward_Dropout<float>)
+    ->ArgNames(attention_names)
+    ->Args({8192, 64, 256})
+    ->Unit(kMillisecond);
 BENCHMARK(BM_NaiveAttention_Forward<float>)
     ->ArgNames(attention_names)
     ->ArgsProduct({{8192}, {64}, {16, 128, 256, 512}})
@@ -196,6 +248,10 @@ BENCHMARK(BM_LocalMHA_Forward<float>)
     ->Args({8192, 192, 3, 64, 1})
     ->Unit(kMillisecond);
 BENCHMARK(BM_LocalMHA_Forward<double>)
+    ->ArgNames(layer_names)
+    ->Args({8192, 512, 8, 256, 1})
+    ->Unit(kMillisecond);
+BENCHMARK(BM_LocalMHA_TrainingStep<float>)
     ->ArgNames(layer_names)
     ->Args({8192, 512, 8, 256, 1})
     ->Unit(kMillisecond);

@@ -53,7 +53,8 @@ class ProgressBar {
     if (drawn_) std::cerr << "\r\x1b[K" << std::flush;
   }
 
-  void update(double done) {
+  /// \param note what stands at the end of the line
+  void update(double done, const std::string& note = {}) {
     const double seconds = watch_.seconds();
     if (!shown_ || seconds < next_) return;
     next_ = seconds + 0.1;
@@ -72,6 +73,7 @@ class ProgressBar {
     }
     line << rate << ' ' << unit_ << "/s";
     if (total_ > 0 && rate > 0) line << "  " << (total_ - done) / rate << " s left";
+    if (!note.empty()) line << "  " << note;
     std::cerr << line.str() << std::flush;
   }
 

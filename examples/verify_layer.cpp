@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Runs a layer that was exported from Python and compares its outputs with Python's.
+/// Runs a layer that was exported from Python and compares its outputs, and its gradients, with
+/// Python's.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -76,11 +77,51 @@ double usual_tolerance(io::Dtype dtype) {
   }
 }
 
-/// Compares outputs with a file's, and keeps them for another file.
+/// The same for gradients, which go through twice as many steps.
+double usual_gradient_tolerance(io::Dtype dtype) {
+  switch (dtype) {
+    case io::Dtype::F64:
+      return 1e-9;
+    case io::Dtype::F32:
+      return 1e-4;
+    case io::Dtype::F16:
+      return 5e-3;
+    default:
+      return 5e-2;
+  }
+}
+
+/// Compares outputs and gradients with a file's, and keeps them for another file.
 class Outputs {
  public:
   Outputs(const io::SafetensorsFile& expected, const std::optional<double>& tolerance)
-      : expected_(expected), tolerance_(tolerance) {}
+      : expected_(expected), tolerance_(tolerance) {
+    for (const std::string& name : expected.names())
+      if (is_gradient(name))
+        for (const double value : expected.read<double>(name))
+          if (std::isfinite(value))
+            largest_gradient_ = std::max(largest_gradient_, std::abs(value));
+  }
+
+  /// `grad/name`, if the file has it.
+  template <typename Scalar, int Rank>
+  void add_gradient(const std::string& name, const Tensor<Scalar, Rank>& computed) {
+    if (expected_.contains("grad/" + name)) add("grad/" + name, computed);
+  }
+
+  /// `grad/param/…` of every weight that the file has.
+  template <typename Parameters>
+  void add_gradients(const Parameters& parameters) {
+    local_mha::for_each_parameter(parameters, [&](const std::string& name, const auto& gradient) {
+      using Gradient = std::decay_t<decltype(gradient)>;
+      using Scalar = typename Gradient::Scalar;
+      const std::string full = "grad/param/" + name;
+      if (!expected_.contains(full)) return;
+      std::vector<Index> shape{gradient.rows()};
+      if (Gradient::ColsAtCompileTime != 1) shape.push_back(gradient.cols());
+      add<Scalar>(full, shape, {gradient.data(), static_cast<std::size_t>(gradient.size())});
+    });
+  }
 
   template <typename Scalar, int Rank>
   void add(const std::string& name, const Tensor<Scalar, Rank>& computed) {
@@ -109,9 +150,14 @@ class Outputs {
       if (std::isfinite(expected[i]))
         result.largest = std::max(result.largest, std::abs(expected[i]));
     }
-    result.relative_error = result.absolute_error > 0 ? result.absolute_error / result.largest : 0;
-    result.tolerance = tolerance_.value_or(
-        std::max(usual_tolerance(io::dtype_of<Scalar>()), usual_tolerance(stored.dtype)));
+    // A gradient that is 0 by its nature is the rounding of larger terms, in Python too.
+    const double size = is_gradient(name) && result.largest < 1e-12 * largest_gradient_
+                            ? largest_gradient_
+                            : result.largest;
+    result.relative_error = result.absolute_error > 0 ? result.absolute_error / size : 0;
+    const auto usual = is_gradient(name) ? usual_gradient_tolerance : usual_tolerance;
+    result.tolerance =
+        tolerance_.value_or(std::max(usual(io::dtype_of<Scalar>()), usual(stored.dtype)));
     comparisons_.push_back(std::move(result));
     computed_.add(name, stored.shape, computed);
   }
@@ -120,6 +166,8 @@ class Outputs {
   io::SafetensorsWriter& computed() { return computed_; }
 
  private:
+  static bool is_gradient(const std::string& name) { return name.starts_with("grad/"); }
+
   static std::string text(std::span<const Index> shape) {
     std::ostringstream text;
     text << '[';
@@ -131,9 +179,25 @@ class Outputs {
 
   const io::SafetensorsFile& expected_;
   std::optional<double> tolerance_;
+  double largest_gradient_ = 0;
   std::vector<Comparison> comparisons_;
   io::SafetensorsWriter computed_;
 };
+
+/// The gradients that a layer has: of its inputs and its weights.
+/// \throws io::SafetensorsError naming one that the file has beside them, or that cannot be
+///         computed for want of `input/grad_y`
+template <typename Parameters>
+void require_known_gradients(const io::SafetensorsFile& file, std::vector<std::string> known,
+                             const Parameters& parameters, bool has_grad_y) {
+  local_mha::for_each_parameter(
+      parameters, [&](const std::string& name, const auto&) { known.push_back("param/" + name); });
+  examples::require_known(file, "grad/", known);
+  for (const std::string& name : file.names())
+    if (!has_grad_y && name.starts_with("grad/"))
+      throw io::SafetensorsError(file.file_name(), name,
+                                 "expected input/grad_y beside it, the gradient of the output");
+}
 
 using Chunks = std::optional<examples::ChunkConfig>;
 
@@ -146,20 +210,33 @@ void run_mha(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   const auto x = files.inputs.tensor<Scalar, 3>("input/x");
   const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
   const PaddingMask mask = examples::read_mask(files.inputs);
-  if (!chunks) {
-    outputs.add("output/y", mha.forward(x, mask, examples::view(attn_bias)));
+  const bool has_grad_y = files.inputs.contains("input/grad_y");
+  require_known_gradients(files.inputs, {"x", "attn_bias"}, mha.parameters(), has_grad_y);
+  // A stream has no way back.
+  if (chunks) {
+    typename local_mha::LocalMHA<Scalar>::Stream stream(mha, {.batch = x.dimension(0)},
+                                                        examples::view(attn_bias));
+    if (mask) local_mha::require_shape("mask", mask.shape(), {x.dimension(0), x.dimension(1)});
+    outputs.add("output/y", examples::in_chunks<Scalar, 3>(
+                                {x.dimension(0), x.dimension(1), mha.config().dim}, 1, *chunks,
+                                [&](Index begin, Index size) {
+                                  return stream.push(examples::positions_of(x, 1, begin, size),
+                                                     examples::positions_of(mask, begin, size));
+                                },
+                                [&] { return stream.flush(); }));
     return;
   }
-  typename local_mha::LocalMHA<Scalar>::Stream stream(mha, {.batch = x.dimension(0)},
-                                                      examples::view(attn_bias));
-  if (mask) local_mha::require_shape("mask", mask.shape(), {x.dimension(0), x.dimension(1)});
-  outputs.add("output/y", examples::in_chunks<Scalar, 3>(
-                              {x.dimension(0), x.dimension(1), mha.config().dim}, 1, *chunks,
-                              [&](Index begin, Index size) {
-                                return stream.push(examples::positions_of(x, 1, begin, size),
-                                                   examples::positions_of(mask, begin, size));
-                              },
-                              [&] { return stream.flush(); }));
+  typename local_mha::LocalMHA<Scalar>::Saved saved;
+  outputs.add("output/y", mha.forward_saving(saved, x, mask, examples::view(attn_bias)));
+  if (!has_grad_y) return;
+  auto gradients = local_mha::LocalMHAParameters<Scalar>::zeros(mha.config());
+  std::optional<Tensor<Scalar, 3>> grad_bias;
+  if (attn_bias) grad_bias = attn_bias->constant(Scalar(0));
+  outputs.add_gradient(
+      "x", mha.backward(gradients, saved, files.inputs.tensor<Scalar, 3>("input/grad_y"), x, mask,
+                        examples::view(attn_bias), {}, grad_bias ? &*grad_bias : nullptr));
+  if (grad_bias) outputs.add_gradient("attn_bias", *grad_bias);
+  outputs.add_gradients(gradients);
 }
 
 template <typename Scalar>
@@ -174,26 +251,40 @@ void run_attention(const CaseFiles& files, const Chunks& chunks, Outputs& output
   const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
   const PaddingMask mask = examples::read_mask(files.inputs);
   const local_mha::LocalAttentionCall call{.window_size = examples::window_size_of_call(files)};
-  if (!chunks) {
-    outputs.add("output/y", attention.forward(q, k, v, mask, examples::view(attn_bias), call));
+  const bool has_grad_y = files.inputs.contains("input/grad_y");
+  require_known_gradients(files.inputs, {"q", "k", "v", "attn_bias"},
+                          local_mha::LocalMHAParameters<Scalar>(), has_grad_y);
+  if (chunks) {
+    const Index batch = q.dimension(0);
+    const Index seqlen = q.dimension(2);
+    local_mha::require_shape("k", k.dimensions(), q.dimensions());
+    local_mha::require_shape("v", v.dimensions(), q.dimensions());
+    if (mask) local_mha::require_shape("mask", mask.shape(), {batch, seqlen});
+    typename local_mha::LocalAttention<Scalar>::Stream stream(attention, q.dimension(1),
+                                                              q.dimension(3), {.batch = batch},
+                                                              examples::view(attn_bias), call);
+    outputs.add("output/y", examples::in_chunks<Scalar, 4>(
+                                {batch, q.dimension(1), seqlen, q.dimension(3)}, 2, *chunks,
+                                [&](Index begin, Index size) {
+                                  return stream.push(examples::positions_of(q, 2, begin, size),
+                                                     examples::positions_of(k, 2, begin, size),
+                                                     examples::positions_of(v, 2, begin, size),
+                                                     examples::positions_of(mask, begin, size));
+                                },
+                                [&] { return stream.flush(); }));
     return;
   }
-  const Index batch = q.dimension(0);
-  const Index seqlen = q.dimension(2);
-  local_mha::require_shape("k", k.dimensions(), q.dimensions());
-  local_mha::require_shape("v", v.dimensions(), q.dimensions());
-  if (mask) local_mha::require_shape("mask", mask.shape(), {batch, seqlen});
-  typename local_mha::LocalAttention<Scalar>::Stream stream(
-      attention, q.dimension(1), q.dimension(3), {.batch = batch}, examples::view(attn_bias), call);
-  outputs.add("output/y", examples::in_chunks<Scalar, 4>(
-                              {batch, q.dimension(1), seqlen, q.dimension(3)}, 2, *chunks,
-                              [&](Index begin, Index size) {
-                                return stream.push(examples::positions_of(q, 2, begin, size),
-                                                   examples::positions_of(k, 2, begin, size),
-                                                   examples::positions_of(v, 2, begin, size),
-                                                   examples::positions_of(mask, begin, size));
-                              },
-                              [&] { return stream.flush(); }));
+  const auto saved = attention.forward_saving(q, k, v, mask, examples::view(attn_bias), call);
+  outputs.add("output/y", saved.out);
+  if (!has_grad_y) return;
+  auto gradients = attention.backward(saved, files.inputs.tensor<Scalar, 4>("input/grad_y"), q, k,
+                                      v, mask, examples::view(attn_bias), call);
+  // In Python shared queries and keys are one tensor.
+  if (attention.config().shared_qk && !files.inputs.contains("grad/k")) gradients.q += gradients.k;
+  outputs.add_gradient("q", gradients.q);
+  outputs.add_gradient("k", gradients.k);
+  outputs.add_gradient("v", gradients.v);
+  if (gradients.attn_bias) outputs.add_gradient("attn_bias", *gradients.attn_bias);
 }
 
 /// The logits by a stream, or by the full forward pass.
@@ -233,16 +324,25 @@ void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outp
         examples::positions_of(tokens, 1, 0, has_labels && length > 0 ? length - 1 : length);
     outputs.add("output/logits", logits_of(model, input, mask, chunks));
   }
-  if (files.inputs.contains("output/loss")) {
+  require_known_gradients(files.inputs, {}, model.parameters(), true);
+  const std::vector<std::string> names = files.inputs.names();
+  const bool has_gradients =
+      std::ranges::any_of(names, [](const auto& name) { return name.starts_with("grad/"); });
+  if (!files.inputs.contains("output/loss") && !has_gradients) return;
+  if (chunks) {
+    if (!files.inputs.contains("output/loss")) return;
     if (length < 1) local_mha::reject("input/tokens", "at least 1 in each sequence", length);
-    const Scalar loss =
-        chunks
-            ? local_mha::cross_entropy<Scalar>(
-                  logits_of(model, examples::positions_of(tokens, 1, 0, length - 1), mask, chunks),
-                  examples::positions_of(tokens, 1, 1, length - 1), model.config().ignore_index)
-            : model.loss(tokens, mask);
+    const Scalar loss = local_mha::cross_entropy<Scalar>(
+        logits_of(model, examples::positions_of(tokens, 1, 0, length - 1), mask, chunks),
+        examples::positions_of(tokens, 1, 1, length - 1), model.config().ignore_index);
     outputs.add<Scalar>("output/loss", {}, {&loss, 1});
+    return;
   }
+  auto gradients = local_mha::LocalTransformerParameters<Scalar>::zeros(model.config());
+  const Scalar loss =
+      has_gradients ? model.backward(gradients, tokens, mask) : model.loss(tokens, mask);
+  if (files.inputs.contains("output/loss")) outputs.add<Scalar>("output/loss", {}, {&loss, 1});
+  if (has_gradients) outputs.add_gradients(gradients);
 }
 
 template <typename Scalar>
@@ -298,15 +398,10 @@ int verify(const Options& options) {
     std::cout << ", as a stream in chunks of random sizes";
   std::cout << '\n';
   print(outputs.comparisons());
-  const auto gradients =
-      std::ranges::count_if(names, [](const auto& name) { return name.starts_with("grad/"); });
-  if (gradients > 0)
-    std::cout << "The file's " << gradients << " gradients (grad/...) are not compared.\n";
-
   if (!options.output_path.empty()) {
     io::Case described = io::read_case(files.weights);
     described.call = files.call;
-    described.note = "outputs computed by local_mha in " + options.scalar;
+    described.note = "outputs and gradients computed by local_mha in " + options.scalar;
     set_case(outputs.computed(), described);
     outputs.computed().write(options.output_path);
   }
@@ -316,8 +411,11 @@ int verify(const Options& options) {
 int run(int argc, char** argv) {
   Options options;
   CLI::App app(
-      "Runs a layer exported from Python and compares its outputs with Python's.\n\n"
-      "Prints, for each output that the file holds (output/y, output/logits, output/loss), the\n"
+      "Runs a layer exported from Python and compares its outputs and gradients with Python's.\n\n"
+      "Prints, for each output that the file holds (output/y, output/logits, output/loss) and "
+      "each\n"
+      "gradient (grad/..., for the upstream gradient input/grad_y; a model's are of its loss), "
+      "the\n"
       "largest absolute error, and that relative to the largest expected element.\n"
       "Exit status: 0 if every relative error is within the tolerance, 1 if not, 2 if the files\n"
       "cannot be used or hold nothing to compare.",
@@ -336,7 +434,7 @@ int run(int argc, char** argv) {
   app.add_option("--tolerance", options.tolerance,
                  "Largest relative error that passes. Default: the larger of what the scalar and "
                  "the stored output allow, 1e-10 for double, 2e-5 for float, 2e-3 for F16, 2e-2 "
-                 "for BF16");
+                 "for BF16; for gradients 1e-9, 1e-4, 5e-3, 5e-2");
   app.add_option("--stream", options.chunk,
                  "Takes the sequences through a stream, in chunks of that many positions; 0: of "
                  "random sizes")

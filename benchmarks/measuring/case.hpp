@@ -42,7 +42,11 @@ struct Case {
   Index qk_rmsnorm = 0;  ///< layer
   Index padding = 0;     ///< a padding mask of random lengths
   Index bias = 0;        ///< an attn_bias for each head
-  Index threads = 1;     ///< of an Eigen::ThreadPoolDevice; 1: the calling thread
+  Index dropout = 0;     ///< percent, attention
+  /// Of the attention: the backward pass alone. Of a layer: forward and backward, a step of
+  /// training.
+  Index backward = 0;
+  Index threads = 1;  ///< of an Eigen::ThreadPoolDevice; 1: the calling thread
 
   Index look_forward() const { return causal != 0 ? 0 : 1; }
   Index inner() const { return heads * dim_head; }
@@ -68,6 +72,8 @@ struct Case {
     visit("qk_rmsnorm", c.qk_rmsnorm);
     visit("padding", c.padding);
     visit("bias", c.bias);
+    visit("dropout", c.dropout);
+    visit("backward", c.backward);
     visit("threads", c.threads);
   }
 
@@ -137,6 +143,15 @@ struct Case {
       throw bad("streams are measured causal");
     if (c.subject != "attention" && (c.padding != 0 || c.bias != 0 || c.rotary != 0))
       throw bad("padding, bias and rotary are for attention");
+    if (c.dropout >= 100 || (c.dropout > 0 && c.subject != "attention"))
+      throw bad("dropout is for attention, and below 100 (percent)");
+    if (c.backward != 0 && c.subject != "attention" && c.subject != "layer")
+      throw bad("backward is for attention and layer");
+    if ((c.backward != 0 || c.dropout != 0) && (c.padding != 0 || c.bias != 0 || c.rotary != 0))
+      throw bad("backward and dropout are without padding, bias and rotary");
+    // Which the check of the gradients rests on.
+    if (c.backward != 0 && c.subject == "layer" && c.qk_rmsnorm == 0)
+      throw bad("backward of a layer needs qk_rmsnorm");
     if (c.threads < 1 || c.threads > 1024) throw bad("expected 1 to 1024 threads");
     if (c.threads > 1 && c.subject != "attention" && c.subject != "layer")
       throw bad("threads are for attention and layer");
@@ -199,12 +214,15 @@ struct Case {
   double tokens() const { return static_cast<double>(of_one_position() ? 1 : batch * seqlen); }
 
   /// A pair takes `2·dim_head` for its score and as many for its value; a token of the layer
-  /// `2·dim·inner` for each of q, k, v and the output.
+  /// `2·dim·inner` for each of q, k, v and the output. On the way back there are two products for
+  /// each of a projection, and five for two of the attention.
   double flops() const {
     const double projections =
         of_layer() ? 2 * tokens() * static_cast<double>(dim * 4 * inner()) : 0;
     if (of_eigen()) return projections;
-    return projections + 4 * static_cast<double>(dim_head) * pairs();
+    const double attention = 4 * static_cast<double>(dim_head) * pairs();
+    if (backward == 0) return projections + attention;
+    return subject == "layer" ? 3 * projections + 3.5 * attention : 2.5 * attention;
   }
 
  private:

@@ -143,15 +143,19 @@ class AttentionWork : public Work {
           const auto seen = c.seen(i, lengths_[static_cast<std::size_t>(b)]);
           const Eigen::VectorXd exact = exact_attention(
               c, rows_of(q_).row(i).template cast<double>(), select_rows<Scalar>(rows_of(k_), seen),
-              select_rows<Scalar>(rows_of(v_), seen), seen, i, scale, [&](Index column) {
+              select_rows<Scalar>(rows_of(v_), seen), seen, i, scale,
+              [&](Index column) {
                 return static_cast<double>((*bias_)(h, i % c.window_size, column));
-              });
+              },
+              seed);
           comparison.add(rows_of(out_).row(i), exact);
         }
     return comparison.relative();
   }
 
  protected:
+  static constexpr std::uint64_t seed = 3;  // of dropout
+
   std::array<Index, 4> shape() const {
     return {of().batch, of().heads, of().seqlen, of().dim_head};
   }
@@ -161,6 +165,9 @@ class AttentionWork : public Work {
   std::optional<local_mha::Tensor<Scalar, 3>> bias_;
   local_mha::Tensor<Scalar, 4> out_;
 };
+
+template <typename Scalar>
+class AttentionBackwardWork;
 
 template <typename Scalar>
 class LocalAttentionWork final : public AttentionWork<Scalar> {
@@ -174,11 +181,15 @@ class LocalAttentionWork final : public AttentionWork<Scalar> {
   void run() override {
     threads_.call([&](const auto& device) {
       attention_.forward_into(device, this->out_, workspace_, this->q_, this->k_, this->v_, mask_,
-                              view_of_bias_);
+                              view_of_bias_, call());
     });
   }
 
  private:
+  static local_mha::LocalAttentionCall call() {
+    return {.training = local_mha::Training{.seed = AttentionWork<Scalar>::seed}};
+  }
+
   static local_mha::LocalAttentionConfig configuration(const Case& c) {
     local_mha::LocalAttentionConfig config;
     config.window_size = c.window_size;
@@ -186,14 +197,67 @@ class LocalAttentionWork final : public AttentionWork<Scalar> {
     config.exact_windowsize = c.exact != 0;
     if (c.rotary != 0) config.dim = c.dim_head;
     config.use_xpos = c.xpos != 0;
+    config.dropout = static_cast<double>(c.dropout) / 100;
     return config;
   }
+
+  friend class AttentionBackwardWork<Scalar>;
 
   local_mha::LocalAttention<Scalar> attention_;
   typename local_mha::LocalAttention<Scalar>::Workspace workspace_;
   Threads threads_;
   local_mha::PaddingMask mask_;
   std::optional<local_mha::TensorView<const Scalar, 3>> view_of_bias_;
+};
+
+/// The backward pass alone: the forward pass is done once.
+template <typename Scalar>
+class AttentionBackwardWork final : public AttentionWork<Scalar> {
+ public:
+  explicit AttentionBackwardWork(const Case& c)
+      : AttentionWork<Scalar>(c),
+        attention_(LocalAttentionWork<Scalar>::configuration(c)),
+        threads_(c.threads),
+        grad_out_(this->shape()),
+        saved_(attention_.forward_saving(this->q_, this->k_, this->v_, {}, {}, call())) {
+    Random random(4);
+    random.fill(grad_out_);
+  }
+
+  void run() override {
+    threads_.call([&](const auto& device) {
+      attention_.backward_into(device, gradients_, workspace_, saved_, grad_out_, this->q_,
+                               this->k_, this->v_, {}, {}, call());
+    });
+  }
+
+  double max_error() const override {
+    const Case& c = this->of();
+    Comparison q, k, v;
+    const auto rows_of = [&](const local_mha::Tensor<Scalar, 4>& t) {
+      return Rows<Scalar>(t.data(), c.seqlen, c.dim_head);
+    };
+    for (const Index i : sampled_rows(c)) {
+      const ExactGradients exact = exact_gradients(
+          c, rows_of(this->q_), rows_of(this->k_), rows_of(this->v_), rows_of(grad_out_), i,
+          [&](Index query, Index key) { return exact_dropout(c, this->seed, query, key); });
+      q.add(rows_of(gradients_.q).row(i), exact.q);
+      k.add(rows_of(gradients_.k).row(i), exact.k);
+      v.add(rows_of(gradients_.v).row(i), exact.v);
+    }
+    return std::max({q.relative(), k.relative(), v.relative()});
+  }
+
+ private:
+  static local_mha::LocalAttentionCall call() { return LocalAttentionWork<Scalar>::call(); }
+
+  using Attention = local_mha::LocalAttention<Scalar>;
+  Attention attention_;
+  typename Attention::Workspace workspace_;
+  Threads threads_;
+  local_mha::Tensor<Scalar, 4> grad_out_;
+  typename Attention::Saved saved_;
+  typename Attention::Gradients gradients_;
 };
 
 template <typename Scalar>
@@ -308,6 +372,59 @@ class LocalMHAWork final : public LayerWork<Scalar> {
   typename local_mha::LocalMHA<Scalar>::Workspace workspace_;
   Threads threads_;
   local_mha::Tensor<Scalar, 3> y_;
+};
+
+/// A step of training, but for the optimizer: forward, and back to the gradients of x and of the
+/// weights.
+template <typename Scalar>
+class LayerStepWork final : public LayerWork<Scalar> {
+ public:
+  explicit LayerStepWork(const Case& c)
+      : LayerWork<Scalar>(c),
+        layer_(this->configuration(c), this->parameters_),
+        threads_(c.threads),
+        grad_y_(c.batch, c.seqlen, c.dim),
+        gradients_(this->parameters_) {
+    Random random(5);
+    random.fill(grad_y_);
+  }
+
+  void run() override {
+    threads_.call([&](const auto& device) {
+      local_mha::set_zero(gradients_);
+      y_ = layer_.forward_saving(device, saved_, this->x_);
+      grad_x_ = layer_.backward(device, gradients_, saved_, grad_y_, this->x_);
+    });
+  }
+
+  /// By Euler's theorem: with normalized queries and keys, y is linear in x along itself, in the
+  /// values' weights and in to_out, and constant in the length of the queries' and keys' weights.
+  double max_error() const override {
+    const auto& p = this->parameters_;
+    const auto sum = [](const auto& a, const auto& b) {
+      double total = 0;
+      for (Index i = 0; i < a.size(); ++i)
+        total += static_cast<double>(a.data()[i]) * static_cast<double>(b.data()[i]);
+      return total;
+    };
+    const double expected = sum(y_, grad_y_);
+    double error = 0;
+    for (const double got : {sum(this->x_, grad_x_), sum(p.to_qkv, gradients_.to_qkv),
+                             sum(p.to_out, gradients_.to_out)}) {
+      const double relative = std::abs(got - expected) / std::abs(expected);
+      if (!(relative <= error)) error = relative;
+    }
+    return error;
+  }
+
+ private:
+  local_mha::LocalMHA<Scalar> layer_;
+  Threads threads_;
+  local_mha::Tensor<Scalar, 3> grad_y_;
+  local_mha::LocalMHAParameters<Scalar> gradients_;
+  typename local_mha::LocalMHA<Scalar>::Saved saved_;
+  local_mha::Tensor<Scalar, 3> y_;
+  local_mha::Tensor<Scalar, 3> grad_x_;
 };
 
 /// The matrix products of the layer and nothing else: `(x·to_qkvᵀ)`, and its first third as heads
@@ -433,6 +550,9 @@ class StreamWork final : public LayerWork<Scalar> {
 
 template <typename Scalar>
 std::unique_ptr<Work> make_work(const Case& c) {
+  if (c.subject == "attention" && c.backward != 0)
+    return std::make_unique<AttentionBackwardWork<Scalar>>(c);
+  if (c.subject == "layer" && c.backward != 0) return std::make_unique<LayerStepWork<Scalar>>(c);
   if (c.subject == "attention") return std::make_unique<LocalAttentionWork<Scalar>>(c);
   if (c.subject == "naive_attention") return std::make_unique<NaiveAttentionWork<Scalar>>(c);
   if (c.subject == "layer") return std::make_unique<LocalMHAWork<Scalar>>(c);

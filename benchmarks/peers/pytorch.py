@@ -16,7 +16,11 @@ Needs PyTorch 2.5 or newer. Measured, where there:
   cached            matter: from the second position on it rotates keys twice
 
 Cases are named as by local_mha_measure (benchmarks/measuring/case.hpp) and counted the same way:
-unmasked pairs only. Every result is checked against exact rows in float64 before it is timed.
+unmasked pairs only. Every attention's result is checked against exact rows in float64 before it is
+timed. A layer with backward:1 is a step of training: forward, and back to the gradients of x and of
+the weights; by local-attention and naive bucketed, which rotates in the buckets as that package does.
+For it, what autograd keeps from forward to backward is counted, too (kept_megabytes; without the
+input and the weights).
 
   python3 pytorch.py --threads 1 --output peers.json
   python3 pytorch.py --threads 1 --output peers.json --report build/release/benchmarks/report.json
@@ -53,6 +57,8 @@ LAYER_CASES = [
     "layer/float/seqlen:8192/dim:256/heads:4/dim_head:64/window_size:128",
     "layer/float/seqlen:8192/dim:768/heads:12/dim_head:64/window_size:128/causal:0",
     "layer/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1",
+    "layer/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1"
+    "/backward:1",
 ]
 
 
@@ -63,6 +69,7 @@ class Case:
         self.name = name
         self.subject, self.scalar, *pairs = name.split("/")
         values = {"batch": 1, "dim": 0, "heads": 1, "causal": 1, "xpos": 0, "qk_rmsnorm": 0}
+        values["backward"] = 0
         values.update((key, int(value)) for key, value in (pair.split(":") for pair in pairs))
         self.__dict__.update(values)
         self.dtype = {"float": torch.float32, "double": torch.float64}[self.scalar]
@@ -88,7 +95,8 @@ class Case:
 
     def flops(self):
         projections = 2 * self.tokens() * self.dim * 4 * self.heads * self.dim_head
-        return projections + 4 * self.dim_head * self.pairs()
+        attention = 4 * self.dim_head * self.pairs()
+        return 3 * projections + 3.5 * attention if self.backward else projections + attention
 
     def shape(self):
         return (self.batch, self.heads, self.seqlen, self.dim_head)
@@ -97,7 +105,34 @@ class Case:
 # ---- Attention: functions of q, k, v [B, H, N, D] ------------------------------------------------
 
 
-def naive_bucketed(case):
+class BucketRotary:
+    """Turns buckets of queries and their look-arounds by the places in the look-around; with xPos,
+    queries are scaled by a power of zeta and keys by its inverse."""
+
+    def __init__(self, case):
+        w, d = case.window_size, case.dim_head
+        place = torch.arange((2 + case.look_forward) * w, dtype=torch.float64)
+        pair = torch.arange(d // 2, dtype=torch.float64)
+        angles = place[:, None] * 10000.0 ** (-2 * pair / d)
+        decay = torch.ones_like(angles)
+        if case.xpos:
+            zeta = (2 * pair + 0.4 * d) / (1.4 * d)
+            decay = zeta ** ((place[:, None] - len(place) // 2) / math.sqrt(case.dim))
+        both = lambda t: torch.cat([t, t], -1).to(case.dtype)
+        self.keys = both(angles.cos() / decay), both(angles.sin() / decay)
+        # The queries are the last bucket that the look-around is counted from.
+        self.queries = both(angles.cos() * decay)[-w:], both(angles.sin() * decay)[-w:]
+
+    @staticmethod
+    def turn(t, cos, sin):
+        first, second = t.chunk(2, dim=-1)
+        return t * cos + torch.cat([-second, first], -1) * sin
+
+    def __call__(self, q, k):
+        return self.turn(q, *self.queries), self.turn(k, *self.keys)
+
+
+def naive_bucketed(case, rotary=None):
     """What local_attention computes, in the tensor operations that it is made of."""
     w = case.window_size
     buckets = -(-case.seqlen // w)
@@ -118,8 +153,10 @@ def naive_bucketed(case):
     def attend(q, k, v):
         b, h, n, d = q.shape
         q, k, v = (pad(t, (0, 0, 0, padded - n)) for t in (q, k, v))
-        q = q.view(b, h, buckets, w, d) * d**-0.5
-        scores = q @ look_around(k).transpose(-1, -2)
+        q, k = q.view(b, h, buckets, w, d) * d**-0.5, look_around(k)
+        if rotary is not None:
+            q, k = rotary(q, k)
+        scores = q @ k.transpose(-1, -2)
         scores = scores.masked_fill(hidden, -torch.finfo(scores.dtype).max)
         out = softmax(scores, dim=-1) @ look_around(v)
         return out.reshape(b, h, padded, d)[:, :, :n]
@@ -172,22 +209,29 @@ ATTENTIONS = {
 
 class Layer:
     """LocalMHA around one of the attentions above. Positions are rotated once, absolutely: xPos'
-    powers of absolute positions would overflow at this length, so it is left to the package."""
+    powers of absolute positions would overflow at this length, so it is left to the package, and
+    to attentions that rotate (`rotates`)."""
 
-    def __init__(self, case, attend):
-        self.case, self.attend = case, attend
+    def __init__(self, case, attend, rotates=False):
+        self.case, self.attend, self.rotates = case, attend, rotates
         inner = case.heads * case.dim_head
         generator = torch.Generator().manual_seed(2)
         weight = lambda rows, columns: (
             torch.randn(rows, columns, generator=generator, dtype=case.dtype) / math.sqrt(columns)
         )
         self.to_qkv, self.to_out = weight(3 * inner, case.dim), weight(case.dim, inner)
+        self.q_scale, self.k_scale = (torch.ones(case.dim_head, dtype=case.dtype) for _ in range(2))
         half = torch.arange(case.dim_head // 2, dtype=torch.float64)
         angles = torch.arange(case.seqlen)[:, None] * 10000.0 ** (-2 * half / case.dim_head)
         self.cos = torch.cat([angles, angles], -1).cos().to(case.dtype)
         self.sin = torch.cat([angles, angles], -1).sin().to(case.dtype)
 
+    def parameters(self):
+        return [self.to_qkv, self.to_out, self.q_scale, self.k_scale]
+
     def rotate(self, t):
+        if self.rotates:
+            return t
         first, second = t.chunk(2, dim=-1)
         return t * self.cos + torch.cat([-second, first], -1) * self.sin
 
@@ -199,8 +243,9 @@ class Layer:
         )
         if c.qk_rmsnorm:
             # Scores times 8 instead of D^-0.5, by way of q.
-            q = torch.nn.functional.normalize(q, dim=-1) * (8 * math.sqrt(c.dim_head))
-            k = torch.nn.functional.normalize(k, dim=-1)
+            q = torch.nn.functional.normalize(q, dim=-1) * self.q_scale
+            q = q * (8 * math.sqrt(c.dim_head))
+            k = torch.nn.functional.normalize(k, dim=-1) * self.k_scale
         out = self.attend(self.rotate(q), self.rotate(k), v)
         return linear(out.transpose(1, 2).reshape(c.batch, c.seqlen, -1), self.to_out)
 
@@ -397,6 +442,57 @@ def layer_runner(case, label, make):
     return lambda: layer(x)
 
 
+class Step:
+    """A step of training: forward, and back to the gradients of x and of the weights."""
+
+    def __init__(self, case, label):
+        generator = torch.Generator().manual_seed(2)
+        shape = (case.batch, case.seqlen, case.dim)
+        draw = lambda: torch.randn(shape, generator=generator, dtype=case.dtype)
+        self.x, self.grad_y = draw().requires_grad_(), draw()
+        if label == "local-attention":
+            self.layer = package_layer(case)
+        elif label == "naive bucketed":
+            attend = naive_bucketed(case, BucketRotary(case))
+            self.layer = Layer(case, attend, rotates=True)
+        else:
+            raise RuntimeError("does not rotate as xPos needs it")
+        self.parameters = list(self.layer.parameters())
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+
+    def __call__(self):
+        self.x.grad = None
+        for parameter in self.parameters:
+            parameter.grad = None
+        y = self.layer(self.x)
+        y.backward(self.grad_y)
+        return y
+
+    def check(self):
+        """With normalized queries and keys, y is linear in x along x: Euler's theorem."""
+        expected = (self().detach().double() * self.grad_y.double()).sum().item()
+        got = (self.x.detach().double() * self.x.grad.double()).sum().item()
+        if not abs(got - expected) <= 1e-3 * abs(expected):
+            raise RuntimeError(f"wrong gradient: {got:.6g} instead of {expected:.6g}")
+
+    def kept_bytes(self):
+        """What autograd keeps from forward to backward, without the input and the weights."""
+        ours = {t.untyped_storage().data_ptr() for t in [self.x, *self.parameters]}
+        kept = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in ours:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = self.layer(self.x)
+        y.backward(self.grad_y)
+        return sum(kept.values())
+
+
 def processor():
     try:
         with open("/proc/cpuinfo") as info:
@@ -410,11 +506,17 @@ def peers_of(case):
 
 
 def measure(name, label, arguments):
-    """Seconds of one case by one attention, in this process."""
+    """Seconds of one case by one attention, in this process, and bytes kept for the way back."""
     torch.set_num_threads(arguments.threads)
     torch.set_num_interop_threads(1)
     case = Case(name)
     make = peers_of(case)[label]
+    if case.backward:
+        if case.subject != "layer" or not case.qk_rmsnorm:
+            raise RuntimeError("backward is of a layer with qk_rmsnorm")
+        step = Step(case, label)
+        step.check()
+        return median_seconds(step, arguments.seconds), step.kept_bytes()
     with torch.inference_mode():
         if case.subject == "decode":
             run = make(case)
@@ -424,7 +526,8 @@ def measure(name, label, arguments):
             run = layer_runner(case, label, make)
         else:
             run = attention_runner(case, make)
-        return median_seconds(run, arguments.seconds, 2000 if case.subject == "decode" else 100)
+        most = 2000 if case.subject == "decode" else 100
+        return median_seconds(run, arguments.seconds, most), 0
 
 
 def measure_apart(name, label, arguments):
@@ -439,7 +542,8 @@ def measure_apart(name, label, arguments):
     if child.returncode != 0:
         lines = [line for line in child.stderr.splitlines() if line.strip()]
         raise RuntimeError(lines[-1] if lines else f"exit status {child.returncode}")
-    return float(child.stdout.split()[-1])
+    seconds, kept = child.stdout.split()[-2:]
+    return float(seconds), int(kept)
 
 
 def write(arguments, peak, rows):
@@ -472,7 +576,7 @@ def parse_arguments():
 def main():
     arguments = parse_arguments()
     if arguments.one:
-        print(measure(*arguments.one, arguments))
+        print(*measure(*arguments.one, arguments))
         return
     peak = {}
     if arguments.report:
@@ -488,7 +592,7 @@ def main():
                 continue
             what = f"{name}, {label}"
             try:
-                seconds = measure_apart(name, label, arguments)
+                seconds, kept = measure_apart(name, label, arguments)
             except RuntimeError as reason:
                 print(f"{what}: left out: {reason}", file=sys.stderr, flush=True)
                 continue
@@ -503,8 +607,11 @@ def main():
                 "met": None,
                 "tokens_per_second": case.tokens() / seconds,
             }
+            if kept:
+                row["kept_megabytes"] = kept * 1e-6
             rows.append(row)
-            print(f"{what}: {row['figure']:.2f} {row['unit']}", flush=True)
+            beside = f", {kept * 1e-6:.0f} MB kept" if kept else ""
+            print(f"{what}: {row['figure']:.2f} {row['unit']}{beside}", flush=True)
             # After each row, so that what is done is kept if the rest is broken off.
             write(arguments, peak, rows)
 

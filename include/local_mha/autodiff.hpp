@@ -11,16 +11,16 @@
 
 namespace Eigen {
 
-/// `erf`, which the module lacks; `erf'(x) = 2/√π · e^(−x²)`.
+/// `erfc`, which the module lacks; `erfc'(x) = −2/√π · e^(−x²)`.
 template <typename Derivatives>
-auto erf(const AutoDiffScalar<Derivatives>& x) {
-  using std::erf;
+auto erfc(const AutoDiffScalar<Derivatives>& x) {
+  using std::erfc;
   using std::exp;
   using Value = typename AutoDiffScalar<Derivatives>::Scalar;
   using Plain = AutoDiffScalar<typename internal::remove_all<Derivatives>::type::PlainObject>;
   const Value value = x.value();
-  const Value slope = Value(1.12837916709551257390) * exp(-value * value);
-  return Plain(erf(value), (x.derivatives() * slope).eval());
+  const Value slope = Value(-1.12837916709551257390) * exp(-value * value);
+  return Plain(erfc(value), (x.derivatives() * slope).eval());
 }
 
 }  // namespace Eigen

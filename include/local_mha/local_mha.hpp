@@ -24,5 +24,8 @@
 #include <local_mha/streaming/local_attention_stream.hpp>
 #include <local_mha/streaming/mha_stream.hpp>
 #include <local_mha/streaming/transformer_stream.hpp>
+#include <local_mha/training/adamw.hpp>
+#include <local_mha/training/clip_gradients.hpp>
+#include <local_mha/training/cosine_schedule.hpp>
 #include <local_mha/transformer.hpp>
 #include <local_mha/version.hpp>

@@ -24,6 +24,7 @@
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
+#include <local_mha/mha_backward.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -147,26 +148,77 @@ class LocalMHA {
   void forward_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
                     TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                     const Bias& attn_bias = {}, std::optional<Training> training = {}) const {
-    const auto inputs = check(x, mask, attn_bias);
-    require_shape("y", y.dimensions(), x.dimensions());
-    const auto [batch, seqlen, dim] = x.dimensions();
-    const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
-    workspace.prepare(*this, inputs.window(), seqlen, plan);
-    const auto work = [&](Index worker, Index) {
-      try {
-        workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(),
-                                                               y.data(), training);
-      } catch (...) {
-        workspace.order_->abandon();
-        throw;
-      }
-    };
-    parallel_for(device, plan.workers, plan.workers, work);
+    flow(device, y, workspace, x, mask, attn_bias, training, nullptr);
   }
   void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
                     const PaddingMask& mask = {}, const Bias& attn_bias = {},
                     std::optional<Training> training = {}) const {
     forward_into(Eigen::DefaultDevice(), y, workspace, x, mask, attn_bias, training);
+  }
+
+  /// What forward_saving() keeps for backward().
+  using Saved = SavedLayer<Scalar>;
+
+  /// forward() that keeps what backward() needs.
+  /// \param saved becomes what this call kept
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> forward_saving(const Device& device, Saved& saved,
+                                   TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
+                                   const Bias& attn_bias = {},
+                                   std::optional<Training> training = {}) const {
+    check(x, mask, attn_bias);
+    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
+    saved = Saved(config_, x.dimension(0), x.dimension(1));
+    Workspace workspace;
+    flow(device, y, workspace, x, mask, attn_bias, training, &saved);
+    return y;
+  }
+  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
+                                   const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                                   std::optional<Training> training = {}) const {
+    return forward_saving(Eigen::DefaultDevice(), saved, x, mask, attn_bias, training);
+  }
+
+  /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
+  /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
+  /// \param saved what forward_saving() kept for the same arguments
+  /// \param grad_y `[B, N, dim]`
+  /// \param grad_attn_bias null, or where that of attn_bias is added, in its shape
+  /// \return that of x, `[B, N, dim]`
+  /// \throws std::invalid_argument naming the argument that does not fit
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> backward(const Device& device, Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
+                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                             std::optional<Training> training = {},
+                             Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
+    const auto inputs = check(x, mask, attn_bias);
+    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+    require_shape<2>("saved", {saved.batch, saved.seqlen}, {x.dimension(0), x.dimension(1)});
+    detail::require_same_shapes(gradients, Parameters::zeros(config_));
+    if (grad_attn_bias != nullptr) {
+      if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
+      require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),
+                    attn_bias->dimensions());
+    }
+    Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
+    if (x.size() == 0) return grad_x;
+    typename LocalAttention<Scalar>::BiasGradients grad_bias(
+        grad_attn_bias != nullptr ? attn_bias : Bias(), config_.heads);
+    detail::LayerBackward<Scalar>({config_, parameters_, attention_, norm_, q_norm_, k_norm_},
+                                  saved)
+        .run(device, inputs, training, x.data(), grad_y.data(), grad_x.data(), gradients,
+             grad_bias);
+    if (grad_attn_bias != nullptr) *grad_attn_bias += *grad_bias.sum();
+    return grad_x;
+  }
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
+                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                             std::optional<Training> training = {},
+                             Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
+    return backward(Eigen::DefaultDevice(), gradients, saved, grad_y, x, mask, attn_bias, training,
+                    grad_attn_bias);
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
@@ -178,8 +230,9 @@ class LocalMHA {
     const auto [batch, seqlen, dim] = x.dimensions();
     Tensor<Scalar, 4> q(batch, config_.heads, seqlen, config_.dim_head);
     Tensor<Scalar, 4> k(batch, config_.heads, seqlen, config_.dim_head);
-    Flow flow(*this, Window(attention_.config()), seqlen);
-    for (Index b = 0; b < batch; ++b) flow.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
+    Flow projections(*this, Window(attention_.config()), seqlen);
+    for (Index b = 0; b < batch; ++b)
+      projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
     return attention_.attention_probabilities(q, k, mask, attn_bias);
   }
 
@@ -187,6 +240,27 @@ class LocalMHA {
   static constexpr Index count = block_rows<Scalar>;
   // Blocks that pass the weights together: enough to pay for reading them.
   static constexpr Index stretch = std::max(6, 2 * Tiling<Scalar>::blocks);
+
+  template <ThreadDevice Device>
+  void flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
+            TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
+            const std::optional<Training>& training, Saved* saved) const {
+    const auto inputs = check(x, mask, attn_bias);
+    require_shape("y", y.dimensions(), x.dimensions());
+    const auto [batch, seqlen, dim] = x.dimensions();
+    const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
+    workspace.prepare(*this, inputs.window(), seqlen, plan);
+    const auto work = [&](Index worker, Index) {
+      try {
+        workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(),
+                                                               y.data(), training, saved);
+      } catch (...) {
+        workspace.order_->abandon();
+        throw;
+      }
+    };
+    parallel_for(device, plan.workers, plan.workers, work);
+  }
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
@@ -275,9 +349,11 @@ class LocalMHA {
 
     // Takes tasks until none is left.
     // \param x, y the batch
+    // \param saved null, or where is kept what the backward pass needs
     void run(Workspace& workspace, const detail::AttentionInputs<Scalar>& inputs, const Scalar* x,
-             Scalar* y, const std::optional<Training>& training) {
+             Scalar* y, const std::optional<Training>& training, Saved* saved) {
       one_by_one_ = false;
+      saved_ = saved;
       const Plan& plan = workspace.plan_;
       TaskOrder& order = *workspace.order_;
       const auto next = [&] {
@@ -288,6 +364,7 @@ class LocalMHA {
         const Index b = plan.sequence(task.i);
         if (b != std::exchange(sequence, b)) take_heads(inputs, b, training);
         Past<Scalar>& past = workspace.pasts_[to_size(b % plan.pasts)];
+        first_saved_ = b * ceil_div(seqlen_, count);
         const Range rows = plan.range(task.i);
         const Index first = (b * seqlen_ + rows.begin) * dim();
         if (task.kind == TaskOrder::Kind::make)
@@ -420,18 +497,29 @@ class LocalMHA {
 
     void make_gates(Past<Scalar>& past, const Range& rows, const Range& loaded) {
       if (!config().gate_values_per_head) return;
-      project_into(past.gates(), layer_->to_v_gate_, 0, rows, loaded, [&](Index, Scalar* gates) {
-        for (Index h = 0; h < heads(); ++h) {
-          Scalar* gate = gates + h * count;
-          const auto bias = Lanes<Scalar>::broadcast(layer_->parameters_.to_v_gate_bias[h]);
-          sigmoid(Lanes<Scalar>::load(gate) + bias).store(gate);
-        }
-      });
+      project_into(
+          past.gates(), layer_->to_v_gate_, 0, rows, loaded, [&](Index first, Scalar* gates) {
+            for (Index h = 0; h < heads(); ++h) {
+              Scalar* gate = gates + h * count;
+              const auto bias = Lanes<Scalar>::broadcast(layer_->parameters_.to_v_gate_bias[h]);
+              sigmoid(Lanes<Scalar>::load(gate) + bias).store(gate);
+            }
+            if (saved_ != nullptr)
+              std::copy_n(gates, heads() * count, saved_->gates[first_saved_ + first / count]);
+          });
+    }
+
+    // Keeps a head's block whose first row is `first`.
+    void save(BlockArray<Scalar> Saved::* part, const Scalar* block, Index first, Index h) {
+      if (saved_ == nullptr) return;
+      std::copy_n(block, dim_head() * count,
+                  (saved_->*part)[first_saved_ + first / count] + h * head_size());
     }
 
     void make_queries(Past<Scalar>& past, const Range& rows, const Range& loaded, Index h) {
       project_into(past.queries(h), layer_->to_qkv_, h, rows, loaded,
                    [&](Index first, Scalar* queries) {
+                     save(&Saved::q, queries, first, h);
                      if (config().qk_rmsnorm) layer_->q_norm_.apply(queries);
                      layer_->attention_.place_queries(dim_head(), queries, first);
                    });
@@ -440,11 +528,12 @@ class LocalMHA {
     void make_keys_and_values(Past<Scalar>& past, const Range& rows, Index h) {
       project_into(past.keys(h), layer_->to_qkv_, heads() + h, rows, rows,
                    [&](Index first, Scalar* keys) {
+                     save(&Saved::k, keys, first, h);
                      if (config().qk_rmsnorm) layer_->k_norm_.apply(keys);
                      layer_->attention_.place_keys(dim_head(), keys, first);
                    });
       project_into(past.values(h), layer_->to_qkv_, 2 * heads() + h, rows, rows,
-                   [](Index, Scalar*) {});
+                   [&](Index first, Scalar* values) { save(&Saved::v, values, first, h); });
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         past.values(h).note_finite(block);
@@ -456,8 +545,10 @@ class LocalMHA {
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
+        Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
         kernel_.attend(head, block * count, past.queries(h)[block], past.keys(h), past.values(h),
-                       out);
+                       out, lse);
+        save(&Saved::out, out, block * count, h);
         if (!config().gate_values_per_head) continue;
         const auto gate = Lanes<Scalar>::load(past.gates()[block] + h * count);
         for (Index c = 0; c < dim_head(); ++c)
@@ -496,6 +587,8 @@ class LocalMHA {
     bool one_by_one_ = false;
     std::vector<AttentionHead<Scalar>> heads_;
     std::vector<Dropout<Scalar>> dropouts_;
+    Saved* saved_ = nullptr;  // null: nothing is kept
+    Index first_saved_ = 0;   // the sequence's first block there
   };
 
   // The room for `plan.room` stretches, and for the keys that the first of them looks back at.

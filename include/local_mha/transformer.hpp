@@ -25,6 +25,7 @@
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/sampling.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha {
@@ -93,17 +94,21 @@ class LocalTransformer {
   /// \throws std::invalid_argument naming the argument that does not fit
   Tensor<Scalar, 3> forward(Tokens tokens, const PaddingMask& mask = {},
                             std::optional<Training> training = {}) const {
+    return forward(Eigen::DefaultDevice(), tokens, mask, training);
+  }
+
+  /// The same on the threads of a device; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> forward(const Device& device, Tokens tokens, const PaddingMask& mask = {},
+                            std::optional<Training> training = {}) const {
     check(tokens, mask);
     Tensor<Scalar, 3> x = embed(tokens);
+    const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
-      x += layers_[i].attention.forward(x, mask, bias, of_part(training, 2 * i));
-      rows(x) += layers_[i].feed_forward.forward(rows(x), of_part(training, 2 * i + 1));
+      x += layers_[i].attention.forward(device, x, mask, bias, of_part(training, 2 * i));
+      rows(x) += layers_[i].feed_forward.forward(device, rows(x), of_part(training, 2 * i + 1));
     }
-    const RowMatrix<Scalar> logits = to_logits_.forward(to_logits_norm_.forward(rows(x)));
-    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), config_.num_tokens);
-    std::copy(logits.data(), logits.data() + logits.size(), y.data());
-    return y;
+    return logits_of(device, to_logits_norm_.forward(rows(x)), x);
   }
 
   /// Mean cross entropy, in nats, of predicting each token from those before it.
@@ -113,17 +118,23 @@ class LocalTransformer {
   /// \return NaN if no label counts, as in PyTorch
   Scalar loss(Tokens tokens, const PaddingMask& mask = {},
               std::optional<Training> training = {}) const {
-    const Index batch = tokens.dimension(0);
-    const Index seqlen = tokens.dimension(1) - 1;
-    if (seqlen < 0) reject("tokens", "at least 1 in each sequence", to_string(tokens.dimensions()));
-    Tensor<std::int64_t, 2> input(batch, seqlen);
-    Tensor<std::int64_t, 2> labels(batch, seqlen);
-    for (Index b = 0; b < batch; ++b) {
-      const std::int64_t* row = tokens.data() + b * (seqlen + 1);
-      std::copy(row, row + seqlen, input.data() + b * seqlen);
-      std::copy(row + 1, row + 1 + seqlen, labels.data() + b * seqlen);
-    }
-    const Tensor<Scalar, 3> logits = forward(input, mask, training);
+    const InputAndLabels parts = split(tokens);
+    return loss(parts.input, parts.labels, mask, training);
+  }
+
+  /// Mean cross entropy, in nats, of labels that are given.
+  /// \param input `[B, N]`, tokens
+  /// \param labels `[B, N]`: what each position is to predict; those equal to ignore_index do not
+  ///        count
+  Scalar loss(Tokens input, Tokens labels, const PaddingMask& mask = {},
+              std::optional<Training> training = {}) const {
+    return loss(Eigen::DefaultDevice(), input, labels, mask, training);
+  }
+  /// The same on the threads of a device; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Scalar loss(const Device& device, Tokens input, Tokens labels, const PaddingMask& mask = {},
+              std::optional<Training> training = {}) const {
+    const Tensor<Scalar, 3> logits = forward(device, input, mask, training);
     return cross_entropy<Scalar>(logits, labels, config_.ignore_index);
   }
 
@@ -145,8 +156,126 @@ class LocalTransformer {
     return generate(prompt, config, [](const auto&) {});
   }
 
+  /// loss() and its gradients.
+  /// \param device its threads share the work; the same bits for any number of them
+  /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
+  /// \param tokens, mask, training as loss() takes them
+  /// \return the loss; NaN and no gradients if no label counts
+  /// \throws std::invalid_argument naming the argument that does not fit
+  template <ThreadDevice Device>
+  Scalar backward(const Device& device, Parameters& gradients, Tokens tokens,
+                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
+    const InputAndLabels parts = split(tokens);
+    return backward<Device>(device, gradients, parts.input, parts.labels, mask, training);
+  }
+  Scalar backward(Parameters& gradients, Tokens tokens, const PaddingMask& mask = {},
+                  std::optional<Training> training = {}) const {
+    return backward(Eigen::DefaultDevice(), gradients, tokens, mask, training);
+  }
+
+  /// The same of labels that are given, as loss() takes them.
+  template <ThreadDevice Device>
+  Scalar backward(const Device& device, Parameters& gradients, Tokens input, Tokens labels,
+                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
+    check(input, mask);
+    detail::count_labels({input.dimension(0), input.dimension(1), config_.num_tokens}, labels,
+                         config_.ignore_index);
+    detail::require_same_shapes(gradients, Parameters::zeros(config_));
+
+    const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
+    std::vector<SavedLayerParts> saved(layers_.size());
+    Tensor<Scalar, 3> x = embed(input);
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      SavedLayerParts& kept = saved[i];
+      kept.attention_input = x;
+      x += layers_[i].attention.forward_saving(device, kept.attention, kept.attention_input, mask,
+                                               bias, of_part(training, 2 * i));
+      kept.feed_forward_input = x;
+      rows(x) += layers_[i].feed_forward.forward_saving(device, kept.feed_forward, rows(x),
+                                                        of_part(training, 2 * i + 1));
+    }
+    const RowMatrix<Scalar> normed = to_logits_norm_.forward(rows(x));
+    const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
+    const Scalar loss = cross_entropy<Scalar>(logits, labels, config_.ignore_index);
+
+    Tensor<Scalar, 3> grad_logits =
+        cross_entropy_gradient<Scalar>(logits, labels, config_.ignore_index);
+    Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
+    rows(grad) = to_logits_norm_.backward(
+        linear_backward<Device, Scalar>(device, parameters_.to_logits, normed, rows(grad_logits),
+                                        gradients.to_logits, nullptr),
+        rows(x), gradients.to_logits_norm_weight, gradients.to_logits_norm_bias);
+    std::optional<Tensor<Scalar, 3>> grad_bias;
+    if (attn_bias_) grad_bias = attn_bias_->constant(Scalar(0));
+    for (std::size_t i = layers_.size(); i-- > 0;) {
+      SavedLayerParts& kept = saved[i];
+      auto& layer = gradients.layers[i];
+      rows(grad) += layers_[i].feed_forward.backward(device, layer.feed_forward, kept.feed_forward,
+                                                     rows(grad), rows(kept.feed_forward_input),
+                                                     of_part(training, 2 * i + 1));
+      grad += layers_[i].attention.backward(
+          device, layer.attention, kept.attention, grad, kept.attention_input, mask, bias,
+          of_part(training, 2 * i), grad_bias ? &*grad_bias : nullptr);
+      kept = {};
+    }
+    if (grad_bias) {
+      const LocalMHAConfig layer = layer_config(config_);
+      DynamicPositionBias<Scalar>(*parameters_.dynamic_pos_bias)
+          .backward(*gradients.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
+                    resolved_look_forward(layer));
+    }
+    for (Index i = 0; i < input.size(); ++i) {
+      gradients.token_emb.row(input.data()[i]) += rows(grad).row(i);
+      gradients.pos_emb.row(i % input.dimension(1)) += rows(grad).row(i);
+    }
+    return loss;
+  }
+
  private:
   using Bias = typename LocalMHA<Scalar>::Bias;
+
+  // What backward() keeps of a layer on the way forward.
+  struct SavedLayerParts {
+    Tensor<Scalar, 3> attention_input;
+    typename LocalMHA<Scalar>::Saved attention;
+    Tensor<Scalar, 3> feed_forward_input;
+    typename FeedForward<Scalar>::Saved feed_forward;
+  };
+
+  struct InputAndLabels {
+    Tensor<std::int64_t, 2> input;
+    Tensor<std::int64_t, 2> labels;
+  };
+
+  // All tokens but the last, and all but the first.
+  static InputAndLabels split(const Tokens& tokens) {
+    const Index batch = tokens.dimension(0);
+    const Index seqlen = tokens.dimension(1) - 1;
+    if (seqlen < 0) reject("tokens", "at least 1 in each sequence", to_string(tokens.dimensions()));
+    InputAndLabels parts{Tensor<std::int64_t, 2>(batch, seqlen),
+                         Tensor<std::int64_t, 2>(batch, seqlen)};
+    for (Index b = 0; b < batch; ++b) {
+      const std::int64_t* row = tokens.data() + b * (seqlen + 1);
+      std::copy(row, row + seqlen, parts.input.data() + b * seqlen);
+      std::copy(row + 1, row + 1 + seqlen, parts.labels.data() + b * seqlen);
+    }
+    return parts;
+  }
+
+  // `[B, N, num_tokens]` of the normalized positions below one another.
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> logits_of(const Device& device, const RowMatrix<Scalar>& normed,
+                              const Tensor<Scalar, 3>& x) const {
+    Tensor<Scalar, 3> logits(x.dimension(0), x.dimension(1), config_.num_tokens);
+    for_each_stretch(device, ceil_div(normed.rows(), block_rows<Scalar>),
+                     [&](Index, const Range& blocks) {
+                       const Index first = blocks.begin * block_rows<Scalar>;
+                       const Index last = std::min(blocks.end * block_rows<Scalar>, normed.rows());
+                       rows(logits).middleRows(first, last - first) =
+                           to_logits_.forward(normed.middleRows(first, last - first));
+                     });
+    return logits;
+  }
 
   struct Layer {
     LocalMHA<Scalar> attention;

@@ -85,7 +85,7 @@ inline Case read(const std::filesystem::path& path) {
     const auto described = nlohmann::json::parse(header["__metadata__"]["case"].get<std::string>());
     result.kind = described["kind"];
     result.kwargs = described["kwargs"];
-    result.call = described["call"];
+    result.call = described.value("call", nlohmann::json::object());
   }
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include <local_mha/core/random.hpp>
@@ -194,6 +195,7 @@ TYPED_TEST(Component, AttentionKernelGivesTheOutputAndItsLogSumExp) {
       local_mha::AttentionHead<TypeParam> head;
       head.window = &window;
       head.seqlen = n;
+      head.queries = {0, n};
       head.masked = in.masked.data();
       head.queries = {0, n};
       head.unmasked = {0, n};
@@ -408,6 +410,23 @@ TEST(PhiloxGenerator, GivesThePublishedNumbers) {
             (Counter{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(local_mha::Philox(0x299f31d0a4093822)({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}),
             (Counter{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TYPED_TEST(Component, PhiloxOfCountersSideBySideIsThatOfEachAlone) {
+  using Side = local_mha::Words<TypeParam>;
+  const local_mha::Philox philox(0x299f31d0a4093822);
+  const std::uint32_t first = 0x243f6a88;
+  typename Side::Word words[4];
+  philox.apply<Side>(Side::from(first), {0x85a308d3, 0x13198a2e, 0x03707344}, words);
+  for (int i = 0; i < Side::count; ++i) {
+    const auto alone =
+        philox({first + static_cast<std::uint32_t>(i), 0x85a308d3, 0x13198a2e, 0x03707344});
+    for (int word = 0; word < 4; ++word) {
+      std::uint32_t side_by_side[Side::count];
+      std::memcpy(side_by_side, &words[word], sizeof side_by_side);
+      EXPECT_EQ(side_by_side[i], alone[static_cast<std::size_t>(word)]) << i << ", " << word;
+    }
+  }
 }
 
 }  // namespace

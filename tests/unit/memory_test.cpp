@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Memory of the forward pass: the result, and scratch that does not grow with the sequence.
+// Memory of the passes: the result, and scratch that does not grow with the sequence.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
@@ -73,6 +73,38 @@ TEST(Memory, OfTheLayerIsTheResultAndScratchThatDoesNotGrow) {
   const double result = static_cast<double>(y.size()) * sizeof(float) / (1024 * 1024);
   EXPECT_GT(result, 30);
   EXPECT_LT(peak_megabytes() - before, result + 4);
+}
+
+TEST(Memory, OfTheAttentionsBackwardPassIsTheGradientsAndScratchThatDoesNotGrow) {
+  if (sanitized) GTEST_SKIP() << "measures the process";
+  const Index n = 1'500'000, d = 8;
+  Tensor<float, 4> q(1, 1, n, d);
+  q.setConstant(0.5F);
+  const local_mha::LocalAttention<float> attention({.window_size = 64, .causal = true, .dim = d});
+  const auto saved = attention.forward_saving(q, q, q);
+  const double before = peak_megabytes();
+  const auto gradients = attention.backward(saved, q, q, q, q);
+  const double result = 3 * static_cast<double>(q.size()) * sizeof(float) / (1024 * 1024);
+  EXPECT_GT(result, 120);
+  EXPECT_LT(peak_megabytes() - before, result + 4);
+  EXPECT_NEAR(gradients.q(0, 0, n - 1, 0), 0, 1e-4);
+}
+
+TEST(Memory, BetweenTheLayersPassesIsFourValuesOfAChannel) {
+  if (sanitized) GTEST_SKIP() << "measures the process";
+  const Index n = 100'000;
+  const local_mha::LocalMHA<float> mha(
+      {.dim = 32, .window_size = 128, .dim_head = 32, .heads = 2, .causal = true});
+  Tensor<float, 3> x(1, n, 32);
+  x.setConstant(0.5F);
+  const double before = peak_megabytes();
+  local_mha::LocalMHA<float>::Saved saved;
+  const auto y = mha.forward_saving(saved, x);
+  const double megabyte = 1024 * 1024;
+  const double result = static_cast<double>(y.size()) * sizeof(float) / megabyte;
+  const double kept = n * (4 * 64 + 2) * static_cast<double>(sizeof(float)) / megabyte;
+  EXPECT_GT(kept, 90);
+  EXPECT_LT(peak_megabytes() - before, kept + result + 6);
 }
 
 }  // namespace

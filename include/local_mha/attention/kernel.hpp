@@ -22,6 +22,7 @@
 #include <type_traits>
 
 #include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/tile.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
@@ -30,34 +31,6 @@
 #include <local_mha/ops/rotary.hpp>
 
 namespace local_mha {
-
-inline constexpr double log2_e = 1.44269504088896340736;
-inline constexpr double ln_2 = 0.69314718055994530942;
-
-/// What all blocks of queries of one head have in common.
-template <typename Scalar>
-struct AttentionHead {
-  const Window* window = nullptr;
-  /// Rows of the sequence, which is all that a query can see.
-  Index seqlen = 0;
-  /// Steps between groups of positions; null: no rotary embedding.
-  const RotarySteps<Scalar>* steps = nullptr;
-  /// The queries that attend; the output of others in their blocks is anything.
-  Range queries;
-  /// Flags of the keys from row `masked_begin` on, 1 = masked; null: none is.
-  const std::uint8_t* masked = nullptr;
-  Index masked_begin = 0;
-  /// No key outside of it is unmasked.
-  Range unmasked;
-  /// `[w, (1 + lb + lf)·w]`; null: none.
-  const Scalar* attn_bias = nullptr;
-  /// A position attends itself only if it sees nothing else.
-  bool shared_qk = false;
-  /// Null: evaluation.
-  const Dropout<Scalar>* dropout = nullptr;
-
-  bool is_masked(Index key) const { return masked != nullptr && masked[key - masked_begin] != 0; }
-};
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -94,9 +67,7 @@ class AttentionKernel {
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
     if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
-      if (tile.single_lane >= 0 && lse == nullptr &&
-          attend_one(head, tile, queries, keys, values, out))
-        return;
+      if (tile.single_lane >= 0 && attend_one(head, tile, queries, keys, values, out, lse)) return;
     }
     const L one = L::broadcast(Scalar(1));
     L maximum = L::broadcast(lowest());
@@ -118,63 +89,22 @@ class AttentionKernel {
     if (lse != nullptr) log_sum_exp(maximum, sum, lse);
   }
 
- private:
-  static constexpr Index group = Tiling<Scalar>::rows;
-  static constexpr int half = static_cast<int>(count / 2);
-  static constexpr int half_keys = Tiling<Scalar>::half_keys;
-  static constexpr double self_score = -5e4;
-
-  // Which keys the queries of a block see.
-  struct Tile {
-    Tile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
-      const Index begin = std::max<Index>(0, head.queries.begin - first_row);
-      const Index end = std::min(count, head.queries.end - first_row);
-      for (Index r = begin; r < end; ++r)
-        seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
-      if (end - begin == 1) single_lane = begin;
-      keys = {seen[begin].begin, seen[end - 1].end};
-      by_all = {seen[end - 1].begin, seen[begin].end};
-      if (keys.begin >= keys.end) keys = {0, 0};
-      for (Index r = 0; r < begin; ++r) seen[r] = {keys.begin, keys.begin};
-      for (Index r = end; r < count; ++r) seen[r] = {keys.end, keys.end};
-      lower_end = seen[half - 1].end;
-      upper_begin = seen[half].begin;
-    }
-
-    // Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
-    // whose ends grow with the key.
-    void advance(LaneRange& lanes, Index key) const {
-      while (lanes.begin < count && seen[lanes.begin].end <= key) ++lanes.begin;
-      while (lanes.end < count && seen[lanes.end].begin <= key) ++lanes.end;
-    }
-
-    // The first lane of the half outside of which no query sees any of `some` keys; -1: there is
-    // none.
-    int half_that_sees(const Range& some) const {
-      if (some.end <= upper_begin) return 0;
-      return some.begin >= lower_end ? half : -1;
-    }
-
-    Index first;
-    Range seen[count];
-    Range keys;
-    Range by_all;
-    // The end of what the first half of the queries sees, and the begin of what the second does.
-    Index lower_end;
-    Index upper_begin;
-    // The lane of the only query; -1: there are several.
-    Index single_lane = -1;
-  };
-
-  // Whether every query of the tile sees every one of the keys, and none is special.
-  static bool plain(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys) {
-    if (keys.begin < tile.by_all.begin || keys.end > tile.by_all.end) return false;
-    if (head.shared_qk && keys.begin < tile.first + count && tile.first < keys.end) return false;
-    if (head.masked == nullptr) return true;
-    const std::uint8_t* masked = head.masked + (keys.begin - head.masked_begin);
-    return std::none_of(masked, masked + (keys.end - keys.begin),
-                        [](std::uint8_t flag) { return flag != 0; });
+  /// `maximum` of scores in units of log 2 and `sum` of `2^(score − maximum)`, to logarithms.
+  static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
+    using std::log;
+    alignas(64) Scalar sums[count];
+    sum.store(sums);
+    (Scalar(ln_2) * maximum).store(lse);
+    for (Index r = 0; r < count; ++r)
+      lse[r] = sums[r] == Scalar(0) ? Scalar(-std::numeric_limits<double>::infinity())
+                                    : Scalar(lse[r] + log(sums[r]));
   }
+
+ private:
+  using Tile = QueryTile<Scalar>;
+  static constexpr Index group = Tiling<Scalar>::rows;
+  static constexpr int half = Tile::half;
+  static constexpr int half_keys = Tiling<Scalar>::half_keys;
 
   // Whether `most` of `left` rows are next, and not `group` of them, of both of which rows are made
   // up.
@@ -193,7 +123,7 @@ class AttentionKernel {
     const Scalar* turned = queries;
     Index groups_back = std::numeric_limits<Index>::min();
     LaneRange lanes{0, 0};
-    std::optional<BiasRows> bias_rows;
+    std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto cursor = keys.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
@@ -206,7 +136,7 @@ class AttentionKernel {
           turned = turned_.data();
         }
       }
-      if (bias_rows) gather_bias(*bias_rows, begin / count * count);
+      if (bias_rows) bias_rows->gather(begin / count * count, bias_.data());
       const Index block_end = begin / count * count + count;
       for (Index key = begin; key < end;) {
         constexpr Index most = Tiling<Scalar>::keys;
@@ -214,7 +144,7 @@ class AttentionKernel {
         const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
         const int lane = tile.half_that_sees({key, key + half_keys});
-        if (half_keys > 0 && lane >= 0 && key + half_keys <= block_end) {
+        if (half_keys > 0 && lane >= 0 && is_next<half_keys>(block_end - key)) {
           score_keys<std::max(1, half_keys), 2>(keys, from, turned + lane,
                                                 bias ? bias + lane : nullptr, to + lane);
           maximum = hide(head, tile, {key, key + half_keys}, to, lanes, maximum);
@@ -225,8 +155,8 @@ class AttentionKernel {
         const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
                                : score_keys<group>(keys, from, turned, bias, to);
         const Range scored{key, key + (many ? most : group)};
-        maximum = plain(head, tile, scored) ? max(maximum, largest)
-                                            : hide(head, tile, scored, to, lanes, maximum);
+        maximum = tile.plain(head, scored) ? max(maximum, largest)
+                                           : hide(head, tile, scored, to, lanes, maximum);
         key = scored.end;
       }
       begin = end;
@@ -274,40 +204,6 @@ class AttentionKernel {
       maximum = max(maximum, score);
     }
     return maximum;
-  }
-
-  // The rows of attn_bias for the queries of a tile.
-  struct BiasRows {
-    BiasRows(const AttentionHead<Scalar>& head, const Tile& tile)
-        : columns(head.window->look_around()) {
-      for (Index r = 0; r < count; ++r) {
-        const Index query = std::min(tile.first + r, head.seqlen - 1);
-        row[r] = head.attn_bias + head.window->place_in_bucket(query) * columns;
-        begin[r] = head.window->look_around_begin(query);
-      }
-    }
-
-    Index columns;
-    const Scalar* row[count];
-    Index begin[count];  // the key of column 0
-  };
-
-  // attn_bias as [key][query] for one block of keys; anything where a query does not see a key.
-  void gather_bias(const BiasRows& rows, Index first_key) {
-    const auto column = [&](Index r) { return first_key - rows.begin[r]; };
-    bool inside = true;
-    for (Index r = 0; r < count; ++r)
-      inside = inside && column(r) >= 0 && column(r) + count <= rows.columns;
-    if (inside) {
-      load_block(count, count, [&](Index r) { return rows.row[r] + column(r); }, bias_.data());
-      return;
-    }
-    for (Index key = 0; key < count; ++key)
-      for (Index r = 0; r < count; ++r) {
-        const bool there = Range{0, rows.columns}.contains(column(r) + key);
-        bias_[static_cast<std::size_t>(key * count + r)] =
-            there ? rows.row[r][column(r) + key] : Scalar(0);
-      }
   }
 
   // Turns the scores of a chunk into 2^(score − maximum). Returns their sum, added to `sum`.
@@ -409,7 +305,7 @@ class AttentionKernel {
   // attend() for a single query: lanes are keys, so that it costs what it reads. Returns false
   // where it cannot: the general way does the same.
   bool attend_one(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
-                  const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out) {
+                  const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out, Scalar* lse) {
     const Range blocks{tile.keys.begin / count, ceil_div(tile.keys.end, count)};
     if (head.dropout != nullptr || values.channels() > keys.channels() ||
         (blocks.end - blocks.begin) * count > static_cast<Index>(scores_.size()))
@@ -429,6 +325,7 @@ class AttentionKernel {
       p.store(s);
     }
     const Scalar sum = sum_of_lanes(sums);
+    if (lse != nullptr) log_sum_exp(maximum, L::broadcast(sum), lse);
     // The output of a query that sees nothing is 0, and so is its sum.
     const Scalar factor = Scalar(1) / (sum == Scalar(0) ? Scalar(1) : sum);
     accumulate_one(head, tile, blocks, values, factor, out + tile.single_lane);
@@ -483,7 +380,7 @@ class AttentionKernel {
       bias = head.attn_bias + head.window->place_in_bucket(query) * head.window->look_around();
       look_around = head.window->look_around_begin(query);
     }
-    if (plain(head, tile, {first, first + count})) {
+    if (tile.plain(head, {first, first + count})) {
       if (bias != nullptr)
         fma(Scalar(log2_e), L::load_unaligned(bias + (first - look_around)), L::load(scores))
             .store(scores);
@@ -561,16 +458,6 @@ class AttentionKernel {
       fma(p, v, L::load(sums + c)).store(sums + c);
     }
     cursor.advance();
-  }
-
-  static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
-    using std::log;
-    alignas(64) Scalar sums[count];
-    sum.store(sums);
-    (Scalar(ln_2) * maximum).store(lse);
-    for (Index r = 0; r < count; ++r)
-      lse[r] = sums[r] == Scalar(0) ? Scalar(-std::numeric_limits<double>::infinity())
-                                    : Scalar(lse[r] + log(sums[r]));
   }
 
   BlockBuffer<Scalar> scores_;

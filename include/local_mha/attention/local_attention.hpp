@@ -3,10 +3,14 @@
 /// LocalAttention: sliding-window attention of given queries, keys and values.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
+#include <local_mha/attention/backward_flow.hpp>
 #include <local_mha/attention/kernel.hpp>
 #include <local_mha/attention/narrow_kernel.hpp>
 #include <local_mha/attention/ring.hpp>
@@ -112,7 +116,7 @@ class LocalAttention {
   /// Sequences that come bit by bit: see local_attention_stream.hpp.
   class Stream;
 
-  /// Room for calls of forward_into().
+  /// Room for calls of forward_into() and backward_into().
   class Workspace {
    private:
     friend LocalAttention;
@@ -127,7 +131,31 @@ class LocalAttention {
     }
     Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
 
+    void prepare_backward(const LocalAttention& attention, const Window& window, Index seqlen,
+                          Index dim_head, Index workers) {
+      const BackwardShape shape{attention.config_, window, seqlen, dim_head};
+      if (shape_back_ != shape) flows_back_.clear();
+      shape_back_ = shape;
+      while (static_cast<Index>(flows_back_.size()) < workers)
+        flows_back_.emplace_back(window, seqlen, dim_head, dim_head,
+                                 attention.softmax_scale(dim_head),
+                                 attention.rotary_steps(window, seqlen));
+    }
+    AttentionBackwardFlow<Scalar>& flow_back(Index worker) {
+      return flows_back_[static_cast<std::size_t>(worker)];
+    }
+
+    struct BackwardShape {
+      LocalAttentionConfig config;
+      Window window;
+      Index seqlen;
+      Index dim_head;
+      friend bool operator==(const BackwardShape&, const BackwardShape&) = default;
+    };
+
     std::vector<Flow> flows_;
+    std::optional<BackwardShape> shape_back_;
+    std::vector<AttentionBackwardFlow<Scalar>> flows_back_;
   };
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
@@ -183,7 +211,7 @@ class LocalAttention {
     attend(
         device, workspace, inputs, q, k, q.dimension(3),
         [&](Index head) {
-          return Values{v.data() + head * head_size, out.data() + head * head_size};
+          return Values{v.data() + head * head_size, out.data() + head * head_size, nullptr};
         },
         call.training);
   }
@@ -192,6 +220,170 @@ class LocalAttention {
                     const PaddingMask& mask = {}, const Bias& attn_bias = {},
                     const LocalAttentionCall& call = {}) const {
     forward_into(Eigen::DefaultDevice(), out, workspace, q, k, v, mask, attn_bias, call);
+  }
+
+  /// What forward() must keep for backward(), beside its inputs.
+  struct Saved {
+    Tensor<Scalar, 4> out;  ///< what forward() returns
+    Tensor<Scalar, 3> lse;  ///< `[B, H, N]`: logarithms of the softmax' denominator
+  };
+
+  /// Gradients of what forward() takes, in the same shapes.
+  struct Gradients {
+    Tensor<Scalar, 4> q;
+    Tensor<Scalar, 4> k;
+    Tensor<Scalar, 4> v;
+    std::optional<Tensor<Scalar, 3>> attn_bias;  ///< if there was one
+  };
+
+  /// forward() that keeps what backward() needs.
+  template <ThreadDevice Device>
+  Saved forward_saving(const Device& device, TensorView<const Scalar, 4> q,
+                       TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
+                       const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                       const LocalAttentionCall& call = {}) const {
+    const auto inputs = check(q, k, v, mask, attn_bias, call);
+    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+    Saved saved{Tensor<Scalar, 4>(batch, heads, seqlen, dim_head),
+                Tensor<Scalar, 3>(batch, heads, seqlen)};
+    const auto values = [&, n = seqlen, size = seqlen * dim_head](Index head) {
+      return Values{v.data() + head * size, saved.out.data() + head * size,
+                    saved.lse.data() + head * n};
+    };
+    Workspace workspace;
+    attend(device, workspace, inputs, q, k, dim_head, values, call.training);
+    return saved;
+  }
+  Saved forward_saving(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                       TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
+                       const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
+    return forward_saving(Eigen::DefaultDevice(), q, k, v, mask, attn_bias, call);
+  }
+
+  /// Gradients of a loss whose gradient for forward()'s result is `grad_out`.
+  ///
+  /// The probabilities are computed again, tile by tile: scratch memory does not depend on `N`,
+  /// gradients of the bias for each head apart. A query that sees no key, and a key that nobody
+  /// sees, has the gradient 0. With shared_qk, `k` is taken as an input of its own: add its
+  /// gradient to that of `q` if they are one.
+  /// \param saved what forward_saving() returned for the same arguments
+  /// \param grad_out `[B, H, N, D]`
+  /// \throws std::invalid_argument naming the argument that does not fit
+  template <ThreadDevice Device>
+  Gradients backward(const Device& device, const Saved& saved, TensorView<const Scalar, 4> grad_out,
+                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
+                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
+    Gradients gradients;
+    Workspace workspace;
+    backward_into(device, gradients, workspace, saved, grad_out, q, k, v, mask, attn_bias, call);
+    return gradients;
+  }
+  Gradients backward(const Saved& saved, TensorView<const Scalar, 4> grad_out,
+                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
+                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
+    return backward(Eigen::DefaultDevice(), saved, grad_out, q, k, v, mask, attn_bias, call);
+  }
+
+  /// The same into tensors that may be there already, and in room that is kept.
+  /// \param gradients become what backward() returns; their memory is used again if they have the
+  ///        inputs' shape
+  /// \param workspace for one call at a time
+  template <ThreadDevice Device>
+  void backward_into(const Device& device, Gradients& gradients, Workspace& workspace,
+                     const Saved& saved, TensorView<const Scalar, 4> grad_out,
+                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
+                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
+                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
+    const auto inputs = check(q, k, v, mask, attn_bias, call);
+    require_shape("grad_out", grad_out.dimensions(), q.dimensions());
+    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+    require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
+                     q.dimensions());
+    require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
+                     {batch, heads, seqlen});
+    for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
+      gradient->resize(batch, heads, seqlen, dim_head);
+    BiasGradients grad_bias(attn_bias, heads);
+    const auto head_of = [&, n = seqlen, size = seqlen * dim_head, channels = dim_head,
+                          shared_qk = config_.shared_qk](Index head) {
+      const auto part = [&](const Scalar* tensor) { return tensor + head * size; };
+      return RowsHead{n,
+                      channels,
+                      shared_qk,
+                      part(q.data()),
+                      part(k.data()),
+                      part(v.data()),
+                      part(grad_out.data()),
+                      part(saved.out.data()),
+                      saved.lse.data() + head * n,
+                      gradients.q.data() + head * size,
+                      gradients.k.data() + head * size,
+                      gradients.v.data() + head * size};
+    };
+    differentiate(device, workspace, inputs, batch, seqlen, dim_head, head_of, grad_bias,
+                  call.training);
+    gradients.attn_bias = grad_bias.sum();
+  }
+
+  /// Gradients of an attention bias: each head sums alone, so that the order of the sum does not
+  /// depend on threads.
+  class BiasGradients {
+   public:
+    /// \param attn_bias null: no gradients
+    BiasGradients(const Bias& attn_bias, Index heads) {
+      if (!attn_bias) return;
+      shared_ = attn_bias->dimension(0) == 1;
+      of_heads_.emplace(heads, attn_bias->dimension(1), attn_bias->dimension(2));
+      of_heads_->setZero();
+    }
+
+    explicit operator bool() const { return of_heads_.has_value(); }
+    /// Null: none.
+    Scalar* head(Index h) {
+      return of_heads_ ? of_heads_->data() + h * of_heads_->dimension(1) * of_heads_->dimension(2)
+                       : nullptr;
+    }
+
+    /// In the shape of the bias.
+    std::optional<Tensor<Scalar, 3>> sum() const {
+      if (!of_heads_ || !shared_) return of_heads_;
+      const Index size = of_heads_->dimension(1) * of_heads_->dimension(2);
+      Tensor<Scalar, 3> total(1, of_heads_->dimension(1), of_heads_->dimension(2));
+      total.setZero();
+      for (Index i = 0; i < of_heads_->size(); ++i) total.data()[i % size] += of_heads_->data()[i];
+      return total;
+    }
+
+   private:
+    bool shared_ = false;
+    std::optional<Tensor<Scalar, 3>> of_heads_;
+  };
+
+  /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
+  /// \param head_of `head_of(b·H + h)` gives the head's blocks
+  template <ThreadDevice Device, typename HeadOf>
+  void differentiate(const Device& device, Workspace& workspace,
+                     const detail::AttentionInputs<Scalar>& inputs, Index batch, Index seqlen,
+                     Index dim_head, HeadOf&& head_of, BiasGradients& grad_bias,
+                     const std::optional<Training>& training) const {
+    const Index heads = inputs.heads();
+    // The sequences of a head add to one gradient of the bias, in their order.
+    const Index tasks = grad_bias ? heads : batch * heads;
+    const Index workers = std::min(thread_count(device), tasks);
+    workspace.prepare_backward(*this, inputs.window(), seqlen, dim_head, workers);
+    parallel_for(device, workers, tasks, [&](Index worker, Index task) {
+      for (Index head = task; head < batch * heads; head += tasks) {
+        const Index b = head / heads;
+        const Index h = head % heads;
+        AttentionHead<Scalar> seen = inputs.head(b, h);
+        seen.shared_qk = config_.shared_qk;
+        const std::optional<Dropout<Scalar>> dropout = dropout_of(training, head);
+        seen.dropout = dropout ? &*dropout : nullptr;
+        workspace.flow_back(worker).run(rotary(), seen, head_of(head), grad_bias.head(h));
+      }
+    });
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
@@ -209,7 +401,7 @@ class LocalAttention {
     Workspace workspace;
     attend(
         Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
-        [&](Index head) { return Values{unit.data(), out.data() + head * unit.size()}; },
+        [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
         call.training);
     return out;
   }
@@ -252,7 +444,73 @@ class LocalAttention {
   struct Values {
     const Scalar* v;
     Scalar* out;
+    Scalar* lse;  // [N], or null: not wanted
   };
+
+  // One head on the way back, `[N, D]` each, as AttentionBackwardFlow takes it.
+  struct RowsHead {
+    Index seqlen;
+    Index channels;
+    bool shared_qk;
+    const Scalar* q;
+    const Scalar* k;
+    const Scalar* v;
+    const Scalar* grad_out;
+    const Scalar* out;
+    const Scalar* lse;
+    Scalar* grad_q;
+    Scalar* grad_k;
+    Scalar* grad_v;
+
+    void load_queries(Index block, Scalar* to) const { load(q, block, to); }
+    void load_keys(Index block, Scalar* to) const {
+      load(k, block, to);
+      if (shared_qk) l2_normalize(channels, to);
+    }
+    void load_values(Index block, Scalar* to) const { load(v, block, to); }
+    void load_grad_out(Index block, Scalar* to) const { load(grad_out, block, to); }
+    void load_out(Index block, Scalar* to) const { load(out, block, to); }
+    void load_lse(Index block, Scalar* to) const {
+      for (Index r = 0; r < count; ++r)
+        to[r] = r < rows_of(block) ? lse[block * count + r] : Scalar(0);
+    }
+    void store_grad_queries(Index block, Scalar* from) const { store(grad_q, block, from); }
+    void store_grad_keys(Index block, Scalar* from, Scalar* room) const {
+      if (shared_qk) {
+        load(k, block, room);
+        l2_normalize_backward(channels, room, from);
+      }
+      store(grad_k, block, from);
+    }
+    void store_grad_values(Index block, Scalar* from) const { store(grad_v, block, from); }
+
+    void add_upcoming(Index queries, Index keys, Index finished_keys, Upcoming<Scalar>& to) const {
+      const auto add = [&](const Scalar* rows, Index block) {
+        if (block * count < seqlen)
+          to.add(rows + block * count * channels, rows_of(block) * channels);
+      };
+      for (const Scalar* rows : {q, grad_out, out, static_cast<const Scalar*>(grad_q)})
+        add(rows, queries);
+      for (const Scalar* rows : {k, v}) add(rows, keys);
+      for (const Scalar* rows : {grad_k, grad_v}) add(rows, finished_keys);
+    }
+
+    Index rows_of(Index block) const { return std::min(count, seqlen - block * count); }
+    void load(const Scalar* rows, Index block, Scalar* to) const {
+      const Scalar* first = rows + block * count * channels;
+      load_block(channels, rows_of(block), [&](Index r) { return first + r * channels; }, to);
+    }
+    void store(Scalar* rows, Index block, const Scalar* from) const {
+      Scalar* first = rows + block * count * channels;
+      store_block(channels, rows_of(block), from, [&](Index r) { return first + r * channels; });
+    }
+  };
+
+  std::optional<Dropout<Scalar>> dropout_of(const std::optional<Training>& training,
+                                            Index head) const {
+    if (!training || config_.dropout == 0) return std::nullopt;
+    return Dropout<Scalar>(config_.dropout, training->seed, static_cast<std::uint32_t>(head));
+  }
 
   // One head of one sequence: keys and values enter a ring just before they are seen.
   class Flow {
@@ -298,12 +556,9 @@ class LocalAttention {
       AttentionHead<Scalar> head = inputs.head(b, h);
       head.steps = steps_ ? &*steps_ : nullptr;
       head.shared_qk = config_.shared_qk;
-      std::optional<Dropout<Scalar>> dropout;
-      if (training && config_.dropout > 0) {
-        dropout.emplace(config_.dropout, training->seed,
-                        static_cast<std::uint32_t>(b * inputs.heads() + h));
-        head.dropout = &*dropout;
-      }
+      const std::optional<Dropout<Scalar>> dropout =
+          attention_->dropout_of(training, b * inputs.heads() + h);
+      head.dropout = dropout ? &*dropout : nullptr;
       const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
       if (value_rows_) value_rows_->view(values.v);
       Index made = 0;
@@ -314,11 +569,16 @@ class LocalAttention {
             window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
         if (seen.begin >= seen.end) {
           std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
+          if (values.lse != nullptr)
+            std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
           continue;
         }
+        Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
         if (narrow) {
           narrow_kernel_.attend(head, first, dim_head_, dim_value_,
-                                attention_->score_scale(dim_head_), q, k, values.v, values.out);
+                                attention_->score_scale(dim_head_), q, k, values.v, values.out,
+                                lse);
+          if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
           continue;
         }
         for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
@@ -328,9 +588,10 @@ class LocalAttention {
         make_queries(first, q);
         fetch_next(first + count, made * count, q, k, values);
         if (value_rows_)
-          kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data());
+          kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
         else
-          kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data());
+          kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
+        if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
         store_block(dim_value_, rows, out_.data(),
                     [&](Index r) { return values.out + (first + r) * dim_value_; });
       }
@@ -390,6 +651,7 @@ class LocalAttention {
     NarrowKernel<Scalar> narrow_kernel_;
     BlockBuffer<Scalar> queries_;
     BlockBuffer<Scalar> out_;
+    BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(count);
   };
 
   // `values_of(head)` gives the Values of head `b·H + h`.

@@ -48,13 +48,15 @@ class NarrowKernel {
   /// \param q, k `[seqlen][dim_head]`
   /// \param scale of the scores, times log2(e)
   /// \param v, out `[seqlen][dim_value]`; 0 where a query sees no key
+  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
   void attend(const AttentionHead<Scalar>& head, Index first, Index dim_head, Index dim_value,
-              Scalar scale, const Scalar* q, const Scalar* k, const Scalar* v, Scalar* out) {
+              Scalar scale, const Scalar* q, const Scalar* k, const Scalar* v, Scalar* out,
+              Scalar* lse = nullptr) {
     look(head, first);
     for (Index r = 0; r < rows_; ++r)
       multiply_channels(r, dim_head, scale, q + (first + r) * dim_head, k);
     sum_channels();
-    softmax();
+    softmax(lse);
     for (Index r = 0; r < rows_; ++r) weight_values(r, dim_value, v, out + (first + r) * dim_value);
   }
 
@@ -128,7 +130,7 @@ class NarrowKernel {
     }
   }
 
-  void softmax() {
+  void softmax(Scalar* lse) {
     Scalar* scores = scores_.data();
     L maximum = L::broadcast(AttentionKernel<Scalar>::lowest());
     for (Index place = 0; place < places_; ++place)
@@ -139,6 +141,7 @@ class NarrowKernel {
       sum = sum + p;
       p.store(scores + place * count);
     }
+    if (lse != nullptr) AttentionKernel<Scalar>::log_sum_exp(maximum, sum, lse);
     const L factor = L::broadcast(Scalar(1)) / sum;
     for (Index place = 0; place < places_; ++place)
       (factor * L::load(scores + place * count)).store(scores + place * count);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha {
@@ -17,25 +18,57 @@ class Philox {
  public:
   using Counter = std::array<std::uint32_t, 4>;
 
-  explicit Philox(std::uint64_t seed)
-      : key_{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)} {}
+  explicit Philox(std::uint64_t seed) {
+    auto k0 = static_cast<std::uint32_t>(seed);
+    auto k1 = static_cast<std::uint32_t>(seed >> 32);
+    for (auto& key : keys_) {
+      key = {k0, k1};
+      k0 += 0x9E3779B9U;
+      k1 += 0xBB67AE85U;
+    }
+  }
 
   Counter operator()(Counter c) const {
-    std::uint32_t k0 = key_[0];
-    std::uint32_t k1 = key_[1];
-    for (int round = 0; round < 10; ++round) {
-      const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c[0];
-      const std::uint64_t p1 = std::uint64_t{0xCD9E8D57} * c[2];
-      c = {static_cast<std::uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<std::uint32_t>(p1),
-           static_cast<std::uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<std::uint32_t>(p0)};
-      k0 += 0x9E3779B9;
-      k1 += 0xBB67AE85;
+    std::uint32_t words[4];
+    apply<Words<OneWord>>(c[0], {c[1], c[2], c[3]}, words);
+    return {words[0], words[1], words[2], words[3]};
+  }
+
+  /// The same of counters side by side, which differ in their first word.
+  /// \tparam Side a Words
+  /// \param c0 first words
+  /// \param c the other three, of every counter
+  /// \param to the random words
+  template <typename Side>
+  LOCAL_MHA_INLINE void apply(const typename Side::Word& c0, const std::array<std::uint32_t, 3>& c,
+                              typename Side::Word (&to)[4]) const {
+    using Word = typename Side::Word;
+    using One = Words<OneWord>;
+    // Of the first two rounds, half is the same in every counter.
+    const std::uint32_t same = One::multiply_high(c[1], factor1) ^ c[0] ^ keys_[0][0];
+    const Word first = Side::multiply_high(c0, factor0) ^ (c[2] ^ keys_[0][1]);
+    to[0] = Side::multiply_high(first, factor1) ^ (c[1] * factor1 ^ keys_[1][0]);
+    to[1] = first * factor1;
+    to[2] = c0 * factor0 ^ (One::multiply_high(same, factor0) ^ keys_[1][1]);
+    to[3] = Side::broadcast(same * factor0);
+    LOCAL_MHA_UNROLL for (std::size_t round = 2; round < rounds; ++round) {
+      const Word high0 = Side::multiply_high(to[0], factor0);
+      const Word high1 = Side::multiply_high(to[2], factor1);
+      const Word low0 = to[0] * factor0;
+      const Word low1 = to[2] * factor1;
+      to[0] = high1 ^ to[1] ^ keys_[round][0];
+      to[1] = low1;
+      to[2] = high0 ^ to[3] ^ keys_[round][1];
+      to[3] = low0;
     }
-    return c;
   }
 
  private:
-  std::array<std::uint32_t, 2> key_;
+  static constexpr std::size_t rounds = 10;
+  static constexpr std::uint32_t factor0 = 0xD2511F53;
+  static constexpr std::uint32_t factor1 = 0xCD9E8D57;
+
+  std::array<std::array<std::uint32_t, 2>, rounds> keys_;
 };
 
 /// Uniform and normal numbers for initial weights, the same on every platform.

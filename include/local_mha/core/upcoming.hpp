@@ -19,30 +19,27 @@ namespace local_mha {
 template <typename Scalar>
 class Upcoming {
  public:
-  static constexpr std::size_t most = 4;
+  static constexpr std::size_t most = 8;
 
   /// Forgets what is not fetched yet.
-  void clear() { count_ = 0; }
+  void clear() { *this = {}; }
 
   /// \param size values from `begin`. At most `most` pieces.
   void add(const Scalar* begin, Index size) {
-    if (count_ == 0) longest_ = at_ = 0;
-    pieces_[count_++] = {begin, size};
-    longest_ = std::max(longest_, size);
+    pieces_[count_++] = {begin, begin + size};
+    lines_ += ceil_div(size, line);
   }
 
   /// All of it is to be fetched in `steps` calls of fetch().
-  void spread_over(Index steps) {
-    lines_a_step_ = ceil_div(ceil_div(longest_, line), std::max<Index>(1, steps));
-  }
+  void spread_over(Index steps) { lines_a_step_ = ceil_div(lines_, std::max<Index>(1, steps)); }
 
   /// A step's share.
   LOCAL_MHA_INLINE void fetch() {
-    const Index begin = at_;
-    at_ = std::min(begin + lines_a_step_ * line, longest_);
-    for (std::size_t i = 0; i < count_; ++i) {
-      const Index end = std::min(at_, pieces_[i].size);
-      for (Index at = begin; at < end; at += line) prefetch(pieces_[i].begin + at);
+    for (Index i = 0; i < lines_a_step_ && piece_ < count_; ++i) {
+      Piece& piece = pieces_[piece_];
+      prefetch(piece.at);
+      piece.at += line;
+      if (piece.at >= piece.end) ++piece_;
     }
   }
 
@@ -50,14 +47,14 @@ class Upcoming {
   static constexpr Index line = std::max<Index>(1, 64 / static_cast<Index>(sizeof(Scalar)));
 
   struct Piece {
-    const Scalar* begin;
-    Index size;
+    const Scalar* at;
+    const Scalar* end;
   };
 
   std::array<Piece, most> pieces_{};
   std::size_t count_ = 0;
-  Index longest_ = 0;
-  Index at_ = 0;
+  std::size_t piece_ = 0;  // the one that is being fetched
+  Index lines_ = 0;
   Index lines_a_step_ = 0;
 };
 

@@ -39,21 +39,23 @@ class Dropout {
   /// Factors, 0 or `1 / keep`, of values `[8·octet, 8·octet + 8)` of `block_rows` positions.
   /// \param first the first position: a query's for the attention
   /// \param octet the values' place: an octet of keys for the attention
-  void factors(Index first, Index octet, Lanes<Scalar> (&to)[together]) const {
+  LOCAL_MHA_INLINE void factors(Index first, Index octet, Lanes<Scalar> (&to)[together]) const {
+    using W = Words<Scalar>;
     alignas(64) Scalar kept[together][block_rows<Scalar>];
-    for (Index r = 0; r < block_rows<Scalar>; ++r) {
-      const auto position = static_cast<std::uint64_t>(first + r);
-      const auto place = static_cast<std::uint64_t>(octet);
-      // 48 bits of the position and 48 of the place, 32 of the stream.
-      const Philox::Counter words = philox_(
-          {static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(place),
-           static_cast<std::uint32_t>((position >> 32) << 16 | (place >> 32 & 0xFFFF)), stream_});
-      for (std::size_t i = 0; i < together; ++i) {
-        const std::uint32_t bits = words[i / 2] >> (16 * (i % 2)) & 0xFFFF;
-        kept[i][r] = bits < threshold_ ? scale_ : Scalar(0);
+    const auto position = static_cast<std::uint64_t>(first);
+    const auto place = static_cast<std::uint64_t>(octet);
+    // 48 bits of the position and 48 of the place, 32 of the stream.
+    const auto high = static_cast<std::uint32_t>((position >> 32) << 16 | (place >> 32 & 0xFFFF));
+    LOCAL_MHA_UNROLL for (int r = 0; r < block_rows<Scalar>; r += W::count) {
+      typename W::Word words[4];
+      philox_.template apply<W>(W::from(static_cast<std::uint32_t>(first + r)),
+                                {static_cast<std::uint32_t>(place), high, stream_}, words);
+      LOCAL_MHA_UNROLL for (int i = 0; i < together; ++i) {
+        const typename W::Word word = words[i / 2];
+        W::choose_less(i % 2 == 0 ? word & 0xFFFFU : word >> 16, threshold_, scale_, kept[i] + r);
       }
     }
-    for (Index i = 0; i < together; ++i) to[i] = Lanes<Scalar>::load(kept[i]);
+    LOCAL_MHA_UNROLL for (int i = 0; i < together; ++i) to[i] = Lanes<Scalar>::load(kept[i]);
   }
 
  private:

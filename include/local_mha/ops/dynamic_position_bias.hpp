@@ -11,6 +11,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha {
@@ -21,9 +22,10 @@ class DynamicPositionBias {
  public:
   explicit DynamicPositionBias(DynamicPositionBiasParameters<Scalar> parameters)
       : heads_(parameters.weight_4.rows()),
-        first_(std::move(parameters.weight_0), std::move(parameters.bias_0)),
-        second_(std::move(parameters.weight_2), std::move(parameters.bias_2)),
-        third_(std::move(parameters.weight_4), std::move(parameters.bias_4)) {
+        first_(parameters.weight_0, parameters.bias_0),
+        second_(parameters.weight_2, parameters.bias_2),
+        third_(parameters.weight_4, parameters.bias_4),
+        parameters_(std::move(parameters)) {
     if (first_.in_features() != 1) reject("mlp.0.weight", "1 column", first_.in_features());
     if (second_.in_features() != first_.out_features())
       reject("mlp.2.weight", std::to_string(first_.out_features()) + " columns",
@@ -39,19 +41,9 @@ class DynamicPositionBias {
   /// \return `[heads, window_size, (1 + look_backward + look_forward)·window_size]`
   /// \throws std::invalid_argument if the window is empty, a count negative or the bias too large
   Tensor<Scalar, 3> forward(Index window_size, Index look_backward, Index look_forward) const {
-    detail::require_at_least("window_size", window_size, 1);
-    detail::require_at_least("look_backward", look_backward, 0);
-    detail::require_at_least("look_forward", look_forward, 0);
-    detail::require_bias_size("window_size", heads_, window_size, look_backward, look_forward);
+    check(window_size, look_backward, look_forward);
     const Index columns = (1 + look_backward + look_forward) * window_size;
-    RowMatrix<Scalar> distances(columns, 1);
-    for (Index i = 0; i < columns; ++i) distances(i, 0) = Scalar(static_cast<double>(i));
-    const auto activate = [](RowMatrix<Scalar> x) {
-      for (Index i = 0; i < x.size(); ++i) x.data()[i] = silu(x.data()[i]);
-      return x;
-    };
-    const RowMatrix<Scalar> of_distance =
-        third_.forward(activate(second_.forward(activate(first_.forward(distances)))));
+    const RowMatrix<Scalar> of_distance = activations(columns).heads;
     Tensor<Scalar, 3> bias(heads_, window_size, columns);
     for (Index h = 0; h < heads_; ++h)
       for (Index i = 0; i < window_size; ++i)
@@ -60,11 +52,77 @@ class DynamicPositionBias {
     return bias;
   }
 
+  /// Adds the gradients of the weights to `gradients`.
+  /// \param grad_bias gradient of forward()'s result
+  /// \throws std::invalid_argument as forward() does, and if grad_bias has another shape
+  void backward(DynamicPositionBiasParameters<Scalar>& gradients,
+                TensorView<const Scalar, 3> grad_bias, Index window_size, Index look_backward,
+                Index look_forward) const {
+    check(window_size, look_backward, look_forward);
+    const Index columns = (1 + look_backward + look_forward) * window_size;
+    require_shape("grad_bias", grad_bias.dimensions(), {heads_, window_size, columns});
+    const Activations at = activations(columns);
+    RowMatrix<Scalar> grad = RowMatrix<Scalar>::Zero(columns, heads_);
+    const Scalar* of_pair = grad_bias.data();
+    for (Index h = 0; h < heads_; ++h)
+      for (Index i = 0; i < window_size; ++i)
+        for (Index j = 0; j < columns; ++j)
+          grad(std::abs(look_backward * window_size + i - j), h) += *of_pair++;
+
+    const auto through = [](const RowMatrix<Scalar>& weight, const RowMatrix<Scalar>& x,
+                            const RowMatrix<Scalar>& grad_y, RowMatrix<Scalar>& grad_weight,
+                            Vector<Scalar>& grad_weight_bias) {
+      return linear_backward<Eigen::DefaultDevice, Scalar>({}, weight, x, grad_y, grad_weight,
+                                                           &grad_weight_bias);
+    };
+    const auto differentiate = [](RowMatrix<Scalar> g, const RowMatrix<Scalar>& x) {
+      for (Index i = 0; i < g.size(); ++i) g.data()[i] *= silu_derivative(x.data()[i]);
+      return g;
+    };
+    const DynamicPositionBiasParameters<Scalar>& p = parameters_;
+    grad = through(p.weight_4, activate(at.second), grad, gradients.weight_4, gradients.bias_4);
+    grad = differentiate(std::move(grad), at.second);
+    grad = through(p.weight_2, activate(at.first), grad, gradients.weight_2, gradients.bias_2);
+    grad = differentiate(std::move(grad), at.first);
+    through(p.weight_0, at.distances, grad, gradients.weight_0, gradients.bias_0);
+  }
+
  private:
+  // What the layers of the MLP make of the distances, before the activation: `[distance, …]`.
+  struct Activations {
+    RowMatrix<Scalar> distances;
+    RowMatrix<Scalar> first;
+    RowMatrix<Scalar> second;
+    RowMatrix<Scalar> heads;
+  };
+
+  static RowMatrix<Scalar> activate(RowMatrix<Scalar> x) {
+    for (Index i = 0; i < x.size(); ++i) x.data()[i] = silu(x.data()[i]);
+    return x;
+  }
+
+  Activations activations(Index columns) const {
+    Activations at;
+    at.distances.resize(columns, 1);
+    for (Index i = 0; i < columns; ++i) at.distances(i, 0) = Scalar(static_cast<double>(i));
+    at.first = first_.forward(at.distances);
+    at.second = second_.forward(activate(at.first));
+    at.heads = third_.forward(activate(at.second));
+    return at;
+  }
+
+  void check(Index window_size, Index look_backward, Index look_forward) const {
+    detail::require_at_least("window_size", window_size, 1);
+    detail::require_at_least("look_backward", look_backward, 0);
+    detail::require_at_least("look_forward", look_forward, 0);
+    detail::require_bias_size("window_size", heads_, window_size, look_backward, look_forward);
+  }
+
   Index heads_;
   Linear<Scalar> first_;
   Linear<Scalar> second_;
   Linear<Scalar> third_;
+  DynamicPositionBiasParameters<Scalar> parameters_;
 };
 
 }  // namespace local_mha

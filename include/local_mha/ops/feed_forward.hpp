@@ -11,11 +11,13 @@
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha {
@@ -34,9 +36,10 @@ class FeedForward {
                      {2 * inner_, dim_});
     require_shape<2>("4.weight", {parameters.proj_out.rows(), parameters.proj_out.cols()},
                      {dim_, inner_});
-    norm_ = LayerNorm<Scalar>(std::move(parameters.norm_weight), std::move(parameters.norm_bias));
+    norm_ = LayerNorm<Scalar>(parameters.norm_weight, parameters.norm_bias);
     proj_in_ = PackedWeight<Scalar>(parameters.proj_in, inner_);
     proj_out_ = PackedWeight<Scalar>(parameters.proj_out);
+    parameters_ = std::move(parameters);
   }
 
   /// \param x `[rows, dim]`
@@ -44,11 +47,14 @@ class FeedForward {
   /// \return `[rows, dim]`, to be added to the residual stream
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x,
                             std::optional<Training> training = {}) const {
-    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-    RowMatrix<Scalar> y(x.rows(), dim_);
-    Workspace workspace(*this);
-    forward_into(x.rows(), x.data(), x.outerStride(), y.data(), workspace, training);
-    return y;
+    return forward(Eigen::DefaultDevice(), x, training);
+  }
+
+  /// The same on the threads of a device; the same bits for any number of them.
+  template <ThreadDevice Device>
+  RowMatrix<Scalar> forward(const Device& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                            std::optional<Training> training = {}) const {
+    return flow(device, x, training, nullptr);
   }
 
   /// Room for calls of forward_into().
@@ -66,7 +72,7 @@ class FeedForward {
    private:
     friend FeedForward;
     static BlockBuffer<Scalar> room(Index channels) {
-      return make_block_buffer<Scalar>(stretch * channels * block_rows<Scalar>);
+      return make_block_buffer<Scalar>(together * channels * count);
     }
     BlockBuffer<Scalar> in_;
     BlockBuffer<Scalar> out_;
@@ -81,54 +87,188 @@ class FeedForward {
   /// \param workspace of a layer of this one's sizes
   void forward_into(Index rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
                     std::optional<Training> training = {}) const {
-    constexpr Index count = block_rows<Scalar>;
-    std::optional<Dropout<Scalar>> dropout;
-    if (training && dropout_ > 0) dropout.emplace(dropout_, training->seed, 0);
+    run({0, rows}, x, x_stride, y, workspace, dropout_of(training), rows == 1, nullptr);
+  }
+
+  /// What forward_saving() keeps for backward(): the result of the first projection.
+  struct Saved {
+    BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
+    BlockArray<Scalar> gates;   ///< the same, before gelu
+  };
+
+  /// forward() that keeps what backward() needs.
+  /// \param saved becomes what this call kept
+  template <ThreadDevice Device>
+  RowMatrix<Scalar> forward_saving(const Device& device, Saved& saved,
+                                   const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                   std::optional<Training> training = {}) const {
+    return flow(device, x, training, &saved);
+  }
+
+  /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
+  /// \param gradients those of the weights are added here
+  /// \param saved what forward_saving() kept for the same arguments
+  /// \param grad_y `[rows, dim]`
+  /// \return that of x, `[rows, dim]`
+  template <ThreadDevice Device>
+  RowMatrix<Scalar> backward(const Device& device, FeedForwardParameters<Scalar>& gradients,
+                             const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                             const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                             std::optional<Training> training = {}) const {
+    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
+    require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
+    const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
+    const BatchBlocks rows{1, x.rows(), count};
+    RowMatrix<Scalar> grad_x(x.rows(), dim_);
+    if (x.rows() == 0) return grad_x;
+    // Transposed: from gradients of results to those of inputs.
+    const PackedWeight<Scalar> proj_out(parameters_.proj_out.transpose());
+    const PackedWeight<Scalar> proj_in(parameters_.proj_in.transpose());
+    PanelArray<Scalar> normed_panels(rows.count(), panel_channels<Scalar>(dim_));
+    PanelArray<Scalar> hidden_panels(rows.count(), panel_channels<Scalar>(inner_));
+    BlockArray<Scalar> grad_out(rows.count(), dim_);
+    BlockArray<Scalar> grad_in(rows.count(), 2 * inner_);  // of values, then of gates
+    StretchSums<Scalar> norm_sums(ceil_div(rows.count(), stretch_blocks), 2 * dim_);
+    for_each_stretch(device, rows.count(), [&](Index part, const Range& blocks) {
+      const Index size = blocks.end - blocks.begin;
+      BlockArray<Scalar> narrow(size, dim_);
+      auto hidden = make_block_buffer<Scalar>(std::max(inner_, dim_) * count);
+      for (Index block = blocks.begin; block < blocks.end; ++block) {
+        load_rows(x, rows, block, hidden.data());
+        norm_.apply(hidden.data());
+        normed_panels.put(block, 0, dim_, hidden.data());
+        load_rows(grad_y, rows, block, grad_out[block]);
+      }
+      project(proj_out, 0, grad_out[blocks.begin], size,
+              [&](Index b) { return grad_in[blocks.begin + b]; });
+      for (Index block = blocks.begin; block < blocks.end; ++block) {
+        const Scalar* gates = saved.gates[block];
+        std::copy_n(saved.values[block], inner_ * count, hidden.data());
+        hide(dropout, rows.row(block), hidden.data(), gates);
+        hidden_panels.put(block, 0, inner_, hidden.data());
+        Scalar* grad_values = grad_in[block];
+        if (dropout) drop(*dropout, rows.row(block), grad_values);
+        differentiate_geglu(saved.values[block], gates, grad_values, grad_values + inner_ * count);
+      }
+      project(proj_in, 0, grad_in[blocks.begin], size, [&](Index b) { return narrow[b]; });
+      for (Index b = 0; b < size; ++b) {
+        load_rows(x, rows, blocks.begin + b, hidden.data());
+        norm_.apply_backward(hidden.data(), narrow[b], norm_sums[part]);
+        store_rows(narrow[b], rows, blocks.begin + b, grad_x);
+      }
+    });
+    norm_sums.add_to(gradients.norm_weight);
+    norm_sums.add_to(gradients.norm_bias, dim_);
+    add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), dim_, hidden_panels,
+                        inner_, gradients.proj_out.data());
+    add_weight_gradient(device, rows.count(), grad_in[0], grad_in.stride(), 2 * inner_,
+                        normed_panels, dim_, gradients.proj_in.data());
+    return grad_x;
+  }
+
+ private:
+  using L = Lanes<Scalar>;
+  static constexpr Index count = block_rows<Scalar>;
+  // Blocks that pass the weights together.
+  static constexpr Index together = 4 * Tiling<Scalar>::blocks;
+
+  std::optional<Dropout<Scalar>> dropout_of(const std::optional<Training>& training) const {
+    if (!training || dropout_ == 0) return std::nullopt;
+    return Dropout<Scalar>(dropout_, training->seed, 0);
+  }
+
+  void load_rows(const Eigen::Ref<const RowMatrix<Scalar>>& x, const BatchBlocks& rows, Index block,
+                 Scalar* to) const {
+    load_block(
+        dim_, rows.rows(block),
+        [&](Index r) { return x.data() + (rows.row(block) + r) * x.outerStride(); }, to);
+  }
+  void store_rows(const Scalar* from, const BatchBlocks& rows, Index block,
+                  RowMatrix<Scalar>& y) const {
+    store_block(dim_, rows.rows(block), from,
+                [&](Index r) { return y.data() + (rows.row(block) + r) * dim_; });
+  }
+
+  template <ThreadDevice Device>
+  RowMatrix<Scalar> flow(const Device& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                         const std::optional<Training>& training, Saved* saved) const {
+    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
+    const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
+    const Index blocks = ceil_div(x.rows(), count);
+    if (saved != nullptr)
+      *saved = {BlockArray<Scalar>(blocks, inner_), BlockArray<Scalar>(blocks, inner_)};
+    RowMatrix<Scalar> y(x.rows(), dim_);
+    for_each_stretch(device, blocks, [&](Index, const Range& some) {
+      Workspace workspace(*this);
+      run({some.begin * count, std::min(some.end * count, x.rows())}, x.data(), x.outerStride(),
+          y.data(), workspace, dropout, false, saved);
+    });
+    return y;
+  }
+
+  // The forward pass of some rows, of which the first starts a block. A single row as such sums in
+  // another order.
+  void run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
+           const std::optional<Dropout<Scalar>>& dropout, bool single, Saved* saved) const {
     const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
     const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
-    const bool single = rows == 1;
     const auto multiply = [&](const PackedWeight<Scalar>& weight, Index group, const Scalar* in,
                               Index blocks, auto&& to) {
       project_rows(weight, group, in, blocks, single, workspace.spread_.data(), to);
     };
-    Index first = 0;
+    Index first = rows.begin;
     const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
       for (Index b = 0; b < blocks; ++b) norm_.apply(in + b * dim_ * count);
       multiply(proj_in_, 0, in, blocks, value);
       multiply(proj_in_, 1, in, blocks, gate);
-      for (Index b = 0; b < blocks; ++b) {
-        geglu(value(b), gate(b), single ? count : 1);
-        if (dropout) drop(*dropout, first + b * count, value(b));
+      if (saved != nullptr) {
+        std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
+        std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
       }
+      for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
       multiply(proj_out_, 0, value(0), blocks, [&](Index b) { return out + b * dim_ * count; });
       first += blocks * count;
     };
-    map_rows(rows, dim_, x, x_stride, dim_, y, stretch, workspace.in_.data(), workspace.out_.data(),
-             apply);
+    map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
+             y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(), apply);
   }
 
- private:
-  // Blocks that pass the weights together.
-  static constexpr Index stretch = 4 * Tiling<Scalar>::blocks;
+  // The hidden activations of a block, in place of its values.
+  void hide(const std::optional<Dropout<Scalar>>& dropout, Index first, Scalar* values,
+            const Scalar* gates) const {
+    for (Index i = 0; i < inner_ * count; i += count)
+      (L::load(values + i) * gelu(L::load(gates + i))).store(values + i);
+    if (dropout) drop(*dropout, first, values);
+  }
 
-  void geglu(Scalar* values, const Scalar* gates, Index step) const {
-    for (Index i = 0; i < inner_ * block_rows<Scalar>; i += step) values[i] *= gelu(gates[i]);
+  // From the gradient of the hidden activations, in place of that of the values.
+  void differentiate_geglu(const Scalar* values, const Scalar* gates, Scalar* grad_values,
+                           Scalar* grad_gates) const {
+    for (Index i = 0; i < inner_ * count; i += count) {
+      const L gate = L::load(gates + i);
+      const Normal<Scalar> at = normal(gate);
+      const L grad = L::load(grad_values + i);
+      // gelu'(x) = Φ(x) + x·φ(x)
+      const L slope = fma(gate, at.density, at.distribution);
+      (grad * L::load(values + i) * slope).store(grad_gates + i);
+      (grad * (gate * at.distribution)).store(grad_values + i);
+    }
   }
 
   void drop(const Dropout<Scalar>& dropout, Index first, Scalar* values) const {
-    using L = Lanes<Scalar>;
-    constexpr Index together = Dropout<Scalar>::together;
-    L factors[together];
+    constexpr Index octet = Dropout<Scalar>::together;
+    L factors[octet];
     for (Index c = 0; c < inner_; ++c) {
-      if (c % together == 0) dropout.factors(first, c / together, factors);
+      if (c % octet == 0) dropout.factors(first, c / octet, factors);
       Scalar* x = values + c * L::count;
-      (L::load(x) * factors[c % together]).store(x);
+      (L::load(x) * factors[c % octet]).store(x);
     }
   }
 
   Index dim_;
   Index inner_;
   double dropout_;
+  FeedForwardParameters<Scalar> parameters_;
   LayerNorm<Scalar> norm_;
   PackedWeight<Scalar> proj_in_;
   PackedWeight<Scalar> proj_out_;

@@ -55,6 +55,26 @@ void l2_normalize(Index channels, Scalar* block) {
     (L::load(block + c * L::count) * inverse).store(block + c * L::count);
 }
 
+/// Turns the gradient of l2_normalize()'s result into that of its input, in place:
+/// `(g − y·Σ_c y_c·g_c) / ‖x‖` with `y = x / ‖x‖`, and `g / eps` where the norm is at its least.
+/// \param x `[channels][block_rows]`, what was normalized
+/// \param grad the same shape
+template <typename Scalar>
+void l2_normalize_backward(Index channels, const Scalar* x, Scalar* grad) {
+  using L = Lanes<Scalar>;
+  const L norm = l2_norm(channels, x);
+  const L inverse = L::broadcast(Scalar(1)) / norm;
+  L along = L::zero();
+  for (Index c = 0; c < channels; ++c)
+    along = fma(L::load(x + c * L::count) * inverse, L::load(grad + c * L::count), along);
+  // Where the norm is bounded below, give or take a rounding, it is a constant.
+  along = select_negative(L::broadcast(Scalar(1.00001e-12)) - norm, along, L::zero());
+  for (Index c = 0; c < channels; ++c) {
+    const L y = L::load(x + c * L::count) * inverse;
+    ((L::load(grad + c * L::count) - y * along) * inverse).store(grad + c * L::count);
+  }
+}
+
 /// The normalization of the queries, or of the keys, of every head.
 template <typename Scalar>
 class QkNorm {
@@ -72,6 +92,22 @@ class QkNorm {
     const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), block);
     for (Index c = 0; c < dim_head(); ++c)
       (scale_[c] * (L::load(block + c * L::count) * inverse)).store(block + c * L::count);
+  }
+
+  /// Turns the gradient of apply()'s result into that of its input, in place.
+  /// \param x `[dim_head][block_rows]`, what apply() was given
+  /// \param grad the same shape
+  /// \param sums the same shape: the gradient of the scale is added here, a value for each lane
+  void apply_backward(const Scalar* x, Scalar* grad, Scalar* sums) const {
+    using L = Lanes<Scalar>;
+    const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), x);
+    for (Index c = 0; c < dim_head(); ++c) {
+      Scalar* sum = sums + c * L::count;
+      const L g = L::load(grad + c * L::count);
+      fma(g, L::load(x + c * L::count) * inverse, L::load(sum)).store(sum);
+      (scale_[c] * g).store(grad + c * L::count);
+    }
+    l2_normalize_backward(dim_head(), x, grad);
   }
 
   /// \param x `[rows, dim_head]`

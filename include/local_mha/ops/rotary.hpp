@@ -48,6 +48,24 @@ void turn_all(Index dim_head, const Scalar* block, const Scalar* turns, Scalar* 
                         turns[2 * m + 1], turned + m * count, turned + (m + half) * count);
 }
 
+/// The transpose of turn_all(), added: `sum += turnsᵀ · block`.
+template <typename Scalar>
+void turn_all_back(Index dim_head, const Scalar* block, const Scalar* turns, Scalar* sum) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = block_rows<Scalar>;
+  const Index half = dim_head / 2;
+  for (Index m = 0; m < half; ++m) {
+    const Scalar cosine = turns[2 * m];
+    const Scalar sine = turns[2 * m + 1];
+    const L x = L::load(block + m * count);
+    const L y = L::load(block + (m + half) * count);
+    Scalar* a = sum + m * count;
+    Scalar* b = sum + (m + half) * count;
+    (L::load(a) + (cosine * x + sine * y)).store(a);
+    (L::load(b) + (cosine * y - sine * x)).store(b);
+  }
+}
+
 /// Tables for the queries and keys of every head.
 template <typename Scalar>
 class RotaryEmbedding {
@@ -83,8 +101,14 @@ class RotaryEmbedding {
   /// Turns a block of queries, or of keys, in place by its place in its group.
   /// \param block `[dim_head][block_rows]`
   /// \param first position of the block's first row, a multiple of block_rows
-  void apply_to_queries(Scalar* block, Index first) const { apply(queries_, block, first); }
-  void apply_to_keys(Scalar* block, Index first) const { apply(keys_, block, first); }
+  void apply_to_queries(Scalar* block, Index first) const { apply<false>(queries_, block, first); }
+  void apply_to_keys(Scalar* block, Index first) const { apply<false>(keys_, block, first); }
+
+  /// Turns gradients of apply_to_queries(), or of apply_to_keys(), into those of its input.
+  void apply_back_to_queries(Scalar* block, Index first) const {
+    apply<true>(queries_, block, first);
+  }
+  void apply_back_to_keys(Scalar* block, Index first) const { apply<true>(keys_, block, first); }
 
   /// `cos` and `sin` of `distance·θ_m`, both times `ζ_m^(distance / xpos_scale_base)`, `[D/2][2]`.
   void turns(Index distance, Scalar* to) const {
@@ -173,6 +197,7 @@ class RotaryEmbedding {
     return place / count * dim_head_ * count + m * 2 * count + place % count;
   }
 
+  template <bool Back>
   void apply(const BlockBuffer<Scalar>& table, Scalar* block, Index first) const {
     using L = Lanes<Scalar>;
     const Index half = dim_head_ / 2;
@@ -180,7 +205,9 @@ class RotaryEmbedding {
     for (Index m = 0; m < half; ++m, turn += 2 * count) {
       Scalar* a = block + m * count;
       Scalar* b = block + (m + half) * count;
-      rotate_pair<Scalar>(a, b, L::load(turn), L::load(turn + count), a, b);
+      // The transpose of a turn is the turn the other way, with the same decay.
+      const L sine = L::load(turn + count);
+      rotate_pair<Scalar>(a, b, L::load(turn), Back ? L::zero() - sine : sine, a, b);
     }
   }
 
@@ -215,6 +242,11 @@ class RotarySteps {
   /// \param groups_back from the queries' group to the keys'
   void turn_queries(const Scalar* block, Index groups_back, Scalar* turned) const {
     turn_all(dim_head_, block, turns_.data() + (groups_back - first_) * dim_head_, turned);
+  }
+
+  /// Adds, to the gradient of turn_queries()' input, what that of its result makes of it.
+  void turn_gradients_back(const Scalar* block, Index groups_back, Scalar* sum) const {
+    turn_all_back(dim_head_, block, turns_.data() + (groups_back - first_) * dim_head_, sum);
   }
 
  private:

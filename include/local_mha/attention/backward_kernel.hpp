@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The attention's backward kernel: what one block of queries gives to the gradients.
+///
+/// With g the gradient of the output and `delta_i = Σ_c g_ic · out_ic`,
+///
+///     p_ij = exp(s_ij − lse_i)                          dv_j += p_ij · g_i
+///     ds_ij = p_ij · (g_i·v_j − delta_i)                dk_j += softmax_scale · ds_ij · q_i
+///     d attn_bias += ds_ij                              dq_i += softmax_scale · ds_ij · k_j
+///
+/// (T. Dao et al., "FlashAttention", 2022). The probabilities come from the log-sum-exp that the
+/// forward pass kept, so that nothing of the size of the scores is stored: two products make P and
+/// dS of a segment of keys, `[key][query]` as in the forward kernel, and three more use them up.
+/// With dropout, `p_ij` in dv and `g_i·v_j` in ds are multiplied by the pair's factor.
+///
+/// A query's gradient is held over the whole segment. Those of keys and values are added in place,
+/// query block by query block in the order of the sequence, which fixes the order of every sum.
+///
+/// A pair that is not seen contributes exactly nothing, whatever its rows hold.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/tile.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/upcoming.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/ops/dropout.hpp>
+#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/rotary.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
+
+namespace local_mha {
+
+/// A block of queries on the way back.
+template <typename Scalar>
+struct QueryGradients {
+  Index first = 0;                   ///< the block's first row
+  const Scalar* queries = nullptr;   ///< `[dim_head][block_rows]` as AttentionKernel::attend() has
+  const Scalar* grad_out = nullptr;  ///< `[dim_value][block_rows]`, 0 in rows that do not exist
+  const Scalar* lse = nullptr;       ///< `[block_rows]`, natural logarithms, of the forward pass
+  const Scalar* delta = nullptr;     ///< `[block_rows]`
+  /// `[padded dim_head][block_rows]`: becomes `Σ_j ds_ij · k_j`, turned back to the place of the
+  /// queries
+  Scalar* grad_queries = nullptr;
+};
+
+/// Room for one block of queries, and the computation in it.
+template <typename Scalar>
+class AttentionBackwardKernel {
+ public:
+  using L = Lanes<Scalar>;
+  static constexpr Index count = block_rows<Scalar>;
+  /// Keys whose probabilities are kept at once.
+  static constexpr Index segment_keys = 1024;
+
+  AttentionBackwardKernel() = default;
+  /// \param longest_range keys that a block of queries sees at most
+  AttentionBackwardKernel(Index dim_head, Index dim_value, Index longest_range)
+      : probabilities_(room(std::min(longest_range, segment_keys) + 2 * count)),
+        grad_scores_(room(std::min(longest_range, segment_keys) + 2 * count)),
+        turned_(room(dim_head)),
+        grad_turned_(room(padded_channels<Scalar>(dim_head))),
+        query_panels_(room(panel_channels<Scalar>(dim_head))),
+        grad_out_panels_(room(panel_channels<Scalar>(dim_value))),
+        bias_(room(count)) {}
+
+  /// Memory that differentiate() fetches while it computes.
+  Upcoming<Scalar>& upcoming() { return upcoming_; }
+
+  /// \param keys, values the blocks that the queries see, looked at by note_finite()
+  /// \param grad_keys, grad_values the same blocks as panels, which are added to; that of the keys
+  ///        is `Σ_i ds_ij · queries_i`, which is theirs times `log2(e)`
+  /// \param grad_bias null, or `[w, (1 + lb + lf)·w]` to be added to
+  void differentiate(const AttentionHead<Scalar>& head, const QueryGradients<Scalar>& block,
+                     const Ring<Scalar>& keys, const Ring<Scalar>& values, Ring<Scalar>& grad_keys,
+                     Ring<Scalar>& grad_values, Scalar* grad_bias) {
+    const Tile tile(head, block.first);
+    const Index padded_size = padded_channels<Scalar>(keys.channels()) * count;
+    std::fill(block.grad_queries, block.grad_queries + padded_size, Scalar(0));
+    if (tile.keys.begin == tile.keys.end) return;
+    block_to_panels(values.channels(), block.grad_out, grad_out_panels_.data());
+    if (head.steps == nullptr)
+      block_to_panels(keys.channels(), block.queries, query_panels_.data());
+    const bool finite = all_finite(block, keys, values, tile.keys);
+    upcoming_.spread_over(
+        micro_kernels(tile.keys.end - tile.keys.begin, keys.channels(), values.channels()));
+    LaneRange hidden_lanes{0, 0};
+    for (Range segment{tile.keys.begin / group * group, 0}; segment.begin < tile.keys.end;
+         segment.begin = segment.end) {
+      segment.end = std::min(segment_end(head, segment.begin), tile.keys.end);
+      const Scalar* queries = block.queries;
+      Index groups_back = 0;
+      if (head.steps != nullptr) {
+        groups_back = block.first / head.steps->group() - segment.begin / head.steps->group();
+        head.steps->turn_queries(queries, groups_back, turned_.data());
+        queries = turned_.data();
+        block_to_panels(keys.channels(), queries, query_panels_.data());
+      }
+      grad_scores(head, tile, segment, block, queries, keys, values, hidden_lanes);
+      if (head.dropout != nullptr) drop(head, tile, segment, block);
+      if (grad_bias != nullptr) add_to_bias(head, tile, segment, grad_bias);
+      Scalar* grad_queries = block.grad_queries;
+      if (head.steps != nullptr) {
+        std::fill(grad_turned_.begin(), grad_turned_.end(), Scalar(0));
+        grad_queries = grad_turned_.data();
+      }
+      if (finite) {
+        add_to_keys(tile, segment, grad_keys, grad_values);
+        add_to_queries(segment, keys, grad_queries);
+      } else {
+        add_seen(head, tile, segment, keys, grad_keys, grad_values, grad_queries);
+      }
+      if (head.steps != nullptr)
+        head.steps->turn_gradients_back(grad_queries, groups_back, block.grad_queries);
+    }
+  }
+
+ private:
+  using Tile = QueryTile<Scalar>;
+  static constexpr Index group = Tiling<Scalar>::rows;
+  // The register tile of the products that are added in place: keys × panels of channels.
+  static constexpr int panels = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
+  static constexpr int panel_keys = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
+  static_assert(group % panel_keys == 0);
+
+  static BlockBuffer<Scalar> room(Index lanes) { return make_block_buffer<Scalar>(lanes * count); }
+
+  // Segments end where the queries must be turned anew.
+  static Index segment_end(const AttentionHead<Scalar>& head, Index begin) {
+    const Index end = begin / count * count + segment_keys;
+    if (head.steps == nullptr) return end;
+    return std::min(end, (begin / head.steps->group() + 1) * head.steps->group());
+  }
+
+  static bool all_finite(const QueryGradients<Scalar>& block, const Ring<Scalar>& keys,
+                         const Ring<Scalar>& values, const Range& seen) {
+    for (Index b = seen.begin / count; b * count < seen.end; ++b)
+      if (!keys.finite(b) || !values.finite(b)) return false;
+    return local_mha::all_finite(block.queries, keys.channels() * count) &&
+           local_mha::all_finite(block.grad_out, values.channels() * count);
+  }
+
+  Scalar* row_of(BlockBuffer<Scalar>& rows, const Range& segment, Index key) {
+    return rows.data() + (key - segment.begin / count * count) * count;
+  }
+
+  // P and dS of a segment; with dropout, P and g·v.
+  void grad_scores(const AttentionHead<Scalar>& head, const Tile& tile, const Range& segment,
+                   const QueryGradients<Scalar>& block, const Scalar* queries,
+                   const Ring<Scalar>& keys, const Ring<Scalar>& values, LaneRange& lanes) {
+    const L infinity = L::broadcast(Scalar(std::numeric_limits<double>::infinity()));
+    const L lse = Scalar(log2_e) * L::load(block.lse);
+    // A query that sees nothing has p = 0, as 2^−∞ is.
+    const L lse_or_infinity = select_negative(lse + L::broadcast(highest()), infinity, lse);
+    const L start = L::zero() - lse_or_infinity;
+    const L start_of_grad = head.dropout == nullptr ? L::zero() - L::load(block.delta) : L::zero();
+    std::optional<BiasRows<Scalar>> bias_rows;
+    if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
+    auto key_cursor = keys.cursor(segment.begin / count);
+    auto value_cursor = values.cursor(segment.begin / count);
+    for (Index begin = segment.begin; begin < segment.end;
+         key_cursor.advance(), value_cursor.advance()) {
+      const Index end = std::min((begin / count + 1) * count, segment.end);
+      if (bias_rows) bias_rows->gather(begin / count * count, bias_.data());
+      for (Index key = begin; key < end; key += group) {
+        Scalar* p = row_of(probabilities_, segment, key);
+        Scalar* ds = row_of(grad_scores_, segment, key);
+        {
+          upcoming_.fetch();
+          L acc[group][1];
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = start;
+          const Scalar* const x[1] = {queries};
+          multiply(keys.channels(), key_cursor.block() + key % count,
+                   Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+          if (head.attn_bias != nullptr) {
+            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
+                fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
+          }
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) exp2(acc[r][0]).store(p + r * count);
+        }
+        {
+          upcoming_.fetch();
+          L acc[group][1];
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = start_of_grad;
+          const Scalar* const x[1] = {block.grad_out};
+          multiply(values.channels(), value_cursor.block() + key % count,
+                   Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+          if (head.dropout == nullptr) {
+            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r)(L::load(p + r * count) * acc[r][0])
+                .store(ds + r * count);
+          } else {
+            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count);
+          }
+        }
+        if (!tile.plain(head, {key, key + group})) hide(head, tile, key, start, p, ds, lanes);
+      }
+      begin = end;
+    }
+  }
+
+  // Above −∞ only.
+  static Scalar highest() { return Eigen::NumTraits<Scalar>::highest(); }
+
+  // Puts 0 where a query does not see a key of the group. Where a query attends itself for want of
+  // anything else (shared_qk), its score is a constant.
+  // `lanes` starts as {0, 0} and is kept for the keys that follow.
+  static void hide(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
+                   const L& start, Scalar* p, Scalar* ds, LaneRange& lanes) {
+    for (Index key = first_key; key < first_key + group; ++key, p += count, ds += count) {
+      tile.advance(lanes, key);
+      const bool masked = key < head.seqlen && head.is_masked(key);
+      const int end = masked ? 0 : lanes.end;
+      L probability = L::load(p);
+      L grad = L::load(ds);
+      if (is_self(head, tile, key)) {
+        const int self = static_cast<int>(key - tile.first);
+        const L constant = exp2(start + L::broadcast(Scalar(self_score * log2_e)));
+        probability = select_lanes(self, self + 1, constant, probability);
+        grad = select_lanes(self, self + 1, L::zero(), grad);
+      }
+      select_lanes(lanes.begin, end, probability, L::zero()).store(p);
+      select_lanes(lanes.begin, end, grad, L::zero()).store(ds);
+    }
+  }
+
+  static bool is_self(const AttentionHead<Scalar>& head, const Tile& tile, Index key) {
+    return head.shared_qk && tile.first <= key && key < tile.first + count;
+  }
+
+  // From P and g·v to what is left of P, and dS.
+  void drop(const AttentionHead<Scalar>& head, const Tile& tile, const Range& segment,
+            const QueryGradients<Scalar>& block) {
+    constexpr Index together = Dropout<Scalar>::together;
+    const Range keys{segment.begin,
+                     segment.begin + ceil_div(segment.end - segment.begin, group) * group};
+    const L delta = L::load(block.delta);
+    L factors[together];
+    for (Index octet = keys.begin / together; octet * together < keys.end; ++octet) {
+      head.dropout->factors(tile.first, octet, factors);
+      for (Index i = 0; i < together; ++i) {
+        const Index key = octet * together + i;
+        if (!keys.contains(key)) continue;
+        Scalar* p = row_of(probabilities_, segment, key);
+        Scalar* ds = row_of(grad_scores_, segment, key);
+        const L probability = L::load(p);
+        const L grad = probability * (factors[i] * L::load(ds) - delta);
+        // What is not seen has p = 0, but delta may be no number there.
+        L seen = select_negative(L::zero() - probability, grad, Scalar(0) * probability);
+        if (is_self(head, tile, key)) {
+          const int self = static_cast<int>(key - tile.first);
+          seen = select_lanes(self, self + 1, L::zero(), seen);
+        }
+        seen.store(ds);
+        (probability * factors[i]).store(p);
+      }
+    }
+  }
+
+  void add_to_bias(const AttentionHead<Scalar>& head, const Tile& tile, const Range& segment,
+                   Scalar* grad_bias) {
+    const Index columns = head.window->look_around();
+    const Index rows = std::min(count, head.seqlen - tile.first);
+    for (Index r = 0; r < rows; ++r) {
+      const Index query = tile.first + r;
+      Scalar* row = grad_bias + head.window->place_in_bucket(query) * columns;
+      const Range keys = tile.seen[r].clipped_to(segment);
+      const Scalar* ds = row_of(grad_scores_, segment, keys.begin) + r;
+      const Index first_column = keys.begin - head.window->look_around_begin(query);
+      for (Index key = 0; key < keys.end - keys.begin; ++key)
+        row[first_column + key] += ds[key * count];
+    }
+  }
+
+  // dv += Pᵀ·g and dk += dSᵀ·q, for the lanes that see a key: lanes without a query do not.
+  void add_to_keys(const Tile& tile, const Range& segment, Ring<Scalar>& grad_keys,
+                   Ring<Scalar>& grad_values) {
+    LaneRange lanes{0, 0};
+    for (Index begin = segment.begin; begin < segment.end;) {
+      const Index end = std::min((begin / count + 1) * count, segment.end);
+      Scalar* to_keys = grad_keys[begin / count];
+      Scalar* to_values = grad_values[begin / count];
+      for (Index key = begin; key < end; key += panel_keys) {
+        tile.advance(lanes, key);
+        const int first_lane = lanes.begin;
+        tile.advance(lanes, key + panel_keys - 1);
+        const LaneRange any{first_lane, lanes.end};
+        const Index place = key % count * count;
+        add_panels(any, row_of(probabilities_, segment, key), grad_out_panels_.data(),
+                   to_values + place, grad_values.channels());
+        add_panels(any, row_of(grad_scores_, segment, key), query_panels_.data(), to_keys + place,
+                   grad_keys.channels());
+      }
+      begin = end;
+    }
+  }
+
+  // to[key][channel] += Σ_lane weights[key][lane]·rows[lane][channel] for panel_keys keys.
+  LOCAL_MHA_NOINLINE void add_panels(const LaneRange& lanes, const Scalar* weights,
+                                     const Scalar* rows, Scalar* to, Index channels) {
+    const auto add = [&]<int Panels>() {
+      for (; channels >= Panels * count; channels -= Panels * count) {
+        upcoming_.fetch();
+        add_product<Panels>(lanes, weights, rows, to);
+        rows += Panels * count * count;
+        to += Panels * count * count;
+      }
+    };
+    add.template operator()<panels>();
+    if constexpr (panels > 2) add.template operator()<2>();
+    add.template operator()<1>();
+  }
+
+  // Those that fetch what is upcoming.
+  static Index micro_kernels(Index keys, Index dim_head, Index dim_value) {
+    const auto panel_products = [](Index channels) { return ceil_div(channels, panels * count); };
+    return 2 * keys / group +
+           keys / panel_keys * (panel_products(dim_head) + panel_products(dim_value)) +
+           keys / count * ceil_div(dim_head, Index{Tiling<Scalar>::values});
+  }
+
+  template <int Panels>
+  static LOCAL_MHA_INLINE void add_product(const LaneRange& lanes, const Scalar* weights,
+                                           const Scalar* rows, Scalar* to) {
+    constexpr Index panel_size = count * count;
+    L acc[panel_keys][Panels];
+    LOCAL_MHA_UNROLL for (int r = 0; r < panel_keys; ++r) {
+      LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[r][p] = L::zero();
+    }
+    const Scalar* x[Panels];
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) x[p] =
+        rows + p * panel_size + lanes.begin * count;
+    if (lanes.end - lanes.begin == count)
+      multiply(count, weights, count, 1, x, acc);
+    else
+      multiply(lanes.end - lanes.begin, weights + lanes.begin, count, 1, x, acc);
+    LOCAL_MHA_UNROLL for (int r = 0; r < panel_keys; ++r) {
+      LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+        Scalar* sum = to + p * panel_size + r * count;
+        (L::load(sum) + acc[r][p]).store(sum);
+      }
+    }
+  }
+
+  // dq += dS·k
+  void add_to_queries(const Range& segment, const Ring<Scalar>& keys, Scalar* grad_queries) {
+    constexpr int most = Tiling<Scalar>::values;
+    const Index channels = padded_channels<Scalar>(keys.channels());
+    for (Index c = 0; c < channels;) {
+      const Index left = channels - c - most;
+      // What is left must be whole groups.
+      const bool many = left == 0 || left >= group;
+      if (many)
+        add_channels<most>(segment, keys, c, grad_queries + c * count);
+      else
+        add_channels<group>(segment, keys, c, grad_queries + c * count);
+      c += many ? most : group;
+    }
+  }
+
+  template <int Channels>
+  LOCAL_MHA_NOINLINE void add_channels(const Range& segment, const Ring<Scalar>& keys, Index c,
+                                       Scalar* to) {
+    L acc[Channels][1];
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] = L::load(to + r * count);
+    auto cursor = keys.cursor(segment.begin / count);
+    for (Index begin = segment.begin; begin < segment.end; cursor.advance()) {
+      const Index end = std::min((begin / count + 1) * count, segment.end);
+      const Scalar* block = cursor.block() + c * count;
+      const Scalar* const ds[1] = {row_of(grad_scores_, segment, begin)};
+      if (end - begin == count)
+        multiply(count, block, count, 1, ds, acc);
+      else
+        multiply(end - begin, block + begin % count, count, 1, ds, acc);
+      upcoming_.fetch();
+      begin = end;
+    }
+    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0].store(to + r * count);
+  }
+
+  // Where there is a NaN or an infinity, which 0 does not cancel: pair by pair, those that are
+  // seen.
+  void add_seen(const AttentionHead<Scalar>& head, const Tile& tile, const Range& segment,
+                const Ring<Scalar>& keys, Ring<Scalar>& grad_keys, Ring<Scalar>& grad_values,
+                Scalar* grad_queries) {
+    const auto in_panels = [](Index c, Index position) {
+      return (c / count * count + position) * count + c % count;
+    };
+    const Index rows = std::min(count, head.seqlen - tile.first);
+    auto cursor = keys.cursor(segment.begin / count);
+    for (Index key = segment.begin; key < segment.end; ++key) {
+      if (key % count == 0 && key > segment.begin) cursor.advance();
+      if (head.is_masked(key)) continue;
+      const Scalar* p = row_of(probabilities_, segment, key);
+      const Scalar* ds = row_of(grad_scores_, segment, key);
+      Scalar* to_keys = grad_keys[key / count];
+      Scalar* to_values = grad_values[key / count];
+      for (Index r = 0; r < rows; ++r) {
+        if (!tile.seen[r].contains(key)) continue;
+        for (Index c = 0; c < grad_values.channels(); ++c)
+          to_values[in_panels(c, key % count)] +=
+              p[r] * grad_out_panels_[static_cast<std::size_t>(in_panels(c, r))];
+        // A constant score has no gradient.
+        if (is_self(head, tile, key) && key - tile.first == r) continue;
+        for (Index c = 0; c < grad_keys.channels(); ++c)
+          to_keys[in_panels(c, key % count)] +=
+              ds[r] * query_panels_[static_cast<std::size_t>(in_panels(c, r))];
+        for (Index c = 0; c < keys.channels(); ++c)
+          grad_queries[c * count + r] += ds[r] * cursor.block()[c * count + key % count];
+      }
+    }
+  }
+
+  BlockBuffer<Scalar> probabilities_;    // [key][query]
+  BlockBuffer<Scalar> grad_scores_;      // [key][query]
+  BlockBuffer<Scalar> turned_;           // [channel][query]
+  BlockBuffer<Scalar> grad_turned_;      // [channel][query]
+  BlockBuffer<Scalar> query_panels_;     // [panel][query][channel]
+  BlockBuffer<Scalar> grad_out_panels_;  // [panel][query][channel]
+  BlockBuffer<Scalar> bias_;             // [key][query]
+  Upcoming<Scalar> upcoming_;
+};
+
+}  // namespace local_mha

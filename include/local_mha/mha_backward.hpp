@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// LocalMHA's backward pass: the layer's steps in reverse, each over all positions.
+///
+///     g_heads = g_y · W_out                         dW_out += g_yᵀ · (gate ⊙ out)
+///     g_out = gate ⊙ g_heads                        g_gate = σ' · Σ_c g_heads · out
+///     g_q, g_k, g_v = attention's backward(g_out)   through rotary and QkNorm
+///     g_x = [g_q | g_k | g_v] · W_qkv               dW_qkv += [g_q | g_k | g_v]ᵀ · x
+///     through the gates' projection and LayerNorm
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include <local_mha/attention/local_attention.hpp>
+#include <local_mha/config.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/layer_norm.hpp>
+#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/qk_norm.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
+#include <local_mha/parameters.hpp>
+
+namespace local_mha {
+
+/// What a layer's forward pass keeps for the backward pass, in blocks: four numbers of each channel
+/// of a head and position, and the log-sum-exp.
+template <typename Scalar>
+struct SavedLayer {
+  SavedLayer() = default;
+  SavedLayer(const LocalMHAConfig& config, Index batch_size, Index length)
+      : batch(batch_size), seqlen(length) {
+    const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
+    const Index channels = config.heads * padded_channels<Scalar>(config.dim_head);
+    q = k = v = out = BlockArray<Scalar>(blocks, channels);
+    lse = BlockArray<Scalar>(blocks, config.heads);
+    if (config.gate_values_per_head)
+      gates = BlockArray<Scalar>(blocks, padded_channels<Scalar>(config.heads));
+  }
+
+  Index batch = 0;
+  Index seqlen = 0;
+  /// Blocks of all sequences, one after the other: `[block][head][padded channel][block_rows]`,
+  /// queries and keys as they were projected.
+  BlockArray<Scalar> q;
+  BlockArray<Scalar> k;
+  BlockArray<Scalar> v;
+  BlockArray<Scalar> out;    ///< of the attention, before the gates
+  BlockArray<Scalar> lse;    ///< `[block][head][block_rows]`
+  BlockArray<Scalar> gates;  ///< `[block][padded head][block_rows]`, after the sigmoid
+};
+
+namespace detail {
+
+/// The steps of LocalMHA::backward().
+template <typename Scalar>
+class LayerBackward {
+ public:
+  /// The layer, whose parts must outlive this.
+  struct Layer {
+    const LocalMHAConfig& config;
+    const LocalMHAParameters<Scalar>& parameters;
+    const LocalAttention<Scalar>& attention;
+    const LayerNorm<Scalar>& norm;
+    const QkNorm<Scalar>& q_norm;
+    const QkNorm<Scalar>& k_norm;
+  };
+
+  LayerBackward(const Layer& layer, const SavedLayer<Scalar>& saved)
+      : layer_(layer),
+        saved_(saved),
+        rows_{saved.batch, saved.seqlen, block_rows<Scalar>},
+        normed_panels_(rows_.count(), panel_channels<Scalar>(dim())),
+        grad_y_(rows_.count(), dim()),
+        out_panels_(rows_.count(), heads() * panel_channels<Scalar>(dim_head())),
+        grad_out_(rows_.count(), heads() * head_channels()),
+        grad_qkv_(rows_.count(), 3 * heads() * head_channels()) {
+    if (config().gate_values_per_head)
+      grad_gates_ = BlockArray<Scalar>(rows_.count(), padded_channels<Scalar>(heads()));
+  }
+
+  /// \param x, grad_y `[B·N, dim]`
+  /// \param grad_x the same shape
+  template <ThreadDevice Device>
+  void run(const Device& device, const AttentionInputs<Scalar>& inputs,
+           const std::optional<Training>& training, const Scalar* x, const Scalar* grad_y,
+           Scalar* grad_x, LocalMHAParameters<Scalar>& gradients,
+           typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+    project_out(device, x, grad_y, gradients);
+    attend(device, inputs, training, gradients, grad_bias);
+    project_in(device, x, grad_x, gradients);
+  }
+
+ private:
+  using L = Lanes<Scalar>;
+  static constexpr Index count = block_rows<Scalar>;
+
+  const LocalMHAConfig& config() const { return layer_.config; }
+  const LocalMHAParameters<Scalar>& weights() const { return layer_.parameters; }
+  Index dim() const { return config().dim; }
+  Index heads() const { return config().heads; }
+  Index dim_head() const { return config().dim_head; }
+  Index head_channels() const { return padded_channels<Scalar>(dim_head()); }
+  Index head_size() const { return head_channels() * count; }
+  Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
+
+  void load_rows(const Scalar* from, Index block, Scalar* to) const {
+    load_block(
+        dim(), rows_.rows(block), [&](Index r) { return from + (rows_.row(block) + r) * dim(); },
+        to);
+  }
+
+  // From the gradient of y to those of the heads' outputs and gates, and of to_out.
+  template <ThreadDevice Device>
+  void project_out(const Device& device, const Scalar* x, const Scalar* grad_y,
+                   LocalMHAParameters<Scalar>& gradients) {
+    const PackedWeight<Scalar> weight(weights().to_out.transpose(), dim_head());
+    for_each_stretch(device, rows_.count(), [&](Index, const Range& blocks) {
+      auto room = make_block_buffer<Scalar>(std::max(dim(), head_channels()) * count);
+      for (Index block = blocks.begin; block < blocks.end; ++block) {
+        load_rows(x, block, room.data());
+        if (config().prenorm) layer_.norm.apply(room.data());
+        normed_panels_.put(block, 0, dim(), room.data());
+        load_rows(grad_y, block, grad_y_[block]);
+      }
+      for (Index h = 0; h < heads(); ++h) {
+        project(weight, h, grad_y_[blocks.begin], blocks.end - blocks.begin,
+                [&](Index b) { return grad_out_[blocks.begin + b] + h * head_size(); });
+        for (Index block = blocks.begin; block < blocks.end; ++block)
+          open_gate(block, h, room.data());
+      }
+    });
+    const auto of_head = [&](Index, Index h) {
+      add_weight_gradient(rows_.count(), grad_y_[0], grad_y_.stride(), dim(), out_panels_,
+                          h * panels_of_head(), dim_head(),
+                          gradients.to_out.data() + h * dim_head(), gradients.to_out.cols());
+    };
+    parallel_for(device, std::min(thread_count(device), heads()), heads(), of_head);
+  }
+
+  // Through the gate of a head, and the operand of to_out's gradient.
+  void open_gate(Index block, Index h, Scalar* gated) {
+    const Scalar* out = saved_.out[block] + h * head_size();
+    Scalar* grad = grad_out_[block] + h * head_size();
+    const auto put = [&](const Scalar* gated_out) {
+      out_panels_.put(block, h * panels_of_head(), dim_head(), gated_out);
+    };
+    if (!config().gate_values_per_head) return put(out);
+    const L gate = L::load(saved_.gates[block] + h * count);
+    const L grad_gate = dot(dim_head(), grad, out);
+    // σ' = σ·(1 − σ)
+    (grad_gate * (gate - gate * gate)).store(grad_gates_[block] + h * count);
+    for (Index c = 0; c < dim_head(); ++c) {
+      (gate * L::load(out + c * count)).store(gated + c * count);
+      (gate * L::load(grad + c * count)).store(grad + c * count);
+    }
+    put(gated);
+  }
+
+  // A head of the attention, as AttentionBackwardFlow takes it.
+  struct Head {
+    LayerBackward& layer;
+    Index b;
+    Index h;
+    Scalar* scale_sums;
+
+    Index at(Index block) const { return b * layer.rows_.of_sequence() + block; }
+    const Scalar* saved(const BlockArray<Scalar>& blocks, Index block) const {
+      return blocks[at(block)] + h * layer.head_size();
+    }
+    Scalar* grad(Index part, Index block) const {
+      return layer.grad_qkv_[at(block)] + (part * layer.heads() + h) * layer.head_size();
+    }
+    void copy(const Scalar* from, Scalar* to) const {
+      std::copy_n(from, layer.dim_head() * count, to);
+    }
+
+    void load_queries(Index block, Scalar* to) const {
+      copy(saved(layer.saved_.q, block), to);
+      if (layer.config().qk_rmsnorm) layer.layer_.q_norm.apply(to);
+    }
+    void load_keys(Index block, Scalar* to) const {
+      copy(saved(layer.saved_.k, block), to);
+      if (layer.config().qk_rmsnorm) layer.layer_.k_norm.apply(to);
+    }
+    void load_values(Index block, Scalar* to) const { copy(saved(layer.saved_.v, block), to); }
+    void load_out(Index block, Scalar* to) const { copy(saved(layer.saved_.out, block), to); }
+    void load_grad_out(Index block, Scalar* to) const { copy(saved(layer.grad_out_, block), to); }
+    void load_lse(Index block, Scalar* to) const {
+      std::copy_n(layer.saved_.lse[at(block)] + h * count, count, to);
+    }
+    void store_grad_queries(Index block, Scalar* from) const {
+      if (layer.config().qk_rmsnorm)
+        layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, scale_sums);
+      copy(from, grad(0, block));
+    }
+    void store_grad_keys(Index block, Scalar* from, Scalar* /*room*/) const {
+      if (layer.config().qk_rmsnorm)
+        layer.layer_.k_norm.apply_backward(saved(layer.saved_.k, block), from,
+                                           scale_sums + layer.dim_head() * count);
+      copy(from, grad(1, block));
+    }
+    void store_grad_values(Index block, Scalar* from) const { copy(from, grad(2, block)); }
+
+    void add_upcoming(Index queries, Index keys, Index finished_keys, Upcoming<Scalar>& to) const {
+      const auto add = [&](const Scalar* block) { to.add(block, layer.dim_head() * count); };
+      if (queries < layer.rows_.of_sequence()) {
+        add(saved(layer.saved_.q, queries));
+        add(saved(layer.saved_.out, queries));
+        add(saved(layer.grad_out_, queries));
+        add(grad(0, queries));
+      }
+      if (keys < layer.rows_.of_sequence()) {
+        add(saved(layer.saved_.k, keys));
+        add(saved(layer.saved_.v, keys));
+      }
+      add(grad(1, finished_keys));
+      add(grad(2, finished_keys));
+    }
+  };
+
+  template <ThreadDevice Device>
+  void attend(const Device& device, const AttentionInputs<Scalar>& inputs,
+              const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
+              typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+    StretchSums<Scalar> scale_sums;
+    if (config().qk_rmsnorm)
+      scale_sums = StretchSums<Scalar>(saved_.batch * heads(), 2 * dim_head());
+    typename LocalAttention<Scalar>::Workspace workspace;
+    const auto head_of = [&](Index head) {
+      return Head{*this, head / heads(), head % heads(),
+                  config().qk_rmsnorm ? scale_sums[head] : nullptr};
+    };
+    layer_.attention.differentiate(device, workspace, inputs, saved_.batch, saved_.seqlen,
+                                   dim_head(), head_of, grad_bias, training);
+    if (!config().qk_rmsnorm) return;
+    scale_sums.add_to(gradients.q_scale);
+    scale_sums.add_to(gradients.k_scale, dim_head());
+  }
+
+  // From the gradients of queries, keys, values and gates to those of x and the weights.
+  template <ThreadDevice Device>
+  void project_in(const Device& device, const Scalar* x, Scalar* grad_x,
+                  LocalMHAParameters<Scalar>& gradients) {
+    const bool gates = config().gate_values_per_head;
+    const auto of_group = [&](Index, Index group) {
+      add_weight_gradient(rows_.count(), grad_qkv_[0] + group * head_size(), grad_qkv_.stride(),
+                          dim_head(), normed_panels_, 0, dim(),
+                          gradients.to_qkv.data() + group * dim_head() * dim(), dim());
+    };
+    parallel_for(device, std::min(thread_count(device), 3 * heads()), 3 * heads(), of_group);
+    if (gates)
+      add_weight_gradient(device, rows_.count(), grad_gates_[0], grad_gates_.stride(), heads(),
+                          normed_panels_, dim(), gradients.to_v_gate_weight.data());
+
+    const PackedWeight<Scalar> to_qkv(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
+    PackedWeight<Scalar> to_v_gate;
+    if (gates)
+      to_v_gate = PackedWeight<Scalar>(weights().to_v_gate_weight.transpose(), 0, heads(),
+                                       padded_channels<Scalar>(heads()));
+    const Index stretches = ceil_div(rows_.count(), stretch_blocks);
+    StretchSums<Scalar> norm_sums;
+    if (config().prenorm) norm_sums = StretchSums<Scalar>(stretches, 2 * dim());
+    StretchSums<Scalar> gate_sums;
+    if (gates) gate_sums = StretchSums<Scalar>(stretches, heads());
+    for_each_stretch(device, rows_.count(), [&](Index stretch, const Range& blocks) {
+      const Index size = blocks.end - blocks.begin;
+      BlockArray<Scalar> grad(size, dim());
+      project(to_qkv, 0, grad_qkv_[blocks.begin], size, [&](Index b) { return grad[b]; });
+      if (gates) {
+        BlockArray<Scalar> more(size, dim());
+        project(to_v_gate, 0, grad_gates_[blocks.begin], size, [&](Index b) { return more[b]; });
+        for (Index b = 0; b < size; ++b) {
+          add(dim(), more[b], grad[b]);
+          add(heads(), grad_gates_[blocks.begin + b], gate_sums[stretch]);
+        }
+      }
+      auto room = make_block_buffer<Scalar>(dim() * count);
+      for (Index b = 0; b < size; ++b) {
+        const Index block = blocks.begin + b;
+        if (config().prenorm) {
+          load_rows(x, block, room.data());
+          layer_.norm.apply_backward(room.data(), grad[b], norm_sums[stretch]);
+        }
+        store_block(dim(), rows_.rows(block), grad[b],
+                    [&](Index r) { return grad_x + (rows_.row(block) + r) * dim(); });
+      }
+    });
+    if (config().prenorm) {
+      norm_sums.add_to(gradients.norm_weight);
+      norm_sums.add_to(gradients.norm_bias, dim());
+    }
+    if (gates) gate_sums.add_to(gradients.to_v_gate_bias);
+  }
+
+  static void add(Index channels, const Scalar* from, Scalar* to) {
+    for (Index c = 0; c < channels; ++c)
+      (L::load(to + c * count) + L::load(from + c * count)).store(to + c * count);
+  }
+
+  Layer layer_;
+  const SavedLayer<Scalar>& saved_;
+  BatchBlocks rows_;
+  PanelArray<Scalar> normed_panels_;
+  BlockArray<Scalar> grad_y_;
+  PanelArray<Scalar> out_panels_;
+  BlockArray<Scalar> grad_out_;
+  BlockArray<Scalar> grad_qkv_;
+  BlockArray<Scalar> grad_gates_;
+};
+
+}  // namespace detail
+
+}  // namespace local_mha

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the backward passes of the matrix products have in common.
+///
+/// Of `y = x·Wᵀ` over many positions, the gradient of W is a sum over positions, `gᵀ·x`. One
+/// operand is read as blocks, `[channel][position]`, the other as panels, `[position][channel]`, so
+/// that the micro-kernel of the forward pass does this product, too. Sums go through the positions
+/// in their order, in stretches of a fixed length: they do not depend on threads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/ops/linear.hpp>
+
+namespace local_mha {
+
+/// Channels rounded up to whole panels of block_rows channels.
+template <typename Scalar>
+constexpr Index panel_channels(Index channels) {
+  return ceil_div(channels, block_rows<Scalar>) * block_rows<Scalar>;
+}
+
+/// Transposes a block `[channels][block_rows]` into panels `[panel][position][block_rows
+/// channels]`; channels that fill up the last panel become 0.
+/// \param panel_stride from panel to panel
+template <typename Scalar>
+void block_to_panels(Index channels, const Scalar* block, Scalar* panels,
+                     Index panel_stride = block_rows<Scalar> * block_rows<Scalar>) {
+  constexpr Index count = block_rows<Scalar>;
+  for (Index c = 0; c < channels; c += count, panels += panel_stride)
+    load_block(
+        count, std::min(count, channels - c), [&](Index r) { return block + (c + r) * count; },
+        panels);
+}
+
+/// The reverse of block_to_panels().
+template <typename Scalar>
+void panels_to_block(Index channels, const Scalar* panels, Scalar* block) {
+  constexpr Index count = block_rows<Scalar>;
+  for (Index c = 0; c < channels; c += count)
+    store_block(count, std::min(count, channels - c), panels + c * count,
+                [&](Index r) { return block + (c + r) * count; });
+}
+
+/// Blocks of many positions, `[blocks][channels][block_rows]`.
+template <typename Scalar>
+class BlockArray {
+ public:
+  BlockArray() = default;
+  BlockArray(Index blocks, Index channels)
+      : stride_(channels * block_rows<Scalar>),
+        data_(make_block_buffer<Scalar>(blocks * stride_)) {}
+
+  Scalar* operator[](Index b) { return data_.data() + b * stride_; }
+  const Scalar* operator[](Index b) const { return data_.data() + b * stride_; }
+  /// From block to block.
+  Index stride() const { return stride_; }
+  Index channels() const { return stride_ / block_rows<Scalar>; }
+
+ private:
+  Index stride_ = 0;
+  BlockBuffer<Scalar> data_;
+};
+
+/// Panels of many positions, `[panel][block][position][block_rows channels]`: those of adjoining
+/// blocks adjoin.
+template <typename Scalar>
+class PanelArray {
+ public:
+  PanelArray() = default;
+  /// \param channels panel_channels() of those that are put here
+  PanelArray(Index blocks, Index channels)
+      : stride_(blocks * size),
+        data_(make_block_buffer<Scalar>(blocks * channels * block_rows<Scalar>)) {}
+
+  /// Takes a block's channels, of which the first is that of panel `first`.
+  void put(Index block, Index first, Index channels, const Scalar* from) {
+    block_to_panels(channels, from, data_.data() + first * stride_ + block * size, stride_);
+  }
+
+  /// Panel `p`, `[block][position][block_rows channels]`.
+  const Scalar* panel(Index p) const { return data_.data() + p * stride_; }
+
+ private:
+  static constexpr Index size = block_rows<Scalar> * block_rows<Scalar>;
+
+  Index stride_ = 0;
+  BlockBuffer<Scalar> data_;
+};
+
+/// The rows of a batch of sequences in blocks: each sequence starts a block of its own.
+struct BatchBlocks {
+  Index batch;
+  Index seqlen;
+  Index block_rows;
+
+  Index of_sequence() const { return ceil_div(seqlen, block_rows); }
+  Index count() const { return batch * of_sequence(); }
+  /// The first row of block `b`, counted through the batch.
+  Index row(Index b) const { return b / of_sequence() * seqlen + b % of_sequence() * block_rows; }
+  Index rows(Index b) const {
+    return std::min(block_rows, seqlen - b % of_sequence() * block_rows);
+  }
+};
+
+/// Blocks that one task takes, and that are added up before anything else is done with their sum.
+inline constexpr Index stretch_blocks = 32;
+
+/// Calls `task(worker, stretch, blocks)` for stretches of `stretch_blocks` blocks.
+template <ThreadDevice Device, typename Task>
+void for_each_stretch(const Device& device, Index blocks, Task&& task) {
+  const Index stretches = ceil_div(blocks, stretch_blocks);
+  parallel_for(
+      device, std::min(thread_count(device), stretches), stretches, [&](Index, Index stretch) {
+        task(stretch,
+             Range{stretch * stretch_blocks, std::min((stretch + 1) * stretch_blocks, blocks)});
+      });
+}
+
+/// Sums over positions, such as the gradient of a bias: each stretch of blocks adds up alone, lane
+/// by lane.
+template <typename Scalar>
+class StretchSums {
+ public:
+  StretchSums() = default;
+  StretchSums(Index stretches, Index channels) : sums_(stretches, channels) {
+    stretches_ = stretches;
+  }
+
+  /// `[channels][block_rows]`
+  Scalar* operator[](Index stretch) { return sums_[stretch]; }
+
+  /// Adds the sums of channels `[first, first + to.size())`.
+  void add_to(Vector<Scalar>& to, Index first = 0) const {
+    for (Index stretch = 0; stretch < stretches_; ++stretch)
+      for (Index c = 0; c < to.size(); ++c) {
+        const Scalar* lanes = sums_[stretch] + (first + c) * block_rows<Scalar>;
+        Scalar sum = lanes[0];
+        for (Index i = 1; i < block_rows<Scalar>; ++i) sum += lanes[i];
+        to[c] += sum;
+      }
+  }
+
+ private:
+  Index stretches_ = 0;
+  BlockArray<Scalar> sums_;
+};
+
+namespace detail {
+
+// weight[r][c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i] for Rows rows and Panels panels of columns.
+template <int Rows, int Panels, typename Scalar>
+void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride,
+                     const PanelArray<Scalar>& x, Index first_panel, Index columns, Scalar* weight,
+                     Index weight_stride) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = block_rows<Scalar>;
+  L acc[Rows][Panels];
+  LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[r][p] = L::zero();
+  }
+  for (Index b = blocks.begin; b < blocks.end; ++b) {
+    const Scalar* from[Panels];
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) from[p] =
+        x.panel(first_panel + p) + b * count * count;
+    const Scalar* rows = a + b * a_stride;
+    // The next block's rows are far away.
+    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) prefetch(rows + a_stride + r * count);
+    multiply(count, rows, count, 1, from, acc);
+  }
+  LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+      Scalar* to = weight + r * weight_stride + p * count;
+      if (columns >= (p + 1) * count) {
+        (L::load_unaligned(to) + acc[r][p]).store_unaligned(to);
+        continue;
+      }
+      alignas(64) Scalar sum[count];
+      acc[r][p].store(sum);
+      for (Index c = 0; c < columns - p * count; ++c) to[c] += sum[c];
+    }
+  }
+}
+
+}  // namespace detail
+
+/// `weight[r, c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i]` for `0 <= r < rows`.
+/// \param a blocks `[rows][block_rows]`, `a_stride` apart
+/// \param x its first `columns` channels, or those from panel `first_panel` on
+/// \param weight `[rows][columns]`, rows `weight_stride` apart
+template <typename Scalar>
+void add_weight_gradient(Index blocks, const Scalar* a, Index a_stride, Index rows,
+                         const PanelArray<Scalar>& x, Index first_panel, Index columns,
+                         Scalar* weight, Index weight_stride) {
+  constexpr int most_rows = Tiling<Scalar>::rows;
+  constexpr int most_panels = Tiling<Scalar>::blocks;
+  constexpr Index count = block_rows<Scalar>;
+  const auto rows_of = [&]<int Panels>(const Range& stretch, Index panel) {
+    const Index c = panel * count;
+    Index r = 0;
+    for (; r + most_rows <= rows; r += most_rows)
+      detail::add_weight_tile<most_rows, Panels>(stretch, a + r * count, a_stride, x,
+                                                 first_panel + panel, columns - c,
+                                                 weight + r * weight_stride + c, weight_stride);
+    for (; r < rows; ++r)
+      detail::add_weight_tile<1, Panels>(stretch, a + r * count, a_stride, x, first_panel + panel,
+                                         columns - c, weight + r * weight_stride + c,
+                                         weight_stride);
+  };
+  const Index panels = ceil_div(columns, count);
+  for (Index begin = 0; begin < blocks; begin += stretch_blocks) {
+    const Range stretch{begin, std::min(begin + stretch_blocks, blocks)};
+    Index panel = 0;
+    const auto panels_of = [&]<int Panels>() {
+      for (; panel + Panels <= panels; panel += Panels)
+        rows_of.template operator()<Panels>(stretch, panel);
+    };
+    panels_of.template operator()<most_panels>();
+    if constexpr (most_panels > 2) panels_of.template operator()<2>();
+    panels_of.template operator()<1>();
+  }
+}
+
+/// The same of all columns on threads, which share the rows.
+template <ThreadDevice Device, typename Scalar>
+void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, Index a_stride,
+                         Index rows, const PanelArray<Scalar>& x, Index columns, Scalar* weight) {
+  constexpr Index rows_of_task = 64;
+  const Index tasks = ceil_div(rows, rows_of_task);
+  parallel_for(device, std::min(thread_count(device), tasks), tasks, [&](Index, Index task) {
+    const Index row = task * rows_of_task;
+    add_weight_gradient(blocks, a + row * block_rows<Scalar>, a_stride,
+                        std::min(rows_of_task, rows - row), x, 0, columns, weight + row * columns,
+                        columns);
+  });
+}
+
+/// The backward pass of `y = x·Wᵀ + b`.
+/// \param weight `[out, in]`
+/// \param x `[rows, in]`
+/// \param grad_y gradient of y, `[rows, out]`
+/// \param grad_weight `[out, in]`, to be added to
+/// \param grad_bias null, or `[out]`, to be added to
+/// \return the gradient of x, `[rows, in]`
+template <ThreadDevice Device, typename Scalar>
+RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>& weight,
+                                  const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                                  RowMatrix<Scalar>& grad_weight, Vector<Scalar>* grad_bias) {
+  using L = Lanes<Scalar>;
+  const Index in = weight.cols();
+  const Index out = weight.rows();
+  const BatchBlocks rows{1, x.rows(), block_rows<Scalar>};
+  RowMatrix<Scalar> grad_x(x.rows(), in);
+  if (x.rows() == 0) return grad_x;
+  const PackedWeight<Scalar> transposed(weight.transpose());
+  PanelArray<Scalar> x_panels(rows.count(), panel_channels<Scalar>(in));
+  BlockArray<Scalar> grad_blocks(rows.count(), out);
+  StretchSums<Scalar> sums(ceil_div(rows.count(), stretch_blocks), out);
+  for_each_stretch(device, rows.count(), [&](Index stretch, const Range& blocks) {
+    BlockArray<Scalar> made(blocks.end - blocks.begin, in);
+    for (Index b = blocks.begin; b < blocks.end; ++b) {
+      Scalar* grad = grad_blocks[b];
+      load_block(
+          in, rows.rows(b), [&](Index r) { return &x.coeffRef(rows.row(b) + r, 0); }, made[0]);
+      x_panels.put(b, 0, in, made[0]);
+      load_block(
+          out, rows.rows(b), [&](Index r) { return &grad_y.coeffRef(rows.row(b) + r, 0); }, grad);
+      for (Index c = 0; c < out; ++c) {
+        Scalar* sum = sums[stretch] + c * L::count;
+        (L::load(sum) + L::load(grad + c * L::count)).store(sum);
+      }
+    }
+    project(transposed, 0, grad_blocks[blocks.begin], blocks.end - blocks.begin,
+            [&](Index b) { return made[b]; });
+    for (Index b = blocks.begin; b < blocks.end; ++b)
+      store_block(in, rows.rows(b), made[b - blocks.begin],
+                  [&](Index r) { return &grad_x(rows.row(b) + r, 0); });
+  });
+  add_weight_gradient(device, rows.count(), grad_blocks[0], grad_blocks.stride(), out, x_panels, in,
+                      grad_weight.data());
+  if (grad_bias != nullptr) sums.add_to(*grad_bias);
+  return grad_x;
+}
+
+}  // namespace local_mha

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT
+// Backward passes on the threads of a device: the same bits for any number of them.
+#define EIGEN_USE_THREADS
+
+#include "support/allocations.hpp"  // before Eigen
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <string>
+
+#include "support/library.hpp"
+#include "support/random_case.hpp"
+
+namespace {
+
+using local_mha::Index;
+using local_mha::LocalAttention;
+using local_mha::LocalMHA;
+using local_mha::LocalMHAParameters;
+using local_mha::LocalTransformer;
+using local_mha::LocalTransformerConfig;
+using local_mha::LocalTransformerParameters;
+using local_mha::Tensor;
+using local_mha::Training;
+using support::same_bits;
+using support::tensor;
+
+struct Threads {
+  explicit Threads(int count) : pool(count), device(&pool, count) {}
+  Eigen::ThreadPool pool;
+  Eigen::ThreadPoolDevice device;
+};
+
+constexpr std::array<int, 3> thread_counts{2, 3, 7};
+
+template <typename Parameters>
+void expect_same_bits(const Parameters& a, const Parameters& b, const std::string& what) {
+  using Scalar = typename decltype(a.to_qkv)::Scalar;
+  const auto of_b = support::named<Scalar>(b);
+  for (const auto& [name, gradient] : support::named<Scalar>(a))
+    EXPECT_EQ(gradient.data, of_b.at(name).data) << what << ", " << name;
+}
+
+template <typename Scalar>
+class GradientsOnThreads : public testing::Test {};
+TYPED_TEST_SUITE(GradientsOnThreads, support::Scalars, support::ScalarNames);
+
+TYPED_TEST(GradientsOnThreads, OfTheAttention) {
+  for (const int count : thread_counts) {
+    const Threads threads(count);
+    for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+      auto c = support::attention_case(
+          seed, seed % 3 == 0 ? support::Length::Long : support::Length::Short);
+      if (seed % 2 == 0) {
+        c.config.dropout = 0.3;
+        c.call.training = Training{.seed = seed};
+      }
+      const auto q = tensor<TypeParam, 4>(c.in.q);
+      const auto k = tensor<TypeParam, 4>(c.in.k);
+      const auto v = tensor<TypeParam, 4>(c.in.v);
+      const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+      const auto view = support::optional_view(bias);
+      const auto mask = support::padding_mask(c.in.masked, c.batch(), c.seqlen());
+      const LocalAttention<TypeParam> attention(c.config);
+      const auto one = attention.forward_saving(q, k, v, mask, view, c.call);
+      const auto many = attention.forward_saving(threads.device, q, k, v, mask, view, c.call);
+      EXPECT_TRUE(same_bits(one.out, many.out));
+      EXPECT_TRUE(same_bits(one.lse, many.lse));
+      const auto a = attention.backward(one, v, q, k, v, mask, view, c.call);
+      const auto b = attention.backward(threads.device, one, v, q, k, v, mask, view, c.call);
+      EXPECT_TRUE(same_bits(a.q, b.q)) << seed;
+      EXPECT_TRUE(same_bits(a.k, b.k)) << seed;
+      EXPECT_TRUE(same_bits(a.v, b.v)) << seed;
+      if (a.attn_bias) {
+        EXPECT_TRUE(same_bits(*a.attn_bias, *b.attn_bias)) << seed;
+      }
+    }
+  }
+}
+
+TYPED_TEST(GradientsOnThreads, OfTheLayer) {
+  for (const int count : thread_counts) {
+    const Threads threads(count);
+    for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+      auto c =
+          support::layer_case(seed, seed % 3 == 0 ? support::Length::Long : support::Length::Short);
+      if (seed % 2 == 0) c.config.dropout = 0.2;
+      const Training training{.seed = seed};
+      const LocalMHA<TypeParam> mha(c.config,
+                                    support::layer_parameters<TypeParam>(c.config, c.parameters));
+      const auto x = tensor<TypeParam, 3>(c.in.x);
+      const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+      const auto view = support::optional_view(bias);
+      const auto mask = support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]);
+      const auto pass = [&](const auto& device, auto& gradients, auto& of_bias) {
+        typename LocalMHA<TypeParam>::Saved saved;
+        const auto y = mha.forward_saving(device, saved, x, mask, view, training);
+        return mha.backward(device, gradients, saved, y, x, mask, view, training,
+                            view ? &of_bias : nullptr);
+      };
+      auto a = LocalMHAParameters<TypeParam>::zeros(c.config);
+      auto b = a;
+      Tensor<TypeParam, 3> bias_a = bias.constant(TypeParam(0)), bias_b = bias_a;
+      EXPECT_TRUE(
+          same_bits(pass(Eigen::DefaultDevice(), a, bias_a), pass(threads.device, b, bias_b)))
+          << seed;
+      EXPECT_TRUE(same_bits(bias_a, bias_b)) << seed;
+      expect_same_bits(a, b, "seed " + std::to_string(seed));
+    }
+  }
+}
+
+TYPED_TEST(GradientsOnThreads, OfTheTransformer) {
+  LocalTransformerConfig config{.num_tokens = 30,
+                                .max_seq_len = 400,
+                                .dim = 24,
+                                .depth = 2,
+                                .local_attn_window_size = 16,
+                                .dim_head = 8,
+                                .heads = 3};
+  config.attn_dropout = config.ff_dropout = 0.1;
+  for (const bool dynamic : {false, true}) {
+    config.use_dynamic_pos_bias = dynamic;
+    const LocalTransformer<TypeParam> model(config, 4);
+    Tensor<std::int64_t, 2> tokens(3, 391);
+    Random random(1);
+    for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 29);
+    auto one = LocalTransformerParameters<TypeParam>::zeros(config);
+    const auto loss = model.backward(one, tokens, {}, Training{.seed = 3});
+    EXPECT_EQ(loss, model.loss(tokens, {}, Training{.seed = 3}));
+    for (const int count : thread_counts) {
+      const Threads threads(count);
+      auto many = LocalTransformerParameters<TypeParam>::zeros(config);
+      EXPECT_EQ(loss, model.backward(threads.device, many, tokens, {}, Training{.seed = 3}));
+      const auto of_many = support::named<TypeParam>(many);
+      for (const auto& [name, gradient] : support::named<TypeParam>(one))
+        EXPECT_EQ(gradient.data, of_many.at(name).data) << count << " threads, " << name;
+    }
+  }
+}
+
+TYPED_TEST(GradientsOnThreads, OfAWorkspaceThatIsKept) {
+  Random random(1);
+  const LocalAttention<TypeParam> attention(
+      {.window_size = 20, .causal = true, .dropout = 0.1, .shared_qk = true, .dim = 8});
+  const local_mha::LocalAttentionCall call{.training = Training{.seed = 1}};
+  typename LocalAttention<TypeParam>::Workspace workspace;
+  typename LocalAttention<TypeParam>::Gradients kept;
+  for (const Index n : {70, 30, 70}) {
+    const auto q = tensor<TypeParam, 4>(random.array({2, 2, n, 8}));
+    const auto saved = attention.forward_saving(q, q, q, {}, {}, call);
+    const Eigen::DefaultDevice device;
+    const auto expected = attention.backward(saved, q, q, q, q, {}, {}, call);
+    const auto run = [&] {
+      attention.backward_into(device, kept, workspace, saved, q, q, q, q, {}, {}, call);
+    };
+    run();
+    if (COUNTS_ALLOCATIONS != 0) {
+      EXPECT_EQ(support::allocations_of(run), 0);
+    }
+    EXPECT_TRUE(same_bits(kept.q, expected.q));
+    EXPECT_TRUE(same_bits(kept.k, expected.k));
+    EXPECT_TRUE(same_bits(kept.v, expected.v));
+  }
+  // A window of another size takes another room.
+  const LocalAttention<TypeParam> wider({.window_size = 50, .causal = true, .dim = 8});
+  const auto q = tensor<TypeParam, 4>(random.array({2, 2, 70, 8}));
+  const auto saved = wider.forward_saving(q, q, q);
+  wider.backward_into(Eigen::DefaultDevice(), kept, workspace, saved, q, q, q, q);
+  EXPECT_TRUE(same_bits(kept.k, wider.backward(saved, q, q, q, q).k));
+}
+
+}  // namespace

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT
+// LocalMHA's backward pass against central differences of the reference, for every option, and
+// against dual numbers that go through the library's own forward pass.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include <local_mha/autodiff.hpp>
+
+#include "support/differences.hpp"
+#include "support/library.hpp"
+#include "support/random_case.hpp"
+
+namespace {
+
+using local_mha::Index;
+using local_mha::LocalMHA;
+using local_mha::LocalMHAParameters;
+using local_mha::Tensor;
+using local_mha::Training;
+using reference::Array;
+using reference::Int;
+using support::array;
+using support::tensor;
+
+template <typename Scalar>
+struct Gradients {
+  Tensor<Scalar, 3> x;
+  LocalMHAParameters<Scalar> parameters;
+  Tensor<Scalar, 3> attn_bias;
+};
+
+template <typename Scalar>
+Gradients<Scalar> gradients_of(const support::LayerCase& c, const Array<double>& weights,
+                               std::optional<Training> training = {}) {
+  const LocalMHA<Scalar> mha(c.config, support::layer_parameters<Scalar>(c.config, c.parameters));
+  const auto x = tensor<Scalar, 3>(c.in.x);
+  const auto bias = support::bias_tensor<Scalar>(c.in.bias);
+  const auto view = support::optional_view(bias);
+  const auto mask = support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]);
+  typename LocalMHA<Scalar>::Saved saved;
+  const auto y = mha.forward_saving(saved, x, mask, view, training);
+  EXPECT_TRUE(support::same_bits(y, mha.forward(x, mask, view, training)));
+  Gradients<Scalar> g{Tensor<Scalar, 3>(), LocalMHAParameters<Scalar>::zeros(c.config), bias};
+  g.attn_bias.setZero();
+  g.x = mha.backward(g.parameters, saved, tensor<Scalar, 3>(weights), x, mask, view, training,
+                     view ? &g.attn_bias : nullptr);
+  return g;
+}
+
+template <typename Scalar>
+void expect_gradients(const support::LayerCase& c, std::uint64_t seed) {
+  Random random(seed);
+  const auto weights = random.array(c.in.x.shape);
+  const auto g = gradients_of<Scalar>(c, weights);
+  const auto parameters = reference::cast<long double>(c.parameters);
+  const auto in = support::cast<long double>(c.in);
+  const auto options = support::options(c.config);
+  const auto loss = [&](const auto& p, const auto& inputs) {
+    const auto y = reference::local_mha(options, p, inputs).y;
+    long double sum = 0;
+    for (std::size_t i = 0; i < y.data.size(); ++i)
+      sum += y.data[i] * static_cast<long double>(weights.data[i]);
+    return sum;
+  };
+  const auto largest_score =
+      static_cast<double>(reference::local_mha(options, parameters, in).largest_magnitude);
+  const double tolerance =
+      std::is_same_v<Scalar, float> ? 2e-5 * (1 + largest_score) : 3e-11 * (1 + largest_score);
+  const std::string what = "seed " + std::to_string(seed) + ", " + support::describe(c.config);
+  support::expect_gradient(
+      random, array(g.x), c.in.x,
+      [&](const auto& values) {
+        auto moved = in;
+        moved.x = values;
+        return loss(parameters, moved);
+      },
+      tolerance, what + ", x");
+  if (!c.in.bias.empty())
+    support::expect_gradient(
+        random, array(g.attn_bias), c.in.bias,
+        [&](const auto& values) {
+          auto moved = in;
+          moved.bias = values;
+          return loss(parameters, moved);
+        },
+        tolerance, what + ", attn_bias");
+  for (const auto& [name, gradient] : support::named<Scalar>(g.parameters))
+    support::expect_gradient(
+        random, gradient, c.parameters.at(name),
+        [&, moving = name](const auto& values) {
+          auto moved = parameters;
+          moved[moving] = values;
+          return loss(moved, in);
+        },
+        tolerance, what + ", " + name);
+}
+
+template <typename Scalar>
+class LayerGradients : public testing::Test {};
+TYPED_TEST_SUITE(LayerGradients, support::Scalars, support::ScalarNames);
+
+TYPED_TEST(LayerGradients, AreThoseOfRandomConfigurations) {
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    const auto c = support::layer_case(seed);
+    if (c.in.x.data.size() > 800) continue;
+    expect_gradients<TypeParam>(c, seed);
+  }
+}
+
+TYPED_TEST(LayerGradients, AreThoseOfLongSequences) {
+  for (std::uint64_t seed = 1; seed <= 2; ++seed)
+    expect_gradients<TypeParam>(support::layer_case(seed, support::Length::Long), seed);
+}
+
+TYPED_TEST(LayerGradients, AreAddedToWhatIsThere) {
+  const auto c = support::layer_case(3);
+  const LocalMHA<TypeParam> mha(c.config,
+                                support::layer_parameters<TypeParam>(c.config, c.parameters));
+  const auto x = tensor<TypeParam, 3>(c.in.x);
+  typename LocalMHA<TypeParam>::Saved saved;
+  const auto y = mha.forward_saving(saved, x);
+  auto once = LocalMHAParameters<TypeParam>::zeros(c.config);
+  mha.backward(once, saved, y, x);
+  auto twice = once;
+  mha.backward(twice, saved, y, x);
+  const auto of_once = support::named<double>(once);
+  for (const auto& [name, gradient] : support::named<double>(twice))
+    for (std::size_t i = 0; i < gradient.data.size(); ++i)
+      EXPECT_NEAR(gradient.data[i], 2 * of_once.at(name).data[i],
+                  1e-5 * (1 + std::abs(gradient.data[i])))
+          << name;
+}
+
+// The derivative of a loss along a direction, by a dual number that goes through the forward pass.
+TEST(LayerGradients, AgreeWithDualNumbers) {
+  using Dual = Eigen::AutoDiffScalar<Eigen::Matrix<double, 1, 1>>;
+  const auto dual = [](double value, double along) {
+    return Dual(value, Eigen::Matrix<double, 1, 1>::Constant(along));
+  };
+  for (std::uint64_t seed = 100; seed < 130; ++seed) {
+    auto c = support::layer_case(seed);
+    if (c.in.x.data.size() > 600 || c.in.x.data.empty()) continue;
+    c.config.dropout = seed % 2 == 0 ? 0.3 : 0;
+    const Training training{.seed = seed};
+    Random random(seed);
+    const auto weights = random.array(c.in.x.shape);
+    const auto g = gradients_of<double>(c, weights, training);
+
+    double expected = 0;
+    const auto directed = [&](const auto& values, const Array<double>& gradient, auto to) {
+      const Array<double> along = random.array(values.shape);
+      for (std::size_t i = 0; i < values.data.size(); ++i) {
+        to[i] = dual(values.data[i], along.data[i]);
+        expected += along.data[i] * gradient.data[i];
+      }
+    };
+    Tensor<Dual, 3> x = tensor<Dual, 3>(c.in.x);
+    directed(c.in.x, array(g.x), x.data());
+    Tensor<Dual, 3> bias = support::bias_tensor<Dual>(c.in.bias);
+    if (!c.in.bias.empty()) directed(c.in.bias, array(g.attn_bias), bias.data());
+    auto parameters = LocalMHAParameters<Dual>::zeros(c.config);
+    const auto of_parameters = support::named<double>(g.parameters);
+    local_mha::for_each_parameter(parameters, [&](const std::string& name, auto& weight) {
+      directed(c.parameters.at(name), of_parameters.at(name), weight.data());
+    });
+    const LocalMHA<Dual> mha(c.config, std::move(parameters));
+    const auto y =
+        mha.forward(x, support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]),
+                    support::optional_view(bias), training);
+    double got = 0, size = 0;
+    for (Index i = 0; i < y.size(); ++i) {
+      if (y.data()[i].derivatives().size() == 0) continue;
+      const double term = weights.data[static_cast<std::size_t>(i)] * y.data()[i].derivatives()(0);
+      got += term;
+      size += std::abs(term);
+    }
+    EXPECT_NEAR(expected, got, 1e-10 * (1 + size))
+        << "seed " << seed << ", " << support::describe(c.config);
+  }
+}
+
+TYPED_TEST(LayerGradients, AreZeroOfRowsThatAreMaskedThroughout) {
+  auto c = support::layer_case(5);
+  c.config.gate_values_per_head = true;
+  c.config.prenorm = c.config.dim > 2;
+  Random random(5);
+  c.parameters = support::random_parameters(
+      random, support::named<double>(LocalMHAParameters<double>::zeros(c.config)));
+  c.in.masked.assign(static_cast<std::size_t>(c.in.x.shape[0] * c.in.x.shape[1]), 1);
+  const auto g = gradients_of<TypeParam>(c, random.array(c.in.x.shape));
+  for (Index i = 0; i < g.x.size(); ++i) EXPECT_EQ(g.x.data()[i], TypeParam(0));
+  for (const auto& [name, gradient] : support::named<TypeParam>(g.parameters))
+    for (const TypeParam value : gradient.data) EXPECT_EQ(value, TypeParam(0)) << name;
+}
+
+TYPED_TEST(LayerGradients, RejectWhatDoesNotFit) {
+  const LocalMHA<TypeParam> mha({.dim = 8, .window_size = 4, .dim_head = 4, .heads = 2});
+  Tensor<TypeParam, 3> x(1, 10, 8), short_x(1, 9, 8), bias(2, 4, 12);
+  x.setZero();
+  short_x.setZero();
+  bias.setZero();
+  typename LocalMHA<TypeParam>::Saved saved;
+  mha.forward_saving(saved, x);
+  auto gradients = LocalMHAParameters<TypeParam>::zeros(mha.config());
+  EXPECT_THROW(mha.backward(gradients, saved, short_x, x), std::invalid_argument);
+  EXPECT_THROW(mha.backward(gradients, saved, short_x, short_x), std::invalid_argument);
+  EXPECT_THROW(mha.backward(gradients, saved, x, x, {}, {}, {}, &bias), std::invalid_argument);
+  gradients.to_out.resize(8, 7);
+  EXPECT_THROW(mha.backward(gradients, saved, x, x), std::invalid_argument);
+}
+
+}  // namespace
