@@ -53,7 +53,7 @@ Tensor<Scalar, Rank> in_chunks(const std::array<Index, Rank>& shape, int axis,
   std::array<Index, Rank> offset{};
   const auto add = [&](const Tensor<Scalar, Rank>& part) {
     const auto extent = TensorView<const Scalar, Rank>(part).dimensions();
-    whole.slice(offset, extent) = part;
+    if (extent[positions] > 0) whole.slice(offset, extent) = part;
     offset[positions] += extent[positions];
   };
   for (Index begin = 0; begin < shape[positions];) {
