@@ -260,7 +260,7 @@ class LocalMHA {
           begun_(make_block_buffer<Scalar>(padded_channels<Scalar>(std::max(heads(), dim_head())) *
                                            count)),
           spread_(make_block_buffer<Scalar>(
-              std::max(layer.to_qkv_.panel_size(), layer.to_out_.panel_size()))) {
+              std::max(spread_size(layer.to_qkv_), spread_size(layer.to_out_)))) {
       const Index reach =
           std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
       kernel_ = AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen));
