@@ -210,23 +210,24 @@ Index spread_size(const PackedWeight<Scalar>& weight) {
 
 /// Prepares one position for project_lane(): its values one after the other, each as often as is
 /// needed, then zeros.
-/// \param x values `block_rows` apart, as a lane of a block is
+/// \param x `[weight.depth()]`, values `x_stride` apart: `block_rows` for a lane of a block
 /// \param spread `[spread_size(weight)]`
 template <typename Scalar>
-void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Scalar* spread) {
+void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Index x_stride,
+                 Scalar* spread) {
   constexpr Index copies = detail::PanelReading<Scalar>::copies;
   for (Index d = 0; d < weight.depth(); ++d)
-    std::fill(spread + d * copies, spread + (d + 1) * copies, x[d * block_rows<Scalar>]);
+    std::fill(spread + d * copies, spread + (d + 1) * copies, x[d * x_stride]);
   std::fill(spread + weight.depth() * copies, spread + spread_size(weight), Scalar(0));
 }
 
 /// project() of a single position. Its lanes are rows of the weight: a panel is multiplied as it
 /// lies, one after the other, because memory answers a reader in order fastest.
 /// \param spread made by spread_lane()
-/// \param y `[group_rows]`, values `block_rows` apart
+/// \param y `[group_rows]`, values `y_stride` apart: `block_rows` for a lane of a block
 template <typename Scalar>
-void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread,
-                  Scalar* y) {
+void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread, Scalar* y,
+                  Index y_stride) {
   using Reading = detail::PanelReading<Scalar>;
   using P = typename Reading::P;
   constexpr Index rows = Reading::rows;
@@ -252,7 +253,7 @@ void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar*
     acc[0].store(sum);
     for (Index r = 0; r < std::min(rows, weight.group_rows() - row); ++r) {
       for (Index lane = r + rows; lane < P::count; lane += rows) sum[r] = sum[r] + sum[lane];
-      y[(row + r) * block_rows<Scalar>] = sum[r];
+      y[(row + r) * y_stride] = sum[r];
     }
   }
 }
@@ -263,8 +264,8 @@ template <typename Scalar, typename BlockOf>
 void project_rows(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, Index blocks,
                   bool single, Scalar* spread, BlockOf&& y) {
   if (!single) return project(weight, group, x, blocks, y);
-  spread_lane(weight, x, spread);
-  project_lane(weight, group, spread, y(0));
+  spread_lane(weight, x, block_rows<Scalar>, spread);
+  project_lane(weight, group, spread, y(0), block_rows<Scalar>);
 }
 
 /// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.
