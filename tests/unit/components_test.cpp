@@ -220,6 +220,7 @@ TYPED_TEST(Component, AttentionKernelGivesTheOutputAndItsLogSumExp) {
       local_mha::AttentionHead<TypeParam> head;
       head.window = &window;
       head.seqlen = n;
+      head.queries = {0, n};
       head.masked = in.masked.data();
       head.unmasked = {0, n};
       local_mha::AttentionKernel<TypeParam> kernel(d, n);
