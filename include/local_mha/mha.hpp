@@ -334,7 +334,8 @@ class LocalMHA {
           begun_(make_block_buffer<Scalar>(padded_channels<Scalar>(std::max(heads(), dim_head())) *
                                            count)),
           spread_(make_block_buffer<Scalar>(
-              std::max(layer.to_qkv_.panel_size(), layer.to_out_.panel_size()))) {
+              std::max(spread_size(layer.to_qkv_), spread_size(layer.to_out_)))),
+          projected_(make_block_buffer<Scalar>(gates_row() + heads())) {
       const Index reach =
           std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
       kernel_ = AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen));
@@ -456,22 +457,40 @@ class LocalMHA {
     }
 
     void load(const Range& rows, const Scalar* x) {
+      if (is_single(rows)) return project_single(rows.begin % count, x);
       Scalar* to = x_.data();
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
         load_lanes(dim(), lanes, row, to);
         if (config().prenorm) layer_->norm_.apply(to);
         to += dim() * count;
-        if (is_single(rows)) spread_lane(layer_->to_qkv_, x_.data() + lanes.begin, spread_.data());
       });
     }
 
+    // All projections of a single row, one after the other as the weights lie.
+    void project_single(Index lane, const Scalar* x) {
+      if (config().prenorm) {
+        const LaneRange lanes{static_cast<int>(lane), static_cast<int>(lane + 1)};
+        load_lanes(dim(), lanes, [&](Index) { return x; }, x_.data());
+        layer_->norm_.apply(x_.data());
+        spread_lane(layer_->to_qkv_, x_.data() + lane, count, spread_.data());
+      } else {
+        spread_lane(layer_->to_qkv_, x, 1, spread_.data());
+      }
+      for (Index group = 0; group < 3 * heads(); ++group)
+        project_lane(layer_->to_qkv_, group, spread_.data(), projected_.data() + group * dim_head(),
+                     1);
+      if (config().gate_values_per_head)
+        project_lane(layer_->to_v_gate_, 0, spread_.data(), projected_.data() + gates_row(), 1);
+    }
+    Index gates_row() const { return 3 * heads() * dim_head(); }
+
     // Projects rows by the weights of a group, and makes each block of the result what it is to be
     // in the ring by `finish(first_row, block)`. Rows that a block had before stay.
-    // \param loaded the rows that are in x_
+    // \param loaded the rows that are in x_; a single one is in projected_, from `first_row` on
     template <typename Finish>
     void project_into(Ring<Scalar>& ring, const PackedWeight<Scalar>& weight, Index group,
-                      const Range& rows, const Range& loaded, Finish&& finish) {
+                      Index first_row, const Range& rows, const Range& loaded, Finish&& finish) {
       const Range blocks = blocks_of(rows);
       const int begun = static_cast<int>(rows.begin % count);
       const auto room = [&](Index block) {
@@ -482,7 +501,8 @@ class LocalMHA {
       if (single) {
         Scalar* block = room(blocks.begin);
         if (begun == 0) std::fill(block, block + weight.group_rows() * count, Scalar(0));
-        project_lane(weight, group, spread_.data(), block + begun);
+        for (Index c = 0; c < weight.group_rows(); ++c)
+          block[c * count + begun] = projected_[to_size(first_row + c)];
       } else {
         project(weight, group, x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
                 blocks.end - blocks.begin, [&](Index i) { return room(blocks.begin + i); });
@@ -495,10 +515,17 @@ class LocalMHA {
         ring.put_lanes(blocks.begin, begun, begun_.data());
     }
 
+    template <typename Finish>
+    void project_head(Ring<Scalar>& ring, Index group, const Range& rows, const Range& loaded,
+                      Finish&& finish) {
+      project_into(ring, layer_->to_qkv_, group, group * dim_head(), rows, loaded, finish);
+    }
+
     void make_gates(Past<Scalar>& past, const Range& rows, const Range& loaded) {
       if (!config().gate_values_per_head) return;
       project_into(
-          past.gates(), layer_->to_v_gate_, 0, rows, loaded, [&](Index first, Scalar* gates) {
+          past.gates(), layer_->to_v_gate_, 0, gates_row(), rows, loaded,
+          [&](Index first, Scalar* gates) {
             for (Index h = 0; h < heads(); ++h) {
               Scalar* gate = gates + h * count;
               const auto bias = Lanes<Scalar>::broadcast(layer_->parameters_.to_v_gate_bias[h]);
@@ -517,22 +544,20 @@ class LocalMHA {
     }
 
     void make_queries(Past<Scalar>& past, const Range& rows, const Range& loaded, Index h) {
-      project_into(past.queries(h), layer_->to_qkv_, h, rows, loaded,
-                   [&](Index first, Scalar* queries) {
-                     save(&Saved::q, queries, first, h);
-                     if (config().qk_rmsnorm) layer_->q_norm_.apply(queries);
-                     layer_->attention_.place_queries(dim_head(), queries, first);
-                   });
+      project_head(past.queries(h), h, rows, loaded, [&](Index first, Scalar* queries) {
+        save(&Saved::q, queries, first, h);
+        if (config().qk_rmsnorm) layer_->q_norm_.apply(queries);
+        layer_->attention_.place_queries(dim_head(), queries, first);
+      });
     }
 
     void make_keys_and_values(Past<Scalar>& past, const Range& rows, Index h) {
-      project_into(past.keys(h), layer_->to_qkv_, heads() + h, rows, rows,
-                   [&](Index first, Scalar* keys) {
-                     save(&Saved::k, keys, first, h);
-                     if (config().qk_rmsnorm) layer_->k_norm_.apply(keys);
-                     layer_->attention_.place_keys(dim_head(), keys, first);
-                   });
-      project_into(past.values(h), layer_->to_qkv_, 2 * heads() + h, rows, rows,
+      project_head(past.keys(h), heads() + h, rows, rows, [&](Index first, Scalar* keys) {
+        save(&Saved::k, keys, first, h);
+        if (config().qk_rmsnorm) layer_->k_norm_.apply(keys);
+        layer_->attention_.place_keys(dim_head(), keys, first);
+      });
+      project_head(past.values(h), 2 * heads() + h, rows, rows,
                    [&](Index first, Scalar* values) { save(&Saved::v, values, first, h); });
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block)
@@ -557,15 +582,13 @@ class LocalMHA {
     }
 
     void project_out(const Range& rows, Scalar* y) {
+      if (is_single(rows)) {
+        spread_lane(layer_->to_out_, out_.data() + rows.begin % count, count, spread_.data());
+        return project_lane(layer_->to_out_, 0, spread_.data(), y, 1);
+      }
       const Range blocks = blocks_of(rows);
       const auto block_of_y = [&](Index i) { return y_.data() + i * dim() * count; };
-      if (is_single(rows)) {
-        const Index lane = rows.begin % count;
-        spread_lane(layer_->to_out_, out_.data() + lane, spread_.data());
-        project_lane(layer_->to_out_, 0, spread_.data(), y_.data() + lane);
-      } else {
-        project(layer_->to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
-      }
+      project(layer_->to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         store_lanes(dim(), lanes, block_of_y(block - blocks.begin),
                     [&](Index r) { return y + (block * count + r - rows.begin) * dim(); });
@@ -584,6 +607,7 @@ class LocalMHA {
     // A single position as project_lane() takes it, if positions may come one by one: its sums are
     // in another order, and results must not depend on where a sequence is cut into steps.
     BlockBuffer<Scalar> spread_;
+    BlockBuffer<Scalar> projected_;  // what it is projected to: `[to_qkv's rows, gates]`
     bool one_by_one_ = false;
     std::vector<AttentionHead<Scalar>> heads_;
     std::vector<Dropout<Scalar>> dropouts_;

@@ -76,6 +76,32 @@ TYPED_TEST(Component, LinearIsTheProductWithTheTransposedWeight) {
       }
 }
 
+TYPED_TEST(Component, ProjectionOfOnePositionIsTheProductWithTheWeight) {
+  Random random(11);
+  constexpr Index count = block_rows<TypeParam>;
+  for (const Index groups : {1, 3})
+    for (const Index in : channel_counts)
+      for (const Index group_rows : channel_counts) {
+        const auto x = random.array({1, in});
+        const auto weight = random.array({groups * group_rows, in});
+        const auto expected = reference::linear(x, weight);
+        const local_mha::PackedWeight<TypeParam> packed(matrix<TypeParam>(weight), group_rows);
+        for (const Index stride : {Index{1}, count}) {
+          Vector<TypeParam> lane = Vector<TypeParam>::Constant(in * stride, TypeParam(NAN));
+          for (Index c = 0; c < in; ++c) lane[c * stride] = static_cast<TypeParam>(x(0, c));
+          auto spread = local_mha::make_block_buffer<TypeParam>(local_mha::spread_size(packed));
+          spread_lane(packed, lane.data(), stride, spread.data());
+          Array<TypeParam> y({1, groups * group_rows});
+          Vector<TypeParam> to(group_rows * stride);
+          for (Index g = 0; g < groups; ++g) {
+            project_lane(packed, g, spread.data(), to.data(), stride);
+            for (Index r = 0; r < group_rows; ++r) y(0, g * group_rows + r) = to[r * stride];
+          }
+          EXPECT_TRUE(support::close(y, expected, 60 * this->epsilon * static_cast<double>(in)));
+        }
+      }
+}
+
 TYPED_TEST(Component, LayerNormNormalizesEachRow) {
   Random random(2);
   for (const Index rows : row_counts)

@@ -418,11 +418,18 @@ class AttentionKernel {
       block += some;
       scores += some * count;
     }
-    for (Index c = 0; c < values.channels(); ++c)
+    alignas(64) Scalar rows[count * L::folded];
+    alignas(64) Scalar lanes[count];
+    Index c = 0;
+    for (; c + count <= values.channels(); c += count) {
+      for (Index i = 0; i < count; ++i) L::load(sums + (c + i) * count).fold(rows + i * L::folded);
+      L::sum_folded(rows, lanes);
+      for (Index i = 0; i < count; ++i) out[(c + i) * count] = factor * lanes[i];
+    }
+    for (; c < values.channels(); ++c)
       out[c * count] = factor * sum_of_lanes(L::load(sums + c * count));
     // The room of a block may hold what another block left.
-    for (Index c = values.channels(); c < padded_channels<Scalar>(values.channels()); ++c)
-      out[c * count] = Scalar(0);
+    for (; c < padded_channels<Scalar>(values.channels()); ++c) out[c * count] = Scalar(0);
   }
 
   // sums[channel] += Σ_block p[block]·v[block][channel], lane by lane.

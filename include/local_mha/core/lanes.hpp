@@ -167,10 +167,11 @@ struct Lanes {
 };
 
 /// `a·b + c`
-template <typename Scalar>
-LOCAL_MHA_INLINE Lanes<Scalar> fma(const Lanes<Scalar>& a, const Lanes<Scalar>& b,
-                                   const Lanes<Scalar>& c) {
-  return Lanes<Scalar>::make(
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> fma(const Lanes<Scalar, Parts>& a,
+                                          const Lanes<Scalar, Parts>& b,
+                                          const Lanes<Scalar, Parts>& c) {
+  return Lanes<Scalar, Parts>::make(
       [&](int i) { return Eigen::internal::pmadd(a.packet[i], b.packet[i], c.packet[i]); });
 }
 

@@ -67,7 +67,7 @@ class FeedForward {
           values_(room(layer.inner_)),
           gates_(values_),
           spread_(make_block_buffer<Scalar>(
-              std::max(layer.proj_in_.panel_size(), layer.proj_out_.panel_size()))) {}
+              std::max(spread_size(layer.proj_in_), spread_size(layer.proj_out_)))) {}
 
    private:
     friend FeedForward;

@@ -176,84 +176,94 @@ void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, I
   }
 }
 
-/// Spreads one position for project_lane(): each value `panel_rows` times, then zeros.
-/// \param x values `block_rows` apart, as a lane of a block is
-/// \param spread `[panel_size]`
-template <typename Scalar>
-void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Scalar* spread) {
-  constexpr Index rows = Tiling<Scalar>::rows;
-  for (Index d = 0; d < weight.depth(); ++d)
-    std::fill(spread + d * rows, spread + (d + 1) * rows, x[d * block_rows<Scalar>]);
-  std::fill(spread + weight.depth() * rows, spread + weight.panel_size(), Scalar(0));
-}
-
 namespace detail {
 
-template <int Panels, typename Scalar>
-void project_lane_panels(const PackedWeight<Scalar>& weight, Index group, Index panel,
-                         const Scalar* spread, Scalar* y) {
-  using L = Lanes<Scalar>;
-  constexpr int rows = Tiling<Scalar>::rows;
-  // One sum would wait for its own additions.
-  constexpr int sums = Panels == 1 ? std::clamp(Tiling<Scalar>::accumulators, 1, 4) : 1;
-  const Scalar* from[Panels];
-  for (int p = 0; p < Panels; ++p) from[p] = weight.panel(group, panel + p);
-  L acc[Panels][sums];
-  LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
-    LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[p][s] = L::zero();
+/// How project_lane() reads a panel: its rows at one column at a time, where they fill at least 32
+/// bytes or a packet, else at as many columns as do.
+template <typename Scalar>
+struct PanelReading {
+  static constexpr int rows = Tiling<Scalar>::rows;
+  static constexpr int filling =
+      std::min(Lanes<Scalar>::packet_size, std::max(1, 32 / static_cast<int>(sizeof(Scalar))));
+  using P = Lanes<Scalar, Lanes<Scalar>::count / std::max(rows, filling)>;
+  static constexpr int columns = P::count / rows;
+  /// How often a value of the position is needed: a single time, it is broadcast.
+  static constexpr int copies = columns == 1 ? 1 : rows;
+  /// One sum would wait for its own additions.
+  static constexpr int sums = std::max(1, 8 / P::packets);
+
+  static LOCAL_MHA_INLINE P multiply_add(const Scalar* x, const Scalar* weights, const P& sum) {
+    if constexpr (columns == 1)
+      return fma(*x, P::load(weights), sum);
+    else
+      return fma(P::load(x), P::load(weights), sum);
   }
-  Index i = 0;
-  for (; i + sums * L::count <= weight.panel_size(); i += sums * L::count) {
-    LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) {
-      const L x = L::load(spread + i + s * L::count);
-      LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[p][s] =
-          fma(x, L::load(from[p] + i + s * L::count), acc[p][s]);
-    }
-  }
-  for (; i < weight.panel_size(); i += L::count) {
-    const L x = L::load(spread + i);
-    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[p][0] =
-        fma(x, L::load(from[p] + i), acc[p][0]);
-  }
-  alignas(64) Scalar sum[L::count];
-  LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
-    LOCAL_MHA_UNROLL for (int s = 1; s < sums; ++s) acc[p][0] = acc[p][0] + acc[p][s];
-    acc[p][0].store(sum);
-    for (Index r = 0; r < rows; ++r) {
-      const Index row = (panel + p) * rows + r;
-      if (row >= weight.group_rows()) break;
-      for (Index lane = r + rows; lane < L::count; lane += rows) sum[r] = sum[r] + sum[lane];
-      y[row * L::count] = sum[r];
-    }
-  }
-}
+};
 
 }  // namespace detail
 
-/// project() of a single position. Its lanes are rows of the weight, and adjoining columns of them
-/// as many as fit: a panel is multiplied as it lies, so that the weight is read once, in order.
-/// \param spread made by spread_lane()
-/// \param y `[group_rows]`, values `block_rows` apart
+/// Values of a position for project_lane().
 template <typename Scalar>
-void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread,
-                  Scalar* y) {
-  // Memory answers several streams faster than one.
-  constexpr int together = std::max(1, std::min(8, Tiling<Scalar>::accumulators));
-  Index panel = 0;
-  for (; panel + together <= weight.group_panels(); panel += together)
-    detail::project_lane_panels<together>(weight, group, panel, spread, y);
-  for (; panel < weight.group_panels(); ++panel)
-    detail::project_lane_panels<1>(weight, group, panel, spread, y);
+Index spread_size(const PackedWeight<Scalar>& weight) {
+  return weight.panel_size() / Tiling<Scalar>::rows * detail::PanelReading<Scalar>::copies;
+}
+
+/// Prepares one position for project_lane(): its values one after the other, each as often as is
+/// needed, then zeros.
+/// \param x `[weight.depth()]`, values `x_stride` apart: `block_rows` for a lane of a block
+/// \param spread `[spread_size(weight)]`
+template <typename Scalar>
+void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Index x_stride,
+                 Scalar* spread) {
+  constexpr Index copies = detail::PanelReading<Scalar>::copies;
+  for (Index d = 0; d < weight.depth(); ++d)
+    std::fill(spread + d * copies, spread + (d + 1) * copies, x[d * x_stride]);
+  std::fill(spread + weight.depth() * copies, spread + spread_size(weight), Scalar(0));
+}
+
+/// project() of a single position. Its lanes are rows of the weight: a panel is multiplied as it
+/// lies, one after the other, because memory answers a reader in order fastest.
+/// \param spread made by spread_lane()
+/// \param y `[group_rows]`, values `y_stride` apart: `block_rows` for a lane of a block
+template <typename Scalar>
+void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread, Scalar* y,
+                  Index y_stride) {
+  using Reading = detail::PanelReading<Scalar>;
+  using P = typename Reading::P;
+  constexpr Index rows = Reading::rows;
+  constexpr Index x_step = Reading::columns * Reading::copies;
+  constexpr int sums = Reading::sums;
+  const Index steps = weight.panel_size() / P::count;
+  for (Index row = 0; row < weight.group_rows(); row += rows) {
+    const Scalar* from = weight.panel(group, row / rows);
+    const Scalar* x = spread;
+    P acc[sums];
+    LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[s] = P::zero();
+    Index i = 0;
+    for (; i + sums <= steps; i += sums, x += sums * x_step, from += sums * P::count) {
+      LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[s] =
+          Reading::multiply_add(x + s * x_step, from + s * P::count, acc[s]);
+    }
+    for (; i < steps; ++i, x += x_step, from += P::count)
+      acc[0] = Reading::multiply_add(x, from, acc[0]);
+    LOCAL_MHA_UNROLL for (int s = 1; s < sums; ++s) acc[0] = acc[0] + acc[s];
+    alignas(64) Scalar sum[P::count];
+    acc[0].store(sum);
+    for (Index r = 0; r < std::min(rows, weight.group_rows() - row); ++r) {
+      for (Index lane = r + rows; lane < P::count; lane += rows) sum[r] = sum[r] + sum[lane];
+      y[(row + r) * y_stride] = sum[r];
+    }
+  }
 }
 
 /// project(), or project_lane() if there is a single position, in lane 0.
-/// \param spread room for as many values as a panel has
+/// \param spread `[spread_size(weight)]`
 template <typename Scalar, typename BlockOf>
 void project_rows(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, Index blocks,
                   bool single, Scalar* spread, BlockOf&& y) {
   if (!single) return project(weight, group, x, blocks, y);
-  spread_lane(weight, x, spread);
-  project_lane(weight, group, spread, y(0));
+  spread_lane(weight, x, block_rows<Scalar>, spread);
+  project_lane(weight, group, spread, y(0), block_rows<Scalar>);
 }
 
 /// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.

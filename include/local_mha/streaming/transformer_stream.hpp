@@ -293,7 +293,7 @@ class LocalTransformer<Scalar>::Stream
           branch(x),
           in(make_block_buffer<Scalar>(at_once * model.config_.dim)),
           out(make_block_buffer<Scalar>(at_once * model.config_.num_tokens)),
-          spread(make_block_buffer<Scalar>(model.to_logits_.weight().panel_size())),
+          spread(make_block_buffer<Scalar>(spread_size(model.to_logits_.weight()))),
           masked(static_cast<std::size_t>(rows), 0) {
       if (model.layers_.empty()) return;
       flows.emplace_back(model.layers_.front().attention, window,
