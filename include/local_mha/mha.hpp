@@ -630,7 +630,7 @@ class LocalMHA {
   // Takes rows of a streamed sequence in, and answers rows, a stretch at a time.
   // \param x, y the first row of `in` and of `out`
   // \param masked a flag for each row that comes in; null: none is masked
-  // \param complete see for_each_stretch()
+  // \param complete see flow_through()
   template <typename Sequence, typename Complete>
   void stream_rows(Flow& flow, Sequence& sequence, const Bias& attn_bias, const Range& in,
                    const Range& out, const Scalar* x, const std::uint8_t* masked, Scalar* y,
@@ -639,17 +639,16 @@ class LocalMHA {
     const detail::AttentionInputs<Scalar> inputs(sequence.window(), 1, config_.heads, 0, nothing,
                                                  attn_bias);
     flow.use(*this);
-    for_each_stretch<Scalar>(
-        in, out, stretch, complete, [&](const Range& made, const Range& answered) {
-          sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
-          flow.take_heads([&](Index h) {
-            AttentionHead<Scalar> head = inputs.head(0, h);
-            sequence.show(answered, head);
-            return head;
-          });
-          flow.step(sequence.past(), made, made, x + (made.begin - in.begin) * config_.dim,
-                    answered, y + (answered.begin - out.begin) * config_.dim);
-        });
+    flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
+      sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
+      flow.take_heads([&](Index h) {
+        AttentionHead<Scalar> head = inputs.head(0, h);
+        sequence.show(answered, head);
+        return head;
+      });
+      flow.step(sequence.past(), made, made, x + (made.begin - in.begin) * config_.dim, answered,
+                y + (answered.begin - out.begin) * config_.dim);
+    });
   }
 
   LocalMHAConfig config_;

@@ -351,9 +351,7 @@ class AttentionBackwardKernel {
     constexpr int most = Tiling<Scalar>::values;
     const Index channels = padded_channels<Scalar>(keys.channels());
     for (Index c = 0; c < channels;) {
-      const Index left = channels - c - most;
-      // What is left must be whole groups.
-      const bool many = left == 0 || left >= group;
+      const bool many = Tiling<Scalar>::template is_next<most>(channels - c);
       if (many)
         add_channels<most>(segment, keys, c, grad_queries + c * count);
       else

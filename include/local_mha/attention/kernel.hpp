@@ -106,13 +106,6 @@ class AttentionKernel {
   static constexpr int half = Tile::half;
   static constexpr int half_keys = Tiling<Scalar>::half_keys;
 
-  // Whether `most` of `left` rows are next, and not `group` of them, of both of which rows are made
-  // up.
-  template <int most>
-  static constexpr bool is_next(Index left) {
-    return most == group || left == most || left >= most + group;
-  }
-
   Scalar* score_row(const Range& chunk, Index key) {
     return scores_.data() + (key - chunk.begin / count * count) * count;
   }
@@ -144,14 +137,15 @@ class AttentionKernel {
         const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         Scalar* to = score_row(chunk, key);
         const int lane = tile.half_that_sees({key, key + half_keys});
-        if (half_keys > 0 && lane >= 0 && is_next<half_keys>(block_end - key)) {
+        if (half_keys > 0 && lane >= 0 &&
+            Tiling<Scalar>::template is_next<half_keys>(block_end - key)) {
           score_keys<std::max(1, half_keys), 2>(keys, from, turned + lane,
                                                 bias ? bias + lane : nullptr, to + lane);
           maximum = hide(head, tile, {key, key + half_keys}, to, lanes, maximum);
           key += half_keys;
           continue;
         }
-        const bool many = is_next<most>(block_end - key);
+        const bool many = Tiling<Scalar>::template is_next<most>(block_end - key);
         const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
                                : score_keys<group>(keys, from, turned, bias, to);
         const Range scored{key, key + (many ? most : group)};
@@ -245,7 +239,7 @@ class AttentionKernel {
     const Index channels = padded_channels<Scalar>(values.channels());
     upcoming_.spread_over(ceil_div(channels, most) * ((chunk.end - chunk.begin) / count));
     for (Index c = 0; c < channels;) {
-      if (is_next<most>(channels - c)) {
+      if (Tiling<Scalar>::template is_next<most>(channels - c)) {
         accumulate_channels<most>(chunk, values, c, rescale, factor, out);
         c += most;
       } else {

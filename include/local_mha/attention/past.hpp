@@ -92,8 +92,8 @@ void for_each_block(const Range& rows, Visit&& visit) {
 /// \param out queries that are answered, of which the last is complete when all rows are in
 /// \param complete `complete(rows)` queries see no row from `rows` on
 template <typename Scalar, typename Complete, typename Step>
-void for_each_stretch(const Range& in, const Range& out, Index stretch, Complete&& complete,
-                      Step&& step) {
+void flow_through(const Range& in, const Range& out, Index stretch, Complete&& complete,
+                  Step&& step) {
   const auto stretch_end = [&](Index row) {
     return (row / block_rows<Scalar> + stretch) * block_rows<Scalar>;
   };

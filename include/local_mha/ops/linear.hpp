@@ -35,6 +35,13 @@ struct Tiling {
   static constexpr int half_keys = Lanes<Scalar, 2>::packets == 1 && L::count >= 16 ? 8 : 0;
   /// Channels of the values that one micro-kernel of the attention takes.
   static constexpr int values = L::packets == 1 && accumulators >= 16 ? 16 : keys;
+
+  /// Whether a micro-kernel of `most` rows is next where `left` are left, of micro-kernels of
+  /// `most` and of `rows`: none may count a row twice.
+  template <int most>
+  static constexpr bool is_next(Index left) {
+    return most == rows || left == most || left >= most + rows;
+  }
 };
 
 /// Channels rounded up to whole micro-kernels: the room of a block.

@@ -185,31 +185,29 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     const detail::AttentionInputs<Scalar> shown(sequence.window(), 1, heads_, 0, nothing,
                                                 attn_bias_);
     Past<Scalar>& past = sequence.past();
-    for_each_stretch<Scalar>(
-        in, out, stretch, complete, [&](const Range& made, const Range& answered) {
-          sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
-          for (Index h = 0; h < heads_; ++h) {
-            const auto first = [&](const Scalar* x) {
-              return x + (h * inputs.rows + made.begin - in.begin) * dim_head_;
-            };
-            take(worker, past.queries(h), made, first(inputs.q), [&](Index row, Scalar* block) {
-              attention_->place_queries(dim_head_, block, row);
-            });
-            take(worker, past.keys(h), made, first(inputs.k),
-                 [&](Index row, Scalar* block) { attention_->place_keys(dim_head_, block, row); });
-            take(worker, past.values(h), made, first(inputs.v), [](Index, Scalar*) {});
-            for_each_block<Scalar>(
-                made, [&](Index block, LaneRange) { past.values(h).note_finite(block); });
-            AttentionHead<Scalar> head = shown.head(0, h);
-            sequence.show(answered, head);
-            head.steps = steps_ ? &*steps_ : nullptr;
-            head.shared_qk = attention_->config_.shared_qk;
-            Scalar* to =
-                result.data() +
-                (((b * heads_ + h) * result.dimension(2)) + answered.begin - out.begin) * dim_head_;
-            attend(worker, past, h, head, answered, to);
-          }
-        });
+    flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
+      sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
+      for (Index h = 0; h < heads_; ++h) {
+        const auto first = [&](const Scalar* x) {
+          return x + (h * inputs.rows + made.begin - in.begin) * dim_head_;
+        };
+        take(worker, past.queries(h), made, first(inputs.q),
+             [&](Index row, Scalar* block) { attention_->place_queries(dim_head_, block, row); });
+        take(worker, past.keys(h), made, first(inputs.k),
+             [&](Index row, Scalar* block) { attention_->place_keys(dim_head_, block, row); });
+        take(worker, past.values(h), made, first(inputs.v), [](Index, Scalar*) {});
+        for_each_block<Scalar>(made,
+                               [&](Index block, LaneRange) { past.values(h).note_finite(block); });
+        AttentionHead<Scalar> head = shown.head(0, h);
+        sequence.show(answered, head);
+        head.steps = steps_ ? &*steps_ : nullptr;
+        head.shared_qk = attention_->config_.shared_qk;
+        Scalar* to =
+            result.data() +
+            (((b * heads_ + h) * result.dimension(2)) + answered.begin - out.begin) * dim_head_;
+        attend(worker, past, h, head, answered, to);
+      }
+    });
   }
 
   // Takes rows into a ring, each block made what it is to be there by `finish(first_row, block)`.
