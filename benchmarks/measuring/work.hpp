@@ -384,7 +384,9 @@ class LayerStepWork final : public LayerWork<Scalar> {
         layer_(this->configuration(c), this->parameters_),
         threads_(c.threads),
         grad_y_(c.batch, c.seqlen, c.dim),
-        gradients_(this->parameters_) {
+        gradients_(this->parameters_),
+        y_(c.batch, c.seqlen, c.dim),
+        grad_x_(c.batch, c.seqlen, c.dim) {
     Random random(5);
     random.fill(grad_y_);
   }
@@ -392,8 +394,8 @@ class LayerStepWork final : public LayerWork<Scalar> {
   void run() override {
     threads_.call([&](const auto& device) {
       local_mha::set_zero(gradients_);
-      y_ = layer_.forward_saving(device, saved_, this->x_);
-      grad_x_ = layer_.backward(device, gradients_, saved_, grad_y_, this->x_);
+      layer_.forward_saving_into(device, y_, workspace_, saved_, this->x_);
+      layer_.backward_into(device, grad_x_, workspace_, gradients_, saved_, grad_y_, this->x_);
     });
   }
 
@@ -422,6 +424,7 @@ class LayerStepWork final : public LayerWork<Scalar> {
   Threads threads_;
   local_mha::Tensor<Scalar, 3> grad_y_;
   local_mha::LocalMHAParameters<Scalar> gradients_;
+  typename local_mha::LocalMHA<Scalar>::Workspace workspace_;
   typename local_mha::LocalMHA<Scalar>::Saved saved_;
   local_mha::Tensor<Scalar, 3> y_;
   local_mha::Tensor<Scalar, 3> grad_x_;

@@ -57,7 +57,7 @@ class LocalMHA {
   template <typename>
   friend class LocalTransformer;
 
-  /// Room for calls of forward_into().
+  /// Room for calls of forward_into(), forward_saving_into() and backward_into().
   class Workspace {
    private:
     friend LocalMHA;
@@ -84,6 +84,7 @@ class LocalMHA {
     std::vector<Flow> flows_;
     std::vector<Past<Scalar>> pasts_;
     std::unique_ptr<TaskOrder> order_;
+    typename detail::LayerBackward<Scalar>::Room backward_;
   };
 
   /// Starts with the weights of a new PyTorch module.
@@ -168,15 +169,25 @@ class LocalMHA {
                                    std::optional<Training> training = {}) const {
     check(x, mask, attn_bias);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-    saved = Saved(config_, x.dimension(0), x.dimension(1));
     Workspace workspace;
-    flow(device, y, workspace, x, mask, attn_bias, training, &saved);
+    forward_saving_into(device, y, workspace, saved, x, mask, attn_bias, training);
     return y;
   }
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
                                    const PaddingMask& mask = {}, const Bias& attn_bias = {},
                                    std::optional<Training> training = {}) const {
     return forward_saving(Eigen::DefaultDevice(), saved, x, mask, attn_bias, training);
+  }
+
+  /// The same into given memory, also that of `saved`: see forward_into().
+  template <ThreadDevice Device>
+  void forward_saving_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
+                           Saved& saved, TensorView<const Scalar, 3> x,
+                           const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                           std::optional<Training> training = {}) const {
+    check(x, mask, attn_bias);
+    saved.prepare(config_, x.dimension(0), x.dimension(1));
+    flow(device, y, workspace, x, mask, attn_bias, training, &saved);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -192,24 +203,11 @@ class LocalMHA {
                              const PaddingMask& mask = {}, const Bias& attn_bias = {},
                              std::optional<Training> training = {},
                              Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    const auto inputs = check(x, mask, attn_bias);
-    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
-    require_shape<2>("saved", {saved.batch, saved.seqlen}, {x.dimension(0), x.dimension(1)});
-    detail::require_same_shapes(gradients, Parameters::zeros(config_));
-    if (grad_attn_bias != nullptr) {
-      if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
-      require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),
-                    attn_bias->dimensions());
-    }
+    check(x, mask, attn_bias);
     Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
-    if (x.size() == 0) return grad_x;
-    typename LocalAttention<Scalar>::BiasGradients grad_bias(
-        grad_attn_bias != nullptr ? attn_bias : Bias(), config_.heads);
-    detail::LayerBackward<Scalar>({config_, parameters_, attention_, norm_, q_norm_, k_norm_},
-                                  saved)
-        .run(device, inputs, training, x.data(), grad_y.data(), grad_x.data(), gradients,
-             grad_bias);
-    if (grad_attn_bias != nullptr) *grad_attn_bias += *grad_bias.sum();
+    Workspace workspace;
+    backward_into(device, grad_x, workspace, gradients, saved, grad_y, x, mask, attn_bias, training,
+                  grad_attn_bias);
     return grad_x;
   }
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
@@ -219,6 +217,36 @@ class LocalMHA {
                              Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
     return backward(Eigen::DefaultDevice(), gradients, saved, grad_y, x, mask, attn_bias, training,
                     grad_attn_bias);
+  }
+
+  /// The same into given memory. What lies between the steps, about seven tensors of the size of x,
+  /// stays in the workspace for the next call.
+  /// \param grad_x that of x, `[B, N, dim]`, must not overlap grad_y and x
+  /// \param workspace for one call at a time
+  template <ThreadDevice Device>
+  void backward_into(const Device& device, TensorView<Scalar, 3> grad_x, Workspace& workspace,
+                     Parameters& gradients, const Saved& saved, TensorView<const Scalar, 3> grad_y,
+                     TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
+                     const Bias& attn_bias = {}, std::optional<Training> training = {},
+                     Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
+    const auto inputs = check(x, mask, attn_bias);
+    require_shape("grad_x", grad_x.dimensions(), x.dimensions());
+    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+    require_shape<2>("saved", {saved.batch, saved.seqlen}, {x.dimension(0), x.dimension(1)});
+    detail::require_same_shapes(gradients, Parameters::zeros(config_));
+    if (grad_attn_bias != nullptr) {
+      if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
+      require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),
+                    attn_bias->dimensions());
+    }
+    if (x.size() == 0) return;
+    typename LocalAttention<Scalar>::BiasGradients grad_bias(
+        grad_attn_bias != nullptr ? attn_bias : Bias(), config_.heads);
+    detail::LayerBackward<Scalar>({config_, parameters_, attention_, norm_, q_norm_, k_norm_},
+                                  saved, workspace.backward_)
+        .run(device, inputs, training, x.data(), grad_y.data(), grad_x.data(), gradients,
+             grad_bias);
+    if (grad_attn_bias != nullptr) *grad_attn_bias += *grad_bias.sum();
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.

@@ -30,15 +30,15 @@ namespace local_mha {
 /// of a head and position, and the log-sum-exp.
 template <typename Scalar>
 struct SavedLayer {
-  SavedLayer() = default;
-  SavedLayer(const LocalMHAConfig& config, Index batch_size, Index length)
-      : batch(batch_size), seqlen(length) {
+  /// Becomes room for a batch of sequences; memory of the same shape stays.
+  void prepare(const LocalMHAConfig& config, Index batch_size, Index length) {
+    batch = batch_size;
+    seqlen = length;
     const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
-    const Index channels = config.heads * padded_channels<Scalar>(config.dim_head);
-    q = k = v = out = BlockArray<Scalar>(blocks, channels);
-    lse = BlockArray<Scalar>(blocks, config.heads);
-    if (config.gate_values_per_head)
-      gates = BlockArray<Scalar>(blocks, padded_channels<Scalar>(config.heads));
+    for (BlockArray<Scalar>* part : {&q, &k, &v, &out})
+      part->prepare(blocks, config.heads * padded_channels<Scalar>(config.dim_head));
+    lse.prepare(blocks, config.heads);
+    gates.prepare(config.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(config.heads));
   }
 
   Index batch = 0;
@@ -69,17 +69,43 @@ class LayerBackward {
     const QkNorm<Scalar>& k_norm;
   };
 
-  LayerBackward(const Layer& layer, const SavedLayer<Scalar>& saved)
+  /// What lies between the steps, of all positions.
+  struct Room {
+    // Channels that fill up blocks stay 0 for one kind of heads.
+    Index heads = 0;
+    Index dim_head = 0;
+    PanelArray<Scalar> normed_panels;
+    BlockArray<Scalar> grad_y;
+    PanelArray<Scalar> out_panels;
+    BlockArray<Scalar> grad_out;
+    BlockArray<Scalar> grad_qkv;
+    BlockArray<Scalar> grad_gates;
+    typename LocalAttention<Scalar>::Workspace attention;
+  };
+
+  LayerBackward(const Layer& layer, const SavedLayer<Scalar>& saved, Room& room)
       : layer_(layer),
         saved_(saved),
         rows_{saved.batch, saved.seqlen, block_rows<Scalar>},
-        normed_panels_(rows_.count(), panel_channels<Scalar>(dim())),
-        grad_y_(rows_.count(), dim()),
-        out_panels_(rows_.count(), heads() * panel_channels<Scalar>(dim_head())),
-        grad_out_(rows_.count(), heads() * head_channels()),
-        grad_qkv_(rows_.count(), 3 * heads() * head_channels()) {
+        normed_panels_(room.normed_panels),
+        grad_y_(room.grad_y),
+        out_panels_(room.out_panels),
+        grad_out_(room.grad_out),
+        grad_qkv_(room.grad_qkv),
+        grad_gates_(room.grad_gates),
+        workspace_(room.attention) {
+    if (room.heads != heads() || room.dim_head != dim_head()) {
+      room = {};
+      room.heads = heads();
+      room.dim_head = dim_head();
+    }
+    normed_panels_.prepare(rows_.count(), panel_channels<Scalar>(dim()));
+    grad_y_.prepare(rows_.count(), dim());
+    out_panels_.prepare(rows_.count(), heads() * panel_channels<Scalar>(dim_head()));
+    grad_out_.prepare(rows_.count(), heads() * head_channels());
+    grad_qkv_.prepare(rows_.count(), 3 * heads() * head_channels());
     if (config().gate_values_per_head)
-      grad_gates_ = BlockArray<Scalar>(rows_.count(), padded_channels<Scalar>(heads()));
+      grad_gates_.prepare(rows_.count(), padded_channels<Scalar>(heads()));
   }
 
   /// \param x, grad_y `[B·N, dim]`
@@ -229,12 +255,11 @@ class LayerBackward {
     StretchSums<Scalar> scale_sums;
     if (config().qk_rmsnorm)
       scale_sums = StretchSums<Scalar>(saved_.batch * heads(), 2 * dim_head());
-    typename LocalAttention<Scalar>::Workspace workspace;
     const auto head_of = [&](Index head) {
       return Head{*this, head / heads(), head % heads(),
                   config().qk_rmsnorm ? scale_sums[head] : nullptr};
     };
-    layer_.attention.differentiate(device, workspace, inputs, saved_.batch, saved_.seqlen,
+    layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
                                    dim_head(), head_of, grad_bias, training);
     if (!config().qk_rmsnorm) return;
     scale_sums.add_to(gradients.q_scale);
@@ -304,12 +329,13 @@ class LayerBackward {
   Layer layer_;
   const SavedLayer<Scalar>& saved_;
   BatchBlocks rows_;
-  PanelArray<Scalar> normed_panels_;
-  BlockArray<Scalar> grad_y_;
-  PanelArray<Scalar> out_panels_;
-  BlockArray<Scalar> grad_out_;
-  BlockArray<Scalar> grad_qkv_;
-  BlockArray<Scalar> grad_gates_;
+  PanelArray<Scalar>& normed_panels_;
+  BlockArray<Scalar>& grad_y_;
+  PanelArray<Scalar>& out_panels_;
+  BlockArray<Scalar>& grad_out_;
+  BlockArray<Scalar>& grad_qkv_;
+  BlockArray<Scalar>& grad_gates_;
+  typename LocalAttention<Scalar>::Workspace& workspace_;
 };
 
 }  // namespace detail

@@ -184,12 +184,16 @@ class LocalTransformer {
 
     const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
     std::vector<SavedLayerParts> saved(layers_.size());
+    typename LocalMHA<Scalar>::Workspace workspace;
     Tensor<Scalar, 3> x = embed(input);
+    Tensor<Scalar, 3> attended(x.dimension(0), x.dimension(1), x.dimension(2));
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       SavedLayerParts& kept = saved[i];
       kept.attention_input = x;
-      x += layers_[i].attention.forward_saving(device, kept.attention, kept.attention_input, mask,
-                                               bias, of_part(training, 2 * i));
+      layers_[i].attention.forward_saving_into(device, attended, workspace, kept.attention,
+                                               kept.attention_input, mask, bias,
+                                               of_part(training, 2 * i));
+      x += attended;
       kept.feed_forward_input = x;
       rows(x) += layers_[i].feed_forward.forward_saving(device, kept.feed_forward, rows(x),
                                                         of_part(training, 2 * i + 1));
@@ -213,9 +217,12 @@ class LocalTransformer {
       rows(grad) += layers_[i].feed_forward.backward(device, layer.feed_forward, kept.feed_forward,
                                                      rows(grad), rows(kept.feed_forward_input),
                                                      of_part(training, 2 * i + 1));
-      grad += layers_[i].attention.backward(
-          device, layer.attention, kept.attention, grad, kept.attention_input, mask, bias,
-          of_part(training, 2 * i), grad_bias ? &*grad_bias : nullptr);
+      Tensor<Scalar, 3>& through_attention = attended;
+      layers_[i].attention.backward_into(device, through_attention, workspace, layer.attention,
+                                         kept.attention, grad, kept.attention_input, mask, bias,
+                                         of_part(training, 2 * i),
+                                         grad_bias ? &*grad_bias : nullptr);
+      grad += through_attention;
       kept = {};
     }
     if (grad_bias) {

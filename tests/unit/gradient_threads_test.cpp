@@ -171,4 +171,18 @@ TYPED_TEST(GradientsOnThreads, OfAWorkspaceThatIsKept) {
   EXPECT_TRUE(same_bits(kept.k, wider.backward(saved, q, q, q, q).k));
 }
 
+TEST(LayerThatSaves, AllocatesNothingWhenRepeated) {
+  if (COUNTS_ALLOCATIONS == 0) GTEST_SKIP() << "counts allocations";
+  const LocalMHA<float> mha({.dim = 32, .window_size = 16, .causal = true});
+  Tensor<float, 3> x(2, 200, 32), y(2, 200, 32);
+  x.setConstant(0.5F);
+  LocalMHA<float>::Workspace workspace;
+  LocalMHA<float>::Saved saved;
+  const auto forward = [&] {
+    mha.forward_saving_into(Eigen::DefaultDevice(), y, workspace, saved, x);
+  };
+  forward();
+  EXPECT_EQ(support::allocations_of(forward), 0);
+}
+
 }  // namespace

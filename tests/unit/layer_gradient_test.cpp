@@ -3,6 +3,7 @@
 // against dual numbers that go through the library's own forward pass.
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@ namespace {
 
 using local_mha::Index;
 using local_mha::LocalMHA;
+using local_mha::LocalMHAConfig;
 using local_mha::LocalMHAParameters;
 using local_mha::Tensor;
 using local_mha::Training;
@@ -39,13 +41,18 @@ Gradients<Scalar> gradients_of(const support::LayerCase& c, const Array<double>&
   const auto bias = support::bias_tensor<Scalar>(c.in.bias);
   const auto view = support::optional_view(bias);
   const auto mask = support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]);
-  typename LocalMHA<Scalar>::Saved saved;
-  const auto y = mha.forward_saving(saved, x, mask, view, training);
+  // What other configurations left in them must not matter.
+  static typename LocalMHA<Scalar>::Workspace workspace;
+  static typename LocalMHA<Scalar>::Saved saved;
+  const Eigen::DefaultDevice device;
+  Tensor<Scalar, 3> y(x.dimensions());
+  mha.forward_saving_into(device, y, workspace, saved, x, mask, view, training);
   EXPECT_TRUE(support::same_bits(y, mha.forward(x, mask, view, training)));
   Gradients<Scalar> g{Tensor<Scalar, 3>(), LocalMHAParameters<Scalar>::zeros(c.config), bias};
   g.attn_bias.setZero();
-  g.x = mha.backward(g.parameters, saved, tensor<Scalar, 3>(weights), x, mask, view, training,
-                     view ? &g.attn_bias : nullptr);
+  g.x.resize(x.dimensions());
+  mha.backward_into(device, g.x, workspace, g.parameters, saved, tensor<Scalar, 3>(weights), x,
+                    mask, view, training, view ? &g.attn_bias : nullptr);
   return g;
 }
 
@@ -195,6 +202,30 @@ TYPED_TEST(LayerGradients, AreZeroOfRowsThatAreMaskedThroughout) {
     for (const TypeParam value : gradient.data) EXPECT_EQ(value, TypeParam(0)) << name;
 }
 
+// 7 heads fill as many blocks as 8: what is beyond them must not be what 8 heads left.
+TYPED_TEST(LayerGradients, DoNotSeeWhatALargerLayerLeftInTheWorkspace) {
+  typename LocalMHA<TypeParam>::Workspace workspace;
+  typename LocalMHA<TypeParam>::Saved saved;
+  const Eigen::DefaultDevice device;
+  Tensor<TypeParam, 3> x(1, 20, 6), y(1, 20, 6), grad_x(1, 20, 6);
+  const auto step = [&](Index heads, Index dim_head, TypeParam value) {
+    LocalMHAConfig config{.dim = 6, .window_size = 4, .dim_head = dim_head, .heads = heads};
+    config.gate_values_per_head = true;
+    const LocalMHA<TypeParam> mha(config);
+    auto gradients = LocalMHAParameters<TypeParam>::zeros(config);
+    x.setConstant(value);
+    mha.forward_saving_into(device, y, workspace, saved, x);
+    mha.backward_into(device, grad_x, workspace, gradients, saved, x, x);
+    return support::same_bits(grad_x, mha.backward(gradients, saved, x, x));
+  };
+  constexpr TypeParam nan = std::numeric_limits<TypeParam>::quiet_NaN();
+  for (const Index heads : {8, 7})
+    for (const Index dim_head : {8, 6}) {
+      step(8, 8, nan);
+      EXPECT_TRUE(step(heads, dim_head, TypeParam(1))) << heads << " heads of " << dim_head;
+    }
+}
+
 TYPED_TEST(LayerGradients, RejectWhatDoesNotFit) {
   const LocalMHA<TypeParam> mha({.dim = 8, .window_size = 4, .dim_head = 4, .heads = 2});
   Tensor<TypeParam, 3> x(1, 10, 8), short_x(1, 9, 8), bias(2, 4, 12);
@@ -207,6 +238,10 @@ TYPED_TEST(LayerGradients, RejectWhatDoesNotFit) {
   EXPECT_THROW(mha.backward(gradients, saved, short_x, x), std::invalid_argument);
   EXPECT_THROW(mha.backward(gradients, saved, short_x, short_x), std::invalid_argument);
   EXPECT_THROW(mha.backward(gradients, saved, x, x, {}, {}, {}, &bias), std::invalid_argument);
+  typename LocalMHA<TypeParam>::Workspace workspace;
+  EXPECT_THROW(
+      mha.backward_into(Eigen::DefaultDevice(), short_x, workspace, gradients, saved, x, x),
+      std::invalid_argument);
   gradients.to_out.resize(8, 7);
   EXPECT_THROW(mha.backward(gradients, saved, x, x), std::invalid_argument);
 }

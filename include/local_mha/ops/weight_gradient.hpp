@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include <local_mha/core/block.hpp>
@@ -56,6 +57,13 @@ class BlockArray {
       : stride_(channels * block_rows<Scalar>),
         data_(make_block_buffer<Scalar>(blocks * stride_)) {}
 
+  /// Becomes BlockArray(blocks, channels), or keeps its values if it has that shape: new memory is
+  /// slow where it is large.
+  void prepare(Index blocks, Index channels) {
+    if (channels * block_rows<Scalar> != stride_ || blocks * stride_ != std::ssize(data_))
+      *this = BlockArray(blocks, channels);
+  }
+
   Scalar* operator[](Index b) { return data_.data() + b * stride_; }
   const Scalar* operator[](Index b) const { return data_.data() + b * stride_; }
   /// From block to block.
@@ -77,6 +85,12 @@ class PanelArray {
   PanelArray(Index blocks, Index channels)
       : stride_(blocks * size),
         data_(make_block_buffer<Scalar>(blocks * channels * block_rows<Scalar>)) {}
+
+  /// As of a BlockArray.
+  void prepare(Index blocks, Index channels) {
+    if (blocks * size != stride_ || blocks * channels * block_rows<Scalar> != std::ssize(data_))
+      *this = PanelArray(blocks, channels);
+  }
 
   /// Takes a block's channels, of which the first is that of panel `first`.
   void put(Index block, Index first, Index channels, const Scalar* from) {
