@@ -77,7 +77,7 @@ void parallel_for(const Device& device, Index workers, Index tasks, Task&& task)
 /// a slow thread holds up the others only when the room is full.
 class TaskOrder {
  public:
-  enum class Kind { make, answer, none };
+  enum class Kind : std::uint8_t { make, answer, none };
   struct Task {
     Kind kind = Kind::none;
     Index i = 0;
