@@ -77,7 +77,7 @@ class LocalMHA {
       for (Flow& flow : flows_) flow.use(layer);
       // Not to be moved, nor copied.
       if (!order_) order_ = std::make_unique<TaskOrder>();
-      order_->start(plan.batch * plan.stretches, plan.room);
+      order_->start(plan.tasks, plan.room);
     }
 
     Plan plan_;
@@ -307,28 +307,45 @@ class LocalMHA {
   }
 
   // How the sequences of a batch pass the layer: one after the other, in stretches of rows, which
-  // any worker may take.
+  // any worker may take. The last sequence ends in short ones, so that the workers end together.
   struct Plan {
     Index batch = 0;
     Index seqlen = 0;
-    Index rows = count;   // of a stretch
-    Index stretches = 0;  // of a sequence
+    Index rows = count;        // of a stretch
+    Index short_rows = count;  // of a short one
+    Index stretches = 0;       // of a sequence but the last
+    Index long_stretches = 0;  // of the last one
+    Index tasks = 0;           // stretches of all sequences
     Index workers = 1;
     Index room = 1;  // stretches that come in before the first of them is answered
     Index pasts = 0;
 
-    Index sequence(Index task) const { return task / stretches; }
+    Index sequence(Index task) const { return std::min(task / stretches, batch - 1); }
     Range range(Index task) const {
-      const Index begin = task % stretches * rows;
-      return {begin, std::min(begin + rows, seqlen)};
+      const Index b = sequence(task);
+      const Index i = task - b * stretches;
+      return {first_row(b, i), first_row(b, i + 1)};
     }
     // Stretches that must have come in before a stretch is answered.
     Index needs(Index task, const Window& window) const {
-      const Index seen = ceil_div(window.keys_of(range(task), seqlen).end, rows);
-      return std::max(task + 1, sequence(task) * stretches + seen);
+      const Index b = sequence(task);
+      const Index seen = window.keys_of(range(task), seqlen).end;
+      return std::max(task + 1, b * stretches + stretches_of(b, seen));
+    }
+    // Stretches of sequence `b` that hold its first `n` rows.
+    Index stretches_of(Index b, Index n) const {
+      const Index in_long = std::min(n, long_stretches_of(b) * rows);
+      return ceil_div(in_long, rows) + ceil_div(n - in_long, short_rows);
     }
     // Rooms made for this serve the other, too.
     bool fits(const Plan& other) const { return rows == other.rows && room >= other.room; }
+
+   private:
+    Index long_stretches_of(Index b) const { return b + 1 < batch ? stretches : long_stretches; }
+    Index first_row(Index b, Index i) const {
+      const Index in_long = std::min(i, long_stretches_of(b));
+      return std::min(in_long * rows + (i - in_long) * short_rows, seqlen);
+    }
   };
 
   Plan make_plan(const Window& window, Index batch, Index seqlen, Index threads) const {
@@ -339,9 +356,16 @@ class LocalMHA {
     const Index unit = Tiling<Scalar>::blocks;
     const Index fair = batch * ceil_div(seqlen, count) / (4 * threads) / unit * unit;
     plan.rows = count * (threads == 1 ? stretch : std::clamp(fair, unit, stretch));
-    plan.stretches = ceil_div(seqlen, plan.rows);
-    plan.workers = std::min(threads, batch * plan.stretches);
-    const Index ahead = ceil_div(std::min(window.reach_ahead(), seqlen), plan.rows);
+    plan.stretches = plan.long_stretches = ceil_div(seqlen, plan.rows);
+    plan.short_rows = plan.rows;
+    if (threads > 1) {
+      // Three short stretches for each thread even out the end.
+      plan.short_rows = std::min(plan.rows, count * unit);
+      plan.long_stretches = std::max<Index>(0, seqlen - 3 * threads * plan.short_rows) / plan.rows;
+    }
+    plan.tasks = (batch - 1) * plan.stretches + plan.stretches_of(batch - 1, seqlen);
+    plan.workers = std::min(threads, plan.tasks);
+    const Index ahead = ceil_div(std::min(window.reach_ahead(), seqlen), plan.short_rows);
     plan.room = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
     plan.pasts = std::min(batch, 1 + ceil_div(plan.room - 1, plan.stretches));
     return plan;

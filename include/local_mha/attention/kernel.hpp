@@ -69,6 +69,7 @@ class AttentionKernel {
     if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
       if (tile.single_lane >= 0 && attend_one(head, tile, queries, keys, values, out, lse)) return;
     }
+    upcoming_.spread_over(micro_kernels(tile.keys.end - tile.keys.begin, values.channels()));
     const L one = L::broadcast(Scalar(1));
     L maximum = L::broadcast(lowest());
     L sum = L::zero();
@@ -105,6 +106,12 @@ class AttentionKernel {
   static constexpr Index group = Tiling<Scalar>::rows;
   static constexpr int half = Tile::half;
   static constexpr int half_keys = Tiling<Scalar>::half_keys;
+
+  // Those that fetch what is upcoming.
+  static Index micro_kernels(Index keys, Index dim_value) {
+    return keys / Tiling<Scalar>::keys +
+           keys / count * ceil_div(dim_value, Index{Tiling<Scalar>::values});
+  }
 
   Scalar* score_row(const Range& chunk, Index key) {
     return scores_.data() + (key - chunk.begin / count * count) * count;
@@ -145,6 +152,7 @@ class AttentionKernel {
           key += half_keys;
           continue;
         }
+        upcoming_.fetch();
         const bool many = Tiling<Scalar>::template is_next<most>(block_end - key);
         const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
                                : score_keys<group>(keys, from, turned, bias, to);
@@ -161,9 +169,10 @@ class AttentionKernel {
   // scores[key][query] of keys of one block, for as many queries as the lanes hold. Returns their
   // maximum.
   template <int Keys, int Parts = 1>
-  static LOCAL_MHA_INLINE Lanes<Scalar, Parts> score_keys(const Ring<Scalar>& keys,
-                                                          const Scalar* from, const Scalar* queries,
-                                                          const Scalar* bias, Scalar* to) {
+  static LOCAL_MHA_NOINLINE Lanes<Scalar, Parts> score_keys(const Ring<Scalar>& keys,
+                                                            const Scalar* from,
+                                                            const Scalar* queries,
+                                                            const Scalar* bias, Scalar* to) {
     using P = Lanes<Scalar, Parts>;
     P acc[Keys][1];
     LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = P::zero();
@@ -237,7 +246,6 @@ class AttentionKernel {
       if (!values.finite(block))
         return accumulate_seen(head, tile, chunk, values, rescale, factor, out);
     const Index channels = padded_channels<Scalar>(values.channels());
-    upcoming_.spread_over(ceil_div(channels, most) * ((chunk.end - chunk.begin) / count));
     for (Index c = 0; c < channels;) {
       if (Tiling<Scalar>::template is_next<most>(channels - c)) {
         accumulate_channels<most>(chunk, values, c, rescale, factor, out);

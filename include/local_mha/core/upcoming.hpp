@@ -26,7 +26,7 @@ class Upcoming {
 
   /// \param size values from `begin`. At most `most` pieces.
   void add(const Scalar* begin, Index size) {
-    pieces_[count_++] = {begin, begin + size};
+    pieces_[count_++] = {begin, ceil_div(size, line)};
     lines_ += ceil_div(size, line);
   }
 
@@ -35,11 +35,14 @@ class Upcoming {
 
   /// A step's share.
   LOCAL_MHA_INLINE void fetch() {
-    for (Index i = 0; i < lines_a_step_ && piece_ < count_; ++i) {
+    for (Index left = lines_a_step_; left > 0 && piece_ < count_;) {
       Piece& piece = pieces_[piece_];
-      prefetch(piece.at);
-      piece.at += line;
-      if (piece.at >= piece.end) ++piece_;
+      const Index lines = std::min(left, piece.lines);
+      for (Index i = 0; i < lines; ++i) prefetch(piece.at + i * line);
+      piece.at += lines * line;
+      piece.lines -= lines;
+      if (piece.lines == 0) ++piece_;
+      left -= lines;
     }
   }
 
@@ -48,7 +51,7 @@ class Upcoming {
 
   struct Piece {
     const Scalar* at;
-    const Scalar* end;
+    Index lines;
   };
 
   std::array<Piece, most> pieces_{};
