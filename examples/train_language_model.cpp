@@ -23,6 +23,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -227,10 +228,32 @@ struct Files {
     plot = beside(".png");
   }
 
+  /// \throws std::invalid_argument if one would take the place of another, or of the text
+  void check(const std::string& text) const {
+    const std::array named{std::pair{"the text", &text}, std::pair{"the model", &model},
+                           std::pair{"the checkpoint", &checkpoint},
+                           std::pair{"the table of losses", &table},
+                           std::pair{"the plot of losses", &plot}};
+    for (std::size_t i = 0; i < named.size(); ++i)
+      for (std::size_t j = 0; j < i; ++j)
+        if (is_same_file(*named[i].second, *named[j].second))
+          local_mha::reject("--out", "a name that gives each file a place of its own",
+                            *named[i].second, ", which is ", named[j].first, " and ",
+                            named[i].first);
+  }
+
   std::string model;
   std::string checkpoint;
   std::string table;
   std::string plot;
+
+ private:
+  // Also by way of links.
+  static bool is_same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
+    std::error_code error;
+    if (std::filesystem::equivalent(a, b, error)) return true;
+    return std::filesystem::weakly_canonical(a) == std::filesystem::weakly_canonical(b);
+  }
 };
 
 class Trainer {
@@ -416,6 +439,7 @@ class Trainer {
 
 int train(const Options& options) {
   check(options);
+  Files(options.model_path).check(options.text_path);
   const Text text(options.text_path, options.validation_share, options.seqlen);
   Trainer trainer(options, text);
   if (options.resume) {
