@@ -242,6 +242,20 @@ TYPED_TEST(LayerGradients, RejectWhatDoesNotFit) {
   EXPECT_THROW(
       mha.backward_into(Eigen::DefaultDevice(), short_x, workspace, gradients, saved, x, x),
       std::invalid_argument);
+  // Of a layer that has other heads, or gates.
+  LocalMHAConfig others[] = {mha.config(), mha.config(), mha.config()};
+  others[0].heads = 4;
+  others[1].dim_head = 2;
+  others[2].gate_values_per_head = true;
+  for (const LocalMHAConfig& other : others) {
+    typename LocalMHA<TypeParam>::Saved of_other;
+    LocalMHA<TypeParam>(other).forward_saving(of_other, x);
+    EXPECT_THROW(mha.backward(gradients, of_other, x, x), std::invalid_argument);
+    auto other_gradients = LocalMHAParameters<TypeParam>::zeros(other);
+    EXPECT_THROW(LocalMHA<TypeParam>(other).backward(other_gradients, saved, x, x),
+                 std::invalid_argument);
+  }
+  EXPECT_THROW(mha.backward(gradients, {}, x, x), std::invalid_argument);
   gradients.to_out.resize(8, 7);
   EXPECT_THROW(mha.backward(gradients, saved, x, x), std::invalid_argument);
 }
