@@ -111,6 +111,49 @@ TYPED_TEST(AttentionGradients, AreThoseOfLongSequences) {
   }
 }
 
+/// Wide heads, whose gradients are added to panels of channels, several at once.
+support::AttentionCase wide_attention_case(Index dim_head, bool xpos, bool exact) {
+  support::AttentionCase c;
+  c.config = {.window_size = 12, .causal = xpos, .dim = dim_head};
+  c.config.exact_windowsize = exact;
+  c.config.use_xpos = xpos;
+  Random random(static_cast<std::uint64_t>(dim_head));
+  for (auto* part : {&c.in.q, &c.in.k, &c.in.v}) *part = random.array({2, 1, 45, dim_head});
+  return c;
+}
+
+constexpr Index wide[] = {32, 48, 64, 80, 128};
+
+TEST(AttentionGradientsOfWideHeads, AreThoseOfTheReference) {
+  for (const Index dim_head : wide)
+    for (const bool xpos : {false, true})
+      for (const bool exact : {false, true})
+        expect_gradients<double>(wide_attention_case(dim_head, xpos, exact), 1);
+}
+
+TEST(AttentionGradientsOfWideHeads, AreTheSameInFloat) {
+  for (const Index dim_head : wide)
+    for (const bool xpos : {false, true})
+      for (const bool exact : {false, true}) {
+        const auto c = wide_attention_case(dim_head, xpos, exact);
+        const auto weights = Random(2).array(c.in.q.shape);
+        const auto single = pass<float>(c, weights).gradients;
+        const auto twice = pass<double>(c, weights).gradients;
+        for (const auto& [got, expected] :
+             {std::pair{&single.q, &twice.q}, std::pair{&single.k, &twice.k},
+              std::pair{&single.v, &twice.v}})
+          EXPECT_TRUE(support::close(array(*got), array(*expected),
+                                     2e-5 * support::largest(array(*expected))))
+              << support::describe(c.config);
+      }
+}
+
+// The forward pass of narrow windows has a kernel of its own, which saves as the other does.
+TYPED_TEST(AttentionGradients, AreThoseOfNarrowWindows) {
+  for (std::uint64_t seed = 1; seed <= 30; ++seed)
+    expect_gradients<TypeParam>(support::narrow_attention_case(seed), seed);
+}
+
 // Segments of keys, and of positions, end inside of a window.
 TYPED_TEST(AttentionGradients, AreThoseOfWindowsBeyondASegment) {
   for (const bool rotary : {false, true}) {

@@ -121,6 +121,18 @@ TYPED_TEST(LayerGradients, AreThoseOfLongSequences) {
     expect_gradients<TypeParam>(support::layer_case(seed, support::Length::Long), seed);
 }
 
+// Wide heads: their gradients are added to panels of channels, several at once.
+TYPED_TEST(LayerGradients, AreThoseOfWideHeads) {
+  support::LayerCase c;
+  c.config = {.dim = 128, .window_size = 16, .dim_head = 64, .heads = 2, .causal = true};
+  c.config.prenorm = c.config.qk_rmsnorm = c.config.use_xpos = true;
+  Random random(1);
+  c.parameters = support::random_parameters(
+      random, support::named<double>(LocalMHAParameters<double>::zeros(c.config)));
+  c.in.x = random.array({1, 70, 128});
+  expect_gradients<TypeParam>(c, 1);
+}
+
 TYPED_TEST(LayerGradients, AreAddedToWhatIsThere) {
   const auto c = support::layer_case(3);
   const LocalMHA<TypeParam> mha(c.config,
