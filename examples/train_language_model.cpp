@@ -19,6 +19,7 @@
 #include <iostream>
 #include <iterator>
 #include <limits>
+#include <optional>
 #include <span>
 #include <sstream>
 #include <stdexcept>
@@ -65,13 +66,15 @@ struct Options {
   Index batch = 16;
   Index steps = 1000;
   double learning_rate = 3e-3;
-  Index warmup = 50;
+  std::optional<Index> given_warmup;
   double weight_decay = 0.1;
   double clip = 1;
   double validation_share = 0.1;
   Index validate_every = 50;
   std::uint64_t seed = 0;
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
+
+  Index warmup() const { return given_warmup.value_or(std::min<Index>(50, steps / 10)); }
 
   /// What a resumed training must have in common with what it goes on from.
   nlohmann::json to_json() const {
@@ -86,7 +89,7 @@ struct Options {
             {"batch", batch},
             {"steps", steps},
             {"learning-rate", learning_rate},
-            {"warmup", warmup},
+            {"warmup", warmup()},
             {"weight-decay", weight_decay},
             {"clip", clip},
             {"validation-share", validation_share},
@@ -94,6 +97,9 @@ struct Options {
             {"seed", seed}};
   }
 };
+
+/// More than any machine at hand has; what is beyond, such as a typing error, would use up memory.
+constexpr Index most_threads = 1024;
 
 /// Set by Ctrl-C: the step at hand is finished, and the checkpoint written.
 volatile std::sig_atomic_t interrupted = 0;
@@ -106,9 +112,11 @@ void check(const Options& options) {
   at_least("--seqlen", options.seqlen, 1);
   at_least("--steps", options.steps, 1);
   at_least("--validate-every", options.validate_every, 1);
-  at_least("--threads", options.threads, 1);
-  at_least("--warmup", options.warmup, 0);
-  at_least("--steps", options.steps, options.warmup);
+  if (options.threads < 1 || options.threads > most_threads)
+    local_mha::reject("--threads", "1 to " + std::to_string(most_threads), options.threads);
+  if (options.warmup() < 0 || options.warmup() > options.steps)
+    local_mha::reject("--warmup", "0 to --steps, " + std::to_string(options.steps),
+                      options.warmup());
   if (!(options.learning_rate > 0))
     local_mha::reject("--learning-rate", "a positive number", options.learning_rate);
   if (!(options.clip > 0)) local_mha::reject("--clip", "a positive number", options.clip);
@@ -242,6 +250,12 @@ struct Files {
                             named[i].first);
   }
 
+  /// Removes what was being written when an earlier run was killed.
+  void remove_temporaries() const {
+    for (const std::string* file : {&model, &checkpoint, &table, &plot})
+      io::detail::AtomicFile::remove_temporaries(*file);
+  }
+
   std::string model;
   std::string checkpoint;
   std::string table;
@@ -270,7 +284,7 @@ class Trainer {
         gradients_(Parameters::zeros(config_)),
         optimizer_({.beta2 = 0.99, .weight_decay = options.weight_decay, .decay_vectors = false},
                    gradients_),
-        schedule_(options.learning_rate, options.learning_rate / 10, options.warmup,
+        schedule_(options.learning_rate, options.learning_rate / 10, options.warmup(),
                   options.steps) {}
 
   /// Goes on from the checkpoint.
@@ -288,9 +302,12 @@ class Trainer {
       if (!kept.is_object() || !kept.contains(name))
         throw io::SafetensorsError(files_.checkpoint, "",
                                    "training: expected the key '" + name + "'");
-      if (kept[name] != value)
-        local_mha::reject("--resume", name + " of " + kept[name].dump() + ", as in the checkpoint",
-                          value.dump());
+      if (kept[name] == value) continue;
+      if (name == "text")
+        throw std::runtime_error(options_.text_path +
+                                 ": the text differs from the one this training began with");
+      local_mha::reject("--resume", name + " of " + kept[name].dump() + ", as in the checkpoint",
+                        value.dump());
     }
     const auto load = [&](const char* prefix) {
       return io::load_local_transformer_parameters<float>(file, config_, prefix);
@@ -313,10 +330,14 @@ class Trainer {
     const auto tokens_of = [&](Index steps) {
       return static_cast<double>(steps * options_.batch * options_.seqlen);
     };
+    const examples::Stopwatch watch;
     examples::ProgressBar progress(tokens_of(options_.steps - begin), "tokens");
     while (step() < options_.steps && interrupted == 0) {
       train_step();
-      if (step() % options_.validate_every == 0 || step() == options_.steps) validate();
+      if (step() % options_.validate_every == 0 || step() == options_.steps) {
+        validate();
+        if (!examples::is_terminal(stderr)) report(tokens_of(step() - begin) / watch.seconds());
+      }
       std::ostringstream note;
       note << std::fixed << std::setprecision(3) << "loss " << history_.losses.back();
       if (!history_.validation_losses.empty())
@@ -347,6 +368,16 @@ class Trainer {
     model_.set_parameters(parameters_);
     history_.losses.push_back(loss / std::log(2.0));
     history_.norms.push_back(norm);
+  }
+
+  // A line for a log, where there is no progress bar.
+  void report(double tokens_per_second) const {
+    std::ostringstream line;
+    line << "step " << step() << " of " << options_.steps << ": loss " << std::fixed
+         << std::setprecision(3) << history_.losses.back() << ", validation "
+         << history_.validation_losses.back() << " bits per byte, " << std::setprecision(0)
+         << tokens_per_second << " tokens per second\n";
+    std::cerr << line.str() << std::flush;
   }
 
   // The checkpoint comes last: what is newer than it is made again, the same.
@@ -448,6 +479,7 @@ int train(const Options& options) {
     throw std::runtime_error(trainer.files().checkpoint +
                              ": there is a checkpoint already: go on with --resume, or remove it");
   }
+  trainer.files().remove_temporaries();
   std::signal(SIGINT, [](int) { interrupted = 1; });
   std::signal(SIGTERM, [](int) { interrupted = 1; });
   const examples::Stopwatch watch;
@@ -503,7 +535,9 @@ int run(int argc, char** argv) {
   add("--steps", options.steps, "Steps of the optimizer");
   add("--learning-rate", options.learning_rate,
       "The highest; reached after the warm-up, a tenth of it at the end");
-  add("--warmup", options.warmup, "Steps over which the learning rate rises");
+  app.add_option("--warmup", options.given_warmup,
+                 "Steps over which the learning rate rises. Default: 50, or a tenth of --steps if "
+                 "that is less");
   add("--weight-decay", options.weight_decay, "Of weights with two dimensions");
   add("--clip", options.clip, "Largest norm of the gradients");
   add("--validation-share", options.validation_share, "Share of the text that validates");
