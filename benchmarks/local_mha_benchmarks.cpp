@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: MIT
-// Google Benchmark program: the passes of the attention and of the layer, forward and backward,
-// with Eigen's matrix product at the layer's shapes and the attention in Eigen expressions beside
-// them.
+// Google Benchmark program: the passes of the attention and of the layer, forward and backward, and
+// a model's step of training, with Eigen's matrix product at the layer's shapes and the attention
+// in Eigen expressions beside them.
 //
 // Counters: flops (a second; unmasked pairs only), peak_share (of the multiply-add peak of the same
 // scalar, measured just before and after on the same core), tokens (a second), max_error (against
 // sampled rows computed in double). A wrong result is an error, not a time.
 #include <benchmark/benchmark.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <type_traits>
 
 #include "measuring/clock.hpp"
+#include "measuring/random.hpp"
 #include "measuring/work.hpp"
 
 namespace {
@@ -167,6 +169,42 @@ void BM_LocalMHA_TrainingStep(benchmark::State& state) {
   measure(state, c);
 }
 
+// A whole step of training a byte-level model, all of it: loss, backward pass, clipping, AdamW and
+// the new weights. A step that does not lower the loss of its batch is wrong.
+template <typename Scalar>
+void BM_LocalTransformer_TrainingStep(benchmark::State& state) {
+  using Model = local_mha::LocalTransformer<Scalar>;
+  local_mha::LocalTransformerConfig config{.num_tokens = 256,
+                                           .max_seq_len = state.range(1),
+                                           .dim = state.range(2),
+                                           .depth = state.range(3),
+                                           .local_attn_window_size = state.range(5),
+                                           .dim_head = state.range(2) / state.range(4),
+                                           .heads = state.range(4)};
+  config.use_xpos = config.qk_rmsnorm = true;
+  Model model(config, 1);
+  auto parameters = model.parameters();
+  auto gradients = Model::Parameters::zeros(config);
+  local_mha::AdamW optimizer(local_mha::AdamWConfig{}, gradients);
+  local_mha::Tensor<std::int64_t, 2> tokens(state.range(0), config.max_seq_len + 1);
+  measuring::Random random(1);
+  for (measuring::Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.below(256);
+  const Eigen::DefaultDevice device;
+  const Scalar before = model.loss(tokens);
+  for (auto _ : state) {
+    local_mha::set_zero(gradients);
+    benchmark::DoNotOptimize(model.backward(device, gradients, tokens));
+    local_mha::clip_gradients(gradients, 1.0);
+    optimizer.step(parameters, gradients, 1e-3);
+    model.set_parameters(parameters);
+  }
+  const auto steps = static_cast<double>(state.iterations());
+  state.counters["tokens"] =
+      benchmark::Counter(steps * static_cast<double>(state.range(0) * config.max_seq_len),
+                         benchmark::Counter::kIsRate);
+  if (!(model.loss(tokens) < before)) state.SkipWithError("wrong result: the loss does not fall");
+}
+
 template <typename Scalar>
 void BM_EigenProduct_LayerProjections(benchmark::State& state) {
   measure(state, layer<Scalar>(state, "eigen_product"));
@@ -254,6 +292,11 @@ BENCHMARK(BM_LocalMHA_Forward<double>)
 BENCHMARK(BM_LocalMHA_TrainingStep<float>)
     ->ArgNames(layer_names)
     ->Args({8192, 512, 8, 256, 1})
+    ->Unit(kMillisecond);
+BENCHMARK(BM_LocalTransformer_TrainingStep<float>)
+    ->ArgNames({"batch", "seqlen", "dim", "depth", "heads", "window_size"})
+    ->Args({16, 256, 128, 4, 4, 64})
+    ->Args({1, 4096, 512, 2, 8, 256})
     ->Unit(kMillisecond);
 BENCHMARK(BM_EigenProduct_LayerProjections<float>)
     ->ArgNames(product_names)
