@@ -180,7 +180,34 @@ TYPED_TEST(StreamingResources, OfAnyNumberOfThreadsGiveTheSameBits) {
         EXPECT_TRUE(support::same_bits(alone.push(x), together.push(device, x)))
             << count << " threads, seed " << seed;
       }
-      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush()));
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
+    }
+  }
+}
+
+TYPED_TEST(StreamingResources, OfFewSequencesShareTheirHeadsAmongThreads) {
+  for (const int count : {2, 3, 7}) {
+    Eigen::ThreadPool pool(count);
+    const Eigen::ThreadPoolDevice device(&pool, count);
+    for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+      auto c = support::layer_case(seed);
+      const Index dim = c.config.dim;
+      const Index batch = seed % 2 == 0 ? 1 : 2;
+      const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+      const LocalMHA<TypeParam> mha(c.config,
+                                    support::layer_parameters<TypeParam>(c.config, c.parameters));
+      typename LocalMHA<TypeParam>::Stream alone(mha, {.batch = batch},
+                                                 support::optional_view(bias));
+      typename LocalMHA<TypeParam>::Stream together(mha, {.batch = batch, .max_threads = 5},
+                                                    support::optional_view(bias));
+      Random random(seed);
+      for (int i = 0; i < 8; ++i) {
+        const Index n = random.pick<Index>({1, 1, 1, 5, 16, 150});
+        const auto x = tensor<TypeParam, 3>(random.array({batch, n, dim}));
+        EXPECT_TRUE(support::same_bits(alone.push(x), together.push(device, x)))
+            << count << " threads, seed " << seed;
+      }
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
     }
   }
 }

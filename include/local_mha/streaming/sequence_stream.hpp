@@ -33,7 +33,7 @@ struct StreamConfig {
   /// Positions behind the furthest one pushed to which rollback() can always go back. It can go
   /// further as long as the rings hold what is needed.
   Index max_rollback = 0;
-  /// Sequences that a push computes at the same time, if it gets a device with as many threads.
+  /// Threads that a push uses at most, if it gets a device with as many.
   Index max_threads = 1;
 };
 

@@ -369,8 +369,8 @@ class LocalTransformer<Scalar>::Stream
         residual.put(in.begin + i, worker.x.data() + i * dim,
                      worker.masked[static_cast<std::size_t>(i)]);
       layer.attention.stream_rows(
-          worker.flows.front(), attention, bias, in, out, worker.x.data(), worker.masked.data(),
-          worker.branch.data(),
+          Eigen::DefaultDevice(), worker.flows.front(), attention, bias, in, out, worker.x.data(),
+          worker.masked.data(), worker.branch.data(),
           [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
       if (ends) attention.end();
       n = out.end - out.begin;
