@@ -13,6 +13,8 @@
 namespace local_mha {
 
 using Index = Eigen::Index;
+static_assert(sizeof(Index) >= 8,
+              "positions are counted in 64 bits: EIGEN_DEFAULT_DENSE_INDEX_TYPE");
 
 /// Positions, or rows, `[begin, end)`.
 struct Range {

@@ -39,7 +39,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   Stream(const LocalAttention& attention, Index heads, Index dim_head,
          const StreamConfig& config = {}, const Bias& attn_bias = {},
          const LocalAttentionCall& call = {})
-      : Base(config, describe(attention, heads, dim_head, call)),
+      : Base(config, describe(attention, heads, dim_head, attn_bias, call)),
         attention_(&attention),
         heads_(heads),
         dim_head_(dim_head),
@@ -144,7 +144,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   };
 
   static std::string describe(const LocalAttention& attention, Index heads, Index dim_head,
-                              const LocalAttentionCall& call) {
+                              const Bias& attn_bias, const LocalAttentionCall& call) {
     detail::require_at_least("heads", heads, 1);
     detail::require_dim_head("dim_head", dim_head);
     if (attention.config_.dim && dim_head != *attention.config_.dim)
@@ -153,7 +153,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     if (call.training) reject("training", "none, because a stream does not train", "one");
     std::ostringstream text;
     text << "LocalAttention, heads " << heads << ", dim_head " << dim_head << ", "
-         << detail::description_of(attention, attention.window(call));
+         << detail::description_of(attention, attention.window(call), attn_bias);
     return text.str();
   }
 

@@ -43,7 +43,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   /// \throws std::invalid_argument naming the argument that does not fit
   explicit Stream(const LocalMHA& layer, const StreamConfig& config = {},
                   const Bias& attn_bias = {})
-      : Base(config, describe(layer)), layer_(&layer), attn_bias_(attn_bias) {
+      : Base(config, describe(layer, attn_bias)), layer_(&layer), attn_bias_(attn_bias) {
     const Window window(layer.attention_.config());
     detail::AttentionInputs<Scalar>(window, config.batch, layer.config_.heads, 0, {}, attn_bias);
     this->sequences_.assign(static_cast<std::size_t>(config.batch),
@@ -118,13 +118,13 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   void flush_into(TensorView<Scalar, 3> y) { flush_into(Eigen::DefaultDevice(), y); }
 
  private:
-  static std::string describe(const LocalMHA& layer) {
+  static std::string describe(const LocalMHA& layer, const Bias& attn_bias) {
     const LocalMHAConfig& config = layer.config_;
     std::ostringstream text;
     text << std::boolalpha << "LocalMHA, dim " << config.dim << ", heads " << config.heads
          << ", dim_head " << config.dim_head << ", prenorm " << config.prenorm << ", qk_rmsnorm "
          << config.qk_rmsnorm << ", gates " << config.gate_values_per_head << ", "
-         << detail::description_of(layer.attention_, Window(layer.attention_.config()));
+         << detail::description_of(layer.attention_, Window(layer.attention_.config()), attn_bias);
     return text.str();
   }
 

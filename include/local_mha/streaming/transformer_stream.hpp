@@ -178,7 +178,7 @@ class LocalTransformer<Scalar>::Stream
   /// \param model must outlive the stream
   /// \throws std::invalid_argument naming the member that does not fit
   explicit Stream(const LocalTransformer& model, const StreamConfig& config = {})
-      : Base(config, describe(model.config_)), model_(&model) {
+      : Base(config, describe(model)), model_(&model) {
     const LocalMHAConfig layer = layer_config(model.config_);
     const Window window(attention_config(layer));
     // Where whole windows become complete at once, each layer may move by a window more.
@@ -312,14 +312,16 @@ class LocalTransformer<Scalar>::Stream
     typename FeedForward<Scalar>::Workspace feed_forward;
   };
 
-  static std::string describe(const LocalTransformerConfig& config) {
+  static std::string describe(const LocalTransformer& model) {
+    const LocalTransformerConfig& config = model.config_;
     const LocalAttention<Scalar> attention(attention_config(layer_config(config)));
     std::ostringstream text;
     text << std::boolalpha << "LocalTransformer, depth " << config.depth << ", dim " << config.dim
-         << ", num_tokens " << config.num_tokens << ", heads " << config.heads << ", dim_head "
+         << ", num_tokens " << config.num_tokens << ", max_seq_len " << config.max_seq_len
+         << ", ff_mult " << config.ff_mult << ", heads " << config.heads << ", dim_head "
          << config.dim_head << ", qk_rmsnorm " << config.qk_rmsnorm << ", gates "
          << config.gate_values_per_head << ", "
-         << detail::description_of(attention, Window(attention.config()));
+         << detail::description_of(attention, Window(attention.config()), model.attn_bias());
     return text.str();
   }
 
@@ -356,7 +358,7 @@ class LocalTransformer<Scalar>::Stream
   // Takes `n` rows of worker.x through all layers. Returns the rows of logits that came out.
   Index pass(Worker& worker, Sequence& sequence, Index n, bool ends, Scalar* logits) const {
     const Index dim = model_->config_.dim;
-    const Bias bias = model_->attn_bias_ ? Bias(*model_->attn_bias_) : Bias();
+    const Bias bias = model_->attn_bias();
     sequence.take(n);
     auto* state = sequence.layers().data();
     for (const Layer& layer : model_->layers_) {
