@@ -38,7 +38,7 @@ struct GenerateConfig {
   SamplingConfig sampling = {};
   /// A sequence that has made it makes no other. Empty: none.
   std::optional<std::int64_t> stop_token = {};
-  /// Sequence `b` of the batch draws by `seed + b`.
+  /// Sequence `b` of the batch draws by the seed and `b`, sequence 0 as one that is alone does.
   std::uint64_t seed = 0;
 };
 

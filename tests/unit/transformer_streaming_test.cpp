@@ -7,7 +7,10 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <set>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -296,19 +299,32 @@ TEST(Generate, GoesOnPastMaxSeqLenFromTheEndOfALongPrompt) {
   }
 }
 
-TEST(Generate, IsTheSameForTheSameSeedAndForASequenceAlone) {
+TEST(Generate, IsTheSameForTheSameSeedAndForTheFirstSequenceAlone) {
   Random random(6);
   const auto model = random_model<float>(random, small_model());
   const auto prompt = random_tokens(random, 3, 4, 11);
   const GenerateConfig config{.length = 20, .seed = 7};
   const auto made = model.generate(prompt, config);
   EXPECT_TRUE(support::same_bits(made, model.generate(prompt, config)));
-  Tokens second(1, 4);
-  std::copy_n(&prompt(1, 0), 4, second.data());
-  const auto alone = model.generate(second, {.length = 20, .seed = 8});
-  for (Index i = 0; i < 20; ++i) EXPECT_EQ(alone(0, i), made(1, i));
+  Tokens first(1, 4);
+  std::copy_n(&prompt(0, 0), 4, first.data());
+  const auto alone = model.generate(first, config);
+  for (Index i = 0; i < 20; ++i) EXPECT_EQ(alone(0, i), made(0, i));
   const auto other = model.generate(prompt, {.length = 20, .seed = 70});
   EXPECT_FALSE(support::same_bits(made, other));
+}
+
+TEST(Generate, DrawsNoSequenceOfASeedAsOneOfAnother) {
+  Random random(16);
+  const auto model = random_model<float>(random, small_model());
+  Tokens prompt(3, 1);
+  prompt.setConstant(5);
+  std::set<std::vector<std::int64_t>> texts;
+  for (std::uint64_t seed = 7; seed < 12; ++seed) {
+    const auto made = model.generate(prompt, {.length = 30, .seed = seed});
+    for (Index b = 0; b < 3; ++b) texts.emplace(&made(b, 0), &made(b, 0) + 30);
+  }
+  EXPECT_EQ(texts.size(), 15U);
 }
 
 TEST(Generate, EndsWithTheStopTokenAndTellsEachStep) {

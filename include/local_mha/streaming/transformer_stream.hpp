@@ -420,8 +420,7 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   Sampler sampler(config.sampling);
   std::vector<RandomSequence> random;
   random.reserve(static_cast<std::size_t>(batch));
-  for (Index b = 0; b < batch; ++b)
-    random.emplace_back(config.seed + static_cast<std::uint64_t>(b));
+  for (Index b = 0; b < batch; ++b) random.emplace_back(config.seed, static_cast<std::uint64_t>(b));
 
   Stream stream(*this, {.batch = batch});
   constexpr Index at_once = 256;
