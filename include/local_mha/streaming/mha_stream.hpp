@@ -29,9 +29,10 @@ namespace local_mha {
 /// then a push may give a different number of results for each, and their rows begin at row 0 each.
 ///
 /// All memory is allocated at construction: the keys and values that a window shows, and room for
-/// one stretch of rows. It does not depend on the chunks. Without a device, a push allocates
-/// nothing, locks nothing and throws nothing once its arguments are checked; with one, the device
-/// schedules. There is no training mode.
+/// one stretch of rows. It does not depend on the chunks. Without a device, push_into() and
+/// flush_into() allocate nothing, lock nothing and throw nothing once their arguments are checked;
+/// with one, the device schedules. push() allocates its result, and a mask its flags, but for
+/// PaddingMask::masked_view(). There is no training mode.
 template <typename Scalar>
 class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   using Base = SequenceStream<Scalar>;

@@ -254,20 +254,24 @@ class LocalTransformer<Scalar>::Stream
   /// Ends every sequence: nothing follows, and the positions that wait get their logits. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), num_tokens]`, as push() does
-  Tensor<Scalar, 3> flush() {
+  Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> flush(const Device& device) {
     Tensor<Scalar, 3> logits(this->batch(), this->results_of_flush(), model_->config_.num_tokens);
     logits.setZero();
-    flush_into(logits);
+    flush_into(device, logits);
     return logits;
   }
-  void flush_into(TensorView<Scalar, 3> logits) {
+  template <ThreadDevice Device>
+  void flush_into(const Device& device, TensorView<Scalar, 3> logits) {
     check_room(logits, this->results_of_flush());
-    run(Eigen::DefaultDevice(), logits, [&](Worker& worker, Sequence& sequence, Index, Scalar* to) {
+    run(device, logits, [&](Worker& worker, Sequence& sequence, Index, Scalar* to) {
       if (sequence.ended()) return;
       pass(worker, sequence, 0, true, to);
       sequence.end();
     });
   }
+  void flush_into(TensorView<Scalar, 3> logits) { flush_into(Eigen::DefaultDevice(), logits); }
 
   /// True if a sequence is longer than the position embedding.
   bool is_past_max_seq_len() const {
