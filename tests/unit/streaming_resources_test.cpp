@@ -3,13 +3,16 @@
 // nothing.
 #define EIGEN_USE_THREADS
 #include "support/allocations.hpp"  // before Eigen
+#include "support/locks.hpp"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -20,6 +23,7 @@ namespace {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
+using local_mha::LocalAttentionConfig;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
 using local_mha::PaddingMask;
@@ -32,17 +36,58 @@ template <typename Scalar>
 class StreamingResources : public testing::Test {};
 TYPED_TEST_SUITE(StreamingResources, support::Scalars, support::ScalarNames);
 
-TYPED_TEST(StreamingResources, APushAllocatesNothing) {
-  for (const bool causal : {true, false}) {
-    LocalMHAConfig config{.dim = 12, .window_size = 7, .dim_head = 6, .heads = 2};
-    config.causal = causal;
-    config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
+/// Flags by turns, for masks that look at them.
+struct Flags {
+  Flags() {
+    for (std::size_t i = 0; i < flags.size(); ++i) flags[i] = i % 3 == 0;
+  }
+  PaddingMask mask(Index batch, Index n) const {
+    return PaddingMask::masked_view(TensorView<const bool, 2>(flags.data(), {batch, n}));
+  }
+  std::array<bool, 1400> flags{};
+};
+
+TEST(Locks, AreCounted) {
+  std::mutex mutex;
+  EXPECT_EQ(support::locks_of([&] { const std::lock_guard lock(mutex); }), COUNTS_LOCKS);
+}
+
+/// No allocation and no lock.
+template <typename Call>
+void expect_no_cost(Call&& call) {
+  long locks = 0;
+  EXPECT_EQ(allocations_of([&] { locks = support::locks_of(call); }), 0);
+  EXPECT_EQ(locks, 0);
+}
+
+/// Every way of attending that has a path of its own through a push.
+std::vector<LocalMHAConfig> kinds_of_layers() {
+  std::vector<LocalMHAConfig> kinds;
+  for (const bool causal : {true, false})
+    for (const Index window_size : {1, 7})
+      for (const bool xpos : {false, true}) {
+        LocalMHAConfig config{.dim = 12, .window_size = window_size, .dim_head = 6, .heads = 2};
+        config.causal = causal;
+        config.use_xpos = xpos;
+        config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
+        kinds.push_back(config);
+      }
+  return kinds;
+}
+
+TYPED_TEST(StreamingResources, APushAllocatesAndLocksNothing) {
+  const Flags flags;
+  for (const LocalMHAConfig& config : kinds_of_layers()) {
+    const Index w = config.window_size;
     const LocalMHA<TypeParam> mha(config, 1);
-    const LocalAttention<TypeParam> attention({.window_size = 7, .causal = causal, .dim = 6});
+    LocalAttentionConfig of_heads_config{.window_size = w, .causal = config.causal, .dim = 6};
+    of_heads_config.use_xpos = config.use_xpos;
+    of_heads_config.shared_qk = config.use_xpos;
+    const LocalAttention<TypeParam> attention(of_heads_config);
     Random random(3);
     const auto x = tensor<TypeParam, 3>(random.array({2, 700, 12}));
     const auto q = tensor<TypeParam, 4>(random.array({2, 2, 700, 6}));
-    const auto bias = tensor<TypeParam, 3>(random.array({2, 7, causal ? 14 : 21}));
+    const auto bias = tensor<TypeParam, 3>(random.array({2, w, (config.causal ? 2 : 3) * w}));
     Tensor<TypeParam, 3> y(2, 700, 12);
     Tensor<TypeParam, 4> out(2, 2, 700, 6);
     std::optional<typename LocalMHA<TypeParam>::Stream> stream;
@@ -55,35 +100,29 @@ TYPED_TEST(StreamingResources, APushAllocatesNothing) {
     }
     typename LocalAttention<TypeParam>::Stream of_heads(attention, 2, 6, {.batch = 2},
                                                         support::optional_view(bias));
-    for (const Index n : {1, 1, 7, 16, 700, 1, 0, 130}) {
-      const PaddingMask mask =
-          n % 2 == 0 ? PaddingMask() : PaddingMask::from_lengths(std::vector<Index>{n, n / 2}, n);
-      EXPECT_EQ(allocations_of([&] {
-                  stream->push_into(
-                      TensorView<TypeParam, 3>(y.data(), {2, stream->results_of(n), 12}),
-                      TensorView<const TypeParam, 3>(x.data(), {2, n, 12}), mask);
-                  const TensorView<const TypeParam, 4> heads(q.data(), {2, 2, n, 6});
-                  of_heads.push_into(
-                      TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of(n), 6}),
-                      heads, heads, heads, mask);
-                  if (n == 7) stream->rollback(3);
-                  if (n == 700) stream->reset(1);
-                }),
-                0)
-          << n;
-    }
-    EXPECT_EQ(allocations_of([&] {
-                stream->flush_into(
-                    TensorView<TypeParam, 3>(y.data(), {2, stream->results_of_flush(), 12}));
-                of_heads.flush_into(
-                    TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of_flush(), 6}));
-                stream->reset();
-              }),
-              0);
+    SCOPED_TRACE(support::describe(config));
+    for (const Index n : {1, 1, 7, 16, 700, 1, 0, 130})
+      expect_no_cost([&] {
+        const PaddingMask mask = n % 2 == 0 ? PaddingMask() : flags.mask(2, n);
+        stream->push_into(TensorView<TypeParam, 3>(y.data(), {2, stream->results_of(n), 12}),
+                          TensorView<const TypeParam, 3>(x.data(), {2, n, 12}), mask);
+        const TensorView<const TypeParam, 4> heads(q.data(), {2, 2, n, 6});
+        of_heads.push_into(TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of(n), 6}),
+                           heads, heads, heads, mask);
+        if (n == 7) stream->rollback(3);
+        if (n == 700) stream->reset(1);
+      });
+    expect_no_cost([&] {
+      stream->flush_into(TensorView<TypeParam, 3>(y.data(), {2, stream->results_of_flush(), 12}));
+      of_heads.flush_into(
+          TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of_flush(), 6}));
+      stream->reset();
+    });
   }
 }
 
-TYPED_TEST(StreamingResources, APushOfTokensAllocatesNothing) {
+TYPED_TEST(StreamingResources, APushOfTokensAllocatesAndLocksNothing) {
+  const Flags flags;
   for (const bool causal : {true, false}) {
     local_mha::LocalTransformerConfig config{
         .num_tokens = 9, .max_seq_len = 100, .dim = 12, .depth = 3};
@@ -100,20 +139,16 @@ TYPED_TEST(StreamingResources, APushOfTokensAllocatesNothing) {
     for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 8);
     Tensor<TypeParam, 3> logits(2, 500, 9);
     for (const Index n : {1, 1, 7, 16, 400, 1, 0})
-      EXPECT_EQ(allocations_of([&] {
-                  stream.push_into(
-                      TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of(n), 9}),
-                      TensorView<const std::int64_t, 2>(tokens.data(), {2, n}));
-                  if (n == 7) stream.rollback(3);
-                  if (n == 400) stream.reset(1);
-                }),
-                0)
-          << n;
-    EXPECT_EQ(allocations_of([&] {
-                stream.flush_into(
-                    TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of_flush(), 9}));
-              }),
-              0);
+      expect_no_cost([&] {
+        stream.push_into(TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of(n), 9}),
+                         TensorView<const std::int64_t, 2>(tokens.data(), {2, n}),
+                         n % 2 == 0 ? PaddingMask() : flags.mask(2, n));
+        if (n == 7) stream.rollback(3);
+        if (n == 400) stream.reset(1);
+      });
+    expect_no_cost([&] {
+      stream.flush_into(TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of_flush(), 9}));
+    });
   }
 }
 
@@ -247,7 +282,7 @@ TYPED_TEST(StreamingResources, OfAModelOnThreadsGiveTheSameBits) {
         for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 8);
         EXPECT_TRUE(support::same_bits(alone.push(tokens), together.push(device, tokens)));
       }
-      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush()));
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
     }
   }
 }
