@@ -19,10 +19,12 @@
 #include <iostream>
 #include <iterator>
 #include <limits>
+#include <optional>
 #include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -64,13 +66,15 @@ struct Options {
   Index batch = 16;
   Index steps = 1000;
   double learning_rate = 3e-3;
-  Index warmup = 50;
+  std::optional<Index> given_warmup;
   double weight_decay = 0.1;
   double clip = 1;
   double validation_share = 0.1;
   Index validate_every = 50;
   std::uint64_t seed = 0;
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
+
+  Index warmup() const { return given_warmup.value_or(std::min<Index>(50, steps / 10)); }
 
   /// What a resumed training must have in common with what it goes on from.
   nlohmann::json to_json() const {
@@ -85,7 +89,7 @@ struct Options {
             {"batch", batch},
             {"steps", steps},
             {"learning-rate", learning_rate},
-            {"warmup", warmup},
+            {"warmup", warmup()},
             {"weight-decay", weight_decay},
             {"clip", clip},
             {"validation-share", validation_share},
@@ -93,6 +97,9 @@ struct Options {
             {"seed", seed}};
   }
 };
+
+/// More than any machine at hand has; what is beyond, such as a typing error, would use up memory.
+constexpr Index most_threads = 1024;
 
 /// Set by Ctrl-C: the step at hand is finished, and the checkpoint written.
 volatile std::sig_atomic_t interrupted = 0;
@@ -105,9 +112,11 @@ void check(const Options& options) {
   at_least("--seqlen", options.seqlen, 1);
   at_least("--steps", options.steps, 1);
   at_least("--validate-every", options.validate_every, 1);
-  at_least("--threads", options.threads, 1);
-  at_least("--warmup", options.warmup, 0);
-  at_least("--steps", options.steps, options.warmup);
+  if (options.threads < 1 || options.threads > most_threads)
+    local_mha::reject("--threads", "1 to " + std::to_string(most_threads), options.threads);
+  if (options.warmup() < 0 || options.warmup() > options.steps)
+    local_mha::reject("--warmup", "0 to --steps, " + std::to_string(options.steps),
+                      options.warmup());
   if (!(options.learning_rate > 0))
     local_mha::reject("--learning-rate", "a positive number", options.learning_rate);
   if (!(options.clip > 0)) local_mha::reject("--clip", "a positive number", options.clip);
@@ -227,10 +236,38 @@ struct Files {
     plot = beside(".png");
   }
 
+  /// \throws std::invalid_argument if one would take the place of another, or of the text
+  void check(const std::string& text) const {
+    const std::array named{std::pair{"the text", &text}, std::pair{"the model", &model},
+                           std::pair{"the checkpoint", &checkpoint},
+                           std::pair{"the table of losses", &table},
+                           std::pair{"the plot of losses", &plot}};
+    for (std::size_t i = 0; i < named.size(); ++i)
+      for (std::size_t j = 0; j < i; ++j)
+        if (is_same_file(*named[i].second, *named[j].second))
+          local_mha::reject("--out", "a name that gives each file a place of its own",
+                            *named[i].second, ", which is ", named[j].first, " and ",
+                            named[i].first);
+  }
+
+  /// Removes what was being written when an earlier run was killed.
+  void remove_temporaries() const {
+    for (const std::string* file : {&model, &checkpoint, &table, &plot})
+      io::detail::AtomicFile::remove_temporaries(*file);
+  }
+
   std::string model;
   std::string checkpoint;
   std::string table;
   std::string plot;
+
+ private:
+  // Also by way of links.
+  static bool is_same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
+    std::error_code error;
+    if (std::filesystem::equivalent(a, b, error)) return true;
+    return std::filesystem::weakly_canonical(a) == std::filesystem::weakly_canonical(b);
+  }
 };
 
 class Trainer {
@@ -247,7 +284,7 @@ class Trainer {
         gradients_(Parameters::zeros(config_)),
         optimizer_({.beta2 = 0.99, .weight_decay = options.weight_decay, .decay_vectors = false},
                    gradients_),
-        schedule_(options.learning_rate, options.learning_rate / 10, options.warmup,
+        schedule_(options.learning_rate, options.learning_rate / 10, options.warmup(),
                   options.steps) {}
 
   /// Goes on from the checkpoint.
@@ -265,9 +302,12 @@ class Trainer {
       if (!kept.is_object() || !kept.contains(name))
         throw io::SafetensorsError(files_.checkpoint, "",
                                    "training: expected the key '" + name + "'");
-      if (kept[name] != value)
-        local_mha::reject("--resume", name + " of " + kept[name].dump() + ", as in the checkpoint",
-                          value.dump());
+      if (kept[name] == value) continue;
+      if (name == "text")
+        throw std::runtime_error(options_.text_path +
+                                 ": the text differs from the one this training began with");
+      local_mha::reject("--resume", name + " of " + kept[name].dump() + ", as in the checkpoint",
+                        value.dump());
     }
     const auto load = [&](const char* prefix) {
       return io::load_local_transformer_parameters<float>(file, config_, prefix);
@@ -290,10 +330,14 @@ class Trainer {
     const auto tokens_of = [&](Index steps) {
       return static_cast<double>(steps * options_.batch * options_.seqlen);
     };
+    const examples::Stopwatch watch;
     examples::ProgressBar progress(tokens_of(options_.steps - begin), "tokens");
     while (step() < options_.steps && interrupted == 0) {
       train_step();
-      if (step() % options_.validate_every == 0 || step() == options_.steps) validate();
+      if (step() % options_.validate_every == 0 || step() == options_.steps) {
+        validate();
+        if (!examples::is_terminal(stderr)) report(tokens_of(step() - begin) / watch.seconds());
+      }
       std::ostringstream note;
       note << std::fixed << std::setprecision(3) << "loss " << history_.losses.back();
       if (!history_.validation_losses.empty())
@@ -324,6 +368,16 @@ class Trainer {
     model_.set_parameters(parameters_);
     history_.losses.push_back(loss / std::log(2.0));
     history_.norms.push_back(norm);
+  }
+
+  // A line for a log, where there is no progress bar.
+  void report(double tokens_per_second) const {
+    std::ostringstream line;
+    line << "step " << step() << " of " << options_.steps << ": loss " << std::fixed
+         << std::setprecision(3) << history_.losses.back() << ", validation "
+         << history_.validation_losses.back() << " bits per byte, " << std::setprecision(0)
+         << tokens_per_second << " tokens per second\n";
+    std::cerr << line.str() << std::flush;
   }
 
   // The checkpoint comes last: what is newer than it is made again, the same.
@@ -416,6 +470,7 @@ class Trainer {
 
 int train(const Options& options) {
   check(options);
+  Files(options.model_path).check(options.text_path);
   const Text text(options.text_path, options.validation_share, options.seqlen);
   Trainer trainer(options, text);
   if (options.resume) {
@@ -424,6 +479,7 @@ int train(const Options& options) {
     throw std::runtime_error(trainer.files().checkpoint +
                              ": there is a checkpoint already: go on with --resume, or remove it");
   }
+  trainer.files().remove_temporaries();
   std::signal(SIGINT, [](int) { interrupted = 1; });
   std::signal(SIGTERM, [](int) { interrupted = 1; });
   const examples::Stopwatch watch;
@@ -479,7 +535,9 @@ int run(int argc, char** argv) {
   add("--steps", options.steps, "Steps of the optimizer");
   add("--learning-rate", options.learning_rate,
       "The highest; reached after the warm-up, a tenth of it at the end");
-  add("--warmup", options.warmup, "Steps over which the learning rate rises");
+  app.add_option("--warmup", options.given_warmup,
+                 "Steps over which the learning rate rises. Default: 50, or a tenth of --steps if "
+                 "that is less");
   add("--weight-decay", options.weight_decay, "Of weights with two dimensions");
   add("--clip", options.clip, "Largest norm of the gradients");
   add("--validation-share", options.validation_share, "Share of the text that validates");

@@ -232,7 +232,7 @@ class LocalMHA {
     const auto inputs = check(x, mask, attn_bias);
     require_shape("grad_x", grad_x.dimensions(), x.dimensions());
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
-    require_shape<2>("saved", {saved.batch, saved.seqlen}, {x.dimension(0), x.dimension(1)});
+    saved.check(config_, x.dimension(0), x.dimension(1));
     detail::require_same_shapes(gradients, Parameters::zeros(config_));
     if (grad_attn_bias != nullptr) {
       if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");

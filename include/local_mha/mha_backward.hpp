@@ -11,11 +11,13 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include <local_mha/attention/local_attention.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/layer_norm.hpp>
@@ -34,6 +36,9 @@ struct SavedLayer {
   void prepare(const LocalMHAConfig& config, Index batch_size, Index length) {
     batch = batch_size;
     seqlen = length;
+    heads = config.heads;
+    dim_head = config.dim_head;
+    gated = config.gate_values_per_head;
     const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
     for (BlockArray<Scalar>* part : {&q, &k, &v, &out})
       part->prepare(blocks, config.heads * padded_channels<Scalar>(config.dim_head));
@@ -41,8 +46,24 @@ struct SavedLayer {
     gates.prepare(config.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(config.heads));
   }
 
+  /// \throws std::invalid_argument if it is not of a layer of these heads, or of another batch
+  void check(const LocalMHAConfig& config, Index batch_size, Index length) const {
+    const auto describe = [](Index number, Index channels, bool with_gates) {
+      return std::to_string(number) + " heads of " + std::to_string(channels) + " channels with" +
+             (with_gates ? "" : "out") + " gates";
+    };
+    if (heads != config.heads || dim_head != config.dim_head ||
+        gated != config.gate_values_per_head)
+      reject("saved", describe(config.heads, config.dim_head, config.gate_values_per_head),
+             describe(heads, dim_head, gated));
+    require_shape<2>("saved", {batch, seqlen}, {batch_size, length});
+  }
+
   Index batch = 0;
   Index seqlen = 0;
+  Index heads = 0;
+  Index dim_head = 0;
+  bool gated = false;
   /// Blocks of all sequences, one after the other: `[block][head][padded channel][block_rows]`,
   /// queries and keys as they were projected.
   BlockArray<Scalar> q;

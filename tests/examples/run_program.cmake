@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # Runs a program and checks how it ends and what it says:
 #   cmake -D STATUS=0 [-D STDIN=path] [-D STDOUT=regex] [-D STDERR=regex] [-D REPEATS=ON]
-#         [-D FILE=path] -P run_program.cmake -- program argument...
+#         [-D FILE=path] [-D UNCHANGED=path] -P run_program.cmake -- program argument...
 # REPEATS: a second run must write the same to stdout. FILE: what it must have written, a
-# picture if its name ends in .png.
+# picture if its name ends in .png. UNCHANGED: what it must not write to.
 foreach(index RANGE 1 ${CMAKE_ARGC})
   if(CMAKE_ARGV${index} STREQUAL "--")
     set(command "")
@@ -14,6 +14,9 @@ endforeach()
 
 if(FILE)
   file(REMOVE "${FILE}")
+endif()
+if(UNCHANGED)
+  file(SHA256 "${UNCHANGED}" before)
 endif()
 if(STDIN)
   set(input INPUT_FILE "${STDIN}")
@@ -29,6 +32,12 @@ if(DEFINED STDOUT AND NOT out MATCHES "${STDOUT}")
 endif()
 if(DEFINED STDERR AND NOT err MATCHES "${STDERR}")
   message(FATAL_ERROR "Expected on stderr: ${STDERR}")
+endif()
+if(UNCHANGED)
+  file(SHA256 "${UNCHANGED}" after)
+  if(NOT before STREQUAL after)
+    message(FATAL_ERROR "Expected ${UNCHANGED} to be left alone")
+  endif()
 endif()
 if(REPEATS)
   execute_process(COMMAND ${command} OUTPUT_VARIABLE again ERROR_QUIET)

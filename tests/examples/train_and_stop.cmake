@@ -14,6 +14,10 @@ if(NOT status EQUAL 0)
   message(FATAL_ERROR "The training that is not stopped ended with ${status}: ${err}")
 endif()
 
+# What a run that was killed while it wrote leaves behind goes away; what is not its own stays.
+file(WRITE "${FOLDER}/stopped.csv.1234.tmp" "")
+file(WRITE "${FOLDER}/stopped.csv.notes.tmp" "")
+
 # Each attempt may take longer than the one before, so that some day one comes to the end.
 set(stops 0)
 foreach(attempt RANGE 1 200)
@@ -49,6 +53,10 @@ endforeach()
 message("${stops} stops")
 if(NOT status EQUAL 0 OR stops LESS 2)
   message(FATAL_ERROR "Expected at least 2 stops and an end, got ${stops} stops and ${status}")
+endif()
+file(GLOB temporaries RELATIVE "${FOLDER}" "${FOLDER}/*.tmp")
+if(NOT temporaries STREQUAL "stopped.csv.notes.tmp")
+  message(FATAL_ERROR "Expected stopped.csv.notes.tmp alone, got ${temporaries}")
 endif()
 foreach(file safetensors checkpoint.safetensors csv png)
   file(SHA256 "${FOLDER}/whole.${file}" whole)

@@ -81,7 +81,7 @@ inline Case read(const std::filesystem::path& path) {
 
   Case result;
   result.name = path.stem().string();
-  if (header.contains("__metadata__")) {
+  if (header.value("__metadata__", nlohmann::json::object()).contains("case")) {
     const auto described = nlohmann::json::parse(header["__metadata__"]["case"].get<std::string>());
     result.kind = described["kind"];
     result.kwargs = described["kwargs"];

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include <local_mha/autodiff.hpp>
+
 #include "support/differences.hpp"
 #include "support/library.hpp"
 #include "support/random_case.hpp"
@@ -111,6 +113,49 @@ TYPED_TEST(AttentionGradients, AreThoseOfLongSequences) {
   }
 }
 
+/// Wide heads, whose gradients are added to panels of channels, several at once.
+support::AttentionCase wide_attention_case(Index dim_head, bool xpos, bool exact) {
+  support::AttentionCase c;
+  c.config = {.window_size = 12, .causal = xpos, .dim = dim_head};
+  c.config.exact_windowsize = exact;
+  c.config.use_xpos = xpos;
+  Random random(static_cast<std::uint64_t>(dim_head));
+  for (auto* part : {&c.in.q, &c.in.k, &c.in.v}) *part = random.array({2, 1, 45, dim_head});
+  return c;
+}
+
+constexpr Index wide[] = {32, 48, 64, 80, 128};
+
+TEST(AttentionGradientsOfWideHeads, AreThoseOfTheReference) {
+  for (const Index dim_head : wide)
+    for (const bool xpos : {false, true})
+      for (const bool exact : {false, true})
+        expect_gradients<double>(wide_attention_case(dim_head, xpos, exact), 1);
+}
+
+TEST(AttentionGradientsOfWideHeads, AreTheSameInFloat) {
+  for (const Index dim_head : wide)
+    for (const bool xpos : {false, true})
+      for (const bool exact : {false, true}) {
+        const auto c = wide_attention_case(dim_head, xpos, exact);
+        const auto weights = Random(2).array(c.in.q.shape);
+        const auto single = pass<float>(c, weights).gradients;
+        const auto twice = pass<double>(c, weights).gradients;
+        for (const auto& [got, expected] :
+             {std::pair{&single.q, &twice.q}, std::pair{&single.k, &twice.k},
+              std::pair{&single.v, &twice.v}})
+          EXPECT_TRUE(support::close(array(*got), array(*expected),
+                                     2e-5 * support::largest(array(*expected))))
+              << support::describe(c.config);
+      }
+}
+
+// The forward pass of narrow windows has a kernel of its own, which saves as the other does.
+TYPED_TEST(AttentionGradients, AreThoseOfNarrowWindows) {
+  for (std::uint64_t seed = 1; seed <= 30; ++seed)
+    expect_gradients<TypeParam>(support::narrow_attention_case(seed), seed);
+}
+
 // Segments of keys, and of positions, end inside of a window.
 TYPED_TEST(AttentionGradients, AreThoseOfWindowsBeyondASegment) {
   for (const bool rotary : {false, true}) {
@@ -166,6 +211,60 @@ TYPED_TEST(AttentionGradients, OfSharedQueriesAndKeysWithDropout) {
   expect_gradients<TypeParam>(c, 3, [&](Int b, Int h, Int i, Int j) -> long double {
     return dropped(b, h, i, j) == TypeParam(0) ? 0.0L : 1.0L / keep;
   });
+}
+
+// The derivative of a loss along a direction, by a dual number that goes through the forward pass.
+TEST(AttentionGradients, AgreeWithDualNumbers) {
+  using Dual = Eigen::AutoDiffScalar<Eigen::Matrix<double, 1, 1>>;
+  int compared = 0;
+  for (std::uint64_t seed = 200; seed < 260; ++seed) {
+    auto c = support::attention_case(seed);
+    if (c.in.q.data.size() > 600 || c.in.q.data.empty()) continue;
+    ++compared;
+    c.config.shared_qk = seed % 2 == 0;
+    if (seed % 3 == 0) c.config.scale = 0.7;
+    if (seed % 5 == 0) c.call.first_position = 3 + c.config.window_size;
+    // At the call, with xPos only.
+    if (c.config.use_xpos) {
+      c.call.window_size = c.config.window_size + 2;
+      c.in.bias = {};
+    }
+    if (seed % 4 == 0) {
+      c.config.dropout = 0.3;
+      c.call.training = Training{.seed = seed};
+    }
+    Random random(seed);
+    const auto weights = random.array(c.in.q.shape);
+    const auto g = pass<double>(c, weights).gradients;
+    double expected = 0;
+    const auto directed = [&](const Array<double>& values, const Array<double>& gradient,
+                              Dual* to) {
+      const auto along = random.array(values.shape);
+      for (std::size_t i = 0; i < values.data.size(); ++i) {
+        to[i] = Dual(values.data[i], Eigen::Matrix<double, 1, 1>::Constant(along.data[i]));
+        expected += along.data[i] * gradient.data[i];
+      }
+    };
+    auto q = tensor<Dual, 4>(c.in.q), k = tensor<Dual, 4>(c.in.k), v = tensor<Dual, 4>(c.in.v);
+    auto bias = support::bias_tensor<Dual>(c.in.bias);
+    directed(c.in.q, array(g.q), q.data());
+    directed(c.in.k, array(g.k), k.data());
+    directed(c.in.v, array(g.v), v.data());
+    if (g.attn_bias) directed(c.in.bias, array(*g.attn_bias), bias.data());
+    const auto y = LocalAttention<Dual>(c.config).forward(
+        q, k, v, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
+        support::optional_view(bias), c.call);
+    double got = 0, size = 0;
+    for (Index i = 0; i < y.size(); ++i) {
+      if (y.data()[i].derivatives().size() == 0) continue;
+      const double term = weights.data[static_cast<std::size_t>(i)] * y.data()[i].derivatives()(0);
+      got += term;
+      size += std::abs(term);
+    }
+    EXPECT_NEAR(expected, got, 1e-10 * (1 + size))
+        << "seed " << seed << ", " << support::describe(c.config);
+  }
+  EXPECT_GT(compared, 30);
 }
 
 TYPED_TEST(AttentionGradients, AreZeroWhereNothingIsSeen) {

@@ -129,6 +129,36 @@ std::function<void()> layer_weights(Change change) {
   };
 }
 
+/// backward() of a good layer, `[2, 10, 12]`, with what another one saved of `[2, length, 12]`;
+/// negative: nothing was saved.
+template <typename Change>
+std::function<void()> layer_backward(Change change, Index length = 10) {
+  return [change, length] {
+    LocalMHAConfig other = layer_config();
+    change(other);
+    LocalMHA<float>::Saved saved;
+    if (length >= 0) LocalMHA<float>(other).forward_saving(saved, zeros(2, length, 12));
+    auto gradients = LocalMHAParameters<float>::zeros(layer_config());
+    const auto x = zeros(2, 10, 12);
+    LocalMHA<float>(layer_config()).backward(gradients, saved, x, x);
+  };
+}
+
+/// backward() of a feed-forward 6 → 4 → 6 of 5 rows, with what another one saved.
+std::function<void()> feed_forward_backward(Index inner, Index rows, Index grad_inner = 4) {
+  return [=] {
+    using M = RowMatrix<double>;
+    using P = local_mha::FeedForwardParameters<double>;
+    const Eigen::DefaultDevice device;
+    local_mha::FeedForward<double>::Saved saved;
+    local_mha::FeedForward<double>(P::zeros(6, inner))
+        .forward_saving(device, saved, M::Zero(rows, 6));
+    auto gradients = P::zeros(6, grad_inner);
+    local_mha::FeedForward<double>(P::zeros(6, 4))
+        .backward(device, gradients, saved, M::Zero(5, 6), M::Zero(5, 6));
+  };
+}
+
 template <typename Change>
 std::function<void()> transformer_weights(Change change) {
   return [change] {
@@ -367,6 +397,7 @@ std::vector<BadInput> attention_arguments() {
 }
 
 std::vector<BadInput> layer_arguments() {
+  using C = LocalMHAConfig;
   using P = LocalMHAParameters<double>;
   const auto forward = [](const Tensor<float, 3>& x, const PaddingMask& mask = {},
                           const Tensor<float, 3>& bias = {}) {
@@ -386,6 +417,17 @@ std::vector<BadInput> layer_arguments() {
       {"LayerProbabilitiesOfOtherDim",
        [] { LocalMHA<float>(layer_config()).attention_probabilities(zeros(1, 3, 5)); },
        {"x", "[any, any, 12]", "[1, 3, 5]"}},
+      {"SavedByOtherHeads",
+       layer_backward([](C& c) { c.heads = 3; }),
+       {"saved", "2 heads of 6 channels with gates", "3 heads of 6 channels with gates"}},
+      {"SavedByOtherChannels",
+       layer_backward([](C& c) { c.dim_head = 8; }),
+       {"saved", "2 heads of 6 channels with gates", "2 heads of 8 channels with gates"}},
+      {"SavedWithoutGates",
+       layer_backward([](C& c) { c.gate_values_per_head = false; }),
+       {"saved", "2 heads of 6 channels with gates", "2 heads of 6 channels without gates"}},
+      {"SavedOfAnotherLength", layer_backward([](C&) {}, 9), {"saved", "[2, 10]", "[2, 9]"}},
+      {"SavedByNothing", layer_backward([](C&) {}, -1), {"saved", "2 heads", "0 heads"}},
       {"MisshapenProjection",
        layer_weights([](P& p) { p.to_qkv.resize(36, 13); }),
        {"to_qkv.weight", "[36, 12]", "[36, 13]"}},
@@ -504,6 +546,11 @@ std::vector<BadInput> component_arguments() {
              .forward(M::Zero(2, 5));
        },
        {"x", "6 columns", "got 5"}},
+      {"FeedForwardSavedByAnother", feed_forward_backward(3, 5), {"saved", "[5, 4]", "[5, 3]"}},
+      {"FeedForwardSavedOfOtherRows", feed_forward_backward(4, 6), {"saved", "[5, 4]", "[6, 4]"}},
+      {"FeedForwardMisshapenGradients",
+       feed_forward_backward(4, 5, 3),
+       {"1.weight", "[8, 6]", "[6, 6]"}},
       {"FeedForwardDropoutOfOne",
        [] {
          local_mha::FeedForward<double>(local_mha::FeedForwardParameters<double>::zeros(6, 4), 1.0);

@@ -23,6 +23,15 @@ using reference::Int;
 using support::array;
 using support::tensor;
 
+/// Whether a value is kept, by the published layout of counters; positions and places below 2^32.
+bool keeps(const local_mha::Philox& philox, double rate, Int position, Int place, Int stream) {
+  const auto words =
+      philox({static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(place / 8), 0,
+              static_cast<std::uint32_t>(stream)});
+  const std::uint32_t word = words[static_cast<std::size_t>(place % 8 / 2)];
+  return (place % 2 == 0 ? word & 0xFFFF : word >> 16) < std::lround((1 - rate) * 65536);
+}
+
 template <typename Scalar>
 class DropoutInTraining : public testing::Test {
  protected:
@@ -112,28 +121,101 @@ TYPED_TEST(DropoutInTraining, WeightsTheValuesByTheDroppedProbabilities) {
   }
 }
 
-TYPED_TEST(DropoutInTraining, GivesTheMeanOfTheEvaluation) {
+// What is dropped is the same in every version, on every processor and for either scalar: a
+// training that goes on elsewhere drops what it would have dropped.
+TYPED_TEST(DropoutInTraining, DropsThePairsThatPhiloxNames) {
+  const std::uint64_t seed = 0x0123456789abcdef;
+  const double rate = 0.3;
+  LocalAttentionConfig config{.window_size = 80, .dropout = rate};
+  config.scale = 0;  // so that every probability shows
+  const Int batch = 2, heads = 3, n = 75;
+  const auto q = tensor<TypeParam, 4>(Array<double>({batch, heads, n, 4}));
+  const auto dropped = array(LocalAttention<TypeParam>(config).attention_probabilities(
+      q, q, {}, {}, LocalAttentionCall{.training = Training{.seed = seed}}));
+  const local_mha::Philox philox(seed);
+  for (Int b = 0; b < batch; ++b)
+    for (Int h = 0; h < heads; ++h)
+      for (Int i = 0; i < n; ++i)
+        for (Int j = 0; j < n; ++j)
+          EXPECT_EQ(dropped(b, h, i, j) != TypeParam(0), keeps(philox, rate, i, j, b * heads + h))
+              << b << ' ' << h << ' ' << i << ' ' << j;
+}
+
+// A feed-forward whose result is its hidden activations, which are all alike.
+TYPED_TEST(DropoutInTraining, OfTheFeedForwardKeepsAShareScaledUp) {
+  const Index rows = 301, dim = 28;
+  auto parameters = local_mha::FeedForwardParameters<TypeParam>::zeros(dim, dim);
+  parameters.norm_bias.setOnes();
+  parameters.proj_in.setConstant(TypeParam(1) / TypeParam(dim));
+  parameters.proj_out.setIdentity();
+  Random random(7);
+  const auto x = tensor<TypeParam, 2>(random.array({rows, dim}));
+  const local_mha::RowMatrix<TypeParam> input =
+      Eigen::Map<const local_mha::RowMatrix<TypeParam>>(x.data(), rows, dim);
+  const auto evaluated = local_mha::FeedForward<TypeParam>(parameters).forward(input);
+  for (const double rate : {0.1, 0.5, 0.75}) {
+    const double keep = std::round((1 - rate) * 65536) / 65536;
+    const auto y =
+        local_mha::FeedForward<TypeParam>(parameters, rate).forward(input, Training{.seed = 9});
+    double kept = 0, mean = 0, squares = 0;
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < dim; ++c) {
+        const auto factor = static_cast<double>(y(r, c)) / static_cast<double>(evaluated(r, c));
+        EXPECT_EQ(factor != 0, keeps(local_mha::Philox(9), rate, r, c, 0)) << r << ' ' << c;
+        if (factor != 0) {
+          EXPECT_NEAR(factor, 1 / keep, 4 * this->epsilon / keep);
+          ++kept;
+        }
+        mean += factor;
+        squares += factor * factor;
+      }
+    const auto number = static_cast<double>(rows * dim);
+    mean /= number;
+    // Of the share that is kept the rest follows: mean 1, variance 1 / keep − 1.
+    const double five_sigma = 5 * std::sqrt(keep * (1 - keep) / number);
+    EXPECT_NEAR(kept / number, keep, five_sigma);
+    EXPECT_NEAR(mean, 1, five_sigma / keep);
+    EXPECT_NEAR(squares / number - mean * mean, 1 / keep - 1, 3 * five_sigma / (keep * keep));
+  }
+}
+
+TYPED_TEST(DropoutInTraining, GivesTheMeanOfTheEvaluationAndTheVarianceOfIndependentPairs) {
   const LocalAttentionConfig config{.window_size = 6, .dropout = 0.25, .dim = 4};
   const LocalAttention<TypeParam> attention(config);
   Random random(3);
   const auto q = tensor<TypeParam, 4>(random.array({1, 2, 20, 4}));
   const auto evaluated = attention.forward(q, q, q);
+  const auto probabilities = array(attention.attention_probabilities(q, q));
+  const auto v = array(q);
   constexpr int seeds = 3000;
-  std::vector<double> sum(static_cast<std::size_t>(q.size()), 0), squares = sum;
+  // Moments around the result of the evaluation.
+  const auto size = static_cast<std::size_t>(q.size());
+  std::vector<double> first(size, 0), second(size, 0), fourth(size, 0);
   for (int seed = 0; seed < seeds; ++seed) {
     const auto y = attention.forward(
         q, q, q, {}, {},
         LocalAttentionCall{.training = Training{.seed = static_cast<std::uint64_t>(seed)}});
-    for (std::size_t i = 0; i < sum.size(); ++i) {
-      sum[i] += static_cast<double>(y.data()[i]);
-      squares[i] += static_cast<double>(y.data()[i]) * static_cast<double>(y.data()[i]);
+    for (std::size_t i = 0; i < size; ++i) {
+      const double off =
+          static_cast<double>(y.data()[i]) - static_cast<double>(evaluated.data()[i]);
+      first[i] += off / seeds;
+      second[i] += off * off / seeds;
+      fourth[i] += off * off * off * off / seeds;
     }
   }
-  for (std::size_t i = 0; i < sum.size(); ++i) {
-    const double mean = sum[i] / seeds;
-    const double variance = std::max(0.0, squares[i] / seeds - mean * mean);
-    EXPECT_NEAR(mean, static_cast<double>(evaluated.data()[i]), 5 * std::sqrt(variance / seeds));
-  }
+  for (Int h = 0; h < 2; ++h)
+    for (Int i = 0; i < 20; ++i)
+      for (Int c = 0; c < 4; ++c) {
+        const auto at = static_cast<std::size_t>((h * 20 + i) * 4 + c);
+        double variance = 0;
+        for (Int j = 0; j < 20; ++j) {
+          const auto term = static_cast<double>(probabilities(0, h, i, j) * v(0, h, j, c));
+          variance += (1 / 0.75 - 1) * term * term;
+        }
+        EXPECT_NEAR(first[at], 0, 5 * std::sqrt(variance / seeds));
+        EXPECT_NEAR(second[at], variance,
+                    5 * std::sqrt((fourth[at] - variance * variance) / seeds));
+      }
 }
 
 TYPED_TEST(DropoutInTraining, LeavesEvaluationAloneWhateverTheRate) {

@@ -121,6 +121,18 @@ TYPED_TEST(LayerGradients, AreThoseOfLongSequences) {
     expect_gradients<TypeParam>(support::layer_case(seed, support::Length::Long), seed);
 }
 
+// Wide heads: their gradients are added to panels of channels, several at once.
+TYPED_TEST(LayerGradients, AreThoseOfWideHeads) {
+  support::LayerCase c;
+  c.config = {.dim = 128, .window_size = 16, .dim_head = 64, .heads = 2, .causal = true};
+  c.config.prenorm = c.config.qk_rmsnorm = c.config.use_xpos = true;
+  Random random(1);
+  c.parameters = support::random_parameters(
+      random, support::named<double>(LocalMHAParameters<double>::zeros(c.config)));
+  c.in.x = random.array({1, 70, 128});
+  expect_gradients<TypeParam>(c, 1);
+}
+
 TYPED_TEST(LayerGradients, AreAddedToWhatIsThere) {
   const auto c = support::layer_case(3);
   const LocalMHA<TypeParam> mha(c.config,
@@ -202,6 +214,47 @@ TYPED_TEST(LayerGradients, AreZeroOfRowsThatAreMaskedThroughout) {
     for (const TypeParam value : gradient.data) EXPECT_EQ(value, TypeParam(0)) << name;
 }
 
+// Beside a sequence that is masked throughout, the other one has the gradients that it has alone.
+TYPED_TEST(LayerGradients, AreNotReachedByASequenceThatIsMaskedThroughout) {
+  support::LayerCase c;
+  c.config = {.dim = 12, .window_size = 5, .dim_head = 8, .heads = 2};
+  c.config.prenorm = c.config.qk_rmsnorm = c.config.use_xpos = c.config.gate_values_per_head = true;
+  Random random(8);
+  c.parameters = support::random_parameters(
+      random, support::named<double>(LocalMHAParameters<double>::zeros(c.config)));
+  const Int n = 23;
+  c.in.bias = random.array({2, 5, 15});
+  for (const Int masked : {0, 1}) {
+    c.in.x = random.array({2, n, 12});
+    c.in.masked.assign(static_cast<std::size_t>(2 * n), 0);
+    std::fill_n(c.in.masked.begin() + masked * n, n, 1);
+    const auto weights = random.array(c.in.x.shape);
+    const auto both = gradients_of<TypeParam>(c, weights);
+    const auto part = [&](const Array<double>& of_both) {
+      Array<double> one({1, n, 12});
+      std::copy_n(of_both.data.begin() + (1 - masked) * n * 12, n * 12, one.data.begin());
+      return one;
+    };
+    auto alone = c;
+    alone.in.x = part(c.in.x);
+    alone.in.masked.clear();
+    const auto expected = gradients_of<TypeParam>(alone, part(weights));
+    for (Int i = 0; i < n; ++i)
+      for (Int channel = 0; channel < 12; ++channel) {
+        EXPECT_EQ(both.x(masked, i, channel), TypeParam(0)) << i;
+        EXPECT_EQ(both.x(1 - masked, i, channel), expected.x(0, i, channel)) << i;
+      }
+    const double close = 20 * static_cast<double>(std::numeric_limits<TypeParam>::epsilon());
+    const auto of_both = support::named<double>(both.parameters);
+    for (const auto& [name, gradient] : support::named<double>(expected.parameters)) {
+      EXPECT_GT(support::largest(gradient), 0) << name;
+      EXPECT_TRUE(support::close(of_both.at(name), gradient, close * support::largest(gradient)))
+          << name;
+    }
+    EXPECT_TRUE(support::same_bits(both.attn_bias, expected.attn_bias));
+  }
+}
+
 // 7 heads fill as many blocks as 8: what is beyond them must not be what 8 heads left.
 TYPED_TEST(LayerGradients, DoNotSeeWhatALargerLayerLeftInTheWorkspace) {
   typename LocalMHA<TypeParam>::Workspace workspace;
@@ -242,6 +295,20 @@ TYPED_TEST(LayerGradients, RejectWhatDoesNotFit) {
   EXPECT_THROW(
       mha.backward_into(Eigen::DefaultDevice(), short_x, workspace, gradients, saved, x, x),
       std::invalid_argument);
+  // Of a layer that has other heads, or gates.
+  LocalMHAConfig others[] = {mha.config(), mha.config(), mha.config()};
+  others[0].heads = 4;
+  others[1].dim_head = 2;
+  others[2].gate_values_per_head = true;
+  for (const LocalMHAConfig& other : others) {
+    typename LocalMHA<TypeParam>::Saved of_other;
+    LocalMHA<TypeParam>(other).forward_saving(of_other, x);
+    EXPECT_THROW(mha.backward(gradients, of_other, x, x), std::invalid_argument);
+    auto other_gradients = LocalMHAParameters<TypeParam>::zeros(other);
+    EXPECT_THROW(LocalMHA<TypeParam>(other).backward(other_gradients, saved, x, x),
+                 std::invalid_argument);
+  }
+  EXPECT_THROW(mha.backward(gradients, {}, x, x), std::invalid_argument);
   gradients.to_out.resize(8, 7);
   EXPECT_THROW(mha.backward(gradients, saved, x, x), std::invalid_argument);
 }

@@ -318,6 +318,16 @@ TEST(ParallelFor, RunsOnTheCallingThreadIfTheDeviceHasNoPool) {
   EXPECT_EQ(calls, 10);
 }
 
+TEST(ParallelFor, RunsOnTheCallingThreadIfTheDeviceHasNoThreads) {
+  Eigen::ThreadPool pool(2);
+  const Eigen::ThreadPoolDevice device(&pool, 0);
+  EXPECT_EQ(local_mha::thread_count(device), 1);
+  const LocalMHA<float> mha({.dim = 8, .window_size = 4, .dim_head = 4, .heads = 2});
+  Tensor<float, 3> x(1, 30, 8);
+  x.setRandom();
+  EXPECT_TRUE(same_bits(mha.forward(device, x), mha.forward(x)));
+}
+
 TEST(RunsOfBlocks, CoverEverySequenceOnce) {
   for (const Index sequences : {0, 1, 2, 5, 100})
     for (const Index blocks : {0, 1, 2, 7, 64, 1000})

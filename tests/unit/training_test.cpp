@@ -2,6 +2,7 @@
 // Optimizer, clipping and schedule: by their formulas, and along 50 steps of PyTorch.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -83,6 +84,77 @@ TYPED_TEST(TrainingCurve, IsThatOfPyTorch) {
                                (this->is_float ? 1e-3 : 1e-7) * support::largest(expected)))
         << name;
   }
+}
+
+// What PyTorch makes of single steps with its own defaults.
+template <typename Scalar>
+class PyTorchsFigures : public testing::Test {
+ protected:
+  static constexpr double tolerance = std::is_same_v<Scalar, float> ? 1e-5 : 1e-12;
+
+  static const reference::Array<double>& at(const std::string& name) {
+    static const golden::Case file =
+        golden::read(LOCAL_MHA_TEST_DATA_DIR "/training/optimizer.safetensors");
+    return file.at(name);
+  }
+
+  // A set of two tensors, `name_a` and `name_b`, or of one step's.
+  static LocalMHAParameters<Scalar> set(const std::string& name, Index step = 0) {
+    LocalMHAParameters<Scalar> p;
+    p.to_qkv.resize(3, 4);
+    p.norm_bias.resize(5);
+    const auto fill = [step](const reference::Array<double>& from, auto& to) {
+      for (Index i = 0; i < to.size(); ++i)
+        to.data()[i] =
+            static_cast<Scalar>(from.data[static_cast<std::size_t>(step * to.size() + i)]);
+    };
+    fill(at(name + "_a"), p.to_qkv);
+    fill(at(name + "_b"), p.norm_bias);
+    return p;
+  }
+
+  static void expect_close(const LocalMHAParameters<Scalar>& got,
+                           const LocalMHAParameters<Scalar>& expected) {
+    const auto of_expected = support::named<double>(expected);
+    for (const auto& [name, array] : support::named<double>(got))
+      EXPECT_TRUE(support::close(array, of_expected.at(name),
+                                 tolerance * support::largest(of_expected.at(name))))
+          << name;
+  }
+};
+TYPED_TEST_SUITE(PyTorchsFigures, support::Scalars, support::ScalarNames);
+
+TYPED_TEST(PyTorchsFigures, OfClippedGradients) {
+  auto gradients = this->set("clip/grad");
+  const double norm = local_mha::clip_gradients(gradients, this->at("clip/max_norm")(0));
+  EXPECT_NEAR(norm, this->at("clip/norm")(0), this->tolerance * norm);
+  this->expect_close(gradients, this->set("clip/clipped"));
+  EXPECT_GT(norm, 1.1 * local_mha::global_norm(gradients));
+}
+
+TYPED_TEST(PyTorchsFigures, OfAdamWWithItsDefaults) {
+  auto parameters = this->set("adamw/param");
+  auto zeros = parameters;
+  local_mha::set_zero(zeros);
+  AdamW optimizer(AdamWConfig{}, zeros);
+  for (Index step = 0; step < 5; ++step) {
+    optimizer.step(parameters, this->set("adamw/grad", step), 1e-3);
+    this->expect_close(parameters, this->set("adamw/after", step));
+  }
+}
+
+TYPED_TEST(PyTorchsFigures, OfCrossEntropyWithIgnoredLabels) {
+  const auto logits = support::tensor<TypeParam, 3>(this->at("ce/logits"));
+  const auto labels = support::tensor<std::int64_t, 2>(this->at("ce/labels"));
+  const double loss = this->at("ce/loss")(0);
+  EXPECT_NEAR(local_mha::cross_entropy<TypeParam>(logits, labels), loss, this->tolerance * loss);
+  const auto& expected = this->at("ce/grad");
+  EXPECT_TRUE(
+      support::close(support::array(local_mha::cross_entropy_gradient<TypeParam>(logits, labels)),
+                     expected, this->tolerance * support::largest(expected)));
+  // Some are ignored.
+  EXPECT_EQ(std::count(this->at("ce/labels").data.begin(), this->at("ce/labels").data.end(), -1),
+            3);
 }
 
 LocalMHAParameters<double> filled(double weight, double vector) {

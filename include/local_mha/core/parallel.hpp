@@ -26,10 +26,10 @@ concept ThreadDevice = requires(const T& device) {
   { device.numThreads() } -> std::convertible_to<int>;
 };
 
-/// Threads of a device.
+/// Threads of a device, at least the one that calls.
 template <ThreadDevice Device>
 Index thread_count(const Device& device) {
-  return static_cast<Index>(device.numThreads());
+  return std::max<Index>(1, static_cast<Index>(device.numThreads()));
 }
 
 /// Calls `task(worker, i)` once for each `0 <= i < tasks`, in any order; calls of the same worker

@@ -13,6 +13,7 @@
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #if __has_include(<unistd.h>)
 #include <unistd.h>
@@ -30,20 +31,40 @@ class AtomicFile {
   explicit AtomicFile(const std::filesystem::path& path) : path_(path) {
     std::error_code error;
     const std::filesystem::file_status status = std::filesystem::status(path, error);
-    if (std::filesystem::exists(status)) {
-      // Renaming would put a file in the place of a folder or device.
-      if (!std::filesystem::is_regular_file(status)) fail("expected a regular file or a new name");
-      path_ = std::filesystem::canonical(path, error);  // a link keeps pointing to the file
-      if (error) fail(error.message());
-    }
+    // Renaming would put a file in the place of a folder or device.
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
+      fail("expected a regular file or a new name");
+    path_ = target(path, error);
+    if (error) fail(error.message());
     std::random_device random;
     for (int attempt = 0; attempt < 100 && file_ == nullptr; ++attempt) {
       temporary_ = path_;
-      temporary_ += "." + std::to_string(random()) + ".tmp";
+      temporary_ += "." + std::to_string(random()) + temporary_extension;
       file_ = std::fopen(temporary_.string().c_str(), "wbx");  // x: fails if it exists
       if (file_ == nullptr && errno != EEXIST) break;
     }
     if (file_ == nullptr) fail(std::system_category().message(errno));
+  }
+
+  /// Removes what was written for `path` by programs that were killed before they gave it its
+  /// name. Not while another program writes there.
+  static void remove_temporaries(const std::filesystem::path& path) {
+    namespace fs = std::filesystem;
+    std::error_code error;
+    const fs::path file = target(path, error);
+    const std::string begin = file.filename().string() + ".";
+    std::vector<fs::path> found;
+    const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
+    for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+         entry.increment(error)) {
+      const fs::path name = entry->path().filename();
+      const std::string stem = name.stem().string();
+      if (name.extension() == temporary_extension && stem.starts_with(begin) &&
+          stem.size() > begin.size() &&
+          stem.find_first_not_of("0123456789", begin.size()) == std::string::npos)
+        found.push_back(entry->path());
+    }
+    for (const fs::path& temporary : found) fs::remove(temporary, error);
   }
 
   AtomicFile(const AtomicFile&) = delete;
@@ -74,6 +95,13 @@ class AtomicFile {
   }
 
  private:
+  static constexpr const char* temporary_extension = ".tmp";
+
+  // A link keeps pointing to its file.
+  static std::filesystem::path target(const std::filesystem::path& path, std::error_code& error) {
+    return std::filesystem::exists(path, error) ? std::filesystem::canonical(path, error) : path;
+  }
+
   [[noreturn]] void fail(const std::string& problem) {
     throw SafetensorsError(path_.string(), "", "cannot be written: " + problem);
   }

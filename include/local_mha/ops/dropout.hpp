@@ -22,6 +22,13 @@ struct Training {
 
 /// Keeps a value with probability `keep`, the positive multiple of 2^-16 next to `1 − dropout`, and
 /// scales what is kept by `1 / keep`, so that the mean stays.
+///
+/// The value at `place` (a key, a channel) of `position` (a query, a row) is kept if 16 bits of
+/// Philox(seed) are less than `65536 · keep`: of the four words for the counter
+///
+///     position mod 2^32, place / 8 mod 2^32, 16 more bits of each, stream
+///
+/// the word `place mod 8 / 2`, whose lower half is that of even places.
 template <typename Scalar>
 class Dropout {
  public:

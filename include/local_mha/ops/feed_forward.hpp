@@ -13,6 +13,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/initialization.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/layer_norm.hpp>
@@ -92,6 +93,8 @@ class FeedForward {
 
   /// What forward_saving() keeps for backward(): the result of the first projection.
   struct Saved {
+    Index rows = 0;
+    Index inner = 0;
     BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
     BlockArray<Scalar> gates;   ///< the same, before gelu
   };
@@ -110,6 +113,7 @@ class FeedForward {
   /// \param saved what forward_saving() kept for the same arguments
   /// \param grad_y `[rows, dim]`
   /// \return that of x, `[rows, dim]`
+  /// \throws std::invalid_argument naming the argument that does not fit
   template <ThreadDevice Device>
   RowMatrix<Scalar> backward(const Device& device, FeedForwardParameters<Scalar>& gradients,
                              const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
@@ -117,6 +121,8 @@ class FeedForward {
                              std::optional<Training> training = {}) const {
     if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
     require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
+    require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
+    detail::require_same_shapes(gradients, parameters_);
     const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
     const BatchBlocks rows{1, x.rows(), count};
     RowMatrix<Scalar> grad_x(x.rows(), dim_);
@@ -196,7 +202,8 @@ class FeedForward {
     const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
     const Index blocks = ceil_div(x.rows(), count);
     if (saved != nullptr)
-      *saved = {BlockArray<Scalar>(blocks, inner_), BlockArray<Scalar>(blocks, inner_)};
+      *saved = {x.rows(), inner_, BlockArray<Scalar>(blocks, inner_),
+                BlockArray<Scalar>(blocks, inner_)};
     RowMatrix<Scalar> y(x.rows(), dim_);
     for_each_stretch(device, blocks, [&](Index, const Range& some) {
       Workspace workspace(*this);
