@@ -246,8 +246,10 @@ int generate(const std::string& model_path, const Generation& options) {
   }
   const double seconds = watch.seconds();
   std::cout << "\n" << std::flush;
-  warn_past(model, static_cast<std::uint64_t>(
-                       std::min(prompt.dimension(1), model.config().max_seq_len) + made));
+  // The last byte made goes through no layer.
+  warn_past(model,
+            static_cast<std::uint64_t>(std::min(prompt.dimension(1), model.config().max_seq_len) +
+                                       std::max<Index>(made - 1, 0)));
   std::cerr << made << " tokens in " << std::fixed << std::setprecision(2) << seconds << " s, "
             << std::setprecision(1) << (seconds > 0 ? static_cast<double>(made) / seconds : 0)
             << " tokens per second\n";

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <iomanip>
 #include <iostream>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -19,6 +20,7 @@
 
 #include <local_mha/local_mha.hpp>
 
+#include "durations.hpp"
 #include "program.hpp"
 #include "terminal.hpp"
 #include "wav.hpp"
@@ -80,36 +82,19 @@ class Stack {
   Eigen::VectorXf y_;
 };
 
-/// Durations, counted in steps of 1 %, so that they take no more memory the longer it lasts.
-class Durations {
- public:
-  void add(double seconds) {
-    sum_ += seconds;
-    longest_ = std::max(longest_, seconds);
-    ++count_;
-    const double step = std::log(std::max(seconds, shortest) / shortest) / std::log(ratio);
-    ++counts_[std::min(static_cast<std::size_t>(step), counts_.size() - 1)];
-  }
-  std::uint64_t count() const { return count_; }
-  double mean() const { return sum_ / static_cast<double>(count_); }
-  double longest() const { return longest_; }
-  /// What a share of all does not exceed, to 1 %.
-  double quantile(double share) const {
-    double wanted = share * static_cast<double>(count_);
-    std::size_t step = 0;
-    while (step + 1 < counts_.size() && (wanted -= static_cast<double>(counts_[step])) > 0) ++step;
-    return std::min(longest_, shortest * std::pow(ratio, static_cast<double>(step + 1)));
-  }
-
- private:
-  static constexpr double shortest = 1e-8;
-  static constexpr double ratio = 1.01;
-
-  std::array<std::uint64_t, 2500> counts_{};
-  std::uint64_t count_ = 0;
-  double sum_ = 0;
-  double longest_ = 0;
-};
+/// \throws std::invalid_argument if the layers would take more than a gibibyte
+void check_size(const Options& options) {
+  const auto real = [](Index n) { return static_cast<double>(n); };
+  // Keys and values of a window, and weights.
+  const double of_a_channel = 2 * real(options.window_size) + 4 * real(options.dim);
+  const double channels = real(options.layers) * real(options.heads) * real(options.dim_head);
+  constexpr double most = 0x1p28;
+  if (channels * of_a_channel > most)
+    local_mha::reject("--window-size",
+                      "windows and layers of at most 2^28 numbers (--layers x --heads x --dim-head "
+                      "x (2 x --window-size + 4 x --dim))",
+                      options.window_size, " and ", channels * of_a_channel, " numbers");
+}
 
 /// A tone that rises from 100 to 4000 hertz, again and again, and some noise.
 class MadeSound {
@@ -142,7 +127,7 @@ class MadeSound {
 template <typename Next>
 int stream(const Options& options, const std::string& source, double rate, Next&& next) {
   Stack stack(options);
-  Durations durations;
+  examples::Durations durations;
   std::array<float, block_size> block{};
   std::uint64_t samples = 0;
   double power_in = 0;
@@ -198,7 +183,8 @@ int run(int argc, char** argv) {
       "time.\nA frame is dim samples in a row. The last block is filled up with silence.",
       "stream_audio");
   app.add_option("input", options.input,
-                 "A WAV file; - for raw samples on standard input; nothing for a rising tone")
+                 "A WAV file; - for standard input, raw samples or a WAV file (which begins with "
+                 "RIFF); nothing for a rising tone")
       ->type_name("[FILE.wav | -]");
   app.add_option("--format", options.raw_format, "Of raw samples, little-endian: s16 or f32")
       ->check(CLI::IsMember({"s16", "f32"}))
@@ -225,6 +211,7 @@ int run(int argc, char** argv) {
   if (const auto status = examples::parse(app, argc, argv)) return *status;
   if (options.dim < 1 || options.dim > block_size || block_size % options.dim != 0)
     local_mha::reject("--dim", "a divisor of 256", options.dim);
+  check_size(options);
 
   if (options.input.empty()) {
     MadeSound sound(options);
@@ -236,9 +223,19 @@ int run(int argc, char** argv) {
     return stream(options, name, rate, [&](float& sample) { return reader.next(sample); });
   };
   if (options.input == "-") {
+    std::string begun(4, '\0');
+    std::cin.read(begun.data(), static_cast<std::streamsize>(begun.size()));
+    begun.resize(static_cast<std::size_t>(std::cin.gcount()));
+    const std::string name = "standard input";
+    if (begun == "RIFF") {
+      const examples::WavHeader header = examples::read_wav_header(std::cin, name, begun);
+      return stream_reader({std::cin, name, header.format, header.data_bytes}, "Standard input",
+                           header.rate);
+    }
     const bool is_float = options.raw_format == "f32";
+    constexpr std::uint64_t endless = std::numeric_limits<std::uint64_t>::max();
     return stream_reader(
-        {std::cin, "standard input", {.is_float = is_float, .bits = is_float ? 32 : 16}},
+        {std::cin, name, {.is_float = is_float, .bits = is_float ? 32 : 16}, endless, begun},
         "Standard input", options.rate);
   }
   if (std::filesystem::is_directory(options.input))

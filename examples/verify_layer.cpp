@@ -12,7 +12,6 @@
 #include <span>
 #include <sstream>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -91,6 +90,8 @@ double usual_gradient_tolerance(io::Dtype dtype) {
       return 5e-2;
   }
 }
+
+bool is_gradient(const std::string& name) { return name.starts_with("grad/"); }
 
 /// Compares outputs and gradients with a file's, and keeps them for another file.
 class Outputs {
@@ -173,8 +174,6 @@ class Outputs {
   io::SafetensorsWriter& computed() { return computed_; }
 
  private:
-  static bool is_gradient(const std::string& name) { return name.starts_with("grad/"); }
-
   static std::string text(std::span<const Index> shape) {
     std::ostringstream text;
     text << '[';
@@ -202,7 +201,7 @@ void require_known_gradients(const io::SafetensorsFile& file, std::vector<std::s
       parameters, [&](const std::string& name, const auto&) { known.push_back("param/" + name); });
   examples::require_known(file, "grad/", known);
   for (const std::string& name : file.names())
-    if (!has_grad_y && name.starts_with("grad/"))
+    if (!has_grad_y && is_gradient(name))
       throw io::SafetensorsError(file.file_name(), name,
                                  "expected input/grad_y beside it, the gradient of the output");
 }
@@ -337,8 +336,7 @@ void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outp
   }
   require_known_gradients(files.inputs, {}, model.parameters(), true);
   const std::vector<std::string> names = files.inputs.names();
-  const bool has_gradients =
-      std::ranges::any_of(names, [](const auto& name) { return name.starts_with("grad/"); });
+  const bool has_gradients = std::ranges::any_of(names, is_gradient);
   if (!files.inputs.contains("output/loss") && (!has_gradients || chunks))
     return outputs.skip("output/loss");
   if (chunks) {
@@ -392,12 +390,9 @@ int verify(const Options& options) {
     local_mha::reject("--stream", "at least 0", *options.chunk);
   const CaseFiles files = CaseFiles::open(options.case_path, options.weights_path);
   const std::vector<std::string> names = files.inputs.names();
-  const auto number_of = [&](std::string_view group) {
-    return std::ranges::count_if(names, [&](const auto& name) { return name.starts_with(group); });
-  };
-  // A stream has no way back.
-  const auto gradients = number_of("grad/");
-  if (number_of("output/") == 0 && (gradients == 0 || options.chunk))
+  const bool has_gradients = std::ranges::any_of(names, is_gradient);
+  if ((options.chunk || !has_gradients) &&
+      std::ranges::none_of(names, [](const auto& name) { return name.starts_with("output/"); }))
     throw io::SafetensorsError(files.inputs.file_name(), "",
                                std::string("expected a tensor output/...") +
                                    (options.chunk ? "" : " or grad/...") +
@@ -415,14 +410,14 @@ int verify(const Options& options) {
   else if (options.chunk)
     std::cout << ", as a stream in chunks of random sizes";
   std::cout << '\n';
+  if (options.chunk && has_gradients)
+    std::cout << "the file's gradients are not compared: a stream has no way back\n";
   print(outputs.comparisons());
   if (!outputs.skipped().empty()) {
-    std::cout << "Not compared, for the file does not have it:";
+    std::cout << "not compared, because the file does not hold them:";
     for (const std::string& name : outputs.skipped()) std::cout << ' ' << name;
     std::cout << '\n';
   }
-  if (options.chunk && gradients > 0)
-    std::cout << "Not compared, for a stream has none: " << gradients << " gradients\n";
   if (!options.output_path.empty()) {
     io::Case described = io::read_case(files.weights);
     described.call = files.call;
@@ -461,11 +456,13 @@ int run(int argc, char** argv) {
                  "Largest relative error that passes. Default: the larger of what the scalar and "
                  "the stored output allow, 1e-10 for double, 2e-5 for float, 2e-3 for F16, 2e-2 "
                  "for BF16; for gradients 1e-9, 1e-4, 5e-3, 5e-2");
-  app.add_option("--stream", options.chunk,
-                 "Takes the sequences through a stream, in chunks of that many positions; 0: of "
-                 "random sizes")
-      ->type_name("CHUNK");
-  app.add_option("--seed", options.seed, "Seed of the random sizes")
+  auto* const stream = app.add_option(
+      "--stream", options.chunk,
+      "Takes the sequences through a stream, in chunks of that many positions; 0: of random sizes. "
+      "Gradients are not compared then, because a stream has no way back");
+  stream->type_name("CHUNK");
+  app.add_option("--seed", options.seed, "Seed of the random sizes of --stream 0")
+      ->needs(stream)
       ->check([](const std::string& seed) {  // the conversion would wrap it
         return seed.starts_with('-') ? "expected at least 0, got " + seed : std::string();
       })

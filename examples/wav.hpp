@@ -33,9 +33,16 @@ class SampleReader {
  public:
   /// \param name of the source, for errors
   /// \param size bytes of samples; the largest number: until the end
+  /// \param begun the first of them, if they have been read already
   SampleReader(std::istream& in, std::string name, const SampleFormat& format,
-               std::uint64_t size = std::numeric_limits<std::uint64_t>::max())
-      : in_(&in), name_(std::move(name)), format_(format), size_(size), left_(size) {}
+               std::uint64_t size = std::numeric_limits<std::uint64_t>::max(),
+               std::string begun = {})
+      : in_(&in),
+        name_(std::move(name)),
+        format_(format),
+        size_(size),
+        left_(size),
+        begun_(std::move(begun)) {}
 
   const SampleFormat& format() const { return format_; }
 
@@ -69,8 +76,10 @@ class SampleReader {
       return false;
     }
     std::array<char, 8> bytes{};
-    in_->read(bytes.data(), static_cast<std::streamsize>(format_.bytes()));
-    const auto got = static_cast<std::size_t>(in_->gcount());
+    std::size_t got = begun_.copy(bytes.data(), format_.bytes());
+    begun_.erase(0, got);
+    in_->read(bytes.data() + got, static_cast<std::streamsize>(format_.bytes() - got));
+    got += static_cast<std::size_t>(in_->gcount());
     if (in_->bad()) fail("cannot be read");
     const bool endless = size_ == std::numeric_limits<std::uint64_t>::max();
     if (got == 0 && endless) return false;
@@ -102,6 +111,7 @@ class SampleReader {
   SampleFormat format_;
   std::uint64_t size_;
   std::uint64_t left_;
+  std::string begun_;
   std::uint64_t count_ = 0;
 };
 
@@ -114,8 +124,10 @@ struct WavHeader {
 
 /// Reads a WAV file up to its samples. Understands integers of 8 to 32 bits and floating-point
 /// numbers, of 1 to 64 channels.
+/// \param begun the first bytes, at most 12, if they have been read already
 /// \throws std::runtime_error saying what was expected and what is there
-inline WavHeader read_wav_header(std::istream& in, const std::string& name) {
+inline WavHeader read_wav_header(std::istream& in, const std::string& name,
+                                 std::string_view begun = {}) {
   const auto fail = [&](const std::string& problem) {
     throw std::runtime_error(name + ": " + problem);
   };
@@ -131,7 +143,8 @@ inline WavHeader read_wav_header(std::istream& in, const std::string& name) {
     return value;
   };
   std::array<char, 12> riff{};
-  read(riff.data(), riff.size(), "a WAV file's header");
+  begun.copy(riff.data(), riff.size());
+  read(riff.data() + begun.size(), riff.size() - begun.size(), "a WAV file's header");
   if (std::memcmp(riff.data(), "RIFF", 4) != 0 || std::memcmp(riff.data() + 8, "WAVE", 4) != 0)
     fail("expected a WAV file, which begins with RIFF and WAVE, got other bytes");
 

@@ -153,8 +153,8 @@ struct Case {
     if (c.backward != 0 && c.subject == "layer" && c.qk_rmsnorm == 0)
       throw bad("backward of a layer needs qk_rmsnorm");
     if (c.threads < 1 || c.threads > 1024) throw bad("expected 1 to 1024 threads");
-    if (c.threads > 1 && c.subject != "attention" && c.subject != "layer")
-      throw bad("threads are for attention and layer");
+    if (c.threads > 1 && (c.of_eigen() || c.subject == "naive_attention"))
+      throw bad("threads are for the library's own");
     if (c.xpos != 0 && !c.of_layer() && c.rotary == 0) throw bad("xpos needs rotary");
     return c;
   }

@@ -503,7 +503,8 @@ class StreamWork final : public LayerWork<Scalar> {
   explicit StreamWork(const Case& c)
       : LayerWork<Scalar>(c),
         layer_(this->configuration(c), this->parameters_),
-        stream_(layer_),
+        threads_(c.threads),
+        stream_(layer_, {.max_threads = c.threads}),
         y_(c.batch, c.seqlen, c.dim) {
     y_.setZero();
     if (c.of_one_position()) push(stream_, 0, c.seqlen - 1);
@@ -524,7 +525,7 @@ class StreamWork final : public LayerWork<Scalar> {
       return comparison.relative();
     }
     // In the runs, the last position has followed itself; here it follows the others.
-    Stream once(layer_);
+    Stream once(layer_, {.max_threads = this->of().threads});
     const Index last = this->of().seqlen - 1;
     push(once, 0, last);
     push(once, last, last + 1);
@@ -540,13 +541,16 @@ class StreamWork final : public LayerWork<Scalar> {
     const Index dim = this->of().dim;
     for (Index i = begin; i < end; i += chunk) {
       const Index n = std::min(chunk, end - i);
-      stream.push_into(
-          local_mha::TensorView<Scalar, 3>(y_.data() + i * dim, {1, n, dim}),
-          local_mha::TensorView<const Scalar, 3>(this->x_.data() + i * dim, {1, n, dim}));
+      threads_.call([&](const auto& device) {
+        stream.push_into(
+            device, local_mha::TensorView<Scalar, 3>(y_.data() + i * dim, {1, n, dim}),
+            local_mha::TensorView<const Scalar, 3>(this->x_.data() + i * dim, {1, n, dim}));
+      });
     }
   }
 
   local_mha::LocalMHA<Scalar> layer_;
+  Threads threads_;
   Stream stream_;
   mutable local_mha::Tensor<Scalar, 3> y_;
 };

@@ -27,6 +27,12 @@ input and the weights).
 
 With --report, figures are shares of the multiply-add peak that the report found (times threads),
 otherwise GFLOP/s.
+
+  python3 pytorch.py --cases CASE --against build/release/benchmarks/local_mha_measure --rounds 7
+
+With --against, that program and the peer are measured in turn, in rounds, with as many threads, and
+the median of the rounds' ratios is how many times faster local_mha is: on a machine shared with
+others, the one figure to trust.
 """
 import argparse
 import json
@@ -397,6 +403,15 @@ def package_step(case):
 STEPS = {"local-attention, cached": package_step, "cached step": own_step}
 
 
+def bar_of(case, label):
+    """How many times faster than this peer local_mha is to be; None: shown beside."""
+    if label == "local-attention, cached":
+        return 10
+    if label == "local-attention" and case.subject == "layer" and case.backward:
+        return 3
+    return None
+
+
 # ---- Measuring -----------------------------------------------------------------------------------
 
 
@@ -546,6 +561,28 @@ def measure_apart(name, label, arguments):
     return float(seconds), int(kept)
 
 
+def own_seconds(name, arguments):
+    """The same case by local_mha."""
+    command = [arguments.against, "--wall", "--rounds", "3", "--seconds", "0.3", name]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    result = found["results"][0]
+    if not result["correct"]:
+        raise RuntimeError(f"wrong result: relative error {result['max_error']:.2g}")
+    return statistics.median(result["seconds"])
+
+
+def in_turn(name, counterpart, label, arguments):
+    """Seconds of the peer and bytes that it keeps, and for each round how many times faster
+    local_mha is."""
+    seconds, ratios = [], []
+    for _ in range(arguments.rounds):
+        taken, kept = measure_apart(name, label, arguments)
+        seconds.append(taken)
+        if arguments.against:
+            ratios.append(taken / own_seconds(counterpart, arguments))
+    return statistics.median(seconds), kept, ratios
+
+
 def write(arguments, peak, rows):
     machine = f"{processor()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
     found = {"machine": machine, "threads": arguments.threads, "peak": peak, "rows": rows}
@@ -564,12 +601,15 @@ def parse_arguments():
     parser.add_argument(
         "--timeout", type=float, default=180, help="seconds after which a peer is left out [180]"
     )
+    parser.add_argument("--against", help="local_mha_measure, measured in turn with the peers")
+    parser.add_argument("--rounds", type=int, default=1, help="times that each is measured [1]")
     parser.add_argument("--only", help="attentions whose name holds this")
     parser.add_argument("--cases", nargs="+", help="names of cases [the report's]")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "ATTENTION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.threads < 1:
-        parser.error(f"--threads: expected at least 1, got {arguments.threads}")
+    for option in ("threads", "rounds"):
+        if getattr(arguments, option) < 1:
+            parser.error(f"--{option}: expected at least 1, got {getattr(arguments, option)}")
     return arguments
 
 
@@ -591,13 +631,13 @@ def main():
             if arguments.only and arguments.only not in label:
                 continue
             what = f"{name}, {label}"
+            counterpart = name if arguments.threads == 1 else f"{name}/threads:{arguments.threads}"
             try:
-                seconds, kept = measure_apart(name, label, arguments)
+                seconds, kept, ratios = in_turn(name, counterpart, label, arguments)
             except RuntimeError as reason:
                 print(f"{what}: left out: {reason}", file=sys.stderr, flush=True)
                 continue
             rate = case.flops() / seconds * 1e-9
-            counterpart = name if arguments.threads == 1 else f"{name}/threads:{arguments.threads}"
             row = {
                 "name": f"{what}, {arguments.threads} thread(s)",
                 "case": counterpart,
@@ -611,6 +651,16 @@ def main():
                 row["kept_megabytes"] = kept * 1e-6
             rows.append(row)
             beside = f", {kept * 1e-6:.0f} MB kept" if kept else ""
+            if ratios:
+                times = statistics.median(ratios)
+                bar = bar_of(case, label)
+                met = None if bar is None else times >= bar
+                row["local_mha_is_faster"] = {
+                    "times": times, "rounds": ratios, "bar": bar, "met": met
+                }
+                beside += f", local_mha {times:.1f} times faster"
+                beside += f" ({min(ratios):.1f} to {max(ratios):.1f})"
+                beside += "" if bar is None else f", bar {bar}: {'met' if met else 'NOT MET'}"
             print(f"{what}: {row['figure']:.2f} {row['unit']}{beside}", flush=True)
             # After each row, so that what is done is kept if the rest is broken off.
             write(arguments, peak, rows)

@@ -375,7 +375,8 @@ class LocalMHA {
   class Flow {
    public:
     // \param seqlen of the longest sequence
-    Flow(const LocalMHA& layer, const Window& window, Index seqlen)
+    // \param threads that step() uses at most
+    Flow(const LocalMHA& layer, const Window& window, Index seqlen, Index threads = 1)
         : layer_(&layer),
           config_(layer.config_),
           seqlen_(seqlen),
@@ -383,14 +384,15 @@ class LocalMHA {
           x_(make_block_buffer<Scalar>(stretch * dim() * count)),
           out_(make_block_buffer<Scalar>(stretch * heads() * head_size())),
           y_(make_block_buffer<Scalar>(stretch * dim() * count)),
-          begun_(make_block_buffer<Scalar>(padded_channels<Scalar>(std::max(heads(), dim_head())) *
-                                           count)),
           spread_(make_block_buffer<Scalar>(
               std::max(spread_size(layer.to_qkv_), spread_size(layer.to_out_)))),
           projected_(make_block_buffer<Scalar>(gates_row() + heads())) {
       const Index reach =
           std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
-      kernel_ = AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen));
+      const Index most_channels = padded_channels<Scalar>(std::max(heads(), dim_head()));
+      rooms_.assign(to_size(threads),
+                    {AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen)),
+                     make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
     }
 
@@ -420,10 +422,14 @@ class LocalMHA {
         first_saved_ = b * ceil_div(seqlen_, count);
         const Range rows = plan.range(task.i);
         const Index first = (b * seqlen_ + rows.begin) * dim();
-        if (task.kind == TaskOrder::Kind::make)
-          make(past, rows, rows, x + first);
-        else
-          answer(past, rows, y + first);
+        if (task.kind == TaskOrder::Kind::make) {
+          load(Eigen::DefaultDevice(), rows, x + first);
+          make_gates(past, rows, rows);
+          for (Index h = 0; h < heads(); ++h) make_head(rooms_.front(), past, rows, rows, h);
+        } else {
+          for (Index h = 0; h < heads(); ++h) attend(rooms_.front(), past, rows, h);
+          project_out(Eigen::DefaultDevice(), rows, y + first);
+        }
       }
     }
 
@@ -447,27 +453,20 @@ class LocalMHA {
     }
 
     // Takes in the rows `made`, of which `asked` are queries, too, and answers the queries
-    // `answered`: at most `stretch` blocks of each.
+    // `answered`: at most `stretch` blocks of each. The threads of the device share the heads.
     // \param x, y the first row of `made` and of `answered`
-    void step(Past<Scalar>& past, const Range& made, const Range& asked, const Scalar* x,
-              const Range& answered, Scalar* y) {
+    template <typename Device>
+    void step(const Device& device, Past<Scalar>& past, const Range& made, const Range& asked,
+              const Scalar* x, const Range& answered, Scalar* y) {
       one_by_one_ = true;
-      make(past, made, asked, x);
-      answer(past, answered, y);
-    }
-
-    void make(Past<Scalar>& past, const Range& rows, const Range& asked, const Scalar* x) {
-      load(rows, x);
-      make_gates(past, asked, rows);
-      for (Index h = 0; h < heads(); ++h) {
-        make_queries(past, asked, rows, h);
-        make_keys_and_values(past, rows, h);
-      }
-    }
-
-    void answer(Past<Scalar>& past, const Range& rows, Scalar* y) {
-      for (Index h = 0; h < heads(); ++h) attend(past, rows, h);
-      project_out(rows, y);
+      load(device, made, x);
+      make_gates(past, asked, made);
+      parallel_for(device, workers(device), heads(), [&](Index worker, Index h) {
+        Room& room = rooms_[to_size(worker)];
+        make_head(room, past, made, asked, h);
+        attend(room, past, answered, h);
+      });
+      project_out(device, answered, y);
     }
 
     // Normalized queries and keys of a whole sequence, before positions and scale.
@@ -475,7 +474,7 @@ class LocalMHA {
       auto normed = make_block_buffer<Scalar>(head_size());
       for (Index block = 0; block * count < seqlen_; ++block) {
         const Range rows{block * count, std::min((block + 1) * count, seqlen_)};
-        load(rows, x + rows.begin * dim());
+        load(Eigen::DefaultDevice(), rows, x + rows.begin * dim());
         const auto make = [&](Index group, const QkNorm<Scalar>& norm, Tensor<Scalar, 4>& to) {
           const Index h = group % heads();
           project(layer_->to_qkv_, group, x_.data(), 1, [&](Index) { return normed.data(); });
@@ -491,12 +490,22 @@ class LocalMHA {
     }
 
    private:
+    // What a thread needs to compute a head.
+    struct Room {
+      AttentionKernel<Scalar> kernel;
+      BlockBuffer<Scalar> begun;  // a block of which a ring holds some rows already
+    };
+
     const LocalMHAConfig& config() const { return config_; }
     Index dim() const { return config().dim; }
     Index heads() const { return config().heads; }
     Index dim_head() const { return config().dim_head; }
     Index head_size() const { return padded_channels<Scalar>(dim_head()) * count; }
     static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
+    template <typename Device>
+    Index workers(const Device& device) const {
+      return std::min(thread_count(device), static_cast<Index>(rooms_.size()));
+    }
     bool is_single(const Range& rows) const { return one_by_one_ && rows.end - rows.begin == 1; }
     static Range blocks_of(const Range& rows) { return local_mha::blocks_of<Scalar>(rows); }
 
@@ -508,8 +517,9 @@ class LocalMHA {
                                static_cast<std::uint32_t>(b * heads() + h));
     }
 
-    void load(const Range& rows, const Scalar* x) {
-      if (is_single(rows)) return project_single(rows.begin % count, x);
+    template <typename Device>
+    void load(const Device& device, const Range& rows, const Scalar* x) {
+      if (is_single(rows)) return project_single(device, rows.begin % count, x);
       Scalar* to = x_.data();
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
@@ -520,7 +530,8 @@ class LocalMHA {
     }
 
     // All projections of a single row, one after the other as the weights lie.
-    void project_single(Index lane, const Scalar* x) {
+    template <typename Device>
+    void project_single(const Device& device, Index lane, const Scalar* x) {
       if (config().prenorm) {
         const LaneRange lanes{static_cast<int>(lane), static_cast<int>(lane + 1)};
         load_lanes(dim(), lanes, [&](Index) { return x; }, x_.data());
@@ -529,9 +540,10 @@ class LocalMHA {
       } else {
         spread_lane(layer_->to_qkv_, x, 1, spread_.data());
       }
-      for (Index group = 0; group < 3 * heads(); ++group)
+      parallel_for(device, workers(device), 3 * heads(), [&](Index, Index group) {
         project_lane(layer_->to_qkv_, group, spread_.data(), projected_.data() + group * dim_head(),
                      1);
+      });
       if (config().gate_values_per_head)
         project_lane(layer_->to_v_gate_, 0, spread_.data(), projected_.data() + gates_row(), 1);
     }
@@ -541,42 +553,44 @@ class LocalMHA {
     // in the ring by `finish(first_row, block)`. Rows that a block had before stay.
     // \param loaded the rows that are in x_; a single one is in projected_, from `first_row` on
     template <typename Finish>
-    void project_into(Ring<Scalar>& ring, const PackedWeight<Scalar>& weight, Index group,
-                      Index first_row, const Range& rows, const Range& loaded, Finish&& finish) {
+    void project_into(Room& thread, Ring<Scalar>& ring, const PackedWeight<Scalar>& weight,
+                      Index group, Index first_row, const Range& rows, const Range& loaded,
+                      Finish&& finish) {
       const Range blocks = blocks_of(rows);
-      const int begun = static_cast<int>(rows.begin % count);
+      const int first_lane = static_cast<int>(rows.begin % count);
+      Scalar* const begun = thread.begun.data();
       const auto room = [&](Index block) {
-        return begun > 0 && block == blocks.begin ? begun_.data() : ring[block];
+        return first_lane > 0 && block == blocks.begin ? begun : ring[block];
       };
       const bool single = is_single(loaded);
       if (blocks.begin == blocks.end) return;
       if (single) {
         Scalar* block = room(blocks.begin);
-        if (begun == 0) std::fill(block, block + weight.group_rows() * count, Scalar(0));
+        if (first_lane == 0) std::fill(block, block + weight.group_rows() * count, Scalar(0));
         for (Index c = 0; c < weight.group_rows(); ++c)
-          block[c * count + begun] = projected_[to_size(first_row + c)];
+          block[c * count + first_lane] = projected_[to_size(first_row + c)];
       } else {
         project(weight, group, x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
                 blocks.end - blocks.begin, [&](Index i) { return room(blocks.begin + i); });
       }
       for (Index block = blocks.begin; block < blocks.end; ++block)
         finish(block * count, room(block));
-      if (begun > 0 && single)
-        ring.put_lane(blocks.begin, begun, begun_.data());
-      else if (begun > 0)
-        ring.put_lanes(blocks.begin, begun, begun_.data());
+      if (first_lane > 0 && single)
+        ring.put_lane(blocks.begin, first_lane, begun);
+      else if (first_lane > 0)
+        ring.put_lanes(blocks.begin, first_lane, begun);
     }
 
     template <typename Finish>
-    void project_head(Ring<Scalar>& ring, Index group, const Range& rows, const Range& loaded,
-                      Finish&& finish) {
-      project_into(ring, layer_->to_qkv_, group, group * dim_head(), rows, loaded, finish);
+    void project_head(Room& thread, Ring<Scalar>& ring, Index group, const Range& rows,
+                      const Range& loaded, Finish&& finish) {
+      project_into(thread, ring, layer_->to_qkv_, group, group * dim_head(), rows, loaded, finish);
     }
 
     void make_gates(Past<Scalar>& past, const Range& rows, const Range& loaded) {
       if (!config().gate_values_per_head) return;
       project_into(
-          past.gates(), layer_->to_v_gate_, 0, gates_row(), rows, loaded,
+          rooms_.front(), past.gates(), layer_->to_v_gate_, 0, gates_row(), rows, loaded,
           [&](Index first, Scalar* gates) {
             for (Index h = 0; h < heads(); ++h) {
               Scalar* gate = gates + h * count;
@@ -595,36 +609,35 @@ class LocalMHA {
                   (saved_->*part)[first_saved_ + first / count] + h * head_size());
     }
 
-    void make_queries(Past<Scalar>& past, const Range& rows, const Range& loaded, Index h) {
-      project_head(past.queries(h), h, rows, loaded, [&](Index first, Scalar* queries) {
+    // Queries of the rows `asked`, keys and values of the rows `made`, which are loaded.
+    void make_head(Room& thread, Past<Scalar>& past, const Range& made, const Range& asked,
+                   Index h) {
+      project_head(thread, past.queries(h), h, asked, made, [&](Index first, Scalar* queries) {
         save(&Saved::q, queries, first, h);
         if (config().qk_rmsnorm) layer_->q_norm_.apply(queries);
         layer_->attention_.place_queries(dim_head(), queries, first);
       });
-    }
-
-    void make_keys_and_values(Past<Scalar>& past, const Range& rows, Index h) {
-      project_head(past.keys(h), heads() + h, rows, rows, [&](Index first, Scalar* keys) {
+      project_head(thread, past.keys(h), heads() + h, made, made, [&](Index first, Scalar* keys) {
         save(&Saved::k, keys, first, h);
         if (config().qk_rmsnorm) layer_->k_norm_.apply(keys);
         layer_->attention_.place_keys(dim_head(), keys, first);
       });
-      project_head(past.values(h), 2 * heads() + h, rows, rows,
+      project_head(thread, past.values(h), 2 * heads() + h, made, made,
                    [&](Index first, Scalar* values) { save(&Saved::v, values, first, h); });
-      const Range blocks = blocks_of(rows);
+      const Range blocks = blocks_of(made);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         past.values(h).note_finite(block);
     }
 
-    void attend(Past<Scalar>& past, const Range& rows, Index h) {
+    void attend(Room& thread, Past<Scalar>& past, const Range& rows, Index h) {
       AttentionHead<Scalar>& head = heads_[to_size(h)];
       head.queries = rows;
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
         Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
-        kernel_.attend(head, block * count, past.queries(h)[block], past.keys(h), past.values(h),
-                       out, lse);
+        thread.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
+                             past.values(h), out, lse);
         save(&Saved::out, out, block * count, h);
         if (!config().gate_values_per_head) continue;
         const auto gate = Lanes<Scalar>::load(past.gates()[block] + h * count);
@@ -633,14 +646,26 @@ class LocalMHA {
       }
     }
 
-    void project_out(const Range& rows, Scalar* y) {
-      if (is_single(rows)) {
-        spread_lane(layer_->to_out_, out_.data() + rows.begin % count, count, spread_.data());
-        return project_lane(layer_->to_out_, 0, spread_.data(), y, 1);
-      }
+    // The threads of the device share the rows of the weight.
+    template <typename Device>
+    void project_out(const Device& device, const Range& rows, Scalar* y) {
+      const PackedWeight<Scalar>& weight = layer_->to_out_;
+      const bool single = is_single(rows);
       const Range blocks = blocks_of(rows);
       const auto block_of_y = [&](Index i) { return y_.data() + i * dim() * count; };
-      project(layer_->to_out_, 0, out_.data(), blocks.end - blocks.begin, block_of_y);
+      if (single) spread_lane(weight, out_.data() + rows.begin % count, count, spread_.data());
+      const Index shares = workers(device);
+      const auto share_begin = [&](Index i) {
+        return i * weight.group_panels() / shares * PackedWeight<Scalar>::panel_rows;
+      };
+      parallel_for(device, shares, shares, [&](Index, Index i) {
+        const Range some_rows{share_begin(i), std::min(share_begin(i + 1), dim())};
+        if (single)
+          project_lane(weight, 0, some_rows, spread_.data(), y, 1);
+        else
+          project(weight, 0, some_rows, out_.data(), blocks.end - blocks.begin, block_of_y);
+      });
+      if (single) return;
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         store_lanes(dim(), lanes, block_of_y(block - blocks.begin),
                     [&](Index r) { return y + (block * count + r - rows.begin) * dim(); });
@@ -651,11 +676,10 @@ class LocalMHA {
     LocalMHAConfig config_;
     Index seqlen_;
     std::optional<RotarySteps<Scalar>> steps_;
-    AttentionKernel<Scalar> kernel_;
-    BlockBuffer<Scalar> x_;      // [block][dim][count], after step 1
-    BlockBuffer<Scalar> out_;    // [block][head][channel][count], of the heads
-    BlockBuffer<Scalar> y_;      // [block][dim][count]
-    BlockBuffer<Scalar> begun_;  // a block of which a ring holds some rows already
+    std::vector<Room> rooms_;  // of each thread
+    BlockBuffer<Scalar> x_;    // [block][dim][count], after step 1
+    BlockBuffer<Scalar> out_;  // [block][head][channel][count], of the heads
+    BlockBuffer<Scalar> y_;    // [block][dim][count]
     // A single position as project_lane() takes it, if positions may come one by one: its sums are
     // in another order, and results must not depend on where a sequence is cut into steps.
     BlockBuffer<Scalar> spread_;
@@ -683,10 +707,10 @@ class LocalMHA {
   // \param x, y the first row of `in` and of `out`
   // \param masked a flag for each row that comes in; null: none is masked
   // \param complete see flow_through()
-  template <typename Sequence, typename Complete>
-  void stream_rows(Flow& flow, Sequence& sequence, const Bias& attn_bias, const Range& in,
-                   const Range& out, const Scalar* x, const std::uint8_t* masked, Scalar* y,
-                   Complete&& complete) const {
+  template <typename Device, typename Sequence, typename Complete>
+  void stream_rows(const Device& device, Flow& flow, Sequence& sequence, const Bias& attn_bias,
+                   const Range& in, const Range& out, const Scalar* x, const std::uint8_t* masked,
+                   Scalar* y, Complete&& complete) const {
     const PaddingMask nothing;
     const detail::AttentionInputs<Scalar> inputs(sequence.window(), 1, config_.heads, 0, nothing,
                                                  attn_bias);
@@ -698,8 +722,8 @@ class LocalMHA {
         sequence.show(answered, head);
         return head;
       });
-      flow.step(sequence.past(), made, made, x + (made.begin - in.begin) * config_.dim, answered,
-                y + (answered.begin - out.begin) * config_.dim);
+      flow.step(device, sequence.past(), made, made, x + (made.begin - in.begin) * config_.dim,
+                answered, y + (answered.begin - out.begin) * config_.dim);
     });
   }
 

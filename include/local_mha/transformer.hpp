@@ -38,7 +38,7 @@ struct GenerateConfig {
   SamplingConfig sampling = {};
   /// A sequence that has made it makes no other. Empty: none.
   std::optional<std::int64_t> stop_token = {};
-  /// Sequence `b` of the batch draws by `seed + b`.
+  /// Sequence `b` of the batch draws by the seed and `b`, sequence 0 as one that is alone does.
   std::uint64_t seed = 0;
 };
 
@@ -103,7 +103,7 @@ class LocalTransformer {
                             std::optional<Training> training = {}) const {
     check(tokens, mask);
     Tensor<Scalar, 3> x = embed(tokens);
-    const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
+    const Bias bias = attn_bias();
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       x += layers_[i].attention.forward(device, x, mask, bias, of_part(training, 2 * i));
       rows(x) += layers_[i].feed_forward.forward(device, rows(x), of_part(training, 2 * i + 1));
@@ -182,7 +182,7 @@ class LocalTransformer {
                          config_.ignore_index);
     detail::require_same_shapes(gradients, Parameters::zeros(config_));
 
-    const Bias bias = attn_bias_ ? Bias(*attn_bias_) : Bias();
+    const Bias bias = attn_bias();
     std::vector<SavedLayerParts> saved(layers_.size());
     typename LocalMHA<Scalar>::Workspace workspace;
     Tensor<Scalar, 3> x = embed(input);
@@ -240,6 +240,9 @@ class LocalTransformer {
 
  private:
   using Bias = typename LocalMHA<Scalar>::Bias;
+
+  // The dynamic position bias of all layers, or none.
+  Bias attn_bias() const { return attn_bias_ ? Bias(*attn_bias_) : Bias(); }
 
   // What backward() keeps of a layer on the way forward.
   struct SavedLayerParts {

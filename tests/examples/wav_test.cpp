@@ -93,6 +93,31 @@ TEST(Wav, ReadsEveryFormat) {
   EXPECT_EQ(samples_of(riff(chunk("fmt ", format(1, 1, 16)) + chunk("data", ""))), Samples{});
 }
 
+TEST(Wav, GoesOnBehindWhatHasBeenReadAlready) {
+  const std::string file =
+      riff(chunk("fmt ", format(1, 1, 16)) + chunk("data", number(0x4000, 2) + number(0x2000, 2)));
+  for (std::size_t begun = 0; begun <= 12; ++begun) {
+    std::istringstream in(file.substr(begun));
+    const auto header = read_wav_header(in, "x.wav", file.substr(0, begun));
+    EXPECT_EQ(header.rate, 8000U);
+    EXPECT_EQ(header.data_bytes, 4U);
+  }
+  // Raw numbers of 4 bytes, of which some have been read, and not all of the next.
+  const std::string raw = number(std::bit_cast<std::uint32_t>(0.5F), 4) +
+                          number(std::bit_cast<std::uint32_t>(-2.0F), 4);
+  for (std::size_t begun = 0; begun <= 8; ++begun) {
+    std::istringstream in(raw.substr(begun));
+    SampleReader reader(in, "x", {.is_float = true, .bits = 32},
+                        std::numeric_limits<std::uint64_t>::max(), raw.substr(0, begun));
+    float sample = 0;
+    ASSERT_TRUE(reader.next(sample));
+    EXPECT_EQ(sample, 0.5F);
+    ASSERT_TRUE(reader.next(sample));
+    EXPECT_EQ(sample, -2.0F);
+    EXPECT_FALSE(reader.next(sample));
+  }
+}
+
 TEST(Wav, SaysWhatIsWrong) {
   const std::string fmt = chunk("fmt ", format(1, 2, 16));
   const std::string data = chunk("data", std::string(8, '\0'));

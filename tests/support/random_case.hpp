@@ -156,12 +156,18 @@ inline AttentionCase attention_case(std::uint64_t seed, Length length = Length::
       pick_xpos_base(random, c.config, c.config.window_size, std::sqrt(static_cast<double>(d)));
     }
   }
+  if (c.config.use_xpos) {
+    // Draws of its own, so that the other cases stay what they are. A larger window could outgrow
+    // the base, see pick_xpos_base().
+    Random of_the_call(~seed);
+    if (of_the_call.chance(0.3)) c.call.window_size = of_the_call.integer(1, c.config.window_size);
+  }
+  const Index window = c.call.window_size.value_or(c.config.window_size);
   c.config.shared_qk = random.chance(0.15);
   if (random.chance(0.3)) c.config.scale = random.pick({0.5, 1.0, 2.0, 0.0, -0.75});
   if (random.chance(0.3))
     c.call.first_position =
-        random.pick<Index>({1, 2, 7, c.config.window_size - 1, c.config.window_size,
-                            3 * c.config.window_size + 1, 1000, 10'000'000});
+        random.pick<Index>({1, 2, 7, window - 1, window, 3 * window + 1, 1000, 10'000'000});
 
   c.in.q = random.array({batch, heads, n, d});
   c.in.k = random.array({batch, heads, n, d});
@@ -169,8 +175,8 @@ inline AttentionCase attention_case(std::uint64_t seed, Length length = Length::
   c.in.masked = pick_mask(random, batch, n);
   if (random.chance(0.3)) {
     const Index ahead = c.config.look_forward.value_or(c.config.causal ? 0 : 1);
-    c.in.bias = random.array({random.chance(0.5) ? heads : 1, c.config.window_size,
-                              (1 + c.config.look_backward + ahead) * c.config.window_size});
+    c.in.bias = random.array(
+        {random.chance(0.5) ? heads : 1, window, (1 + c.config.look_backward + ahead) * window});
   }
   return c;
 }
@@ -181,6 +187,7 @@ inline AttentionCase narrow_attention_case(std::uint64_t seed) {
   AttentionCase c = attention_case(seed);
   Random random(seed);
   c.config.dim.reset();
+  c.call.window_size.reset();
   c.config.use_rotary_pos_emb = c.config.use_xpos = c.config.shared_qk = false;
   c.config.window_size = random.integer(1, 16);
   c.config.look_backward = random.integer(0, 2);

@@ -398,6 +398,13 @@ TEST(PaddingMasks, SayTheirPolarity) {
       EXPECT_EQ(masked.row(b)[i], flags(b, i) ? 1 : 0);
       EXPECT_EQ(keep.row(b)[i], flags(b, i) ? 0 : 1);
     }
+  const auto view = local_mha::PaddingMask::masked_view(flags);
+  const auto copy = view;
+  ASSERT_TRUE(view);
+  EXPECT_EQ(view.shape(), (std::array<Index, 2>{2, 3}));
+  for (Index b = 0; b < 2; ++b)
+    for (Index i = 0; i < 3; ++i) EXPECT_EQ(copy.row(b)[i], flags(b, i) ? 1 : 0);
+  EXPECT_EQ(static_cast<const void*>(view.row(0)), static_cast<const void*>(flags.data()));
   const std::vector<Index> lengths{2, 0, 3};
   const auto by_length = local_mha::PaddingMask::from_lengths(lengths, 3);
   EXPECT_EQ(by_length.shape(), (std::array<Index, 2>{3, 3}));
@@ -424,6 +431,8 @@ TEST(PaddingMasks, OfEachPolarityGiveTheSameAttention) {
       y, attention.forward(q, q, q, local_mha::PaddingMask::masked(is_padding))));
   EXPECT_TRUE(
       support::same_bits(y, attention.forward(q, q, q, local_mha::PaddingMask::keep(is_token))));
+  EXPECT_TRUE(support::same_bits(
+      y, attention.forward(q, q, q, local_mha::PaddingMask::masked_view(is_padding))));
   EXPECT_FALSE(support::same_bits(y, attention.forward(q, q, q)));
 }
 

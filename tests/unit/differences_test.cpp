@@ -161,16 +161,24 @@ TYPED_TEST(Difference, EveryTokenOfACausalSequenceIsThatOfTheFullForwardOfItsPre
     const Int n = 40;
     const auto x = Random(6).array({2, n, 10});
     const auto whole = array(mha.forward(tensor<TypeParam, 3>(x)));
+    typename LocalMHA<TypeParam>::Stream stream(mha, {.batch = 2});
     for (Int length = 1; length <= n; ++length) {
-      Array<double> prefix({2, length, 10});
-      for (Int b = 0; b < 2; ++b)
+      Array<double> prefix({2, length, 10}), token({2, 1, 10});
+      for (Int b = 0; b < 2; ++b) {
         for (Int i = 0; i < length; ++i)
           for (Int c = 0; c < 10; ++c) prefix(b, i, c) = x(b, i, c);
+        for (Int c = 0; c < 10; ++c) token(b, 0, c) = x(b, length - 1, c);
+      }
       const auto y = array(mha.forward(tensor<TypeParam, 3>(prefix)));
+      const auto streamed = array(stream.push(tensor<TypeParam, 3>(token)));
       for (Int b = 0; b < 2; ++b)
-        for (Int c = 0; c < 10; ++c)
-          EXPECT_NEAR(y(b, length - 1, c), whole(b, length - 1, c), 20 * this->epsilon)
+        for (Int c = 0; c < 10; ++c) {
+          const TypeParam expected = whole(b, length - 1, c);
+          EXPECT_NEAR(y(b, length - 1, c), expected, 20 * this->epsilon)
               << "exact " << exact << ", token " << length - 1;
+          EXPECT_NEAR(streamed(b, 0, c), expected, 20 * this->epsilon)
+              << "exact " << exact << ", token " << length - 1;
+        }
     }
   }
 }

@@ -3,16 +3,20 @@
 // nothing.
 #define EIGEN_USE_THREADS
 #include "support/allocations.hpp"  // before Eigen
+#include "support/locks.hpp"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <vector>
 
+#include "support/counted.hpp"
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
@@ -20,6 +24,7 @@ namespace {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
+using local_mha::LocalAttentionConfig;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
 using local_mha::PaddingMask;
@@ -32,17 +37,58 @@ template <typename Scalar>
 class StreamingResources : public testing::Test {};
 TYPED_TEST_SUITE(StreamingResources, support::Scalars, support::ScalarNames);
 
-TYPED_TEST(StreamingResources, APushAllocatesNothing) {
-  for (const bool causal : {true, false}) {
-    LocalMHAConfig config{.dim = 12, .window_size = 7, .dim_head = 6, .heads = 2};
-    config.causal = causal;
-    config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
+/// Flags by turns, for masks that look at them.
+struct Flags {
+  Flags() {
+    for (std::size_t i = 0; i < flags.size(); ++i) flags[i] = i % 3 == 0;
+  }
+  PaddingMask mask(Index batch, Index n) const {
+    return PaddingMask::masked_view(TensorView<const bool, 2>(flags.data(), {batch, n}));
+  }
+  std::array<bool, 1400> flags{};
+};
+
+TEST(Locks, AreCounted) {
+  std::mutex mutex;
+  EXPECT_EQ(support::locks_of([&] { const std::lock_guard lock(mutex); }), COUNTS_LOCKS);
+}
+
+/// No allocation and no lock.
+template <typename Call>
+void expect_no_cost(Call&& call) {
+  long locks = 0;
+  EXPECT_EQ(allocations_of([&] { locks = support::locks_of(call); }), 0);
+  EXPECT_EQ(locks, 0);
+}
+
+/// Every way of attending that has a path of its own through a push.
+std::vector<LocalMHAConfig> kinds_of_layers() {
+  std::vector<LocalMHAConfig> kinds;
+  for (const bool causal : {true, false})
+    for (const Index window_size : {1, 7})
+      for (const bool xpos : {false, true}) {
+        LocalMHAConfig config{.dim = 12, .window_size = window_size, .dim_head = 6, .heads = 2};
+        config.causal = causal;
+        config.use_xpos = xpos;
+        config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
+        kinds.push_back(config);
+      }
+  return kinds;
+}
+
+TYPED_TEST(StreamingResources, APushAllocatesAndLocksNothing) {
+  const Flags flags;
+  for (const LocalMHAConfig& config : kinds_of_layers()) {
+    const Index w = config.window_size;
     const LocalMHA<TypeParam> mha(config, 1);
-    const LocalAttention<TypeParam> attention({.window_size = 7, .causal = causal, .dim = 6});
+    LocalAttentionConfig of_heads_config{.window_size = w, .causal = config.causal, .dim = 6};
+    of_heads_config.use_xpos = config.use_xpos;
+    of_heads_config.shared_qk = config.use_xpos;
+    const LocalAttention<TypeParam> attention(of_heads_config);
     Random random(3);
     const auto x = tensor<TypeParam, 3>(random.array({2, 700, 12}));
     const auto q = tensor<TypeParam, 4>(random.array({2, 2, 700, 6}));
-    const auto bias = tensor<TypeParam, 3>(random.array({2, 7, causal ? 14 : 21}));
+    const auto bias = tensor<TypeParam, 3>(random.array({2, w, (config.causal ? 2 : 3) * w}));
     Tensor<TypeParam, 3> y(2, 700, 12);
     Tensor<TypeParam, 4> out(2, 2, 700, 6);
     std::optional<typename LocalMHA<TypeParam>::Stream> stream;
@@ -55,35 +101,29 @@ TYPED_TEST(StreamingResources, APushAllocatesNothing) {
     }
     typename LocalAttention<TypeParam>::Stream of_heads(attention, 2, 6, {.batch = 2},
                                                         support::optional_view(bias));
-    for (const Index n : {1, 1, 7, 16, 700, 1, 0, 130}) {
-      const PaddingMask mask =
-          n % 2 == 0 ? PaddingMask() : PaddingMask::from_lengths(std::vector<Index>{n, n / 2}, n);
-      EXPECT_EQ(allocations_of([&] {
-                  stream->push_into(
-                      TensorView<TypeParam, 3>(y.data(), {2, stream->results_of(n), 12}),
-                      TensorView<const TypeParam, 3>(x.data(), {2, n, 12}), mask);
-                  const TensorView<const TypeParam, 4> heads(q.data(), {2, 2, n, 6});
-                  of_heads.push_into(
-                      TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of(n), 6}),
-                      heads, heads, heads, mask);
-                  if (n == 7) stream->rollback(3);
-                  if (n == 700) stream->reset(1);
-                }),
-                0)
-          << n;
-    }
-    EXPECT_EQ(allocations_of([&] {
-                stream->flush_into(
-                    TensorView<TypeParam, 3>(y.data(), {2, stream->results_of_flush(), 12}));
-                of_heads.flush_into(
-                    TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of_flush(), 6}));
-                stream->reset();
-              }),
-              0);
+    SCOPED_TRACE(support::describe(config));
+    for (const Index n : {1, 1, 7, 16, 700, 1, 0, 130})
+      expect_no_cost([&] {
+        const PaddingMask mask = n % 2 == 0 ? PaddingMask() : flags.mask(2, n);
+        stream->push_into(TensorView<TypeParam, 3>(y.data(), {2, stream->results_of(n), 12}),
+                          TensorView<const TypeParam, 3>(x.data(), {2, n, 12}), mask);
+        const TensorView<const TypeParam, 4> heads(q.data(), {2, 2, n, 6});
+        of_heads.push_into(TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of(n), 6}),
+                           heads, heads, heads, mask);
+        if (n == 7) stream->rollback(3);
+        if (n == 700) stream->reset(1);
+      });
+    expect_no_cost([&] {
+      stream->flush_into(TensorView<TypeParam, 3>(y.data(), {2, stream->results_of_flush(), 12}));
+      of_heads.flush_into(
+          TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of_flush(), 6}));
+      stream->reset();
+    });
   }
 }
 
-TYPED_TEST(StreamingResources, APushOfTokensAllocatesNothing) {
+TYPED_TEST(StreamingResources, APushOfTokensAllocatesAndLocksNothing) {
+  const Flags flags;
   for (const bool causal : {true, false}) {
     local_mha::LocalTransformerConfig config{
         .num_tokens = 9, .max_seq_len = 100, .dim = 12, .depth = 3};
@@ -100,20 +140,16 @@ TYPED_TEST(StreamingResources, APushOfTokensAllocatesNothing) {
     for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 8);
     Tensor<TypeParam, 3> logits(2, 500, 9);
     for (const Index n : {1, 1, 7, 16, 400, 1, 0})
-      EXPECT_EQ(allocations_of([&] {
-                  stream.push_into(
-                      TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of(n), 9}),
-                      TensorView<const std::int64_t, 2>(tokens.data(), {2, n}));
-                  if (n == 7) stream.rollback(3);
-                  if (n == 400) stream.reset(1);
-                }),
-                0)
-          << n;
-    EXPECT_EQ(allocations_of([&] {
-                stream.flush_into(
-                    TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of_flush(), 9}));
-              }),
-              0);
+      expect_no_cost([&] {
+        stream.push_into(TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of(n), 9}),
+                         TensorView<const std::int64_t, 2>(tokens.data(), {2, n}),
+                         n % 2 == 0 ? PaddingMask() : flags.mask(2, n));
+        if (n == 7) stream.rollback(3);
+        if (n == 400) stream.reset(1);
+      });
+    expect_no_cost([&] {
+      stream.flush_into(TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of_flush(), 9}));
+    });
   }
 }
 
@@ -160,6 +196,42 @@ TYPED_TEST(StreamingResources, AreTheSameAtPositionTenMillion) {
           << "position " << i;
 }
 
+// Operations are counted, for time is not the same twice.
+TEST(StreamingWork, OfAStepIsTheSameAfterAMillionPositions) {
+  using support::Counted;
+  for (const bool causal : {true, false})
+    for (const bool exact : {true, false}) {
+      LocalMHAConfig config{.dim = 2, .window_size = 4, .dim_head = 2, .heads = 1};
+      config.causal = causal;
+      config.exact_windowsize = exact;
+      config.use_xpos = true;
+      config.xpos_scale_base = 8;
+      const LocalMHA<Counted> mha(config, 1);
+      LocalMHA<Counted>::Stream stream(mha);
+      // After as many positions, windows and the groups of rotary begin together again.
+      const Index period = 4 * local_mha::RotaryEmbedding<Counted>(2, 8.0).group();
+      Tensor<Counted, 3> x(1, 2 * period, 2), y(1, 3 * period, 2);
+      x.setConstant(Counted(0.5));
+      const auto push = [&](Index n) {
+        const long before = Counted::operations;
+        stream.push_into(TensorView<Counted, 3>(y.data(), {1, stream.results_of(n), 2}),
+                         TensorView<const Counted, 3>(x.data(), {1, n, 2}));
+        return Counted::operations - before;
+      };
+      const auto steps = [&] {
+        std::vector<long> work;
+        for (Index i = 0; i < period; ++i) work.push_back(push(1));
+        return work;
+      };
+      push(2 * period);
+      const auto early = steps();
+      push(period);
+      while (stream.position() < 1'000'000) push(2 * period);
+      EXPECT_GT(*std::min_element(early.begin(), early.end()), 0);
+      EXPECT_EQ(steps(), early) << support::describe(config);
+    }
+}
+
 TYPED_TEST(StreamingResources, OfAnyNumberOfThreadsGiveTheSameBits) {
   for (const int count : {1, 2, 3, 7}) {
     Eigen::ThreadPool pool(count);
@@ -180,7 +252,34 @@ TYPED_TEST(StreamingResources, OfAnyNumberOfThreadsGiveTheSameBits) {
         EXPECT_TRUE(support::same_bits(alone.push(x), together.push(device, x)))
             << count << " threads, seed " << seed;
       }
-      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush()));
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
+    }
+  }
+}
+
+TYPED_TEST(StreamingResources, OfFewSequencesShareTheirHeadsAmongThreads) {
+  for (const int count : {2, 3, 7}) {
+    Eigen::ThreadPool pool(count);
+    const Eigen::ThreadPoolDevice device(&pool, count);
+    for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+      auto c = support::layer_case(seed);
+      const Index dim = c.config.dim;
+      const Index batch = seed % 2 == 0 ? 1 : 2;
+      const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
+      const LocalMHA<TypeParam> mha(c.config,
+                                    support::layer_parameters<TypeParam>(c.config, c.parameters));
+      typename LocalMHA<TypeParam>::Stream alone(mha, {.batch = batch},
+                                                 support::optional_view(bias));
+      typename LocalMHA<TypeParam>::Stream together(mha, {.batch = batch, .max_threads = 5},
+                                                    support::optional_view(bias));
+      Random random(seed);
+      for (int i = 0; i < 8; ++i) {
+        const Index n = random.pick<Index>({1, 1, 1, 5, 16, 150});
+        const auto x = tensor<TypeParam, 3>(random.array({batch, n, dim}));
+        EXPECT_TRUE(support::same_bits(alone.push(x), together.push(device, x)))
+            << count << " threads, seed " << seed;
+      }
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
     }
   }
 }
@@ -220,7 +319,7 @@ TYPED_TEST(StreamingResources, OfAModelOnThreadsGiveTheSameBits) {
         for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 8);
         EXPECT_TRUE(support::same_bits(alone.push(tokens), together.push(device, tokens)));
       }
-      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush()));
+      EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -185,8 +186,9 @@ struct Ledger {
 template <typename Scalar>
 class RandomUse {
  public:
-  RandomUse(const Subject<Scalar>& subject, std::uint64_t seed, bool masks)
-      : subject_(subject), random_(seed), masks_(masks) {
+  /// Every 50th seed also pushes many times what comes in at once.
+  RandomUse(const Subject<Scalar>& subject, std::uint64_t seed)
+      : subject_(subject), random_(seed), masks_(seed % 2 == 0), large_(seed % 50 == 0) {
     config_ = {.batch = random_.integer(1, 3), .max_rollback = random_.integer(0, 40)};
     stream_ = subject.stream(config_);
     ledger_.sequences.resize(static_cast<std::size_t>(config_.batch));
@@ -209,7 +211,10 @@ class RandomUse {
           push_and_take_back();
           break;
         default:
-          push(random_.pick<Index>({0, 1, 1, 1, 2, 3, 7, 15, 16, 17, 33, 150}), Scalar(0));
+          push(large_ && random_.chance(0.4)
+                   ? random_.pick<Index>({700, 4096})
+                   : random_.pick<Index>({0, 1, 1, 1, 2, 3, 7, 15, 16, 17, 33, 150}),
+               Scalar(0));
       }
       if (!counts_fit()) return failure_;
     }
@@ -273,7 +278,22 @@ class RandomUse {
     sequence.results.resize(answered * out_width());
   }
 
+  Index most_rollback() {
+    Index most = std::numeric_limits<Index>::max();
+    for (Index b = 0; b < batch(); ++b) most = std::min(most, base().most_rollback(b));
+    return most;
+  }
+
+  // Must change nothing, which the later results show.
+  void rollback_too_far() {
+    const Index b = random_.integer(0, batch() - 1);
+    const Index n = base().most_rollback(b) + random_.pick<Index>({1, 1, 1, 2, 100});
+    EXPECT_THROW(base().rollback(b, n), std::invalid_argument) << log_.str();
+    EXPECT_THROW(base().rollback(most_rollback() + 1), std::invalid_argument) << log_.str();
+  }
+
   void rollback() {
+    if (random_.chance(0.3)) rollback_too_far();
     if (random_.chance(0.3)) {
       const Index b = random_.integer(0, batch() - 1);
       const Index n = random_.integer(0, base().most_rollback(b));
@@ -282,9 +302,7 @@ class RandomUse {
       forget(static_cast<std::size_t>(b), n);
       return;
     }
-    Index most = std::numeric_limits<Index>::max();
-    for (Index b = 0; b < batch(); ++b) most = std::min(most, base().most_rollback(b));
-    const Index n = random_.integer(0, most);
+    const Index n = random_.integer(0, most_rollback());
     log_ << "rollback by " << n << "; ";
     base().rollback(n);
     for (Index b = 0; b < batch(); ++b) forget(static_cast<std::size_t>(b), n);
@@ -305,9 +323,7 @@ class RandomUse {
           stream_->push(std::vector<Scalar>(static_cast<std::size_t>(batch()) * width()), 1, {}),
           std::invalid_argument);
     }
-    Index most = std::numeric_limits<Index>::max();
-    for (Index b = 0; b < batch(); ++b) most = std::min(most, base().most_rollback(b));
-    EXPECT_GE(most, n) << log_.str();
+    EXPECT_GE(most_rollback(), n) << log_.str();
     log_ << "and back " << n << "; ";
     base().rollback(n);
     for (Index b = 0; b < batch(); ++b) forget(static_cast<std::size_t>(b), n);
@@ -387,6 +403,7 @@ class RandomUse {
   const Subject<Scalar>& subject_;
   Random random_;
   bool masks_;
+  bool large_;
   StreamConfig config_;
   std::unique_ptr<typename Subject<Scalar>::Stream> stream_;
   Ledger<Scalar> ledger_;
@@ -405,7 +422,7 @@ TYPED_TEST(Streaming, OfTheLayerEqualsForwardWhateverHappens) {
   for (std::uint64_t seed = 1; seed <= 1500 && failures < 5; ++seed) {
     const auto c = support::layer_case(seed, seed % 10 == 0 ? Length::Long : Length::Short);
     const LayerSubject<TypeParam> subject(c);
-    RandomUse<TypeParam> use(subject, seed, seed % 2 == 0);
+    RandomUse<TypeParam> use(subject, seed);
     const auto result = use.run(seed % 10 == 0 ? 12 : 20);
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", " << support::describe(c.config);
@@ -417,7 +434,7 @@ TYPED_TEST(Streaming, OfTheAttentionEqualsForwardWhateverHappens) {
   for (std::uint64_t seed = 1; seed <= 1500 && failures < 5; ++seed) {
     const auto c = support::attention_case(seed, seed % 10 == 0 ? Length::Long : Length::Short);
     const AttentionSubject<TypeParam> subject(c);
-    RandomUse<TypeParam> use(subject, seed, seed % 2 == 0);
+    RandomUse<TypeParam> use(subject, seed);
     const auto result = use.run(seed % 10 == 0 ? 12 : 20);
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", first_position " << c.call.first_position << ", "
@@ -573,6 +590,132 @@ TYPED_TEST(Streaming, ACopyGoesOnByItself) {
   EXPECT_TRUE(support::same_bits(copy.push(part(21, 40)), y));
 }
 
+/// Every way in which what a query sees moves on.
+std::vector<LocalMHAConfig> kinds_of_windows() {
+  LocalMHAConfig causal{.dim = 10, .window_size = 7, .dim_head = 4, .heads = 2};
+  causal.prenorm = causal.gate_values_per_head = true;
+  LocalMHAConfig ahead = causal;
+  causal.causal = true;
+  ahead.look_forward = 2;
+  LocalMHAConfig bucketed = ahead;
+  bucketed.exact_windowsize = false;
+  return {causal, ahead, bucketed};
+}
+
+template <typename Scalar>
+Tensor<Scalar, 3> rows(const Tensor<Scalar, 3>& x, Index begin, Index end) {
+  return x.slice(Eigen::array<Index, 3>{0, begin, 0},
+                 Eigen::array<Index, 3>{1, end - begin, x.dimension(2)});
+}
+
+TYPED_TEST(Streaming, GoesBackAsFarAsTheRingsHoldAndNoFurther) {
+  for (const LocalMHAConfig& config : kinds_of_windows()) {
+    const LocalMHA<TypeParam> mha(config, 3);
+    const Index n = 1000;
+    const auto x = tensor<TypeParam, 3>(Random(6).array({1, n, 10}));
+    const auto expected = mha.forward(x);
+    for (const Index max_rollback : {0, 5, 300}) {
+      typename LocalMHA<TypeParam>::Stream stream(mha, {.max_rollback = max_rollback});
+      stream.push(x);
+      const Index most = stream.most_rollback();
+      ASSERT_GE(most, max_rollback);
+      ASSERT_LT(most, n) << "else it ends at the sequence's begin";
+      const Index answered = stream.answered();
+      EXPECT_THROW(stream.rollback(most + 1), std::invalid_argument);
+      EXPECT_THROW(stream.rollback(0, most + 1), std::invalid_argument);
+      EXPECT_EQ(stream.position(), n);
+      EXPECT_EQ(stream.answered(), answered);
+      EXPECT_EQ(stream.most_rollback(), most);
+
+      stream.rollback(most);
+      EXPECT_EQ(stream.position(), n - most);
+      EXPECT_EQ(stream.most_rollback(), 0);
+      Index row = stream.answered();
+      const auto expect_rows = [&](const Tensor<TypeParam, 3>& y) {
+        for (Index i = 0; i < y.dimension(1); ++i, ++row)
+          for (Index c = 0; c < 10; ++c)
+            ASSERT_NEAR(y(0, i, c), expected(0, row, c), tolerance<TypeParam>)
+                << support::describe(config) << ", row " << row;
+      };
+      expect_rows(stream.push(rows(x, n - most, n)));
+      expect_rows(stream.flush());
+      EXPECT_EQ(row, n);
+    }
+  }
+}
+
+/// The state of one sequence that came `shift` positions later.
+template <typename Scalar>
+std::string moved(const std::string& state, std::int64_t shift) {
+  std::uint64_t size = 0;
+  std::memcpy(&size, state.data() + 8, sizeof size);
+  const std::string description = state.substr(16, size);
+  std::istringstream in(state);
+  std::ostringstream out;
+  local_mha::detail::StateReader from(in, description);
+  local_mha::detail::StateWriter to(out, description);
+  const auto copy = [&](std::int64_t by) {
+    const auto value = from.get<std::int64_t>();
+    to.put(value + by);
+    return value;
+  };
+  const auto position = copy(shift);
+  copy(0);  // whether it has ended
+  const auto oldest_key = copy(shift);
+  copy(shift);  // the oldest query
+  copy(shift);  // the end of the masked ones
+  for (auto row = oldest_key; row < position; ++row) to.put(from.get<std::uint8_t>());
+  const auto numbers_end = static_cast<std::streamoff>(state.size() - sizeof(std::uint64_t));
+  while (in.tellg() < numbers_end) to.put(from.get<Scalar>());
+  from.finish();
+  to.finish();
+  return out.str();
+}
+
+TYPED_TEST(Streaming, GivesTheSameBitsAtPositionsBeyond32Bits) {
+  for (LocalMHAConfig config : kinds_of_windows())
+    for (const bool xpos : {false, true}) {
+      config.use_xpos = xpos;
+      config.xpos_scale_base = 16;
+      const LocalMHA<TypeParam> mha(config, 3);
+      Random random(6);
+      const auto x = tensor<TypeParam, 3>(random.array({1, 600, 10}));
+      typename LocalMHA<TypeParam>::Stream twin(mha, {.max_rollback = 40});
+      std::vector<unsigned char> masked(600, 0);
+      for (auto& flag : masked) flag = random.chance(0.2);
+      twin.push(x, support::padding_mask(masked, 1, 600));
+      ASSERT_LT(twin.most_rollback(), 600) << "else it sees where the sequence begins";
+      std::ostringstream out;
+      twin.save(out);
+
+      const local_mha::RotaryEmbedding<TypeParam> rotary(
+          config.dim_head, xpos ? config.xpos_scale_base : std::nullopt);
+      const Index shift = config.window_size * rotary.group() * ((Index{1} << 33) + 1);
+      auto stream = twin;
+      std::istringstream here(out.str()), beyond(moved<TypeParam>(out.str(), shift));
+      twin.load(here);
+      stream.load(beyond);
+      const auto expect_the_same = [&](const auto& a, const auto& b) {
+        EXPECT_TRUE(support::same_bits(a, b)) << support::describe(config);
+        EXPECT_EQ(stream.position(), twin.position() + shift);
+        EXPECT_EQ(stream.answered(), twin.answered() + shift);
+        EXPECT_EQ(stream.most_rollback(), twin.most_rollback());
+      };
+      for (const Index n : {1, 33, 200, 7}) {
+        const auto chunk = rows(x, 0, n);
+        expect_the_same(stream.push(chunk), twin.push(chunk));
+      }
+      stream.rollback(39);
+      twin.rollback(39);
+      const auto chunk = rows(x, 100, 150);
+      expect_the_same(stream.push(chunk), twin.push(chunk));
+      expect_the_same(stream.flush(), twin.flush());
+      stream.rollback(3);
+      twin.rollback(3);
+      expect_the_same(stream.push(chunk), twin.push(chunk));
+    }
+}
+
 /// \return the message of the exception that `call` throws
 template <typename Call>
 std::string error_of(Call&& call) {
@@ -679,12 +822,37 @@ TEST(StreamingBadInput, OfAStateIsNamedAndChangesNothing) {
   const LocalMHA<float> other_window(other_config);
   expect_other(LocalMHA<float>::Stream(other_window));
   expect_other(LocalMHA<float>::Stream(mha, {.batch = 2}));
+  const Tensor<float, 3> bias(2, 5, 15), one_bias(1, 5, 15);
+  expect_other(LocalMHA<float>::Stream(mha, {}, local_mha::TensorView<const float, 3>(bias)));
+  expect_other(LocalMHA<float>::Stream(mha, {}, local_mha::TensorView<const float, 3>(one_bias)));
   const LocalMHA<double> in_double(config);
   expect_other(LocalMHA<double>::Stream(in_double));
   const LocalAttention<float> attention({.window_size = 5});
   expect_other(LocalAttention<float>::Stream(attention, 2, 4));
 
   EXPECT_TRUE(support::same_bits(stream.push(x), twin.push(x)));
+}
+
+TEST(StreamingBadInput, OfAStateWithTwoSignsChangedIsRefused) {
+  const LocalMHA<double> mha({.dim = 6, .window_size = 5, .dim_head = 4, .heads = 2});
+  LocalMHA<double>::Stream stream(mha);
+  stream.push(tensor<double, 3>(Random(3).array({1, 30, 6})));
+  std::ostringstream out;
+  stream.save(out);
+  const std::string saved = out.str();
+  // The numbers end where the checksum begins; the last byte of each holds its sign.
+  const std::size_t checksum = saved.size() - 8;
+  for (std::size_t first = 1; first < 4; ++first)
+    for (std::size_t second = first + 1; second < 20; ++second) {
+      std::string damaged = saved;
+      for (const std::size_t number : {first, second}) {
+        char& byte = damaged[checksum - 8 * (number - 1) - 1];
+        byte = static_cast<char>(byte ^ 0x80);
+      }
+      std::istringstream in(damaged);
+      EXPECT_EQ(error_of([&] { stream.load(in); }),
+                "state: expected one that is intact, got a damaged one");
+    }
 }
 
 }  // namespace

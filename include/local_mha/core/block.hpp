@@ -11,6 +11,10 @@
 #include <new>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 
@@ -23,21 +27,33 @@ inline constexpr Index block_rows = Lanes<Scalar>::count;
 /// `ceil(a / b)` of non-negative numbers
 constexpr Index ceil_div(Index a, Index b) { return a / b + (a % b != 0); }
 
-/// Memory that starts at a cache line.
+/// Memory that starts at a cache line. Much of it is asked for in huge pages: blocks far apart, as
+/// in gradients, would each miss the cache of the page table.
 template <typename Scalar>
 struct CacheLineAllocator {
   using value_type = Scalar;
-  static constexpr std::align_val_t alignment{64};
 
   CacheLineAllocator() = default;
   template <typename Other>
   CacheLineAllocator(const CacheLineAllocator<Other>&) {}
 
   Scalar* allocate(std::size_t n) {
-    return static_cast<Scalar*>(::operator new(n * sizeof(Scalar), alignment));
+    void* memory = ::operator new(n * sizeof(Scalar), alignment(n));
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    // Where there are no huge pages, nothing is lost.
+    if (is_much(n)) madvise(memory, n * sizeof(Scalar), MADV_HUGEPAGE);
+#endif
+    return static_cast<Scalar*>(memory);
   }
-  void deallocate(Scalar* memory, std::size_t) { ::operator delete(memory, alignment); }
+  void deallocate(Scalar* memory, std::size_t n) { ::operator delete(memory, alignment(n)); }
   friend bool operator==(const CacheLineAllocator&, const CacheLineAllocator&) { return true; }
+
+ private:
+  static constexpr std::size_t huge_page = std::size_t{1} << 21;
+  static bool is_much(std::size_t n) { return n >= 2 * huge_page / sizeof(Scalar); }
+  static std::align_val_t alignment(std::size_t n) {
+    return std::align_val_t{is_much(n) ? huge_page : 64};
+  }
 };
 
 /// Room for blocks, zero at first.

@@ -19,7 +19,7 @@ namespace local_mha {
 ///
 /// A bare bool tensor does not say whether `true` means "masked" or "attend" (the Python packages
 /// document one and implement the other), so a mask is made by the function that says it:
-/// masked(), keep() or from_lengths(). Without an argument it masks nothing.
+/// masked(), keep(), from_lengths(), or masked_view(). Without an argument it masks nothing.
 class PaddingMask {
  public:
   /// Masks nothing, for any `[B, N]`.
@@ -30,6 +30,17 @@ class PaddingMask {
 
   /// \param t `[B, N]`, true = attended (the polarity of the Python packages' code)
   static PaddingMask keep(TensorView<const bool, 2> t) { return PaddingMask(t, false); }
+
+  /// The same as masked(), but looks at `t`, which must outlive it, where the others copy: it
+  /// allocates nothing.
+  static PaddingMask masked_view(TensorView<const bool, 2> t) {
+    static_assert(sizeof(bool) == 1);
+    PaddingMask mask;
+    mask.shape_ = t.dimensions();
+    mask.view_ = reinterpret_cast<const std::uint8_t*>(t.data());
+    mask.given_ = true;
+    return mask;
+  }
 
   /// The first `lengths[b]` of `seqlen` positions of sequence `b` are attended.
   /// \throws std::invalid_argument if a length lies outside `[0, seqlen]`
@@ -60,7 +71,8 @@ class PaddingMask {
 
   /// `N` flags of sequence `b`, 1 = masked; null if nothing is masked.
   const std::uint8_t* row(Index b) const {
-    return given_ ? masked_.data() + b * shape_[1] : nullptr;
+    if (!given_) return nullptr;
+    return (view_ != nullptr ? view_ : masked_.data()) + b * shape_[1];
   }
 
  private:
@@ -72,6 +84,7 @@ class PaddingMask {
 
   std::array<Index, 2> shape_{0, 0};
   std::vector<std::uint8_t> masked_;
+  const std::uint8_t* view_ = nullptr;  // takes the place of masked_
   bool given_ = false;
 };
 

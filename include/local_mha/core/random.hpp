@@ -71,10 +71,12 @@ class Philox {
   std::array<std::array<std::uint32_t, 2>, rounds> keys_;
 };
 
-/// Uniform and normal numbers for initial weights, the same on every platform.
+/// Uniform and normal numbers, the same on every platform.
 class RandomSequence {
  public:
-  explicit RandomSequence(std::uint64_t seed) : philox_(seed) {}
+  /// \param which of the sequences of a seed, none of which is one of another seed
+  explicit RandomSequence(std::uint64_t seed, std::uint64_t which = 0)
+      : philox_(seed), which_(which) {}
 
   /// Uniform in `[0, 1)`, 53 bits.
   double uniform() {
@@ -92,8 +94,9 @@ class RandomSequence {
  private:
   std::uint32_t next() {
     if (used_ == 4) {
-      words_ = philox_(
-          {static_cast<std::uint32_t>(counter_), static_cast<std::uint32_t>(counter_ >> 32), 0, 0});
+      words_ =
+          philox_({static_cast<std::uint32_t>(counter_), static_cast<std::uint32_t>(counter_ >> 32),
+                   static_cast<std::uint32_t>(which_), static_cast<std::uint32_t>(which_ >> 32)});
       ++counter_;
       used_ = 0;
     }
@@ -101,6 +104,7 @@ class RandomSequence {
   }
 
   Philox philox_;
+  std::uint64_t which_;
   Philox::Counter words_{};
   std::uint64_t counter_ = 0;
   std::size_t used_ = 4;

@@ -3,6 +3,7 @@
 /// Index, matrix and tensor types. Everything is row-major, as in PyTorch.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <type_traits>
 
@@ -12,6 +13,20 @@
 namespace local_mha {
 
 using Index = Eigen::Index;
+static_assert(sizeof(Index) >= 8,
+              "positions are counted in 64 bits: EIGEN_DEFAULT_DENSE_INDEX_TYPE");
+
+/// Positions, or rows, `[begin, end)`.
+struct Range {
+  Index begin = 0;
+  Index end = 0;
+
+  bool contains(Index i) const { return begin <= i && i < end; }
+  Range clipped_to(const Range& other) const {
+    return {std::clamp(begin, other.begin, other.end), std::clamp(end, other.begin, other.end)};
+  }
+  friend bool operator==(const Range&, const Range&) = default;
+};
 
 /// Row-major matrix, `[rows, cols]`: a weight of PyTorch's `nn.Linear` is `[out, in]`.
 template <typename Scalar>

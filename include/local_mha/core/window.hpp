@@ -11,18 +11,6 @@
 
 namespace local_mha {
 
-/// Positions `[begin, end)`.
-struct Range {
-  Index begin = 0;
-  Index end = 0;
-
-  bool contains(Index i) const { return begin <= i && i < end; }
-  Range clipped_to(const Range& other) const {
-    return {std::clamp(begin, other.begin, other.end), std::clamp(end, other.begin, other.end)};
-  }
-  friend bool operator==(const Range&, const Range&) = default;
-};
-
 /// The look-around of local attention. `w` is the window size, the bucket of position `i` is `i/w`.
 ///
 /// A query at `i` sees the keys at `j` whose bucket lies in `[i/w − lb, i/w + lf]`, of these only

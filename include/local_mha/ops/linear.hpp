@@ -156,11 +156,12 @@ void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_b
 }  // namespace detail
 
 /// `y(b)[r] = Σ_c W[group·group_rows + r, c] · x(b)[c]` for blocks `0 <= b < blocks`.
+/// \param some_rows those of the group that are computed, whole panels
 /// \param x blocks `[weight.depth()][block_rows]`, one after the other
 /// \param y `y(b)` points to block `b` of the result, `[group_rows][block_rows]`
 template <typename Scalar, typename BlockOf>
-void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, Index blocks,
-             BlockOf&& y) {
+void project(const PackedWeight<Scalar>& weight, Index group, const Range& some_rows,
+             const Scalar* x, Index blocks, BlockOf&& y) {
   constexpr Index rows = Tiling<Scalar>::rows;
   constexpr Index together = Tiling<Scalar>::blocks;
   const Index x_stride = weight.depth() * block_rows<Scalar>;
@@ -168,8 +169,8 @@ void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, I
   constexpr Index chunk_bytes = 256 * 1024;
   const Index panel_bytes = weight.depth() * rows * static_cast<Index>(sizeof(Scalar));
   const Index chunk = std::max<Index>(1, chunk_bytes / std::max<Index>(1, panel_bytes)) * rows;
-  for (Index row = 0; row < weight.group_rows(); row += chunk) {
-    const Index row_end = std::min(row + chunk, weight.group_rows());
+  for (Index row = some_rows.begin; row < some_rows.end; row += chunk) {
+    const Index row_end = std::min(row + chunk, some_rows.end);
     Index b = 0;
     for (; b + together <= blocks; b += together) {
       Scalar* to[together];
@@ -181,6 +182,13 @@ void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, I
       detail::project_panels<1>(weight, group, row, row_end, x + b * x_stride, x_stride, to);
     }
   }
+}
+
+/// The same for all rows of the group.
+template <typename Scalar, typename BlockOf>
+void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, Index blocks,
+             BlockOf&& y) {
+  project(weight, group, {0, weight.group_rows()}, x, blocks, y);
 }
 
 namespace detail {
@@ -230,18 +238,19 @@ void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Index x_st
 
 /// project() of a single position. Its lanes are rows of the weight: a panel is multiplied as it
 /// lies, one after the other, because memory answers a reader in order fastest.
+/// \param some_rows those of the group that are computed, whole panels
 /// \param spread made by spread_lane()
 /// \param y `[group_rows]`, values `y_stride` apart: `block_rows` for a lane of a block
 template <typename Scalar>
-void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread, Scalar* y,
-                  Index y_stride) {
+void project_lane(const PackedWeight<Scalar>& weight, Index group, const Range& some_rows,
+                  const Scalar* spread, Scalar* y, Index y_stride) {
   using Reading = detail::PanelReading<Scalar>;
   using P = typename Reading::P;
   constexpr Index rows = Reading::rows;
   constexpr Index x_step = Reading::columns * Reading::copies;
   constexpr int sums = Reading::sums;
   const Index steps = weight.panel_size() / P::count;
-  for (Index row = 0; row < weight.group_rows(); row += rows) {
+  for (Index row = some_rows.begin; row < some_rows.end; row += rows) {
     const Scalar* from = weight.panel(group, row / rows);
     const Scalar* x = spread;
     P acc[sums];
@@ -261,6 +270,13 @@ void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar*
       y[(row + r) * y_stride] = sum[r];
     }
   }
+}
+
+/// The same for all rows of the group.
+template <typename Scalar>
+void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread, Scalar* y,
+                  Index y_stride) {
+  project_lane(weight, group, {0, weight.group_rows()}, spread, y, y_stride);
 }
 
 /// project(), or project_lane() if there is a single position, in lane 0.

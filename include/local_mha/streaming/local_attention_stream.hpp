@@ -39,7 +39,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   Stream(const LocalAttention& attention, Index heads, Index dim_head,
          const StreamConfig& config = {}, const Bias& attn_bias = {},
          const LocalAttentionCall& call = {})
-      : Base(config, describe(attention, heads, dim_head, call)),
+      : Base(config, describe(attention, heads, dim_head, attn_bias, call)),
         attention_(&attention),
         heads_(heads),
         dim_head_(dim_head),
@@ -108,15 +108,18 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, H, results_of_flush(), D]`, as push() does
-  Tensor<Scalar, 4> flush() {
+  Tensor<Scalar, 4> flush() { return flush(Eigen::DefaultDevice()); }
+  template <ThreadDevice Device>
+  Tensor<Scalar, 4> flush(const Device& device) {
     Tensor<Scalar, 4> out(this->batch(), heads_, this->results_of_flush(), dim_head_);
     out.setZero();
-    flush_into(out);
+    flush_into(device, out);
     return out;
   }
-  void flush_into(TensorView<Scalar, 4> out) {
+  template <ThreadDevice Device>
+  void flush_into(const Device& device, TensorView<Scalar, 4> out) {
     check_room(out, this->results_of_flush());
-    run(Eigen::DefaultDevice(), [&](Worker& worker, Index b) {
+    run(device, [&](Worker& worker, Index b) {
       Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
       const Index end = sequence.position();
       move(worker, sequence, {end, end}, {sequence.answered(), end}, {}, nullptr, out, b,
@@ -124,6 +127,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
       sequence.end();
     });
   }
+  void flush_into(TensorView<Scalar, 4> out) { flush_into(Eigen::DefaultDevice(), out); }
 
  private:
   static constexpr Index count = block_rows<Scalar>;
@@ -144,7 +148,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   };
 
   static std::string describe(const LocalAttention& attention, Index heads, Index dim_head,
-                              const LocalAttentionCall& call) {
+                              const Bias& attn_bias, const LocalAttentionCall& call) {
     detail::require_at_least("heads", heads, 1);
     detail::require_dim_head("dim_head", dim_head);
     if (attention.config_.dim && dim_head != *attention.config_.dim)
@@ -153,7 +157,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     if (call.training) reject("training", "none, because a stream does not train", "one");
     std::ostringstream text;
     text << "LocalAttention, heads " << heads << ", dim_head " << dim_head << ", "
-         << detail::description_of(attention, attention.window(call));
+         << detail::description_of(attention, attention.window(call), attn_bias);
     return text.str();
   }
 

@@ -29,9 +29,10 @@ namespace local_mha {
 /// then a push may give a different number of results for each, and their rows begin at row 0 each.
 ///
 /// All memory is allocated at construction: the keys and values that a window shows, and room for
-/// one stretch of rows. It does not depend on the chunks. Without a device, a push allocates
-/// nothing, locks nothing and throws nothing once its arguments are checked; with one, the device
-/// schedules. There is no training mode.
+/// one stretch of rows. It does not depend on the chunks. Without a device, push_into() and
+/// flush_into() allocate nothing, lock nothing and throw nothing once their arguments are checked;
+/// with one, the device schedules. push() allocates its result, and a mask its flags, but for
+/// PaddingMask::masked_view(). There is no training mode.
 template <typename Scalar>
 class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   using Base = SequenceStream<Scalar>;
@@ -43,7 +44,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   /// \throws std::invalid_argument naming the argument that does not fit
   explicit Stream(const LocalMHA& layer, const StreamConfig& config = {},
                   const Bias& attn_bias = {})
-      : Base(config, describe(layer)), layer_(&layer), attn_bias_(attn_bias) {
+      : Base(config, describe(layer, attn_bias)), layer_(&layer), attn_bias_(attn_bias) {
     const Window window(layer.attention_.config());
     detail::AttentionInputs<Scalar>(window, config.batch, layer.config_.heads, 0, {}, attn_bias);
     this->sequences_.assign(static_cast<std::size_t>(config.batch),
@@ -53,8 +54,10 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
                                       .gated = layer.config_.gate_values_per_head},
                                      stretch, config.max_rollback));
     constexpr Index endless = std::numeric_limits<Index>::max();
-    flows_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
-                  Flow(layer, window, endless));
+    // With more threads than sequences, all of them share the heads of one sequence at a time.
+    const bool share = config.max_threads > config.batch;
+    flows_.assign(static_cast<std::size_t>(share ? 1 : config.max_threads),
+                  Flow(layer, window, endless, share ? config.max_threads : 1));
   }
   explicit Stream(const LocalMHA&&, const StreamConfig& = {}, const Bias& = {}) = delete;
 
@@ -67,7 +70,8 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   Tensor<Scalar, 3> push(TensorView<const Scalar, 3> x, const PaddingMask& mask = {}) {
     return push(Eigen::DefaultDevice(), x, mask);
   }
-  /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
+  /// The same on the threads of a device, at most `max_threads`: a sequence on each, or if there
+  /// are fewer sequences, the heads of one after the other; the same bits for any number of them.
   template <ThreadDevice Device>
   Tensor<Scalar, 3> push(const Device& device, TensorView<const Scalar, 3> x,
                          const PaddingMask& mask = {}) {
@@ -85,8 +89,8 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     check(x, mask);
     const Index n = x.dimension(1);
     check_room(y, this->results_of(n));
-    run(device, y, [&](Flow& flow, Index b, Scalar* to) {
-      advance(flow, b, n, x.data() + b * n * x.dimension(2), mask.row(b), to);
+    run(device, y, [&](const auto& threads, Flow& flow, Index b, Scalar* to) {
+      advance(threads, flow, b, n, x.data() + b * n * x.dimension(2), mask.row(b), to);
     });
   }
   void push_into(TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
@@ -97,25 +101,31 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), dim]`, as push() does
-  Tensor<Scalar, 3> flush() {
+  Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> flush(const Device& device) {
     Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), layer_->config_.dim);
     y.setZero();
-    flush_into(y);
+    flush_into(device, y);
     return y;
   }
-  void flush_into(TensorView<Scalar, 3> y) {
+  template <ThreadDevice Device>
+  void flush_into(const Device& device, TensorView<Scalar, 3> y) {
     check_room(y, this->results_of_flush());
-    run(Eigen::DefaultDevice(), y, [&](Flow& flow, Index b, Scalar* to) { finish(flow, b, to); });
+    run(device, y, [&](const auto& threads, Flow& flow, Index b, Scalar* to) {
+      finish(threads, flow, b, to);
+    });
   }
+  void flush_into(TensorView<Scalar, 3> y) { flush_into(Eigen::DefaultDevice(), y); }
 
  private:
-  static std::string describe(const LocalMHA& layer) {
+  static std::string describe(const LocalMHA& layer, const Bias& attn_bias) {
     const LocalMHAConfig& config = layer.config_;
     std::ostringstream text;
     text << std::boolalpha << "LocalMHA, dim " << config.dim << ", heads " << config.heads
          << ", dim_head " << config.dim_head << ", prenorm " << config.prenorm << ", qk_rmsnorm "
          << config.qk_rmsnorm << ", gates " << config.gate_values_per_head << ", "
-         << detail::description_of(layer.attention_, Window(layer.attention_.config()));
+         << detail::description_of(layer.attention_, Window(layer.attention_.config()), attn_bias);
     return text.str();
   }
 
@@ -127,32 +137,40 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     require_shape("y", y.dimensions(), {this->batch(), rows, layer_->config_.dim});
   }
 
-  // `task(flow, b, y)` for each sequence, with the place of its results.
+  // `task(device, flow, b, y)` for each sequence, with the threads that it may use and the place of
+  // its results.
   template <typename Device, typename Task>
   void run(const Device& device, const TensorView<Scalar, 3>& y, Task&& task) {
-    const Index workers = std::min(thread_count(device), static_cast<Index>(flows_.size()));
+    const auto results = [&](Index b) { return y.data() + b * y.dimension(1) * y.dimension(2); };
+    const auto flows = static_cast<Index>(flows_.size());
+    if (flows == 1) {
+      for (Index b = 0; b < this->batch(); ++b) task(device, flows_.front(), b, results(b));
+      return;
+    }
+    const Index workers = std::min(thread_count(device), flows);
     parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
-      task(flows_[static_cast<std::size_t>(worker)], b,
-           y.data() + b * y.dimension(1) * y.dimension(2));
+      task(Eigen::DefaultDevice(), flows_[static_cast<std::size_t>(worker)], b, results(b));
     });
   }
 
   // The next `n` rows of a sequence.
   // \param x, y the first row of what comes and of what is complete
-  void advance(Flow& flow, Index b, Index n, const Scalar* x, const std::uint8_t* masked,
-               Scalar* y) {
+  template <typename Device>
+  void advance(const Device& device, Flow& flow, Index b, Index n, const Scalar* x,
+               const std::uint8_t* masked, Scalar* y) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Range in{sequence.position(), sequence.position() + n};
     const Range out{sequence.answered(), sequence.complete(in.end)};
-    layer_->stream_rows(flow, sequence, attn_bias_, in, out, x, masked, y,
+    layer_->stream_rows(device, flow, sequence, attn_bias_, in, out, x, masked, y,
                         [&](Index rows) { return sequence.complete(rows); });
   }
 
-  void finish(Flow& flow, Index b, Scalar* y) {
+  template <typename Device>
+  void finish(const Device& device, Flow& flow, Index b, Scalar* y) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Index end = sequence.position();
-    layer_->stream_rows(flow, sequence, attn_bias_, {end, end}, {sequence.answered(), end}, nullptr,
-                        nullptr, y, [](Index rows) { return rows; });
+    layer_->stream_rows(device, flow, sequence, attn_bias_, {end, end}, {sequence.answered(), end},
+                        nullptr, nullptr, y, [](Index rows) { return rows; });
     sequence.end();
   }
 

@@ -33,7 +33,7 @@ struct StreamConfig {
   /// Positions behind the furthest one pushed to which rollback() can always go back. It can go
   /// further as long as the rings hold what is needed.
   Index max_rollback = 0;
-  /// Sequences that a push computes at the same time, if it gets a device with as many threads.
+  /// Threads that a push uses at most, if it gets a device with as many.
   Index max_threads = 1;
 };
 
@@ -369,8 +369,9 @@ class SequenceStream {
 namespace detail {
 
 /// The rules by which positions see one another, as text that a state carries.
-template <typename Attention>
-std::string description_of(const Attention& attention, const Window& window) {
+template <typename Attention, typename Bias>
+std::string description_of(const Attention& attention, const Window& window,
+                           const Bias& attn_bias) {
   const LocalAttentionConfig& config = attention.config();
   std::ostringstream text;
   text << std::boolalpha << "window " << window.size() << " from " << window.place_in_bucket(0)
@@ -384,6 +385,7 @@ std::string description_of(const Attention& attention, const Window& window) {
   text.precision(17);
   if (config.xpos_scale_base) text << " over " << *config.xpos_scale_base;
   if (config.scale) text << ", scale " << *config.scale;
+  if (attn_bias) text << ", attn_bias " << to_string(attn_bias->dimensions());
   return text.str();
 }
 

@@ -20,9 +20,10 @@
 namespace local_mha::detail {
 
 /// What a state begins with; a machine of the other byte order reads another number.
-inline constexpr std::uint64_t state_magic = 0x4C4D48410001FEFF;
+inline constexpr std::uint64_t state_magic = 0x4C4D48410002FEFF;
 
-/// FNV-1a over words of 8 bytes (G. Fowler, L. C. Noll, K.-P. Vo).
+/// FNV-1a (G. Fowler, L. C. Noll, K.-P. Vo) over words of 8 bytes. The product carries upwards
+/// only, so its high bits are folded down: else the signs of two numbers could change unnoticed.
 class Checksum {
  public:
   void add(const char* bytes, std::size_t size) {
@@ -30,6 +31,7 @@ class Checksum {
       std::uint64_t word = 0;
       std::memcpy(&word, bytes + i, std::min<std::size_t>(8, size - i));
       value_ = (value_ ^ word) * 0x100000001B3;
+      value_ ^= value_ >> 32;
     }
   }
   std::uint64_t value() const { return value_; }

@@ -178,7 +178,7 @@ class LocalTransformer<Scalar>::Stream
   /// \param model must outlive the stream
   /// \throws std::invalid_argument naming the member that does not fit
   explicit Stream(const LocalTransformer& model, const StreamConfig& config = {})
-      : Base(config, describe(model.config_)), model_(&model) {
+      : Base(config, describe(model)), model_(&model) {
     const LocalMHAConfig layer = layer_config(model.config_);
     const Window window(attention_config(layer));
     // Where whole windows become complete at once, each layer may move by a window more.
@@ -254,20 +254,24 @@ class LocalTransformer<Scalar>::Stream
   /// Ends every sequence: nothing follows, and the positions that wait get their logits. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), num_tokens]`, as push() does
-  Tensor<Scalar, 3> flush() {
+  Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> flush(const Device& device) {
     Tensor<Scalar, 3> logits(this->batch(), this->results_of_flush(), model_->config_.num_tokens);
     logits.setZero();
-    flush_into(logits);
+    flush_into(device, logits);
     return logits;
   }
-  void flush_into(TensorView<Scalar, 3> logits) {
+  template <ThreadDevice Device>
+  void flush_into(const Device& device, TensorView<Scalar, 3> logits) {
     check_room(logits, this->results_of_flush());
-    run(Eigen::DefaultDevice(), logits, [&](Worker& worker, Sequence& sequence, Index, Scalar* to) {
+    run(device, logits, [&](Worker& worker, Sequence& sequence, Index, Scalar* to) {
       if (sequence.ended()) return;
       pass(worker, sequence, 0, true, to);
       sequence.end();
     });
   }
+  void flush_into(TensorView<Scalar, 3> logits) { flush_into(Eigen::DefaultDevice(), logits); }
 
   /// True if a sequence is longer than the position embedding.
   bool is_past_max_seq_len() const {
@@ -312,14 +316,16 @@ class LocalTransformer<Scalar>::Stream
     typename FeedForward<Scalar>::Workspace feed_forward;
   };
 
-  static std::string describe(const LocalTransformerConfig& config) {
+  static std::string describe(const LocalTransformer& model) {
+    const LocalTransformerConfig& config = model.config_;
     const LocalAttention<Scalar> attention(attention_config(layer_config(config)));
     std::ostringstream text;
     text << std::boolalpha << "LocalTransformer, depth " << config.depth << ", dim " << config.dim
-         << ", num_tokens " << config.num_tokens << ", heads " << config.heads << ", dim_head "
+         << ", num_tokens " << config.num_tokens << ", max_seq_len " << config.max_seq_len
+         << ", ff_mult " << config.ff_mult << ", heads " << config.heads << ", dim_head "
          << config.dim_head << ", qk_rmsnorm " << config.qk_rmsnorm << ", gates "
          << config.gate_values_per_head << ", "
-         << detail::description_of(attention, Window(attention.config()));
+         << detail::description_of(attention, Window(attention.config()), model.attn_bias());
     return text.str();
   }
 
@@ -356,7 +362,7 @@ class LocalTransformer<Scalar>::Stream
   // Takes `n` rows of worker.x through all layers. Returns the rows of logits that came out.
   Index pass(Worker& worker, Sequence& sequence, Index n, bool ends, Scalar* logits) const {
     const Index dim = model_->config_.dim;
-    const Bias bias = model_->attn_bias_ ? Bias(*model_->attn_bias_) : Bias();
+    const Bias bias = model_->attn_bias();
     sequence.take(n);
     auto* state = sequence.layers().data();
     for (const Layer& layer : model_->layers_) {
@@ -369,8 +375,8 @@ class LocalTransformer<Scalar>::Stream
         residual.put(in.begin + i, worker.x.data() + i * dim,
                      worker.masked[static_cast<std::size_t>(i)]);
       layer.attention.stream_rows(
-          worker.flows.front(), attention, bias, in, out, worker.x.data(), worker.masked.data(),
-          worker.branch.data(),
+          Eigen::DefaultDevice(), worker.flows.front(), attention, bias, in, out, worker.x.data(),
+          worker.masked.data(), worker.branch.data(),
           [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
       if (ends) attention.end();
       n = out.end - out.begin;
@@ -418,8 +424,7 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   Sampler sampler(config.sampling);
   std::vector<RandomSequence> random;
   random.reserve(static_cast<std::size_t>(batch));
-  for (Index b = 0; b < batch; ++b)
-    random.emplace_back(config.seed + static_cast<std::uint64_t>(b));
+  for (Index b = 0; b < batch; ++b) random.emplace_back(config.seed, static_cast<std::uint64_t>(b));
 
   Stream stream(*this, {.batch = batch});
   constexpr Index at_once = 256;
