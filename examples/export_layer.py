@@ -11,6 +11,8 @@ or for a module that torch.save() wrote:
 
     export_layer.py case.safetensors --module layer.pt
 
+With --gradients, those of inputs and weights, too.
+
 As a module, for a layer of your own and inputs that you choose:
 
     from export_layer import export_layer
@@ -36,6 +38,7 @@ import ctypes
 import importlib
 import inspect
 import json
+import re
 import sys
 
 import torch
@@ -149,8 +152,21 @@ def _as_float64(tensor):
     return None if tensor is None else tensor.detach().cpu().double()
 
 
+def _gradients(module):
+    """Those of the parameters, under the names that verify_layer has: of separate projections as
+    one matrix, of a transformer's layers with the `branch.` that older versions have not."""
+    found = {name: torch.zeros_like(weight) if weight.grad is None else weight.grad
+             for name, weight in module.named_parameters()}
+    for name in [name for name in found if name.endswith("to_q.weight")]:
+        prefix = name[:-len("q.weight")]
+        found[prefix + "qkv.weight"] = torch.cat(
+            [found.pop(f"{prefix}{part}.weight") for part in "qkv"])
+    return {re.sub(r"^(layers\.\d+\.[01]\.)(?!branch\.)", r"\1branch.", name): gradient
+            for name, gradient in found.items()}
+
+
 def export_layer(module, path, *inputs, mask=None, attn_bias=None, window_size=None, kind=None,
-                 kwargs=None, note="", reference=None):
+                 kwargs=None, note="", reference=None, gradients=False):
     """Writes a module with its weights, inputs and outputs.
 
     module     LocalMHA, LocalAttention or LocalTransformer, or whatever has their state dict and
@@ -167,6 +183,8 @@ def export_layer(module, path, *inputs, mask=None, attn_bias=None, window_size=N
     note       for people
     reference  a module with the same weights, called in the module's place: zeta's LocalMHA, for
                one, fails at every call, and local-attention's takes its state dict
+    gradients  whether to write gradients, too: of the loss for a LocalTransformer, and for the
+               other kinds of inputs and weights for a random gradient of the output
     """
     kind = kind or type(module).__name__
     if kind not in KINDS:
@@ -174,6 +192,8 @@ def export_layer(module, path, *inputs, mask=None, attn_bias=None, window_size=N
     names = {"LocalMHA": ["x"], "LocalAttention": ["q", "k", "v"], "LocalTransformer": ["tokens"]}
     if inputs and len(inputs) != len(names[kind]):
         raise ValueError(f"inputs: expected {', '.join(names[kind])}, got {len(inputs)} tensors")
+    if gradients and not inputs:
+        raise ValueError("gradients: expected inputs, got none")
     kwargs = infer_kwargs(module) if kwargs is None else kwargs
 
     tensors = {"param/" + name: value for name, value in module.state_dict().items()}
@@ -195,13 +215,34 @@ def export_layer(module, path, *inputs, mask=None, attn_bias=None, window_size=N
             options["attn_bias"] = _as_float64(attn_bias)
         if window_size is not None:
             options["window_size"] = window_size
-        with torch.no_grad():
+        # What gradients are for, besides the weights.
+        leaves = {} if kind == "LocalTransformer" else dict(zip(names[kind], inputs))
+        if attn_bias is not None:
+            leaves["attn_bias"] = options["attn_bias"]
+        if gradients:
+            for leaf in [*leaves.values(), *run.parameters()]:
+                leaf.requires_grad_()
+                leaf.grad = None  # what a training left
+        with torch.set_grad_enabled(gradients):
             if kind == "LocalTransformer":
                 tokens = inputs[0]
                 tensors["output/logits"] = run(tokens[:, :-1], **options)
-                tensors["output/loss"] = run(tokens, return_loss=True, **options).reshape(1)
+                loss = run(tokens, return_loss=True, **options)
+                tensors["output/loss"] = loss.reshape(1)
+                if gradients:
+                    loss.backward()
             else:
-                tensors["output/y"] = run(*inputs, **options)
+                y = tensors["output/y"] = run(*inputs, **options)
+                if gradients:
+                    generator = torch.Generator().manual_seed(0)
+                    grad_y = torch.randn(y.shape, dtype=y.dtype, generator=generator)
+                    tensors["input/grad_y"] = grad_y
+                    y.backward(grad_y)
+        if gradients:
+            for name, leaf in leaves.items():
+                tensors["grad/" + name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for name, gradient in _gradients(run).items():
+                tensors["grad/param/" + name] = gradient
         for name, value in zip(names[kind], inputs):
             tensors["input/" + name] = value
         if mask is not None:
@@ -268,7 +309,12 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (%(default)s)")
     parser.add_argument("--weights-only", action="store_true",
                         help="write no inputs and outputs")
+    parser.add_argument("--gradients", action="store_true",
+                        help="write gradients of inputs and weights, too: of a LocalTransformer's "
+                        "loss, of another layer for a random gradient of its output")
     args = parser.parse_args()
+    if args.gradients and args.weights_only:
+        parser.error("--gradients: expected without --weights-only")
 
     torch.manual_seed(args.seed)
     if args.module:
@@ -293,7 +339,7 @@ def main():
         reference = _construct(kind, args.reference, dict(kwargs))
         reference.load_state_dict(module.state_dict())
     export_layer(module, args.path, *inputs, mask=mask, kind=kind, kwargs=kwargs,
-                 reference=reference)
+                 reference=reference, gradients=args.gradients)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -105,20 +106,19 @@ class Outputs {
             largest_gradient_ = std::max(largest_gradient_, std::abs(value));
   }
 
-  /// `grad/name`, if the file has it.
+  /// `grad/name`
   template <typename Scalar, int Rank>
   void add_gradient(const std::string& name, const Tensor<Scalar, Rank>& computed) {
-    if (expected_.contains("grad/" + name)) add("grad/" + name, computed);
+    add("grad/" + name, computed);
   }
 
-  /// `grad/param/…` of every weight that the file has.
+  /// `grad/param/…` of every weight.
   template <typename Parameters>
   void add_gradients(const Parameters& parameters) {
     local_mha::for_each_parameter(parameters, [&](const std::string& name, const auto& gradient) {
       using Gradient = std::decay_t<decltype(gradient)>;
       using Scalar = typename Gradient::Scalar;
       const std::string full = "grad/param/" + name;
-      if (!expected_.contains(full)) return;
       std::vector<Index> shape{gradient.rows()};
       if (Gradient::ColsAtCompileTime != 1) shape.push_back(gradient.cols());
       add<Scalar>(full, shape, {gradient.data(), static_cast<std::size_t>(gradient.size())});
@@ -131,10 +131,12 @@ class Outputs {
     add<Scalar>(name, shape, {computed.data(), static_cast<std::size_t>(computed.size())});
   }
 
+  /// Compares it, if the file has it.
   /// \param shape the stored one must be this, but for a single number, which may be `[]` or `[1]`
   template <typename Scalar>
   void add(const std::string& name, std::span<const Index> shape,
            std::span<const Scalar> computed) {
+    if (!expected_.contains(name)) return skip(name);
     const io::TensorEntry& stored = expected_.entry(name);
     if (!std::ranges::equal(stored.shape, shape) &&
         !(shape.empty() && stored.shape == std::vector<Index>{1}))
@@ -164,7 +166,12 @@ class Outputs {
     computed_.add(name, stored.shape, computed);
   }
 
+  /// Notes that the file does not have it.
+  void skip(const std::string& name) { skipped_.push_back(name); }
+
   const std::vector<Comparison>& comparisons() const { return comparisons_; }
+  /// What the layer gives and the file does not have.
+  const std::vector<std::string>& skipped() const { return skipped_; }
   io::SafetensorsWriter& computed() { return computed_; }
 
  private:
@@ -181,6 +188,7 @@ class Outputs {
   std::optional<double> tolerance_;
   double largest_gradient_ = 0;
   std::vector<Comparison> comparisons_;
+  std::vector<std::string> skipped_;
   io::SafetensorsWriter computed_;
 };
 
@@ -280,9 +288,10 @@ void run_attention(const CaseFiles& files, const Chunks& chunks, Outputs& output
   auto gradients = attention.backward(saved, files.inputs.tensor<Scalar, 4>("input/grad_y"), q, k,
                                       v, mask, examples::view(attn_bias), call);
   // In Python shared queries and keys are one tensor.
-  if (attention.config().shared_qk && !files.inputs.contains("grad/k")) gradients.q += gradients.k;
+  const bool are_one = attention.config().shared_qk && !files.inputs.contains("grad/k");
+  if (are_one) gradients.q += gradients.k;
   outputs.add_gradient("q", gradients.q);
-  outputs.add_gradient("k", gradients.k);
+  if (!are_one) outputs.add_gradient("k", gradients.k);
   outputs.add_gradient("v", gradients.v);
   if (gradients.attn_bias) outputs.add_gradient("attn_bias", *gradients.attn_bias);
 }
@@ -323,13 +332,15 @@ void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outp
     const auto input =
         examples::positions_of(tokens, 1, 0, has_labels && length > 0 ? length - 1 : length);
     outputs.add("output/logits", logits_of(model, input, mask, chunks));
+  } else {
+    outputs.skip("output/logits");
   }
   require_known_gradients(files.inputs, {}, model.parameters(), true);
   const std::vector<std::string> names = files.inputs.names();
   const bool has_gradients = std::ranges::any_of(names, is_gradient);
-  if (!files.inputs.contains("output/loss") && !has_gradients) return;
+  if (!files.inputs.contains("output/loss") && (!has_gradients || chunks))
+    return outputs.skip("output/loss");
   if (chunks) {
-    if (!files.inputs.contains("output/loss")) return;
     if (length < 1) local_mha::reject("input/tokens", "at least 1 in each sequence", length);
     const Scalar loss = local_mha::cross_entropy<Scalar>(
         logits_of(model, examples::positions_of(tokens, 1, 0, length - 1), mask, chunks),
@@ -340,7 +351,7 @@ void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outp
   auto gradients = local_mha::LocalTransformerParameters<Scalar>::zeros(model.config());
   const Scalar loss =
       has_gradients ? model.backward(gradients, tokens, mask) : model.loss(tokens, mask);
-  if (files.inputs.contains("output/loss")) outputs.add<Scalar>("output/loss", {}, {&loss, 1});
+  outputs.add<Scalar>("output/loss", {}, {&loss, 1});
   if (has_gradients) outputs.add_gradients(gradients);
 }
 
@@ -380,9 +391,16 @@ int verify(const Options& options) {
     local_mha::reject("--stream", "at least 0", *options.chunk);
   const CaseFiles files = CaseFiles::open(options.case_path, options.weights_path);
   const std::vector<std::string> names = files.inputs.names();
-  if (std::ranges::none_of(names, [](const auto& name) { return name.starts_with("output/"); }))
+  const auto number_of = [&](std::string_view group) {
+    return std::ranges::count_if(names, [&](const auto& name) { return name.starts_with(group); });
+  };
+  // A stream has no way back.
+  const auto gradients = number_of("grad/");
+  if (number_of("output/") == 0 && (gradients == 0 || options.chunk))
     throw io::SafetensorsError(files.inputs.file_name(), "",
-                               "expected a tensor output/..., got none: nothing to compare");
+                               std::string("expected a tensor output/...") +
+                                   (options.chunk ? "" : " or grad/...") +
+                                   ", got none: nothing to compare");
 
   Outputs outputs(files.inputs, options.tolerance);
   if (options.scalar == "float")
@@ -396,9 +414,14 @@ int verify(const Options& options) {
   else if (options.chunk)
     std::cout << ", as a stream in chunks of random sizes";
   std::cout << '\n';
-  if (options.chunk && std::ranges::any_of(names, is_gradient))
-    std::cout << "the file's gradients are not compared: a stream has no way back\n";
   print(outputs.comparisons());
+  if (!outputs.skipped().empty()) {
+    std::cout << "Not compared, for the file does not have it:";
+    for (const std::string& name : outputs.skipped()) std::cout << ' ' << name;
+    std::cout << '\n';
+  }
+  if (options.chunk && gradients > 0)
+    std::cout << "Not compared, for a stream has no way back: " << gradients << " gradients\n";
   if (!options.output_path.empty()) {
     io::Case described = io::read_case(files.weights);
     described.call = files.call;
@@ -417,7 +440,8 @@ int run(int argc, char** argv) {
       "each\n"
       "gradient (grad/..., for the upstream gradient input/grad_y; a model's are of its loss), "
       "the\n"
-      "largest absolute error, and that relative to the largest expected element.\n"
+      "largest absolute error, and that relative to the largest expected element. Says what it\n"
+      "did not compare.\n"
       "Exit status: 0 if every relative error is within the tolerance, 1 if not, 2 if the files\n"
       "cannot be used or hold nothing to compare.",
       "verify_layer");
