@@ -51,6 +51,9 @@ using Tokens = Tensor<std::int64_t, 2>;
 namespace examples = local_mha::examples;
 namespace io = local_mha::io;
 
+/// More than any machine at hand has; what is beyond, such as a typing error, would use up memory.
+constexpr Index most_threads = 1024;
+
 struct Options {
   std::string text_path;
   std::string model_path;
@@ -72,7 +75,7 @@ struct Options {
   double validation_share = 0.1;
   Index validate_every = 50;
   std::uint64_t seed = 0;
-  Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
+  Index threads = std::clamp<Index>(std::thread::hardware_concurrency(), 1, most_threads);
 
   Index warmup() const { return given_warmup.value_or(std::min<Index>(50, steps / 10)); }
 
@@ -97,9 +100,6 @@ struct Options {
             {"seed", seed}};
   }
 };
-
-/// More than any machine at hand has; what is beyond, such as a typing error, would use up memory.
-constexpr Index most_threads = 1024;
 
 /// Set by Ctrl-C: the step at hand is finished, and the checkpoint written.
 volatile std::sig_atomic_t interrupted = 0;

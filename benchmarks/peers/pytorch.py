@@ -564,10 +564,13 @@ def measure_apart(name, label, arguments):
 def own_seconds(name, arguments):
     """The same case by local_mha."""
     command = [arguments.against, "--wall", "--rounds", "3", "--seconds", "0.3", name]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    result = found["results"][0]
+    options = {"capture_output": True, "text": True, "check": True, "timeout": arguments.timeout}
+    try:
+        result = json.loads(subprocess.run(command, **options).stdout)["results"][0]
+    except (OSError, subprocess.SubprocessError) as reason:
+        raise RuntimeError(f"local_mha: {reason}") from reason
     if not result["correct"]:
-        raise RuntimeError(f"wrong result: relative error {result['max_error']:.2g}")
+        raise RuntimeError(f"local_mha: wrong result: relative error {result['max_error']:.2g}")
     return statistics.median(result["seconds"])
 
 

@@ -365,7 +365,11 @@ class LocalMHA {
     }
     plan.tasks = (batch - 1) * plan.stretches + plan.stretches_of(batch - 1, seqlen);
     plan.workers = std::min(threads, plan.tasks);
-    const Index ahead = ceil_div(std::min(window.reach_ahead(), seqlen), plan.short_rows);
+    // Rows ahead lie in so many stretches, of which only the last ones are short.
+    const Index reach = std::min(window.reach_ahead(), seqlen);
+    const Index short_stretches = plan.stretches_of(batch - 1, seqlen) - plan.long_stretches;
+    const Index ahead = std::min(ceil_div(reach, plan.short_rows),
+                                 ceil_div(reach, plan.rows) + std::max<Index>(0, short_stretches));
     plan.room = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
     plan.pasts = std::min(batch, 1 + ceil_div(plan.room - 1, plan.stretches));
     return plan;
@@ -380,6 +384,7 @@ class LocalMHA {
         : layer_(&layer),
           config_(layer.config_),
           seqlen_(seqlen),
+          threads_(threads),
           steps_(layer.attention_.rotary_steps(window, seqlen)),
           x_(make_block_buffer<Scalar>(stretch * dim() * count)),
           out_(make_block_buffer<Scalar>(stretch * heads() * head_size())),
@@ -390,7 +395,7 @@ class LocalMHA {
       const Index reach =
           std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
       const Index most_channels = padded_channels<Scalar>(std::max(heads(), dim_head()));
-      rooms_.assign(to_size(threads),
+      rooms_.assign(to_size(std::min(threads, heads())),
                     {AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen)),
                      make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
@@ -461,7 +466,8 @@ class LocalMHA {
       one_by_one_ = true;
       load(device, made, x);
       make_gates(past, asked, made);
-      parallel_for(device, workers(device), heads(), [&](Index worker, Index h) {
+      if (made.begin == made.end && answered.begin == answered.end) return;
+      parallel_for(device, std::min(workers(device), heads()), heads(), [&](Index worker, Index h) {
         Room& room = rooms_[to_size(worker)];
         make_head(room, past, made, asked, h);
         attend(room, past, answered, h);
@@ -504,7 +510,7 @@ class LocalMHA {
     static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
     template <typename Device>
     Index workers(const Device& device) const {
-      return std::min(thread_count(device), static_cast<Index>(rooms_.size()));
+      return std::min(thread_count(device), threads_);
     }
     bool is_single(const Range& rows) const { return one_by_one_ && rows.end - rows.begin == 1; }
     static Range blocks_of(const Range& rows) { return local_mha::blocks_of<Scalar>(rows); }
@@ -649,6 +655,7 @@ class LocalMHA {
     // The threads of the device share the rows of the weight.
     template <typename Device>
     void project_out(const Device& device, const Range& rows, Scalar* y) {
+      if (rows.begin == rows.end) return;
       const PackedWeight<Scalar>& weight = layer_->to_out_;
       const bool single = is_single(rows);
       const Range blocks = blocks_of(rows);
@@ -675,6 +682,7 @@ class LocalMHA {
     const LocalMHA* layer_;
     LocalMHAConfig config_;
     Index seqlen_;
+    Index threads_;
     std::optional<RotarySteps<Scalar>> steps_;
     std::vector<Room> rooms_;  // of each thread
     BlockBuffer<Scalar> x_;    // [block][dim][count], after step 1

@@ -157,7 +157,7 @@ inline AttentionCase attention_case(std::uint64_t seed, Length length = Length::
     }
   }
   if (c.config.use_xpos) {
-    // Draws of its own, so that the other cases stay what they are. A larger window could outgrow
+    // Draws of its own: a seed's other draws do not depend on it. A larger window could outgrow
     // the base, see pick_xpos_base().
     Random of_the_call(~seed);
     if (of_the_call.chance(0.3)) c.call.window_size = of_the_call.integer(1, c.config.window_size);

@@ -264,13 +264,13 @@ TYPED_TEST(StreamingResources, OfFewSequencesShareTheirHeadsAmongThreads) {
     for (std::uint64_t seed = 1; seed <= 60; ++seed) {
       auto c = support::layer_case(seed);
       const Index dim = c.config.dim;
-      const Index batch = seed % 2 == 0 ? 1 : 2;
+      const Index batch = 1 + static_cast<Index>(seed % 4);
       const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
       const LocalMHA<TypeParam> mha(c.config,
                                     support::layer_parameters<TypeParam>(c.config, c.parameters));
       typename LocalMHA<TypeParam>::Stream alone(mha, {.batch = batch},
                                                  support::optional_view(bias));
-      typename LocalMHA<TypeParam>::Stream together(mha, {.batch = batch, .max_threads = 5},
+      typename LocalMHA<TypeParam>::Stream together(mha, {.batch = batch, .max_threads = 1 << 20},
                                                     support::optional_view(bias));
       Random random(seed);
       for (int i = 0; i < 8; ++i) {

@@ -40,7 +40,7 @@ struct CacheLineAllocator {
   Scalar* allocate(std::size_t n) {
     void* memory = ::operator new(n * sizeof(Scalar), alignment(n));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    // Where there are no huge pages, nothing is lost.
+    // Advice: where there are no huge pages, the alignment is all that it costs.
     if (is_much(n)) madvise(memory, n * sizeof(Scalar), MADV_HUGEPAGE);
 #endif
     return static_cast<Scalar*>(memory);

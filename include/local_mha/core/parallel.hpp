@@ -38,6 +38,7 @@ Index thread_count(const Device& device) {
 /// thrown again once all tasks have ended.
 template <ThreadDevice Device, typename Task>
 void parallel_for(const Device& device, Index workers, Index tasks, Task&& task) {
+  workers = std::min(workers, tasks);
   constexpr bool has_pool = requires { device.getPool()->Schedule([] {}); };
   if (!has_pool || workers <= 1 || tasks <= 1) {
     for (Index i = 0; i < tasks; ++i) task(Index{0}, i);
@@ -63,8 +64,12 @@ void parallel_for(const Device& device, Index workers, Index tasks, Task&& task)
         if (++state->ended == tasks) state->ended.notify_all();
       }
     };
-    for (Index worker = 1; worker < workers; ++worker)
-      device.getPool()->Schedule([work, worker] { work(worker); });
+    try {
+      for (Index worker = 1; worker < workers; ++worker)
+        device.getPool()->Schedule([work, worker] { work(worker); });
+    } catch (...) {
+      // Without memory for them, fewer threads do the same.
+    }
     work(0);
     for (Index ended = state->ended; ended != tasks; ended = state->ended) state->ended.wait(ended);
     if (state->error) std::rethrow_exception(state->error);

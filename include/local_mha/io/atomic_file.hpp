@@ -59,8 +59,11 @@ class AtomicFile {
          entry.increment(error)) {
       const fs::path name = entry->path().filename();
       const std::string stem = name.stem().string();
+      std::error_code ignored;
+      // As many digits as a number has that the constructor draws.
       if (name.extension() == temporary_extension && stem.starts_with(begin) &&
-          stem.size() > begin.size() &&
+          stem.size() > begin.size() && stem.size() <= begin.size() + 10 &&
+          fs::is_regular_file(entry->symlink_status(ignored)) &&
           stem.find_first_not_of("0123456789", begin.size()) == std::string::npos)
         found.push_back(entry->path());
     }

@@ -54,10 +54,12 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
                                       .gated = layer.config_.gate_values_per_head},
                                      stretch, config.max_rollback));
     constexpr Index endless = std::numeric_limits<Index>::max();
-    // With more threads than sequences, all of them share the heads of one sequence at a time.
-    const bool share = config.max_threads > config.batch;
-    flows_.assign(static_cast<std::size_t>(share ? 1 : config.max_threads),
-                  Flow(layer, window, endless, share ? config.max_threads : 1));
+    flows_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
+                  Flow(layer, window, endless));
+    // Of one sequence at a time, so that it does for all.
+    if (config.max_threads > config.batch)
+      flows_.front() = Flow(layer, window, endless, config.max_threads);
+    max_threads_ = config.max_threads;
   }
   explicit Stream(const LocalMHA&&, const StreamConfig& = {}, const Bias& = {}) = delete;
 
@@ -142,12 +144,13 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   template <typename Device, typename Task>
   void run(const Device& device, const TensorView<Scalar, 3>& y, Task&& task) {
     const auto results = [&](Index b) { return y.data() + b * y.dimension(1) * y.dimension(2); };
-    const auto flows = static_cast<Index>(flows_.size());
-    if (flows == 1) {
+    const Index threads = std::min(thread_count(device), max_threads_);
+    // Sharing heads keeps more threads at work, where there are so many heads.
+    if (this->batch() == 1 || std::min(threads, layer_->config_.heads) > this->batch()) {
       for (Index b = 0; b < this->batch(); ++b) task(device, flows_.front(), b, results(b));
       return;
     }
-    const Index workers = std::min(thread_count(device), flows);
+    const Index workers = std::min(threads, static_cast<Index>(flows_.size()));
     parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
       task(Eigen::DefaultDevice(), flows_[static_cast<std::size_t>(worker)], b, results(b));
     });
@@ -175,6 +178,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   }
 
   const LocalMHA* layer_;
+  Index max_threads_ = 1;
   Bias attn_bias_;
   std::vector<Flow> flows_;
 };
