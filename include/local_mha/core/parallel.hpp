@@ -64,11 +64,12 @@ void parallel_for(const Device& device, Index workers, Index tasks, Task&& task)
         if (++state->ended == tasks) state->ended.notify_all();
       }
     };
-    try {
-      for (Index worker = 1; worker < workers; ++worker)
+    for (Index worker = 1; worker < workers; ++worker) {
+      try {
         device.getPool()->Schedule([work, worker] { work(worker); });
-    } catch (...) {
-      // Without memory for them, fewer threads do the same.
+      } catch (...) {
+        break;  // without memory for more threads, fewer do the same
+      }
     }
     work(0);
     for (Index ended = state->ended; ended != tasks; ended = state->ended) state->ended.wait(ended);
