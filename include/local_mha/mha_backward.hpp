@@ -180,12 +180,10 @@ class LayerBackward {
           open_gate(block, h, room.data());
       }
     });
-    const auto of_head = [&](Index, Index h) {
-      add_weight_gradient(rows_.count(), grad_y_[0], grad_y_.stride(), dim(), out_panels_,
-                          h * panels_of_head(), dim_head(),
-                          gradients.to_out.data() + h * dim_head(), gradients.to_out.cols());
-    };
-    parallel_for(device, std::min(thread_count(device), heads()), heads(), of_head);
+    add_weight_gradient(device, rows_.count(), grad_y_[0], grad_y_.stride(), Groups::of(dim()),
+                        out_panels_,
+                        Groups::of(heads(), dim_head(), panel_channels<Scalar>(dim_head())),
+                        gradients.to_out.data());
   }
 
   // Through the gate of a head, and the operand of to_out's gradient.
@@ -292,15 +290,13 @@ class LayerBackward {
   void project_in(const Device& device, const Scalar* x, Scalar* grad_x,
                   LocalMHAParameters<Scalar>& gradients) {
     const bool gates = config().gate_values_per_head;
-    const auto of_group = [&](Index, Index group) {
-      add_weight_gradient(rows_.count(), grad_qkv_[0] + group * head_size(), grad_qkv_.stride(),
-                          dim_head(), normed_panels_, 0, dim(),
-                          gradients.to_qkv.data() + group * dim_head() * dim(), dim());
-    };
-    parallel_for(device, std::min(thread_count(device), 3 * heads()), 3 * heads(), of_group);
+    add_weight_gradient(device, rows_.count(), grad_qkv_[0], grad_qkv_.stride(),
+                        Groups::of(3 * heads(), dim_head(), head_channels()), normed_panels_,
+                        Groups::of(dim()), gradients.to_qkv.data());
     if (gates)
-      add_weight_gradient(device, rows_.count(), grad_gates_[0], grad_gates_.stride(), heads(),
-                          normed_panels_, dim(), gradients.to_v_gate_weight.data());
+      add_weight_gradient(device, rows_.count(), grad_gates_[0], grad_gates_.stride(),
+                          Groups::of(heads()), normed_panels_, Groups::of(dim()),
+                          gradients.to_v_gate_weight.data());
 
     const PackedWeight<Scalar> to_qkv(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
     PackedWeight<Scalar> to_v_gate;

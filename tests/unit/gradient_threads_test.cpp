@@ -8,6 +8,7 @@
 
 #include <array>
 #include <string>
+#include <type_traits>
 
 #include "support/library.hpp"
 #include "support/random_case.hpp"
@@ -108,6 +109,48 @@ TYPED_TEST(GradientsOnThreads, OfTheLayer) {
       EXPECT_TRUE(same_bits(bias_a, bias_b)) << seed;
       expect_same_bits(a, b, "seed " + std::to_string(seed));
     }
+  }
+}
+
+// A weight that is computed in several parts, along both of its sides.
+TYPED_TEST(GradientsOnThreads, OfAWideLinear) {
+  using Matrix = local_mha::RowMatrix<TypeParam>;
+  constexpr Index rows = 37, in = 563, out = 410;
+  Random random(1);
+  const auto draw = [&](Index height, Index width) {
+    Matrix m(height, width);
+    for (Index i = 0; i < m.size(); ++i)
+      m.data()[i] = static_cast<TypeParam>(random.uniform(-1, 1));
+    return m;
+  };
+  const Matrix weight = draw(out, in), x = draw(rows, in), grad_y = draw(rows, out);
+  const auto backward = [&]<typename Device>(const Device& device, Matrix& of_weight) {
+    of_weight = Matrix::Constant(out, in, TypeParam(1));
+    return local_mha::linear_backward<Device, TypeParam>(device, weight, x, grad_y, of_weight,
+                                                         nullptr);
+  };
+  Matrix of_weight;
+  const Matrix of_x = backward(Eigen::DefaultDevice(), of_weight);
+  const double tolerance = std::is_same_v<TypeParam, float> ? 1e-4 : 1e-12;
+  for (Index r = 0; r < out; ++r)
+    for (Index c = 0; c < in; ++c) {
+      double sum = 1;
+      for (Index i = 0; i < rows; ++i)
+        sum += static_cast<double>(grad_y(i, r)) * static_cast<double>(x(i, c));
+      ASSERT_NEAR(of_weight(r, c), sum, tolerance) << r << ", " << c;
+    }
+  for (Index i = 0; i < rows; ++i)
+    for (Index c = 0; c < in; ++c) {
+      double sum = 0;
+      for (Index r = 0; r < out; ++r)
+        sum += static_cast<double>(grad_y(i, r)) * static_cast<double>(weight(r, c));
+      ASSERT_NEAR(of_x(i, c), sum, tolerance) << i << ", " << c;
+    }
+  for (const int count : thread_counts) {
+    const Threads threads(count);
+    Matrix on_threads;
+    EXPECT_EQ(backward(threads.device, on_threads), of_x) << count;
+    EXPECT_EQ(on_threads, of_weight) << count;
   }
 }
 

@@ -122,7 +122,9 @@ class AttentionBackwardKernel {
 
  private:
   using Tile = QueryTile<Scalar>;
-  static constexpr Index group = Tiling<Scalar>::rows;
+  // Keys that one micro-kernel of the scores takes, a part of a block.
+  static constexpr Index group =
+      count % Tiling<Scalar>::values == 0 ? Tiling<Scalar>::values : Tiling<Scalar>::rows;
   // The register tile of the products that are added in place: keys × panels of channels.
   static constexpr int panels = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
   static constexpr int panel_keys = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
@@ -349,14 +351,15 @@ class AttentionBackwardKernel {
   // dq += dS·k
   void add_to_queries(const Range& segment, const Ring<Scalar>& keys, Scalar* grad_queries) {
     constexpr int most = Tiling<Scalar>::values;
+    constexpr int least = Tiling<Scalar>::rows;
     const Index channels = padded_channels<Scalar>(keys.channels());
     for (Index c = 0; c < channels;) {
       const bool many = Tiling<Scalar>::template is_next<most>(channels - c);
       if (many)
         add_channels<most>(segment, keys, c, grad_queries + c * count);
       else
-        add_channels<group>(segment, keys, c, grad_queries + c * count);
-      c += many ? most : group;
+        add_channels<least>(segment, keys, c, grad_queries + c * count);
+      c += many ? most : least;
     }
   }
 

@@ -264,13 +264,17 @@ LOCAL_MHA_INLINE Lanes<Scalar> select_lanes(int begin, int end, const Lanes<Scal
   }
 }
 
-/// Asks for the cache line of an address. (Eigen's prefetch is an ordinary function, which g++
-/// takes for one without effect and leaves out.)
-LOCAL_MHA_INLINE void prefetch(const void* address) {
+/// Asks for the cache line `ahead` values after another, whether there is memory or not. (Eigen's
+/// prefetch is an ordinary function, which g++ takes for one without effect and leaves out.)
+template <typename Scalar>
+LOCAL_MHA_INLINE void prefetch(const Scalar* from, Index ahead = 0) {
+  // Not a pointer's arithmetic, which must not leave the array.
+  const auto* address = reinterpret_cast<const char*>(
+      reinterpret_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(ahead) * sizeof(Scalar));
 #if defined(__GNUC__)
   __builtin_prefetch(address);
 #else
-  Eigen::internal::prefetch(static_cast<const char*>(address));
+  Eigen::internal::prefetch(address);
 #endif
 }
 

@@ -38,7 +38,7 @@ class Upcoming {
     for (Index left = lines_a_step_; left > 0 && piece_ < count_;) {
       Piece& piece = pieces_[piece_];
       const Index lines = std::min(left, piece.lines);
-      for (Index i = 0; i < lines; ++i) prefetch(piece.at + i * line);
+      for (Index i = 0; i < lines; ++i) prefetch(piece.at, i * line);
       piece.at += lines * line;
       piece.lines -= lines;
       if (piece.lines == 0) ++piece_;

@@ -165,10 +165,10 @@ class FeedForward {
     });
     norm_sums.add_to(gradients.norm_weight);
     norm_sums.add_to(gradients.norm_bias, dim_);
-    add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), dim_, hidden_panels,
-                        inner_, gradients.proj_out.data());
-    add_weight_gradient(device, rows.count(), grad_in[0], grad_in.stride(), 2 * inner_,
-                        normed_panels, dim_, gradients.proj_in.data());
+    add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), Groups::of(dim_),
+                        hidden_panels, Groups::of(inner_), gradients.proj_out.data());
+    add_weight_gradient(device, rows.count(), grad_in[0], grad_in.stride(), Groups::of(2 * inner_),
+                        normed_panels, Groups::of(dim_), gradients.proj_in.data());
     return grad_x;
   }
 

@@ -50,11 +50,18 @@ constexpr Index padded_channels(Index channels) {
   return ceil_div(channels, Tiling<Scalar>::rows) * Tiling<Scalar>::rows;
 }
 
+/// How many depths before it is needed an operand of multiply() is fetched; 0: when the processor
+/// sees fit, which is too late for what comes from the last cache.
+struct Ahead {
+  Index a = 0;
+  Index x = 0;
+};
+
 /// `acc[r][b] += Σ_d a[r, d] · x[b][d]`: the micro-kernel.
 /// \param row_stride, depth_stride where `a[r, d]` lies: at `a + r·row_stride + d·depth_stride`.
 ///        Constants where the caller has them as such
 /// \param x for each block of positions, `[depth][block_rows]`, from the lanes on that count
-template <int Rows, int Blocks, typename Scalar, int Parts>
+template <Ahead ahead = Ahead{}, int Rows, int Blocks, typename Scalar, int Parts>
 LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, Index depth_stride,
                                const Scalar* const (&x)[Blocks],
                                Lanes<Scalar, Parts> (&acc)[Rows][Blocks]) {
@@ -63,6 +70,11 @@ LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, I
     L lanes[Blocks];
     LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) lanes[b] =
         L::load(x[b] + d * block_rows<Scalar>);
+    if constexpr (ahead.a > 0) prefetch(a, (d + ahead.a) * depth_stride);
+    if constexpr (ahead.x > 0) {
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)
+          prefetch(x[b], (d + ahead.x) * block_rows<Scalar>);
+    }
     LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
       const Scalar& weight = a[r * row_stride + d * depth_stride];
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] =
@@ -83,12 +95,13 @@ class PackedWeight {
 
   PackedWeight() = default;
 
-  /// \param weight `[groups·group_rows, in]`
+  /// \param weight `[groups·group_rows, in]`, a matrix or an expression such as its transpose
   /// \param group_rows rows of a group; a divisor of the weight's rows
   /// \param column_group, padded_group `in` is made of groups of `column_group` columns, each to be
   ///        filled up with zeros to `padded_group`, as blocks with padded channels are. 0: it is
   ///        not
-  explicit PackedWeight(const RowMatrix<Scalar>& weight, Index group_rows = 0,
+  template <typename Matrix>
+  explicit PackedWeight(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0,
                         Index column_group = 0, Index padded_group = 0)
       : group_rows_(group_rows > 0 ? group_rows : weight.rows()),
         group_panels_(ceil_div(group_rows_, panel_rows)),
@@ -96,15 +109,17 @@ class PackedWeight {
         panel_size_(ceil_div(depth_ * panel_rows, block_rows<Scalar>) * block_rows<Scalar>) {
     const Index groups = group_rows_ > 0 ? weight.rows() / group_rows_ : 0;
     packed_ = make_block_buffer<Scalar>(groups * group_panels_ * panel_size_);
-    for (Index row = 0; row < weight.rows(); ++row) {
-      const Index in_group = row % group_rows_;
-      const Index panel = row / group_rows_ * group_panels_ + in_group / panel_rows;
-      Scalar* to = packed_.data() + panel * panel_size_ + in_group % panel_rows;
+    for (Index i = 0; i < groups * group_panels_; ++i) {
+      const Index in_group = i % group_panels_ * panel_rows;
+      const Index first = i / group_panels_ * group_rows_ + in_group;
+      const Index rows = std::min(panel_rows, group_rows_ - in_group);
+      Scalar* panel = packed_.data() + i * panel_size_;
       for (Index column = 0; column < weight.cols(); ++column) {
         const Index d = column_group > 0
                             ? column / column_group * padded_group + column % column_group
                             : column;
-        to[d * panel_rows] = weight(row, column);
+        for (Index r = 0; r < rows; ++r)
+          panel[d * panel_rows + r] = weight.derived().coeff(first + r, column);
       }
     }
   }
@@ -135,6 +150,8 @@ void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_b
                     const Scalar* x, Index x_stride, Scalar* const (&y)[Blocks]) {
   using L = Lanes<Scalar>;
   constexpr int rows = Tiling<Scalar>::rows;
+  // Weights come from the last cache. A single block has no instructions to spare for it.
+  constexpr Ahead ahead = Blocks > 1 ? Ahead{.a = 64, .x = 8} : Ahead{};
   const Scalar* from[Blocks];
   for (int b = 0; b < Blocks; ++b) from[b] = x + b * x_stride;
   for (Index row = row_begin; row < row_end; row += rows) {
@@ -143,7 +160,7 @@ void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_b
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] = L::zero();
     }
     const Scalar* panel = weight.panel(group, row / rows);
-    multiply(weight.depth(), panel, 1, rows, from, acc);
+    multiply<ahead>(weight.depth(), panel, 1, rows, from, acc);
     LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) {
       if (row + r < weight.group_rows()) {
         LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b].store(y[b] +

@@ -122,8 +122,8 @@ struct BatchBlocks {
   }
 };
 
-/// Blocks that one task takes, and that are added up before anything else is done with their sum.
-inline constexpr Index stretch_blocks = 32;
+/// Blocks that one task takes: few enough to stay in the second-level cache while all weights pass.
+inline constexpr Index stretch_blocks = 12;
 
 /// Calls `task(worker, stretch, blocks)` for stretches of `stretch_blocks` blocks.
 template <ThreadDevice Device, typename Task>
@@ -184,8 +184,8 @@ void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride,
         x.panel(first_panel + p) + b * count * count;
     const Scalar* rows = a + b * a_stride;
     // The next block's rows are far away.
-    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) prefetch(rows + a_stride + r * count);
-    multiply(count, rows, count, 1, from, acc);
+    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) prefetch(rows, a_stride + r * count);
+    multiply<Ahead{.x = count / 2}>(count, rows, count, 1, from, acc);
   }
   LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
@@ -201,56 +201,101 @@ void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride,
   }
 }
 
-}  // namespace detail
-
-/// `weight[r, c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i]` for `0 <= r < rows`.
-/// \param a blocks `[rows][block_rows]`, `a_stride` apart
-/// \param x its first `columns` channels, or those from panel `first_panel` on
-/// \param weight `[rows][columns]`, rows `weight_stride` apart
+// add_weight_gradient() for `rows` rows of `a` and panels of x that hold `columns` columns.
 template <typename Scalar>
-void add_weight_gradient(Index blocks, const Scalar* a, Index a_stride, Index rows,
-                         const PanelArray<Scalar>& x, Index first_panel, Index columns,
-                         Scalar* weight, Index weight_stride) {
+void add_weight_tiles(Index blocks, const Scalar* a, Index a_stride, Index rows,
+                      const PanelArray<Scalar>& x, const Range& panels, Index columns,
+                      Scalar* weight, Index weight_stride) {
   constexpr int most_rows = Tiling<Scalar>::rows;
   constexpr int most_panels = Tiling<Scalar>::blocks;
   constexpr Index count = block_rows<Scalar>;
-  const auto rows_of = [&]<int Panels>(const Range& stretch, Index panel) {
-    const Index c = panel * count;
-    Index r = 0;
-    for (; r + most_rows <= rows; r += most_rows)
-      detail::add_weight_tile<most_rows, Panels>(stretch, a + r * count, a_stride, x,
-                                                 first_panel + panel, columns - c,
-                                                 weight + r * weight_stride + c, weight_stride);
-    for (; r < rows; ++r)
-      detail::add_weight_tile<1, Panels>(stretch, a + r * count, a_stride, x, first_panel + panel,
-                                         columns - c, weight + r * weight_stride + c,
-                                         weight_stride);
-  };
-  const Index panels = ceil_div(columns, count);
-  for (Index begin = 0; begin < blocks; begin += stretch_blocks) {
-    const Range stretch{begin, std::min(begin + stretch_blocks, blocks)};
-    Index panel = 0;
-    const auto panels_of = [&]<int Panels>() {
-      for (; panel + Panels <= panels; panel += Panels)
-        rows_of.template operator()<Panels>(stretch, panel);
+  // Blocks that are summed up in registers: more would leave the cache from tile to tile.
+  constexpr Index depth = 32;
+  for (Index begin = 0; begin < blocks; begin += depth) {
+    const Range some{begin, std::min(begin + depth, blocks)};
+    Index panel = panels.begin;
+    const auto next_panels = [&]<int Panels>() {
+      const Index c = (panel - panels.begin) * count;
+      const auto next_rows = [&]<int Rows>(Index r) {
+        add_weight_tile<Rows, Panels>(some, a + r * count, a_stride, x, panel, columns - c,
+                                      weight + r * weight_stride + c, weight_stride);
+      };
+      Index r = 0;
+      for (; r + most_rows <= rows; r += most_rows) next_rows.template operator()<most_rows>(r);
+      for (; r < rows; ++r) next_rows.template operator()<1>(r);
+      panel += Panels;
     };
-    panels_of.template operator()<most_panels>();
-    if constexpr (most_panels > 2) panels_of.template operator()<2>();
-    panels_of.template operator()<1>();
+    while (panel < panels.end) {
+      const Index left = panels.end - panel;
+      // Two pairs of panels are faster than three and a single one.
+      if (most_panels == 3 && (left == 2 || left == 4))
+        next_panels.template operator()<std::min(2, most_panels)>();
+      else if (left >= most_panels)
+        next_panels.template operator()<most_panels>();
+      else
+        next_panels.template operator()<1>();
+    }
   }
 }
 
-/// The same of all columns on threads, which share the rows.
+}  // namespace detail
+
+/// Rows or columns of a weight that come in groups, such as those of heads.
+struct Groups {
+  Index number;
+  Index size;
+  /// From group to group in blocks and panels: what fills a group up lies there, but not in the
+  /// weight.
+  Index padded_size;
+
+  /// Groups that adjoin, as one.
+  static Groups of(Index number, Index size, Index padded_size) {
+    if (size == padded_size) return {1, number * size, number * size};
+    return {number, size, padded_size};
+  }
+  static Groups of(Index size) { return of(1, size, size); }
+};
+
+/// `weight[r, c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i]`, on threads, which share the weight.
+/// \param a blocks `[rows][block_rows]`, `a_stride` apart
+/// \param x the columns' panels: a group starts with a panel of its own
+/// \param weight `[rows][columns]`, to be added to
 template <ThreadDevice Device, typename Scalar>
 void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, Index a_stride,
-                         Index rows, const PanelArray<Scalar>& x, Index columns, Scalar* weight) {
-  constexpr Index rows_of_task = 64;
-  const Index tasks = ceil_div(rows, rows_of_task);
-  parallel_for(device, std::min(thread_count(device), tasks), tasks, [&](Index, Index task) {
-    const Index row = task * rows_of_task;
-    add_weight_gradient(blocks, a + row * block_rows<Scalar>, a_stride,
-                        std::min(rows_of_task, rows - row), x, 0, columns, weight + row * columns,
-                        columns);
+                         const Groups& rows, const PanelArray<Scalar>& x, const Groups& columns,
+                         Scalar* weight) {
+  constexpr Index count = block_rows<Scalar>;
+  const Index threads = thread_count(device);
+  const Index panels = ceil_div(columns.size, count);
+  const Index weight_stride = columns.number * columns.size;
+  // A large part of the weight reads its operands less often than small ones do, but threads need
+  // several parts each.
+  Index rows_of_task = 192;
+  Index panels_of_task = 32;
+  Index row_tasks, panel_tasks, tasks;
+  for (;;) {
+    row_tasks = ceil_div(rows.size, rows_of_task);
+    panel_tasks = ceil_div(panels, panels_of_task);
+    tasks = rows.number * row_tasks * columns.number * panel_tasks;
+    if (threads == 1 || tasks >= 4 * threads || rows_of_task <= 48) break;
+    (panels_of_task > 8 ? panels_of_task : rows_of_task) /= 2;
+  }
+  parallel_for(device, std::min(threads, tasks), tasks, [&](Index, Index task) {
+    const Index panel_begin = task % panel_tasks * panels_of_task;
+    const Index column_group = task / panel_tasks % columns.number;
+    const Index rest = task / panel_tasks / columns.number;
+    const Index row = rest % row_tasks * rows_of_task;
+    const Index row_group = rest / row_tasks;
+    const Index first_panel = column_group * (columns.padded_size / count);
+    const Index column = panel_begin * count;
+    detail::add_weight_tiles(
+        blocks, a + (row_group * rows.padded_size + row) * count, a_stride,
+        std::min(rows_of_task, rows.size - row), x,
+        {first_panel + panel_begin, first_panel + std::min(panel_begin + panels_of_task, panels)},
+        columns.size - column,
+        weight + (row_group * rows.size + row) * weight_stride + column_group * columns.size +
+            column,
+        weight_stride);
   });
 }
 
@@ -296,8 +341,8 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
       store_block(in, rows.rows(b), made[b - blocks.begin],
                   [&](Index r) { return &grad_x(rows.row(b) + r, 0); });
   });
-  add_weight_gradient(device, rows.count(), grad_blocks[0], grad_blocks.stride(), out, x_panels, in,
-                      grad_weight.data());
+  add_weight_gradient(device, rows.count(), grad_blocks[0], grad_blocks.stride(), Groups::of(out),
+                      x_panels, Groups::of(in), grad_weight.data());
   if (grad_bias != nullptr) sums.add_to(*grad_bias);
   return grad_x;
 }
