@@ -77,14 +77,14 @@ class LocalMHA {
       for (Flow& flow : flows_) flow.use(layer);
       // Not to be moved, nor copied.
       if (!order_) order_ = std::make_unique<TaskOrder>();
-      order_->start(plan.tasks, plan.room);
+      order_->start(plan.tasks, plan.waiting);
     }
 
     Plan plan_;
     std::vector<Flow> flows_;
     std::vector<Past<Scalar>> pasts_;
     std::unique_ptr<TaskOrder> order_;
-    typename detail::LayerBackward<Scalar>::Room backward_;
+    typename detail::LayerBackward<Scalar>::Between backward_;
   };
 
   /// Starts with the weights of a new PyTorch module.
@@ -317,7 +317,7 @@ class LocalMHA {
     Index long_stretches = 0;  // of the last one
     Index tasks = 0;           // stretches of all sequences
     Index workers = 1;
-    Index room = 1;  // stretches that come in before the first of them is answered
+    Index waiting = 1;  // stretches that come in before the first of them is answered
     Index pasts = 0;
 
     Index sequence(Index task) const { return std::min(task / stretches, batch - 1); }
@@ -337,8 +337,8 @@ class LocalMHA {
       const Index in_long = std::min(n, long_stretches_of(b) * rows);
       return ceil_div(in_long, rows) + ceil_div(n - in_long, short_rows);
     }
-    // Rooms made for this serve the other, too.
-    bool fits(const Plan& other) const { return rows == other.rows && room >= other.room; }
+    // What was made for this serves the other, too.
+    bool fits(const Plan& other) const { return rows == other.rows && waiting >= other.waiting; }
 
    private:
     Index long_stretches_of(Index b) const { return b + 1 < batch ? stretches : long_stretches; }
@@ -370,12 +370,12 @@ class LocalMHA {
     const Index short_stretches = plan.stretches_of(batch - 1, seqlen) - plan.long_stretches;
     const Index ahead = std::min(ceil_div(reach, plan.short_rows),
                                  ceil_div(reach, plan.rows) + std::max<Index>(0, short_stretches));
-    plan.room = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
-    plan.pasts = std::min(batch, 1 + ceil_div(plan.room - 1, plan.stretches));
+    plan.waiting = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
+    plan.pasts = std::min(batch, 1 + ceil_div(plan.waiting - 1, plan.stretches));
     return plan;
   }
 
-  // A worker's room, and the steps by which rows of a sequence pass the layer in it.
+  // A worker's memory, and the steps by which rows of a sequence pass the layer in it.
   class Flow {
    public:
     // \param seqlen of the longest sequence
@@ -395,9 +395,9 @@ class LocalMHA {
       const Index reach =
           std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
       const Index most_channels = padded_channels<Scalar>(std::max(heads(), dim_head()));
-      rooms_.assign(to_size(std::min(threads, heads())),
-                    {AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen)),
-                     make_block_buffer<Scalar>(most_channels * count)});
+      scratch_.assign(to_size(std::min(threads, heads())),
+                      {AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen)),
+                       make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
     }
 
@@ -430,9 +430,9 @@ class LocalMHA {
         if (task.kind == TaskOrder::Kind::make) {
           load(Eigen::DefaultDevice(), rows, x + first);
           make_gates(past, rows, rows);
-          for (Index h = 0; h < heads(); ++h) make_head(rooms_.front(), past, rows, rows, h);
+          for (Index h = 0; h < heads(); ++h) make_head(scratch_.front(), past, rows, rows, h);
         } else {
-          for (Index h = 0; h < heads(); ++h) attend(rooms_.front(), past, rows, h);
+          for (Index h = 0; h < heads(); ++h) attend(scratch_.front(), past, rows, h);
           project_out(Eigen::DefaultDevice(), rows, y + first);
         }
       }
@@ -468,9 +468,9 @@ class LocalMHA {
       make_gates(past, asked, made);
       if (made.begin == made.end && answered.begin == answered.end) return;
       parallel_for(device, std::min(workers(device), heads()), heads(), [&](Index worker, Index h) {
-        Room& room = rooms_[to_size(worker)];
-        make_head(room, past, made, asked, h);
-        attend(room, past, answered, h);
+        Scratch& scratch = scratch_[to_size(worker)];
+        make_head(scratch, past, made, asked, h);
+        attend(scratch, past, answered, h);
       });
       project_out(device, answered, y);
     }
@@ -497,7 +497,7 @@ class LocalMHA {
 
    private:
     // What a thread needs to compute a head.
-    struct Room {
+    struct Scratch {
       AttentionKernel<Scalar> kernel;
       BlockBuffer<Scalar> begun;  // a block of which a ring holds some rows already
     };
@@ -559,28 +559,28 @@ class LocalMHA {
     // in the ring by `finish(first_row, block)`. Rows that a block had before stay.
     // \param loaded the rows that are in x_; a single one is in projected_, from `first_row` on
     template <typename Finish>
-    void project_into(Room& thread, Ring<Scalar>& ring, const PackedWeight<Scalar>& weight,
+    void project_into(Scratch& scratch, Ring<Scalar>& ring, const PackedWeight<Scalar>& weight,
                       Index group, Index first_row, const Range& rows, const Range& loaded,
                       Finish&& finish) {
       const Range blocks = blocks_of(rows);
       const int first_lane = static_cast<int>(rows.begin % count);
-      Scalar* const begun = thread.begun.data();
-      const auto room = [&](Index block) {
+      Scalar* const begun = scratch.begun.data();
+      const auto target = [&](Index block) {
         return first_lane > 0 && block == blocks.begin ? begun : ring[block];
       };
       const bool single = is_single(loaded);
       if (blocks.begin == blocks.end) return;
       if (single) {
-        Scalar* block = room(blocks.begin);
+        Scalar* block = target(blocks.begin);
         if (first_lane == 0) std::fill(block, block + weight.group_rows() * count, Scalar(0));
         for (Index c = 0; c < weight.group_rows(); ++c)
           block[c * count + first_lane] = projected_[to_size(first_row + c)];
       } else {
         project(weight, group, x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
-                blocks.end - blocks.begin, [&](Index i) { return room(blocks.begin + i); });
+                blocks.end - blocks.begin, [&](Index i) { return target(blocks.begin + i); });
       }
       for (Index block = blocks.begin; block < blocks.end; ++block)
-        finish(block * count, room(block));
+        finish(block * count, target(block));
       if (first_lane > 0 && single)
         ring.put_lane(blocks.begin, first_lane, begun);
       else if (first_lane > 0)
@@ -588,15 +588,15 @@ class LocalMHA {
     }
 
     template <typename Finish>
-    void project_head(Room& thread, Ring<Scalar>& ring, Index group, const Range& rows,
+    void project_head(Scratch& scratch, Ring<Scalar>& ring, Index group, const Range& rows,
                       const Range& loaded, Finish&& finish) {
-      project_into(thread, ring, layer_->to_qkv_, group, group * dim_head(), rows, loaded, finish);
+      project_into(scratch, ring, layer_->to_qkv_, group, group * dim_head(), rows, loaded, finish);
     }
 
     void make_gates(Past<Scalar>& past, const Range& rows, const Range& loaded) {
       if (!config().gate_values_per_head) return;
       project_into(
-          rooms_.front(), past.gates(), layer_->to_v_gate_, 0, gates_row(), rows, loaded,
+          scratch_.front(), past.gates(), layer_->to_v_gate_, 0, gates_row(), rows, loaded,
           [&](Index first, Scalar* gates) {
             for (Index h = 0; h < heads(); ++h) {
               Scalar* gate = gates + h * count;
@@ -616,34 +616,34 @@ class LocalMHA {
     }
 
     // Queries of the rows `asked`, keys and values of the rows `made`, which are loaded.
-    void make_head(Room& thread, Past<Scalar>& past, const Range& made, const Range& asked,
+    void make_head(Scratch& scratch, Past<Scalar>& past, const Range& made, const Range& asked,
                    Index h) {
-      project_head(thread, past.queries(h), h, asked, made, [&](Index first, Scalar* queries) {
+      project_head(scratch, past.queries(h), h, asked, made, [&](Index first, Scalar* queries) {
         save(&Saved::q, queries, first, h);
         if (config().qk_rmsnorm) layer_->q_norm_.apply(queries);
         layer_->attention_.place_queries(dim_head(), queries, first);
       });
-      project_head(thread, past.keys(h), heads() + h, made, made, [&](Index first, Scalar* keys) {
+      project_head(scratch, past.keys(h), heads() + h, made, made, [&](Index first, Scalar* keys) {
         save(&Saved::k, keys, first, h);
         if (config().qk_rmsnorm) layer_->k_norm_.apply(keys);
         layer_->attention_.place_keys(dim_head(), keys, first);
       });
-      project_head(thread, past.values(h), 2 * heads() + h, made, made,
+      project_head(scratch, past.values(h), 2 * heads() + h, made, made,
                    [&](Index first, Scalar* values) { save(&Saved::v, values, first, h); });
       const Range blocks = blocks_of(made);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         past.values(h).note_finite(block);
     }
 
-    void attend(Room& thread, Past<Scalar>& past, const Range& rows, Index h) {
+    void attend(Scratch& scratch, Past<Scalar>& past, const Range& rows, Index h) {
       AttentionHead<Scalar>& head = heads_[to_size(h)];
       head.queries = rows;
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
         Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
-        thread.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
-                             past.values(h), out, lse);
+        scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
+                              past.values(h), out, lse);
         save(&Saved::out, out, block * count, h);
         if (!config().gate_values_per_head) continue;
         const auto gate = Lanes<Scalar>::load(past.gates()[block] + h * count);
@@ -684,10 +684,10 @@ class LocalMHA {
     Index seqlen_;
     Index threads_;
     std::optional<RotarySteps<Scalar>> steps_;
-    std::vector<Room> rooms_;  // of each thread
-    BlockBuffer<Scalar> x_;    // [block][dim][count], after step 1
-    BlockBuffer<Scalar> out_;  // [block][head][channel][count], of the heads
-    BlockBuffer<Scalar> y_;    // [block][dim][count]
+    std::vector<Scratch> scratch_;  // of each thread
+    BlockBuffer<Scalar> x_;         // [block][dim][count], after step 1
+    BlockBuffer<Scalar> out_;       // [block][head][channel][count], of the heads
+    BlockBuffer<Scalar> y_;         // [block][dim][count]
     // A single position as project_lane() takes it, if positions may come one by one: its sums are
     // in another order, and results must not depend on where a sequence is cut into steps.
     BlockBuffer<Scalar> spread_;
@@ -699,10 +699,10 @@ class LocalMHA {
     Index first_saved_ = 0;   // the sequence's first block there
   };
 
-  // The room for `plan.room` stretches, and for the keys that the first of them looks back at.
+  // Holds `plan.waiting` stretches, and the keys that the first of them looks back at.
   Past<Scalar> make_past(const Window& window, Index seqlen, const Plan& plan) const {
     const Index behind = std::min(window.reach_behind(), seqlen);
-    const Index waiting = plan.room * plan.rows / count;
+    const Index waiting = plan.waiting * plan.rows / count;
     const Index blocks = ceil_div(seqlen, count);
     return Past<Scalar>({.heads = config_.heads,
                          .dim_head = config_.dim_head,

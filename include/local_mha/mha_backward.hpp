@@ -91,7 +91,7 @@ class LayerBackward {
   };
 
   /// What lies between the steps, of all positions.
-  struct Room {
+  struct Between {
     // Channels that fill up blocks stay 0 for one kind of heads.
     Index heads = 0;
     Index dim_head = 0;
@@ -104,21 +104,21 @@ class LayerBackward {
     typename LocalAttention<Scalar>::Workspace attention;
   };
 
-  LayerBackward(const Layer& layer, const SavedLayer<Scalar>& saved, Room& room)
+  LayerBackward(const Layer& layer, const SavedLayer<Scalar>& saved, Between& between)
       : layer_(layer),
         saved_(saved),
         rows_{saved.batch, saved.seqlen, block_rows<Scalar>},
-        normed_panels_(room.normed_panels),
-        grad_y_(room.grad_y),
-        out_panels_(room.out_panels),
-        grad_out_(room.grad_out),
-        grad_qkv_(room.grad_qkv),
-        grad_gates_(room.grad_gates),
-        workspace_(room.attention) {
-    if (room.heads != heads() || room.dim_head != dim_head()) {
-      room = {};
-      room.heads = heads();
-      room.dim_head = dim_head();
+        normed_panels_(between.normed_panels),
+        grad_y_(between.grad_y),
+        out_panels_(between.out_panels),
+        grad_out_(between.grad_out),
+        grad_qkv_(between.grad_qkv),
+        grad_gates_(between.grad_gates),
+        workspace_(between.attention) {
+    if (between.heads != heads() || between.dim_head != dim_head()) {
+      between = {};
+      between.heads = heads();
+      between.dim_head = dim_head();
     }
     normed_panels_.prepare(rows_.count(), panel_channels<Scalar>(dim()));
     grad_y_.prepare(rows_.count(), dim());

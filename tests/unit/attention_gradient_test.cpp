@@ -11,9 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include <local_mha/autodiff.hpp>
-
 #include "support/differences.hpp"
+#include "support/dual.hpp"
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
@@ -218,7 +217,7 @@ TYPED_TEST(AttentionGradients, OfSharedQueriesAndKeysWithDropout) {
 
 // The derivative of a loss along a direction, by a dual number that goes through the forward pass.
 TEST(AttentionGradients, AgreeWithDualNumbers) {
-  using Dual = Eigen::AutoDiffScalar<Eigen::Matrix<double, 1, 1>>;
+  using support::Dual;
   int compared = 0;
   for (std::uint64_t seed = 200; seed < 260; ++seed) {
     auto c = support::attention_case(seed);
@@ -239,33 +238,18 @@ TEST(AttentionGradients, AgreeWithDualNumbers) {
     Random random(seed);
     const auto weights = random.array(c.in.q.shape);
     const auto g = pass<double>(c, weights).gradients;
-    double expected = 0;
-    const auto directed = [&](const Array<double>& values, const Array<double>& gradient,
-                              Dual* to) {
-      const auto along = random.array(values.shape);
-      for (std::size_t i = 0; i < values.data.size(); ++i) {
-        to[i] = Dual(values.data[i], Eigen::Matrix<double, 1, 1>::Constant(along.data[i]));
-        expected += along.data[i] * gradient.data[i];
-      }
-    };
+    support::Direction direction(random);
     auto q = tensor<Dual, 4>(c.in.q), k = tensor<Dual, 4>(c.in.k), v = tensor<Dual, 4>(c.in.v);
     auto bias = support::bias_tensor<Dual>(c.in.bias);
-    directed(c.in.q, array(g.q), q.data());
-    directed(c.in.k, array(g.k), k.data());
-    directed(c.in.v, array(g.v), v.data());
-    if (g.attn_bias) directed(c.in.bias, array(*g.attn_bias), bias.data());
+    direction.move(c.in.q, array(g.q), q.data());
+    direction.move(c.in.k, array(g.k), k.data());
+    direction.move(c.in.v, array(g.v), v.data());
+    if (g.attn_bias) direction.move(c.in.bias, array(*g.attn_bias), bias.data());
     const auto y = LocalAttention<Dual>(c.config).forward(
         q, k, v, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
         support::optional_view(bias), c.call);
-    double got = 0, size = 0;
-    for (Index i = 0; i < y.size(); ++i) {
-      if (y.data()[i].derivatives().size() == 0) continue;
-      const double term = weights.data[static_cast<std::size_t>(i)] * y.data()[i].derivatives()(0);
-      got += term;
-      size += std::abs(term);
-    }
-    EXPECT_NEAR(expected, got, 1e-10 * (1 + size))
-        << "seed " << seed << ", " << support::describe(c.config);
+    direction.expect_slope(y, weights,
+                           "seed " + std::to_string(seed) + ", " + support::describe(c.config));
   }
   EXPECT_GT(compared, 30);
 }

@@ -7,9 +7,8 @@
 #include <string>
 #include <vector>
 
-#include <local_mha/autodiff.hpp>
-
 #include "support/differences.hpp"
+#include "support/dual.hpp"
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
@@ -154,10 +153,7 @@ TYPED_TEST(LayerGradients, AreAddedToWhatIsThere) {
 
 // The derivative of a loss along a direction, by a dual number that goes through the forward pass.
 TEST(LayerGradients, AgreeWithDualNumbers) {
-  using Dual = Eigen::AutoDiffScalar<Eigen::Matrix<double, 1, 1>>;
-  const auto dual = [](double value, double along) {
-    return Dual(value, Eigen::Matrix<double, 1, 1>::Constant(along));
-  };
+  using support::Dual;
   for (std::uint64_t seed = 100; seed < 130; ++seed) {
     auto c = support::layer_case(seed);
     if (c.in.x.data.size() > 600 || c.in.x.data.empty()) continue;
@@ -166,37 +162,22 @@ TEST(LayerGradients, AgreeWithDualNumbers) {
     Random random(seed);
     const auto weights = random.array(c.in.x.shape);
     const auto g = gradients_of<double>(c, weights, training);
-
-    double expected = 0;
-    const auto directed = [&](const auto& values, const Array<double>& gradient, auto to) {
-      const Array<double> along = random.array(values.shape);
-      for (std::size_t i = 0; i < values.data.size(); ++i) {
-        to[i] = dual(values.data[i], along.data[i]);
-        expected += along.data[i] * gradient.data[i];
-      }
-    };
+    support::Direction direction(random);
     Tensor<Dual, 3> x = tensor<Dual, 3>(c.in.x);
-    directed(c.in.x, array(g.x), x.data());
+    direction.move(c.in.x, array(g.x), x.data());
     Tensor<Dual, 3> bias = support::bias_tensor<Dual>(c.in.bias);
-    if (!c.in.bias.empty()) directed(c.in.bias, array(g.attn_bias), bias.data());
+    if (!c.in.bias.empty()) direction.move(c.in.bias, array(g.attn_bias), bias.data());
     auto parameters = LocalMHAParameters<Dual>::zeros(c.config);
     const auto of_parameters = support::named<double>(g.parameters);
     local_mha::for_each_parameter(parameters, [&](const std::string& name, auto& weight) {
-      directed(c.parameters.at(name), of_parameters.at(name), weight.data());
+      direction.move(c.parameters.at(name), of_parameters.at(name), weight.data());
     });
     const LocalMHA<Dual> mha(c.config, std::move(parameters));
     const auto y =
         mha.forward(x, support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1]),
                     support::optional_view(bias), training);
-    double got = 0, size = 0;
-    for (Index i = 0; i < y.size(); ++i) {
-      if (y.data()[i].derivatives().size() == 0) continue;
-      const double term = weights.data[static_cast<std::size_t>(i)] * y.data()[i].derivatives()(0);
-      got += term;
-      size += std::abs(term);
-    }
-    EXPECT_NEAR(expected, got, 1e-10 * (1 + size))
-        << "seed " << seed << ", " << support::describe(c.config);
+    direction.expect_slope(y, weights,
+                           "seed " + std::to_string(seed) + ", " + support::describe(c.config));
   }
 }
 

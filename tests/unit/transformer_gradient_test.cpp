@@ -7,9 +7,8 @@
 #include <string>
 #include <vector>
 
-#include <local_mha/autodiff.hpp>
-
 #include "support/differences.hpp"
+#include "support/dual.hpp"
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
@@ -109,7 +108,7 @@ TYPED_TEST(TransformerGradients, AreThoseOfRandomConfigurations) {
 }
 
 TEST(TransformerGradients, AgreeWithDualNumbersInTraining) {
-  using Dual = Eigen::AutoDiffScalar<Eigen::Matrix<double, 1, 1>>;
+  using support::Dual;
   for (std::uint64_t seed = 20; seed < 32; ++seed) {
     Random random(seed);
     auto config = transformer_config(random);
@@ -127,18 +126,13 @@ TEST(TransformerGradients, AgreeWithDualNumbersInTraining) {
     const auto of_model = support::named<double>(gradients);
 
     auto parameters = LocalTransformerParameters<Dual>::zeros(config);
-    double expected = 0;
+    support::Direction direction(random);
     local_mha::for_each_parameter(parameters, [&](const std::string& name, auto& weight) {
-      const auto& value = values.at(name).data;
-      for (std::size_t i = 0; i < value.size(); ++i) {
-        const double along = random.normal();
-        weight.data()[i] = Dual(value[i], Eigen::Matrix<double, 1, 1>::Constant(along));
-        expected += along * of_model.at(name).data[i];
-      }
+      direction.move(values.at(name), of_model.at(name), weight.data());
     });
     const LocalTransformer<Dual> dual(config, std::move(parameters));
-    EXPECT_NEAR(expected, dual.loss(t, {}, Training{.seed = seed}).derivatives()(0),
-                1e-10 * (1 + std::abs(expected)));
+    EXPECT_NEAR(direction.slope(), dual.loss(t, {}, Training{.seed = seed}).derivatives()(0),
+                1e-10 * (1 + std::abs(direction.slope())));
   }
 }
 
