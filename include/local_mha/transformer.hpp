@@ -277,13 +277,15 @@ class LocalTransformer {
   Tensor<Scalar, 3> logits_of(const Device& device, const RowMatrix<Scalar>& normed,
                               const Tensor<Scalar, 3>& x) const {
     Tensor<Scalar, 3> logits(x.dimension(0), x.dimension(1), config_.num_tokens);
-    for_each_stretch(device, ceil_div(normed.rows(), block_rows<Scalar>),
-                     [&](Index, const Range& blocks) {
-                       const Index first = blocks.begin * block_rows<Scalar>;
-                       const Index last = std::min(blocks.end * block_rows<Scalar>, normed.rows());
-                       rows(logits).middleRows(first, last - first) =
-                           to_logits_.forward(normed.middleRows(first, last - first));
-                     });
+    for_each_stretch(
+        device, ceil_div(normed.rows(), block_rows<Scalar>),
+        [&](Index, const Range& blocks) {
+          const Index first = blocks.begin * block_rows<Scalar>;
+          const Index last = std::min(blocks.end * block_rows<Scalar>, normed.rows());
+          rows(logits).middleRows(first, last - first) =
+              to_logits_.forward(normed.middleRows(first, last - first));
+        },
+        forward_stretch_blocks);
     return logits;
   }
 

@@ -122,13 +122,13 @@ class AttentionBackwardKernel {
 
  private:
   using Tile = QueryTile<Scalar>;
-  // Keys that one micro-kernel of the scores takes, a part of a block.
+  // Keys that one micro-kernel of the scores takes, all of one block.
   static constexpr Index group =
       count % Tiling<Scalar>::values == 0 ? Tiling<Scalar>::values : Tiling<Scalar>::rows;
   // The register tile of the products that are added in place: keys × panels of channels.
   static constexpr int panels = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
   static constexpr int panel_keys = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
-  static_assert(group % panel_keys == 0);
+  static_assert(count % group == 0 && group % panel_keys == 0);
 
   static BlockBuffer<Scalar> room(Index lanes) { return make_block_buffer<Scalar>(lanes * count); }
 

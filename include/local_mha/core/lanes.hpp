@@ -269,8 +269,8 @@ LOCAL_MHA_INLINE Lanes<Scalar> select_lanes(int begin, int end, const Lanes<Scal
 template <typename Scalar>
 LOCAL_MHA_INLINE void prefetch(const Scalar* from, Index ahead = 0) {
   // Not a pointer's arithmetic, which must not leave the array.
-  const auto* address = reinterpret_cast<const char*>(
-      reinterpret_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(ahead) * sizeof(Scalar));
+  const auto* address = std::bit_cast<const char*>(
+      std::bit_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(ahead) * sizeof(Scalar));
 #if defined(__GNUC__)
   __builtin_prefetch(address);
 #else

@@ -205,11 +205,14 @@ class FeedForward {
       *saved = {x.rows(), inner_, BlockArray<Scalar>(blocks, inner_),
                 BlockArray<Scalar>(blocks, inner_)};
     RowMatrix<Scalar> y(x.rows(), dim_);
-    for_each_stretch(device, blocks, [&](Index, const Range& some) {
-      Workspace workspace(*this);
-      run({some.begin * count, std::min(some.end * count, x.rows())}, x.data(), x.outerStride(),
-          y.data(), workspace, dropout, false, saved);
-    });
+    for_each_stretch(
+        device, blocks,
+        [&](Index, const Range& some) {
+          Workspace workspace(*this);
+          run({some.begin * count, std::min(some.end * count, x.rows())}, x.data(), x.outerStride(),
+              y.data(), workspace, dropout, false, saved);
+        },
+        forward_stretch_blocks);
     return y;
   }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <string_view>
 #include <utility>
 
@@ -33,7 +34,8 @@ struct Tiling {
   /// Keys that one micro-kernel takes for half of the queries, to save the rest where no other sees
   /// them; 0 where that saves nothing.
   static constexpr int half_keys = Lanes<Scalar, 2>::packets == 1 && L::count >= 16 ? 8 : 0;
-  /// Channels of the values that one micro-kernel of the attention takes.
+  /// Channels of the values that one micro-kernel of the attention takes; and keys that one of its
+  /// backward pass takes, where this divides block_rows.
   static constexpr int values = L::packets == 1 && accumulators >= 16 ? 16 : keys;
 
   /// Whether a micro-kernel of `most` rows is next where `left` are left, of micro-kernels of
@@ -53,7 +55,7 @@ constexpr Index padded_channels(Index channels) {
 /// How many depths before it is needed an operand of multiply() is fetched; 0: when the processor
 /// sees fit, which is too late for what comes from the last cache.
 struct Ahead {
-  Index a = 0;
+  Index a = 0;  ///< only if the rows of a depth adjoin: one cache line is asked for
   Index x = 0;
 };
 
@@ -95,12 +97,13 @@ class PackedWeight {
 
   PackedWeight() = default;
 
-  /// \param weight `[groups·group_rows, in]`, a matrix or an expression such as its transpose
+  /// \param weight `[groups·group_rows, in]`, a matrix or its transpose
   /// \param group_rows rows of a group; a divisor of the weight's rows
   /// \param column_group, padded_group `in` is made of groups of `column_group` columns, each to be
   ///        filled up with zeros to `padded_group`, as blocks with padded channels are. 0: it is
   ///        not
   template <typename Matrix>
+    requires std::same_as<typename Matrix::Scalar, Scalar>
   explicit PackedWeight(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0,
                         Index column_group = 0, Index padded_group = 0)
       : group_rows_(group_rows > 0 ? group_rows : weight.rows()),
@@ -150,7 +153,8 @@ void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_b
                     const Scalar* x, Index x_stride, Scalar* const (&y)[Blocks]) {
   using L = Lanes<Scalar>;
   constexpr int rows = Tiling<Scalar>::rows;
-  // Weights come from the last cache. A single block has no instructions to spare for it.
+  // A chunk of the weight comes from the last cache when it passes first. A single block, which is
+  // all that registers hold without AVX-512, has no instructions to spare for it.
   constexpr Ahead ahead = Blocks > 1 ? Ahead{.a = 64, .x = 8} : Ahead{};
   const Scalar* from[Blocks];
   for (int b = 0; b < Blocks; ++b) from[b] = x + b * x_stride;

@@ -5,7 +5,8 @@
 /// Of `y = x·Wᵀ` over many positions, the gradient of W is a sum over positions, `gᵀ·x`. One
 /// operand is read as blocks, `[channel][position]`, the other as panels, `[position][channel]`, so
 /// that the micro-kernel of the forward pass does this product, too. Sums go through the positions
-/// in their order, in stretches of a fixed length: they do not depend on threads.
+/// in their order, those of weights and those of biases each in stretches of a fixed length: they
+/// do not depend on threads.
 #pragma once
 
 #include <algorithm>
@@ -122,19 +123,24 @@ struct BatchBlocks {
   }
 };
 
-/// Blocks that one task takes: few enough to stay in the second-level cache while all weights pass.
+/// Blocks that one task of a backward pass takes, and whose sums are added up before they are added
+/// to others: few enough to stay in the second-level cache while all weights pass, where a layer is
+/// some hundred channels wide.
 inline constexpr Index stretch_blocks = 12;
 
-/// Calls `task(worker, stretch, blocks)` for stretches of `stretch_blocks` blocks.
+/// Calls `task(stretch, blocks)` for stretches of `length` blocks.
 template <ThreadDevice Device, typename Task>
-void for_each_stretch(const Device& device, Index blocks, Task&& task) {
-  const Index stretches = ceil_div(blocks, stretch_blocks);
-  parallel_for(
-      device, std::min(thread_count(device), stretches), stretches, [&](Index, Index stretch) {
-        task(stretch,
-             Range{stretch * stretch_blocks, std::min((stretch + 1) * stretch_blocks, blocks)});
-      });
+void for_each_stretch(const Device& device, Index blocks, Task&& task,
+                      Index length = stretch_blocks) {
+  const Index stretches = ceil_div(blocks, length);
+  parallel_for(device, std::min(thread_count(device), stretches), stretches,
+               [&](Index, Index stretch) {
+                 task(stretch, Range{stretch * length, std::min((stretch + 1) * length, blocks)});
+               });
 }
+
+/// Blocks that one task of a forward pass takes, which makes its own memory.
+inline constexpr Index forward_stretch_blocks = 32;
 
 /// Sums over positions, such as the gradient of a bias: each stretch of blocks adds up alone, lane
 /// by lane.
@@ -201,7 +207,8 @@ void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride,
   }
 }
 
-// add_weight_gradient() for `rows` rows of `a` and panels of x that hold `columns` columns.
+// add_weight_gradient() for `rows` rows of `a` and some panels of x.
+// `columns` are there from the first of these panels on.
 template <typename Scalar>
 void add_weight_tiles(Index blocks, const Scalar* a, Index a_stride, Index rows,
                       const PanelArray<Scalar>& x, const Range& panels, Index columns,
@@ -227,10 +234,14 @@ void add_weight_tiles(Index blocks, const Scalar* a, Index a_stride, Index rows,
     };
     while (panel < panels.end) {
       const Index left = panels.end - panel;
-      // Two pairs of panels are faster than three and a single one.
-      if (most_panels == 3 && (left == 2 || left == 4))
-        next_panels.template operator()<std::min(2, most_panels)>();
-      else if (left >= most_panels)
+      if constexpr (most_panels == 3) {
+        // Two pairs of panels are faster than three and a single one.
+        if (left == 2 || left == 4) {
+          next_panels.template operator()<2>();
+          continue;
+        }
+      }
+      if (left >= most_panels)
         next_panels.template operator()<most_panels>();
       else
         next_panels.template operator()<1>();
@@ -270,22 +281,24 @@ void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, In
   const Index weight_stride = columns.number * columns.size;
   // A large part of the weight reads its operands less often than small ones do, but threads need
   // several parts each.
-  Index rows_of_task = 192;
-  Index panels_of_task = 32;
-  Index row_tasks, panel_tasks, tasks;
-  for (;;) {
-    row_tasks = ceil_div(rows.size, rows_of_task);
-    panel_tasks = ceil_div(panels, panels_of_task);
-    tasks = rows.number * row_tasks * columns.number * panel_tasks;
-    if (threads == 1 || tasks >= 4 * threads || rows_of_task <= 48) break;
-    (panels_of_task > 8 ? panels_of_task : rows_of_task) /= 2;
+  Index rows_of_task = std::clamp<Index>(rows.size, 1, 192);
+  Index panels_of_task = std::clamp<Index>(panels, 1, 32);
+  const auto row_tasks = [&] { return ceil_div(rows.size, rows_of_task); };
+  const auto panel_tasks = [&] { return ceil_div(panels, panels_of_task); };
+  const auto all_tasks = [&] { return rows.number * row_tasks() * columns.number * panel_tasks(); };
+  while (threads > 1 && all_tasks() < 4 * threads && (panels_of_task > 4 || rows_of_task > 24)) {
+    if (panels_of_task > 4)
+      panels_of_task = ceil_div(panels_of_task, 2);
+    else
+      rows_of_task = ceil_div(rows_of_task, 2 * Tiling<Scalar>::rows) * Tiling<Scalar>::rows;
   }
+  const Index tasks = all_tasks();
   parallel_for(device, std::min(threads, tasks), tasks, [&](Index, Index task) {
-    const Index panel_begin = task % panel_tasks * panels_of_task;
-    const Index column_group = task / panel_tasks % columns.number;
-    const Index rest = task / panel_tasks / columns.number;
-    const Index row = rest % row_tasks * rows_of_task;
-    const Index row_group = rest / row_tasks;
+    const Index panel_begin = task % panel_tasks() * panels_of_task;
+    const Index column_group = task / panel_tasks() % columns.number;
+    const Index rest = task / panel_tasks() / columns.number;
+    const Index row = rest % row_tasks() * rows_of_task;
+    const Index row_group = rest / row_tasks();
     const Index first_panel = column_group * (columns.padded_size / count);
     const Index column = panel_begin * count;
     detail::add_weight_tiles(
