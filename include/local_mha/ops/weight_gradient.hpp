@@ -133,10 +133,9 @@ template <ThreadDevice Device, typename Task>
 void for_each_stretch(const Device& device, Index blocks, Task&& task,
                       Index length = stretch_blocks) {
   const Index stretches = ceil_div(blocks, length);
-  parallel_for(device, std::min(thread_count(device), stretches), stretches,
-               [&](Index, Index stretch) {
-                 task(stretch, Range{stretch * length, std::min((stretch + 1) * length, blocks)});
-               });
+  parallel_for(device, thread_count(device), stretches, [&](Index, Index stretch) {
+    task(stretch, Range{stretch * length, std::min((stretch + 1) * length, blocks)});
+  });
 }
 
 /// Blocks that one task of a forward pass takes, which makes its own memory.
@@ -292,8 +291,7 @@ void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, In
     else
       rows_of_task = ceil_div(rows_of_task, 2 * Tiling<Scalar>::rows) * Tiling<Scalar>::rows;
   }
-  const Index tasks = all_tasks();
-  parallel_for(device, std::min(threads, tasks), tasks, [&](Index, Index task) {
+  parallel_for(device, threads, all_tasks(), [&](Index, Index task) {
     const Index panel_begin = task % panel_tasks() * panels_of_task;
     const Index column_group = task / panel_tasks() % columns.number;
     const Index rest = task / panel_tasks() / columns.number;
