@@ -530,7 +530,10 @@ class LocalMHA {
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
         load_lanes(dim(), lanes, row, to);
-        if (config().prenorm) layer_->norm_.apply(to);
+        if (config().prenorm) {
+          layer_->norm_.apply(to);
+          clear_other_lanes(dim(), lanes, to);
+        }
         to += dim() * count;
       });
     }

@@ -35,7 +35,8 @@ class Rows {
   void view(const Scalar* data) {
     data_ = data;
     const Scalar* last = data + whole_ * count * channels_;
-    std::copy(last, last + last_rows_ * channels_, last_.data());
+    std::fill(std::copy(last, last + last_rows_ * channels_, last_.begin()), last_.end(),
+              Scalar(0));
   }
 
   Index channels() const { return channels_; }
