@@ -30,7 +30,7 @@
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -475,4 +475,4 @@ class AttentionKernel {
   Upcoming<Scalar> upcoming_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
