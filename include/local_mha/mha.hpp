@@ -31,7 +31,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 template <typename Scalar>
 class LocalTransformer;
@@ -749,4 +749,4 @@ class LocalMHA {
   PackedWeight<Scalar> to_out_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -26,7 +26,7 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// What a layer's forward pass keeps for the backward pass, in blocks: four numbers of each channel
 /// of a head and position, and the log-sum-exp. What fills up channels has no value.
@@ -367,4 +367,4 @@ class LayerBackward {
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -34,7 +34,7 @@
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// A block of queries on the way back.
 template <typename Scalar>
@@ -448,4 +448,4 @@ class AttentionBackwardKernel {
   Upcoming<Scalar> upcoming_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -31,7 +31,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -521,4 +521,4 @@ class AttentionKernel {
   Upcoming<Scalar> upcoming_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

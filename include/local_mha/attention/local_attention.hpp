@@ -26,7 +26,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// What may differ from call to call of LocalAttention::forward().
 struct LocalAttentionCall {
@@ -709,4 +709,4 @@ class LocalAttention {
   std::optional<RotaryEmbedding<Scalar>> rotary_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

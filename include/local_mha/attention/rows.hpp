@@ -12,7 +12,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// A view with the interface of Ring, for reading. Only the last block is copied, if it is not
 /// whole.
@@ -77,4 +77,4 @@ class Rows {
   std::vector<std::uint8_t> finite_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -13,7 +13,7 @@
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 inline constexpr double log2_e = 1.44269504088896340736;
 inline constexpr double ln_2 = 0.69314718055994530942;
@@ -157,4 +157,4 @@ class BiasRows {
   Index begin_[count];  // the key of column 0
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

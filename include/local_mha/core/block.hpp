@@ -19,7 +19,7 @@
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Positions in a block.
 template <typename Scalar>
@@ -210,4 +210,4 @@ RowMatrix<Scalar> map_blocks(const Eigen::Ref<const RowMatrix<Scalar>>& x, Index
   return y;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -21,7 +21,7 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// LayerNorm, Linear, GEGLU, dropout, Linear.
 template <typename Scalar>
@@ -289,4 +289,4 @@ class FeedForward {
   PackedWeight<Scalar> proj_out_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

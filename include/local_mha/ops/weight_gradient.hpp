@@ -19,7 +19,7 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Channels rounded up to whole panels of block_rows channels.
 template <typename Scalar>
@@ -354,4 +354,4 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
   return grad_x;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
