@@ -130,18 +130,16 @@ class AttentionBackwardKernel {
   static constexpr int panel_keys = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
   static_assert(count % group == 0 && group % panel_keys == 0);
 
-  // Log-sum-exp in units of log 2, in two parts: scores meet it where both are large.
+  // Log-sum-exp in units of log 2.
   class Denominator {
    public:
     explicit Denominator(const Scalar* lse) {
       alignas(64) Scalar whole[count];
       alignas(64) Scalar rest[count];
       for (Index r = 0; r < count; ++r) {
-        // A query that sees nothing has p = 0, as 2^−∞ is.
-        const bool nothing = lse[r] < Scalar(-Eigen::NumTraits<Scalar>::highest());
-        const auto log2 = WideLog<Scalar>(log2_e) * WideLog<Scalar>(lse[r]);
-        whole[r] = nothing ? Scalar(std::numeric_limits<double>::infinity()) : Scalar(log2);
-        rest[r] = nothing ? Scalar(0) : Scalar(log2 - WideLog<Scalar>(whole[r]));
+        const auto parts = binary_log_sum_exp(lse[r]);
+        whole[r] = parts[0];
+        rest[r] = parts[1];
       }
       whole_ = L::load(whole);
       rest_ = L::load(rest);
