@@ -145,6 +145,9 @@ class LayerBackward {
   Index head_channels() const { return padded_channels<Scalar>(dim_head()); }
   Index head_size() const { return head_channels() * count; }
   Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
+  // Blocks of a sequence whose gradients of the scales are added up in the scalar.
+  static constexpr Index scale_stretch = 256;
+  Index scale_stretches() const { return ceil_div(rows_.of_sequence(), scale_stretch); }
 
   void load_rows(const Scalar* from, Index block, Scalar* to) const {
     load_block(
@@ -213,7 +216,7 @@ class LayerBackward {
     LayerBackward& layer;
     Index b;
     Index h;
-    Scalar* scale_sums;
+    StretchSums<Scalar>& scale_sums;
 
     Index at(Index block) const { return b * layer.rows_.of_sequence() + block; }
     const Scalar* saved(const BlockArray<Scalar>& blocks, Index block) const {
@@ -221,6 +224,9 @@ class LayerBackward {
     }
     Scalar* grad(Index part, Index block) const {
       return layer.grad_qkv_[at(block)] + (part * layer.heads() + h) * layer.head_size();
+    }
+    Scalar* sums(Index block) const {
+      return scale_sums[(b * layer.heads() + h) * layer.scale_stretches() + block / scale_stretch];
     }
     void copy(const Scalar* from, Scalar* to) const {
       std::copy_n(from, layer.dim_head() * count, to);
@@ -249,13 +255,13 @@ class LayerBackward {
     }
     void store_grad_queries(Index block, Scalar* from) const {
       if (layer.config().qk_rmsnorm)
-        layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, scale_sums);
+        layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, sums(block));
       put_grad(0, block, from);
     }
     void store_grad_keys(Index block, Scalar* from, Scalar* /*room*/) const {
       if (layer.config().qk_rmsnorm)
         layer.layer_.k_norm.apply_backward(saved(layer.saved_.k, block), from,
-                                           scale_sums + layer.dim_head() * count);
+                                           sums(block) + layer.dim_head() * count);
       put_grad(1, block, from);
     }
     void store_grad_values(Index block, Scalar* from) const { put_grad(2, block, from); }
@@ -283,10 +289,9 @@ class LayerBackward {
               typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
     StretchSums<Scalar> scale_sums;
     if (config().qk_rmsnorm)
-      scale_sums = StretchSums<Scalar>(saved_.batch * heads(), 2 * dim_head());
+      scale_sums = StretchSums<Scalar>(saved_.batch * heads() * scale_stretches(), 2 * dim_head());
     const auto head_of = [&](Index head) {
-      return Head{*this, head / heads(), head % heads(),
-                  config().qk_rmsnorm ? scale_sums[head] : nullptr};
+      return Head{*this, head / heads(), head % heads(), scale_sums};
     };
     layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
                                    dim_head(), head_of, grad_bias, training);
