@@ -10,7 +10,6 @@
 #include <fstream>
 #include <iomanip>
 #include <iostream>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -233,10 +232,12 @@ int run(int argc, char** argv) {
                            header.rate);
     }
     const bool is_float = options.raw_format == "f32";
-    constexpr std::uint64_t endless = std::numeric_limits<std::uint64_t>::max();
-    return stream_reader(
-        {std::cin, name, {.is_float = is_float, .bits = is_float ? 32 : 16}, endless, begun},
-        "Standard input", options.rate);
+    return stream_reader({std::cin,
+                          name,
+                          {.is_float = is_float, .bits = is_float ? 32 : 16},
+                          examples::until_the_end,
+                          begun},
+                         "Standard input", options.rate);
   }
   if (std::filesystem::is_directory(options.input))
     throw std::runtime_error(options.input + ": expected a file, got a directory");
