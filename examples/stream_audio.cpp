@@ -6,7 +6,6 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <filesystem>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -20,6 +19,7 @@
 #include <local_mha/local_mha.hpp>
 
 #include "durations.hpp"
+#include "input_file.hpp"
 #include "program.hpp"
 #include "terminal.hpp"
 #include "wav.hpp"
@@ -239,10 +239,7 @@ int run(int argc, char** argv) {
                           begun},
                          "Standard input", options.rate);
   }
-  if (std::filesystem::is_directory(options.input))
-    throw std::runtime_error(options.input + ": expected a file, got a directory");
-  std::ifstream file(options.input, std::ios::binary);
-  if (!file) throw std::runtime_error(options.input + ": cannot be opened");
+  std::ifstream file = examples::open_input(options.input);
   const examples::WavHeader header = examples::read_wav_header(file, options.input);
   return stream_reader({file, options.input, header.format, header.data_bytes}, options.input,
                        header.rate);
@@ -251,5 +248,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // So that standard input tells a failure from the end.
+  std::ios::sync_with_stdio(false);
   return examples::run_program("stream_audio", [&] { return run(argc, argv); });
 }
