@@ -253,7 +253,7 @@ struct Files {
   /// Removes what was being written when an earlier run was killed.
   void remove_temporaries() const {
     for (const std::string* file : {&model, &checkpoint, &table, &plot})
-      io::detail::AtomicFile::remove_temporaries(*file);
+      io::AtomicFile::remove_temporaries(*file);
   }
 
   std::string model;
@@ -433,7 +433,7 @@ class Trainer {
       table << '\n';
     }
     const std::string text = table.str();
-    io::detail::AtomicFile file(files_.table);
+    io::AtomicFile file(files_.table);
     file.write(std::as_bytes(std::span(text)));
     file.commit();
   }
