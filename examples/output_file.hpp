@@ -19,7 +19,7 @@ namespace local_mha::examples {
 /// Gives a file this content, or leaves what was there.
 /// \throws io::SafetensorsError if it cannot be written
 inline void write_file(const std::string& path, std::string_view bytes) {
-  io::detail::AtomicFile file(path);
+  io::AtomicFile file(path);
   file.write(std::as_bytes(std::span(bytes)));
   file.commit();
 }

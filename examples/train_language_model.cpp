@@ -254,13 +254,13 @@ struct Files {
                                                 {"the plot of losses", plot}});
     // Before the work, not after it.
     for (const std::string* file : {&model, &checkpoint, &table, &plot})
-      const io::detail::AtomicFile probe(*file);
+      const io::AtomicFile probe(*file);
   }
 
   /// Removes what was being written when an earlier run was killed.
   void remove_temporaries() const {
     for (const std::string* file : {&model, &checkpoint, &table, &plot})
-      io::detail::AtomicFile::remove_temporaries(*file);
+      io::AtomicFile::remove_temporaries(*file);
   }
 
   std::string model;

@@ -15,7 +15,7 @@ if(NOT status EQUAL 0)
 endif()
 
 # What a run that was killed while it wrote leaves behind goes away; what is not its own stays.
-file(WRITE "${FOLDER}/stopped.csv.1234.tmp" "")
+file(WRITE "${FOLDER}/stopped.csv.0123456789abcdef.tmp" "")
 file(WRITE "${FOLDER}/stopped.csv.notes.tmp" "")
 
 # Each attempt may take longer than the one before, so that some day one comes to the end.

@@ -461,36 +461,4 @@ TEST(SafetensorsWriter, LeavesTheOldFileWhereItCannotWrite) {
   EXPECT_EQ(folder.number_of_files(), 0U);
 }
 
-TEST(AtomicFile, IsNotSeenBeforeItIsCommitted) {
-  const TemporaryFolder folder;
-  write_file(folder / "x", to_bytes("old"));
-  {
-    detail::AtomicFile file(folder / "x");
-    file.write(to_bytes("half"));
-    EXPECT_EQ(read_file(folder / "x"), "old");
-  }
-  EXPECT_EQ(read_file(folder / "x"), "old");
-  EXPECT_EQ(folder.number_of_files(), 1U);
-  detail::AtomicFile file(folder / "x");
-  file.write(to_bytes("n"));
-  file.write({});
-  file.write(to_bytes("ew"));
-  file.commit();
-  EXPECT_EQ(read_file(folder / "x"), "new");
-  EXPECT_EQ(folder.number_of_files(), 1U);
-}
-
-TEST(AtomicFile, FollowsALinkToTheFileItStandsFor) {
-  const TemporaryFolder folder;
-  write_file(folder / "target", to_bytes("old"));
-  std::error_code unsupported;
-  std::filesystem::create_symlink(folder / "target", folder / "link", unsupported);
-  if (unsupported) GTEST_SKIP() << "no symbolic links here";
-  detail::AtomicFile file(folder / "link");
-  file.write(to_bytes("new"));
-  file.commit();
-  EXPECT_EQ(read_file(folder / "target"), "new");
-  EXPECT_TRUE(std::filesystem::is_symlink(folder / "link"));
-}
-
 }  // namespace

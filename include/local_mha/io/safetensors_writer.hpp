@@ -120,7 +120,7 @@ class SafetensorsWriter {
   /// file and a failure leaves what was there.
   /// \throws SafetensorsError if the file cannot be written
   void write(const std::filesystem::path& path) const {
-    detail::AtomicFile file(path);
+    AtomicFile file(path);
     for_each_part([&](std::span<const std::byte> part) { file.write(part); });
     file.commit();
   }
