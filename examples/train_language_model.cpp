@@ -19,7 +19,6 @@
 #include <iostream>
 #include <limits>
 #include <optional>
-#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -123,7 +122,7 @@ void check(const Options& options) {
   if (options.warmup() < 0 || options.warmup() > options.steps())
     local_mha::reject("--warmup", "0 to --steps, " + std::to_string(options.steps()),
                       options.warmup());
-  if (!(options.learning_rate > 0))
+  if (!(options.learning_rate > 0) || !std::isfinite(options.learning_rate))
     local_mha::reject("--learning-rate", "a positive number", options.learning_rate);
   if (!(options.clip > 0)) local_mha::reject("--clip", "a positive number", options.clip);
   if (!(options.validation_share > 0 && options.validation_share < 1))

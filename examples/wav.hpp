@@ -150,6 +150,7 @@ inline WavHeader read_wav_header(std::istream& in, const std::string& name,
   };
   const auto read = [&](char* to, std::size_t size, std::string_view what) {
     in.read(to, static_cast<std::streamsize>(size));
+    if (in.bad()) fail("cannot be read");
     if (static_cast<std::size_t>(in.gcount()) < size)
       fail("expected " + std::string(what) + ", got the end of the file");
   };
