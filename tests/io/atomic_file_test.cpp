@@ -20,6 +20,8 @@
 #include <unistd.h>
 
 #include <csignal>
+
+#include "io/without_root.hpp"
 #endif
 
 #ifdef __linux__
@@ -201,20 +203,6 @@ TEST(AtomicFile, KeepsTheModeOfWhatItReplaces) {
   }
   ::umask(before);
 }
-
-// For tests of what is forbidden, which nothing is for root.
-class WithoutRoot {
- public:
-  WithoutRoot() { is_root_ = ::geteuid() == 0 && ::seteuid(65534) == 0; }
-  WithoutRoot(const WithoutRoot&) = delete;
-  WithoutRoot& operator=(const WithoutRoot&) = delete;
-  ~WithoutRoot() {
-    if (is_root_ && ::seteuid(0) != 0) std::abort();
-  }
-
- private:
-  bool is_root_;
-};
 
 TEST(AtomicFile, DoesNotReplaceWhatMayNotBeWritten) {
   const TemporaryFolder folder;

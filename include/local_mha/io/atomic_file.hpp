@@ -73,7 +73,7 @@ class AtomicFile {
     if (error) fail(error);
     temporary_.is_there = false;
     if (!detail::sync_folder(folder_of(path_)))
-      fail("its folder: " + detail::describe(detail::last_error()));
+      fail("its folder: " + detail::error_text(detail::last_error()));
   }
 
   /// Removes what was written for `path` by programs that were killed before they gave it its
@@ -153,7 +153,7 @@ class AtomicFile {
     if (!temporary_.is_there) fail("expected nothing more after commit()");
   }
 
-  [[noreturn]] void fail(const std::error_code& error) const { fail(detail::describe(error)); }
+  [[noreturn]] void fail(const std::error_code& error) const { fail(detail::error_text(error)); }
 
   [[noreturn]] void fail(const std::string& problem) const {
     throw SafetensorsError(detail::path_text(path_), "", "cannot be written: " + problem);

@@ -36,7 +36,7 @@ inline std::string path_text(const std::filesystem::path& path) {
 inline std::error_code last_error() { return {errno, std::generic_category()}; }
 
 /// An error of the system, for messages.
-inline std::string describe(const std::error_code& error) {
+inline std::string error_text(const std::error_code& error) {
   if (error == std::errc::no_such_file_or_directory) return "no such file or folder";
   if (error == std::errc::permission_denied || error == std::errc::operation_not_permitted)
     return "permission denied";
