@@ -89,7 +89,7 @@
   LOCAL_MHA_TEMPLATES_ON(EXTERN, Scalar, Eigen::DefaultDevice)
 #endif
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 #ifdef LOCAL_MHA_INSTANTIATE
 LOCAL_MHA_TEMPLATES(, LOCAL_MHA_INSTANTIATE)
@@ -98,7 +98,7 @@ LOCAL_MHA_TEMPLATES(extern, float)
 LOCAL_MHA_TEMPLATES(extern, double)
 #endif
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
 
 #undef LOCAL_MHA_TEMPLATES
 #undef LOCAL_MHA_TEMPLATES_ON

@@ -31,7 +31,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 template <typename Scalar>
 class LocalTransformer;
@@ -494,7 +494,10 @@ class LocalMHA {
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
         load_lanes(dim(), lanes, row, to);
-        if (config().prenorm) layer_->norm_.apply(to);
+        if (config().prenorm) {
+          layer_->norm_.apply(to);
+          clear_other_lanes(dim(), lanes, to);
+        }
         to += dim() * count;
       });
     }
@@ -764,4 +767,4 @@ void LocalMHA<Scalar>::Flow::step(const Device& device, Past<Scalar>& past, cons
   project_out(device, answered, y);
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
