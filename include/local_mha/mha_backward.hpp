@@ -127,11 +127,7 @@ class LayerBackward {
   void run(const Device& device, const AttentionInputs<Scalar>& inputs,
            const std::optional<Training>& training, const Scalar* x, const Scalar* grad_y,
            Scalar* grad_x, LocalMHAParameters<Scalar>& gradients,
-           typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
-    project_out(device, x, grad_y, gradients);
-    attend(device, inputs, training, gradients, grad_bias);
-    project_in(device, x, grad_x, gradients);
-  }
+           typename LocalAttention<Scalar>::BiasGradients& grad_bias);
 
  private:
   using L = Lanes<Scalar>;
@@ -369,6 +365,18 @@ class LayerBackward {
   BlockArray<Scalar>& grad_gates_;
   typename LocalAttention<Scalar>::Workspace& workspace_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LayerBackward<Scalar>::run(const Device& device, const AttentionInputs<Scalar>& inputs,
+                                const std::optional<Training>& training, const Scalar* x,
+                                const Scalar* grad_y, Scalar* grad_x,
+                                LocalMHAParameters<Scalar>& gradients,
+                                typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+  project_out(device, x, grad_y, gradients);
+  attend(device, inputs, training, gradients, grad_bias);
+  project_in(device, x, grad_x, gradients);
+}
 
 }  // namespace detail
 

@@ -295,37 +295,7 @@ class LocalAttention {
                      const Saved& saved, TensorView<const Scalar, 4> grad_out,
                      TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                      TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, v, mask, attn_bias, call);
-    require_shape("grad_out", grad_out.dimensions(), q.dimensions());
-    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
-                     q.dimensions());
-    require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
-                     {batch, heads, seqlen});
-    for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
-      gradient->resize(batch, heads, seqlen, dim_head);
-    BiasGradients grad_bias(attn_bias, heads);
-    const auto head_of = [&, n = seqlen, size = seqlen * dim_head, channels = dim_head,
-                          shared_qk = config_.shared_qk](Index head) {
-      const auto part = [&](const Scalar* tensor) { return tensor + head * size; };
-      return RowsHead{n,
-                      channels,
-                      shared_qk,
-                      part(q.data()),
-                      part(k.data()),
-                      part(v.data()),
-                      part(grad_out.data()),
-                      part(saved.out.data()),
-                      saved.lse.data() + head * n,
-                      gradients.q.data() + head * size,
-                      gradients.k.data() + head * size,
-                      gradients.v.data() + head * size};
-    };
-    differentiate(device, workspace, inputs, batch, seqlen, dim_head, head_of, grad_bias,
-                  call.training);
-    gradients.attn_bias = grad_bias.sum();
-  }
+                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const;
 
   /// Gradients of an attention bias: each head sums alone, so that the order of the sum does not
   /// depend on threads.
@@ -392,19 +362,7 @@ class LocalAttention {
                                             TensorView<const Scalar, 4> k,
                                             const PaddingMask& mask = {},
                                             const Bias& attn_bias = {},
-                                            const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, k, mask, attn_bias, call);
-    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    // With the unit vectors as values, the output is the weights.
-    const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
-    Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
-    Workspace workspace;
-    attend(
-        Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
-        [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
-        call.training);
-    return out;
-  }
+                                            const LocalAttentionCall& call = {}) const;
 
   /// Factor of the scores for heads of `dim_head` channels.
   double softmax_scale(Index dim_head) const {
@@ -553,50 +511,7 @@ class LocalAttention {
     // The output of the queries `[begin, end)`, in blocks.
     void run(const detail::AttentionInputs<Scalar>& inputs, Index b, Index h, const Blocks& queries,
              const Scalar* q, const Scalar* k, const Values& values,
-             const std::optional<Training>& training) {
-      AttentionHead<Scalar> head = inputs.head(b, h);
-      head.steps = steps_ ? &*steps_ : nullptr;
-      head.shared_qk = config_.shared_qk;
-      const std::optional<Dropout<Scalar>> dropout =
-          attention_->dropout_of(training, b * inputs.heads() + h);
-      head.dropout = dropout ? &*dropout : nullptr;
-      const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
-      if (value_rows_) value_rows_->view(values.v);
-      Index made = 0;
-      for (Index block = queries.begin; block < queries.end; ++block) {
-        const Index first = block * count;
-        const Index rows = std::min(count, seqlen_ - first);
-        const Range seen =
-            window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
-        if (seen.begin >= seen.end) {
-          std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
-          if (values.lse != nullptr)
-            std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
-          continue;
-        }
-        Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
-        if (narrow) {
-          narrow_kernel_.attend(head, first, dim_head_, dim_value_,
-                                attention_->score_scale(dim_head_), q, k, values.v, values.out,
-                                lse);
-          if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
-          continue;
-        }
-        for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
-          make_keys(made, k);
-          make_values(made, values.v);
-        }
-        make_queries(first, q);
-        fetch_next(first + count, made * count, q, k, values);
-        if (value_rows_)
-          kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
-        else
-          kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
-        if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
-        store_block(dim_value_, rows, out_.data(),
-                    [&](Index r) { return values.out + (first + r) * dim_value_; });
-      }
-    }
+             const std::optional<Training>& training);
 
    private:
     // The rows of the next block of queries, and of the keys that it will be the first to see.
@@ -708,5 +623,107 @@ class LocalAttention {
   LocalAttentionConfig config_;
   std::optional<RotaryEmbedding<Scalar>> rotary_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalAttention<Scalar>::backward_into(
+    const Device& device, Gradients& gradients, Workspace& workspace, const Saved& saved,
+    TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
+    TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask,
+    const Bias& attn_bias, const LocalAttentionCall& call) const {
+  const auto inputs = check(q, k, v, mask, attn_bias, call);
+  require_shape("grad_out", grad_out.dimensions(), q.dimensions());
+  const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+  require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
+                   q.dimensions());
+  require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
+                   {batch, heads, seqlen});
+  for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
+    gradient->resize(batch, heads, seqlen, dim_head);
+  BiasGradients grad_bias(attn_bias, heads);
+  const auto head_of = [&, n = seqlen, size = seqlen * dim_head, channels = dim_head,
+                        shared_qk = config_.shared_qk](Index head) {
+    const auto part = [&](const Scalar* tensor) { return tensor + head * size; };
+    return RowsHead{n,
+                    channels,
+                    shared_qk,
+                    part(q.data()),
+                    part(k.data()),
+                    part(v.data()),
+                    part(grad_out.data()),
+                    part(saved.out.data()),
+                    saved.lse.data() + head * n,
+                    gradients.q.data() + head * size,
+                    gradients.k.data() + head * size,
+                    gradients.v.data() + head * size};
+  };
+  differentiate(device, workspace, inputs, batch, seqlen, dim_head, head_of, grad_bias,
+                call.training);
+  gradients.attn_bias = grad_bias.sum();
+}
+
+template <typename Scalar>
+Tensor<Scalar, 4> LocalAttention<Scalar>::attention_probabilities(
+    TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k, const PaddingMask& mask,
+    const Bias& attn_bias, const LocalAttentionCall& call) const {
+  const auto inputs = check(q, k, k, mask, attn_bias, call);
+  const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+  // With the unit vectors as values, the output is the weights.
+  const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
+  Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
+  Workspace workspace;
+  attend(
+      Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
+      [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
+      call.training);
+  return out;
+}
+
+template <typename Scalar>
+void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& inputs, Index b,
+                                       Index h, const Blocks& queries, const Scalar* q,
+                                       const Scalar* k, const Values& values,
+                                       const std::optional<Training>& training) {
+  AttentionHead<Scalar> head = inputs.head(b, h);
+  head.steps = steps_ ? &*steps_ : nullptr;
+  head.shared_qk = config_.shared_qk;
+  const std::optional<Dropout<Scalar>> dropout =
+      attention_->dropout_of(training, b * inputs.heads() + h);
+  head.dropout = dropout ? &*dropout : nullptr;
+  const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
+  if (value_rows_) value_rows_->view(values.v);
+  Index made = 0;
+  for (Index block = queries.begin; block < queries.end; ++block) {
+    const Index first = block * count;
+    const Index rows = std::min(count, seqlen_ - first);
+    const Range seen = window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
+    if (seen.begin >= seen.end) {
+      std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
+      if (values.lse != nullptr)
+        std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
+      continue;
+    }
+    Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
+    if (narrow) {
+      narrow_kernel_.attend(head, first, dim_head_, dim_value_, attention_->score_scale(dim_head_),
+                            q, k, values.v, values.out, lse);
+      if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+      continue;
+    }
+    for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
+      make_keys(made, k);
+      make_values(made, values.v);
+    }
+    make_queries(first, q);
+    fetch_next(first + count, made * count, q, k, values);
+    if (value_rows_)
+      kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
+    else
+      kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
+    if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+    store_block(dim_value_, rows, out_.data(),
+                [&](Index r) { return values.out + (first + r) * dim_value_; });
+  }
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
