@@ -18,6 +18,8 @@ namespace local_mha {
 /// Training mode: dropout acts, and this is its seed.
 struct Training {
   std::uint64_t seed = 0;
+
+  friend bool operator==(const Training&, const Training&) = default;
 };
 
 /// Keeps a value with probability `keep`, the positive multiple of 2^-16 next to `1 − dropout`, and

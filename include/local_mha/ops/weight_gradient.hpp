@@ -58,10 +58,10 @@ class BlockArray {
       : stride_(channels * block_rows<Scalar>),
         data_(make_block_buffer<Scalar>(blocks * stride_)) {}
 
-  /// Becomes BlockArray(blocks, channels), or keeps its values if it has that shape: new memory is
-  /// slow where it is large.
+  /// Becomes BlockArray(blocks, channels), or keeps its values if it has as many channels and
+  /// blocks, or more: new memory is slow where it is large.
   void prepare(Index blocks, Index channels) {
-    if (channels * block_rows<Scalar> != stride_ || blocks * stride_ != std::ssize(data_))
+    if (channels * block_rows<Scalar> != stride_ || blocks * stride_ > std::ssize(data_))
       *this = BlockArray(blocks, channels);
   }
 
@@ -87,10 +87,11 @@ class PanelArray {
       : stride_(blocks * size),
         data_(make_block_buffer<Scalar>(blocks * channels * block_rows<Scalar>)) {}
 
-  /// As of a BlockArray.
+  /// Becomes PanelArray(blocks, channels), or has any values if there is room for them.
   void prepare(Index blocks, Index channels) {
-    if (blocks * size != stride_ || blocks * channels * block_rows<Scalar> != std::ssize(data_))
+    if (blocks * channels * block_rows<Scalar> > std::ssize(data_))
       *this = PanelArray(blocks, channels);
+    stride_ = blocks * size;
   }
 
   /// Takes a block's channels, of which the first is that of panel `first`.
@@ -149,6 +150,13 @@ class StretchSums {
   StretchSums() = default;
   StretchSums(Index stretches, Index channels) : sums_(stretches, channels) {
     stretches_ = stretches;
+  }
+
+  /// Becomes StretchSums(stretches, channels). Memory is used again.
+  void prepare(Index stretches, Index channels) {
+    stretches_ = stretches;
+    sums_.prepare(stretches, channels);
+    if (stretches > 0) std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
   }
 
   /// `[channels][block_rows]`
