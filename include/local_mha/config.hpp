@@ -14,7 +14,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Windows ahead that a query sees.
 template <typename Config>
@@ -326,4 +326,4 @@ inline void validate(const LocalTransformerConfig& config) {
                               3 * feed_forward_inner_dim(config.dim, config.ff_mult) * config.dim);
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -33,7 +33,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 template <typename Scalar>
 class LocalTransformer;
@@ -575,7 +575,14 @@ class LocalMHA {
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
         load_lanes(dim(), lanes, row, to);
+<<<<<<< HEAD
         if (config().prenorm) weights_->norm.apply(to);
+=======
+        if (config().prenorm) {
+          layer_->norm_.apply(to);
+          clear_other_lanes(dim(), lanes, to);
+        }
+>>>>>>> main
         to += dim() * count;
       });
     }
@@ -785,4 +792,4 @@ class LocalMHA {
   std::shared_ptr<const Weights> weights_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

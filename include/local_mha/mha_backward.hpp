@@ -32,7 +32,7 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
@@ -49,7 +49,11 @@ std::array<std::span<const Scalar>, 8> numbers_of(const LocalMHAParameters<Scala
 }  // namespace detail
 
 /// What a layer's forward pass keeps for the backward pass, in blocks: four numbers of each channel
+<<<<<<< HEAD
 /// of a head and position, and the log-sum-exp. It knows its layer and its call again.
+=======
+/// of a head and position, and the log-sum-exp. What fills up channels has no value.
+>>>>>>> main
 template <typename Scalar>
 struct SavedLayer {
   using Parameters = LocalMHAParameters<Scalar>;
@@ -133,9 +137,6 @@ class LayerBackward {
 
   /// What lies between the steps, of all positions.
   struct Between {
-    // Channels that fill up blocks stay 0 for one kind of heads.
-    Index heads = 0;
-    Index dim_head = 0;
     PanelArray<Scalar> normed_panels;
     BlockArray<Scalar> grad_y;
     PanelArray<Scalar> out_panels;
@@ -174,11 +175,6 @@ class LayerBackward {
         grad_qkv_(between.grad_qkv),
         grad_gates_(between.grad_gates),
         workspace_(between.attention) {
-    if (between.heads != heads() || between.dim_head != dim_head()) {
-      between = {};
-      between.heads = heads();
-      between.dim_head = dim_head();
-    }
     normed_panels_.prepare(rows_.count(), panel_channels<Scalar>(dim()));
     grad_y_.prepare(rows_.count(), dim());
     out_panels_.prepare(rows_.count(), heads() * panel_channels<Scalar>(dim_head()));
@@ -244,6 +240,9 @@ class LayerBackward {
   Index head_channels() const { return padded_channels<Scalar>(dim_head()); }
   Index head_size() const { return head_channels() * count; }
   Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
+  // Blocks of a sequence whose gradients of the scales are added up in the scalar.
+  static constexpr Index scale_stretch = 256;
+  Index scale_stretches() const { return ceil_div(rows_.of_sequence(), scale_stretch); }
 
   void load_rows(const Scalar* from, Index block, Scalar* to) const {
     load_block(
@@ -259,9 +258,19 @@ class LayerBackward {
     over_stretches(device, [&](Room& rooms, Index, const Range& blocks) {
       Scalar* const room = rooms.block[0];
       for (Index block = blocks.begin; block < blocks.end; ++block) {
+<<<<<<< HEAD
         load_rows(x, block, room);
         if (config().prenorm) layer_.norm.apply(room);
         normed_panels_.put(block, 0, dim(), room);
+=======
+        clear_filling_gates(block);
+        load_rows(x, block, room.data());
+        if (config().prenorm) {
+          layer_.norm.apply(room.data());
+          clear_other_lanes(dim(), {0, static_cast<int>(rows_.rows(block))}, room.data());
+        }
+        normed_panels_.put(block, 0, dim(), room.data());
+>>>>>>> main
         load_rows(grad_y, block, grad_y_[block]);
       }
       for (Index h = 0; h < heads(); ++h) {
@@ -274,6 +283,13 @@ class LayerBackward {
                         out_panels_,
                         Groups::of(heads(), dim_head(), panel_channels<Scalar>(dim_head())),
                         gradients.to_out.data());
+  }
+
+  // A projection multiplies what fills up the gates' channels by 0.
+  void clear_filling_gates(Index block) {
+    if (!config().gate_values_per_head) return;
+    std::fill(grad_gates_[block] + heads() * count, grad_gates_[block] + grad_gates_.stride(),
+              Scalar(0));
   }
 
   // Through the gate of a head, and the operand of to_out's gradient.
@@ -300,7 +316,7 @@ class LayerBackward {
     LayerBackward& layer;
     Index b;
     Index h;
-    Scalar* scale_sums;
+    StretchSums<Scalar>& scale_sums;
 
     Index at(Index block) const { return b * layer.rows_.of_sequence() + block; }
     const Scalar* saved(const BlockArray<Scalar>& blocks, Index block) const {
@@ -309,8 +325,18 @@ class LayerBackward {
     Scalar* grad(Index part, Index block) const {
       return layer.grad_qkv_[at(block)] + (part * layer.heads() + h) * layer.head_size();
     }
+    Scalar* sums(Index block) const {
+      return scale_sums[(b * layer.heads() + h) * layer.scale_stretches() + block / scale_stretch];
+    }
     void copy(const Scalar* from, Scalar* to) const {
       std::copy_n(from, layer.dim_head() * count, to);
+    }
+
+    // With 0 in the channels that fill up, which a projection multiplies by 0.
+    void put_grad(Index part, Index block, const Scalar* from) const {
+      Scalar* to = grad(part, block);
+      copy(from, to);
+      std::fill(to + layer.dim_head() * count, to + layer.head_size(), Scalar(0));
     }
 
     void load_queries(Index block, Scalar* to) const {
@@ -329,16 +355,16 @@ class LayerBackward {
     }
     void store_grad_queries(Index block, Scalar* from) const {
       if (layer.config().qk_rmsnorm)
-        layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, scale_sums);
-      copy(from, grad(0, block));
+        layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, sums(block));
+      put_grad(0, block, from);
     }
     void store_grad_keys(Index block, Scalar* from, Scalar* /*room*/) const {
       if (layer.config().qk_rmsnorm)
         layer.layer_.k_norm.apply_backward(saved(layer.saved_.k, block), from,
-                                           scale_sums + layer.dim_head() * count);
-      copy(from, grad(1, block));
+                                           sums(block) + layer.dim_head() * count);
+      put_grad(1, block, from);
     }
-    void store_grad_values(Index block, Scalar* from) const { copy(from, grad(2, block)); }
+    void store_grad_values(Index block, Scalar* from) const { put_grad(2, block, from); }
 
     void add_upcoming(Index queries, Index keys, Index finished_keys, Upcoming<Scalar>& to) const {
       const auto add = [&](const Scalar* block) { to.add(block, layer.dim_head() * count); };
@@ -361,10 +387,15 @@ class LayerBackward {
   void attend(const Device& device, const AttentionInputs<Scalar>& inputs,
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
               typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+<<<<<<< HEAD
     StretchSums<Scalar>& scale_sums = between_.scale_sums;
+=======
+    StretchSums<Scalar> scale_sums;
+    if (config().qk_rmsnorm)
+      scale_sums = StretchSums<Scalar>(saved_.batch * heads() * scale_stretches(), 2 * dim_head());
+>>>>>>> main
     const auto head_of = [&](Index head) {
-      return Head{*this, head / heads(), head % heads(),
-                  config().qk_rmsnorm ? scale_sums[head] : nullptr};
+      return Head{*this, head / heads(), head % heads(), scale_sums};
     };
     layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
                                    dim_head(), head_of, grad_bias, training);
@@ -439,4 +470,4 @@ class LayerBackward {
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

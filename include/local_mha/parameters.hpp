@@ -14,7 +14,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
@@ -240,4 +240,4 @@ struct LocalTransformerParameters {
   }
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

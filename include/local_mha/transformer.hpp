@@ -16,12 +16,13 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
-#include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/ops/cross_entropy.hpp>
+#include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/dynamic_position_bias.hpp>
+#include <local_mha/ops/embedding.hpp>
 #include <local_mha/ops/feed_forward.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -29,7 +30,7 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// How LocalTransformer::generate() goes on from a prompt.
 struct GenerateConfig {
@@ -229,10 +230,12 @@ class LocalTransformer {
           .backward(*gradients.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
                     resolved_look_forward(layer));
     }
-    for (Index i = 0; i < input.size(); ++i) {
-      gradients.token_emb.row(input.data()[i]) += rows(grad).row(i);
-      gradients.pos_emb.row(i % input.dimension(1)) += rows(grad).row(i);
-    }
+    const auto size = static_cast<std::size_t>(input.size());
+    embedding_backward<Scalar>(gradients.token_emb, {input.data(), size}, rows(grad));
+    std::vector<std::int64_t> places(size);
+    for (std::size_t i = 0; i < size; ++i)
+      places[i] = static_cast<std::int64_t>(i) % input.dimension(1);
+    embedding_backward<Scalar>(gradients.pos_emb, places, rows(grad));
     return loss;
   }
 
@@ -336,9 +339,7 @@ class LocalTransformer {
   // Each part of the model drops something else.
   static std::optional<Training> of_part(const std::optional<Training>& training,
                                          std::size_t part) {
-    if (!training) return std::nullopt;
-    const auto words = Philox(training->seed)({static_cast<std::uint32_t>(part), 0, 0, 1});
-    return Training{std::uint64_t{words[1]} << 32 | words[0]};
+    return training ? std::optional(training->of_part(part)) : std::nullopt;
   }
 
   void check(const Tokens& tokens, const PaddingMask& mask) const {
@@ -369,4 +370,4 @@ class LocalTransformer {
   std::shared_ptr<const Weights> weights_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

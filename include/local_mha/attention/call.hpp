@@ -16,7 +16,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/dropout.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// What may differ from call to call of LocalAttention::forward().
 struct LocalAttentionCall {
@@ -140,4 +140,4 @@ class SavedCall {
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

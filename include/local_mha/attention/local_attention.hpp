@@ -29,7 +29,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
@@ -526,7 +526,8 @@ class LocalAttention {
     void load_out(Index block, Scalar* to) const { load(out, block, to); }
     void load_lse(Index block, Scalar* to) const {
       for (Index r = 0; r < count; ++r)
-        to[r] = r < rows_of(block) ? lse[block * count + r] : Scalar(0);
+        to[r] = r < rows_of(block) ? lse[block * count + r]
+                                   : Scalar(-std::numeric_limits<double>::infinity());
     }
     void store_grad_queries(Index block, Scalar* from) const { store(grad_q, block, from); }
     void store_grad_keys(Index block, Scalar* from, Scalar* room) const {
@@ -768,4 +769,4 @@ class LocalAttention {
   std::optional<RotaryEmbedding<Scalar>> rotary_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -13,7 +13,7 @@
 
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
@@ -65,4 +65,4 @@ void require_shape(std::string_view argument, const std::array<Index, Rank>& got
     }
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
