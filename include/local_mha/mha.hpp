@@ -263,16 +263,7 @@ class LocalMHA {
   /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
   Tensor<Scalar, 4> attention_probabilities(TensorView<const Scalar, 3> x,
                                             const PaddingMask& mask = {},
-                                            const Bias& attn_bias = {}) const {
-    check(x, mask, attn_bias);
-    const auto [batch, seqlen, dim] = x.dimensions();
-    Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
-    Tensor<Scalar, 4> k(batch, config().heads, seqlen, config().dim_head);
-    Flow projections(*weights_, Window(attention().config()), seqlen);
-    for (Index b = 0; b < batch; ++b)
-      projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
-    return attention().attention_probabilities(q, k, mask, attn_bias);
-  }
+                                            const Bias& attn_bias = {}) const;
 
  private:
   static constexpr Index count = block_rows<Scalar>;
@@ -282,23 +273,7 @@ class LocalMHA {
   template <ThreadDevice Device>
   void flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
             TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
-            const std::optional<Training>& training, Saved* saved) const {
-    const auto inputs = check(x, mask, attn_bias);
-    require_shape("y", y.dimensions(), x.dimensions());
-    const auto [batch, seqlen, dim] = x.dimensions();
-    const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
-    workspace.prepare(*this, inputs.window(), seqlen, plan);
-    const auto work = [&](Index worker, Index) {
-      try {
-        workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(),
-                                                               y.data(), training, saved);
-      } catch (...) {
-        workspace.order_->abandon();
-        throw;
-      }
-    };
-    parallel_for(device, plan.workers, plan.workers, work);
-  }
+            const std::optional<Training>& training, Saved* saved) const;
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
@@ -507,18 +482,7 @@ class LocalMHA {
     // \param x, y the first row of `made` and of `answered`
     template <typename Device>
     void step(const Device& device, Past<Scalar>& past, const Range& made, const Range& asked,
-              const Scalar* x, const Range& answered, Scalar* y) {
-      one_by_one_ = true;
-      load(device, made, x);
-      make_gates(past, asked, made);
-      if (made.begin == made.end && answered.begin == answered.end) return;
-      parallel_for(device, std::min(workers(device), heads()), heads(), [&](Index worker, Index h) {
-        Scratch& scratch = scratch_[to_size(worker)];
-        make_head(scratch, past, made, asked, h);
-        attend(scratch, past, answered, h);
-      });
-      project_out(device, answered, y);
-    }
+              const Scalar* x, const Range& answered, Scalar* y);
 
     // Normalized queries and keys of a whole sequence, before positions and scale.
     void queries_and_keys(const Scalar* x, Index b, Tensor<Scalar, 4>& q, Tensor<Scalar, 4>& k) {
@@ -575,14 +539,10 @@ class LocalMHA {
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
         load_lanes(dim(), lanes, row, to);
-<<<<<<< HEAD
-        if (config().prenorm) weights_->norm.apply(to);
-=======
         if (config().prenorm) {
-          layer_->norm_.apply(to);
+          weights_->norm.apply(to);
           clear_other_lanes(dim(), lanes, to);
         }
->>>>>>> main
         to += dim() * count;
       });
     }
@@ -791,5 +751,59 @@ class LocalMHA {
 
   std::shared_ptr<const Weights> weights_;
 };
+
+template <typename Scalar>
+Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(TensorView<const Scalar, 3> x,
+                                                            const PaddingMask& mask,
+                                                            const Bias& attn_bias) const {
+  check(x, mask, attn_bias);
+  const auto [batch, seqlen, dim] = x.dimensions();
+  Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
+  Tensor<Scalar, 4> k(batch, config().heads, seqlen, config().dim_head);
+  Flow projections(*weights_, Window(attention().config()), seqlen);
+  for (Index b = 0; b < batch; ++b)
+    projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
+  return attention().attention_probabilities(q, k, mask, attn_bias);
+}
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalMHA<Scalar>::flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
+                            TensorView<const Scalar, 3> x, const PaddingMask& mask,
+                            const Bias& attn_bias, const std::optional<Training>& training,
+                            Saved* saved) const {
+  const auto inputs = check(x, mask, attn_bias);
+  require_shape("y", y.dimensions(), x.dimensions());
+  const auto [batch, seqlen, dim] = x.dimensions();
+  const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
+  workspace.prepare(*this, inputs.window(), seqlen, plan);
+  const auto work = [&](Index worker, Index) {
+    try {
+      workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(), y.data(),
+                                                             training, saved);
+    } catch (...) {
+      workspace.order_->abandon();
+      throw;
+    }
+  };
+  parallel_for(device, plan.workers, plan.workers, work);
+}
+
+template <typename Scalar>
+template <typename Device>
+void LocalMHA<Scalar>::Flow::step(const Device& device, Past<Scalar>& past, const Range& made,
+                                  const Range& asked, const Scalar* x, const Range& answered,
+                                  Scalar* y) {
+  one_by_one_ = true;
+  load(device, made, x);
+  make_gates(past, asked, made);
+  if (made.begin == made.end && answered.begin == answered.end) return;
+  parallel_for(device, std::min(workers(device), heads()), heads(), [&](Index worker, Index h) {
+    Scratch& scratch = scratch_[to_size(worker)];
+    make_head(scratch, past, made, asked, h);
+    attend(scratch, past, answered, h);
+  });
+  project_out(device, answered, y);
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -49,11 +49,8 @@ std::array<std::span<const Scalar>, 8> numbers_of(const LocalMHAParameters<Scala
 }  // namespace detail
 
 /// What a layer's forward pass keeps for the backward pass, in blocks: four numbers of each channel
-<<<<<<< HEAD
-/// of a head and position, and the log-sum-exp. It knows its layer and its call again.
-=======
-/// of a head and position, and the log-sum-exp. What fills up channels has no value.
->>>>>>> main
+/// of a head and position, and the log-sum-exp. What fills up channels has no value. It knows its
+/// layer and its call again.
 template <typename Scalar>
 struct SavedLayer {
   using Parameters = LocalMHAParameters<Scalar>;
@@ -182,7 +179,8 @@ class LayerBackward {
     grad_qkv_.prepare(rows_.count(), 3 * heads() * head_channels());
     const Index stretches = ceil_div(rows_.count(), stretch_blocks);
     const bool gates = config().gate_values_per_head;
-    if (config().qk_rmsnorm) between.scale_sums.prepare(saved.batch * heads(), 2 * dim_head());
+    if (config().qk_rmsnorm)
+      between.scale_sums.prepare(saved.batch * heads() * scale_stretches(), 2 * dim_head());
     if (config().prenorm) between.norm_sums.prepare(stretches, 2 * dim());
     between.to_out.pack(weights().to_out.transpose(), dim_head());
     between.to_qkv.pack(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
@@ -192,8 +190,8 @@ class LayerBackward {
       between.to_v_gate.pack(weights().to_v_gate_weight.transpose(), 0, heads(),
                              padded_channels<Scalar>(heads()));
     }
-    if (std::ssize(between.rooms) < threads)
-      between.rooms.resize(static_cast<std::size_t>(threads));
+    const auto workers = static_cast<std::size_t>(std::min(threads, stretches));
+    if (between.rooms.size() < workers) between.rooms.resize(workers);
     for (auto& room : between.rooms) {
       room.block.prepare(1, std::max(dim(), head_channels()));
       room.grad.prepare(stretch_blocks, dim());
@@ -207,13 +205,7 @@ class LayerBackward {
   void run(const Device& device, const AttentionInputs<Scalar>& inputs,
            const std::optional<Training>& training, const Scalar* x, const Scalar* grad_y,
            Scalar* grad_x, LocalMHAParameters<Scalar>& gradients,
-           typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
-    layer_.attention.prepare_differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
-                                           dim_head(), grad_bias);
-    project_out(device, x, grad_y, gradients);
-    attend(device, inputs, training, gradients, grad_bias);
-    project_in(device, x, grad_x, gradients);
-  }
+           typename LocalAttention<Scalar>::BiasGradients& grad_bias);
 
  private:
   using L = Lanes<Scalar>;
@@ -258,19 +250,13 @@ class LayerBackward {
     over_stretches(device, [&](Room& rooms, Index, const Range& blocks) {
       Scalar* const room = rooms.block[0];
       for (Index block = blocks.begin; block < blocks.end; ++block) {
-<<<<<<< HEAD
-        load_rows(x, block, room);
-        if (config().prenorm) layer_.norm.apply(room);
-        normed_panels_.put(block, 0, dim(), room);
-=======
         clear_filling_gates(block);
-        load_rows(x, block, room.data());
+        load_rows(x, block, room);
         if (config().prenorm) {
-          layer_.norm.apply(room.data());
-          clear_other_lanes(dim(), {0, static_cast<int>(rows_.rows(block))}, room.data());
+          layer_.norm.apply(room);
+          clear_other_lanes(dim(), {0, static_cast<int>(rows_.rows(block))}, room);
         }
-        normed_panels_.put(block, 0, dim(), room.data());
->>>>>>> main
+        normed_panels_.put(block, 0, dim(), room);
         load_rows(grad_y, block, grad_y_[block]);
       }
       for (Index h = 0; h < heads(); ++h) {
@@ -387,13 +373,7 @@ class LayerBackward {
   void attend(const Device& device, const AttentionInputs<Scalar>& inputs,
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
               typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
-<<<<<<< HEAD
     StretchSums<Scalar>& scale_sums = between_.scale_sums;
-=======
-    StretchSums<Scalar> scale_sums;
-    if (config().qk_rmsnorm)
-      scale_sums = StretchSums<Scalar>(saved_.batch * heads() * scale_stretches(), 2 * dim_head());
->>>>>>> main
     const auto head_of = [&](Index head) {
       return Head{*this, head / heads(), head % heads(), scale_sums};
     };
@@ -467,6 +447,20 @@ class LayerBackward {
   BlockArray<Scalar>& grad_gates_;
   typename LocalAttention<Scalar>::Workspace& workspace_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LayerBackward<Scalar>::run(const Device& device, const AttentionInputs<Scalar>& inputs,
+                                const std::optional<Training>& training, const Scalar* x,
+                                const Scalar* grad_y, Scalar* grad_x,
+                                LocalMHAParameters<Scalar>& gradients,
+                                typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+  layer_.attention.prepare_differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
+                                         dim_head(), grad_bias);
+  project_out(device, x, grad_y, gradients);
+  attend(device, inputs, training, gradients, grad_bias);
+  project_in(device, x, grad_x, gradients);
+}
 
 }  // namespace detail
 

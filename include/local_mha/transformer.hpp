@@ -99,16 +99,7 @@ class LocalTransformer {
   /// The same on the threads of a device; the same bits for any number of them.
   template <ThreadDevice Device>
   Tensor<Scalar, 3> forward(const Device& device, Tokens tokens, const PaddingMask& mask = {},
-                            std::optional<Training> training = {}) const {
-    check(tokens, mask);
-    Tensor<Scalar, 3> x = embed(tokens);
-    const Bias bias = attn_bias();
-    for (std::size_t i = 0; i < layers().size(); ++i) {
-      x += layers()[i].attention.forward(device, x, mask, bias, of_part(training, 2 * i));
-      rows(x) += layers()[i].feed_forward.forward(device, rows(x), of_part(training, 2 * i + 1));
-    }
-    return logits_of(device, weights_->to_logits_norm.forward(rows(x)), x);
-  }
+                            std::optional<Training> training = {}) const;
 
   /// Mean cross entropy, in nats, of predicting each token from those before it.
   /// \param tokens `[B, N + 1]`: the first `N` are the input, the last `N` the labels; labels equal
@@ -175,69 +166,7 @@ class LocalTransformer {
   /// The same of labels that are given, as loss() takes them.
   template <ThreadDevice Device>
   Scalar backward(const Device& device, Parameters& gradients, Tokens input, Tokens labels,
-                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
-    check(input, mask);
-    detail::count_labels({input.dimension(0), input.dimension(1), config().num_tokens}, labels,
-                         config().ignore_index);
-    detail::require_same_shapes(gradients, parameters());
-
-    const Bias bias = attn_bias();
-    std::vector<SavedLayerParts> saved(layers().size());
-    typename LocalMHA<Scalar>::Workspace workspace;
-    Tensor<Scalar, 3> x = embed(input);
-    Tensor<Scalar, 3> attended(x.dimension(0), x.dimension(1), x.dimension(2));
-    for (std::size_t i = 0; i < layers().size(); ++i) {
-      SavedLayerParts& kept = saved[i];
-      kept.attention_input = x;
-      layers()[i].attention.forward_saving_into(device, attended, workspace, kept.attention,
-                                                kept.attention_input, mask, bias,
-                                                of_part(training, 2 * i));
-      x += attended;
-      kept.feed_forward_input = x;
-      rows(x) += layers()[i].feed_forward.forward_saving(device, kept.feed_forward, rows(x),
-                                                         of_part(training, 2 * i + 1));
-    }
-    const RowMatrix<Scalar> normed = weights_->to_logits_norm.forward(rows(x));
-    const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
-    const Scalar loss = cross_entropy<Scalar>(logits, labels, config().ignore_index);
-
-    Tensor<Scalar, 3> grad_logits =
-        cross_entropy_gradient<Scalar>(logits, labels, config().ignore_index);
-    Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
-    rows(grad) = weights_->to_logits_norm.backward(
-        linear_backward<Device, Scalar>(device, parameters().to_logits, normed, rows(grad_logits),
-                                        gradients.to_logits, nullptr),
-        rows(x), gradients.to_logits_norm_weight, gradients.to_logits_norm_bias);
-    std::optional<Tensor<Scalar, 3>> grad_bias;
-    if (weights_->attn_bias) grad_bias = weights_->attn_bias->constant(Scalar(0));
-    for (std::size_t i = layers().size(); i-- > 0;) {
-      SavedLayerParts& kept = saved[i];
-      auto& layer = gradients.layers[i];
-      rows(grad) += layers()[i].feed_forward.backward(device, layer.feed_forward, kept.feed_forward,
-                                                      rows(grad), rows(kept.feed_forward_input),
-                                                      of_part(training, 2 * i + 1));
-      Tensor<Scalar, 3>& through_attention = attended;
-      layers()[i].attention.backward_into(device, through_attention, workspace, layer.attention,
-                                          kept.attention, grad, kept.attention_input, mask, bias,
-                                          of_part(training, 2 * i),
-                                          grad_bias ? &*grad_bias : nullptr);
-      grad += through_attention;
-      kept = {};
-    }
-    if (grad_bias) {
-      const LocalMHAConfig layer = layer_config(config());
-      DynamicPositionBias<Scalar>(*parameters().dynamic_pos_bias)
-          .backward(*gradients.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
-                    resolved_look_forward(layer));
-    }
-    const auto size = static_cast<std::size_t>(input.size());
-    embedding_backward<Scalar>(gradients.token_emb, {input.data(), size}, rows(grad));
-    std::vector<std::int64_t> places(size);
-    for (std::size_t i = 0; i < size; ++i)
-      places[i] = static_cast<std::int64_t>(i) % input.dimension(1);
-    embedding_backward<Scalar>(gradients.pos_emb, places, rows(grad));
-    return loss;
-  }
+                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const;
 
  private:
   using Bias = typename LocalMHA<Scalar>::Bias;
@@ -369,5 +298,88 @@ class LocalTransformer {
 
   std::shared_ptr<const Weights> weights_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const Device& device, Tokens tokens,
+                                                    const PaddingMask& mask,
+                                                    std::optional<Training> training) const {
+  check(tokens, mask);
+  Tensor<Scalar, 3> x = embed(tokens);
+  const Bias bias = attn_bias();
+  for (std::size_t i = 0; i < layers().size(); ++i) {
+    x += layers()[i].attention.forward(device, x, mask, bias, of_part(training, 2 * i));
+    rows(x) += layers()[i].feed_forward.forward(device, rows(x), of_part(training, 2 * i + 1));
+  }
+  return logits_of(device, weights_->to_logits_norm.forward(rows(x)), x);
+}
+
+template <typename Scalar>
+template <ThreadDevice Device>
+Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& gradients, Tokens input,
+                                          Tokens labels, const PaddingMask& mask,
+                                          std::optional<Training> training) const {
+  check(input, mask);
+  detail::count_labels({input.dimension(0), input.dimension(1), config().num_tokens}, labels,
+                       config().ignore_index);
+  detail::require_same_shapes(gradients, parameters());
+
+  const Bias bias = attn_bias();
+  std::vector<SavedLayerParts> saved(layers().size());
+  typename LocalMHA<Scalar>::Workspace workspace;
+  Tensor<Scalar, 3> x = embed(input);
+  Tensor<Scalar, 3> attended(x.dimension(0), x.dimension(1), x.dimension(2));
+  for (std::size_t i = 0; i < layers().size(); ++i) {
+    SavedLayerParts& kept = saved[i];
+    kept.attention_input = x;
+    layers()[i].attention.forward_saving_into(device, attended, workspace, kept.attention,
+                                              kept.attention_input, mask, bias,
+                                              of_part(training, 2 * i));
+    x += attended;
+    kept.feed_forward_input = x;
+    rows(x) += layers()[i].feed_forward.forward_saving(device, kept.feed_forward, rows(x),
+                                                       of_part(training, 2 * i + 1));
+  }
+  const RowMatrix<Scalar> normed = weights_->to_logits_norm.forward(rows(x));
+  const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
+  const Scalar loss = cross_entropy<Scalar>(logits, labels, config().ignore_index);
+
+  Tensor<Scalar, 3> grad_logits =
+      cross_entropy_gradient<Scalar>(logits, labels, config().ignore_index);
+  Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
+  rows(grad) = weights_->to_logits_norm.backward(
+      linear_backward<Device, Scalar>(device, parameters().to_logits, normed, rows(grad_logits),
+                                      gradients.to_logits, nullptr),
+      rows(x), gradients.to_logits_norm_weight, gradients.to_logits_norm_bias);
+  std::optional<Tensor<Scalar, 3>> grad_bias;
+  if (weights_->attn_bias) grad_bias = weights_->attn_bias->constant(Scalar(0));
+  for (std::size_t i = layers().size(); i-- > 0;) {
+    SavedLayerParts& kept = saved[i];
+    auto& layer = gradients.layers[i];
+    rows(grad) += layers()[i].feed_forward.backward(device, layer.feed_forward, kept.feed_forward,
+                                                    rows(grad), rows(kept.feed_forward_input),
+                                                    of_part(training, 2 * i + 1));
+    Tensor<Scalar, 3>& through_attention = attended;
+    layers()[i].attention.backward_into(device, through_attention, workspace, layer.attention,
+                                        kept.attention, grad, kept.attention_input, mask, bias,
+                                        of_part(training, 2 * i),
+                                        grad_bias ? &*grad_bias : nullptr);
+    grad += through_attention;
+    kept = {};
+  }
+  if (grad_bias) {
+    const LocalMHAConfig layer = layer_config(config());
+    DynamicPositionBias<Scalar>(*parameters().dynamic_pos_bias)
+        .backward(*gradients.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
+                  resolved_look_forward(layer));
+  }
+  const auto size = static_cast<std::size_t>(input.size());
+  embedding_backward<Scalar>(gradients.token_emb, {input.data(), size}, rows(grad));
+  std::vector<std::int64_t> places(size);
+  for (std::size_t i = 0; i < size; ++i)
+    places[i] = static_cast<std::int64_t>(i) % input.dimension(1);
+  embedding_backward<Scalar>(gradients.pos_emb, places, rows(grad));
+  return loss;
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -357,53 +357,7 @@ class LocalAttention {
                      const Saved& saved, TensorView<const Scalar, 4> grad_out,
                      TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                      TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
-    check(q, k, v, mask, attn_bias, call);
-    require_shape("grad_out", grad_out.dimensions(), q.dimensions());
-    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
-                     q.dimensions());
-    require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
-                     {batch, heads, seqlen});
-    if (saved.config != config_)
-      reject("saved", "that of an attention of this configuration", "that of another");
-    saved.call.require(mask, attn_bias, call);
-    for (std::size_t i = 0; i < 3; ++i)
-      if (!saved.inputs[i].is_of(detail::numbers_of(*std::array{&q, &k, &v}[i])))
-        reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
-    const auto inputs = check(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
-    for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
-      set_shape<Scalar, 4>(*gradient, q.dimensions());
-    BiasGradients& grad_bias = workspace.grad_bias_;
-    grad_bias.prepare(attn_bias, heads);
-    if (!attn_bias)
-      gradients.attn_bias.reset();
-    else if (!gradients.attn_bias)
-      gradients.attn_bias.emplace();
-    if (attn_bias) {
-      set_shape<Scalar, 3>(*gradients.attn_bias, attn_bias->dimensions());
-      gradients.attn_bias->setZero();
-    }
-    const auto head_of = [&, n = seqlen, size = seqlen * dim_head, channels = dim_head,
-                          shared_qk = config_.shared_qk](Index head) {
-      const auto part = [&](const Scalar* tensor) { return tensor + head * size; };
-      return RowsHead{n,
-                      channels,
-                      shared_qk,
-                      part(q.data()),
-                      part(k.data()),
-                      part(v.data()),
-                      part(grad_out.data()),
-                      part(saved.out.data()),
-                      saved.lse.data() + head * n,
-                      gradients.q.data() + head * size,
-                      gradients.k.data() + head * size,
-                      gradients.v.data() + head * size};
-    };
-    differentiate(device, workspace, inputs, batch, seqlen, dim_head, head_of, grad_bias,
-                  saved.call.options().training);
-    if (attn_bias) grad_bias.add_to(*gradients.attn_bias);
-  }
+                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const;
 
   /// Allocates what differentiate() of the same arguments uses.
   template <ThreadDevice Device>
@@ -446,19 +400,7 @@ class LocalAttention {
                                             TensorView<const Scalar, 4> k,
                                             const PaddingMask& mask = {},
                                             const Bias& attn_bias = {},
-                                            const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, k, mask, attn_bias, call);
-    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    // With the unit vectors as values, the output is the weights.
-    const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
-    Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
-    Workspace workspace;
-    attend(
-        Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
-        [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
-        call.training);
-    return out;
-  }
+                                            const LocalAttentionCall& call = {}) const;
 
   /// Factor of the scores for heads of `dim_head` channels.
   double softmax_scale(Index dim_head) const {
@@ -612,50 +554,7 @@ class LocalAttention {
     // The output of the queries `[begin, end)`, in blocks.
     void run(const detail::AttentionInputs<Scalar>& inputs, Index b, Index h, const Blocks& queries,
              const Scalar* q, const Scalar* k, const Values& values,
-             const std::optional<Training>& training) {
-      AttentionHead<Scalar> head = inputs.head(b, h);
-      head.steps = steps_ ? &*steps_ : nullptr;
-      head.shared_qk = config_.shared_qk;
-      const std::optional<Dropout<Scalar>> dropout =
-          attention_->dropout_of(training, b * inputs.heads() + h);
-      head.dropout = dropout ? &*dropout : nullptr;
-      const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
-      if (value_rows_) value_rows_->view(values.v, seqlen_);
-      Index made = 0;
-      for (Index block = queries.begin; block < queries.end; ++block) {
-        const Index first = block * count;
-        const Index rows = std::min(count, seqlen_ - first);
-        const Range seen =
-            window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
-        if (seen.begin >= seen.end) {
-          std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
-          if (values.lse != nullptr)
-            std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
-          continue;
-        }
-        Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
-        if (narrow) {
-          narrow_kernel_.attend(head, first, dim_head_, dim_value_,
-                                attention_->score_scale(dim_head_), q, k, values.v, values.out,
-                                lse);
-          if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
-          continue;
-        }
-        for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
-          make_keys(made, k);
-          make_values(made, values.v);
-        }
-        make_queries(first, q);
-        fetch_next(first + count, made * count, q, k, values);
-        if (value_rows_)
-          kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
-        else
-          kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
-        if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
-        store_block(dim_value_, rows, out_.data(),
-                    [&](Index r) { return values.out + (first + r) * dim_value_; });
-      }
-    }
+             const std::optional<Training>& training);
 
    private:
     // The rows of the next block of queries, and of the keys that it will be the first to see.
@@ -768,5 +667,123 @@ class LocalAttention {
   LocalAttentionConfig config_;
   std::optional<RotaryEmbedding<Scalar>> rotary_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalAttention<Scalar>::backward_into(
+    const Device& device, Gradients& gradients, Workspace& workspace, const Saved& saved,
+    TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
+    TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask,
+    const Bias& attn_bias, const LocalAttentionCall& call) const {
+  check(q, k, v, mask, attn_bias, call);
+  require_shape("grad_out", grad_out.dimensions(), q.dimensions());
+  const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+  require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
+                   q.dimensions());
+  require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
+                   {batch, heads, seqlen});
+  if (saved.config != config_)
+    reject("saved", "that of an attention of this configuration", "that of another");
+  saved.call.require(mask, attn_bias, call);
+  for (std::size_t i = 0; i < 3; ++i)
+    if (!saved.inputs[i].is_of(detail::numbers_of(*std::array{&q, &k, &v}[i])))
+      reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
+  const auto inputs = check(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
+  for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
+    set_shape<Scalar, 4>(*gradient, q.dimensions());
+  BiasGradients& grad_bias = workspace.grad_bias_;
+  grad_bias.prepare(attn_bias, heads);
+  if (!attn_bias)
+    gradients.attn_bias.reset();
+  else if (!gradients.attn_bias)
+    gradients.attn_bias.emplace();
+  if (attn_bias) {
+    set_shape<Scalar, 3>(*gradients.attn_bias, attn_bias->dimensions());
+    gradients.attn_bias->setZero();
+  }
+  const auto head_of = [&, n = seqlen, size = seqlen * dim_head, channels = dim_head,
+                        shared_qk = config_.shared_qk](Index head) {
+    const auto part = [&](const Scalar* tensor) { return tensor + head * size; };
+    return RowsHead{n,
+                    channels,
+                    shared_qk,
+                    part(q.data()),
+                    part(k.data()),
+                    part(v.data()),
+                    part(grad_out.data()),
+                    part(saved.out.data()),
+                    saved.lse.data() + head * n,
+                    gradients.q.data() + head * size,
+                    gradients.k.data() + head * size,
+                    gradients.v.data() + head * size};
+  };
+  differentiate(device, workspace, inputs, batch, seqlen, dim_head, head_of, grad_bias,
+                saved.call.options().training);
+  if (attn_bias) grad_bias.add_to(*gradients.attn_bias);
+}
+
+template <typename Scalar>
+Tensor<Scalar, 4> LocalAttention<Scalar>::attention_probabilities(
+    TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k, const PaddingMask& mask,
+    const Bias& attn_bias, const LocalAttentionCall& call) const {
+  const auto inputs = check(q, k, k, mask, attn_bias, call);
+  const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+  // With the unit vectors as values, the output is the weights.
+  const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
+  Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
+  Workspace workspace;
+  attend(
+      Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
+      [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
+      call.training);
+  return out;
+}
+
+template <typename Scalar>
+void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& inputs, Index b,
+                                       Index h, const Blocks& queries, const Scalar* q,
+                                       const Scalar* k, const Values& values,
+                                       const std::optional<Training>& training) {
+  AttentionHead<Scalar> head = inputs.head(b, h);
+  head.steps = steps_ ? &*steps_ : nullptr;
+  head.shared_qk = config_.shared_qk;
+  const std::optional<Dropout<Scalar>> dropout =
+      attention_->dropout_of(training, b * inputs.heads() + h);
+  head.dropout = dropout ? &*dropout : nullptr;
+  const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
+  if (value_rows_) value_rows_->view(values.v, seqlen_);
+  Index made = 0;
+  for (Index block = queries.begin; block < queries.end; ++block) {
+    const Index first = block * count;
+    const Index rows = std::min(count, seqlen_ - first);
+    const Range seen = window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
+    if (seen.begin >= seen.end) {
+      std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
+      if (values.lse != nullptr)
+        std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
+      continue;
+    }
+    Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
+    if (narrow) {
+      narrow_kernel_.attend(head, first, dim_head_, dim_value_, attention_->score_scale(dim_head_),
+                            q, k, values.v, values.out, lse);
+      if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+      continue;
+    }
+    for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
+      make_keys(made, k);
+      make_values(made, values.v);
+    }
+    make_queries(first, q);
+    fetch_next(first + count, made * count, q, k, values);
+    if (value_rows_)
+      kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
+    else
+      kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
+    if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+    store_block(dim_value_, rows, out_.data(),
+                [&](Index r) { return values.out + (first + r) * dim_value_; });
+  }
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

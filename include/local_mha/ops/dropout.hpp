@@ -21,9 +21,8 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 struct Training {
   std::uint64_t seed = 0;
 
-<<<<<<< HEAD
   friend bool operator==(const Training&, const Training&) = default;
-=======
+
   /// That of a part of a model, such as a layer, which drops something else than all other parts:
   ///
   ///     for (std::size_t i = 0; i < layers.size(); ++i)
@@ -33,7 +32,6 @@ struct Training {
         {static_cast<std::uint32_t>(part), static_cast<std::uint32_t>(part >> 32), 0, 1});
     return {std::uint64_t{words[1]} << 32 | words[0]};
   }
->>>>>>> main
 };
 
 /// Keeps a value with probability `keep`, the positive multiple of 2^-16 next to `1 − dropout`, and

@@ -58,18 +58,10 @@ class BlockArray {
   BlockArray() = default;
   BlockArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-<<<<<<< HEAD
-  /// Becomes BlockArray(blocks, channels), or keeps its values if it has as many channels and
-  /// blocks, or more: new memory is slow where it is large.
-  void prepare(Index blocks, Index channels) {
-    if (channels * block_rows<Scalar> != stride_ || blocks * stride_ > std::ssize(data_))
-      *this = BlockArray(blocks, channels);
-=======
   /// Becomes room for that many, without values.
   void prepare(Index blocks, Index channels) {
     resize_without_values(data_, blocks * channels * block_rows<Scalar>);
     stride_ = channels * block_rows<Scalar>;
->>>>>>> main
   }
 
   Scalar* operator[](Index b) { return data_.data() + b * stride_; }
@@ -92,16 +84,9 @@ class PanelArray {
   /// \param channels panel_channels() of those that are put here
   PanelArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-<<<<<<< HEAD
-  /// Becomes PanelArray(blocks, channels), or has any values if there is room for them.
-  void prepare(Index blocks, Index channels) {
-    if (blocks * channels * block_rows<Scalar> > std::ssize(data_))
-      *this = PanelArray(blocks, channels);
-=======
   /// Becomes room for that many, without values.
   void prepare(Index blocks, Index channels) {
     resize_without_values(data_, blocks * channels * block_rows<Scalar>);
->>>>>>> main
     stride_ = blocks * size;
   }
 
@@ -159,15 +144,13 @@ template <typename Scalar>
 class StretchSums {
  public:
   StretchSums() = default;
-  StretchSums(Index stretches, Index channels) : stretches_(stretches), sums_(stretches, channels) {
-    std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
-  }
+  StretchSums(Index stretches, Index channels) { prepare(stretches, channels); }
 
   /// Becomes StretchSums(stretches, channels). Memory is used again.
   void prepare(Index stretches, Index channels) {
     stretches_ = stretches;
     sums_.prepare(stretches, channels);
-    if (stretches > 0) std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
+    std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
   }
 
   /// `[channels][block_rows]`

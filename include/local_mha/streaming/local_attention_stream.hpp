@@ -90,19 +90,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   template <ThreadDevice Device>
   void push_into(const Device& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
                  TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                 const PaddingMask& mask = {}) {
-    check(q, k, v, mask);
-    const Index n = q.dimension(2);
-    check_room(out, this->results_of(n));
-    run(device, [&](Worker& worker, Index b) {
-      Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
-      const Range in{sequence.position(), sequence.position() + n};
-      const Index head = b * heads_ * n * dim_head_;
-      move(worker, sequence, in, {sequence.answered(), sequence.complete(in.end)},
-           {q.data() + head, k.data() + head, v.data() + head, n}, mask.row(b), out, b,
-           [&](Index rows) { return sequence.complete(rows); });
-    });
-  }
+                 const PaddingMask& mask = {});
   void push_into(TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
                  TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                  const PaddingMask& mask = {}) {
@@ -121,16 +109,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     return out;
   }
   template <ThreadDevice Device>
-  void flush_into(const Device& device, TensorView<Scalar, 4> out) {
-    check_room(out, this->results_of_flush());
-    run(device, [&](Worker& worker, Index b) {
-      Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
-      const Index end = sequence.position();
-      move(worker, sequence, {end, end}, {sequence.answered(), end}, {}, nullptr, out, b,
-           [](Index rows) { return rows; });
-      sequence.end();
-    });
-  }
+  void flush_into(const Device& device, TensorView<Scalar, 4> out);
   void flush_into(TensorView<Scalar, 4> out) { flush_into(Eigen::DefaultDevice(), out); }
 
  private:
@@ -250,5 +229,38 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   std::optional<RotarySteps<Scalar>> steps_;
   std::vector<Worker> workers_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalAttention<Scalar>::Stream::push_into(const Device& device, TensorView<Scalar, 4> out,
+                                               TensorView<const Scalar, 4> q,
+                                               TensorView<const Scalar, 4> k,
+                                               TensorView<const Scalar, 4> v,
+                                               const PaddingMask& mask) {
+  check(q, k, v, mask);
+  const Index n = q.dimension(2);
+  check_room(out, this->results_of(n));
+  run(device, [&](Worker& worker, Index b) {
+    Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
+    const Range in{sequence.position(), sequence.position() + n};
+    const Index head = b * heads_ * n * dim_head_;
+    move(worker, sequence, in, {sequence.answered(), sequence.complete(in.end)},
+         {q.data() + head, k.data() + head, v.data() + head, n}, mask.row(b), out, b,
+         [&](Index rows) { return sequence.complete(rows); });
+  });
+}
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalAttention<Scalar>::Stream::flush_into(const Device& device, TensorView<Scalar, 4> out) {
+  check_room(out, this->results_of_flush());
+  run(device, [&](Worker& worker, Index b) {
+    Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
+    const Index end = sequence.position();
+    move(worker, sequence, {end, end}, {sequence.answered(), end}, {}, nullptr, out, b,
+         [](Index rows) { return rows; });
+    sequence.end();
+  });
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

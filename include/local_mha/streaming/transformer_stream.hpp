@@ -364,48 +364,7 @@ class LocalTransformer<Scalar>::Stream
   }
 
   // Takes `n` rows of worker.x through all layers. Returns the rows of logits that came out.
-  Index pass(Worker& worker, Sequence& sequence, Index n, bool ends, Scalar* logits) const {
-    const Index dim = model_.config().dim;
-    const LocalMHAConfig config = layer_config(model_.config());
-    const detail::AttentionInputs<Scalar> shown(Window(attention_config(config)), 1, config.heads,
-                                                model_.attn_bias());
-    sequence.take(n);
-    auto* state = sequence.layers().data();
-    for (const Layer& layer : model_.layers()) {
-      detail::StreamedSequence<Scalar>& attention = state->attention;
-      detail::WaitingRows<Scalar>& residual = state->residual;
-      ++state;
-      const Range in{attention.position(), attention.position() + n};
-      const Range out{attention.answered(), ends ? in.end : attention.complete(in.end)};
-      for (Index i = 0; i < n; ++i)
-        residual.put(in.begin + i, worker.x.data() + i * dim,
-                     worker.masked[static_cast<std::size_t>(i)]);
-      layer.attention.stream_rows(
-          Eigen::DefaultDevice(), worker.flows.front(), attention, shown, 0, in, out,
-          worker.x.data(), worker.masked.data(), worker.branch.data(),
-          [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
-      if (ends) attention.end();
-      n = out.end - out.begin;
-      for (Index i = 0; i < n; ++i) {
-        std::copy_n(residual.row(out.begin + i), dim, worker.x.data() + i * dim);
-        worker.masked[static_cast<std::size_t>(i)] = residual.masked(out.begin + i);
-      }
-      add_branch(worker, n);
-      layer.feed_forward.forward_into(n, worker.x.data(), dim, worker.branch.data(),
-                                      worker.feed_forward);
-      add_branch(worker, n);
-    }
-    map_rows(n, dim, worker.x.data(), dim, model_.config().num_tokens, logits,
-             LocalMHA<Scalar>::stretch, worker.in.data(), worker.out.data(),
-             [&](Index blocks, Scalar* rows, Scalar* to) {
-               for (Index b = 0; b < blocks; ++b)
-                 model_.weights_->to_logits_norm.apply(rows + b * dim * count);
-               project_rows(model_.weights_->to_logits.weight(), 0, rows, blocks, n == 1,
-                            worker.spread.data(),
-                            [&](Index b) { return to + b * model_.config().num_tokens * count; });
-             });
-    return n;
-  }
+  Index pass(Worker& worker, Sequence& sequence, Index n, bool ends, Scalar* logits) const;
 
   void add_branch(Worker& worker, Index n) const {
     for (Index i = 0; i < n * model_.config().dim; ++i)
@@ -415,6 +374,51 @@ class LocalTransformer<Scalar>::Stream
   LocalTransformer model_;
   std::vector<Worker> workers_;
 };
+
+template <typename Scalar>
+Index LocalTransformer<Scalar>::Stream::pass(Worker& worker, Sequence& sequence, Index n, bool ends,
+                                             Scalar* logits) const {
+  const Index dim = model_.config().dim;
+  const LocalMHAConfig config = layer_config(model_.config());
+  const detail::AttentionInputs<Scalar> shown(Window(attention_config(config)), 1, config.heads,
+                                              model_.attn_bias());
+  sequence.take(n);
+  auto* state = sequence.layers().data();
+  for (const Layer& layer : model_.layers()) {
+    detail::StreamedSequence<Scalar>& attention = state->attention;
+    detail::WaitingRows<Scalar>& residual = state->residual;
+    ++state;
+    const Range in{attention.position(), attention.position() + n};
+    const Range out{attention.answered(), ends ? in.end : attention.complete(in.end)};
+    for (Index i = 0; i < n; ++i)
+      residual.put(in.begin + i, worker.x.data() + i * dim,
+                   worker.masked[static_cast<std::size_t>(i)]);
+    layer.attention.stream_rows(
+        Eigen::DefaultDevice(), worker.flows.front(), attention, shown, 0, in, out, worker.x.data(),
+        worker.masked.data(), worker.branch.data(),
+        [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
+    if (ends) attention.end();
+    n = out.end - out.begin;
+    for (Index i = 0; i < n; ++i) {
+      std::copy_n(residual.row(out.begin + i), dim, worker.x.data() + i * dim);
+      worker.masked[static_cast<std::size_t>(i)] = residual.masked(out.begin + i);
+    }
+    add_branch(worker, n);
+    layer.feed_forward.forward_into(n, worker.x.data(), dim, worker.branch.data(),
+                                    worker.feed_forward);
+    add_branch(worker, n);
+  }
+  map_rows(n, dim, worker.x.data(), dim, model_.config().num_tokens, logits,
+           LocalMHA<Scalar>::stretch, worker.in.data(), worker.out.data(),
+           [&](Index blocks, Scalar* rows, Scalar* to) {
+             for (Index b = 0; b < blocks; ++b)
+               model_.weights_->to_logits_norm.apply(rows + b * dim * count);
+             project_rows(model_.weights_->to_logits.weight(), 0, rows, blocks, n == 1,
+                          worker.spread.data(),
+                          [&](Index b) { return to + b * model_.config().num_tokens * count; });
+           });
+  return n;
+}
 
 template <typename Scalar>
 template <typename OnTokens>
