@@ -191,9 +191,7 @@ int run(int argc, char** argv) {
   app.add_option("--rate", options.rate, "Samples per second, where no WAV file says it")
       ->check(CLI::Range(1, 10'000'000))
       ->capture_default_str();
-  app.add_option("--seconds", options.seconds, "Length of the rising tone")
-      ->check(CLI::Range(0.001, 1e6))
-      ->capture_default_str();
+  app.add_option("--seconds", options.seconds, "Length of the rising tone")->capture_default_str();
   app.add_option("--layers", options.layers, "Layers of the stack")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
@@ -210,6 +208,8 @@ int run(int argc, char** argv) {
   if (const auto status = examples::parse(app, argc, argv)) return *status;
   if (options.dim < 1 || options.dim > block_size || block_size % options.dim != 0)
     local_mha::reject("--dim", "a divisor of 256", options.dim);
+  if (!(options.seconds >= 0.001 && options.seconds <= 1e6))
+    local_mha::reject("--seconds", "0.001 to 1000000", options.seconds);
   check_size(options);
 
   if (options.input.empty()) {
