@@ -53,9 +53,11 @@ inline bool sees(const AttentionOptions& o, Int i, Int j) {
   return true;
 }
 
-/// What a cosine or sine of an angle, times zeta, is as a `Real`.
+/// What a cosine or sine of an angle, times zeta, is as a `Real`; and a gradient that was turned
+/// with xPos. A number that bounds its own error knows what either loses.
 template <typename Real>
 struct Turning {
+  static const Real& decayed(const Real& gradient) { return gradient; }
   static Real of(long double turn, long double zeta, long double /*angle*/) {
     return static_cast<Real>(turn * zeta);
   }
@@ -217,8 +219,7 @@ AttentionRow<Real> attend_row(const AttentionOptions& o, const AttentionInputs<R
     if (in.multiplier) probability *= in.multiplier(b, h, i, row.keys[s]);
     row.probabilities.push_back(probability);
     const Real* v = in.v.data.data() + in.v.offset(b, h, row.keys[s], 0);
-    if (probability != Real(0))
-      for (Int c = 0; c < d; ++c) row.out[static_cast<std::size_t>(c)] += probability * v[c];
+    for (Int c = 0; c < d; ++c) row.out[static_cast<std::size_t>(c)] += probability * v[c];
   }
   return row;
 }

@@ -136,10 +136,13 @@ void raw_score_backward(const AttentionOptions& o, Rotation<Real>& rotation, con
   for (Int m = 0; m < half; ++m) {
     const Real q1 = q[m], q2 = q[m + half], k1 = k[m], k2 = k[m + half];
     const auto [cos, sin] = turns[static_cast<std::size_t>(m)];
-    grad_q[m] += slope * (k1 * cos + k2 * sin);
-    grad_q[m + half] += slope * (k2 * cos - k1 * sin);
-    grad_k[m] += slope * (q1 * cos - q2 * sin);
-    grad_k[m + half] += slope * (q2 * cos + q1 * sin);
+    const auto turned = [&](const Real& gradient) {
+      return o.xpos ? Turning<Real>::decayed(gradient) : gradient;
+    };
+    grad_q[m] += turned(slope * (k1 * cos + k2 * sin));
+    grad_q[m + half] += turned(slope * (k2 * cos - k1 * sin));
+    grad_k[m] += turned(slope * (q1 * cos - q2 * sin));
+    grad_k[m + half] += turned(slope * (q2 * cos + q1 * sin));
   }
 }
 
@@ -186,16 +189,16 @@ AttentionGradients<Real> attention_backward(const AttentionOptions& options,
         for (std::size_t s = 0; s < row.keys.size(); ++s) {
           const Int j = row.keys[s];
           const Real factor = in.multiplier ? in.multiplier(b, h, i, j) : Real(1);
+          // As from what a forward pass keeps.
+          const Real probability = exp(row.scores[s] - row.lse);
           const Real* v = at(in.v, b, h, j);
           Real* grad_v = at(to.v, b, h, j);
           Real of_probability(0);
           for (Int c = 0; c < d; ++c) {
             of_probability += g[c] * v[c];
-            grad_v[c] += row.probabilities[s] * g[c];
+            grad_v[c] += probability * factor * g[c];
           }
           if (options.shared_qk && i == j) continue;  // a constant score
-          // As from what a forward pass keeps.
-          const Real probability = exp(row.scores[s] - row.lse);
           const Real of_score = probability * (factor * of_probability - mean);
           if (!in.bias.empty()) bias_of(options, to.bias, h, i, j) += of_score;
           raw_score_backward(options, rotation, at(in.q, b, h, i), at(in.k, b, h, j), d, i, j,

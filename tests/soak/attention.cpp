@@ -39,6 +39,7 @@ class AttentionRun {
 
   void run() {
     const int threads = draw_threads(random_);
+    check_.description += ", " + std::to_string(threads) + " threads";
     if (random_.chance(0.6)) spoil(threads);
     const auto expected = expected_of<Scalar>(draw_);
     Tensor<Scalar, 4> out = forward(threads, workspace_);
@@ -87,6 +88,8 @@ class AttentionRun {
   void spoil(int threads) {
     const Index more = random_.chance(0.3) ? random_.integer(1, 20) : 0;
     const Index d = draw_.config.dim || random_.chance(0.8) ? draw_.dim_head() : random_.integer(1, 40);
+    check_.description += ", spoiled by N " + std::to_string(draw_.seqlen() + more) + " D " +
+                          std::to_string(d);
     Tensor<Scalar, 4> nan(draw_.batch(), draw_.heads(), draw_.seqlen() + more, d);
     nan.setConstant(nan_);
     on_threads(threads, [&](const auto& device) {

@@ -23,6 +23,7 @@ struct AttentionDraw {
   local_mha::LocalAttentionCall call;
   Array<double> q, k, v, grad_out, bias;
   std::vector<unsigned char> masked;
+  std::string sizes;
 
   Index batch() const { return q.shape[0]; }
   Index heads() const { return q.shape[1]; }
@@ -35,11 +36,11 @@ struct AttentionDraw {
 struct Sizes {
   double q, k, v, grad;
 
-  Sizes(Random& random, double score, bool keys_are_normalized) {
-    constexpr double most = 30;
+  /// \param most the largest exponent
+  Sizes(Random& random, double score, bool keys_are_normalized, double most) {
     const bool wild = random.chance(0.5);
     // Keys that are normalized have a square.
-    const double reach = keys_are_normalized ? 15 : most;
+    const double reach = keys_are_normalized ? std::min(15.0, most) : most;
     k = wild ? random.uniform(-reach, reach) : 0;
     q = keys_are_normalized ? std::log10(score) : std::log10(score) - k;
     if (std::abs(q) > most) k += q - std::copysign(most, q);
@@ -49,6 +50,14 @@ struct Sizes {
     grad = random.chance(0.5) ? random.uniform(-most, most) : 0;
     grad = std::max(grad, std::min(-most - v - down, most));
     grad = std::clamp(grad, -most, std::max(-most, most - std::max(0.0, v) - up));
+  }
+
+  std::string describe(double score) const {
+    std::ostringstream text;
+    text.precision(3);
+    text << ", scores " << score << ", 10^(q " << q << " k " << k << " v " << v << " grad " << grad
+         << ")";
+    return text.str();
   }
 };
 
@@ -87,7 +96,8 @@ AttentionDraw draw_attention(Random& random) {
   }
 
   const double score = random.pick({1e-20, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 100.0, 1e3, 1e5});
-  const Sizes sizes(random, score, config.shared_qk);
+  // xPos is made of two factors of up to 2^±60.
+  const Sizes sizes(random, score, config.shared_qk, config.use_xpos ? 8 : 30);
   const auto numbers = [&](double exponent) {
     return draw_numbers<Scalar>(random, {batch, heads, n, d}, std::pow(10.0, exponent));
   };
@@ -95,6 +105,7 @@ AttentionDraw draw_attention(Random& random) {
   a.k = numbers(sizes.k);
   a.v = numbers(sizes.v);
   a.grad_out = numbers(sizes.grad);
+  a.sizes = sizes.describe(score);
   a.masked = draw_mask(random, batch, n);
   const Index ahead = config.look_forward.value_or(config.causal ? 0 : 1);
   const Index keys = (1 + config.look_backward + ahead) * window;
@@ -103,7 +114,9 @@ AttentionDraw draw_attention(Random& random) {
 
   // Masked keys hold anything, and now and then one that is seen does.
   const double poisoned = random.pick({0.0, 0.3, 1.0});
-  const Index seen = n > 0 && random.chance(0.03) ? random.integer(0, batch * n - 1) : -1;
+  // Whether a hidden or a vanishing score hides a NaN, nobody says.
+  const bool may_be_seen = n > 0 && a.bias.empty() && !config.shared_qk;
+  const Index seen = may_be_seen && random.chance(0.03) ? random.integer(0, batch * n - 1) : -1;
   for (Index row = 0; row < batch * n; ++row) {
     const bool masked = !a.masked.empty() && a.masked[static_cast<std::size_t>(row)];
     if (!(masked && random.chance(poisoned)) && row != seen) continue;
@@ -141,8 +154,9 @@ inline std::string describe(const AttentionDraw& a) {
        << (a.config.causal ? " causal" : "") << (a.config.exact_windowsize ? " exact" : "")
        << (a.config.shared_qk ? " shared_qk" : "")
        << (a.config.dim && a.config.use_rotary_pos_emb ? " rotary" : "")
-       << (a.config.use_xpos ? " xpos" : "") << (a.bias.empty() ? "" : " bias")
-       << (a.masked.empty() ? "" : " mask") << (a.call.training ? " dropout" : "");
+       << (a.config.use_xpos ? " xpos" : "") << (a.config.scale ? " scale " + std::to_string(*a.config.scale) : "")
+       << describe_bias(a.bias) << (a.masked.empty() ? "" : " mask")
+       << (a.call.training ? " dropout" : "") << a.sizes;
   return text.str();
 }
 

@@ -149,6 +149,15 @@ Array<double> draw_bias(Random& random, Index heads, Index window, Index keys) {
   return bias;
 }
 
+/// For the line of a case.
+inline std::string describe_bias(const Array<double>& bias) {
+  if (bias.empty()) return "";
+  const auto [least, most] = std::minmax_element(bias.data.begin(), bias.data.end());
+  std::ostringstream text;
+  text << " bias " << bias.shape[0] << " x [" << *least << ", " << *most << "]";
+  return text.str();
+}
+
 /// Whether dropout keeps a value, by the published layout of counters; places below 2^32.
 inline bool keeps(const local_mha::Philox& philox, double dropout, Int position, Int place,
                   Int stream) {
