@@ -121,7 +121,8 @@ Real raw_score(const AttentionOptions& o, Rotation<Real>& rotation, const Real* 
     const Real q1 = q[m], q2 = q[m + half], k1 = k[m], k2 = k[m + half];
     const auto [cos, sin] = turns[static_cast<std::size_t>(m)];
     score += (q1 * k1 + q2 * k2) * cos + (q1 * k2 - q2 * k1) * sin;
-    magnitude += (abs(q1 * k1) + abs(q2 * k2)) * abs(cos) + (abs(q1 * k2) + abs(q2 * k1)) * abs(sin);
+    magnitude +=
+        (abs(q1 * k1) + abs(q2 * k2)) * abs(cos) + (abs(q1 * k2) + abs(q2 * k1)) * abs(sin);
   }
   return score;
 }

@@ -98,8 +98,7 @@ Array<Real> normalized_rows_backward(const Array<Real>& rows, const Array<Real>&
     const Real norm = std::max(sqrt(squares), least);
     // Where the norm is at its least, it is a constant.
     if (least < norm)
-      for (std::size_t c = 0; c < d; ++c)
-        along += rows.data[row + c] / norm * grad_y.data[row + c];
+      for (std::size_t c = 0; c < d; ++c) along += rows.data[row + c] / norm * grad_y.data[row + c];
     for (std::size_t c = 0; c < d; ++c)
       grad.data[row + c] = (grad_y.data[row + c] - rows.data[row + c] / norm * along) / norm;
   }
@@ -148,8 +147,8 @@ void raw_score_backward(const AttentionOptions& o, Rotation<Real>& rotation, con
 
 template <typename Real>
 struct AttentionGradients {
-  Array<Real> out;     // what attention() returns
-  Array<Real> lse;     // the same
+  Array<Real> out;  // what attention() returns
+  Array<Real> lse;  // the same
   Array<Real> q, k, v, bias;
 };
 
@@ -157,13 +156,11 @@ struct AttentionGradients {
 /// \param grad_out `[B, H, N, D]`
 template <typename Real>
 AttentionGradients<Real> attention_backward(const AttentionOptions& options,
-                                            AttentionInputs<Real> in,
-                                            const Array<Real>& grad_out) {
+                                            AttentionInputs<Real> in, const Array<Real>& grad_out) {
   using std::exp;
   const Int batch = in.q.shape[0], heads = in.q.shape[1], n = in.q.shape[2], d = in.q.shape[3];
-  const Real scale = options.scale
-                         ? static_cast<Real>(*options.scale)
-                         : static_cast<Real>(1 / std::sqrt(static_cast<long double>(d)));
+  const Real scale = options.scale ? static_cast<Real>(*options.scale)
+                                   : static_cast<Real>(1 / std::sqrt(static_cast<long double>(d)));
   const Array<Real> raw_k = in.k;
   if (options.shared_qk) in.k = normalized_rows(std::move(in.k));
   AttentionGradients<Real> to;
@@ -329,9 +326,8 @@ Array<Real> feed_forward_backward(const Parameters<Real>& parameters, const Arra
     const std::size_t value = i / inner * width + i % inner;
     hidden.data[i] = both.data[value] * gelu(both.data[value + inner]);
   }
-  const Array<Real> grad_hidden =
-      linear_backward(hidden, parameters.at(prefix + "4.weight"), grad_y,
-                      gradients.at(prefix + "4.weight"));
+  const Array<Real> grad_hidden = linear_backward(hidden, parameters.at(prefix + "4.weight"),
+                                                  grad_y, gradients.at(prefix + "4.weight"));
   Array<Real> grad_both(both.shape);
   for (std::size_t i = 0; i < hidden.data.size(); ++i) {
     const std::size_t value = i / inner * width + i % inner;
@@ -393,10 +389,9 @@ Array<Real> cross_entropy_backward(const Array<Real>& logits, const Array<Int>& 
     Real sum(0);
     for (std::size_t c = 0; c < classes; ++c) sum += exp_below(of_row[c], largest);
     for (std::size_t c = 0; c < classes; ++c)
-      grad.data[row * classes + c] =
-          (share(exp_below(of_row[c], largest), sum) -
-           Real(static_cast<Int>(c) == labels.data[row] ? 1 : 0)) /
-          static_cast<Real>(counted);
+      grad.data[row * classes + c] = (share(exp_below(of_row[c], largest), sum) -
+                                      Real(static_cast<Int>(c) == labels.data[row] ? 1 : 0)) /
+                                     static_cast<Real>(counted);
   }
   return grad;
 }
@@ -461,7 +456,7 @@ TransformerGradients<Real> transformer_backward(const TransformerOptions& o,
         o.layer, parameters, LayerInputs<Real>{attention_inputs[at], masked, bias, {}}, grad,
         gradients, prefix(layer) + ".0.branch.");
     add(of_layer.x, grad);
-    add(of_layer.bias, grad_bias);
+    if (o.use_dynamic_pos_bias) add(of_layer.bias, grad_bias);
   }
   if (o.use_dynamic_pos_bias) {
     const Int heads = grad_bias.shape[0];

@@ -87,9 +87,10 @@ class AttentionRun {
   // Calls with NaN leave NaN behind in what is kept, of this shape or of another.
   void spoil(int threads) {
     const Index more = random_.chance(0.3) ? random_.integer(1, 20) : 0;
-    const Index d = draw_.config.dim || random_.chance(0.8) ? draw_.dim_head() : random_.integer(1, 40);
-    check_.description += ", spoiled by N " + std::to_string(draw_.seqlen() + more) + " D " +
-                          std::to_string(d);
+    const Index d =
+        draw_.config.dim || random_.chance(0.8) ? draw_.dim_head() : random_.integer(1, 40);
+    check_.description +=
+        ", spoiled by N " + std::to_string(draw_.seqlen() + more) + " D " + std::to_string(d);
     Tensor<Scalar, 4> nan(draw_.batch(), draw_.heads(), draw_.seqlen() + more, d);
     nan.setConstant(nan_);
     on_threads(threads, [&](const auto& device) {
@@ -133,9 +134,8 @@ class AttentionRun {
 
   void repeat_without_allocating() {
     Tensor<Scalar, 4> out = forward(0, workspace_);
-    const long allocated = allocations_of([&] {
-      attention_.forward_into(out, workspace_, q_, k_, v_, mask_, view_, draw_.call);
-    });
+    const long allocated = allocations_of(
+        [&] { attention_.forward_into(out, workspace_, q_, k_, v_, mask_, view_, draw_.call); });
     check_.equal("allocations of a repeated forward_into()", allocated, 0L);
   }
 

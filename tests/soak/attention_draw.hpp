@@ -95,7 +95,7 @@ AttentionDraw draw_attention(Random& random) {
     a.call.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
   }
 
-  const double score = random.pick({1e-20, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 100.0, 1e3, 1e5});
+  const double score = random.pick({1e-20, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 1e3, 1e5});
   // xPos is made of two factors of up to 2^±60.
   const Sizes sizes(random, score, config.shared_qk, config.use_xpos ? 8 : 30);
   const auto numbers = [&](double exponent) {
@@ -103,6 +103,8 @@ AttentionDraw draw_attention(Random& random) {
   };
   a.q = numbers(sizes.q);
   a.k = numbers(sizes.k);
+  if (n > 0 && random.chance(0.15))
+    align<Scalar>(random, a.q, a.k, random.pick({-1, 1}) * std::pow(10.0, sizes.k - sizes.q));
   a.v = numbers(sizes.v);
   a.grad_out = numbers(sizes.grad);
   a.sizes = sizes.describe(score);
@@ -133,16 +135,12 @@ template <typename Scalar>
 reference::AttentionGradients<Bounded<Scalar>> expected_of(const AttentionDraw& a) {
   reference::AttentionOptions options = support::options(a.config, a.call);
   options.hiding_bias = -static_cast<double>(std::numeric_limits<Scalar>::max()) / 4;
-  reference::AttentionInputs<Bounded<Scalar>> in{exact<Scalar>(a.q),
-                                                 exact<Scalar>(a.k),
-                                                 exact<Scalar>(a.v),
-                                                 a.masked,
-                                                 exact<Scalar>(a.bias),
-                                                 {}};
+  reference::AttentionInputs<Bounded<Scalar>> in{exact<Scalar>(a.q),    exact<Scalar>(a.k),
+                                                 exact<Scalar>(a.v),    a.masked,
+                                                 exact<Scalar>(a.bias), {}};
   // A hiding bias is no number that takes part.
   if (a.call.training && a.config.dropout > 0)
-    in.multiplier =
-        dropout_factors<Scalar>(a.config.dropout, a.call.training->seed, a.heads());
+    in.multiplier = dropout_factors<Scalar>(a.config.dropout, a.call.training->seed, a.heads());
   return reference::attention_backward(options, std::move(in), exact<Scalar>(a.grad_out));
 }
 
@@ -154,7 +152,8 @@ inline std::string describe(const AttentionDraw& a) {
        << (a.config.causal ? " causal" : "") << (a.config.exact_windowsize ? " exact" : "")
        << (a.config.shared_qk ? " shared_qk" : "")
        << (a.config.dim && a.config.use_rotary_pos_emb ? " rotary" : "")
-       << (a.config.use_xpos ? " xpos" : "") << (a.config.scale ? " scale " + std::to_string(*a.config.scale) : "")
+       << (a.config.use_xpos ? " xpos" : "")
+       << (a.config.scale ? " scale " + std::to_string(*a.config.scale) : "")
        << describe_bias(a.bias) << (a.masked.empty() ? "" : " mask")
        << (a.call.training ? " dropout" : "") << a.sizes;
   return text.str();

@@ -31,8 +31,7 @@ struct Bounded {
   Bounded() = default;
   Bounded(double exact) : value(exact) {}  // NOLINT: as from a literal
   Bounded(double v, double e) : value(v), error(e) {}
-  explicit Bounded(long double constant)
-      : Bounded(rounded(static_cast<double>(constant), 0)) {}
+  explicit Bounded(long double constant) : Bounded(rounded(static_cast<double>(constant), 0)) {}
   explicit Bounded(int exact) : value(exact) {}
   explicit Bounded(long long exact) : value(static_cast<double>(exact)) {}
   explicit Bounded(std::size_t exact) : value(static_cast<double>(exact)) {}
@@ -89,17 +88,17 @@ template <typename Scalar>
 Bounded<Scalar> exp(const Bounded<Scalar>& a) {
   const double value = std::exp(a.value);
   // An exponential may be off by some units, and 0 where it is no normal number.
-  return Bounded<Scalar>::rounded(
-      value, value * std::expm1(a.error) + 2 * Bounded<Scalar>::unit * value +
-                 static_cast<double>(std::numeric_limits<Scalar>::min()));
+  return Bounded<Scalar>::rounded(value,
+                                  value * std::expm1(a.error) + 2 * Bounded<Scalar>::unit * value +
+                                      static_cast<double>(std::numeric_limits<Scalar>::min()));
 }
 
 template <typename Scalar>
 Bounded<Scalar> log(const Bounded<Scalar>& a) {
   const double least = a.value - a.error;
   return Bounded<Scalar>::rounded(
-      std::log(a.value), least > 0 ? a.error / least + 2 * Bounded<Scalar>::unit
-                                   : Bounded<Scalar>::nothing_known);
+      std::log(a.value),
+      least > 0 ? a.error / least + 2 * Bounded<Scalar>::unit : Bounded<Scalar>::nothing_known);
 }
 
 /// The same, knowing that the result is at most `most`.
@@ -125,8 +124,7 @@ Bounded<Scalar> sigmoid(const Bounded<Scalar>& x) {
   const double value = 1 / (1 + std::exp(-x.value));
   const double least = static_cast<double>(std::numeric_limits<Scalar>::min());
   return Bounded<Scalar>::rounded(
-      value, std::min(1.0, x.error / 4 + 4 * Bounded<Scalar>::unit * value + least) +
-                 0 * x.error);
+      value, std::min(1.0, x.error / 4 + 4 * Bounded<Scalar>::unit * value + least) + 0 * x.error);
 }
 
 /// Φ and φ have an absolute error, where they are not as good as 0 and 1.
@@ -144,9 +142,8 @@ Bounded<Scalar> gelu_slope(const Bounded<Scalar>& x) {
   constexpr double root_of_two_pi = 2.50662827463100050242;
   const double value = 0.5 * std::erfc(-x.value / std::sqrt(2.0)) +
                        x.value * std::exp(-0.5 * x.value * x.value) / root_of_two_pi;
-  return Bounded<Scalar>::rounded(
-      value, std::min(2.0, 0.8 * x.error) + error_of_normal(x) + 4 * Bounded<Scalar>::unit +
-                 0 * x.error);
+  return Bounded<Scalar>::rounded(value, std::min(2.0, 0.8 * x.error) + error_of_normal(x) +
+                                             4 * Bounded<Scalar>::unit + 0 * x.error);
 }
 
 }  // namespace soak

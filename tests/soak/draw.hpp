@@ -108,6 +108,20 @@ Array<double> draw_numbers(Random& random, std::vector<Int> shape, double size) 
   return numbers;
 }
 
+/// Makes every row of `rows` the first one, but for some; and those of `others` a multiple of it,
+/// so that their products are equal and, all of one sign, large.
+template <typename Scalar>
+void align(Random& random, Array<double>& rows, Array<double>& others, double ratio) {
+  const auto channels = static_cast<std::size_t>(std::max<Int>(1, rows.shape.back()));
+  const double kept = random.pick({0.0, 0.0, 0.1});
+  for (std::size_t i = 0; i < rows.data.size(); ++i) {
+    if (i % channels == 0 && i > 0 && random.chance(kept)) i += channels;
+    if (i < rows.data.size()) rows.data[i] = rows.data[i % channels];
+  }
+  for (std::size_t i = 0; i < others.data.size(); ++i)
+    others.data[i] = round_to<Scalar>(rows.data[i % channels] * ratio);
+}
+
 /// `[B, N]` flags: none, random, by length, all of a sequence, or all.
 inline std::vector<unsigned char> draw_mask(Random& random, Index batch, Index n) {
   std::vector<unsigned char> masked;
@@ -119,9 +133,9 @@ inline std::vector<unsigned char> draw_mask(Random& random, Index batch, Index n
     const Index length = random.integer(n / 2, n);
     const bool all = kind == 9 && random.chance(0.5);
     for (Index i = 0; i < n; ++i)
-      masked[static_cast<std::size_t>(b * n + i)] =
-          all || (kind < 3 && i >= length) || (kind == 3 && i < n - length) ||
-          (kind >= 4 && kind < 9 && random.chance(share));
+      masked[static_cast<std::size_t>(b * n + i)] = all || (kind < 3 && i >= length) ||
+                                                    (kind == 3 && i < n - length) ||
+                                                    (kind >= 4 && kind < 9 && random.chance(share));
   }
   return masked;
 }

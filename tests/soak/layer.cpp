@@ -42,8 +42,7 @@ class LayerRun {
     const int threads = draw_threads(random_);
     check_.description += ", " + std::to_string(threads) + " threads";
     if (random_.chance(0.6)) spoil(threads);
-    auto expected_gradients =
-        reference::zeros_like(exact<Scalar>(draw_.parameters));
+    auto expected_gradients = reference::zeros_like(exact<Scalar>(draw_.parameters));
     const auto expected = expected_of<Scalar>(draw_, expected_gradients);
     const Tensor<Scalar, 3> y = forward(threads, workspace_);
     check_.compare("y", y.data(), expected.y);
@@ -141,8 +140,7 @@ class LayerRun {
 
   void repeat_without_allocating() {
     Tensor<Scalar, 3> y = forward(0, workspace_);
-    check_.equal("allocations of a repeated forward_into()",
-                 allocations_of([&] {
+    check_.equal("allocations of a repeated forward_into()", allocations_of([&] {
                    layer_.forward_into(y, workspace_, x_, mask_, view_, draw_.training);
                  }),
                  0L);

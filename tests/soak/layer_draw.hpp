@@ -36,8 +36,7 @@ template <typename Scalar>
 reference::Parameters<double> draw_layer_weights(Random& random,
                                                  const local_mha::LocalMHAConfig& config,
                                                  double size_of_x, double score) {
-  auto parameters =
-      support::named<double>(local_mha::LocalMHAParameters<Scalar>::zeros(config));
+  auto parameters = support::named<double>(local_mha::LocalMHAParameters<Scalar>::zeros(config));
   const double normed = config.prenorm ? 0 : size_of_x;  // after the norm, an exponent of 10
   const double split = random.chance(0.3) ? random.uniform(-8, 8) : 0;
   const double size_of_v = random.chance(0.3) ? random.uniform(-15, 15) : 0;
@@ -62,6 +61,24 @@ reference::Parameters<double> draw_layer_weights(Random& random,
         array(row, c) = round_to<Scalar>(array(row, c) * std::pow(10.0, sizes[row / inner]));
   }
   return parameters;
+}
+
+/// Makes queries and keys multiples of one another: products that are equal, of one sign and large.
+template <typename Scalar>
+void align_queries(Random& random, LayerDraw& l) {
+  Array<double> unused;
+  align<Scalar>(random, l.x, unused, 1);
+  Array<double>& weight = l.parameters.at("to_qkv.weight");
+  const Int size = l.config.heads * l.config.dim_head * l.config.dim;
+  const auto at = [&](Int i) -> double& { return weight.data[static_cast<std::size_t>(i)]; };
+  double squares_q = 0, squares_k = 0;
+  for (Int i = 0; i < size; ++i) {
+    squares_q += at(i) * at(i);
+    squares_k += at(size + i) * at(size + i);
+  }
+  if (squares_q == 0) return;
+  const double ratio = random.pick({-1, 1}) * std::sqrt(squares_k / squares_q);
+  for (Int i = 0; i < size; ++i) at(size + i) = round_to<Scalar>(at(i) * ratio);
 }
 
 template <typename Scalar>
@@ -98,13 +115,14 @@ LayerDraw draw_layer(Random& random) {
     l.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
   }
 
-  const double score = random.pick({1e-6, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 100.0, 1e3});
+  const double score = random.pick({1e-6, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 1e3});
   // Layer normalization squares its input.
   const double reach = config.use_xpos ? 5 : config.prenorm ? 14 : 25;
   const double size_of_x = random.chance(0.4) ? random.uniform(-reach, reach) : 0;
   l.parameters = draw_layer_weights<Scalar>(random, config, size_of_x, score);
   l.x = draw_numbers<Scalar>(random, {batch, n, config.dim}, std::pow(10.0, size_of_x));
   const double size_of_grad = random.chance(0.3) ? random.uniform(-10, 5) : 0;
+  if (n > 0 && random.chance(0.15)) align_queries<Scalar>(random, l);
   l.grad_y = draw_numbers<Scalar>(random, {batch, n, config.dim}, std::pow(10.0, size_of_grad));
   l.masked = draw_mask(random, batch, n);
   const Index ahead = config.look_forward.value_or(config.causal ? 0 : 1);
@@ -136,14 +154,12 @@ reference::LayerOptions layer_options(const local_mha::LocalMHAConfig& config) {
 template <typename Scalar>
 reference::LayerGradients<Bounded<Scalar>> expected_of(
     const LayerDraw& l, reference::Parameters<Bounded<Scalar>>& gradients) {
-  reference::LayerInputs<Bounded<Scalar>> in{exact<Scalar>(l.x), l.masked, exact<Scalar>(l.bias),
-                                             {}};
+  reference::LayerInputs<Bounded<Scalar>> in{
+      exact<Scalar>(l.x), l.masked, exact<Scalar>(l.bias), {}};
   if (l.training && l.config.dropout > 0)
-    in.multiplier =
-        dropout_factors<Scalar>(l.config.dropout, l.training->seed, l.config.heads);
-  return reference::local_mha_backward(layer_options<Scalar>(l.config),
-                                       exact<Scalar>(l.parameters), in, exact<Scalar>(l.grad_y),
-                                       gradients);
+    in.multiplier = dropout_factors<Scalar>(l.config.dropout, l.training->seed, l.config.heads);
+  return reference::local_mha_backward(layer_options<Scalar>(l.config), exact<Scalar>(l.parameters),
+                                       in, exact<Scalar>(l.grad_y), gradients);
 }
 
 inline std::string describe(const LayerDraw& l) {

@@ -41,7 +41,7 @@ bool fail_no_more() {
 }  // namespace soak
 
 extern "C" {
-void* __real_malloc(std::size_t size);  // NOLINT: the linker's name
+void* __real_malloc(std::size_t size);   // NOLINT: the linker's name
 void* __wrap_malloc(std::size_t size) {  // NOLINT: the linker's name
   void* memory = may_allocate() ? __real_malloc(size) : nullptr;
   if (memory != nullptr) std::memset(memory, poison, size);

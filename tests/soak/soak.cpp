@@ -40,7 +40,8 @@ struct Options {
 };
 
 constexpr const char* usage =
-    "soak [--cases N] [--first I] [--seed S] [--only KIND] [--jobs J] [--stop-after F] [--verbose]\n"
+    "soak [--cases N] [--first I] [--seed S] [--only KIND] [--jobs J] [--stop-after F] "
+    "[--verbose]\n"
     "Runs cases I to I + N - 1 of a seed, on J threads, and stops after F findings.\n"
     "KIND: attention, layer, transformer, stream, training.\n";
 

@@ -82,8 +82,7 @@ TransformerDraw draw_transformer(Random& random) {
 }
 
 template <typename Scalar>
-reference::TransformerOptions transformer_options(
-    const local_mha::LocalTransformerConfig& config) {
+reference::TransformerOptions transformer_options(const local_mha::LocalTransformerConfig& config) {
   reference::TransformerOptions options = support::options(config);
   options.layer.attention.hiding_bias =
       -static_cast<double>(std::numeric_limits<Scalar>::max()) / 4;
