@@ -53,7 +53,7 @@ Runs random cases against the reference; 0: all were right.
 
 struct Count {
   long long cases = 0;
-  /// Cases of which a quarter of the numbers are known to two digits, and not 0.
+  /// Cases of which a tenth of the numbers, and at least four, are not 0 and known to two digits.
   long long substantial = 0;
   long long numbers = 0;
   long long known = 0;
@@ -154,7 +154,7 @@ class Soak {
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
     const std::lock_guard lock(mutex_);
     add({.cases = 1,
-         .substantial = 4 * check.substantial() >= check.numbers() && check.substantial() > 0,
+         .substantial = check.substantial_enough(),
          .numbers = check.numbers(),
          .known = check.known(),
          .findings = check.found().has_value(),
