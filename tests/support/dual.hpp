@@ -11,6 +11,7 @@
 #include <local_mha/autodiff.hpp>
 
 #include "reference/array.hpp"
+#include "support/compare.hpp"
 #include "support/random.hpp"
 
 namespace support {
@@ -49,7 +50,7 @@ class Direction {
       got += term;
       size += std::abs(term);
     }
-    EXPECT_NEAR(slope_, got, 1e-10 * (1 + size)) << what;
+    EXPECT_TRUE(near(slope_, got, 1e-10 * (1 + size))) << what;
   }
 
  private:
