@@ -494,9 +494,10 @@ TYPED_TEST(Streaming, EqualsTheReference) {
                              support::cast<TypeParam>(c.in));
     const auto result = support::close(
         support::array(y), precise.y,
-        support::tolerance<TypeParam>(support::largest_error(naive.y, precise.y),
-                                      std::max(1.0, support::largest(naive.y) * 1.0),
-                                      static_cast<double>(precise.largest_magnitude)));
+        support::tolerance<TypeParam>(
+            support::largest_error(naive.y, precise.y),
+            std::max<double>(c.size(), support::largest(naive.y)),
+            static_cast<double>(precise.largest_magnitude) + support::largest(c.in.bias)));
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", " << support::describe(c.config);
   }

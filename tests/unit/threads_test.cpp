@@ -68,7 +68,10 @@ class Meeting {
   bool wait() {
     std::unique_lock lock(mutex_);
     if (--missing_ == 0) all_came_.notify_all();
-    return all_came_.wait_for(lock, std::chrono::seconds(20), [&] { return missing_ <= 0; });
+    const bool came =
+        all_came_.wait_for(lock, std::chrono::seconds(20), [&] { return missing_ <= 0; });
+    missing_ = 0;  // once is enough to wait in vain
+    return came;
   }
 
  private:

@@ -2,14 +2,18 @@
 // The comparisons and the random cases that the other tests rest on.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "support/compare.hpp"
+#include "support/random_case.hpp"
 
 namespace {
 
+using local_mha::Index;
 using reference::Array;
+using support::Length;
 using support::NaN;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
@@ -81,6 +85,71 @@ TEST(Comparison, SaysWhere) {
   EXPECT_STREQ(support::close(got, expected, 1e-3).message(),
                "nan, not 0: error inf where 0.001 is allowed; first at [1, 2], the largest error "
                "is inf");
+}
+
+/// What there is among the cases of many seeds.
+struct Shares {
+  void add(bool empty, bool zero, Index d, double size) {
+    const double share = 1.0 / cases;
+    nothing += (empty || zero) * share;
+    wide += (d >= 16) * share;
+    wider += (d >= 64) * share;
+    small += (size < 1e-2) * share;
+    large += (size > 10) * share;
+  }
+  static constexpr int cases = 400;
+  // No position or no result but 0; dim_head; the size of the values or inputs.
+  double nothing = 0, wide = 0, wider = 0, small = 0, large = 0;
+};
+
+bool hides_all(const std::vector<unsigned char>& masked) {
+  return !masked.empty() && std::find(masked.begin(), masked.end(), 0) == masked.end();
+}
+
+// Some cases of nothing, for they must work; but most have something to be wrong.
+TEST(RandomCases, OfTheAttentionAreUsefulAndOfAllSizes) {
+  for (const Length length : {Length::Short, Length::Long}) {
+    Shares shares;
+    for (std::uint64_t seed = 1; seed <= Shares::cases; ++seed) {
+      const auto c = support::attention_case(seed, length);
+      shares.add(c.in.q.empty(), hides_all(c.in.masked), c.in.q.shape[3], support::largest(c.in.v));
+    }
+    EXPECT_GT(shares.nothing, 0);
+    EXPECT_LT(shares.nothing, 0.05);
+    EXPECT_GT(shares.wide, 0.1);
+    EXPECT_GT(shares.wider, 0.03);
+    EXPECT_GT(shares.small, 0.2);
+    EXPECT_GT(shares.large, 0.2);
+  }
+}
+
+TEST(RandomCases, OfSmallWindowsAreUseful) {
+  Shares shares;
+  for (std::uint64_t seed = 1; seed <= Shares::cases; ++seed) {
+    const auto c = support::narrow_attention_case(seed);
+    shares.add(c.in.q.empty(), hides_all(c.in.masked), c.in.q.shape[3], support::largest(c.in.v));
+  }
+  EXPECT_GT(shares.nothing, 0);
+  EXPECT_LT(shares.nothing, 0.05);
+  EXPECT_GT(shares.small, 0.2);
+  EXPECT_GT(shares.large, 0.2);
+}
+
+TEST(RandomCases, OfTheLayerAreUsefulAndOfAllSizes) {
+  for (const Length length : {Length::Short, Length::Long}) {
+    Shares shares;
+    for (std::uint64_t seed = 1; seed <= Shares::cases; ++seed) {
+      const auto c = support::layer_case(seed, length);
+      shares.add(c.in.x.empty(), hides_all(c.in.masked), c.config.dim_head,
+                 support::largest(c.in.x));
+    }
+    EXPECT_GT(shares.nothing, 0);
+    EXPECT_LT(shares.nothing, 0.05);
+    EXPECT_GT(shares.wide, 0.1);
+    EXPECT_GT(shares.wider, 0.03);
+    EXPECT_GT(shares.small, 0.05);
+    EXPECT_GT(shares.large, 0.1);
+  }
 }
 
 }  // namespace
