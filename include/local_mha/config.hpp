@@ -13,7 +13,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// What LocalAttention computes. `w` = window_size; windows are counted, not tokens.
 struct LocalAttentionConfig {
@@ -300,4 +300,4 @@ inline void validate(const LocalTransformerConfig& config) {
                               3 * feed_forward_inner_dim(config.dim, config.ff_mult) * config.dim);
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

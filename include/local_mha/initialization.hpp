@@ -11,7 +11,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
@@ -106,4 +106,4 @@ Parameters initial_parameters(const Config& config, std::uint64_t seed) {
   return parameters;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -31,7 +31,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 template <typename Scalar>
 class LocalTransformer;
@@ -530,7 +530,10 @@ class LocalMHA {
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
         load_lanes(dim(), lanes, row, to);
-        if (config().prenorm) layer_->norm_.apply(to);
+        if (config().prenorm) {
+          layer_->norm_.apply(to);
+          clear_other_lanes(dim(), lanes, to);
+        }
         to += dim() * count;
       });
     }
@@ -746,4 +749,4 @@ class LocalMHA {
   PackedWeight<Scalar> to_out_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -26,10 +26,10 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// What a layer's forward pass keeps for the backward pass, in blocks: four numbers of each channel
-/// of a head and position, and the log-sum-exp.
+/// of a head and position, and the log-sum-exp. What fills up channels has no value.
 template <typename Scalar>
 struct SavedLayer {
   /// Becomes room for a batch of sequences; memory of the same shape stays.
@@ -92,9 +92,6 @@ class LayerBackward {
 
   /// What lies between the steps, of all positions.
   struct Between {
-    // Channels that fill up blocks stay 0 for one kind of heads.
-    Index heads = 0;
-    Index dim_head = 0;
     PanelArray<Scalar> normed_panels;
     BlockArray<Scalar> grad_y;
     PanelArray<Scalar> out_panels;
@@ -115,11 +112,6 @@ class LayerBackward {
         grad_qkv_(between.grad_qkv),
         grad_gates_(between.grad_gates),
         workspace_(between.attention) {
-    if (between.heads != heads() || between.dim_head != dim_head()) {
-      between = {};
-      between.heads = heads();
-      between.dim_head = dim_head();
-    }
     normed_panels_.prepare(rows_.count(), panel_channels<Scalar>(dim()));
     grad_y_.prepare(rows_.count(), dim());
     out_panels_.prepare(rows_.count(), heads() * panel_channels<Scalar>(dim_head()));
@@ -168,8 +160,12 @@ class LayerBackward {
     for_each_stretch(device, rows_.count(), [&](Index, const Range& blocks) {
       auto room = make_block_buffer<Scalar>(std::max(dim(), head_channels()) * count);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
+        clear_filling_gates(block);
         load_rows(x, block, room.data());
-        if (config().prenorm) layer_.norm.apply(room.data());
+        if (config().prenorm) {
+          layer_.norm.apply(room.data());
+          clear_other_lanes(dim(), {0, static_cast<int>(rows_.rows(block))}, room.data());
+        }
         normed_panels_.put(block, 0, dim(), room.data());
         load_rows(grad_y, block, grad_y_[block]);
       }
@@ -184,6 +180,13 @@ class LayerBackward {
                         out_panels_,
                         Groups::of(heads(), dim_head(), panel_channels<Scalar>(dim_head())),
                         gradients.to_out.data());
+  }
+
+  // A projection multiplies what fills up the gates' channels by 0.
+  void clear_filling_gates(Index block) {
+    if (!config().gate_values_per_head) return;
+    std::fill(grad_gates_[block] + heads() * count, grad_gates_[block] + grad_gates_.stride(),
+              Scalar(0));
   }
 
   // Through the gate of a head, and the operand of to_out's gradient.
@@ -223,6 +226,13 @@ class LayerBackward {
       std::copy_n(from, layer.dim_head() * count, to);
     }
 
+    // With 0 in the channels that fill up, which a projection multiplies by 0.
+    void put_grad(Index part, Index block, const Scalar* from) const {
+      Scalar* to = grad(part, block);
+      copy(from, to);
+      std::fill(to + layer.dim_head() * count, to + layer.head_size(), Scalar(0));
+    }
+
     void load_queries(Index block, Scalar* to) const {
       copy(saved(layer.saved_.q, block), to);
       if (layer.config().qk_rmsnorm) layer.layer_.q_norm.apply(to);
@@ -240,15 +250,15 @@ class LayerBackward {
     void store_grad_queries(Index block, Scalar* from) const {
       if (layer.config().qk_rmsnorm)
         layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, scale_sums);
-      copy(from, grad(0, block));
+      put_grad(0, block, from);
     }
     void store_grad_keys(Index block, Scalar* from, Scalar* /*room*/) const {
       if (layer.config().qk_rmsnorm)
         layer.layer_.k_norm.apply_backward(saved(layer.saved_.k, block), from,
                                            scale_sums + layer.dim_head() * count);
-      copy(from, grad(1, block));
+      put_grad(1, block, from);
     }
-    void store_grad_values(Index block, Scalar* from) const { copy(from, grad(2, block)); }
+    void store_grad_values(Index block, Scalar* from) const { put_grad(2, block, from); }
 
     void add_upcoming(Index queries, Index keys, Index finished_keys, Upcoming<Scalar>& to) const {
       const auto add = [&](const Scalar* block) { to.add(block, layer.dim_head() * count); };
@@ -357,4 +367,4 @@ class LayerBackward {
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

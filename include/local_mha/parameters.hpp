@@ -14,7 +14,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Calls `visit(name, tensor)` for each tensor that the configuration has, in the state dict's
 /// order: a RowMatrix where it has two dimensions, a Vector where it has one.
@@ -186,4 +186,4 @@ struct LocalTransformerParameters {
   }
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -28,7 +28,7 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// How LocalTransformer::generate() goes on from a prompt.
 struct GenerateConfig {
@@ -345,4 +345,4 @@ class LocalTransformer {
   Linear<Scalar> to_logits_{RowMatrix<Scalar>()};
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -385,6 +385,35 @@ TYPED_TEST(AttentionGradients, OfALargeBias) {
                             (epsilon<TypeParam> * c.in.bias.data[0] * support::largest(array(*a))));
 }
 
+// Scores round at their size, and the gradients lose the digits that the output loses, not those of
+// a sum that runs at that size.
+TYPED_TEST(AttentionGradients, OfScoresFarFromZeroAreAsGoodAsTheOutput) {
+  support::AttentionCase c;
+  c.config = {.window_size = 32, .causal = true, .exact_windowsize = true};
+  Random random(7);
+  for (auto* part : {&c.in.q, &c.in.k, &c.in.v}) *part = random.array({1, 2, 96, 64});
+  const auto weights = random.array(c.in.q.shape);
+  const auto plain = pass<TypeParam>(c, weights);
+  const auto difference = [](const auto& a, const auto& b) {
+    double most = 0;
+    double largest = 0;
+    for (Index i = 0; i < a.size(); ++i) {
+      most = std::max(most, std::abs(static_cast<double>(a.data()[i] - b.data()[i])));
+      largest = std::max(largest, std::abs(static_cast<double>(a.data()[i])));
+    }
+    return most / largest;
+  };
+  for (const double constant : {1e3, 1e4, 1e5}) {
+    c.in.bias = Array<double>({1, 32, 64}, constant);
+    const auto biased = pass<TypeParam>(c, weights);
+    const double out = difference(plain.saved.out, biased.saved.out);
+    for (const auto& [a, b] : {std::pair{&plain.gradients.q, &biased.gradients.q},
+                               std::pair{&plain.gradients.k, &biased.gradients.k},
+                               std::pair{&plain.gradients.v, &biased.gradients.v}})
+      EXPECT_LE(difference(*a, *b), 5 * out) << constant;
+  }
+}
+
 TYPED_TEST(AttentionGradients, RejectWhatDoesNotFit) {
   const LocalAttention<TypeParam> attention({.window_size = 4});
   Tensor<TypeParam, 4> q(1, 2, 10, 4), short_q(1, 2, 9, 4);

@@ -18,7 +18,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `Σ_c a_c · b_c` of each position of two blocks.
 /// \param a, b `[channels][block_rows]`
@@ -176,4 +176,4 @@ class AttentionBackwardFlow {
   BlockBuffer<Scalar> delta_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -26,7 +26,7 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// What may differ from call to call of LocalAttention::forward().
 struct LocalAttentionCall {
@@ -472,7 +472,8 @@ class LocalAttention {
     void load_out(Index block, Scalar* to) const { load(out, block, to); }
     void load_lse(Index block, Scalar* to) const {
       for (Index r = 0; r < count; ++r)
-        to[r] = r < rows_of(block) ? lse[block * count + r] : Scalar(0);
+        to[r] = r < rows_of(block) ? lse[block * count + r]
+                                   : Scalar(-std::numeric_limits<double>::infinity());
     }
     void store_grad_queries(Index block, Scalar* from) const { store(grad_q, block, from); }
     void store_grad_keys(Index block, Scalar* from, Scalar* room) const {
@@ -708,4 +709,4 @@ class LocalAttention {
   std::optional<RotaryEmbedding<Scalar>> rotary_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

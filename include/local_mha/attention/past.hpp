@@ -12,7 +12,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The last queries, keys and values of every head, ready for the kernel, and the heads' gates.
 template <typename Scalar>
@@ -108,4 +108,4 @@ void flow_through(const Range& in, const Range& out, Index stretch, Complete&& c
   }
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

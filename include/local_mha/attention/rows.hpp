@@ -12,7 +12,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// A view with the interface of Ring, for reading. Only the last block is copied, if it is not
 /// whole.
@@ -35,7 +35,8 @@ class Rows {
   void view(const Scalar* data) {
     data_ = data;
     const Scalar* last = data + whole_ * count * channels_;
-    std::copy(last, last + last_rows_ * channels_, last_.data());
+    std::fill(std::copy(last, last + last_rows_ * channels_, last_.begin()), last_.end(),
+              Scalar(0));
   }
 
   Index channels() const { return channels_; }
@@ -76,4 +77,4 @@ class Rows {
   std::vector<std::uint8_t> finite_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

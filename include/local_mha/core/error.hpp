@@ -12,7 +12,7 @@
 
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// A shape as text: `[2, 10, 512]`.
 template <std::size_t Rank>
@@ -53,4 +53,4 @@ void require_shape(std::string_view argument, const std::array<Index, Rank>& got
     }
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -13,7 +13,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The keys of each sequence that nobody attends, `[B, N]`.
 ///
@@ -90,4 +90,4 @@ class PaddingMask {
   bool given_ = false;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -17,7 +17,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Something with threads: Eigen::ThreadPoolDevice (define EIGEN_USE_THREADS before including
 /// Eigen), or Eigen::DefaultDevice, which is the calling thread alone.
@@ -186,4 +186,4 @@ class Runs {
   Index tasks_ = 0;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

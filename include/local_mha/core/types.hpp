@@ -10,7 +10,9 @@
 #include <Eigen/Core>
 #include <unsupported/Eigen/CXX11/Tensor>
 
-namespace local_mha {
+#include <local_mha/core/namespace.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 using Index = Eigen::Index;
 static_assert(sizeof(Index) >= 8,
@@ -99,4 +101,4 @@ class TensorView {
   Dimensions dimensions_{};
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

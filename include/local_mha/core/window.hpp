@@ -9,7 +9,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The look-around of local attention. `w` is the window size, the bucket of position `i` is `i/w`.
 ///
@@ -116,4 +116,4 @@ class Window {
   bool exact_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

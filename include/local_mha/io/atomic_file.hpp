@@ -21,7 +21,7 @@
 
 #include <local_mha/io/safetensors_error.hpp>
 
-namespace local_mha::io::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
 
 /// Writes under another name in the same folder; commit() gives the file its name. Without it, the
 /// destructor removes what was written.
@@ -115,4 +115,4 @@ class AtomicFile {
   bool committed_ = false;
 };
 
-}  // namespace local_mha::io::detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail

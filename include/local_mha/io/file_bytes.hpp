@@ -25,7 +25,7 @@
 
 #include <local_mha/io/safetensors_error.hpp>
 
-namespace local_mha::io::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
 
 /// Read-only bytes, shared by whoever looks into them. A mapped file must not be truncated while
 /// it is open: the system answers an access to a page that is gone with a signal.
@@ -108,4 +108,4 @@ class FileBytes {
   std::span<const std::byte> bytes_;
 };
 
-}  // namespace local_mha::io::detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail

@@ -24,7 +24,7 @@
 #include <local_mha/io/safetensors_error.hpp>
 #include <local_mha/io/safetensors_header.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// What tensors are read as:
 ///
@@ -235,4 +235,4 @@ class SafetensorsFile {
   detail::SafetensorsHeader header_;
 };
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

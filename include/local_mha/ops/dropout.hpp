@@ -13,7 +13,7 @@
 #include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Training mode: dropout acts, and this is its seed.
 struct Training {
@@ -72,4 +72,4 @@ class Dropout {
   Scalar scale_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

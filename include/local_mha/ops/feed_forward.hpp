@@ -21,7 +21,7 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// LayerNorm, Linear, GEGLU, dropout, Linear.
 template <typename Scalar>
@@ -142,6 +142,7 @@ class FeedForward {
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         load_rows(x, rows, block, hidden.data());
         norm_.apply(hidden.data());
+        clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden.data());
         normed_panels.put(block, 0, dim_, hidden.data());
         load_rows(grad_y, rows, block, grad_out[block]);
       }
@@ -228,7 +229,11 @@ class FeedForward {
     };
     Index first = rows.begin;
     const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
-      for (Index b = 0; b < blocks; ++b) norm_.apply(in + b * dim_ * count);
+      for (Index b = 0; b < blocks; ++b) {
+        const Index rows_of_block = std::min(count, rows.end - first - b * count);
+        norm_.apply(in + b * dim_ * count);
+        clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
+      }
       multiply(proj_in_, 0, in, blocks, value);
       multiply(proj_in_, 1, in, blocks, gate);
       if (saved != nullptr) {
@@ -284,4 +289,4 @@ class FeedForward {
   PackedWeight<Scalar> proj_out_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -11,7 +11,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// PyTorch's `nn.LayerNorm` over the last dimension; the variance is the biased one.
 template <typename Scalar>
@@ -142,4 +142,4 @@ class LayerNorm {
   Vector<Scalar> bias_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -12,7 +12,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Sizes of the register tiles.
 ///
@@ -347,4 +347,4 @@ class Linear {
   PackedWeight<Scalar> packed_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -21,7 +21,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The same for queries, keys and values as LocalMHA::Stream for a layer's input: chunks of any
 /// size, at every position the result of forward() of the whole sequence, constant memory.
@@ -247,4 +247,4 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   std::vector<Worker> workers_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

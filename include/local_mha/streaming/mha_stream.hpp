@@ -15,7 +15,7 @@
 #include <local_mha/mha.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Sequences that come in chunks of any size, and give at every position what forward() of the
 /// whole sequence gives.
@@ -183,4 +183,4 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   std::vector<Flow> flows_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -24,7 +24,7 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/streaming/state_file.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// How large a stream is.
 struct StreamConfig {
@@ -391,4 +391,4 @@ std::string description_of(const Attention& attention, const Window& window,
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -19,7 +19,7 @@
 #include <local_mha/streaming/sequence_stream.hpp>
 #include <local_mha/transformer.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
@@ -463,4 +463,4 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   return tokens;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -11,7 +11,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/training/parameter_list.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `√Σ g²` over every number of a set. Summed in double.
 template <template <typename> class Set, typename Scalar>
@@ -41,4 +41,4 @@ double clip_gradients(Set<Scalar>& gradients, double max_norm) {
   return norm;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
