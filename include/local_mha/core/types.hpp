@@ -5,12 +5,15 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <type_traits>
 
 #include <Eigen/Core>
 #include <unsupported/Eigen/CXX11/Tensor>
 
-namespace local_mha {
+#include <local_mha/core/namespace.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 using Index = Eigen::Index;
 static_assert(sizeof(Index) >= 8,
@@ -37,6 +40,17 @@ using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
 template <typename Scalar, int Rank>
 using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
+
+/// Gives a tensor a shape; its numbers become any if that is another. Where memory runs out, it is
+/// as it was, which Eigen's resize() does not promise.
+template <typename Scalar, int Rank>
+void set_shape(Tensor<Scalar, Rank>& tensor, const std::array<Index, Rank>& shape) {
+  for (std::size_t axis = 0; axis < shape.size(); ++axis)
+    if (tensor.dimension(axis) != shape[axis]) {
+      tensor = Tensor<Scalar, Rank>(shape);
+      return;
+    }
+}
 
 /// A dense row-major tensor that somebody else owns: `[d0, d1, …]`, the last index contiguous.
 /// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one.
@@ -99,4 +113,4 @@ class TensorView {
   Dimensions dimensions_{};
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

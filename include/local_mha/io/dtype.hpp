@@ -14,7 +14,9 @@
 #include <string_view>
 #include <type_traits>
 
-namespace local_mha::io {
+#include <local_mha/core/namespace.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// What the elements of a stored tensor are.
 enum class Dtype : std::uint8_t {
@@ -221,4 +223,4 @@ inline std::uint16_t to_float16(double value) { return detail::round_to_16_bits<
 /// The nearest BF16, ties to even.
 inline std::uint16_t to_bfloat16(double value) { return detail::round_to_16_bits<7, -126>(value); }
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -25,7 +25,7 @@
 #include <local_mha/io/safetensors_header.hpp>
 #include <local_mha/io/safetensors_index.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// What tensors are read as:
 ///
@@ -256,4 +256,4 @@ class SafetensorsFile {
   std::shared_ptr<const detail::SafetensorsContent> content_;
 };
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io
