@@ -50,6 +50,8 @@
 #pragma GCC diagnostic ignored "-Wignored-attributes"
 #endif
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `count` values side by side: one channel of a block of positions, a cache line of memory.
@@ -192,6 +194,34 @@ struct Lanes {
   }
 };
 
+namespace detail {
+
+/// `x`, of which the compiler does not know how it was made: of `(x + y) - y` it would leave `x`
+/// where flags that no macro shows allow to reorder (clang's -funsafe-math-optimizations).
+/// \tparam Value a packet, float or double
+template <typename Value>
+LOCAL_MHA_INLINE Value rounded(Value x) {
+#if defined(__GNUC__) && defined(__SSE2__)
+  __asm__("" : "+v"(x));
+#elif defined(__GNUC__) && defined(__ARM_NEON)
+  __asm__("" : "+w"(x));
+#else
+  EIGEN_OPTIMIZATION_BARRIER(x)
+#endif
+  return x;
+}
+
+}  // namespace detail
+
+/// The same of all lanes.
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> rounded(const Lanes<Scalar, Parts>& a) {
+  if constexpr (std::is_arithmetic_v<typename Lanes<Scalar, Parts>::Value>)
+    return Lanes<Scalar, Parts>::make([&](int i) { return detail::rounded(a.packet[i]); });
+  else
+    return a;
+}
+
 /// `a·b + c`
 template <typename Scalar, int Parts>
 LOCAL_MHA_INLINE Lanes<Scalar, Parts> fma(const Lanes<Scalar, Parts>& a,
@@ -324,20 +354,6 @@ bool all_finite(const Scalar* values, Index size) {
 
 namespace detail {
 
-/// `x`, of which the compiler does not know how it was made: of `(x + y) - y` it would leave `x`
-/// where flags that no macro shows allow to reorder (clang's -funsafe-math-optimizations).
-template <typename Packet>
-LOCAL_MHA_INLINE Packet rounded(Packet x) {
-#if defined(__GNUC__) && defined(__SSE2__)
-  __asm__("" : "+v"(x));
-#elif defined(__GNUC__) && defined(__ARM_NEON)
-  __asm__("" : "+w"(x));
-#else
-  EIGEN_OPTIMIZATION_BARRIER(x)
-#endif
-  return x;
-}
-
 /// `2^x` for `x <= 0`: rounds `x` to an integer by adding a number so large that no fraction is
 /// left, and takes the rest of at most 1/2 through a minimax polynomial. 2e-7 relative in float.
 template <typename Packet>
@@ -348,8 +364,8 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, float) {
   // The low bits of `shifted` are the exponent of 2^round(x) with its bias: those of 0 at -127.
   const Packet magic = all(12582912.0F + 127.0F);
   const Packet bounded = pmax(x, all(-127.0F));
-  const Packet shifted = rounded(padd(bounded, magic));
-  const Packet r = psub(bounded, psub(shifted, magic));
+  const Packet shifted = detail::rounded(padd(bounded, magic));
+  const Packet r = psub(bounded, detail::rounded(psub(shifted, magic)));
   Packet y = pmadd(all(0.0013381302537320797F), r, all(0.0096663685153854477F));
   y = pmadd(y, r, all(0.055503810137964571F));
   y = pmadd(y, r, all(0.2402234903802036F));
@@ -377,8 +393,8 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, double) {
   // The exponent of 0 is -1023.
   const Packet magic = pset1<Packet>(6755399441055744.0 + 1023.0);
   const Packet bounded = pmax(x, pset1<Packet>(-1023.0));
-  const Packet shifted = rounded(padd(bounded, magic));
-  const Packet n = psub(shifted, magic);
+  const Packet shifted = detail::rounded(padd(bounded, magic));
+  const Packet n = detail::rounded(psub(shifted, magic));
   const Packet r = psub(bounded, n);
   const Packet r2 = pmul(r, r);
   Packet even = pset1<Packet>(c[10]);
@@ -543,6 +559,8 @@ struct Words {
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop

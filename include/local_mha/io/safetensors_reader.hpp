@@ -122,7 +122,7 @@ class SafetensorsFile {
     if (stored.shape.size() != Rank)
       fail(name, stored,
            "expected " + std::to_string(Rank) + " dimensions, got " + to_string(stored));
-    std::array<Index, Rank> shape{};
+    std::array<Index, static_cast<std::size_t>(Rank)> shape{};
     for (std::size_t axis = 0; axis < Rank; ++axis) shape[axis] = stored.shape[axis];
     Tensor<Scalar, Rank> values(shape);
     convert(name, stored, values.data());
