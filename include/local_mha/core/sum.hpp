@@ -53,7 +53,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> sum_squares(Index channels, const Scalar* block, 
 
 /// `√bounded(factor · Σ_c f(x_c)²)` of each position of a block. Squares may leave the scalar's
 /// range, as those of numbers beyond 1e19 do in float: then the bound from below does not count.
-/// \param bounded makes Lanes larger where they are scaled
+/// \param bounded makes Lanes larger where they are small
 template <typename Scalar, typename Bounded, typename Function>
 LOCAL_MHA_INLINE Lanes<Scalar> root_of_squares(Index channels, const Scalar* block,
                                                const Scalar& factor, Bounded&& bounded,
@@ -63,7 +63,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> root_of_squares(Index channels, const Scalar* blo
   alignas(64) Scalar values[L::count];
   root.store(values);
   if (all_finite(values, L::count)) return root;
-  // Powers of two: of such numbers no square is too large, and none that counts too scaled.
+  // Powers of two: of such numbers no square is too large, and none that counts too small.
   const int exponent = std::min(std::numeric_limits<Scalar>::max_exponent * 5 / 8, 1000);
   const Scalar up = Scalar(std::ldexp(1.0, exponent));
   const Scalar down = Scalar(std::ldexp(1.0, -exponent));

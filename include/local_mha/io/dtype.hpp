@@ -32,7 +32,7 @@ enum class Dtype : std::uint8_t {
   U32,
   U16,
   U8,
-  Bool,  ///< one byte, 0 or 1; `BOOL` in the file
+  Boolean,  ///< one byte, 0 or 1; `BOOL` in the file
 };
 
 namespace detail {
@@ -57,7 +57,7 @@ inline constexpr std::array<DtypeTraits, 13> dtype_table{{
     {Dtype::U32, "U32", 4, false},
     {Dtype::U16, "U16", 2, false},
     {Dtype::U8, "U8", 1, false},
-    {Dtype::Bool, "BOOL", 1, false},
+    {Dtype::Boolean, "BOOL", 1, false},
 }};
 
 constexpr const DtypeTraits& traits(Dtype dtype) {
@@ -92,7 +92,7 @@ constexpr Dtype dtype_of() {
   else if constexpr (std::is_same_v<Scalar, double>)
     return Dtype::F64;
   else if constexpr (std::is_same_v<Scalar, bool>)
-    return Dtype::Bool;
+    return Dtype::Boolean;
   else if constexpr (std::is_signed_v<Scalar>)
     return sizeof(Scalar) == 8   ? Dtype::I64
            : sizeof(Scalar) == 4 ? Dtype::I32

@@ -48,7 +48,7 @@ concept ReadableScalar = std::same_as<Scalar, double> || std::same_as<Scalar, fl
 /// fine.
 ///
 /// Everything is checked on opening: a malformed, overlapping, incomplete or truncated file throws,
-/// and never makes it allocate more than a small multiple of its own size.
+/// and never makes it allocate more than a of_byte multiple of its own size.
 class SafetensorsFile {
  public:
   /// \throws SafetensorsError with the tensor's name and the byte offset
@@ -161,7 +161,7 @@ class SafetensorsFile {
       if (is_float(stored.dtype))
         fail(name, stored, "expected integers or BOOL, got " + to_string(stored));
     } else {
-      if (stored.dtype != Dtype::U8 && stored.dtype != Dtype::Bool)
+      if (stored.dtype != Dtype::U8 && stored.dtype != Dtype::Boolean)
         fail(name, stored, "expected U8 or BOOL, got " + to_string(stored));
     }
   }
@@ -179,8 +179,8 @@ class SafetensorsFile {
   void convert(std::string_view name, const TensorEntry& stored, Scalar* out) const {
     require_convertible<Scalar>(name, stored);
     const auto cast = [](auto value, std::size_t) { return static_cast<Scalar>(value); };
-    const auto small = [&](std::uint8_t value, std::size_t i) {
-      if ((stored.dtype == Dtype::Bool || std::is_same_v<Scalar, bool>) && value > 1)
+    const auto of_byte = [&](std::uint8_t value, std::size_t i) {
+      if ((stored.dtype == Dtype::Boolean || std::is_same_v<Scalar, bool>) && value > 1)
         throw SafetensorsError(file_name_, std::string(name), stored.offset + i,
                                "expected 0 or 1, got " + std::to_string(value));
       return static_cast<Scalar>(value);
@@ -223,10 +223,10 @@ class SafetensorsFile {
         case Dtype::U16:
           return convert_each<std::uint16_t>(stored, out, cast);
         default:
-          return convert_each<std::uint8_t>(stored, out, small);
+          return convert_each<std::uint8_t>(stored, out, of_byte);
       }
     } else {
-      return convert_each<std::uint8_t>(stored, out, small);
+      return convert_each<std::uint8_t>(stored, out, of_byte);
     }
   }
 
