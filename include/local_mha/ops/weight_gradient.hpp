@@ -146,7 +146,12 @@ template <typename Scalar>
 class StretchSums {
  public:
   StretchSums() = default;
-  StretchSums(Index stretches, Index channels) : stretches_(stretches), sums_(stretches, channels) {
+  StretchSums(Index stretches, Index channels) { prepare(stretches, channels); }
+
+  /// Becomes StretchSums(stretches, channels). Memory is used again.
+  void prepare(Index stretches, Index channels) {
+    stretches_ = stretches;
+    sums_.prepare(stretches, channels);
     std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
   }
 
