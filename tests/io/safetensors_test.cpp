@@ -512,6 +512,29 @@ TEST(SafetensorsWriter, WritesTheSameBytesForAnyOrder) {
   EXPECT_EQ(forwards.bytes(), backwards.bytes());
 }
 
+TEST(SafetensorsWriter, MergesAllOrNothing) {
+  SafetensorsWriter one;
+  add(one, "a", std::vector<float>{1});
+  one.set_metadata("x", "of one");
+  one.set_metadata("y", "of one");
+  SafetensorsWriter two;
+  add(two, "b", std::vector<float>{2});
+  two.set_metadata("x", "of two");
+  SafetensorsWriter same = two;
+  add(same, "a", std::vector<float>{3});
+  const Bytes before = one.bytes();
+  const Bytes of_same = same.bytes();
+  EXPECT_THROW(one.merge(same), std::invalid_argument);
+  EXPECT_EQ(one.bytes(), before);
+  EXPECT_EQ(same.bytes(), of_same);
+  one.merge(two);
+  const auto read = reread(one);
+  EXPECT_EQ(read.names(), (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(read.metadata(),
+            (std::map<std::string, std::string>{{"x", "of two"}, {"y", "of one"}}));
+  EXPECT_EQ(two.bytes(), file("{}      "));
+}
+
 TEST(SafetensorsWriter, WritesAHeaderThatIsJson) {
   SafetensorsWriter writer;
   writer.set_metadata("key \"quoted\"", "line\nbreak \xc3\xa9");

@@ -79,7 +79,8 @@ inline constexpr std::array<DtypeTraits, 21> dtype_table{{
 }};
 
 constexpr const DtypeTraits& traits(Dtype dtype) {
-  return dtype_table[static_cast<std::size_t>(dtype)];
+  const auto place = static_cast<std::size_t>(dtype);
+  return dtype_table[std::min(place, dtype_table.size() - 1)];
 }
 
 }  // namespace detail
@@ -109,9 +110,9 @@ constexpr std::optional<Dtype> dtype_from_name(std::string_view name) {
 /// The dtype that stores a `Scalar` as it is.
 template <typename Scalar>
 constexpr Dtype dtype_of() {
-  static_assert(
-      std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double> || std::is_integral_v<Scalar>,
-      "safetensors files hold float, double, integers and bool");
+  static_assert(std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double> ||
+                    (std::is_integral_v<Scalar> && sizeof(Scalar) <= 8),
+                "safetensors files hold float, double, integers and bool");
   if constexpr (std::is_same_v<Scalar, float>)
     return Dtype::F32;
   else if constexpr (std::is_same_v<Scalar, double>)
