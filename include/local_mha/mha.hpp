@@ -232,6 +232,8 @@ class LocalMHA {
     const auto inputs = check(x, mask, attn_bias);
     require_shape("grad_x", grad_x.dimensions(), x.dimensions());
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+    detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
+    detail::require_apart("grad_x", grad_x, "x", x);
     saved.check(config_, x.dimension(0), x.dimension(1));
     detail::require_same_shapes(gradients, Parameters::zeros(config_));
     if (grad_attn_bias != nullptr) {
@@ -275,6 +277,7 @@ class LocalMHA {
             const std::optional<Training>& training, Saved* saved) const {
     const auto inputs = check(x, mask, attn_bias);
     require_shape("y", y.dimensions(), x.dimensions());
+    detail::require_apart("y", y, "x", x);
     const auto [batch, seqlen, dim] = x.dimensions();
     const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
     workspace.prepare(*this, inputs.window(), seqlen, plan);

@@ -135,6 +135,7 @@ class LocalTransformer {
   template <ThreadDevice Device>
   Scalar loss(const Device& device, Tokens input, Tokens labels, const PaddingMask& mask = {},
               std::optional<Training> training = {}) const {
+    check_labels(input, labels);
     const Tensor<Scalar, 3> logits = forward(device, input, mask, training);
     return cross_entropy<Scalar>(logits, labels, config_.ignore_index);
   }
@@ -179,8 +180,7 @@ class LocalTransformer {
   Scalar backward(const Device& device, Parameters& gradients, Tokens input, Tokens labels,
                   const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
     check(input, mask);
-    detail::count_labels({input.dimension(0), input.dimension(1), config_.num_tokens}, labels,
-                         config_.ignore_index);
+    check_labels(input, labels);
     detail::require_same_shapes(gradients, Parameters::zeros(config_));
 
     const Bias bias = attn_bias();
@@ -320,6 +320,11 @@ class LocalTransformer {
              tokens.dimension(1));
     if (mask) require_shape("mask", mask.shape(), tokens.dimensions());
     check_tokens(tokens);
+  }
+
+  void check_labels(const Tokens& input, const Tokens& labels) const {
+    detail::count_labels({input.dimension(0), input.dimension(1), config_.num_tokens}, labels,
+                         config_.ignore_index);
   }
 
   void check_tokens(const Tokens& tokens) const {
