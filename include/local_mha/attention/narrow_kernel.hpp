@@ -19,7 +19,7 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -173,4 +173,4 @@ class NarrowKernel {
   bool even_ = false;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

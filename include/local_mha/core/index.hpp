@@ -5,10 +5,12 @@
 
 #include <Eigen/Core>
 
-namespace local_mha {
+#include <local_mha/core/namespace.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 using Index = Eigen::Index;
 static_assert(sizeof(Index) >= 8,
               "positions are counted in 64 bits: EIGEN_DEFAULT_DENSE_INDEX_TYPE");
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -11,7 +11,7 @@
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The type of sums whose length nothing bounds, over positions, classes or weights: double for
 /// what is narrower, because a sum of a million equal numbers in float has lost three digits, and
@@ -75,4 +75,4 @@ LOCAL_MHA_INLINE Lanes<Scalar> root_of_squares(Index channels, const Scalar* blo
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

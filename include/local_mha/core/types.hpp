@@ -17,6 +17,7 @@
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/index.hpp>
+#include <local_mha/core/namespace.hpp>
 
 /// clang warns where a view of a temporary tensor is given a name.
 #if defined(__has_cpp_attribute) && __has_cpp_attribute(clang::lifetimebound)
@@ -25,7 +26,7 @@
 #define LOCAL_MHA_LIFETIME_BOUND
 #endif
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Positions, or rows, `[begin, end)`.
 struct Range {
@@ -48,6 +49,17 @@ using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
 template <typename Scalar, int Rank>
 using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
+
+/// Gives a tensor a shape; its numbers become any if that is another. Where memory runs out, it is
+/// as it was, which Eigen's resize() does not promise.
+template <typename Scalar, int Rank>
+void set_shape(Tensor<Scalar, Rank>& tensor, const std::array<Index, Rank>& shape) {
+  for (std::size_t axis = 0; axis < shape.size(); ++axis)
+    if (tensor.dimension(axis) != shape[axis]) {
+      tensor = Tensor<Scalar, Rank>(shape);
+      return;
+    }
+}
 
 /// A dense row-major tensor that somebody else owns: `[d0, d1, …]`, the last index contiguous.
 /// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one. A temporary
@@ -150,4 +162,4 @@ void require_apart(std::string_view argument, const TensorView<Scalar, Rank>& re
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -9,7 +9,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The look-around of local attention. `w` is the window size, the bucket of position `i` is `i/w`.
 ///
@@ -94,6 +94,13 @@ class Window {
     return exact_ ? ahead_ : ahead_ + (size_ - 1);
   }
 
+  /// Whether the room that a look-around takes in sequences of `made_for` rows does in those of
+  /// `seqlen`, too: they are no longer, or the look-around ends before both.
+  /// \param margin rows beside the look-around
+  bool room_serves(Index made_for, Index seqlen, Index margin) const {
+    return seqlen <= made_for || reach_behind() + reach_ahead() + margin <= made_for;
+  }
+
   friend bool operator==(const Window&, const Window&) = default;
 
  private:
@@ -120,4 +127,4 @@ class Window {
   bool exact_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

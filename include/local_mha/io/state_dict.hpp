@@ -24,7 +24,7 @@
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha::io::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
 
 /// `10000^(-2m/D)`, `m < D/2`: the buffer `inv_freq` of the rotary embedding.
 inline Vector<double> rotary_frequencies(Index dim_head) {
@@ -308,4 +308,4 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
   state_dict.tensor(true, prefix + "to_logits.1.weight", p.to_logits, config.num_tokens, dim);
 }
 
-}  // namespace local_mha::io::detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail

@@ -33,7 +33,7 @@
 #include <local_mha/io/state_dict.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// A LocalMHA from a file.
 template <typename Scalar>
@@ -219,4 +219,4 @@ void save_local_transformer(const std::filesystem::path& path, const LocalTransf
   writer.write(path);
 }
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -14,7 +14,7 @@
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
@@ -111,4 +111,4 @@ Tensor<Scalar, 3> cross_entropy_gradient(TensorView<const Scalar, 3> logits,
   return gradient;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

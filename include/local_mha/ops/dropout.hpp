@@ -14,12 +14,14 @@
 #include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Training mode: dropout acts, and this is its seed. Layers that are given the same one drop the
 /// same places.
 struct Training {
   std::uint64_t seed = 0;
+
+  friend bool operator==(const Training&, const Training&) = default;
 
   /// That of a part of a model, such as a layer, which drops something else than all other parts:
   ///
@@ -90,4 +92,4 @@ class Dropout {
   Scalar scale_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -17,7 +17,7 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// MLP 1 → hidden → hidden → heads with SiLU.
 template <typename Scalar>
@@ -136,4 +136,4 @@ class DynamicPositionBias {
   DynamicPositionBiasParameters<Scalar> parameters_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -14,7 +14,7 @@
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The backward pass of `y[i] = table[rows[i]]`.
 /// \param grad_table `[entries, dim]`, to be added to
@@ -46,4 +46,4 @@ void embedding_backward(RowMatrix<Scalar>& grad_table, std::span<const std::int6
   }
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -14,7 +14,7 @@
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// PyTorch's `nn.LayerNorm` over the last dimension; the variance is the biased one.
 template <typename Scalar>
@@ -165,4 +165,4 @@ class LayerNorm {
   Vector<Scalar> bias_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

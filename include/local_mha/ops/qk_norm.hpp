@@ -15,7 +15,7 @@
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Multiplies a block by a factor.
 /// \param block `[channels][block_rows]`
@@ -116,4 +116,4 @@ class QkNorm {
   Vector<Scalar> scale_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

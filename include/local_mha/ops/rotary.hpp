@@ -24,7 +24,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Turns `(a, b)` by an angle given by its cosine and sine, both times a decay.
 template <typename Scalar, typename Factor>
@@ -266,4 +266,4 @@ class RotarySteps {
   BlockBuffer<Scalar> turns_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -14,7 +14,7 @@
 #include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Which tokens may be drawn, and how likely.
 struct SamplingConfig {
@@ -88,4 +88,4 @@ class Sampler {
   std::vector<double> cumulative_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

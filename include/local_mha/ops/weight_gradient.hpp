@@ -22,7 +22,7 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Channels rounded up to whole panels of block_rows channels.
 template <typename Scalar>
@@ -52,20 +52,18 @@ void panels_to_block(Index channels, const Scalar* panels, Scalar* block) {
                 [&](Index r) { return block + (c + r) * count; });
 }
 
-/// Blocks of many positions, `[blocks][channels][block_rows]`.
+/// Blocks of many positions, `[blocks][channels][block_rows]`, without values until they are
+/// written.
 template <typename Scalar>
 class BlockArray {
  public:
   BlockArray() = default;
-  BlockArray(Index blocks, Index channels)
-      : stride_(channels * block_rows<Scalar>),
-        data_(make_block_buffer<Scalar>(blocks * stride_)) {}
+  BlockArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-  /// Becomes BlockArray(blocks, channels), or keeps its values if it has that shape: new memory is
-  /// slow where it is large.
+  /// Becomes room for that many, without values.
   void prepare(Index blocks, Index channels) {
-    if (channels * block_rows<Scalar> != stride_ || blocks * stride_ != std::ssize(data_))
-      *this = BlockArray(blocks, channels);
+    resize_without_values(data_, blocks * channels * block_rows<Scalar>);
+    stride_ = channels * block_rows<Scalar>;
   }
 
   Scalar* operator[](Index b) { return data_.data() + b * stride_; }
@@ -80,20 +78,18 @@ class BlockArray {
 };
 
 /// Panels of many positions, `[panel][block][position][block_rows channels]`: those of adjoining
-/// blocks adjoin.
+/// blocks adjoin. Without values until put() writes them.
 template <typename Scalar>
 class PanelArray {
  public:
   PanelArray() = default;
   /// \param channels panel_channels() of those that are put here
-  PanelArray(Index blocks, Index channels)
-      : stride_(blocks * size),
-        data_(make_block_buffer<Scalar>(blocks * channels * block_rows<Scalar>)) {}
+  PanelArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-  /// As of a BlockArray.
+  /// Becomes room for that many, without values.
   void prepare(Index blocks, Index channels) {
-    if (blocks * size != stride_ || blocks * channels * block_rows<Scalar> != std::ssize(data_))
-      *this = PanelArray(blocks, channels);
+    resize_without_values(data_, blocks * channels * block_rows<Scalar>);
+    stride_ = blocks * size;
   }
 
   /// Takes a block's channels, of which the first is that of panel `first`.
@@ -150,8 +146,13 @@ template <typename Scalar>
 class StretchSums {
  public:
   StretchSums() = default;
-  StretchSums(Index stretches, Index channels) : sums_(stretches, channels) {
+  StretchSums(Index stretches, Index channels) { prepare(stretches, channels); }
+
+  /// Becomes StretchSums(stretches, channels). Memory is used again.
+  void prepare(Index stretches, Index channels) {
     stretches_ = stretches;
+    sums_.prepare(stretches, channels);
+    std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
   }
 
   /// `[channels][block_rows]`
@@ -367,4 +368,4 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
   return grad_x;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -24,7 +24,7 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/streaming/state_file.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// How large a stream is.
 struct StreamConfig {
@@ -376,7 +376,7 @@ template <typename Attention, typename Bias>
 std::string description_of(const Attention& attention, const Window& window,
                            const Bias& attn_bias) {
   const LocalAttentionConfig& config = attention.config();
-  std::ostringstream text;
+  std::ostringstream text = plain_text();
   text << std::boolalpha << "window " << window.size() << " from " << window.place_in_bucket(0)
        << ", causal " << config.causal << ", exact " << config.exact_windowsize
        << ", look_backward " << config.look_backward << ", look_forward "
@@ -394,4 +394,4 @@ std::string description_of(const Attention& attention, const Window& window,
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -16,7 +16,7 @@
 #include <local_mha/initialization.hpp>
 #include <local_mha/training/parameter_list.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Names and defaults are those of PyTorch's `torch.optim.AdamW`, but for `decay_vectors`.
 struct AdamWConfig {
@@ -136,4 +136,4 @@ class AdamW {
 template <typename Parameters>
 AdamW(const AdamWConfig&, Parameters) -> AdamW<Parameters>;
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -12,7 +12,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/training/parameter_list.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `√Σ g²` over every number of a set: a double, in which squares of float numbers neither overflow
 /// nor vanish. Not finite only if a number is not, or the norm itself is too large for a double.
@@ -58,4 +58,4 @@ double clip_gradients(Set<Scalar>& gradients, double max_norm) {
   return norm;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

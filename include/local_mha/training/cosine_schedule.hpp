@@ -10,7 +10,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `peak·(step + 1)/warmup_steps` for the first steps; then `least + (peak − least)·(1 +
 /// cos(π·s))/2` with `s` from 0 to 1 over the rest, and `least` after them.
@@ -48,4 +48,4 @@ class CosineSchedule {
   Index total_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
