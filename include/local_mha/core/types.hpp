@@ -5,12 +5,23 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <type_traits>
 
 #include <Eigen/Core>
 #include <unsupported/Eigen/CXX11/Tensor>
 
 #include <local_mha/core/namespace.hpp>
+
+// g++ takes the bound of an array for a conversion where it is an int that a template gives.
+#if defined(__GNUC__) && !defined(__clang__)
+#define LOCAL_MHA_INT_BOUNDS_BEGIN \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"")
+#define LOCAL_MHA_INT_BOUNDS_END _Pragma("GCC diagnostic pop")
+#else
+#define LOCAL_MHA_INT_BOUNDS_BEGIN
+#define LOCAL_MHA_INT_BOUNDS_END
+#endif
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -40,6 +51,17 @@ using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 template <typename Scalar, int Rank>
 using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
 
+/// Gives a tensor a shape; its numbers become any if that is another. Where memory runs out, it is
+/// as it was, which Eigen's resize() does not promise.
+template <typename Scalar, int Rank>
+void set_shape(Tensor<Scalar, Rank>& tensor, const std::array<Index, Rank>& shape) {
+  for (std::size_t axis = 0; axis < shape.size(); ++axis)
+    if (tensor.dimension(axis) != shape[axis]) {
+      tensor = Tensor<Scalar, Rank>(shape);
+      return;
+    }
+}
+
 /// A dense row-major tensor that somebody else owns: `[d0, d1, …]`, the last index contiguous.
 /// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one.
 /// \tparam Element the scalar type, `const` for a read-only view
@@ -48,18 +70,18 @@ class TensorView {
   using Scalar = std::remove_const_t<Element>;
 
  public:
-  using Dimensions = std::array<Index, Rank>;
+  using Dimensions = std::array<Index, static_cast<std::size_t>(Rank)>;
 
   TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {}
 
-  template <int Options, typename I>
-  TensorView(Eigen::Tensor<Scalar, Rank, Options, I>& tensor) : data_(tensor.data()) {
+  template <int Options, typename Extent>
+  TensorView(Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor) : data_(tensor.data()) {
     take_dimensions(tensor);
   }
 
-  template <int Options, typename I>
+  template <int Options, typename Extent>
     requires std::is_const_v<Element>
-  TensorView(const Eigen::Tensor<Scalar, Rank, Options, I>& tensor) : data_(tensor.data()) {
+  TensorView(const Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor) : data_(tensor.data()) {
     take_dimensions(tensor);
   }
 

@@ -21,6 +21,8 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 struct Training {
   std::uint64_t seed = 0;
 
+  friend bool operator==(const Training&, const Training&) = default;
+
   /// That of a part of a model, such as a layer, which drops something else than all other parts:
   ///
   ///     for (std::size_t i = 0; i < layers.size(); ++i)

@@ -6,9 +6,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <optional>
+#include <span>
 #include <utility>
 
+#include <local_mha/attention/call.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
@@ -20,6 +24,8 @@
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -42,6 +48,13 @@ class FeedForward {
     proj_out_ = PackedWeight<Scalar>(parameters.proj_out);
     parameters_ = std::move(parameters);
   }
+
+  FeedForward(const FeedForward&) = default;
+  FeedForward(FeedForward&&) = default;
+  /// If it throws, this is as it was.
+  FeedForward& operator=(const FeedForward& other) { return *this = FeedForward(other); }
+  FeedForward& operator=(FeedForward&&) = default;
+  ~FeedForward() = default;
 
   /// \param x `[rows, dim]`
   /// \param training dropout acts, with this seed; empty: evaluation
@@ -91,12 +104,18 @@ class FeedForward {
     run({0, rows}, x, x_stride, y, workspace, dropout_of(training), rows == 1, nullptr);
   }
 
-  /// What forward_saving() keeps for backward(): the result of the first projection.
+  /// What forward_saving() keeps for backward(): the result of the first projection. It knows its
+  /// layer and its call again.
   struct Saved {
     Index rows = 0;
     Index inner = 0;
     BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
     BlockArray<Scalar> gates;   ///< the same, before gelu
+    double dropout = 0;
+    std::optional<Training> training = {};
+    /// Samples by which x and the weights are known again.
+    detail::Sample<Scalar> input = {};
+    detail::Sample<Scalar> weights = {};
   };
 
   /// forward() that keeps what backward() needs.
@@ -105,15 +124,26 @@ class FeedForward {
   RowMatrix<Scalar> forward_saving(const Device& device, Saved& saved,
                                    const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                    std::optional<Training> training = {}) const {
-    return flow(device, x, training, &saved);
+    saved.rows = saved.inner = 0;
+    RowMatrix<Scalar> y = flow(device, x, training, &saved);
+    saved.dropout = dropout_;
+    saved.training = training;
+    saved.input.take(std::array{Numbers{x}});
+    saved.weights.take(numbers());
+    saved.rows = x.rows();
+    saved.inner = inner_;
+    return y;
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param gradients those of the weights are added here
-  /// \param saved what forward_saving() kept for the same arguments
+  /// \param saved what forward_saving() kept. It holds the training: here, it may be left out
   /// \param grad_y `[rows, dim]`
+  /// \param x what forward_saving() was given
   /// \return that of x, `[rows, dim]`
-  /// \throws std::invalid_argument naming the argument that does not fit
+  /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
+  ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
+  ///         out, the gradients are as they were
   template <ThreadDevice Device>
   RowMatrix<Scalar> backward(const Device& device, FeedForwardParameters<Scalar>& gradients,
                              const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
@@ -121,6 +151,24 @@ class FeedForward {
                              std::optional<Training> training = {}) const;
 
  private:
+  // Those of a matrix whose rows may be apart.
+  struct Numbers {
+    const Eigen::Ref<const RowMatrix<Scalar>>& of;
+    std::size_t size() const { return static_cast<std::size_t>(of.size()); }
+    const Scalar& operator[](std::size_t i) const {
+      const auto place = static_cast<Index>(i);
+      return of.coeffRef(place / of.cols(), place % of.cols());
+    }
+  };
+  // Those of the weights.
+  std::array<std::span<const Scalar>, 4> numbers() const {
+    const auto of = [](const auto& tensor) {
+      return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
+    };
+    const auto& p = parameters_;
+    return {of(p.norm_weight), of(p.norm_bias), of(p.proj_in), of(p.proj_out)};
+  }
+
   using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
   // Blocks that pass the weights together.
@@ -204,8 +252,13 @@ RowMatrix<Scalar> FeedForward<Scalar>::backward(const Device& device,
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
   require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
+  if (saved.dropout != dropout_ || !saved.weights.is_of(numbers()))
+    reject("saved", "that of a feed-forward of these weights and this dropout", "another");
+  detail::require_same("training", training.has_value(), training, saved.training);
+  if (!saved.input.is_of(std::array{Numbers{x}}))
+    reject("x", "what forward_saving() was given", "other numbers");
   detail::require_same_shapes(gradients, parameters_);
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
+  const std::optional<Dropout<Scalar>> dropout = dropout_of(saved.training);
   const BatchBlocks rows{1, x.rows(), count};
   RowMatrix<Scalar> grad_x(x.rows(), dim_);
   if (x.rows() == 0) return grad_x;
@@ -264,9 +317,10 @@ RowMatrix<Scalar> FeedForward<Scalar>::flow(const Device& device,
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
   const Index blocks = ceil_div(x.rows(), count);
-  if (saved != nullptr)
-    *saved = {x.rows(), inner_, BlockArray<Scalar>(blocks, inner_),
-              BlockArray<Scalar>(blocks, inner_)};
+  if (saved != nullptr) {
+    saved->values.prepare(blocks, inner_);
+    saved->gates.prepare(blocks, inner_);
+  }
   RowMatrix<Scalar> y(x.rows(), dim_);
   for_each_stretch(
       device, blocks,
@@ -311,3 +365,5 @@ void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -20,6 +20,8 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Channels rounded up to whole panels of block_rows channels.
@@ -144,7 +146,12 @@ template <typename Scalar>
 class StretchSums {
  public:
   StretchSums() = default;
-  StretchSums(Index stretches, Index channels) : stretches_(stretches), sums_(stretches, channels) {
+  StretchSums(Index stretches, Index channels) { prepare(stretches, channels); }
+
+  /// Becomes StretchSums(stretches, channels). Memory is used again.
+  void prepare(Index stretches, Index channels) {
+    stretches_ = stretches;
+    sums_.prepare(stretches, channels);
     std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
   }
 
@@ -357,3 +364,5 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END
