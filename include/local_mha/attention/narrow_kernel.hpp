@@ -68,7 +68,7 @@ class NarrowKernel {
 
   // Which keys the queries see.
   void look(const AttentionHead<Scalar>& head, Index first) {
-    rows_ = std::min(count, head.seqlen - first);
+    rows_ = (std::min)(count, head.seqlen - first);
     const Range seen = head.window->keys(first);
     places_ = seen.end - seen.begin;
     even_ = rows_ == count && head.window->slides() && seen.begin >= head.unmasked.begin &&
@@ -80,7 +80,7 @@ class NarrowKernel {
     places_ = 0;
     for (Index r = 0; r < rows_; ++r) {
       seen_[r] = head.window->keys(first + r).clipped_to(head.unmasked);
-      places_ = std::max(places_, length(r));
+      places_ = (std::max)(places_, length(r));
     }
   }
 
@@ -136,7 +136,7 @@ class NarrowKernel {
     Scalar* scores = scores_.data();
     L maximum = L::broadcast(AttentionKernel<Scalar>::lowest());
     for (Index place = 0; place < places_; ++place)
-      maximum = max(maximum, L::load(scores + place * count));
+      maximum = (max)(maximum, L::load(scores + place * count));
     L sum = L::zero();
     for (Index place = 0; place < places_; ++place) {
       const L p = exp2(L::load(scores + place * count) - maximum);

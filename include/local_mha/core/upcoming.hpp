@@ -37,7 +37,7 @@ class Upcoming {
   LOCAL_MHA_INLINE void fetch() {
     for (Index left = lines_a_step_; left > 0 && piece_ < count_;) {
       Piece& piece = pieces_[piece_];
-      const Index lines = std::min(left, piece.lines);
+      const Index lines = (std::min)(left, piece.lines);
       for (Index i = 0; i < lines; ++i) prefetch(piece.at, i * line);
       piece.at += lines * line;
       piece.lines -= lines;
