@@ -271,7 +271,7 @@ class LocalTransformer {
     return training ? std::optional(training->of_part(part)) : std::nullopt;
   }
 
-  void validate(const Tokens& tokens, const PaddingMask& mask) const {
+  void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
     if (tokens.dimension(1) > config().max_seq_len)
       reject("tokens",
              "at most max_seq_len = " + std::to_string(config().max_seq_len) + " in a sequence",
@@ -304,7 +304,7 @@ template <ThreadDevice Device>
 Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const Device& device, Tokens tokens,
                                                     const PaddingMask& mask,
                                                     std::optional<Training> training) const {
-  validate(tokens, mask);
+  check_arguments(tokens, mask);
   Tensor<Scalar, 3> x = embed(tokens);
   const Bias bias = attn_bias();
   for (std::size_t i = 0; i < layers().size(); ++i) {
@@ -319,7 +319,7 @@ template <ThreadDevice Device>
 Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& gradients, Tokens input,
                                           Tokens labels, const PaddingMask& mask,
                                           std::optional<Training> training) const {
-  validate(input, mask);
+  check_arguments(input, mask);
   detail::count_labels({input.dimension(0), input.dimension(1), config().num_tokens}, labels,
                        config().ignore_index);
   detail::require_same_shapes(gradients, parameters());
