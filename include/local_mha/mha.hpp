@@ -135,7 +135,7 @@ class LocalMHA {
   Tensor<Scalar, 3> forward(const Device& device, TensorView<const Scalar, 3> x,
                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
                             std::optional<Training> training = {}) const {
-    validate(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
     forward_into(device, y, workspace, x, mask, attn_bias, training);
@@ -168,7 +168,7 @@ class LocalMHA {
                                    TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                                    const Bias& attn_bias = {},
                                    std::optional<Training> training = {}) const {
-    validate(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
     forward_saving_into(device, y, workspace, saved, x, mask, attn_bias, training);
@@ -186,7 +186,7 @@ class LocalMHA {
                            Saved& saved, TensorView<const Scalar, 3> x,
                            const PaddingMask& mask = {}, const Bias& attn_bias = {},
                            std::optional<Training> training = {}) const {
-    validate(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
     saved.prepare(config(), x.dimension(0), x.dimension(1));
@@ -211,7 +211,7 @@ class LocalMHA {
                              const PaddingMask& mask = {}, const Bias& attn_bias = {},
                              std::optional<Training> training = {},
                              Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    validate(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
     backward_into(device, grad_x, workspace, gradients, saved, grad_y, x, mask, attn_bias, training,
@@ -238,12 +238,12 @@ class LocalMHA {
                      TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                      const Bias& attn_bias = {}, std::optional<Training> training = {},
                      Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    validate(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     require_shape("grad_x", grad_x.dimensions(), x.dimensions());
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
     detail::require_apart("grad_x", grad_x, "x", x);
-    saved.validate(config(), parameters(), x, mask, attn_bias, training);
+    saved.check_arguments(config(), parameters(), x, mask, attn_bias, training);
     detail::require_same_shapes(gradients, parameters());
     if (grad_attn_bias != nullptr) {
       if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
@@ -251,7 +251,7 @@ class LocalMHA {
                     attn_bias->dimensions());
     }
     if (x.size() == 0) return;
-    const auto inputs = validate(x, saved.call.mask(), attn_bias);
+    const auto inputs = check_arguments(x, saved.call.mask(), attn_bias);
     const Weights& w = *weights_;
     auto& grad_bias = workspace.grad_bias_;
     grad_bias.prepare(grad_attn_bias != nullptr ? attn_bias : Bias(), config().heads);
@@ -279,7 +279,7 @@ class LocalMHA {
             const std::optional<Training>& training, Saved* saved) const;
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
-    local_mha::validate(config);
+    validate(config);
     return config;
   }
   static Parameters fitting(Parameters parameters, const Parameters& shapes) {
@@ -316,8 +316,9 @@ class LocalMHA {
 
   const LocalAttention<Scalar>& attention() const { return weights_->attention; }
 
-  detail::AttentionInputs<Scalar> validate(const TensorView<const Scalar, 3>& x,
-                                           const PaddingMask& mask, const Bias& attn_bias) const {
+  detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 3>& x,
+                                                  const PaddingMask& mask,
+                                                  const Bias& attn_bias) const {
     require_shape("x", x.dimensions(), {-1, -1, config().dim});
     return {Window(attention().config()),
             x.dimension(0),
@@ -760,7 +761,7 @@ template <typename Scalar>
 Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(TensorView<const Scalar, 3> x,
                                                             const PaddingMask& mask,
                                                             const Bias& attn_bias) const {
-  validate(x, mask, attn_bias);
+  check_arguments(x, mask, attn_bias);
   const auto [batch, seqlen, dim] = x.dimensions();
   Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
   Tensor<Scalar, 4> k(batch, config().heads, seqlen, config().dim_head);
@@ -776,7 +777,7 @@ void LocalMHA<Scalar>::flow(const Device& device, TensorView<Scalar, 3> y, Works
                             TensorView<const Scalar, 3> x, const PaddingMask& mask,
                             const Bias& attn_bias, const std::optional<Training>& training,
                             Saved* saved) const {
-  const auto inputs = validate(x, mask, attn_bias);
+  const auto inputs = check_arguments(x, mask, attn_bias);
   require_shape("y", y.dimensions(), x.dimensions());
   detail::require_apart("y", y, "x", x);
   const auto [batch, seqlen, dim] = x.dimensions();

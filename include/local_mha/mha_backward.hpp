@@ -80,9 +80,9 @@ struct SavedLayer {
   }
 
   /// \throws std::invalid_argument if it is not of this layer and this call
-  void validate(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
-                const PaddingMask& mask, const std::optional<View>& attn_bias,
-                const std::optional<Training>& training) const {
+  void check_arguments(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
+                       const PaddingMask& mask, const std::optional<View>& attn_bias,
+                       const std::optional<Training>& training) const {
     const auto describe = [](const LocalMHAConfig& c) {
       return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
              " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";

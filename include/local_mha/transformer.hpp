@@ -253,7 +253,7 @@ class LocalTransformer {
   };
 
   static const LocalTransformerConfig& checked(const LocalTransformerConfig& config) {
-    local_mha::validate(config);
+    validate(config);
     return config;
   }
   static Parameters fitting(Parameters parameters, const Parameters& shapes) {
@@ -272,7 +272,7 @@ class LocalTransformer {
     return training ? std::optional(training->of_part(part)) : std::nullopt;
   }
 
-  void validate(const Tokens& tokens, const PaddingMask& mask) const {
+  void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
     if (tokens.dimension(1) > config().max_seq_len)
       reject("tokens",
              "at most max_seq_len = " + std::to_string(config().max_seq_len) + " in a sequence",
@@ -310,7 +310,7 @@ template <ThreadDevice Device>
 Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const Device& device, Tokens tokens,
                                                     const PaddingMask& mask,
                                                     std::optional<Training> training) const {
-  validate(tokens, mask);
+  check_arguments(tokens, mask);
   Tensor<Scalar, 3> x = embed(tokens);
   const Bias bias = attn_bias();
   for (std::size_t i = 0; i < layers().size(); ++i) {
@@ -325,7 +325,7 @@ template <ThreadDevice Device>
 Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& gradients, Tokens input,
                                           Tokens labels, const PaddingMask& mask,
                                           std::optional<Training> training) const {
-  validate(input, mask);
+  check_arguments(input, mask);
   check_labels(input, labels);
   detail::require_same_shapes(gradients, parameters());
 

@@ -204,7 +204,7 @@ class LocalAttention {
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   explicit LocalAttention(const LocalAttentionConfig& config) : config_(config) {
-    local_mha::validate(config);
+    validate(config);
     if (!config.dim || !config.use_rotary_pos_emb) return;
     std::optional<double> base;
     if (config.use_xpos)
@@ -240,7 +240,7 @@ class LocalAttention {
                             TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
                             const LocalAttentionCall& call = {}) const {
-    validate(q, k, v, mask, attn_bias, call);
+    check_arguments(q, k, v, mask, attn_bias, call);
     Tensor<Scalar, 4> out(q.dimension(0), q.dimension(1), q.dimension(2), q.dimension(3));
     Workspace workspace;
     forward_into(device, out, workspace, q, k, v, mask, attn_bias, call);
@@ -256,7 +256,7 @@ class LocalAttention {
                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
-    const auto inputs = validate(q, k, v, mask, attn_bias, call);
+    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call);
     require_shape("out", out.dimensions(), q.dimensions());
     detail::require_apart("out", out, "q", q);
     detail::require_apart("out", out, "k", k);
@@ -300,7 +300,7 @@ class LocalAttention {
                        TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                        const PaddingMask& mask = {}, const Bias& attn_bias = {},
                        const LocalAttentionCall& call = {}) const {
-    const auto inputs = validate(q, k, v, mask, attn_bias, call);
+    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call);
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     Saved saved{Tensor<Scalar, 4>(batch, heads, seqlen, dim_head),
                 Tensor<Scalar, 3>(batch, heads, seqlen), config_};
@@ -643,11 +643,11 @@ class LocalAttention {
     parallel_for(device, workers, runs.tasks(), run);
   }
 
-  detail::AttentionInputs<Scalar> validate(const TensorView<const Scalar, 4>& q,
-                                           const TensorView<const Scalar, 4>& k,
-                                           const TensorView<const Scalar, 4>& v,
-                                           const PaddingMask& mask, const Bias& attn_bias,
-                                           const LocalAttentionCall& call) const {
+  detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 4>& q,
+                                                  const TensorView<const Scalar, 4>& k,
+                                                  const TensorView<const Scalar, 4>& v,
+                                                  const PaddingMask& mask, const Bias& attn_bias,
+                                                  const LocalAttentionCall& call) const {
     require_shape("q", q.dimensions(), {-1, -1, -1, config_.dim.value_or(-1)});
     if (q.dimension(3) < 1)
       reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
@@ -680,7 +680,7 @@ void LocalAttention<Scalar>::backward_into(
     TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask,
     const Bias& attn_bias, const LocalAttentionCall& call) const {
-  validate(q, k, v, mask, attn_bias, call);
+  check_arguments(q, k, v, mask, attn_bias, call);
   require_shape("grad_out", grad_out.dimensions(), q.dimensions());
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
@@ -693,7 +693,7 @@ void LocalAttention<Scalar>::backward_into(
   for (std::size_t i = 0; i < 3; ++i)
     if (!saved.inputs[i].is_of(detail::numbers_of(*std::array{&q, &k, &v}[i])))
       reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
-  const auto inputs = validate(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
+  const auto inputs = check_arguments(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
   for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
     set_shape<Scalar, 4>(*gradient, q.dimensions());
   BiasGradients& grad_bias = workspace.grad_bias_;
@@ -731,7 +731,7 @@ template <typename Scalar>
 Tensor<Scalar, 4> LocalAttention<Scalar>::attention_probabilities(
     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k, const PaddingMask& mask,
     const Bias& attn_bias, const LocalAttentionCall& call) const {
-  const auto inputs = validate(q, k, k, mask, attn_bias, call);
+  const auto inputs = check_arguments(q, k, k, mask, attn_bias, call);
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   // With the unit vectors as values, the output is the weights.
   const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);

@@ -78,7 +78,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   Tensor<Scalar, 4> push(const Device& device, TensorView<const Scalar, 4> q,
                          TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                          const PaddingMask& mask = {}) {
-    validate(q, k, v, mask);
+    check_arguments(q, k, v, mask);
     Tensor<Scalar, 4> out(this->batch(), heads_, this->results_of(q.dimension(2)), dim_head_);
     out.setZero();
     push_into(device, out, q, k, v, mask);
@@ -144,8 +144,8 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     return text.str();
   }
 
-  void validate(const TensorView<const Scalar, 4>& q, const TensorView<const Scalar, 4>& k,
-                const TensorView<const Scalar, 4>& v, const PaddingMask& mask) const {
+  void check_arguments(const TensorView<const Scalar, 4>& q, const TensorView<const Scalar, 4>& k,
+                       const TensorView<const Scalar, 4>& v, const PaddingMask& mask) const {
     require_shape("q", q.dimensions(), {this->batch(), heads_, -1, dim_head_});
     require_shape("k", k.dimensions(), q.dimensions());
     require_shape("v", v.dimensions(), q.dimensions());
@@ -237,7 +237,7 @@ void LocalAttention<Scalar>::Stream::push_into(const Device& device, TensorView<
                                                TensorView<const Scalar, 4> k,
                                                TensorView<const Scalar, 4> v,
                                                const PaddingMask& mask) {
-  validate(q, k, v, mask);
+  check_arguments(q, k, v, mask);
   const Index n = q.dimension(2);
   check_room(out, this->results_of(n));
   detail::require_apart("out", out, "q", q);

@@ -85,7 +85,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   template <ThreadDevice Device>
   Tensor<Scalar, 3> push(const Device& device, TensorView<const Scalar, 3> x,
                          const PaddingMask& mask = {}) {
-    validate(x, mask);
+    check_arguments(x, mask);
     Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), layer_.config().dim);
     y.setZero();
     push_into(device, y, x, mask);
@@ -96,7 +96,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   template <ThreadDevice Device>
   void push_into(const Device& device, TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
                  const PaddingMask& mask = {}) {
-    validate(x, mask);
+    check_arguments(x, mask);
     const Index n = x.dimension(1);
     check_room(y, this->results_of(n));
     detail::require_apart("y", y, "x", x);
@@ -141,7 +141,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     return text.str();
   }
 
-  void validate(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
+  void check_arguments(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
     require_shape("x", x.dimensions(), {this->batch(), -1, layer_.config().dim});
     this->check_push(x.dimension(1), mask);
   }

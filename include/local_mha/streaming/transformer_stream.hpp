@@ -219,7 +219,7 @@ class LocalTransformer<Scalar>::Stream
   /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
   template <ThreadDevice Device>
   Tensor<Scalar, 3> push(const Device& device, Tokens tokens, const PaddingMask& mask = {}) {
-    validate(tokens, mask);
+    check_arguments(tokens, mask);
     Tensor<Scalar, 3> logits(this->batch(), this->results_of(tokens.dimension(1)),
                              model_.config().num_tokens);
     logits.setZero();
@@ -231,7 +231,7 @@ class LocalTransformer<Scalar>::Stream
   template <ThreadDevice Device>
   void push_into(const Device& device, TensorView<Scalar, 3> logits, Tokens tokens,
                  const PaddingMask& mask = {}) {
-    validate(tokens, mask);
+    check_arguments(tokens, mask);
     const Index n = tokens.dimension(1);
     check_room(logits, this->results_of(n));
     run(device, logits, [&](Worker& worker, Sequence& sequence, Index b, Scalar* to) {
@@ -333,7 +333,7 @@ class LocalTransformer<Scalar>::Stream
     return text.str();
   }
 
-  void validate(const Tokens& tokens, const PaddingMask& mask) const {
+  void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
     require_shape("tokens", tokens.dimensions(), {this->batch(), -1});
     model_.check_tokens(tokens);
     this->check_push(tokens.dimension(1), mask);
