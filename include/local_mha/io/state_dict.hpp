@@ -26,11 +26,6 @@
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/parameters.hpp>
 
-<<<<<<< HEAD
-namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
-||||||| 1f0e120
-namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
-=======
 namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// How the buffers of the rotary embedding (`inv_freq`, `scale`) in a file are taken.
@@ -44,7 +39,6 @@ enum class RotaryBuffers : std::uint8_t {
 };
 
 namespace detail {
->>>>>>> io
 
 /// `10000^(-2m/D)`, `m < D/2`: the buffer `inv_freq` of the rotary embedding.
 inline Vector<double> rotary_frequencies(Index dim_head) {
@@ -433,11 +427,5 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
   state_dict.tensor(true, prefix + "to_logits.1.weight", p.to_logits, config.num_tokens, dim);
 }
 
-<<<<<<< HEAD
-}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail
-||||||| 1f0e120
-}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail
-=======
 }  // namespace detail
 }  // namespace local_mha::inline LOCAL_MHA_ABI::io
->>>>>>> io
