@@ -6,6 +6,7 @@
 /// tensors. Gradients are sets of the same type.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -14,7 +15,16 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+namespace detail {
+
+template <typename Matrix>
+bool same_shape(const Matrix& a, const Matrix& b) {
+  return a.rows() == b.rows() && a.cols() == b.cols();
+}
+
+}  // namespace detail
 
 /// Calls `visit(name, tensor)` for each tensor that the configuration has, in the state dict's
 /// order: a RowMatrix where it has two dimensions, a Vector where it has one.
@@ -35,7 +45,9 @@ struct LocalMHAParameters {
   RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
   Vector<Scalar> to_v_gate_bias;       ///< `[heads]`, gate_values_per_head
 
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalMHAParameters zeros(const LocalMHAConfig& config) {
+    validate(config);
     const Index inner = config.heads * config.dim_head;
     LocalMHAParameters p;
     p.to_qkv.setZero(3 * inner, config.dim);
@@ -53,6 +65,17 @@ struct LocalMHAParameters {
       p.to_v_gate_bias.setZero(config.heads);
     }
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const LocalMHAParameters& other) const {
+    return detail::same_shape(to_qkv, other.to_qkv) && detail::same_shape(to_out, other.to_out) &&
+           detail::same_shape(norm_weight, other.norm_weight) &&
+           detail::same_shape(norm_bias, other.norm_bias) &&
+           detail::same_shape(q_scale, other.q_scale) &&
+           detail::same_shape(k_scale, other.k_scale) &&
+           detail::same_shape(to_v_gate_weight, other.to_v_gate_weight) &&
+           detail::same_shape(to_v_gate_bias, other.to_v_gate_bias);
   }
 
   /// See for_each_parameter().
@@ -80,13 +103,25 @@ struct FeedForwardParameters {
   RowMatrix<Scalar> proj_in;   ///< `[2·inner, dim]`: values, then gates
   RowMatrix<Scalar> proj_out;  ///< `[dim, inner]`
 
+  /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static FeedForwardParameters zeros(Index dim, Index inner) {
+    detail::require_at_least("dim", dim, 0);
+    detail::require_at_least("inner", inner, 0);
+    detail::require_product("inner", inner, 2 * dim);
     FeedForwardParameters p;
     p.norm_weight.setZero(dim);
     p.norm_bias.setZero(dim);
     p.proj_in.setZero(2 * inner, dim);
     p.proj_out.setZero(dim, inner);
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const FeedForwardParameters& other) const {
+    return detail::same_shape(norm_weight, other.norm_weight) &&
+           detail::same_shape(norm_bias, other.norm_bias) &&
+           detail::same_shape(proj_in, other.proj_in) &&
+           detail::same_shape(proj_out, other.proj_out);
   }
 
   /// See for_each_parameter().
@@ -109,7 +144,11 @@ struct DynamicPositionBiasParameters {
   RowMatrix<Scalar> weight_4;  ///< `[heads, hidden]`
   Vector<Scalar> bias_4;       ///< `[heads]`
 
+  /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
+    detail::require_at_least("hidden", hidden, 0);
+    detail::require_at_least("heads", heads, 0);
+    detail::require_product("hidden", hidden, std::max(hidden, heads));
     DynamicPositionBiasParameters p;
     p.weight_0.setZero(hidden, 1);
     p.bias_0.setZero(hidden);
@@ -118,6 +157,15 @@ struct DynamicPositionBiasParameters {
     p.weight_4.setZero(heads, hidden);
     p.bias_4.setZero(heads);
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const DynamicPositionBiasParameters& other) const {
+    return detail::same_shape(weight_0, other.weight_0) &&
+           detail::same_shape(bias_0, other.bias_0) &&
+           detail::same_shape(weight_2, other.weight_2) &&
+           detail::same_shape(bias_2, other.bias_2) &&
+           detail::same_shape(weight_4, other.weight_4) && detail::same_shape(bias_4, other.bias_4);
   }
 
   /// See for_each_parameter().
@@ -148,7 +196,9 @@ struct LocalTransformerParameters {
   Vector<Scalar> to_logits_norm_bias;    ///< `[dim]`
   RowMatrix<Scalar> to_logits;           ///< `[num_tokens, dim]`
 
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalTransformerParameters zeros(const LocalTransformerConfig& config) {
+    validate(config);
     LocalTransformerParameters p;
     p.token_emb.setZero(config.num_tokens, config.dim);
     p.pos_emb.setZero(config.max_seq_len, config.dim);
@@ -163,6 +213,23 @@ struct LocalTransformerParameters {
     p.to_logits_norm_bias.setZero(config.dim);
     p.to_logits.setZero(config.num_tokens, config.dim);
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const LocalTransformerParameters& other) const {
+    if (layers.size() != other.layers.size() ||
+        dynamic_pos_bias.has_value() != other.dynamic_pos_bias.has_value() ||
+        (dynamic_pos_bias && !dynamic_pos_bias->has_shapes_of(*other.dynamic_pos_bias)))
+      return false;
+    for (std::size_t i = 0; i < layers.size(); ++i)
+      if (!layers[i].attention.has_shapes_of(other.layers[i].attention) ||
+          !layers[i].feed_forward.has_shapes_of(other.layers[i].feed_forward))
+        return false;
+    return detail::same_shape(token_emb, other.token_emb) &&
+           detail::same_shape(pos_emb, other.pos_emb) &&
+           detail::same_shape(to_logits_norm_weight, other.to_logits_norm_weight) &&
+           detail::same_shape(to_logits_norm_bias, other.to_logits_norm_bias) &&
+           detail::same_shape(to_logits, other.to_logits);
   }
 
   /// See for_each_parameter().
@@ -186,4 +253,4 @@ struct LocalTransformerParameters {
   }
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -237,7 +237,7 @@ class Refusal : public testing::Test {
     add(writer, "int", std::vector<std::int32_t>{3});
     add(writer, "u64", std::vector<std::uint64_t>{1, std::uint64_t{1} << 63});
     add(writer, "u8", std::vector<std::uint8_t>{0, 1, 2});
-    writer.add_bytes("bool", Dtype::Bool, {1, 2}, to_bytes(std::string("\1\xff", 2)));
+    writer.add_bytes("bool", Dtype::Boolean, {1, 2}, to_bytes(std::string("\1\xff", 2)));
     read_ = std::make_unique<SafetensorsFile>(reread(writer));
   }
 

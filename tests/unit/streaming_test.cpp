@@ -219,8 +219,13 @@ class RandomUse {
       if (!counts_fit()) return failure_;
     }
     add(stream_->flush());
-    for (std::size_t b = 0; b < ledger_.sequences.size(); ++b)
+    for (std::size_t b = 0; b < ledger_.sequences.size(); ++b) {
+      const auto& [rows, results, masked] = ledger_.sequences[b];
+      if (results.size() != masked.size() * out_width())
+        return fail() << "sequence " << b << " ends with " << results.size() / out_width()
+                      << " results of " << masked.size();
       if (!matches(b)) return failure_;
+    }
     return testing::AssertionSuccess();
   }
 
@@ -381,18 +386,22 @@ class RandomUse {
   bool matches(std::size_t b) {
     const auto& sequence = ledger_.sequences[b];
     const auto expected = subject_.forward(sequence.rows, sequence.masked);
-    double largest = 1;
-    for (const Scalar value : expected)
-      largest = std::max(largest, std::abs(static_cast<double>(value)));
-    for (std::size_t i = 0; i < sequence.results.size(); ++i) {
-      const auto error = static_cast<double>(std::abs(sequence.results[i] - expected[i]));
-      if (!(error <= tolerance<Scalar> * largest))
-        return fail() << "sequence " << b << ", row " << i / out_width() << " of "
-                      << sequence.masked.size() << ": " << sequence.results[i] << ", not "
-                      << expected[i],
-               false;
-    }
-    return true;
+    const double largest = std::max(1.0, static_cast<double>(support::largest(rows(expected))));
+    const auto result =
+        support::close(rows(sequence.results), rows(expected, sequence.results.size()),
+                       tolerance<Scalar> * largest);
+    if (!result)
+      fail() << "sequence " << b << ", after " << sequence.masked.size()
+             << " positions: " << result.message();
+    return static_cast<bool>(result);
+  }
+
+  // The first `size` numbers, or all, as rows of results.
+  Array<Scalar> rows(const std::vector<Scalar>& numbers, std::optional<std::size_t> size = {}) {
+    const std::size_t count = size.value_or(numbers.size()) / out_width();
+    Array<Scalar> to({static_cast<Int>(count), static_cast<Int>(out_width())});
+    std::copy_n(numbers.begin(), std::min(numbers.size(), to.data.size()), to.data.begin());
+    return to;
   }
 
   testing::AssertionResult& fail() {
@@ -442,6 +451,61 @@ TYPED_TEST(Streaming, OfTheAttentionEqualsForwardWhateverHappens) {
   }
 }
 
+// One position at a time, whose look-around is longer than what the kernel scores at once.
+TYPED_TEST(Streaming, OfALookAroundOfManyThousands) {
+  local_mha::LocalAttentionConfig config{.window_size = 20000};
+  config.causal = true;
+  config.exact_windowsize = true;
+  const local_mha::LocalAttention<TypeParam> attention(config);
+  constexpr Index n = 20100;
+  constexpr Index steps = 5;
+  Random random(3);
+  const auto make = [&](double magnitude) {
+    Tensor<TypeParam, 4> t(1, 1, n, 2);
+    for (Index i = 0; i < t.size(); ++i)
+      t.data()[i] = static_cast<TypeParam>(magnitude * random.normal());
+    return t;
+  };
+  // Scores far apart, so that the largest one is found late in some rows.
+  const auto q = make(5);
+  const auto k = make(5);
+  const auto v = make(1);
+  // By the formula, in double.
+  const auto expected = [&](Index row, Index channel) {
+    double sum = 0;
+    double weighted = 0;
+    const auto score = [&](Index key) {
+      double s = 0;
+      for (Index c = 0; c < 2; ++c)
+        s += static_cast<double>(q(0, 0, row, c)) * static_cast<double>(k(0, 0, key, c));
+      return s / std::sqrt(2.0);
+    };
+    double most = score(row);
+    for (Index key = row - 20000; key < row; ++key) most = std::max(most, score(key));
+    for (Index key = row - 20000; key <= row; ++key) {
+      const double p = std::exp(score(key) - most);
+      sum += p;
+      weighted += p * static_cast<double>(v(0, 0, key, channel));
+    }
+    return weighted / sum;
+  };
+  const auto rows = [](const Tensor<TypeParam, 4>& t, Index begin, Index end) {
+    return Tensor<TypeParam, 4>(
+        t.slice(std::array<Index, 4>{0, 0, begin, 0}, std::array<Index, 4>{1, 1, end - begin, 2}));
+  };
+  typename local_mha::LocalAttention<TypeParam>::Stream stream(attention, 1, 2);
+  stream.push(rows(q, 0, n - steps), rows(k, 0, n - steps), rows(v, 0, n - steps));
+  for (Index row = n - steps; row < n; ++row) {
+    const Tensor<TypeParam, 4> out =
+        stream.push(rows(q, row, row + 1), rows(k, row, row + 1), rows(v, row, row + 1));
+    for (Index c = 0; c < 2; ++c)
+      // Scores of some hundred round at that size.
+      EXPECT_NEAR(static_cast<double>(out(0, 0, 0, c)), expected(row, c),
+                  500 * static_cast<double>(std::numeric_limits<TypeParam>::epsilon()))
+          << "row " << row;
+  }
+}
+
 // Against the naive reference itself, position by position and in chunks.
 TYPED_TEST(Streaming, EqualsTheReference) {
   int failures = 0;
@@ -485,9 +549,10 @@ TYPED_TEST(Streaming, EqualsTheReference) {
                              support::cast<TypeParam>(c.in));
     const auto result = support::close(
         support::array(y), precise.y,
-        support::tolerance<TypeParam>(support::largest_error(naive.y, precise.y),
-                                      std::max(1.0, support::largest(naive.y) * 1.0),
-                                      static_cast<double>(precise.largest_magnitude)));
+        support::tolerance<TypeParam>(
+            support::largest_error(naive.y, precise.y),
+            std::max<double>(c.size(), support::largest(naive.y)),
+            static_cast<double>(precise.largest_magnitude) + support::largest(c.in.bias)));
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", " << support::describe(c.config);
   }

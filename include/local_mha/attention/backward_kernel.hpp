@@ -34,7 +34,9 @@
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 
-namespace local_mha {
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// A block of queries on the way back.
 template <typename Scalar>
@@ -130,6 +132,28 @@ class AttentionBackwardKernel {
   static constexpr int panel_keys = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
   static_assert(count % group == 0 && group % panel_keys == 0);
 
+  // Log-sum-exp in units of log 2.
+  class Denominator {
+   public:
+    explicit Denominator(const Scalar* lse) {
+      alignas(64) Scalar whole[count];
+      alignas(64) Scalar rest[count];
+      for (Index r = 0; r < count; ++r) {
+        const auto parts = binary_log_sum_exp(lse[r]);
+        whole[r] = parts[0];
+        rest[r] = parts[1];
+      }
+      whole_ = L::load(whole);
+      rest_ = L::load(rest);
+    }
+
+    LOCAL_MHA_INLINE L probability(const L& score) const { return exp2((score - whole_) - rest_); }
+
+   private:
+    L whole_;
+    L rest_;
+  };
+
   static BlockBuffer<Scalar> room(Index lanes) { return make_block_buffer<Scalar>(lanes * count); }
 
   // Segments end where the queries must be turned anew.
@@ -155,12 +179,8 @@ class AttentionBackwardKernel {
   void grad_scores(const AttentionHead<Scalar>& head, const Tile& tile, const Range& segment,
                    const QueryGradients<Scalar>& block, const Scalar* queries,
                    const Ring<Scalar>& keys, const Ring<Scalar>& values, LaneRange& lanes) {
-    const L infinity = L::broadcast(Scalar(std::numeric_limits<double>::infinity()));
-    const L lse = Scalar(log2_e) * L::load(block.lse);
-    // A query that sees nothing has p = 0, as 2^−∞ is.
-    const L lse_or_infinity = select_negative(lse + L::broadcast(highest()), infinity, lse);
-    const L start = L::zero() - lse_or_infinity;
-    const L start_of_grad = head.dropout == nullptr ? L::zero() - L::load(block.delta) : L::zero();
+    const Denominator denominator(block.lse);
+    const L delta = L::load(block.delta);
     std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto key_cursor = keys.cursor(segment.begin / count);
@@ -175,7 +195,7 @@ class AttentionBackwardKernel {
         {
           upcoming_.fetch();
           L acc[group][1];
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = start;
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
           const Scalar* const x[1] = {queries};
           multiply(keys.channels(), key_cursor.block() + key % count,
                    Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
@@ -183,36 +203,38 @@ class AttentionBackwardKernel {
             LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
                 fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
           }
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) exp2(acc[r][0]).store(p + r * count);
+          // Sums that started at −lse would round at its size.
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) denominator.probability(acc[r][0])
+              .store(p + r * count);
         }
         {
           upcoming_.fetch();
           L acc[group][1];
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = start_of_grad;
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
           const Scalar* const x[1] = {block.grad_out};
           multiply(values.channels(), value_cursor.block() + key % count,
                    Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
           if (head.dropout == nullptr) {
-            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r)(L::load(p + r * count) * acc[r][0])
+            LOCAL_MHA_UNROLL for (Index r = 0; r < group;
+                                  ++r)(L::load(p + r * count) * (acc[r][0] - delta))
                 .store(ds + r * count);
           } else {
             LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count);
           }
         }
-        if (!tile.plain(head, {key, key + group})) hide(head, tile, key, start, p, ds, lanes);
+        // The products that follow sum over all lanes.
+        if (!tile.whole() || !tile.plain(head, {key, key + group}))
+          hide(head, tile, key, denominator, p, ds, lanes);
       }
       begin = end;
     }
   }
 
-  // Above −∞ only.
-  static Scalar highest() { return Eigen::NumTraits<Scalar>::highest(); }
-
-  // Puts 0 where a query does not see a key of the group. Where a query attends itself for want of
-  // anything else (shared_qk), its score is a constant.
-  // `lanes` starts as {0, 0} and is kept for the keys that follow.
+  // Puts 0 where a query does not see a key of the group, and in lanes that are no queries. Where a
+  // query attends itself for want of anything else (shared_qk), its score is a constant. `lanes`
+  // starts as {0, 0} and is kept for the keys that follow.
   static void hide(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
-                   const L& start, Scalar* p, Scalar* ds, LaneRange& lanes) {
+                   const Denominator& denominator, Scalar* p, Scalar* ds, LaneRange& lanes) {
     for (Index key = first_key; key < first_key + group; ++key, p += count, ds += count) {
       tile.advance(lanes, key);
       const bool masked = key < head.seqlen && head.is_masked(key);
@@ -221,7 +243,7 @@ class AttentionBackwardKernel {
       L grad = L::load(ds);
       if (is_self(head, tile, key)) {
         const int self = static_cast<int>(key - tile.first);
-        const L constant = exp2(start + L::broadcast(Scalar(self_score * log2_e)));
+        const L constant = denominator.probability(L::broadcast(Scalar(self_score * log2_e)));
         probability = select_lanes(self, self + 1, constant, probability);
         grad = select_lanes(self, self + 1, L::zero(), grad);
       }
@@ -426,4 +448,6 @@ class AttentionBackwardKernel {
   Upcoming<Scalar> upcoming_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -28,9 +28,12 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -47,10 +50,11 @@ class AttentionKernel {
       : scores_(
             make_block_buffer<Scalar>((std::min(longest_range, chunk_keys) + 2 * count) * count)),
         turned_(make_block_buffer<Scalar>(dim_head * count)),
+        sums_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
 
   /// Below every score, and finite, so that its difference to −∞ is −∞.
-  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
+  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() * Scalar(0.25)); }
 
   /// Memory that attend() fetches while it computes.
   Upcoming<Scalar>& upcoming() { return upcoming_; }
@@ -60,15 +64,41 @@ class AttentionKernel {
   /// place
   /// \param keys the blocks that the queries see
   /// \param values the same: a Ring, or Rows
-  /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key
-  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
+  /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key, in
+  ///        lanes that are no queries, and in channels that fill up
+  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key, and in
+  ///        lanes that are no queries
   template <typename Values>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
+    bool done = false;
     if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
-      if (tile.single_lane >= 0 && attend_one(head, tile, queries, keys, values, out, lse)) return;
+      // Lanes are keys, so that a single query costs what it reads.
+      done = tile.single() && head.dropout == nullptr && values.channels() <= keys.channels();
+      if (done) attend_one(head, tile, queries, keys, values, out, lse);
     }
+    if (!done) attend_block(head, tile, queries, keys, values, out, lse);
+    clear_rest(tile, values.channels(), out, lse);
+  }
+
+  /// `maximum` of scores in units of log 2 and `sum` of `2^(score − maximum)`, to logarithms.
+  static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
+    alignas(64) Scalar sums[count];
+    sum.store(sums);
+    maximum.store(lse);
+    for (Index r = 0; r < count; ++r) lse[r] = natural_log_sum_exp(lse[r], sums[r]);
+  }
+
+ private:
+  using Tile = QueryTile<Scalar>;
+  static constexpr Index group = Tiling<Scalar>::rows;
+  static constexpr int half = Tile::half;
+  static constexpr int half_keys = Tiling<Scalar>::half_keys;
+
+  template <typename Values>
+  void attend_block(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
+                    const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse) {
     upcoming_.spread_over(micro_kernels(tile.keys.end - tile.keys.begin, values.channels()));
     const L one = L::broadcast(Scalar(1));
     L maximum = L::broadcast(lowest());
@@ -90,22 +120,14 @@ class AttentionKernel {
     if (lse != nullptr) log_sum_exp(maximum, sum, lse);
   }
 
-  /// `maximum` of scores in units of log 2 and `sum` of `2^(score − maximum)`, to logarithms.
-  static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
-    using std::log;
-    alignas(64) Scalar sums[count];
-    sum.store(sums);
-    (Scalar(ln_2) * maximum).store(lse);
-    for (Index r = 0; r < count; ++r)
-      lse[r] = sums[r] == Scalar(0) ? Scalar(-std::numeric_limits<double>::infinity())
-                                    : Scalar(lse[r] + log(sums[r]));
+  // Whoever reads whole blocks relies on it.
+  static void clear_rest(const Tile& tile, Index channels, Scalar* out, Scalar* lse) {
+    clear_other_lanes(channels, tile.queries, out);
+    std::fill(out + channels * count, out + padded_channels<Scalar>(channels) * count, Scalar(0));
+    if (lse == nullptr || tile.whole()) return;
+    const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
+    select_lanes(tile.queries.begin, tile.queries.end, L::load(lse), nothing).store(lse);
   }
-
- private:
-  using Tile = QueryTile<Scalar>;
-  static constexpr Index group = Tiling<Scalar>::rows;
-  static constexpr int half = Tile::half;
-  static constexpr int half_keys = Tiling<Scalar>::half_keys;
 
   // Those that fetch what is upcoming.
   static Index micro_kernels(Index keys, Index dim_value) {
@@ -299,39 +321,29 @@ class AttentionKernel {
       }
       (sum * factor).store(out);
     }
-    // The room of a block may hold what another block left.
-    std::fill(out, out + (padded_channels<Scalar>(values.channels()) - values.channels()) * count,
-              Scalar(0));
   }
 
-  // attend() for a single query: lanes are keys, so that it costs what it reads. Returns false
-  // where it cannot: the general way does the same.
-  bool attend_one(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
+  // attend() for a single query, whose lane of `out` it writes.
+  void attend_one(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
                   const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out, Scalar* lse) {
-    const Range blocks{tile.keys.begin / count, ceil_div(tile.keys.end, count)};
-    if (head.dropout != nullptr || values.channels() > keys.channels() ||
-        (blocks.end - blocks.begin) * count > static_cast<Index>(scores_.size()))
-      return false;
-    score_one(head, tile, blocks, queries + tile.single_lane, keys);
-
-    L most = L::broadcast(lowest());
-    Scalar* const scores_end = scores_.data() + (blocks.end - blocks.begin) * count;
-    for (const Scalar* s = scores_.data(); s < scores_end; s += count) most = max(most, L::load(s));
-    alignas(64) Scalar lanes[count];
-    most.store(lanes);
-    const L maximum = L::broadcast(*std::max_element(lanes, lanes + count));
-    L sums = L::zero();
-    for (Scalar* s = scores_.data(); s < scores_end; s += count) {
-      const L p = exp2(L::load(s) - maximum);
-      sums = sums + p;
-      p.store(s);
+    const Index last = ceil_div(tile.keys.end, count);
+    const Index most_blocks = std::ssize(scores_) / count;
+    std::fill_n(sums_.data(), values.channels() * count, Scalar(0));
+    Scalar maximum = lowest();
+    Scalar sum(0);
+    for (Range blocks{tile.keys.begin / count, 0}; blocks.begin < last; blocks.begin = blocks.end) {
+      blocks.end = std::min(blocks.begin + most_blocks, last);
+      score_one(head, tile, blocks, queries + tile.queries.begin, keys);
+      const Scalar before = maximum;
+      maximum = std::max(before, largest_one(blocks));
+      if (sum != Scalar(0)) sum = sum * rescale_sums(values.channels(), before - maximum);
+      sum += exponentiate_one(blocks, maximum);
+      add_values(head, tile, blocks, values);
     }
-    const Scalar sum = sum_of_lanes(sums);
-    if (lse != nullptr) log_sum_exp(maximum, L::broadcast(sum), lse);
+    if (lse != nullptr) log_sum_exp(L::broadcast(maximum), L::broadcast(sum), lse);
     // The output of a query that sees nothing is 0, and so is its sum.
     const Scalar factor = Scalar(1) / (sum == Scalar(0) ? Scalar(1) : sum);
-    accumulate_one(head, tile, blocks, values, factor, out + tile.single_lane);
-    return true;
+    store_sums(values.channels(), factor, out + tile.queries.begin);
   }
 
   // scores[key] of whole blocks, −∞ where the query does not see a key.
@@ -346,9 +358,9 @@ class AttentionKernel {
       if (head.steps != nullptr) {
         const Index group_of_keys = block * count / head.steps->group();
         until = std::min(until, (group_of_keys + 1) * head.steps->group() / count);
-        head.steps->turn_queries(query - tile.single_lane,
+        head.steps->turn_queries(query - tile.queries.begin,
                                  tile.first / head.steps->group() - group_of_keys, turned_.data());
-        turned = turned_.data() + tile.single_lane;
+        turned = turned_.data() + tile.queries.begin;
       }
       for (; block < until; block += together) {
         // Where there are fewer blocks, the last one is taken again, to no effect.
@@ -374,7 +386,7 @@ class AttentionKernel {
   // Adds the bias to the scores of a block of keys, and hides what the query does not see.
   static void finish_one(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
                          Scalar* scores) {
-    const Index query = tile.first + tile.single_lane;
+    const Index query = tile.first + tile.queries.begin;
     const Index first = block * count;
     const Scalar* bias = nullptr;
     Index look_around = 0;
@@ -399,11 +411,40 @@ class AttentionKernel {
     }
   }
 
-  // out[channel] = Σ_key p[key]·v[key]·factor
-  void accumulate_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
-                      const Ring<Scalar>& values, const Scalar& factor, Scalar* out) {
-    Scalar* const sums = turned_.data();
-    std::fill(sums, sums + values.channels() * count, Scalar(0));
+  Scalar largest_one(const Range& blocks) const {
+    L most = L::broadcast(lowest());
+    for (Index i = 0; i < blocks.end - blocks.begin; ++i)
+      most = max(most, L::load(scores_.data() + i * count));
+    alignas(64) Scalar lanes[count];
+    most.store(lanes);
+    return *std::max_element(lanes, lanes + count);
+  }
+
+  // Turns the scores into 2^(score − maximum). Returns their sum.
+  Scalar exponentiate_one(const Range& blocks, const Scalar& maximum) {
+    const L all = L::broadcast(maximum);
+    L sums = L::zero();
+    for (Index i = 0; i < blocks.end - blocks.begin; ++i) {
+      Scalar* scores = scores_.data() + i * count;
+      const L p = exp2(L::load(scores) - all);
+      sums = sums + p;
+      p.store(scores);
+    }
+    return sum_of_lanes(sums);
+  }
+
+  // Multiplies what was summed up below another maximum by 2^difference, which it returns.
+  Scalar rescale_sums(Index channels, const Scalar& difference) {
+    alignas(64) Scalar factor[count];
+    exp2(L::broadcast(difference)).store(factor);
+    scale_block(channels, factor[0], sums_.data());
+    return factor[0];
+  }
+
+  // sums[channel] += Σ_key p[key]·v[key], lane by lane.
+  void add_values(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
+                  const Ring<Scalar>& values) {
+    Scalar* const sums = sums_.data();
     const Scalar* scores = scores_.data();
     auto cursor = values.cursor(blocks.begin);
     constexpr Index together = 4;
@@ -420,18 +461,20 @@ class AttentionKernel {
       block += some;
       scores += some * count;
     }
+  }
+
+  // out[channel] = factor·Σ_lane sums[channel][lane]
+  void store_sums(Index channels, const Scalar& factor, Scalar* out) const {
+    const Scalar* const sums = sums_.data();
     alignas(64) Scalar rows[count * L::folded];
     alignas(64) Scalar lanes[count];
     Index c = 0;
-    for (; c + count <= values.channels(); c += count) {
+    for (; c + count <= channels; c += count) {
       for (Index i = 0; i < count; ++i) L::load(sums + (c + i) * count).fold(rows + i * L::folded);
       L::sum_folded(rows, lanes);
       for (Index i = 0; i < count; ++i) out[(c + i) * count] = factor * lanes[i];
     }
-    for (; c < values.channels(); ++c)
-      out[c * count] = factor * sum_of_lanes(L::load(sums + c * count));
-    // The room of a block may hold what another block left.
-    for (; c < padded_channels<Scalar>(values.channels()); ++c) out[c * count] = Scalar(0);
+    for (; c < channels; ++c) out[c * count] = factor * sum_of_lanes(L::load(sums + c * count));
   }
 
   // sums[channel] += Σ_block p[block]·v[block][channel], lane by lane.
@@ -471,8 +514,11 @@ class AttentionKernel {
 
   BlockBuffer<Scalar> scores_;
   BlockBuffer<Scalar> turned_;
+  BlockBuffer<Scalar> sums_;
   BlockBuffer<Scalar> bias_;
   Upcoming<Scalar> upcoming_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -19,7 +19,9 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -173,4 +175,6 @@ class NarrowKernel {
   bool even_ = false;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -12,7 +12,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The last queries, keys and values of every head, ready for the kernel, and the heads' gates.
 template <typename Scalar>
@@ -40,6 +40,12 @@ class Past {
   }
 
   const Size& size() const { return size_; }
+  /// Whether it can take the place of one of this size.
+  bool serves(const Size& size) const {
+    return size_.heads == size.heads && size_.dim_head == size.dim_head &&
+           size_.gated == size.gated && size_.waiting >= size.waiting && size_.kept >= size.kept &&
+           size_.queries_wait == size.queries_wait;
+  }
   Ring<Scalar>& queries(Index h) { return queries_[to_size(h)]; }
   Ring<Scalar>& keys(Index h) { return keys_[to_size(h)]; }
   Ring<Scalar>& values(Index h) { return values_[to_size(h)]; }
@@ -108,4 +114,4 @@ void flow_through(const Range& in, const Range& out, Index stretch, Complete&& c
   }
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

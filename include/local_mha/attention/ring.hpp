@@ -11,7 +11,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The last `capacity` blocks of an endless sequence of blocks, `[channels][block_rows]` each.
 template <typename Scalar>
@@ -82,4 +82,4 @@ class Ring {
   std::vector<std::uint8_t> finite_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -12,7 +12,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// A view with the interface of Ring, for reading. Only the last block is copied, if it is not
 /// whole.
@@ -21,10 +21,8 @@ class Rows {
  public:
   Rows() = default;
   /// \param kept blocks for which finite() is remembered
-  Rows(Index seqlen, Index channels, Index kept)
+  Rows(Index channels, Index kept)
       : channels_(channels),
-        whole_(seqlen / count),
-        last_rows_(seqlen % count),
         last_(make_block_buffer<Scalar>(channels * count)),
         finite_(static_cast<std::size_t>(kept), 1) {}
 
@@ -32,10 +30,13 @@ class Rows {
   static bool fits(Index channels) { return channels == padded_channels<Scalar>(channels); }
 
   /// \param data `[seqlen][channels]`
-  void view(const Scalar* data) {
+  void view(const Scalar* data, Index seqlen) {
     data_ = data;
+    whole_ = seqlen / count;
+    last_rows_ = seqlen % count;
     const Scalar* last = data + whole_ * count * channels_;
-    std::copy(last, last + last_rows_ * channels_, last_.data());
+    std::fill(std::copy(last, last + last_rows_ * channels_, last_.begin()), last_.end(),
+              Scalar(0));
   }
 
   Index channels() const { return channels_; }
@@ -76,4 +77,4 @@ class Rows {
   std::vector<std::uint8_t> finite_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

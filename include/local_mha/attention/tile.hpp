@@ -7,15 +7,15 @@
 #include <algorithm>
 #include <cstdint>
 
+#include <local_mha/attention/log_sum_exp.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/rotary.hpp>
 
-namespace local_mha {
+LOCAL_MHA_INT_BOUNDS_BEGIN
 
-inline constexpr double log2_e = 1.44269504088896340736;
-inline constexpr double ln_2 = 0.69314718055994530942;
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The score of a position with itself if shared_qk.
 inline constexpr double self_score = -5e4;
@@ -28,7 +28,7 @@ struct AttentionHead {
   Index seqlen = 0;
   /// Steps between groups of positions; null: no rotary embedding.
   const RotarySteps<Scalar>* steps = nullptr;
-  /// The queries that attend; the output of others in their blocks is anything.
+  /// The queries that attend; others in their blocks see nothing.
   Range queries;
   /// Flags of the keys from row `masked_begin` on, 1 = masked; null: none is.
   const std::uint8_t* masked = nullptr;
@@ -55,9 +55,9 @@ struct QueryTile {
   QueryTile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
     const Index begin = std::max<Index>(0, head.queries.begin - first_row);
     const Index end = std::min(count, head.queries.end - first_row);
+    queries = {static_cast<int>(begin), static_cast<int>(end)};
     for (Index r = begin; r < end; ++r)
       seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
-    if (end - begin == 1) single_lane = begin;
     keys = {seen[begin].begin, seen[end - 1].end};
     by_all = {seen[end - 1].begin, seen[begin].end};
     if (keys.begin >= keys.end) keys = {0, 0};
@@ -82,7 +82,8 @@ struct QueryTile {
     return some.begin >= lower_end ? half : -1;
   }
 
-  /// Whether every query of the tile sees every one of the keys, and none is special.
+  /// Whether every query of the tile sees every one of the keys, and none is special. Lanes that
+  /// are no queries do not count.
   bool plain(const AttentionHead<Scalar>& head, const Range& some) const {
     if (some.begin < by_all.begin || some.end > by_all.end) return false;
     if (head.shared_qk && some.begin < first + count && first < some.end) return false;
@@ -92,8 +93,14 @@ struct QueryTile {
                         [](std::uint8_t flag) { return flag != 0; });
   }
 
+  /// Whether every lane is a query.
+  bool whole() const { return queries.begin == 0 && queries.end == count; }
+  bool single() const { return queries.end - queries.begin == 1; }
+
   /// Row of the sequence of the first lane.
   Index first;
+  /// The lanes that are queries.
+  LaneRange queries;
   /// What each lane sees, masks inside of it apart.
   Range seen[count];
   /// What any lane sees.
@@ -103,8 +110,6 @@ struct QueryTile {
   /// The end of what the first half of the queries sees, and the begin of what the second does.
   Index lower_end;
   Index upper_begin;
-  /// The lane of the only query; -1: there are several.
-  Index single_lane = -1;
 };
 
 /// The rows of attn_bias for the queries of a tile.
@@ -146,4 +151,6 @@ class BiasRows {
   Index begin_[count];  // the key of column 0
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

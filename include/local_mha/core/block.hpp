@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -18,7 +19,7 @@
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Positions in a block.
 template <typename Scalar>
@@ -46,6 +47,15 @@ struct CacheLineAllocator {
     return static_cast<Scalar*>(memory);
   }
   void deallocate(Scalar* memory, std::size_t n) { ::operator delete(memory, alignment(n)); }
+  /// Numbers without a value are not touched: the thread that writes them first does that.
+  template <typename T>
+  void construct(T* at) {
+    ::new (static_cast<void*>(at)) T;
+  }
+  template <typename T, typename... Values>
+  void construct(T* at, Values&&... values) {
+    ::new (static_cast<void*>(at)) T(std::forward<Values>(values)...);
+  }
   friend bool operator==(const CacheLineAllocator&, const CacheLineAllocator&) { return true; }
 
  private:
@@ -56,13 +66,24 @@ struct CacheLineAllocator {
   }
 };
 
-/// Room for blocks, zero at first.
+/// Room for blocks.
 template <typename Scalar>
 using BlockBuffer = std::vector<Scalar, CacheLineAllocator<Scalar>>;
 
+/// Zero at first.
 template <typename Scalar>
 BlockBuffer<Scalar> make_block_buffer(Index size) {
   return BlockBuffer<Scalar>(static_cast<std::size_t>(size), Scalar(0));
+}
+
+/// Makes room for `size` numbers without values, in the memory that is there if it is enough: new
+/// memory is slow where it is large.
+template <typename Scalar>
+void resize_without_values(BlockBuffer<Scalar>& buffer, Index size) {
+  const auto n = static_cast<std::size_t>(size);
+  // What is there need not be moved, nor stay while there is more.
+  if (n > buffer.capacity()) buffer = BlockBuffer<Scalar>();
+  buffer.resize(n);
 }
 
 /// Transposes `rows` positions of `channels` values into a block; the remaining positions become 0.
@@ -105,6 +126,17 @@ struct LaneRange {
   int begin;
   int end;
 };
+
+/// Makes lanes outside of a range 0: what is summed over a block's positions counts those there
+/// are, whatever the others have become.
+/// \param block `[channels][block_rows]`
+template <typename Scalar>
+void clear_other_lanes(Index channels, LaneRange lanes, Scalar* block) {
+  using L = Lanes<Scalar>;
+  if (lanes.begin == 0 && lanes.end == L::count) return;
+  for (Index c = 0; c < channels; ++c, block += L::count)
+    select_lanes(lanes.begin, lanes.end, L::load(block), L::zero()).store(block);
+}
 
 /// load_block() for some lanes of a block: the others become anything.
 /// \param row `row(r)` points to the values of position `r` of the lanes
@@ -178,4 +210,4 @@ RowMatrix<Scalar> map_blocks(const Eigen::Ref<const RowMatrix<Scalar>>& x, Index
   return y;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

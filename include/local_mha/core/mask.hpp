@@ -13,7 +13,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The keys of each sequence that nobody attends, `[B, N]`.
 ///
@@ -32,7 +32,7 @@ class PaddingMask {
   static PaddingMask keep(TensorView<const bool, 2> t) { return PaddingMask(t, false); }
 
   /// The same as masked(), but looks at `t`, which must outlive it, where the others copy: it
-  /// allocates nothing.
+  /// allocates nothing. No temporary tensor.
   static PaddingMask masked_view(TensorView<const bool, 2> t) {
     static_assert(sizeof(bool) == 1);
     PaddingMask mask;
@@ -65,6 +65,24 @@ class PaddingMask {
     return mask;
   }
 
+  /// Becomes a copy of another mask that looks at no one's flags. Memory is used again.
+  void assign(const PaddingMask& other) {
+    given_ = false;
+    if (other.given_)
+      masked_.assign(other.row(0), other.row(0) + other.shape_[0] * other.shape_[1]);
+    shape_ = other.shape_;
+    view_ = nullptr;
+    given_ = other.given_;
+  }
+
+  /// The same flags of the same shape, or both masks nothing for any shape.
+  friend bool operator==(const PaddingMask& a, const PaddingMask& b) {
+    if (a.given_ != b.given_ || a.shape_ != b.shape_) return false;
+    return !a.given_ ||
+           std::equal(a.row(0), a.row(0) + a.shape_[0] * a.shape_[1], b.row(0),
+                      [](std::uint8_t x, std::uint8_t y) { return (x != 0) == (y != 0); });
+  }
+
   /// False for a default-constructed mask, which fits every shape.
   explicit operator bool() const { return given_; }
 
@@ -72,8 +90,10 @@ class PaddingMask {
   const std::array<Index, 2>& shape() const { return shape_; }
 
   /// `N` flags of sequence `b`, 1 = masked; null if nothing is masked.
+  /// \throws std::invalid_argument if there is no such sequence
   const std::uint8_t* row(Index b) const {
     if (!given_) return nullptr;
+    if (b < 0 || b >= shape_[0]) reject("b", "0 to " + std::to_string(shape_[0] - 1), b);
     return (view_ != nullptr ? view_ : masked_.data()) + b * shape_[1];
   }
 
@@ -90,4 +110,4 @@ class PaddingMask {
   bool given_ = false;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

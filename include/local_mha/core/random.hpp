@@ -10,7 +10,7 @@
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): four
 /// random words for a counter and a key.
@@ -110,4 +110,4 @@ class RandomSequence {
   std::size_t used_ = 4;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -11,7 +11,7 @@
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// What the next block of positions will read and write, brought into the cache while the present
 /// one is computed: a few cache lines between any two micro-kernels, because in a burst they wait
@@ -61,4 +61,4 @@ class Upcoming {
   Index lines_a_step_ = 0;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -9,7 +9,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The look-around of local attention. `w` is the window size, the bucket of position `i` is `i/w`.
 ///
@@ -27,11 +27,12 @@ namespace local_mha {
 /// Both ends of what a query sees grow with `i`, on which the attention kernel relies.
 class Window {
  public:
-  /// \param config validated, but for its window_size
   /// \param window_size takes the place of the configuration's, at least 1
   /// \param first_position the position of row 0: buckets are counted from position 0
+  /// \throws std::invalid_argument naming the argument, or member of the configuration, that is out
+  ///         of range
   Window(const LocalAttentionConfig& config, Index window_size, Index first_position = 0)
-      : size_(checked(window_size)),
+      : size_(checked(config, window_size, first_position)),
         look_backward_(config.look_backward),
         look_forward_(resolved_look_forward(config)),
         behind_(times(look_backward_, size_)),
@@ -93,13 +94,23 @@ class Window {
     return exact_ ? ahead_ : ahead_ + (size_ - 1);
   }
 
+  /// Whether the room that a look-around takes in sequences of `made_for` rows does in those of
+  /// `seqlen`, too: they are no longer, or the look-around ends before both.
+  /// \param margin rows beside the look-around
+  bool room_serves(Index made_for, Index seqlen, Index margin) const {
+    return seqlen <= made_for || reach_behind() + reach_ahead() + margin <= made_for;
+  }
+
   friend bool operator==(const Window&, const Window&) = default;
 
  private:
   // Longer than any sequence, and far from overflow when such sizes are added.
   static constexpr Index most_ = std::numeric_limits<Index>::max() / 16;
-  static Index checked(Index window_size) {
+  static Index checked(const LocalAttentionConfig& config, Index window_size,
+                       Index first_position) {
     detail::require_at_least("window_size", window_size, 1);
+    detail::require_look_around(config);
+    detail::require_at_least("first_position", first_position, 0);
     return std::min(window_size, most_);
   }
   static Index times(Index windows, Index size) {
@@ -116,4 +127,4 @@ class Window {
   bool exact_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -16,7 +16,7 @@
 #include <local_mha/io/safetensors_error.hpp>
 #include <local_mha/io/system_file.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// A file of any content that appears as a whole. It is written under another name in the same
 /// folder; commit() gives it its own, once its bytes are on the disk. Without that, the destructor
@@ -164,4 +164,4 @@ class AtomicFile {
   Temporary temporary_;
 };
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

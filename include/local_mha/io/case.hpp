@@ -15,7 +15,7 @@
 #include <local_mha/io/safetensors_reader.hpp>
 #include <local_mha/io/safetensors_writer.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// What `__metadata__["case"]` says, itself a JSON text: `{"kind", "kwargs", "call", "note"}`.
 struct Case {
@@ -69,4 +69,4 @@ inline void set_case(SafetensorsWriter& writer, const Case& described) {
   }
 }
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

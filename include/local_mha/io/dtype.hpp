@@ -14,7 +14,9 @@
 #include <string_view>
 #include <type_traits>
 
-namespace local_mha::io {
+#include <local_mha/core/namespace.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// What the elements of a stored tensor are.
 enum class Dtype : std::uint8_t {
@@ -30,7 +32,7 @@ enum class Dtype : std::uint8_t {
   U32,
   U16,
   U8,
-  Bool,  ///< one byte, 0 or 1; `BOOL` in the file
+  Boolean,  ///< one byte, 0 or 1; `BOOL` in the file
   // What this library knows by size alone:
   C64,  ///< two F32, real and imaginary part
   F8_E5M2,
@@ -65,7 +67,7 @@ inline constexpr std::array<DtypeTraits, 21> dtype_table{{
     {Dtype::U32, "U32", 32, false, true},
     {Dtype::U16, "U16", 16, false, true},
     {Dtype::U8, "U8", 8, false, true},
-    {Dtype::Bool, "BOOL", 8, false, false},
+    {Dtype::Boolean, "BOOL", 8, false, false},
     {Dtype::C64, "C64", 64, false, false},
     {Dtype::F8_E5M2, "F8_E5M2", 8, false, false},
     {Dtype::F8_E4M3, "F8_E4M3", 8, false, false},
@@ -116,7 +118,7 @@ constexpr Dtype dtype_of() {
   else if constexpr (std::is_same_v<Scalar, double>)
     return Dtype::F64;
   else if constexpr (std::is_same_v<Scalar, bool>)
-    return Dtype::Bool;
+    return Dtype::Boolean;
   else if constexpr (std::is_signed_v<Scalar>)
     return sizeof(Scalar) == 8   ? Dtype::I64
            : sizeof(Scalar) == 4 ? Dtype::I32
@@ -222,4 +224,4 @@ inline std::uint16_t to_float16(double value) { return detail::round_to_16_bits<
 /// The nearest BF16, ties to even.
 inline std::uint16_t to_bfloat16(double value) { return detail::round_to_16_bits<7, -126>(value); }
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

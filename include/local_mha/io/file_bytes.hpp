@@ -24,7 +24,7 @@
 #include <local_mha/io/safetensors_error.hpp>
 #include <local_mha/io/system_file.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// How the bytes of a file come into memory.
 enum class FileAccess : std::uint8_t {
@@ -125,4 +125,4 @@ class FileBytes {
 };
 
 }  // namespace detail
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

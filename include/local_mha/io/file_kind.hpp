@@ -12,7 +12,7 @@
 
 #include <local_mha/io/safetensors_error.hpp>
 
-namespace local_mha::io::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
 
 inline std::string_view as_text(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
@@ -103,4 +103,4 @@ inline std::string seems_to_be(std::span<const std::byte> bytes) {
   return "";
 }
 
-}  // namespace local_mha::io::detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail

@@ -21,7 +21,7 @@
 #include <local_mha/io/dtype.hpp>
 #include <local_mha/io/safetensors_error.hpp>
 
-namespace local_mha::io::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
 
 /// More dimensions are an error; PyTorch has no more.
 inline constexpr std::size_t max_rank = 64;
@@ -272,4 +272,4 @@ class HeaderParser {
   Entry entry_;
 };
 
-}  // namespace local_mha::io::detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail

@@ -15,7 +15,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/io/safetensors_error.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// Parses a text strictly: one JSON value, at most 32 levels deep (copying a value recurses), no
 /// key twice in an object (nlohmann's parser would keep the last), nothing behind it.
@@ -85,4 +85,4 @@ inline std::string describe(const nlohmann::json& value) {
   return printable(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -26,7 +26,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/io/json.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 namespace detail {
 
@@ -322,4 +322,4 @@ inline nlohmann::json to_kwargs(const LocalTransformerConfig& config) {
   return kwargs;
 }
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -11,7 +11,9 @@
 #include <string_view>
 #include <utility>
 
-namespace local_mha::io {
+#include <local_mha/core/namespace.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// Text from a file as an error message shows it: at most `longest` bytes, control characters and
 /// bytes outside ASCII as `\x..`.
@@ -73,4 +75,4 @@ class SafetensorsError : public std::runtime_error {
   std::uint64_t offset_ = 0;
 };
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -22,7 +22,7 @@
 #include <local_mha/io/header_parser.hpp>
 #include <local_mha/io/safetensors_error.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// A tensor as it lies in the file.
 struct TensorEntry {
@@ -192,4 +192,4 @@ inline SafetensorsHeader parse_header(std::string_view file, std::span<const std
 }
 
 }  // namespace detail
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -22,7 +22,7 @@
 #include <local_mha/io/safetensors_header.hpp>
 #include <local_mha/io/system_file.hpp>
 
-namespace local_mha::io::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
 
 /// Files, and what their headers say together.
 struct SafetensorsContent {
@@ -112,4 +112,4 @@ inline SafetensorsContent open_index(const std::filesystem::path& path, const Fi
   return content;
 }
 
-}  // namespace local_mha::io::detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail

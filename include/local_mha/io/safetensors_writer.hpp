@@ -28,7 +28,7 @@
 #include <local_mha/io/safetensors_error.hpp>
 #include <local_mha/io/safetensors_header.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// Collects tensors (copies of them) and metadata, then writes them to a file.
 ///
@@ -250,4 +250,4 @@ class SafetensorsWriter {
   std::map<std::string, TensorData> tensors_;
 };
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

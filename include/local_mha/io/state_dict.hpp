@@ -26,7 +26,7 @@
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// How the buffers of the rotary embedding (`inv_freq`, `scale`) in a file are taken.
 enum class RotaryBuffers : std::uint8_t {
@@ -428,4 +428,4 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
 }
 
 }  // namespace detail
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -20,7 +20,9 @@
 #include <unistd.h>
 #endif
 
-namespace local_mha::io::detail {
+#include <local_mha/core/namespace.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
 
 /// A path as messages show it; UTF-8 on Windows, where not every name has a form in `char`.
 inline std::string path_text(const std::filesystem::path& path) {
@@ -208,4 +210,4 @@ inline bool sync_folder([[maybe_unused]] const std::filesystem::path& folder) {
   return true;
 }
 
-}  // namespace local_mha::io::detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail

@@ -36,7 +36,7 @@
 #include <local_mha/ops/dynamic_position_bias.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha::io {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// A LocalMHA from a file.
 template <typename Scalar>
@@ -258,4 +258,4 @@ void save_local_transformer(const std::filesystem::path& path, const LocalTransf
   writer.write(path);
 }
 
-}  // namespace local_mha::io
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

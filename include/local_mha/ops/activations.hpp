@@ -8,7 +8,7 @@
 
 #include <local_mha/core/lanes.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `1 / (1 + e^-x)`
 template <typename Scalar>
@@ -84,4 +84,4 @@ Scalar silu_derivative(const Scalar& x) {
   return Scalar(sigma * (Scalar(1) + x * (Scalar(1) - sigma)));
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -5,21 +5,25 @@
 #pragma once
 
 #include <cstdlib>
+#include <string>
 #include <utility>
 
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/initialization.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// MLP 1 → hidden → hidden → heads with SiLU.
 template <typename Scalar>
 class DynamicPositionBias {
  public:
+  /// \throws std::invalid_argument naming the weight whose shape does not fit the others
   explicit DynamicPositionBias(DynamicPositionBiasParameters<Scalar> parameters)
       : heads_(parameters.weight_4.rows()),
         first_(parameters.weight_0, parameters.bias_0),
@@ -54,20 +58,27 @@ class DynamicPositionBias {
 
   /// Adds the gradients of the weights to `gradients`.
   /// \param grad_bias gradient of forward()'s result
-  /// \throws std::invalid_argument as forward() does, and if grad_bias has another shape
+  /// \param gradients `DynamicPositionBiasParameters::zeros(hidden, heads)` at first
+  /// \throws std::invalid_argument as forward() does, and naming the gradient that has another
+  /// shape
   void backward(DynamicPositionBiasParameters<Scalar>& gradients,
                 TensorView<const Scalar, 3> grad_bias, Index window_size, Index look_backward,
                 Index look_forward) const {
     check(window_size, look_backward, look_forward);
     const Index columns = (1 + look_backward + look_forward) * window_size;
     require_shape("grad_bias", grad_bias.dimensions(), {heads_, window_size, columns});
+    detail::require_same_shapes(gradients, parameters_);
     const Activations at = activations(columns);
-    RowMatrix<Scalar> grad = RowMatrix<Scalar>::Zero(columns, heads_);
+    // A distance is that of up to two pairs of every query.
+    RowMatrix<LongSum<Scalar>> of_distance =
+        RowMatrix<LongSum<Scalar>>::Constant(columns, heads_, LongSum<Scalar>(0));
     const Scalar* of_pair = grad_bias.data();
     for (Index h = 0; h < heads_; ++h)
       for (Index i = 0; i < window_size; ++i)
         for (Index j = 0; j < columns; ++j)
-          grad(std::abs(look_backward * window_size + i - j), h) += *of_pair++;
+          of_distance(std::abs(look_backward * window_size + i - j), h) +=
+              LongSum<Scalar>(*of_pair++);
+    RowMatrix<Scalar> grad = of_distance.template cast<Scalar>();
 
     const auto through = [](const RowMatrix<Scalar>& weight, const RowMatrix<Scalar>& x,
                             const RowMatrix<Scalar>& grad_y, RowMatrix<Scalar>& grad_weight,
@@ -125,4 +136,4 @@ class DynamicPositionBias {
   DynamicPositionBiasParameters<Scalar> parameters_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

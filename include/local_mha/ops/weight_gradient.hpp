@@ -11,15 +11,20 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string>
 #include <vector>
 
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
 
-namespace local_mha {
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Channels rounded up to whole panels of block_rows channels.
 template <typename Scalar>
@@ -49,20 +54,18 @@ void panels_to_block(Index channels, const Scalar* panels, Scalar* block) {
                 [&](Index r) { return block + (c + r) * count; });
 }
 
-/// Blocks of many positions, `[blocks][channels][block_rows]`.
+/// Blocks of many positions, `[blocks][channels][block_rows]`, without values until they are
+/// written.
 template <typename Scalar>
 class BlockArray {
  public:
   BlockArray() = default;
-  BlockArray(Index blocks, Index channels)
-      : stride_(channels * block_rows<Scalar>),
-        data_(make_block_buffer<Scalar>(blocks * stride_)) {}
+  BlockArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-  /// Becomes BlockArray(blocks, channels), or keeps its values if it has that shape: new memory is
-  /// slow where it is large.
+  /// Becomes room for that many, without values.
   void prepare(Index blocks, Index channels) {
-    if (channels * block_rows<Scalar> != stride_ || blocks * stride_ != std::ssize(data_))
-      *this = BlockArray(blocks, channels);
+    resize_without_values(data_, blocks * channels * block_rows<Scalar>);
+    stride_ = channels * block_rows<Scalar>;
   }
 
   Scalar* operator[](Index b) { return data_.data() + b * stride_; }
@@ -77,20 +80,18 @@ class BlockArray {
 };
 
 /// Panels of many positions, `[panel][block][position][block_rows channels]`: those of adjoining
-/// blocks adjoin.
+/// blocks adjoin. Without values until put() writes them.
 template <typename Scalar>
 class PanelArray {
  public:
   PanelArray() = default;
   /// \param channels panel_channels() of those that are put here
-  PanelArray(Index blocks, Index channels)
-      : stride_(blocks * size),
-        data_(make_block_buffer<Scalar>(blocks * channels * block_rows<Scalar>)) {}
+  PanelArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-  /// As of a BlockArray.
+  /// Becomes room for that many, without values.
   void prepare(Index blocks, Index channels) {
-    if (blocks * size != stride_ || blocks * channels * block_rows<Scalar> != std::ssize(data_))
-      *this = PanelArray(blocks, channels);
+    resize_without_values(data_, blocks * channels * block_rows<Scalar>);
+    stride_ = blocks * size;
   }
 
   /// Takes a block's channels, of which the first is that of panel `first`.
@@ -142,13 +143,18 @@ void for_each_stretch(const Device& device, Index blocks, Task&& task,
 inline constexpr Index forward_stretch_blocks = 32;
 
 /// Sums over positions, such as the gradient of a bias: each stretch of blocks adds up alone, lane
-/// by lane.
+/// by lane, and the stretches are a long sum.
 template <typename Scalar>
 class StretchSums {
  public:
   StretchSums() = default;
-  StretchSums(Index stretches, Index channels) : sums_(stretches, channels) {
+  StretchSums(Index stretches, Index channels) { prepare(stretches, channels); }
+
+  /// Becomes StretchSums(stretches, channels). Memory is used again.
+  void prepare(Index stretches, Index channels) {
     stretches_ = stretches;
+    sums_.prepare(stretches, channels);
+    std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
   }
 
   /// `[channels][block_rows]`
@@ -156,13 +162,14 @@ class StretchSums {
 
   /// Adds the sums of channels `[first, first + to.size())`.
   void add_to(Vector<Scalar>& to, Index first = 0) const {
-    for (Index stretch = 0; stretch < stretches_; ++stretch)
-      for (Index c = 0; c < to.size(); ++c) {
+    for (Index c = 0; c < to.size(); ++c) {
+      LongSum<Scalar> sum(0);
+      for (Index stretch = 0; stretch < stretches_; ++stretch) {
         const Scalar* lanes = sums_[stretch] + (first + c) * block_rows<Scalar>;
-        Scalar sum = lanes[0];
-        for (Index i = 1; i < block_rows<Scalar>; ++i) sum += lanes[i];
-        to[c] += sum;
+        for (Index i = 0; i < block_rows<Scalar>; ++i) sum += LongSum<Scalar>(lanes[i]);
       }
+      to[c] += Scalar(sum);
+    }
   }
 
  private:
@@ -317,6 +324,7 @@ void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, In
 /// \param grad_weight `[out, in]`, to be added to
 /// \param grad_bias null, or `[out]`, to be added to
 /// \return the gradient of x, `[rows, in]`
+/// \throws std::invalid_argument naming the argument that does not fit
 template <ThreadDevice Device, typename Scalar>
 RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>& weight,
                                   const Eigen::Ref<const RowMatrix<Scalar>>& x,
@@ -325,6 +333,10 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
   using L = Lanes<Scalar>;
   const Index in = weight.cols();
   const Index out = weight.rows();
+  if (x.cols() != in) reject("x", std::to_string(in) + " columns", x.cols());
+  require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), out});
+  require_shape<2>("grad_weight", {grad_weight.rows(), grad_weight.cols()}, {out, in});
+  if (grad_bias != nullptr) require_shape<1>("grad_bias", {grad_bias->size()}, {out});
   const BatchBlocks rows{1, x.rows(), block_rows<Scalar>};
   RowMatrix<Scalar> grad_x(x.rows(), in);
   if (x.rows() == 0) return grad_x;
@@ -358,4 +370,6 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
   return grad_x;
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

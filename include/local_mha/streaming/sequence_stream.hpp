@@ -24,7 +24,7 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/streaming/state_file.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// How large a stream is.
 struct StreamConfig {
@@ -259,7 +259,9 @@ class SequenceStream {
   Index answered(Index sequence = 0) const { return at(sequence).answered(); }
 
   /// Rows of results that pushing `n` positions gives: the most of any sequence.
+  /// \throws std::invalid_argument unless n is 0 to 2^60
   Index results_of(Index n) const {
+    if (n < 0 || n > detail::last_position) reject("n", "0 to 2^60 positions", n);
     Index most = 0;
     for (const Sequence& sequence : sequences_) most = std::max(most, results_of(sequence, n));
     return most;
@@ -320,6 +322,7 @@ class SequenceStream {
     detail::require_at_least("max_rollback", config.max_rollback, 0);
     detail::require_at_least("max_threads", config.max_threads, 1);
     detail::require_at_least("batch", config.batch, 1);
+    if (config.batch > Index{1} << 32) reject("batch", "at most 2^32 sequences", config.batch);
     description_ += ", batch " + std::to_string(config.batch) + ", " +
                     std::to_string(sizeof(Scalar)) + " bytes";
   }
@@ -373,7 +376,7 @@ template <typename Attention, typename Bias>
 std::string description_of(const Attention& attention, const Window& window,
                            const Bias& attn_bias) {
   const LocalAttentionConfig& config = attention.config();
-  std::ostringstream text;
+  std::ostringstream text = plain_text();
   text << std::boolalpha << "window " << window.size() << " from " << window.place_in_bucket(0)
        << ", causal " << config.causal << ", exact " << config.exact_windowsize
        << ", look_backward " << config.look_backward << ", look_forward "
@@ -391,4 +394,4 @@ std::string description_of(const Attention& attention, const Window& window,
 
 }  // namespace detail
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -17,7 +17,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// What a state begins with; a machine of the other byte order reads another number.
 inline constexpr std::uint64_t state_magic = 0x4C4D48410002FEFF;
@@ -123,4 +123,4 @@ class StateReader {
   Checksum checksum_;
 };
 
-}  // namespace local_mha::detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail

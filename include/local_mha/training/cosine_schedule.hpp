@@ -10,7 +10,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `peak·(step + 1)/warmup_steps` for the first steps; then `least + (peak − least)·(1 +
 /// cos(π·s))/2` with `s` from 0 to 1 over the rest, and `least` after them.
@@ -30,7 +30,9 @@ class CosineSchedule {
   }
 
   /// The rate of step `step`, counted from 0.
+  /// \throws std::invalid_argument if it is negative
   double operator()(Index step) const {
+    detail::require_at_least("step", step, 0);
     if (step < warmup_) return peak_ * static_cast<double>(step + 1) / static_cast<double>(warmup_);
     if (step >= total_) return least_;
     constexpr double pi = 3.14159265358979323846;
@@ -46,4 +48,4 @@ class CosineSchedule {
   Index total_;
 };
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -11,7 +11,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha {
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// One tensor of a parameter set.
 /// \tparam Scalar const if the set is
@@ -54,4 +54,4 @@ void set_zero(Set<Scalar>& parameters) {
   for_each_parameter(parameters, [](const std::string&, auto& tensor) { tensor.setZero(); });
 }
 
-}  // namespace local_mha
+}  // namespace local_mha::inline LOCAL_MHA_ABI

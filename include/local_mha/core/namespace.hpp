@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// LOCAL_MHA_ABI: the inline namespace that everything in `local_mha` lies in.
+#pragma once
+
+#include <local_mha/core/requirements.hpp>
+
+#include <Eigen/Core>
+
+// Its name says how Eigen computes and aligns here, for packets and layouts follow from that. Units
+// of one program that are compiled with different flags thus share nothing but the spelling of
+// `local_mha::…`, and what one passes to another of another kind is not found by the linker.
+#if defined(EIGEN_VECTORIZE_AVX512DQ)
+#define LOCAL_MHA_PACKETS avx512dq
+#elif defined(EIGEN_VECTORIZE_AVX512)
+#define LOCAL_MHA_PACKETS avx512
+#elif defined(EIGEN_VECTORIZE_AVX2)
+#define LOCAL_MHA_PACKETS avx2
+#elif defined(EIGEN_VECTORIZE_AVX)
+#define LOCAL_MHA_PACKETS avx
+#elif defined(EIGEN_VECTORIZE_SSE4_2)
+#define LOCAL_MHA_PACKETS sse4_2
+#elif defined(EIGEN_VECTORIZE_SSE4_1)
+#define LOCAL_MHA_PACKETS sse4_1
+#elif defined(EIGEN_VECTORIZE_SSSE3)
+#define LOCAL_MHA_PACKETS ssse3
+#elif defined(EIGEN_VECTORIZE_SSE3)
+#define LOCAL_MHA_PACKETS sse3
+#elif defined(EIGEN_VECTORIZE_SSE)
+#define LOCAL_MHA_PACKETS sse2
+#elif defined(EIGEN_VECTORIZE_SVE)
+#define LOCAL_MHA_PACKETS sve
+#elif defined(EIGEN_VECTORIZE_NEON)
+#define LOCAL_MHA_PACKETS neon
+#elif defined(EIGEN_VECTORIZE)
+#define LOCAL_MHA_PACKETS vectors
+#else
+#define LOCAL_MHA_PACKETS scalars
+#endif
+
+#if defined(EIGEN_VECTORIZE_FMA)
+#define LOCAL_MHA_FMA _fma
+#else
+#define LOCAL_MHA_FMA
+#endif
+
+// Conversions of Eigen::half by instructions, or by code.
+#if defined(EIGEN_HAS_FP16_C) || defined(EIGEN_VECTORIZE_FP16)
+#define LOCAL_MHA_FP16 _fp16
+#else
+#define LOCAL_MHA_FP16
+#endif
+
+#define LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, bytes) packets##fma##fp16##_align##bytes
+#define LOCAL_MHA_PASTE(packets, fma, fp16, bytes) LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, bytes)
+/// As in `avx2_fma_fp16_align32`.
+#define LOCAL_MHA_ABI \
+  LOCAL_MHA_PASTE(LOCAL_MHA_PACKETS, LOCAL_MHA_FMA, LOCAL_MHA_FP16, EIGEN_MAX_STATIC_ALIGN_BYTES)
