@@ -143,7 +143,8 @@ class LocalMHA {
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
-  /// configuration, and before for batches as large and as many threads.
+  /// configuration, and before for batches as large and as many threads; threads take several short
+  /// sequences at once, and make room for them when such a batch comes first.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -416,6 +417,7 @@ class LocalMHA {
                       {AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen)),
                        make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
+      dropouts_.reserve(to_size(config().dropout > 0 ? heads() : 0));
     }
 
     bool fits(const Weights& weights, const Window& window, Index seqlen) const {
