@@ -13,6 +13,16 @@
 
 #include <local_mha/core/namespace.hpp>
 
+// g++ takes the bound of an array for a conversion where it is an int that a template gives.
+#if defined(__GNUC__) && !defined(__clang__)
+#define LOCAL_MHA_INT_BOUNDS_BEGIN \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"")
+#define LOCAL_MHA_INT_BOUNDS_END _Pragma("GCC diagnostic pop")
+#else
+#define LOCAL_MHA_INT_BOUNDS_BEGIN
+#define LOCAL_MHA_INT_BOUNDS_END
+#endif
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 using Index = Eigen::Index;
@@ -60,18 +70,18 @@ class TensorView {
   using Scalar = std::remove_const_t<Element>;
 
  public:
-  using Dimensions = std::array<Index, Rank>;
+  using Dimensions = std::array<Index, static_cast<std::size_t>(Rank)>;
 
   TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {}
 
-  template <int Options, typename I>
-  TensorView(Eigen::Tensor<Scalar, Rank, Options, I>& tensor) : data_(tensor.data()) {
+  template <int Options, typename Extent>
+  TensorView(Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor) : data_(tensor.data()) {
     take_dimensions(tensor);
   }
 
-  template <int Options, typename I>
+  template <int Options, typename Extent>
     requires std::is_const_v<Element>
-  TensorView(const Eigen::Tensor<Scalar, Rank, Options, I>& tensor) : data_(tensor.data()) {
+  TensorView(const Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor) : data_(tensor.data()) {
     take_dimensions(tensor);
   }
 

@@ -97,13 +97,26 @@ class SafetensorsWriter {
   }
 
   /// Adds a tensor of any dtype from its little-endian bytes.
-  /// \throws std::invalid_argument if the name was added before or is `__metadata__`, or the sizes
-  ///   differ
+  /// \throws std::invalid_argument if the name was added before or is `__metadata__`, the sizes
+  ///   differ or the dtype is Dtype::Other
   void add_bytes(std::string name, Dtype dtype, const std::vector<Index>& shape,
                  std::span<const std::byte> bytes) {
+    if (dtype == Dtype::Other)
+      reject("dtype", "one that this library knows", "another for '", printable(name), "'");
     TensorData tensor = prepare(name, dtype, shape, bytes.size());
     std::copy(bytes.begin(), bytes.end(), tensor.bytes.begin());
     tensors_.emplace(std::move(name), std::move(tensor));
+  }
+
+  /// Moves over all that another has; of a text that both have, the other's stays.
+  /// \throws std::invalid_argument if both have a tensor of one name; then neither is changed
+  void merge(SafetensorsWriter& other) {
+    if (&other == this) return;
+    for (const auto& named : other.tensors_) require_new(named.first);
+    tensors_.merge(other.tensors_);
+    metadata_.swap(other.metadata_);
+    metadata_.merge(other.metadata_);
+    other.metadata_.clear();
   }
 
   /// The file's bytes.
@@ -120,7 +133,7 @@ class SafetensorsWriter {
   /// file and a failure leaves what was there.
   /// \throws SafetensorsError if the file cannot be written
   void write(const std::filesystem::path& path) const {
-    detail::AtomicFile file(path);
+    AtomicFile file(path);
     for_each_part([&](std::span<const std::byte> part) { file.write(part); });
     file.commit();
   }
@@ -140,13 +153,17 @@ class SafetensorsWriter {
     }
   }
 
+  void require_new(const std::string& name) const {
+    if (tensors_.contains(name))
+      reject("name", "one that was not added before", "'", printable(name), "'");
+  }
+
   TensorData prepare(const std::string& name, Dtype dtype, const std::vector<Index>& shape,
                      std::size_t size) const {
     require_utf8("name", name);
     if (name == "__metadata__")
       reject("name", "a tensor's name", "'__metadata__', which the format keeps for its texts");
-    if (tensors_.contains(name))
-      reject("name", "one that was not added before", "'", printable(name), "'");
+    require_new(name);
     TensorData tensor{dtype, shape, {}};
     for (const Index extent : shape)
       if (extent < 0)
@@ -157,8 +174,9 @@ class SafetensorsWriter {
     const std::optional<std::uint64_t> expected = detail::byte_size(dtype, shape);
     if (!expected || *expected != size)
       reject("values",
-             (expected ? std::to_string(*expected) : "fewer than 2^63") + " bytes for '" +
-                 printable(name) + "'",
+             (expected ? std::to_string(*expected) + " bytes"
+                       : std::string(detail::expected_size(dtype))) +
+                 " for '" + printable(name) + "'",
              size);
     tensor.bytes.resize(size);
     return tensor;
@@ -190,9 +208,9 @@ class SafetensorsWriter {
     order.reserve(tensors_.size());
     for (const Named& named : tensors_) order.push_back(&named);
     std::sort(order.begin(), order.end(), [](const Named* a, const Named* b) {
-      const auto size_of_a = size_of(a->second.dtype);
-      const auto size_of_b = size_of(b->second.dtype);
-      return size_of_a != size_of_b ? size_of_a > size_of_b : a->first < b->first;
+      const auto bits_of_a = bits_of(a->second.dtype);
+      const auto bits_of_b = bits_of(b->second.dtype);
+      return bits_of_a != bits_of_b ? bits_of_a > bits_of_b : a->first < b->first;
     });
 
     std::string text = "{";
