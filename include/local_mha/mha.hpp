@@ -144,7 +144,7 @@ class LocalMHA {
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
   /// configuration, and before for batches as large and as many threads; threads take several short
-  /// sequences at once, and make room for them when such a batch comes first.
+  /// sequences at once, for which room is made the first time.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
