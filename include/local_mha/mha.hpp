@@ -143,7 +143,8 @@ class LocalMHA {
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
-  /// configuration, and before for batches as large and as many threads.
+  /// configuration, and before for batches as large and as many threads; threads take several short
+  /// sequences at once, for which room is made the first time.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -381,7 +382,8 @@ class LocalMHA {
     if (threads > 1) {
       // Three short stretches for each thread even out the end.
       plan.short_rows = (std::min)(plan.rows, count * unit);
-      plan.long_stretches = std::max<Index>(0, seqlen - 3 * threads * plan.short_rows) / plan.rows;
+      plan.long_stretches =
+          (std::max<Index>)(0, seqlen - 3 * threads * plan.short_rows) / plan.rows;
     }
     plan.tasks = (batch - 1) * plan.stretches + plan.stretches_of(batch - 1, seqlen);
     plan.workers = (std::min)(threads, plan.tasks);
@@ -390,7 +392,7 @@ class LocalMHA {
     const Index short_stretches = plan.stretches_of(batch - 1, seqlen) - plan.long_stretches;
     const Index ahead =
         (std::min)(ceil_div(reach, plan.short_rows),
-                   ceil_div(reach, plan.rows) + std::max<Index>(0, short_stretches));
+                   ceil_div(reach, plan.rows) + (std::max<Index>)(0, short_stretches));
     plan.waiting = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
     plan.pasts = (std::min)(batch, 1 + ceil_div(plan.waiting - 1, plan.stretches));
     return plan;
@@ -421,6 +423,7 @@ class LocalMHA {
                       {AttentionKernel<Scalar>(dim_head(), (std::min)(reach + count, seqlen)),
                        make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
+      dropouts_.reserve(to_size(config().dropout > 0 ? heads() : 0));
     }
 
     bool fits(const Weights& weights, const Window& window, Index seqlen) const {

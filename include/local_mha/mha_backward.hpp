@@ -87,7 +87,9 @@ struct SavedLayer {
       return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
              " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";
     };
-    if (describe(config) != describe(layer)) reject("saved", describe(layer), describe(config));
+    if (config.heads != layer.heads || config.dim_head != layer.dim_head ||
+        config.gate_values_per_head != layer.gate_values_per_head)
+      reject("saved", describe(layer), describe(config));
     require_shape<2>("saved", {batch, seqlen}, {x.dimension(0), x.dimension(1)});
     if (config != layer) reject("saved", "that of a layer of this configuration", "another");
     if (!weights.is_of(detail::numbers_of(parameters)))

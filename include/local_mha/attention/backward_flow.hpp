@@ -67,7 +67,7 @@ class AttentionBackwardFlow {
     const Index reach =
         (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
     const Index kept =
-        std::max<Index>(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+        (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
     keys_ = Ring<Scalar>(dim_head, kept);
     values_ = Ring<Scalar>(dim_value, kept);
     grad_keys_ = Ring<Scalar>(panel_channels<Scalar>(dim_head), kept);

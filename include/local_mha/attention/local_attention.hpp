@@ -532,7 +532,7 @@ class LocalAttention {
       const Index reach =
           (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
       const Index kept =
-          std::max<Index>(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+          (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
       keys_ = Ring<Scalar>(dim_head, kept);
       // Values need no change, and are read as fast where they lie.
       if (Rows<Scalar>::fits(dim_value))

@@ -41,7 +41,7 @@ class NarrowKernel {
     const bool plain = head.steps == nullptr && head.masked == nullptr &&
                        head.attn_bias == nullptr && head.dropout == nullptr && !head.shared_qk;
     // Summing over the channels costs as much for few of them as for many.
-    const Index most = most_keys * std::min<Index>(dim_head, 64) / 64;
+    const Index most = most_keys * (std::min<Index>)(dim_head, 64) / 64;
     return plain && L::vectorized && dim_head % count == 0 && dim_value % count == 0 &&
            head.window->reach_behind() + head.window->reach_ahead() < most;
   }
