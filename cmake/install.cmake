@@ -19,6 +19,6 @@ write_basic_package_version_file(
   COMPATIBILITY SameMinorVersion
   ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/local_mha-config.cmake"
-              "${PROJECT_BINARY_DIR}/local_mha-config-version.cmake"
+              "${PROJECT_BINARY_DIR}/local_mha-config-version.cmake" cmake/find-eigen.cmake
         DESTINATION "${package_dir}")
 install(FILES LICENSE DESTINATION "${CMAKE_INSTALL_DATADIR}/licenses/local_mha")

@@ -20,6 +20,7 @@
 #include "case_file.hpp"
 #include "image.hpp"
 #include "matrix_plot.hpp"
+#include "output_file.hpp"
 #include "program.hpp"
 
 namespace {
@@ -280,6 +281,10 @@ std::string rounded(double value) {
 }
 
 int draw_head(const Head& options) {
+  examples::require_different_files(
+      "png", {{"the input", options.case_path}, {"the picture", options.path}});
+  examples::require_different_files(
+      "png", {{"the weights", options.weights_path}, {"the picture", options.path}});
   const HeadProbabilities head = compute(options);
   const RowMatrix<float>& p = head.probabilities;
   const Window window(head.config, head.window_size);

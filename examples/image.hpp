@@ -8,9 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
-#include <ios>
-#include <stdexcept>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -19,6 +17,8 @@
 #define STB_IMAGE_WRITE_STATIC
 #include <stb_easy_font.h>
 #include <stb_image_write.h>
+
+#include "output_file.hpp"
 
 namespace local_mha::examples {
 
@@ -72,17 +72,21 @@ class Image {
   /// Height of a capital letter.
   static constexpr int text_height = 14;
 
-  /// \throws std::runtime_error if the file cannot be written
-  void write_png(const std::string& path) const {
-    std::ofstream file(path, std::ios::binary);
-    const auto append = [](void* to, void* bytes, int size) {
-      static_cast<std::ofstream*>(to)->write(static_cast<const char*>(bytes), size);
+  /// The bytes of a PNG file.
+  /// \throws std::bad_alloc if there is no room for them
+  std::string png() const {
+    std::string bytes;
+    const auto append = [](void* to, void* more, int size) {
+      static_cast<std::string*>(to)->append(static_cast<const char*>(more),
+                                            static_cast<std::size_t>(size));
     };
-    const int written =
-        file ? stbi_write_png_to_func(append, &file, width_, height_, 3, pixels_.data(), 3 * width_)
-             : 0;
-    if (written == 0 || !file.flush()) throw std::runtime_error(path + ": cannot be written");
+    if (stbi_write_png_to_func(append, &bytes, width_, height_, 3, pixels_.data(), 3 * width_) == 0)
+      throw std::bad_alloc();
+    return bytes;
   }
+
+  /// \throws io::SafetensorsError if the file cannot be written; what was there stays then
+  void write_png(const std::string& path) const { write_file(path, png()); }
 
  private:
   static constexpr int font_scale = 2;

@@ -26,6 +26,7 @@
 #include <local_mha/io/weights.hpp>
 #include <local_mha/local_mha.hpp>
 
+#include "input_file.hpp"
 #include "program.hpp"
 #include "terminal.hpp"
 
@@ -96,11 +97,7 @@ double nats_of(const Tensor<float, 3>& logits, const Tokens& labels) {
 class ScoredText {
  public:
   /// \throws std::runtime_error if the file cannot be read
-  explicit ScoredText(const std::string& path) : path_(path) {
-    if (std::filesystem::is_directory(path))
-      throw std::runtime_error(path + ": expected a file, got a directory");
-    file_.open(path, std::ios::binary);
-    if (!file_) throw std::runtime_error(path + ": cannot be opened");
+  explicit ScoredText(const std::string& path) : path_(path), file_(examples::open_input(path)) {
     text_ = read_bytes(file_, path, 1);
   }
 

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -43,9 +42,8 @@ inline void draw_line(Image& image, double x0, double y0, double x1, double y1, 
 
 }  // namespace detail
 
-/// Draws the curves over one another and writes a PNG, beside `path` first and then renamed.
-/// \throws std::runtime_error if the file cannot be written
-inline void write_loss_plot(const std::string& path, const std::string& title, double last_step,
+/// Draws the curves over one another.
+inline Image draw_loss_plot(const std::string& title, double last_step,
                             const std::vector<LossCurve>& curves) {
   constexpr int width = 960, height = 600, left = 90, top = 60, right = 30, bottom = 60;
   constexpr Color grid{225, 225, 225};
@@ -85,9 +83,7 @@ inline void write_loss_plot(const std::string& path, const std::string& title, d
     image.text(label_left, label_top, curve.label);
     label_top += 28;
   }
-  const std::string beside = path + ".tmp";
-  image.write_png(beside);
-  std::filesystem::rename(beside, path);
+  return image;
 }
 
 }  // namespace local_mha::examples

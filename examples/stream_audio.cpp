@@ -6,11 +6,9 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <filesystem>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -21,6 +19,7 @@
 #include <local_mha/local_mha.hpp>
 
 #include "durations.hpp"
+#include "input_file.hpp"
 #include "program.hpp"
 #include "terminal.hpp"
 #include "wav.hpp"
@@ -192,9 +191,7 @@ int run(int argc, char** argv) {
   app.add_option("--rate", options.rate, "Samples per second, where no WAV file says it")
       ->check(CLI::Range(1, 10'000'000))
       ->capture_default_str();
-  app.add_option("--seconds", options.seconds, "Length of the rising tone")
-      ->check(CLI::Range(0.001, 1e6))
-      ->capture_default_str();
+  app.add_option("--seconds", options.seconds, "Length of the rising tone")->capture_default_str();
   app.add_option("--layers", options.layers, "Layers of the stack")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
@@ -211,6 +208,8 @@ int run(int argc, char** argv) {
   if (const auto status = examples::parse(app, argc, argv)) return *status;
   if (options.dim < 1 || options.dim > block_size || block_size % options.dim != 0)
     local_mha::reject("--dim", "a divisor of 256", options.dim);
+  if (!(options.seconds >= 0.001 && options.seconds <= 1e6))
+    local_mha::reject("--seconds", "0.001 to 1000000", options.seconds);
   check_size(options);
 
   if (options.input.empty()) {
@@ -233,15 +232,14 @@ int run(int argc, char** argv) {
                            header.rate);
     }
     const bool is_float = options.raw_format == "f32";
-    constexpr std::uint64_t endless = std::numeric_limits<std::uint64_t>::max();
-    return stream_reader(
-        {std::cin, name, {.is_float = is_float, .bits = is_float ? 32 : 16}, endless, begun},
-        "Standard input", options.rate);
+    return stream_reader({std::cin,
+                          name,
+                          {.is_float = is_float, .bits = is_float ? 32 : 16},
+                          examples::until_the_end,
+                          begun},
+                         "Standard input", options.rate);
   }
-  if (std::filesystem::is_directory(options.input))
-    throw std::runtime_error(options.input + ": expected a file, got a directory");
-  std::ifstream file(options.input, std::ios::binary);
-  if (!file) throw std::runtime_error(options.input + ": cannot be opened");
+  std::ifstream file = examples::open_input(options.input);
   const examples::WavHeader header = examples::read_wav_header(file, options.input);
   return stream_reader({file, options.input, header.format, header.data_bytes}, options.input,
                        header.rate);
@@ -250,5 +248,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // So that standard input tells a failure from the end.
+  std::ios::sync_with_stdio(false);
   return examples::run_program("stream_audio", [&] { return run(argc, argv); });
 }

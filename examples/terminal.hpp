@@ -3,6 +3,7 @@
 /// A progress bar for long runs, and the clock that goes with it.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <iomanip>
@@ -55,7 +56,11 @@ class ProgressBar {
 
   /// \param note what stands at the end of the line
   void update(double done, const std::string& note = {}) {
-    const double seconds = watch_.seconds();
+    update_at(watch_.seconds(), done, note);
+  }
+
+  /// The same, so many seconds after the beginning.
+  void update_at(double seconds, double done, const std::string& note = {}) {
     if (!shown_ || seconds < next_) return;
     next_ = seconds + 0.1;
     drawn_ = true;
@@ -72,7 +77,7 @@ class ProgressBar {
       line << done << ' ' << unit_ << "  ";
     }
     line << rate << ' ' << unit_ << "/s";
-    if (total_ > 0 && rate > 0) line << "  " << (total_ - done) / rate << " s left";
+    if (total_ > 0 && rate > 0) line << "  " << std::max(total_ - done, 0.0) / rate << " s left";
     if (!note.empty()) line << "  " << note;
     std::cerr << line.str() << std::flush;
   }

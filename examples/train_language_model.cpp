@@ -17,10 +17,8 @@
 #include <fstream>
 #include <iomanip>
 #include <iostream>
-#include <iterator>
 #include <limits>
 #include <optional>
-#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -36,7 +34,9 @@
 #include <local_mha/io/weights.hpp>
 #include <local_mha/local_mha.hpp>
 
+#include "input_file.hpp"
 #include "loss_plot.hpp"
+#include "output_file.hpp"
 #include "program.hpp"
 #include "terminal.hpp"
 
@@ -67,7 +67,7 @@ struct Options {
   bool xpos = false;
   double dropout = 0;
   Index batch = 16;
-  Index steps = 1000;
+  std::optional<Index> given_steps;
   double learning_rate = 3e-3;
   std::optional<Index> given_warmup;
   double weight_decay = 0.1;
@@ -77,7 +77,12 @@ struct Options {
   std::uint64_t seed = 0;
   Index threads = std::clamp<Index>(std::thread::hardware_concurrency(), 1, most_threads);
 
-  Index warmup() const { return given_warmup.value_or(std::min<Index>(50, steps / 10)); }
+  Index steps() const { return given_steps.value_or(1000); }
+  Index warmup() const { return given_warmup.value_or(std::min<Index>(50, steps() / 10)); }
+
+  local_mha::CosineSchedule schedule() const {
+    return {learning_rate, learning_rate / 10, warmup(), steps()};
+  }
 
   /// What a resumed training must have in common with what it goes on from.
   nlohmann::json to_json() const {
@@ -90,7 +95,7 @@ struct Options {
             {"xpos", xpos},
             {"dropout", dropout},
             {"batch", batch},
-            {"steps", steps},
+            {"steps", steps()},
             {"learning-rate", learning_rate},
             {"warmup", warmup()},
             {"weight-decay", weight_decay},
@@ -101,7 +106,7 @@ struct Options {
   }
 };
 
-/// Set by Ctrl-C: the step at hand is finished, and the checkpoint written.
+/// Set by Ctrl-C and SIGTERM: the step at hand is finished, and the checkpoint written.
 volatile std::sig_atomic_t interrupted = 0;
 
 void check(const Options& options) {
@@ -110,14 +115,14 @@ void check(const Options& options) {
   };
   at_least("--batch", options.batch, 1);
   at_least("--seqlen", options.seqlen, 1);
-  at_least("--steps", options.steps, 1);
+  at_least("--steps", options.steps(), 1);
   at_least("--validate-every", options.validate_every, 1);
   if (options.threads < 1 || options.threads > most_threads)
     local_mha::reject("--threads", "1 to " + std::to_string(most_threads), options.threads);
-  if (options.warmup() < 0 || options.warmup() > options.steps)
-    local_mha::reject("--warmup", "0 to --steps, " + std::to_string(options.steps),
+  if (options.warmup() < 0 || options.warmup() > options.steps())
+    local_mha::reject("--warmup", "0 to --steps, " + std::to_string(options.steps()),
                       options.warmup());
-  if (!(options.learning_rate > 0))
+  if (!(options.learning_rate > 0) || !std::isfinite(options.learning_rate))
     local_mha::reject("--learning-rate", "a positive number", options.learning_rate);
   if (!(options.clip > 0)) local_mha::reject("--clip", "a positive number", options.clip);
   if (!(options.validation_share > 0 && options.validation_share < 1))
@@ -143,11 +148,12 @@ class Text {
  public:
   /// \throws std::runtime_error if the file cannot be read, or is too short for a sequence
   Text(const std::string& path, double validation_share, Index seqlen) {
-    if (std::filesystem::is_directory(path))
-      throw std::runtime_error(path + ": expected a file, got a directory");
-    std::ifstream file(path, std::ios::binary);
-    if (!file) throw std::runtime_error(path + ": cannot be opened");
-    bytes_.assign(std::istreambuf_iterator<char>(file), {});
+    std::ifstream file = examples::open_input(path);
+    std::array<char, 1 << 16> block;
+    do {
+      file.read(block.data(), block.size());
+      bytes_.append(block.data(), static_cast<std::size_t>(file.gcount()));
+    } while (file);
     if (file.bad()) throw std::runtime_error(path + ": cannot be read");
     const auto size = static_cast<Index>(bytes_.size());
     train_size_ = size - static_cast<Index>(static_cast<double>(size) * validation_share);
@@ -215,6 +221,7 @@ class Text {
 struct History {
   std::vector<double> losses;  ///< of each step's batch
   std::vector<double> norms;   ///< of each step's gradients, before clipping
+  std::vector<double> rates;   ///< of learning in each step
   std::vector<double> validated_steps;
   std::vector<double> validation_losses;
 
@@ -237,37 +244,28 @@ struct Files {
   }
 
   /// \throws std::invalid_argument if one would take the place of another, or of the text
+  /// \throws io::SafetensorsError if one cannot be written
   void check(const std::string& text) const {
-    const std::array named{std::pair{"the text", &text}, std::pair{"the model", &model},
-                           std::pair{"the checkpoint", &checkpoint},
-                           std::pair{"the table of losses", &table},
-                           std::pair{"the plot of losses", &plot}};
-    for (std::size_t i = 0; i < named.size(); ++i)
-      for (std::size_t j = 0; j < i; ++j)
-        if (is_same_file(*named[i].second, *named[j].second))
-          local_mha::reject("--out", "a name that gives each file a place of its own",
-                            *named[i].second, ", which is ", named[j].first, " and ",
-                            named[i].first);
+    examples::require_different_files("--out", {{"the text", text},
+                                                {"the model", model},
+                                                {"the checkpoint", checkpoint},
+                                                {"the table of losses", table},
+                                                {"the plot of losses", plot}});
+    // Before the work, not after it.
+    for (const std::string* file : {&model, &checkpoint, &table, &plot})
+      const io::AtomicFile probe(*file);
   }
 
   /// Removes what was being written when an earlier run was killed.
   void remove_temporaries() const {
     for (const std::string* file : {&model, &checkpoint, &table, &plot})
-      io::detail::AtomicFile::remove_temporaries(*file);
+      io::AtomicFile::remove_temporaries(*file);
   }
 
   std::string model;
   std::string checkpoint;
   std::string table;
   std::string plot;
-
- private:
-  // Also by way of links.
-  static bool is_same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
-    std::error_code error;
-    if (std::filesystem::equivalent(a, b, error)) return true;
-    return std::filesystem::weakly_canonical(a) == std::filesystem::weakly_canonical(b);
-  }
 };
 
 class Trainer {
@@ -284,8 +282,7 @@ class Trainer {
         gradients_(Parameters::zeros(config_)),
         optimizer_({.beta2 = 0.99, .weight_decay = options.weight_decay, .decay_vectors = false},
                    gradients_),
-        schedule_(options.learning_rate, options.learning_rate / 10, options.warmup(),
-                  options.steps) {}
+        schedule_(options.schedule()) {}
 
   /// Goes on from the checkpoint.
   /// \throws io::SafetensorsError if it is malformed
@@ -297,12 +294,22 @@ class Trainer {
       throw io::SafetensorsError(files_.checkpoint, "",
                                  "__metadata__: expected the key 'training', got none");
     const auto kept = io::parse_json(found->second, "training");
+    const Index kept_steps = integer(kept, "steps");
+    const Index kept_warmup = integer(kept, "warmup");
+    if (!options_.given_steps) options_.given_steps = kept_steps;
+    if (!options_.given_warmup) options_.given_warmup = kept_warmup;
+    if (options_.steps() < kept_steps)
+      local_mha::reject(
+          "--resume", "steps of at least " + std::to_string(kept_steps) + ", as in the checkpoint",
+          options_.steps());
+    check(options_);
+    schedule_ = options_.schedule();
     const auto given = description();
     for (const auto& [name, value] : given.items()) {
-      if (!kept.is_object() || !kept.contains(name))
+      if (!kept.contains(name))
         throw io::SafetensorsError(files_.checkpoint, "",
                                    "training: expected the key '" + name + "'");
-      if (kept[name] == value) continue;
+      if (kept[name] == value || name == "steps") continue;
       if (name == "text")
         throw std::runtime_error(options_.text_path +
                                  ": the text differs from the one this training began with");
@@ -312,29 +319,41 @@ class Trainer {
     const auto load = [&](const char* prefix) {
       return io::load_local_transformer_parameters<float>(file, config_, prefix);
     };
-    history_ = {file.read<double>("history/loss"), file.read<double>("history/gradient_norm"),
+    history_ = {file.read<double>("history/loss"),
+                file.read<double>("history/gradient_norm"),
+                {},
                 file.read<double>("history/validated_step"),
                 file.read<double>("history/validation_loss")};
+    if (file.contains("history/learning_rate")) {
+      history_.rates = file.read<double>("history/learning_rate");
+    } else {
+      // It was made by one schedule.
+      Options whole = options_;
+      whole.given_steps = kept_steps;
+      for (Index i = 0; i < step(); ++i) history_.rates.push_back(whole.schedule()(i));
+    }
     if (history_.norms.size() != history_.losses.size() ||
+        history_.rates.size() != history_.losses.size() ||
         history_.validated_steps.size() != history_.validation_losses.size())
       throw io::SafetensorsError(files_.checkpoint, "history/gradient_norm",
                                  "expected as many steps as losses");
     parameters_ = load("param/");
     optimizer_.restore(history_.losses.size(), load("mean/"), load("square/"));
     model_.set_parameters(parameters_);
+    checkpoint_step_ = step();
   }
 
-  /// \return true if all steps are done, false if it was interrupted
+  /// \return true if all steps are done, false if it was interrupted, with a checkpoint written
   bool run() {
     const Index begin = step();
     const auto tokens_of = [&](Index steps) {
-      return static_cast<double>(steps * options_.batch * options_.seqlen);
+      return static_cast<double>(steps) * static_cast<double>(options_.batch * options_.seqlen);
     };
     const examples::Stopwatch watch;
-    examples::ProgressBar progress(tokens_of(options_.steps - begin), "tokens");
-    while (step() < options_.steps && interrupted == 0) {
+    examples::ProgressBar progress(tokens_of(options_.steps() - begin), "tokens");
+    while (step() < options_.steps() && interrupted == 0) {
       train_step();
-      if (step() % options_.validate_every == 0 || step() == options_.steps) {
+      if (step() % options_.validate_every == 0 || step() == options_.steps()) {
         validate();
         if (!examples::is_terminal(stderr)) report(tokens_of(step() - begin) / watch.seconds());
       }
@@ -344,8 +363,9 @@ class Trainer {
         note << "  validation " << history_.validation_losses.back();
       progress.update(tokens_of(step() - begin), note.str());
     }
-    if (step() % options_.validate_every != 0 && step() < options_.steps) write_checkpoint();
-    return step() == options_.steps;
+    const bool done = step() == options_.steps();
+    if (!done && checkpoint_step_ != step()) write_checkpoint();
+    return done;
   }
 
   Index step() const { return static_cast<Index>(history_.losses.size()); }
@@ -364,16 +384,18 @@ class Trainer {
     if (!std::isfinite(loss) || !std::isfinite(norm))
       throw std::runtime_error("the loss of step " + std::to_string(now + 1) +
                                " is not finite: try a lower --learning-rate");
-    optimizer_.step(parameters_, gradients_, schedule_(now));
+    const double rate = schedule_(now);
+    optimizer_.step(parameters_, gradients_, rate);
     model_.set_parameters(parameters_);
     history_.losses.push_back(loss / std::log(2.0));
     history_.norms.push_back(norm);
+    history_.rates.push_back(rate);
   }
 
   // A line for a log, where there is no progress bar.
   void report(double tokens_per_second) const {
     std::ostringstream line;
-    line << "step " << step() << " of " << options_.steps << ": loss " << std::fixed
+    line << "step " << step() << " of " << options_.steps() << ": loss " << std::fixed
          << std::setprecision(3) << history_.losses.back() << ", validation "
          << history_.validation_losses.back() << " bits per byte, " << std::setprecision(0)
          << tokens_per_second << " tokens per second\n";
@@ -403,7 +425,15 @@ class Trainer {
     return description;
   }
 
-  void write_checkpoint() const {
+  /// \throws io::SafetensorsError if the training's description has no such number
+  Index integer(const nlohmann::json& kept, const char* name) const {
+    if (!kept.is_object() || !kept.contains(name) || !kept[name].is_number_integer())
+      throw io::SafetensorsError(files_.checkpoint, "",
+                                 std::string("training: expected an integer '") + name + "'");
+    return kept[name].get<Index>();
+  }
+
+  void write_checkpoint() {
     io::SafetensorsWriter writer;
     io::add_local_transformer(writer, config_, parameters_);
     io::add_local_transformer(writer, config_, optimizer_.mean(), {.prefix = "mean/"});
@@ -413,10 +443,12 @@ class Trainer {
     };
     add("history/loss", history_.losses);
     add("history/gradient_norm", history_.norms);
+    add("history/learning_rate", history_.rates);
     add("history/validated_step", history_.validated_steps);
     add("history/validation_loss", history_.validation_losses);
     writer.set_metadata("training", description().dump());
     writer.write(files_.checkpoint);
+    checkpoint_step_ = step();
   }
 
   void write_table() const {
@@ -425,17 +457,14 @@ class Trainer {
           << std::setprecision(9);
     std::size_t next = 0;
     for (std::size_t i = 0; i < history_.losses.size(); ++i) {
-      table << i + 1 << ',' << schedule_(static_cast<Index>(i)) << ',' << history_.losses[i] << ','
+      table << i + 1 << ',' << history_.rates[i] << ',' << history_.losses[i] << ','
             << history_.norms[i] << ',';
       if (next < history_.validated_steps.size() &&
           history_.validated_steps[next] == static_cast<double>(i + 1))
         table << history_.validation_losses[next++];
       table << '\n';
     }
-    const std::string text = table.str();
-    io::detail::AtomicFile file(files_.table);
-    file.write(std::as_bytes(std::span(text)));
-    file.commit();
+    examples::write_file(files_.table, table.str());
   }
 
   void write_plot() const {
@@ -448,10 +477,11 @@ class Trainer {
       training.steps.push_back(static_cast<double>(i) + (static_cast<double>(stretch) + 1) / 2);
       training.losses.push_back(sum / static_cast<double>(stretch));
     }
-    examples::write_loss_plot(
-        files_.plot, "bits per byte", static_cast<double>(step()),
+    examples::draw_loss_plot(
+        "bits per byte", static_cast<double>(step()),
         {training,
-         {"validation", {214, 96, 39}, history_.validated_steps, history_.validation_losses}});
+         {"validation", {214, 96, 39}, history_.validated_steps, history_.validation_losses}})
+        .write_png(files_.plot);
   }
 
   Options options_;
@@ -466,6 +496,7 @@ class Trainer {
   local_mha::AdamW<Parameters> optimizer_;
   local_mha::CosineSchedule schedule_;
   History history_;
+  Index checkpoint_step_ = -1;  ///< of the checkpoint written; -1: none yet
 };
 
 int train(const Options& options) {
@@ -480,14 +511,12 @@ int train(const Options& options) {
                              ": there is a checkpoint already: go on with --resume, or remove it");
   }
   trainer.files().remove_temporaries();
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  std::signal(SIGTERM, [](int) { interrupted = 1; });
   const examples::Stopwatch watch;
   const Index begin = trainer.step();
   const bool done = trainer.run();
   const double seconds = watch.seconds();
-  const auto tokens =
-      static_cast<double>((trainer.step() - begin) * options.batch * options.seqlen);
+  const double tokens = static_cast<double>(trainer.step() - begin) *
+                        static_cast<double>(options.batch * options.seqlen);
   std::cerr << "steps " << begin << " to " << trainer.step() << " in " << std::fixed
             << std::setprecision(1) << seconds << " s, " << std::setprecision(0)
             << (seconds > 0 ? tokens / seconds : 0) << " tokens per second\n";
@@ -532,7 +561,9 @@ int run(int argc, char** argv) {
   app.add_flag("--xpos", options.xpos, "xPos: attention decays with distance");
   add("--dropout", options.dropout, "Of attention probabilities and hidden activations");
   add("--batch", options.batch, "Sequences in a step");
-  add("--steps", options.steps, "Steps of the optimizer");
+  app.add_option("--steps", options.given_steps,
+                 "Steps of the optimizer. Default: 1000; with --resume, those of the checkpoint, "
+                 "which may be exceeded");
   add("--learning-rate", options.learning_rate,
       "The highest; reached after the warm-up, a tenth of it at the end");
   app.add_option("--warmup", options.given_warmup,
@@ -555,5 +586,8 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Before all else: from the beginning it stops with a checkpoint.
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  std::signal(SIGTERM, [](int) { interrupted = 1; });
   return examples::run_program("train_language_model", [&] { return run(argc, argv); });
 }

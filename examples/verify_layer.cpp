@@ -23,6 +23,7 @@
 
 #include "case_file.hpp"
 #include "chunks.hpp"
+#include "output_file.hpp"
 #include "program.hpp"
 
 namespace {
@@ -388,6 +389,10 @@ int verify(const Options& options) {
     local_mha::reject("--tolerance", "a number of at least 0", *options.tolerance);
   if (options.chunk && *options.chunk < 0)
     local_mha::reject("--stream", "at least 0", *options.chunk);
+  examples::require_different_files(
+      "--output", {{"the case", options.case_path}, {"the output", options.output_path}});
+  examples::require_different_files(
+      "--output", {{"the weights", options.weights_path}, {"the output", options.output_path}});
   const CaseFiles files = CaseFiles::open(options.case_path, options.weights_path);
   const std::vector<std::string> names = files.inputs.names();
   const bool has_gradients = std::ranges::any_of(names, is_gradient);

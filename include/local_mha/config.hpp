@@ -9,11 +9,32 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// Windows ahead that a query sees.
+template <typename Config>
+Index resolved_look_forward(const Config& config) {
+  return config.look_forward.value_or(config.causal ? 0 : 1);
+}
+
+namespace detail {
+
+// The options that LocalAttentionConfig and LocalMHAConfig share, those without a use at a default.
+template <typename Config>
+auto meaning_of(const Config& config) {
+  const std::optional<double> no_base;
+  return std::tuple(config.window_size, config.causal, config.look_backward,
+                    resolved_look_forward(config), config.dropout, config.exact_windowsize,
+                    config.use_rotary_pos_emb, config.use_xpos,
+                    config.use_xpos ? config.xpos_scale_base : no_base);
+}
+
+}  // namespace detail
 
 /// What LocalAttention computes. `w` = window_size; windows are counted, not tokens.
 struct LocalAttentionConfig {
@@ -42,7 +63,11 @@ struct LocalAttentionConfig {
   /// Distance over which xPos decays by `ζ`, at least 0.5. Empty: `√dim`.
   std::optional<double> xpos_scale_base = {};
 
-  friend bool operator==(const LocalAttentionConfig&, const LocalAttentionConfig&) = default;
+  /// Options without a use do not count.
+  friend bool operator==(const LocalAttentionConfig& a, const LocalAttentionConfig& b) {
+    return detail::meaning_of(a) == detail::meaning_of(b) && a.shared_qk == b.shared_qk &&
+           a.dim == b.dim && a.scale == b.scale;
+  }
 };
 
 /// What LocalMHA computes: LocalAttention between two projections.
@@ -80,7 +105,14 @@ struct LocalMHAConfig {
   /// Each head's output times `sigmoid(to_v_gate(x))`.
   bool gate_values_per_head = false;
 
-  friend bool operator==(const LocalMHAConfig&, const LocalMHAConfig&) = default;
+  /// Options without a use do not count.
+  friend bool operator==(const LocalMHAConfig& a, const LocalMHAConfig& b) {
+    const auto qk_scale_of = [](const LocalMHAConfig& c) { return c.qk_rmsnorm ? c.qk_scale : 0; };
+    return detail::meaning_of(a) == detail::meaning_of(b) && a.dim == b.dim &&
+           a.dim_head == b.dim_head && a.heads == b.heads && a.prenorm == b.prenorm &&
+           a.qk_rmsnorm == b.qk_rmsnorm && qk_scale_of(a) == qk_scale_of(b) &&
+           a.gate_values_per_head == b.gate_values_per_head;
+  }
 };
 
 /// What LocalTransformer computes. The members after `use_dynamic_pos_bias` are handed to every
@@ -168,12 +200,6 @@ inline void require_bias_size(std::string_view argument, Index heads, Index wind
 }
 
 }  // namespace detail
-
-/// Windows ahead that a query sees.
-template <typename Config>
-Index resolved_look_forward(const Config& config) {
-  return config.look_forward.value_or(config.causal ? 0 : 1);
-}
 
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LocalAttentionConfig& config) {

@@ -68,6 +68,7 @@ void initialize(LocalTransformerParameters<Scalar>& p, RandomSequence& random) {
 /// \throws std::invalid_argument naming the first tensor of `got` whose shape is not `expected`'s
 template <typename Parameters>
 void require_same_shapes(const Parameters& got, const Parameters& expected) {
+  if (got.has_shapes_of(expected)) return;
   struct Shape {
     std::string name;
     std::array<Index, 2> extent;

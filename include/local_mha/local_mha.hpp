@@ -14,6 +14,7 @@
 #include <local_mha/mha.hpp>
 #include <local_mha/ops/cross_entropy.hpp>
 #include <local_mha/ops/dynamic_position_bias.hpp>
+#include <local_mha/ops/embedding.hpp>
 #include <local_mha/ops/feed_forward.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -43,8 +45,12 @@ class LocalTransformer;
 ///     local_mha::LocalMHAConfig config{.dim = 512, .window_size = 5};
 ///     local_mha::LocalMHA<float> mha(config);
 ///     auto y = mha.forward(x);  // x: Eigen::Tensor<float, 3, Eigen::RowMajor>, [B, N, 512]
+///
+/// A copy shares the weights, which nobody changes: set_parameters() gives a layer others, and a
+/// stream goes on with those that it was made with.
 template <typename Scalar>
 class LocalMHA {
+  struct Weights;
   class Flow;
   struct Plan;
 
@@ -64,17 +70,15 @@ class LocalMHA {
 
     // Sequences follow one another through `pasts_`; workers share the one of a sequence.
     void prepare(const LocalMHA& layer, const Window& window, Index seqlen, const Plan& plan) {
-      const bool fits = !flows_.empty() && flows_.front().fits(layer, seqlen) && plan_.fits(plan);
-      if (!fits) {
-        flows_.clear();
-        pasts_.clear();
-      }
+      const typename Past<Scalar>::Size past = layer.size_of_past(window, seqlen, plan);
+      std::erase_if(flows_,
+                    [&](const Flow& f) { return !f.fits(*layer.weights_, window, seqlen); });
+      std::erase_if(pasts_, [&](const Past<Scalar>& p) { return !p.serves(past); });
       plan_ = plan;
-      while (static_cast<Index>(flows_.size()) < plan.workers)
-        flows_.emplace_back(layer, window, seqlen);
-      while (static_cast<Index>(pasts_.size()) < plan.pasts)
-        pasts_.push_back(layer.make_past(window, seqlen, plan));
-      for (Flow& flow : flows_) flow.use(layer);
+      while (std::ssize(flows_) < plan.workers)
+        flows_.emplace_back(*layer.weights_, window, seqlen);
+      while (std::ssize(pasts_) < plan.pasts) pasts_.emplace_back(past);
+      for (Flow& flow : flows_) flow.use(*layer.weights_, seqlen);
       // Not to be moved, nor copied.
       if (!order_) order_ = std::make_unique<TaskOrder>();
       order_->start(plan.tasks, plan.waiting);
@@ -85,6 +89,7 @@ class LocalMHA {
     std::vector<Past<Scalar>> pasts_;
     std::unique_ptr<TaskOrder> order_;
     typename detail::LayerBackward<Scalar>::Between backward_;
+    typename LocalAttention<Scalar>::BiasGradients grad_bias_;
   };
 
   /// Starts with the weights of a new PyTorch module.
@@ -94,32 +99,28 @@ class LocalMHA {
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalMHA(const LocalMHAConfig& config, Parameters parameters)
-      : config_(checked(config)), attention_(attention_config(config)) {
-    set_parameters(std::move(parameters));
-  }
+      : weights_(std::make_shared<const Weights>(
+            config, fitting(std::move(parameters), Parameters::zeros(checked(config))))) {}
 
-  const LocalMHAConfig& config() const { return config_; }
-  const Parameters& parameters() const { return parameters_; }
+  // A layer that was moved from would have no weights: moving is copying.
+  LocalMHA(const LocalMHA&) = default;
+  LocalMHA& operator=(const LocalMHA&) = default;
 
+  const LocalMHAConfig& config() const { return weights_->config; }
+  /// Valid until set_parameters() or an assignment, and as long as the layer.
+  const Parameters& parameters() const { return weights_->parameters; }
+
+  /// If it throws, the layer is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
   void set_parameters(Parameters parameters) {
-    detail::require_same_shapes(parameters, Parameters::zeros(config_));
-    parameters_ = std::move(parameters);
-    const Parameters& p = parameters_;
-    if (config_.prenorm) norm_ = LayerNorm<Scalar>(p.norm_weight, p.norm_bias);
-    if (config_.qk_rmsnorm) {
-      q_norm_ = QkNorm<Scalar>(p.q_scale);
-      k_norm_ = QkNorm<Scalar>(p.k_scale);
-    }
-    const Index dim_head = config_.dim_head;
-    to_qkv_ = PackedWeight<Scalar>(p.to_qkv, dim_head);
-    if (config_.gate_values_per_head) to_v_gate_ = PackedWeight<Scalar>(p.to_v_gate_weight);
-    to_out_ = PackedWeight<Scalar>(p.to_out, 0, dim_head, padded_channels<Scalar>(dim_head));
+    weights_ = std::make_shared<const Weights>(config(),
+                                               fitting(std::move(parameters), this->parameters()));
   }
 
   /// \param x `[B, N, dim]`
   /// \param mask keys that nobody attends, `[B, N]`
-  /// \param attn_bias `[heads or 1, w, (1 + lb + lf)·w]`, see LocalAttention::forward()
+  /// \param attn_bias `[heads or 1, w, (1 + lb + lf)·w]`, or `[B·heads, …]`, one for each sequence;
+  ///        see LocalAttention::forward()
   /// \param training dropout acts, with this seed; empty: evaluation
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit
@@ -142,7 +143,7 @@ class LocalMHA {
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
-  /// configuration, shape and number of threads (a thread pool's own queue aside).
+  /// configuration, and before for batches as large and as many threads.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -186,17 +187,23 @@ class LocalMHA {
                            const PaddingMask& mask = {}, const Bias& attn_bias = {},
                            std::optional<Training> training = {}) const {
     check(x, mask, attn_bias);
-    saved.prepare(config_, x.dimension(0), x.dimension(1));
+    require_shape("y", y.dimensions(), x.dimensions());
+    saved.prepare(config(), x.dimension(0), x.dimension(1));
     flow(device, y, workspace, x, mask, attn_bias, training, &saved);
+    saved.complete(config(), parameters(), x, mask, attn_bias, training);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
-  /// \param saved what forward_saving() kept for the same arguments
+  /// \param saved what forward_saving() kept. It holds the mask and the training: here, they may be
+  ///        left out
   /// \param grad_y `[B, N, dim]`
+  /// \param x, attn_bias what forward_saving() was given
   /// \param grad_attn_bias null, or where that of attn_bias is added, in its shape
   /// \return that of x, `[B, N, dim]`
-  /// \throws std::invalid_argument naming the argument that does not fit
+  /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
+  ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
+  ///         out, the gradients are as they were
   template <ThreadDevice Device>
   Tensor<Scalar, 3> backward(const Device& device, Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
@@ -220,7 +227,8 @@ class LocalMHA {
   }
 
   /// The same into given memory. What lies between the steps, about seven tensors of the size of x,
-  /// stays in the workspace for the next call.
+  /// stays in the workspace for the next call, which allocates nothing where forward_into() would
+  /// not.
   /// \param grad_x that of x, `[B, N, dim]`, must not overlap grad_y and x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -229,40 +237,33 @@ class LocalMHA {
                      TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                      const Bias& attn_bias = {}, std::optional<Training> training = {},
                      Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    const auto inputs = check(x, mask, attn_bias);
+    check(x, mask, attn_bias);
     require_shape("grad_x", grad_x.dimensions(), x.dimensions());
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
-    saved.check(config_, x.dimension(0), x.dimension(1));
-    detail::require_same_shapes(gradients, Parameters::zeros(config_));
+    saved.check(config(), parameters(), x, mask, attn_bias, training);
+    detail::require_same_shapes(gradients, parameters());
     if (grad_attn_bias != nullptr) {
       if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
       require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),
                     attn_bias->dimensions());
     }
     if (x.size() == 0) return;
-    typename LocalAttention<Scalar>::BiasGradients grad_bias(
-        grad_attn_bias != nullptr ? attn_bias : Bias(), config_.heads);
-    detail::LayerBackward<Scalar>({config_, parameters_, attention_, norm_, q_norm_, k_norm_},
-                                  saved, workspace.backward_)
-        .run(device, inputs, training, x.data(), grad_y.data(), grad_x.data(), gradients,
-             grad_bias);
-    if (grad_attn_bias != nullptr) *grad_attn_bias += *grad_bias.sum();
+    const auto inputs = check(x, saved.call.mask(), attn_bias);
+    const Weights& w = *weights_;
+    auto& grad_bias = workspace.grad_bias_;
+    grad_bias.prepare(grad_attn_bias != nullptr ? attn_bias : Bias(), config().heads);
+    detail::LayerBackward<Scalar>({w.config, w.parameters, w.attention, w.norm, w.q_norm, w.k_norm},
+                                  saved, workspace.backward_, thread_count(device))
+        .run(device, inputs, saved.call.options().training, x.data(), grad_y.data(), grad_x.data(),
+             gradients, grad_bias);
+    if (grad_attn_bias != nullptr) grad_bias.add_to(*grad_attn_bias);
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
   /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
   Tensor<Scalar, 4> attention_probabilities(TensorView<const Scalar, 3> x,
                                             const PaddingMask& mask = {},
-                                            const Bias& attn_bias = {}) const {
-    check(x, mask, attn_bias);
-    const auto [batch, seqlen, dim] = x.dimensions();
-    Tensor<Scalar, 4> q(batch, config_.heads, seqlen, config_.dim_head);
-    Tensor<Scalar, 4> k(batch, config_.heads, seqlen, config_.dim_head);
-    Flow projections(*this, Window(attention_.config()), seqlen);
-    for (Index b = 0; b < batch; ++b)
-      projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
-    return attention_.attention_probabilities(q, k, mask, attn_bias);
-  }
+                                            const Bias& attn_bias = {}) const;
 
  private:
   static constexpr Index count = block_rows<Scalar>;
@@ -272,35 +273,52 @@ class LocalMHA {
   template <ThreadDevice Device>
   void flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
             TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
-            const std::optional<Training>& training, Saved* saved) const {
-    const auto inputs = check(x, mask, attn_bias);
-    require_shape("y", y.dimensions(), x.dimensions());
-    const auto [batch, seqlen, dim] = x.dimensions();
-    const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
-    workspace.prepare(*this, inputs.window(), seqlen, plan);
-    const auto work = [&](Index worker, Index) {
-      try {
-        workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(),
-                                                               y.data(), training, saved);
-      } catch (...) {
-        workspace.order_->abandon();
-        throw;
-      }
-    };
-    parallel_for(device, plan.workers, plan.workers, work);
-  }
+            const std::optional<Training>& training, Saved* saved) const;
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
     return config;
   }
+  static Parameters fitting(Parameters parameters, const Parameters& shapes) {
+    detail::require_same_shapes(parameters, shapes);
+    return parameters;
+  }
+
+  // All that a pass reads of the layer.
+  struct Weights {
+    Weights(const LocalMHAConfig& layer_config, Parameters given)
+        : config(layer_config), attention(attention_config(config)), parameters(std::move(given)) {
+      const Parameters& p = parameters;
+      if (config.prenorm) norm = LayerNorm<Scalar>(p.norm_weight, p.norm_bias);
+      if (config.qk_rmsnorm) {
+        q_norm = QkNorm<Scalar>(p.q_scale);
+        k_norm = QkNorm<Scalar>(p.k_scale);
+      }
+      const Index dim_head = config.dim_head;
+      to_qkv = PackedWeight<Scalar>(p.to_qkv, dim_head);
+      if (config.gate_values_per_head) to_v_gate = PackedWeight<Scalar>(p.to_v_gate_weight);
+      to_out = PackedWeight<Scalar>(p.to_out, 0, dim_head, padded_channels<Scalar>(dim_head));
+    }
+
+    LocalMHAConfig config;
+    LocalAttention<Scalar> attention;
+    Parameters parameters;
+    LayerNorm<Scalar> norm;
+    QkNorm<Scalar> q_norm;
+    QkNorm<Scalar> k_norm;
+    PackedWeight<Scalar> to_qkv;
+    PackedWeight<Scalar> to_v_gate;
+    PackedWeight<Scalar> to_out;
+  };
+
+  const LocalAttention<Scalar>& attention() const { return weights_->attention; }
 
   detail::AttentionInputs<Scalar> check(const TensorView<const Scalar, 3>& x,
                                         const PaddingMask& mask, const Bias& attn_bias) const {
-    require_shape("x", x.dimensions(), {-1, -1, config_.dim});
-    return {Window(attention_.config()),
+    require_shape("x", x.dimensions(), {-1, -1, config().dim});
+    return {Window(attention().config()),
             x.dimension(0),
-            config_.heads,
+            config().heads,
             x.dimension(1),
             mask,
             attn_bias};
@@ -337,8 +355,6 @@ class LocalMHA {
       const Index in_long = std::min(n, long_stretches_of(b) * rows);
       return ceil_div(in_long, rows) + ceil_div(n - in_long, short_rows);
     }
-    // What was made for this serves the other, too.
-    bool fits(const Plan& other) const { return rows == other.rows && waiting >= other.waiting; }
 
    private:
     Index long_stretches_of(Index b) const { return b + 1 < batch ? stretches : long_stretches; }
@@ -380,17 +396,18 @@ class LocalMHA {
    public:
     // \param seqlen of the longest sequence
     // \param threads that step() uses at most
-    Flow(const LocalMHA& layer, const Window& window, Index seqlen, Index threads = 1)
-        : layer_(&layer),
-          config_(layer.config_),
+    Flow(const Weights& weights, const Window& window, Index seqlen, Index threads = 1)
+        : weights_(&weights),
+          config_(weights.config),
+          made_for_(seqlen),
           seqlen_(seqlen),
           threads_(threads),
-          steps_(layer.attention_.rotary_steps(window, seqlen)),
+          steps_(weights.attention.rotary_steps(window, seqlen)),
           x_(make_block_buffer<Scalar>(stretch * dim() * count)),
           out_(make_block_buffer<Scalar>(stretch * heads() * head_size())),
           y_(make_block_buffer<Scalar>(stretch * dim() * count)),
           spread_(make_block_buffer<Scalar>(
-              std::max(spread_size(layer.to_qkv_), spread_size(layer.to_out_)))),
+              std::max(spread_size(weights.to_qkv), spread_size(weights.to_out)))),
           projected_(make_block_buffer<Scalar>(gates_row() + heads())) {
       const Index reach =
           std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
@@ -401,11 +418,14 @@ class LocalMHA {
       heads_.resize(to_size(heads()));
     }
 
-    bool fits(const LocalMHA& layer, Index seqlen) const {
-      return config_ == layer.config_ && seqlen_ == seqlen;
+    bool fits(const Weights& weights, const Window& window, Index seqlen) const {
+      return config_ == weights.config && window.room_serves(made_for_, seqlen, count);
     }
-    // A layer that this fits.
-    void use(const LocalMHA& layer) { layer_ = &layer; }
+    // What this fits: the weights and the sequences of the calls that follow.
+    void use(const Weights& weights, Index seqlen) {
+      weights_ = &weights;
+      seqlen_ = seqlen;
+    }
 
     // Takes tasks until none is left.
     // \param x, y the batch
@@ -462,18 +482,7 @@ class LocalMHA {
     // \param x, y the first row of `made` and of `answered`
     template <typename Device>
     void step(const Device& device, Past<Scalar>& past, const Range& made, const Range& asked,
-              const Scalar* x, const Range& answered, Scalar* y) {
-      one_by_one_ = true;
-      load(device, made, x);
-      make_gates(past, asked, made);
-      if (made.begin == made.end && answered.begin == answered.end) return;
-      parallel_for(device, std::min(workers(device), heads()), heads(), [&](Index worker, Index h) {
-        Scratch& scratch = scratch_[to_size(worker)];
-        make_head(scratch, past, made, asked, h);
-        attend(scratch, past, answered, h);
-      });
-      project_out(device, answered, y);
-    }
+              const Scalar* x, const Range& answered, Scalar* y);
 
     // Normalized queries and keys of a whole sequence, before positions and scale.
     void queries_and_keys(const Scalar* x, Index b, Tensor<Scalar, 4>& q, Tensor<Scalar, 4>& k) {
@@ -483,14 +492,14 @@ class LocalMHA {
         load(Eigen::DefaultDevice(), rows, x + rows.begin * dim());
         const auto make = [&](Index group, const QkNorm<Scalar>& norm, Tensor<Scalar, 4>& to) {
           const Index h = group % heads();
-          project(layer_->to_qkv_, group, x_.data(), 1, [&](Index) { return normed.data(); });
+          project(weights_->to_qkv, group, x_.data(), 1, [&](Index) { return normed.data(); });
           if (config().qk_rmsnorm) norm.apply(normed.data());
           store_block(dim_head(), rows.end - rows.begin, normed.data(),
                       [&](Index r) { return &to(b, h, rows.begin + r, 0); });
         };
         for (Index h = 0; h < heads(); ++h) {
-          make(h, layer_->q_norm_, q);
-          make(heads() + h, layer_->k_norm_, k);
+          make(h, weights_->q_norm, q);
+          make(heads() + h, weights_->k_norm, k);
         }
       }
     }
@@ -531,7 +540,7 @@ class LocalMHA {
         const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
         load_lanes(dim(), lanes, row, to);
         if (config().prenorm) {
-          layer_->norm_.apply(to);
+          weights_->norm.apply(to);
           clear_other_lanes(dim(), lanes, to);
         }
         to += dim() * count;
@@ -544,17 +553,17 @@ class LocalMHA {
       if (config().prenorm) {
         const LaneRange lanes{static_cast<int>(lane), static_cast<int>(lane + 1)};
         load_lanes(dim(), lanes, [&](Index) { return x; }, x_.data());
-        layer_->norm_.apply(x_.data());
-        spread_lane(layer_->to_qkv_, x_.data() + lane, count, spread_.data());
+        weights_->norm.apply(x_.data());
+        spread_lane(weights_->to_qkv, x_.data() + lane, count, spread_.data());
       } else {
-        spread_lane(layer_->to_qkv_, x, 1, spread_.data());
+        spread_lane(weights_->to_qkv, x, 1, spread_.data());
       }
       parallel_for(device, workers(device), 3 * heads(), [&](Index, Index group) {
-        project_lane(layer_->to_qkv_, group, spread_.data(), projected_.data() + group * dim_head(),
-                     1);
+        project_lane(weights_->to_qkv, group, spread_.data(),
+                     projected_.data() + group * dim_head(), 1);
       });
       if (config().gate_values_per_head)
-        project_lane(layer_->to_v_gate_, 0, spread_.data(), projected_.data() + gates_row(), 1);
+        project_lane(weights_->to_v_gate, 0, spread_.data(), projected_.data() + gates_row(), 1);
     }
     Index gates_row() const { return 3 * heads() * dim_head(); }
 
@@ -593,17 +602,18 @@ class LocalMHA {
     template <typename Finish>
     void project_head(Scratch& scratch, Ring<Scalar>& ring, Index group, const Range& rows,
                       const Range& loaded, Finish&& finish) {
-      project_into(scratch, ring, layer_->to_qkv_, group, group * dim_head(), rows, loaded, finish);
+      project_into(scratch, ring, weights_->to_qkv, group, group * dim_head(), rows, loaded,
+                   finish);
     }
 
     void make_gates(Past<Scalar>& past, const Range& rows, const Range& loaded) {
       if (!config().gate_values_per_head) return;
       project_into(
-          scratch_.front(), past.gates(), layer_->to_v_gate_, 0, gates_row(), rows, loaded,
+          scratch_.front(), past.gates(), weights_->to_v_gate, 0, gates_row(), rows, loaded,
           [&](Index first, Scalar* gates) {
             for (Index h = 0; h < heads(); ++h) {
               Scalar* gate = gates + h * count;
-              const auto bias = Lanes<Scalar>::broadcast(layer_->parameters_.to_v_gate_bias[h]);
+              const auto bias = Lanes<Scalar>::broadcast(weights_->parameters.to_v_gate_bias[h]);
               sigmoid(Lanes<Scalar>::load(gate) + bias).store(gate);
             }
             if (saved_ != nullptr)
@@ -623,13 +633,13 @@ class LocalMHA {
                    Index h) {
       project_head(scratch, past.queries(h), h, asked, made, [&](Index first, Scalar* queries) {
         save(&Saved::q, queries, first, h);
-        if (config().qk_rmsnorm) layer_->q_norm_.apply(queries);
-        layer_->attention_.place_queries(dim_head(), queries, first);
+        if (config().qk_rmsnorm) weights_->q_norm.apply(queries);
+        weights_->attention.place_queries(dim_head(), queries, first);
       });
       project_head(scratch, past.keys(h), heads() + h, made, made, [&](Index first, Scalar* keys) {
         save(&Saved::k, keys, first, h);
-        if (config().qk_rmsnorm) layer_->k_norm_.apply(keys);
-        layer_->attention_.place_keys(dim_head(), keys, first);
+        if (config().qk_rmsnorm) weights_->k_norm.apply(keys);
+        weights_->attention.place_keys(dim_head(), keys, first);
       });
       project_head(scratch, past.values(h), 2 * heads() + h, made, made,
                    [&](Index first, Scalar* values) { save(&Saved::v, values, first, h); });
@@ -659,7 +669,7 @@ class LocalMHA {
     template <typename Device>
     void project_out(const Device& device, const Range& rows, Scalar* y) {
       if (rows.begin == rows.end) return;
-      const PackedWeight<Scalar>& weight = layer_->to_out_;
+      const PackedWeight<Scalar>& weight = weights_->to_out;
       const bool single = is_single(rows);
       const Range blocks = blocks_of(rows);
       const auto block_of_y = [&](Index i) { return y_.data() + i * dim() * count; };
@@ -682,8 +692,9 @@ class LocalMHA {
       });
     }
 
-    const LocalMHA* layer_;
+    const Weights* weights_;  // of the call
     LocalMHAConfig config_;
+    Index made_for_;
     Index seqlen_;
     Index threads_;
     std::optional<RotarySteps<Scalar>> steps_;
@@ -703,50 +714,96 @@ class LocalMHA {
   };
 
   // Holds `plan.waiting` stretches, and the keys that the first of them looks back at.
-  Past<Scalar> make_past(const Window& window, Index seqlen, const Plan& plan) const {
+  typename Past<Scalar>::Size size_of_past(const Window& window, Index seqlen,
+                                           const Plan& plan) const {
     const Index behind = std::min(window.reach_behind(), seqlen);
     const Index waiting = plan.waiting * plan.rows / count;
     const Index blocks = ceil_div(seqlen, count);
-    return Past<Scalar>({.heads = config_.heads,
-                         .dim_head = config_.dim_head,
-                         .gated = config_.gate_values_per_head,
-                         .waiting = std::min(waiting, blocks),
-                         .kept = std::min(ceil_div(behind, count) + waiting, blocks)});
+    return {.heads = config().heads,
+            .dim_head = config().dim_head,
+            .gated = config().gate_values_per_head,
+            .waiting = std::min(waiting, blocks),
+            .kept = std::min(ceil_div(behind, count) + waiting, blocks)};
   }
 
-  // Takes rows of a streamed sequence in, and answers rows, a stretch at a time.
+  // Takes rows of sequence `b` of a stream in, and answers rows, a stretch at a time.
+  // \param inputs what its queries see, but for its place
   // \param x, y the first row of `in` and of `out`
   // \param masked a flag for each row that comes in; null: none is masked
   // \param complete see flow_through()
   template <typename Device, typename Sequence, typename Complete>
-  void stream_rows(const Device& device, Flow& flow, Sequence& sequence, const Bias& attn_bias,
-                   const Range& in, const Range& out, const Scalar* x, const std::uint8_t* masked,
-                   Scalar* y, Complete&& complete) const {
-    const PaddingMask nothing;
-    const detail::AttentionInputs<Scalar> inputs(sequence.window(), 1, config_.heads, 0, nothing,
-                                                 attn_bias);
-    flow.use(*this);
+  void stream_rows(const Device& device, Flow& flow, Sequence& sequence,
+                   const detail::AttentionInputs<Scalar>& inputs, Index b, const Range& in,
+                   const Range& out, const Scalar* x, const std::uint8_t* masked, Scalar* y,
+                   Complete&& complete) const {
+    flow.use(*weights_, std::numeric_limits<Index>::max());
     flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
       sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
       flow.take_heads([&](Index h) {
-        AttentionHead<Scalar> head = inputs.head(0, h);
+        AttentionHead<Scalar> head = inputs.head(b, h);
         sequence.show(answered, head);
         return head;
       });
-      flow.step(device, sequence.past(), made, made, x + (made.begin - in.begin) * config_.dim,
-                answered, y + (answered.begin - out.begin) * config_.dim);
+      flow.step(device, sequence.past(), made, made, x + (made.begin - in.begin) * config().dim,
+                answered, y + (answered.begin - out.begin) * config().dim);
     });
   }
 
-  LocalMHAConfig config_;
-  LocalAttention<Scalar> attention_;
-  Parameters parameters_;
-  LayerNorm<Scalar> norm_;
-  QkNorm<Scalar> q_norm_;
-  QkNorm<Scalar> k_norm_;
-  PackedWeight<Scalar> to_qkv_;
-  PackedWeight<Scalar> to_v_gate_;
-  PackedWeight<Scalar> to_out_;
+  std::shared_ptr<const Weights> weights_;
 };
+
+template <typename Scalar>
+Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(TensorView<const Scalar, 3> x,
+                                                            const PaddingMask& mask,
+                                                            const Bias& attn_bias) const {
+  check(x, mask, attn_bias);
+  const auto [batch, seqlen, dim] = x.dimensions();
+  Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
+  Tensor<Scalar, 4> k(batch, config().heads, seqlen, config().dim_head);
+  Flow projections(*weights_, Window(attention().config()), seqlen);
+  for (Index b = 0; b < batch; ++b)
+    projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
+  return attention().attention_probabilities(q, k, mask, attn_bias);
+}
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalMHA<Scalar>::flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
+                            TensorView<const Scalar, 3> x, const PaddingMask& mask,
+                            const Bias& attn_bias, const std::optional<Training>& training,
+                            Saved* saved) const {
+  const auto inputs = check(x, mask, attn_bias);
+  require_shape("y", y.dimensions(), x.dimensions());
+  const auto [batch, seqlen, dim] = x.dimensions();
+  const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
+  workspace.prepare(*this, inputs.window(), seqlen, plan);
+  const auto work = [&](Index worker, Index) {
+    try {
+      workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(), y.data(),
+                                                             training, saved);
+    } catch (...) {
+      workspace.order_->abandon();
+      throw;
+    }
+  };
+  parallel_for(device, plan.workers, plan.workers, work);
+}
+
+template <typename Scalar>
+template <typename Device>
+void LocalMHA<Scalar>::Flow::step(const Device& device, Past<Scalar>& past, const Range& made,
+                                  const Range& asked, const Scalar* x, const Range& answered,
+                                  Scalar* y) {
+  one_by_one_ = true;
+  load(device, made, x);
+  make_gates(past, asked, made);
+  if (made.begin == made.end && answered.begin == answered.end) return;
+  parallel_for(device, std::min(workers(device), heads()), heads(), [&](Index worker, Index h) {
+    Scratch& scratch = scratch_[to_size(worker)];
+    make_head(scratch, past, made, asked, h);
+    attend(scratch, past, answered, h);
+  });
+  project_out(device, answered, y);
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -10,14 +10,20 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
+#include <iterator>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include <local_mha/attention/call.hpp>
 #include <local_mha/attention/local_attention.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/layer_norm.hpp>
@@ -28,42 +34,78 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+template <typename Scalar>
+std::array<std::span<const Scalar>, 8> numbers_of(const LocalMHAParameters<Scalar>& p) {
+  const auto numbers = [](const auto& tensor) {
+    return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
+  };
+  return {numbers(p.to_qkv),           numbers(p.to_out),        numbers(p.norm_weight),
+          numbers(p.norm_bias),        numbers(p.q_scale),       numbers(p.k_scale),
+          numbers(p.to_v_gate_weight), numbers(p.to_v_gate_bias)};
+}
+
+}  // namespace detail
+
 /// What a layer's forward pass keeps for the backward pass, in blocks: four numbers of each channel
-/// of a head and position, and the log-sum-exp. What fills up channels has no value.
+/// of a head and position, and the log-sum-exp. What fills up channels has no value. It knows its
+/// layer and its call again.
 template <typename Scalar>
 struct SavedLayer {
-  /// Becomes room for a batch of sequences; memory of the same shape stays.
-  void prepare(const LocalMHAConfig& config, Index batch_size, Index length) {
+  using Parameters = LocalMHAParameters<Scalar>;
+  using View = TensorView<const Scalar, 3>;
+
+  /// Becomes room for a batch of sequences; memory that is large enough stays. Until complete(), it
+  /// is that of no layer.
+  void prepare(const LocalMHAConfig& layer, Index batch_size, Index length) {
+    config = of_nothing;
     batch = batch_size;
     seqlen = length;
-    heads = config.heads;
-    dim_head = config.dim_head;
-    gated = config.gate_values_per_head;
     const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
     for (BlockArray<Scalar>* part : {&q, &k, &v, &out})
-      part->prepare(blocks, config.heads * padded_channels<Scalar>(config.dim_head));
-    lse.prepare(blocks, config.heads);
-    gates.prepare(config.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(config.heads));
+      part->prepare(blocks, layer.heads * padded_channels<Scalar>(layer.dim_head));
+    lse.prepare(blocks, layer.heads);
+    gates.prepare(layer.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(layer.heads));
   }
 
-  /// \throws std::invalid_argument if it is not of a layer of these heads, or of another batch
-  void check(const LocalMHAConfig& config, Index batch_size, Index length) const {
-    const auto describe = [](Index number, Index channels, bool with_gates) {
-      return std::to_string(number) + " heads of " + std::to_string(channels) + " channels with" +
-             (with_gates ? "" : "out") + " gates";
+  /// Becomes that of a layer and a call.
+  void complete(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
+                const PaddingMask& mask, const std::optional<View>& attn_bias,
+                const std::optional<Training>& training) {
+    call.take(mask, attn_bias, {.training = training});
+    input.take(detail::numbers_of(x));
+    weights.take(detail::numbers_of(parameters));
+    config = layer;
+  }
+
+  /// \throws std::invalid_argument if it is not of this layer and this call
+  void check(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
+             const PaddingMask& mask, const std::optional<View>& attn_bias,
+             const std::optional<Training>& training) const {
+    const auto describe = [](const LocalMHAConfig& c) {
+      return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
+             " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";
     };
-    if (heads != config.heads || dim_head != config.dim_head ||
-        gated != config.gate_values_per_head)
-      reject("saved", describe(config.heads, config.dim_head, config.gate_values_per_head),
-             describe(heads, dim_head, gated));
-    require_shape<2>("saved", {batch, seqlen}, {batch_size, length});
+    if (describe(config) != describe(layer)) reject("saved", describe(layer), describe(config));
+    require_shape<2>("saved", {batch, seqlen}, {x.dimension(0), x.dimension(1)});
+    if (config != layer) reject("saved", "that of a layer of this configuration", "another");
+    if (!weights.is_of(detail::numbers_of(parameters)))
+      reject("saved", "that of a layer of these weights", "another");
+    call.require(mask, attn_bias, {.training = training});
+    if (!input.is_of(detail::numbers_of(x)))
+      reject("x", "what forward_saving() was given", "other numbers");
   }
 
+  static constexpr LocalMHAConfig of_nothing{.dim_head = 0, .heads = 0};
+
+  LocalMHAConfig config = of_nothing;
   Index batch = 0;
   Index seqlen = 0;
-  Index heads = 0;
-  Index dim_head = 0;
-  bool gated = false;
+  detail::SavedCall<Scalar> call;
+  /// Samples by which x and the weights are known again.
+  detail::Sample<Scalar> input;
+  detail::Sample<Scalar> weights;
   /// Blocks of all sequences, one after the other: `[block][head][padded channel][block_rows]`,
   /// queries and keys as they were projected.
   BlockArray<Scalar> q;
@@ -99,11 +141,29 @@ class LayerBackward {
     BlockArray<Scalar> grad_qkv;
     BlockArray<Scalar> grad_gates;
     typename LocalAttention<Scalar>::Workspace attention;
+    // Transposed, from gradients of results to those of inputs.
+    PackedWeight<Scalar> to_out;
+    PackedWeight<Scalar> to_qkv;
+    PackedWeight<Scalar> to_v_gate;
+    StretchSums<Scalar> scale_sums;  // of each head
+    StretchSums<Scalar> norm_sums;
+    StretchSums<Scalar> gate_sums;
+    // Of a worker.
+    struct Room {
+      BlockArray<Scalar> block;
+      BlockArray<Scalar> grad;
+      BlockArray<Scalar> more;
+    };
+    std::vector<Room> rooms;
   };
 
-  LayerBackward(const Layer& layer, const SavedLayer<Scalar>& saved, Between& between)
+  /// Allocates all that run() uses, but for what the attention takes for each of its workers.
+  /// \param threads of the device
+  LayerBackward(const Layer& layer, const SavedLayer<Scalar>& saved, Between& between,
+                Index threads)
       : layer_(layer),
         saved_(saved),
+        between_(between),
         rows_{saved.batch, saved.seqlen, block_rows<Scalar>},
         normed_panels_(between.normed_panels),
         grad_y_(between.grad_y),
@@ -117,8 +177,26 @@ class LayerBackward {
     out_panels_.prepare(rows_.count(), heads() * panel_channels<Scalar>(dim_head()));
     grad_out_.prepare(rows_.count(), heads() * head_channels());
     grad_qkv_.prepare(rows_.count(), 3 * heads() * head_channels());
-    if (config().gate_values_per_head)
+    const Index stretches = ceil_div(rows_.count(), stretch_blocks);
+    const bool gates = config().gate_values_per_head;
+    if (config().qk_rmsnorm)
+      between.scale_sums.prepare(saved.batch * heads() * scale_stretches(), 2 * dim_head());
+    if (config().prenorm) between.norm_sums.prepare(stretches, 2 * dim());
+    between.to_out.pack(weights().to_out.transpose(), dim_head());
+    between.to_qkv.pack(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
+    if (gates) {
       grad_gates_.prepare(rows_.count(), padded_channels<Scalar>(heads()));
+      between.gate_sums.prepare(stretches, heads());
+      between.to_v_gate.pack(weights().to_v_gate_weight.transpose(), 0, heads(),
+                             padded_channels<Scalar>(heads()));
+    }
+    const auto workers = static_cast<std::size_t>(std::min(threads, stretches));
+    if (between.rooms.size() < workers) between.rooms.resize(workers);
+    for (auto& room : between.rooms) {
+      room.block.prepare(1, std::max(dim(), head_channels()));
+      room.grad.prepare(stretch_blocks, dim());
+      if (gates) room.more.prepare(stretch_blocks, dim());
+    }
   }
 
   /// \param x, grad_y `[B·N, dim]`
@@ -127,15 +205,24 @@ class LayerBackward {
   void run(const Device& device, const AttentionInputs<Scalar>& inputs,
            const std::optional<Training>& training, const Scalar* x, const Scalar* grad_y,
            Scalar* grad_x, LocalMHAParameters<Scalar>& gradients,
-           typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
-    project_out(device, x, grad_y, gradients);
-    attend(device, inputs, training, gradients, grad_bias);
-    project_in(device, x, grad_x, gradients);
-  }
+           typename LocalAttention<Scalar>::BiasGradients& grad_bias);
 
  private:
   using L = Lanes<Scalar>;
+  using Room = typename Between::Room;
   static constexpr Index count = block_rows<Scalar>;
+
+  // `task(room, stretch, blocks)`, as for_each_stretch() calls it.
+  template <ThreadDevice Device, typename Task>
+  void over_stretches(const Device& device, Task&& task) {
+    const Index blocks = rows_.count();
+    parallel_for(device, thread_count(device), ceil_div(blocks, stretch_blocks),
+                 [&](Index worker, Index i) {
+                   const Index begin = i * stretch_blocks;
+                   task(between_.rooms[static_cast<std::size_t>(worker)], i,
+                        Range{begin, std::min(begin + stretch_blocks, blocks)});
+                 });
+  }
 
   const LocalMHAConfig& config() const { return layer_.config; }
   const LocalMHAParameters<Scalar>& weights() const { return layer_.parameters; }
@@ -145,6 +232,9 @@ class LayerBackward {
   Index head_channels() const { return padded_channels<Scalar>(dim_head()); }
   Index head_size() const { return head_channels() * count; }
   Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
+  // Blocks of a sequence whose gradients of the scales are added up in the scalar.
+  static constexpr Index scale_stretch = 256;
+  Index scale_stretches() const { return ceil_div(rows_.of_sequence(), scale_stretch); }
 
   void load_rows(const Scalar* from, Index block, Scalar* to) const {
     load_block(
@@ -156,24 +246,23 @@ class LayerBackward {
   template <ThreadDevice Device>
   void project_out(const Device& device, const Scalar* x, const Scalar* grad_y,
                    LocalMHAParameters<Scalar>& gradients) {
-    const PackedWeight<Scalar> weight(weights().to_out.transpose(), dim_head());
-    for_each_stretch(device, rows_.count(), [&](Index, const Range& blocks) {
-      auto room = make_block_buffer<Scalar>(std::max(dim(), head_channels()) * count);
+    const PackedWeight<Scalar>& weight = between_.to_out;
+    over_stretches(device, [&](Room& rooms, Index, const Range& blocks) {
+      Scalar* const room = rooms.block[0];
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         clear_filling_gates(block);
-        load_rows(x, block, room.data());
+        load_rows(x, block, room);
         if (config().prenorm) {
-          layer_.norm.apply(room.data());
-          clear_other_lanes(dim(), {0, static_cast<int>(rows_.rows(block))}, room.data());
+          layer_.norm.apply(room);
+          clear_other_lanes(dim(), {0, static_cast<int>(rows_.rows(block))}, room);
         }
-        normed_panels_.put(block, 0, dim(), room.data());
+        normed_panels_.put(block, 0, dim(), room);
         load_rows(grad_y, block, grad_y_[block]);
       }
       for (Index h = 0; h < heads(); ++h) {
         project(weight, h, grad_y_[blocks.begin], blocks.end - blocks.begin,
                 [&](Index b) { return grad_out_[blocks.begin + b] + h * head_size(); });
-        for (Index block = blocks.begin; block < blocks.end; ++block)
-          open_gate(block, h, room.data());
+        for (Index block = blocks.begin; block < blocks.end; ++block) open_gate(block, h, room);
       }
     });
     add_weight_gradient(device, rows_.count(), grad_y_[0], grad_y_.stride(), Groups::of(dim()),
@@ -213,7 +302,7 @@ class LayerBackward {
     LayerBackward& layer;
     Index b;
     Index h;
-    Scalar* scale_sums;
+    StretchSums<Scalar>& scale_sums;
 
     Index at(Index block) const { return b * layer.rows_.of_sequence() + block; }
     const Scalar* saved(const BlockArray<Scalar>& blocks, Index block) const {
@@ -221,6 +310,9 @@ class LayerBackward {
     }
     Scalar* grad(Index part, Index block) const {
       return layer.grad_qkv_[at(block)] + (part * layer.heads() + h) * layer.head_size();
+    }
+    Scalar* sums(Index block) const {
+      return scale_sums[(b * layer.heads() + h) * layer.scale_stretches() + block / scale_stretch];
     }
     void copy(const Scalar* from, Scalar* to) const {
       std::copy_n(from, layer.dim_head() * count, to);
@@ -249,13 +341,13 @@ class LayerBackward {
     }
     void store_grad_queries(Index block, Scalar* from) const {
       if (layer.config().qk_rmsnorm)
-        layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, scale_sums);
+        layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, sums(block));
       put_grad(0, block, from);
     }
     void store_grad_keys(Index block, Scalar* from, Scalar* /*room*/) const {
       if (layer.config().qk_rmsnorm)
         layer.layer_.k_norm.apply_backward(saved(layer.saved_.k, block), from,
-                                           scale_sums + layer.dim_head() * count);
+                                           sums(block) + layer.dim_head() * count);
       put_grad(1, block, from);
     }
     void store_grad_values(Index block, Scalar* from) const { put_grad(2, block, from); }
@@ -281,12 +373,9 @@ class LayerBackward {
   void attend(const Device& device, const AttentionInputs<Scalar>& inputs,
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
               typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
-    StretchSums<Scalar> scale_sums;
-    if (config().qk_rmsnorm)
-      scale_sums = StretchSums<Scalar>(saved_.batch * heads(), 2 * dim_head());
+    StretchSums<Scalar>& scale_sums = between_.scale_sums;
     const auto head_of = [&](Index head) {
-      return Head{*this, head / heads(), head % heads(),
-                  config().qk_rmsnorm ? scale_sums[head] : nullptr};
+      return Head{*this, head / heads(), head % heads(), scale_sums};
     };
     layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
                                    dim_head(), head_of, grad_bias, training);
@@ -308,34 +397,27 @@ class LayerBackward {
                           Groups::of(heads()), normed_panels_, Groups::of(dim()),
                           gradients.to_v_gate_weight.data());
 
-    const PackedWeight<Scalar> to_qkv(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
-    PackedWeight<Scalar> to_v_gate;
-    if (gates)
-      to_v_gate = PackedWeight<Scalar>(weights().to_v_gate_weight.transpose(), 0, heads(),
-                                       padded_channels<Scalar>(heads()));
-    const Index stretches = ceil_div(rows_.count(), stretch_blocks);
-    StretchSums<Scalar> norm_sums;
-    if (config().prenorm) norm_sums = StretchSums<Scalar>(stretches, 2 * dim());
-    StretchSums<Scalar> gate_sums;
-    if (gates) gate_sums = StretchSums<Scalar>(stretches, heads());
-    for_each_stretch(device, rows_.count(), [&](Index stretch, const Range& blocks) {
+    StretchSums<Scalar>& norm_sums = between_.norm_sums;
+    StretchSums<Scalar>& gate_sums = between_.gate_sums;
+    over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
       const Index size = blocks.end - blocks.begin;
-      BlockArray<Scalar> grad(size, dim());
-      project(to_qkv, 0, grad_qkv_[blocks.begin], size, [&](Index b) { return grad[b]; });
+      BlockArray<Scalar>& grad = rooms.grad;
+      project(between_.to_qkv, 0, grad_qkv_[blocks.begin], size, [&](Index b) { return grad[b]; });
       if (gates) {
-        BlockArray<Scalar> more(size, dim());
-        project(to_v_gate, 0, grad_gates_[blocks.begin], size, [&](Index b) { return more[b]; });
+        BlockArray<Scalar>& more = rooms.more;
+        project(between_.to_v_gate, 0, grad_gates_[blocks.begin], size,
+                [&](Index b) { return more[b]; });
         for (Index b = 0; b < size; ++b) {
           add(dim(), more[b], grad[b]);
           add(heads(), grad_gates_[blocks.begin + b], gate_sums[stretch]);
         }
       }
-      auto room = make_block_buffer<Scalar>(dim() * count);
+      Scalar* const room = rooms.block[0];
       for (Index b = 0; b < size; ++b) {
         const Index block = blocks.begin + b;
         if (config().prenorm) {
-          load_rows(x, block, room.data());
-          layer_.norm.apply_backward(room.data(), grad[b], norm_sums[stretch]);
+          load_rows(x, block, room);
+          layer_.norm.apply_backward(room, grad[b], norm_sums[stretch]);
         }
         store_block(dim(), rows_.rows(block), grad[b],
                     [&](Index r) { return grad_x + (rows_.row(block) + r) * dim(); });
@@ -355,6 +437,7 @@ class LayerBackward {
 
   Layer layer_;
   const SavedLayer<Scalar>& saved_;
+  Between& between_;
   BatchBlocks rows_;
   PanelArray<Scalar>& normed_panels_;
   BlockArray<Scalar>& grad_y_;
@@ -364,6 +447,20 @@ class LayerBackward {
   BlockArray<Scalar>& grad_gates_;
   typename LocalAttention<Scalar>::Workspace& workspace_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LayerBackward<Scalar>::run(const Device& device, const AttentionInputs<Scalar>& inputs,
+                                const std::optional<Training>& training, const Scalar* x,
+                                const Scalar* grad_y, Scalar* grad_x,
+                                LocalMHAParameters<Scalar>& gradients,
+                                typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+  layer_.attention.prepare_differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
+                                         dim_head(), grad_bias);
+  project_out(device, x, grad_y, gradients);
+  attend(device, inputs, training, gradients, grad_bias);
+  project_in(device, x, grad_x, gradients);
+}
 
 }  // namespace detail
 

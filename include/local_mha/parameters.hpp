@@ -16,6 +16,15 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+template <typename Matrix>
+bool same_shape(const Matrix& a, const Matrix& b) {
+  return a.rows() == b.rows() && a.cols() == b.cols();
+}
+
+}  // namespace detail
+
 /// Calls `visit(name, tensor)` for each tensor that the configuration has, in the state dict's
 /// order: a RowMatrix where it has two dimensions, a Vector where it has one.
 template <typename Parameters, typename Visitor>
@@ -55,6 +64,17 @@ struct LocalMHAParameters {
     return p;
   }
 
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const LocalMHAParameters& other) const {
+    return detail::same_shape(to_qkv, other.to_qkv) && detail::same_shape(to_out, other.to_out) &&
+           detail::same_shape(norm_weight, other.norm_weight) &&
+           detail::same_shape(norm_bias, other.norm_bias) &&
+           detail::same_shape(q_scale, other.q_scale) &&
+           detail::same_shape(k_scale, other.k_scale) &&
+           detail::same_shape(to_v_gate_weight, other.to_v_gate_weight) &&
+           detail::same_shape(to_v_gate_bias, other.to_v_gate_bias);
+  }
+
   /// See for_each_parameter().
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
@@ -89,6 +109,14 @@ struct FeedForwardParameters {
     return p;
   }
 
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const FeedForwardParameters& other) const {
+    return detail::same_shape(norm_weight, other.norm_weight) &&
+           detail::same_shape(norm_bias, other.norm_bias) &&
+           detail::same_shape(proj_in, other.proj_in) &&
+           detail::same_shape(proj_out, other.proj_out);
+  }
+
   /// See for_each_parameter().
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
@@ -118,6 +146,15 @@ struct DynamicPositionBiasParameters {
     p.weight_4.setZero(heads, hidden);
     p.bias_4.setZero(heads);
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const DynamicPositionBiasParameters& other) const {
+    return detail::same_shape(weight_0, other.weight_0) &&
+           detail::same_shape(bias_0, other.bias_0) &&
+           detail::same_shape(weight_2, other.weight_2) &&
+           detail::same_shape(bias_2, other.bias_2) &&
+           detail::same_shape(weight_4, other.weight_4) && detail::same_shape(bias_4, other.bias_4);
   }
 
   /// See for_each_parameter().
@@ -163,6 +200,23 @@ struct LocalTransformerParameters {
     p.to_logits_norm_bias.setZero(config.dim);
     p.to_logits.setZero(config.num_tokens, config.dim);
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const LocalTransformerParameters& other) const {
+    if (layers.size() != other.layers.size() ||
+        dynamic_pos_bias.has_value() != other.dynamic_pos_bias.has_value() ||
+        (dynamic_pos_bias && !dynamic_pos_bias->has_shapes_of(*other.dynamic_pos_bias)))
+      return false;
+    for (std::size_t i = 0; i < layers.size(); ++i)
+      if (!layers[i].attention.has_shapes_of(other.layers[i].attention) ||
+          !layers[i].feed_forward.has_shapes_of(other.layers[i].feed_forward))
+        return false;
+    return detail::same_shape(token_emb, other.token_emb) &&
+           detail::same_shape(pos_emb, other.pos_emb) &&
+           detail::same_shape(to_logits_norm_weight, other.to_logits_norm_weight) &&
+           detail::same_shape(to_logits_norm_bias, other.to_logits_norm_bias) &&
+           detail::same_shape(to_logits, other.to_logits);
   }
 
   /// See for_each_parameter().

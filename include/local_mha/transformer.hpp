@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -15,12 +16,13 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
-#include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/ops/cross_entropy.hpp>
+#include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/dynamic_position_bias.hpp>
+#include <local_mha/ops/embedding.hpp>
 #include <local_mha/ops/feed_forward.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -44,9 +46,14 @@ struct GenerateConfig {
 
 /// The counterpart of the Python package's module of that name, with plain residual connections
 /// (`num_residual_streams = 1`).
+///
+/// A copy shares the weights, which nobody changes: set_parameters() gives a model others, and a
+/// stream goes on with those that it was made with.
 /// \tparam Scalar float, double, or any type that Eigen computes with
 template <typename Scalar>
 class LocalTransformer {
+  struct Weights;
+
  public:
   using Parameters = LocalTransformerParameters<Scalar>;
   using Tokens = TensorView<const std::int64_t, 2>;
@@ -61,30 +68,22 @@ class LocalTransformer {
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalTransformer(const LocalTransformerConfig& config, Parameters parameters)
-      : config_(checked(config)) {
-    set_parameters(std::move(parameters));
-  }
+      : weights_(std::make_shared<const Weights>(
+            config, fitting(std::move(parameters), Parameters::zeros(checked(config))))) {}
 
-  const LocalTransformerConfig& config() const { return config_; }
-  const Parameters& parameters() const { return parameters_; }
+  // A model that was moved from would have no weights: moving is copying.
+  LocalTransformer(const LocalTransformer&) = default;
+  LocalTransformer& operator=(const LocalTransformer&) = default;
 
+  const LocalTransformerConfig& config() const { return weights_->config; }
+  /// Valid until set_parameters() or an assignment, and as long as the model.
+  const Parameters& parameters() const { return weights_->parameters; }
+
+  /// If it throws, the model is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
   void set_parameters(Parameters parameters) {
-    detail::require_same_shapes(parameters, Parameters::zeros(config_));
-    parameters_ = std::move(parameters);
-    const Parameters& p = parameters_;
-    layers_.clear();
-    for (const auto& layer : p.layers)
-      layers_.push_back({LocalMHA<Scalar>(layer_config(config_), layer.attention),
-                         FeedForward<Scalar>(layer.feed_forward, config_.ff_dropout)});
-    if (p.dynamic_pos_bias) {
-      const LocalMHAConfig layer = layer_config(config_);
-      attn_bias_ =
-          DynamicPositionBias<Scalar>(*p.dynamic_pos_bias)
-              .forward(layer.window_size, layer.look_backward, resolved_look_forward(layer));
-    }
-    to_logits_norm_ = LayerNorm<Scalar>(p.to_logits_norm_weight, p.to_logits_norm_bias);
-    to_logits_ = Linear<Scalar>(p.to_logits);
+    weights_ = std::make_shared<const Weights>(config(),
+                                               fitting(std::move(parameters), this->parameters()));
   }
 
   /// \param tokens `[B, N]`, each in `[0, num_tokens)`, `N <= max_seq_len`
@@ -100,16 +99,7 @@ class LocalTransformer {
   /// The same on the threads of a device; the same bits for any number of them.
   template <ThreadDevice Device>
   Tensor<Scalar, 3> forward(const Device& device, Tokens tokens, const PaddingMask& mask = {},
-                            std::optional<Training> training = {}) const {
-    check(tokens, mask);
-    Tensor<Scalar, 3> x = embed(tokens);
-    const Bias bias = attn_bias();
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      x += layers_[i].attention.forward(device, x, mask, bias, of_part(training, 2 * i));
-      rows(x) += layers_[i].feed_forward.forward(device, rows(x), of_part(training, 2 * i + 1));
-    }
-    return logits_of(device, to_logits_norm_.forward(rows(x)), x);
-  }
+                            std::optional<Training> training = {}) const;
 
   /// Mean cross entropy, in nats, of predicting each token from those before it.
   /// \param tokens `[B, N + 1]`: the first `N` are the input, the last `N` the labels; labels equal
@@ -135,7 +125,7 @@ class LocalTransformer {
   Scalar loss(const Device& device, Tokens input, Tokens labels, const PaddingMask& mask = {},
               std::optional<Training> training = {}) const {
     const Tensor<Scalar, 3> logits = forward(device, input, mask, training);
-    return cross_entropy<Scalar>(logits, labels, config_.ignore_index);
+    return cross_entropy<Scalar>(logits, labels, config().ignore_index);
   }
 
   /// Goes on from prompts, token by token, each from the model's logits for all before it: by a
@@ -176,73 +166,15 @@ class LocalTransformer {
   /// The same of labels that are given, as loss() takes them.
   template <ThreadDevice Device>
   Scalar backward(const Device& device, Parameters& gradients, Tokens input, Tokens labels,
-                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
-    check(input, mask);
-    detail::count_labels({input.dimension(0), input.dimension(1), config_.num_tokens}, labels,
-                         config_.ignore_index);
-    detail::require_same_shapes(gradients, Parameters::zeros(config_));
-
-    const Bias bias = attn_bias();
-    std::vector<SavedLayerParts> saved(layers_.size());
-    typename LocalMHA<Scalar>::Workspace workspace;
-    Tensor<Scalar, 3> x = embed(input);
-    Tensor<Scalar, 3> attended(x.dimension(0), x.dimension(1), x.dimension(2));
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      SavedLayerParts& kept = saved[i];
-      kept.attention_input = x;
-      layers_[i].attention.forward_saving_into(device, attended, workspace, kept.attention,
-                                               kept.attention_input, mask, bias,
-                                               of_part(training, 2 * i));
-      x += attended;
-      kept.feed_forward_input = x;
-      rows(x) += layers_[i].feed_forward.forward_saving(device, kept.feed_forward, rows(x),
-                                                        of_part(training, 2 * i + 1));
-    }
-    const RowMatrix<Scalar> normed = to_logits_norm_.forward(rows(x));
-    const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
-    const Scalar loss = cross_entropy<Scalar>(logits, labels, config_.ignore_index);
-
-    Tensor<Scalar, 3> grad_logits =
-        cross_entropy_gradient<Scalar>(logits, labels, config_.ignore_index);
-    Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
-    rows(grad) = to_logits_norm_.backward(
-        linear_backward<Device, Scalar>(device, parameters_.to_logits, normed, rows(grad_logits),
-                                        gradients.to_logits, nullptr),
-        rows(x), gradients.to_logits_norm_weight, gradients.to_logits_norm_bias);
-    std::optional<Tensor<Scalar, 3>> grad_bias;
-    if (attn_bias_) grad_bias = attn_bias_->constant(Scalar(0));
-    for (std::size_t i = layers_.size(); i-- > 0;) {
-      SavedLayerParts& kept = saved[i];
-      auto& layer = gradients.layers[i];
-      rows(grad) += layers_[i].feed_forward.backward(device, layer.feed_forward, kept.feed_forward,
-                                                     rows(grad), rows(kept.feed_forward_input),
-                                                     of_part(training, 2 * i + 1));
-      Tensor<Scalar, 3>& through_attention = attended;
-      layers_[i].attention.backward_into(device, through_attention, workspace, layer.attention,
-                                         kept.attention, grad, kept.attention_input, mask, bias,
-                                         of_part(training, 2 * i),
-                                         grad_bias ? &*grad_bias : nullptr);
-      grad += through_attention;
-      kept = {};
-    }
-    if (grad_bias) {
-      const LocalMHAConfig layer = layer_config(config_);
-      DynamicPositionBias<Scalar>(*parameters_.dynamic_pos_bias)
-          .backward(*gradients.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
-                    resolved_look_forward(layer));
-    }
-    for (Index i = 0; i < input.size(); ++i) {
-      gradients.token_emb.row(input.data()[i]) += rows(grad).row(i);
-      gradients.pos_emb.row(i % input.dimension(1)) += rows(grad).row(i);
-    }
-    return loss;
-  }
+                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const;
 
  private:
   using Bias = typename LocalMHA<Scalar>::Bias;
+  struct Layer;
 
+  const std::vector<Layer>& layers() const { return weights_->layers; }
   // The dynamic position bias of all layers, or none.
-  Bias attn_bias() const { return attn_bias_ ? Bias(*attn_bias_) : Bias(); }
+  Bias attn_bias() const { return weights_->attn_bias ? Bias(*weights_->attn_bias) : Bias(); }
 
   // What backward() keeps of a layer on the way forward.
   struct SavedLayerParts {
@@ -276,14 +208,14 @@ class LocalTransformer {
   template <ThreadDevice Device>
   Tensor<Scalar, 3> logits_of(const Device& device, const RowMatrix<Scalar>& normed,
                               const Tensor<Scalar, 3>& x) const {
-    Tensor<Scalar, 3> logits(x.dimension(0), x.dimension(1), config_.num_tokens);
+    Tensor<Scalar, 3> logits(x.dimension(0), x.dimension(1), config().num_tokens);
     for_each_stretch(
         device, ceil_div(normed.rows(), block_rows<Scalar>),
         [&](Index, const Range& blocks) {
           const Index first = blocks.begin * block_rows<Scalar>;
           const Index last = std::min(blocks.end * block_rows<Scalar>, normed.rows());
           rows(logits).middleRows(first, last - first) =
-              to_logits_.forward(normed.middleRows(first, last - first));
+              weights_->to_logits.forward(normed.middleRows(first, last - first));
         },
         forward_stretch_blocks);
     return logits;
@@ -294,9 +226,38 @@ class LocalTransformer {
     FeedForward<Scalar> feed_forward;
   };
 
+  // All that a pass reads of the model.
+  struct Weights {
+    Weights(const LocalTransformerConfig& model_config, Parameters given)
+        : config(model_config),
+          parameters(std::move(given)),
+          to_logits_norm(parameters.to_logits_norm_weight, parameters.to_logits_norm_bias),
+          to_logits(parameters.to_logits) {
+      const LocalMHAConfig layer = layer_config(config);
+      for (const auto& of_layer : parameters.layers)
+        layers.push_back({LocalMHA<Scalar>(layer, of_layer.attention),
+                          FeedForward<Scalar>(of_layer.feed_forward, config.ff_dropout)});
+      if (parameters.dynamic_pos_bias)
+        attn_bias =
+            DynamicPositionBias<Scalar>(*parameters.dynamic_pos_bias)
+                .forward(layer.window_size, layer.look_backward, resolved_look_forward(layer));
+    }
+
+    LocalTransformerConfig config;
+    Parameters parameters;
+    std::vector<Layer> layers;
+    std::optional<Tensor<Scalar, 3>> attn_bias;
+    LayerNorm<Scalar> to_logits_norm;
+    Linear<Scalar> to_logits;
+  };
+
   static const LocalTransformerConfig& checked(const LocalTransformerConfig& config) {
     validate(config);
     return config;
+  }
+  static Parameters fitting(Parameters parameters, const Parameters& shapes) {
+    detail::require_same_shapes(parameters, shapes);
+    return parameters;
   }
 
   // All positions of a batch below one another, `[B·N, dim]`.
@@ -307,15 +268,13 @@ class LocalTransformer {
   // Each part of the model drops something else.
   static std::optional<Training> of_part(const std::optional<Training>& training,
                                          std::size_t part) {
-    if (!training) return std::nullopt;
-    const auto words = Philox(training->seed)({static_cast<std::uint32_t>(part), 0, 0, 1});
-    return Training{std::uint64_t{words[1]} << 32 | words[0]};
+    return training ? std::optional(training->of_part(part)) : std::nullopt;
   }
 
   void check(const Tokens& tokens, const PaddingMask& mask) const {
-    if (tokens.dimension(1) > config_.max_seq_len)
+    if (tokens.dimension(1) > config().max_seq_len)
       reject("tokens",
-             "at most max_seq_len = " + std::to_string(config_.max_seq_len) + " in a sequence",
+             "at most max_seq_len = " + std::to_string(config().max_seq_len) + " in a sequence",
              tokens.dimension(1));
     if (mask) require_shape("mask", mask.shape(), tokens.dimensions());
     check_tokens(tokens);
@@ -323,26 +282,104 @@ class LocalTransformer {
 
   void check_tokens(const Tokens& tokens) const {
     for (Index i = 0; i < tokens.size(); ++i)
-      if (tokens.data()[i] < 0 || tokens.data()[i] >= config_.num_tokens)
-        reject("tokens", "0 to " + std::to_string(config_.num_tokens - 1), tokens.data()[i],
+      if (tokens.data()[i] < 0 || tokens.data()[i] >= config().num_tokens)
+        reject("tokens", "0 to " + std::to_string(config().num_tokens - 1), tokens.data()[i],
                " in sequence ", i / tokens.dimension(1), " at ", i % tokens.dimension(1));
   }
 
   Tensor<Scalar, 3> embed(const Tokens& tokens) const {
     const auto [batch, seqlen] = tokens.dimensions();
-    Tensor<Scalar, 3> x(batch, seqlen, config_.dim);
+    Tensor<Scalar, 3> x(batch, seqlen, config().dim);
     for (Index i = 0; i < tokens.size(); ++i)
       rows(x).row(i) =
-          parameters_.token_emb.row(tokens.data()[i]) + parameters_.pos_emb.row(i % seqlen);
+          parameters().token_emb.row(tokens.data()[i]) + parameters().pos_emb.row(i % seqlen);
     return x;
   }
 
-  LocalTransformerConfig config_;
-  Parameters parameters_;
-  std::vector<Layer> layers_;
-  std::optional<Tensor<Scalar, 3>> attn_bias_;
-  LayerNorm<Scalar> to_logits_norm_;
-  Linear<Scalar> to_logits_{RowMatrix<Scalar>()};
+  std::shared_ptr<const Weights> weights_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const Device& device, Tokens tokens,
+                                                    const PaddingMask& mask,
+                                                    std::optional<Training> training) const {
+  check(tokens, mask);
+  Tensor<Scalar, 3> x = embed(tokens);
+  const Bias bias = attn_bias();
+  for (std::size_t i = 0; i < layers().size(); ++i) {
+    x += layers()[i].attention.forward(device, x, mask, bias, of_part(training, 2 * i));
+    rows(x) += layers()[i].feed_forward.forward(device, rows(x), of_part(training, 2 * i + 1));
+  }
+  return logits_of(device, weights_->to_logits_norm.forward(rows(x)), x);
+}
+
+template <typename Scalar>
+template <ThreadDevice Device>
+Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& gradients, Tokens input,
+                                          Tokens labels, const PaddingMask& mask,
+                                          std::optional<Training> training) const {
+  check(input, mask);
+  detail::count_labels({input.dimension(0), input.dimension(1), config().num_tokens}, labels,
+                       config().ignore_index);
+  detail::require_same_shapes(gradients, parameters());
+
+  const Bias bias = attn_bias();
+  std::vector<SavedLayerParts> saved(layers().size());
+  typename LocalMHA<Scalar>::Workspace workspace;
+  Tensor<Scalar, 3> x = embed(input);
+  Tensor<Scalar, 3> attended(x.dimension(0), x.dimension(1), x.dimension(2));
+  for (std::size_t i = 0; i < layers().size(); ++i) {
+    SavedLayerParts& kept = saved[i];
+    kept.attention_input = x;
+    layers()[i].attention.forward_saving_into(device, attended, workspace, kept.attention,
+                                              kept.attention_input, mask, bias,
+                                              of_part(training, 2 * i));
+    x += attended;
+    kept.feed_forward_input = x;
+    rows(x) += layers()[i].feed_forward.forward_saving(device, kept.feed_forward, rows(x),
+                                                       of_part(training, 2 * i + 1));
+  }
+  const RowMatrix<Scalar> normed = weights_->to_logits_norm.forward(rows(x));
+  const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
+  const Scalar loss = cross_entropy<Scalar>(logits, labels, config().ignore_index);
+
+  Tensor<Scalar, 3> grad_logits =
+      cross_entropy_gradient<Scalar>(logits, labels, config().ignore_index);
+  Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
+  rows(grad) = weights_->to_logits_norm.backward(
+      linear_backward<Device, Scalar>(device, parameters().to_logits, normed, rows(grad_logits),
+                                      gradients.to_logits, nullptr),
+      rows(x), gradients.to_logits_norm_weight, gradients.to_logits_norm_bias);
+  std::optional<Tensor<Scalar, 3>> grad_bias;
+  if (weights_->attn_bias) grad_bias = weights_->attn_bias->constant(Scalar(0));
+  for (std::size_t i = layers().size(); i-- > 0;) {
+    SavedLayerParts& kept = saved[i];
+    auto& layer = gradients.layers[i];
+    rows(grad) += layers()[i].feed_forward.backward(device, layer.feed_forward, kept.feed_forward,
+                                                    rows(grad), rows(kept.feed_forward_input),
+                                                    of_part(training, 2 * i + 1));
+    Tensor<Scalar, 3>& through_attention = attended;
+    layers()[i].attention.backward_into(device, through_attention, workspace, layer.attention,
+                                        kept.attention, grad, kept.attention_input, mask, bias,
+                                        of_part(training, 2 * i),
+                                        grad_bias ? &*grad_bias : nullptr);
+    grad += through_attention;
+    kept = {};
+  }
+  if (grad_bias) {
+    const LocalMHAConfig layer = layer_config(config());
+    DynamicPositionBias<Scalar>(*parameters().dynamic_pos_bias)
+        .backward(*gradients.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
+                  resolved_look_forward(layer));
+  }
+  const auto size = static_cast<std::size_t>(input.size());
+  embedding_backward<Scalar>(gradients.token_emb, {input.data(), size}, rows(grad));
+  std::vector<std::int64_t> places(size);
+  for (std::size_t i = 0; i < size; ++i)
+    places[i] = static_cast<std::int64_t>(i) % input.dimension(1);
+  embedding_backward<Scalar>(gradients.pos_emb, places, rows(grad));
+  return loss;
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

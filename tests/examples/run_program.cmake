@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 # Runs a program and checks how it ends and what it says:
 #   cmake -D STATUS=0 [-D STDIN=path] [-D STDOUT=regex] [-D STDERR=regex] [-D REPEATS=ON]
-#         [-D FILE=path] [-D UNCHANGED=path] -P run_program.cmake -- program argument...
-# REPEATS: a second run must write the same to stdout. FILE: what it must have written, a
-# picture if its name ends in .png. UNCHANGED: what it must not write to.
+#         [-D FILE=path] [-D PICTURE=regex -D CHECK_PICTURE=program [-D PICTURE_ARGUMENTS=words]]
+#         [-D UNCHANGED=path] -P run_program.cmake -- program argument...
+# REPEATS: a second run must write the same to stdout. FILE: what it must have written. PICTURE: what
+# check_picture must say of it. UNCHANGED: what it must not write to; nor may it leave anything else
+# whose name begins like that.
 foreach(index RANGE 1 ${CMAKE_ARGC})
   if(CMAKE_ARGV${index} STREQUAL "--")
     set(command "")
@@ -17,6 +19,7 @@ if(FILE)
 endif()
 if(UNCHANGED)
   file(SHA256 "${UNCHANGED}" before)
+  file(GLOB files_before "${UNCHANGED}*")
 endif()
 if(STDIN)
   set(input INPUT_FILE "${STDIN}")
@@ -35,7 +38,8 @@ if(DEFINED STDERR AND NOT err MATCHES "${STDERR}")
 endif()
 if(UNCHANGED)
   file(SHA256 "${UNCHANGED}" after)
-  if(NOT before STREQUAL after)
+  file(GLOB files_after "${UNCHANGED}*")
+  if(NOT before STREQUAL after OR NOT files_before STREQUAL files_after)
     message(FATAL_ERROR "Expected ${UNCHANGED} to be left alone")
   endif()
 endif()
@@ -45,9 +49,15 @@ if(REPEATS)
     message(FATAL_ERROR "Expected the same on stdout, got: ${again}")
   endif()
 endif()
-if(FILE)
-  file(READ "${FILE}" signature LIMIT 8 HEX)
-  if(FILE MATCHES "[.]png$" AND NOT signature STREQUAL "89504e470d0a1a0a")
-    message(FATAL_ERROR "Expected a PNG file, got one that begins with ${signature}")
+if(FILE AND NOT EXISTS "${FILE}")
+  message(FATAL_ERROR "Expected ${FILE} to be written")
+endif()
+if(PICTURE)
+  separate_arguments(PICTURE_ARGUMENTS UNIX_COMMAND "${PICTURE_ARGUMENTS}")
+  execute_process(COMMAND "${CHECK_PICTURE}" "${FILE}" ${PICTURE_ARGUMENTS} RESULT_VARIABLE status
+                  OUTPUT_VARIABLE picture ERROR_VARIABLE err)
+  message("${picture}${err}")
+  if(NOT status EQUAL 0 OR NOT picture MATCHES "${PICTURE}")
+    message(FATAL_ERROR "Expected of the picture: ${PICTURE}")
   endif()
 endif()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 # A training that is stopped at any moment and resumed ends with the same bits as one that is not:
-#   cmake -D PROGRAM=train_language_model -D TEXT=path -D FOLDER=path -D SIGNAL=KILL|INT
-#         -P train_and_stop.cmake
-find_program(timeout_program timeout REQUIRED)
+#   cmake -D PROGRAM=train_language_model -D SEND_SIGNAL=send_signal -D TEXT=path -D FOLDER=path
+#         -D SIGNAL=KILL|INT|TERM -P train_and_stop.cmake
 file(REMOVE_RECURSE "${FOLDER}")
 file(MAKE_DIRECTORY "${FOLDER}")
 set(small --dim 24 --depth 2 --heads 2 --dim-head 8 --window 8 --seqlen 32 --batch 6 --steps 150
@@ -15,48 +14,54 @@ if(NOT status EQUAL 0)
 endif()
 
 # What a run that was killed while it wrote leaves behind goes away; what is not its own stays.
-file(WRITE "${FOLDER}/stopped.csv.1234.tmp" "")
+file(WRITE "${FOLDER}/stopped.csv.0123456789abcdef.tmp" "")
 file(WRITE "${FOLDER}/stopped.csv.notes.tmp" "")
+file(WRITE "${FOLDER}/stopped.png.tmp" "")
 
-# Each attempt may take longer than the one before, so that some day one comes to the end.
+# The first one at once, before there is anything to go on from; each of the others after one to
+# three validations and a part of the time to the next one, so that every attempt comes further.
 set(stops 0)
-foreach(attempt RANGE 1 200)
-  math(EXPR milliseconds "20 + 7 * ${attempt}")
-  string(LENGTH "${milliseconds}" digits)
-  math(EXPR zeros "3 - ${digits}")
-  if(zeros GREATER 0)
-    string(REPEAT 0 ${zeros} zeros)
-    set(duration "0.${zeros}${milliseconds}")
-  elseif(digits EQUAL 3)
-    set(duration "0.${milliseconds}")
-  else()
-    set(duration 1)
+foreach(attempt RANGE 0 40)
+  set(validations 0)
+  if(attempt GREATER 0)
+    math(EXPR validations "1 + ${attempt} % 3")
   endif()
+  math(EXPR percent "37 * ${attempt} % 100")
   set(resume "")
   if(EXISTS "${FOLDER}/stopped.checkpoint.safetensors")
     set(resume --resume)
   endif()
-  execute_process(COMMAND "${timeout_program}" --preserve-status -s ${SIGNAL} ${duration} "${PROGRAM}"
-                          "${TEXT}" --out "${FOLDER}/stopped.safetensors" ${small} --threads 2
-                          ${resume} RESULT_VARIABLE status ERROR_VARIABLE err OUTPUT_QUIET)
+  execute_process(COMMAND "${SEND_SIGNAL}" ${SIGNAL} "tokens per second" ${validations} ${percent}
+                          "${PROGRAM}" "${TEXT}" --out "${FOLDER}/stopped.safetensors" ${small}
+                          --threads 2 ${resume} RESULT_VARIABLE status OUTPUT_VARIABLE out)
   if(status EQUAL 0)
     break()
   endif()
-  if(SIGNAL STREQUAL INT AND status EQUAL 130 AND NOT err MATCHES "Stopped")
-    message(FATAL_ERROR "Expected a word about how to go on, got: ${err}")
+  set(killed FALSE)
+  if(out MATCHES "ended by signal")
+    set(killed TRUE)
   endif()
-  if(status EQUAL 2)
-    message(FATAL_ERROR "Attempt ${attempt} failed: ${err}")
+  if(SIGNAL STREQUAL KILL OR (attempt EQUAL 0 AND killed))
+    # At once may be before the program has begun.
+    if(NOT killed)
+      message(FATAL_ERROR "Attempt ${attempt} failed: ${out}")
+    endif()
+  elseif(NOT status EQUAL 130 OR NOT out MATCHES "Stopped. Go on with")
+    message(FATAL_ERROR "Attempt ${attempt}: expected status 130 and a word about how to go on, got "
+                        "${status} and: ${out}")
+  elseif(NOT EXISTS "${FOLDER}/stopped.checkpoint.safetensors")
+    message(FATAL_ERROR "Attempt ${attempt} left no checkpoint to go on from")
   endif()
   math(EXPR stops "${stops} + 1")
 endforeach()
 message("${stops} stops")
-if(NOT status EQUAL 0 OR stops LESS 2)
-  message(FATAL_ERROR "Expected at least 2 stops and an end, got ${stops} stops and ${status}")
+if(NOT status EQUAL 0 OR stops LESS 5)
+  message(FATAL_ERROR "Expected at least 5 stops and an end, got ${stops} stops and ${status}")
 endif()
 file(GLOB temporaries RELATIVE "${FOLDER}" "${FOLDER}/*.tmp")
-if(NOT temporaries STREQUAL "stopped.csv.notes.tmp")
-  message(FATAL_ERROR "Expected stopped.csv.notes.tmp alone, got ${temporaries}")
+list(SORT temporaries)
+if(NOT temporaries STREQUAL "stopped.csv.notes.tmp;stopped.png.tmp")
+  message(FATAL_ERROR "Expected stopped.csv.notes.tmp and stopped.png.tmp alone, got ${temporaries}")
 endif()
 foreach(file safetensors checkpoint.safetensors csv png)
   file(SHA256 "${FOLDER}/whole.${file}" whole)

@@ -29,7 +29,8 @@ void use(const Use& attempt) {
 void read_everything(const SafetensorsFile& file) {
   for (const auto& [name, entry] : file.entries()) {
     const auto count = static_cast<std::size_t>(entry.size());
-    fuzz::require(entry.bytes.size() == count * size_of(entry.dtype), "sizes agree");
+    if (entry.dtype != Dtype::Other)
+      fuzz::require(8 * entry.bytes.size() == count * bits_of(entry.dtype), "sizes agree");
     use([&] { fuzz::require(file.read<double>(name).size() == count, "double"); });
     use([&] { fuzz::require(file.read<float>(name).size() == count, "float"); });
     use([&] { fuzz::require(file.read<std::int64_t>(name).size() == count, "int64"); });
@@ -44,8 +45,10 @@ void read_everything(const SafetensorsFile& file) {
 void write_again(const SafetensorsFile& file) {
   SafetensorsWriter writer;
   for (const auto& [key, text] : file.metadata()) writer.set_metadata(key, text);
-  for (const auto& [name, entry] : file.entries())
+  for (const auto& [name, entry] : file.entries()) {
+    if (entry.dtype == Dtype::Other) return;
     writer.add_bytes(name, entry.dtype, entry.shape, entry.bytes);
+  }
   const SafetensorsFile again = SafetensorsFile::from_bytes(writer.bytes());
   fuzz::require(again.metadata() == file.metadata(), "the same metadata");
   fuzz::require(again.names() == file.names(), "the same names");

@@ -2,6 +2,7 @@
 // Reading and writing of sound safetensors files.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -19,6 +20,15 @@
 #include <local_mha/io/safetensors.hpp>
 
 #include "io/file_builder.hpp"
+
+#ifndef _WIN32
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "io/without_root.hpp"
+#endif
 
 namespace {
 
@@ -180,6 +190,43 @@ TEST(SafetensorsFile, ReadsBools) {
   EXPECT_TRUE((read.tensor<bool, 1>("bytes")(1)));
 }
 
+// ---- Dtypes that are not converted ----
+
+TEST(SafetensorsFile, MayHoldDtypesThatItDoesNotConvert) {
+  const std::vector<std::pair<std::string, std::size_t>> bytes_of_four{
+      {"C64", 32}, {"F8_E5M2", 4}, {"F8_E4M3", 4}, {"F8_E8M0", 4}, {"F6_E3M2", 3}, {"F6_E2M3", 3},
+      {"F4", 2},   {"C128", 64},   {"F33", 5},     {"f32", 16},    {"", 1},        {"\\n", 0}};
+  for (const auto& [dtype, size] : bytes_of_four) {
+    const std::string end = std::to_string(size);
+    const auto read = SafetensorsFile::from_bytes(
+        file(R"({"known":{"dtype":"U8","shape":[2],"data_offsets":[)" + end + "," +
+                 std::to_string(size + 2) + R"(]},"x":{"dtype":")" + dtype +
+                 R"(","shape":[2,2],"data_offsets":[0,)" + end + "]}}",
+             std::string(size + 2, '\1')),
+        "file");
+    EXPECT_EQ(read.read<std::uint8_t>("known"), (std::vector<std::uint8_t>{1, 1})) << dtype;
+    EXPECT_EQ(read.entry("x").bytes.size(), size) << dtype;
+    EXPECT_EQ(read.entry("x").size(), 4) << dtype;
+    const auto refused = [&](const auto& run) {
+      const std::string message = message_of<SafetensorsError>(run);
+      EXPECT_TRUE(message.starts_with("file: tensor 'x': expected ")) << message;
+      const std::string shown = dtype == "\\n" ? "\\x0a" : dtype;
+      EXPECT_TRUE(message.find("got " + shown + " [2, 2]") != std::string::npos ||
+                  message.find("got '" + shown + "' [2, 2]") != std::string::npos)
+          << message;
+    };
+    refused([&] { read.read<float>("x"); });
+    refused([&] { read.read<double>("x"); });
+    refused([&] { read.read<std::int64_t>("x"); });
+    refused([&] { read.read<std::uint8_t>("x"); });
+    refused([&] { read.tensor<bool, 2>("x"); });
+    refused([&] {
+      std::array<float, 4> out;
+      read.read_into<float>("x", out);
+    });
+  }
+}
+
 // ---- What is asked for and not there ----
 
 class Refusal : public testing::Test {
@@ -280,16 +327,82 @@ TEST(SafetensorsFile, ThatCannotBeOpenedIsAnError) {
   EXPECT_NE(open("").find("cannot be opened"), std::string::npos);
 }
 
-TEST(FileBytes, OfAMappingAndOfTheFallbackAreTheSame) {
+TEST(SafetensorsFile, IsTheSameMappedAndRead) {
   const TemporaryFolder folder;
   const auto path = folder / "x";
-  write_file(path, to_bytes("some bytes"));
-  EXPECT_EQ(detail::FileBytes::open(path)->bytes().size(), 10U);
-  const auto read = detail::FileBytes::read(path);
-  EXPECT_EQ(Bytes(read->bytes().begin(), read->bytes().end()), to_bytes("some bytes"));
-  write_file(folder / "empty", {});
-  EXPECT_TRUE(detail::FileBytes::open(folder / "empty")->bytes().empty());
+  SafetensorsWriter writer;
+  add(writer, "x", std::vector<float>(5000, 7));
+  writer.write(path);
+  const SafetensorsFile mapped(path, FileAccess::map);
+  const SafetensorsFile read(path, FileAccess::read);
+  EXPECT_EQ(mapped.read<float>("x"), read.read<float>("x"));
+  EXPECT_EQ(to_string(mapped.entry("x")), to_string(read.entry("x")));
+  EXPECT_EQ(read.file_name(), path.string());
+  EXPECT_EQ(read.entry("x").file, path.string());
 }
+
+// A mapped one would end the process.
+TEST(SafetensorsFile, ThatWasReadMayBeShortened) {
+  const TemporaryFolder folder;
+  const auto path = folder / "x";
+  SafetensorsWriter writer;
+  add(writer, "x", std::vector<float>(100'000, 7));
+  writer.write(path);
+  const SafetensorsFile file(path, FileAccess::read);
+  std::filesystem::resize_file(path, 100);
+  EXPECT_EQ(file.read<float>("x"), std::vector<float>(100'000, 7));
+  EXPECT_THROW(SafetensorsFile(path, FileAccess::read), SafetensorsError);
+}
+
+#ifndef _WIN32
+TEST(SafetensorsFile, ThatIsNoneIsRefusedWithoutWaiting) {
+  const TemporaryFolder folder;
+  const auto open = [](const std::filesystem::path& path) {
+    for (const FileAccess access : {FileAccess::map, FileAccess::read}) {
+      const std::string message =
+          message_of<SafetensorsError>([&] { SafetensorsFile(path, access); });
+      if (access == FileAccess::read) return message;
+    }
+    return std::string();
+  };
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  EXPECT_NE(open(folder / "pipe").find("expected a regular file, got a pipe"), std::string::npos);
+  EXPECT_NE(open("/dev/null").find("expected a regular file, got a device"), std::string::npos);
+  EXPECT_NE(open(folder.path()).find("expected a regular file, got a folder"), std::string::npos);
+  std::filesystem::create_symlink("none", folder / "link");
+  EXPECT_NE(open(folder / "link").find("no such file"), std::string::npos);
+  std::filesystem::create_symlink("circle", folder / "circle");
+  EXPECT_NE(open(folder / "circle").find("cannot be opened: "), std::string::npos);
+  const ::sockaddr_un address = [&] {
+    ::sockaddr_un named = {};
+    named.sun_family = AF_UNIX;
+    (folder / "socket").string().copy(named.sun_path, sizeof(named.sun_path) - 1);
+    return named;
+  }();
+  const int socket = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  ASSERT_EQ(::bind(socket, reinterpret_cast<const ::sockaddr*>(&address), sizeof(address)), 0);
+  EXPECT_NE(open(folder / "socket").find("expected a regular file, got a socket"),
+            std::string::npos);
+  ::close(socket);
+}
+
+TEST(SafetensorsFile, SaysWhatIsForbidden) {
+  const TemporaryFolder folder;
+  std::filesystem::permissions(folder.path(), std::filesystem::perms::all);
+  SafetensorsWriter().write(folder / "secret");
+  std::filesystem::create_directory(folder / "closed");
+  SafetensorsWriter().write(folder / "closed" / "x");
+  ASSERT_EQ(::chmod((folder / "secret").c_str(), 0), 0);
+  ASSERT_EQ(::chmod((folder / "closed").c_str(), 0), 0);
+  {
+    const WithoutRoot guard;
+    for (const char* name : {"secret", "closed/x", "closed/none"})
+      EXPECT_EQ(message_of<SafetensorsError>([&] { SafetensorsFile(folder / name); }),
+                (folder / name).string() + ": cannot be opened: permission denied");
+  }
+  ASSERT_EQ(::chmod((folder / "closed").c_str(), 0777), 0);
+}
+#endif
 
 // ---- What is written ----
 
@@ -297,18 +410,20 @@ TEST(SafetensorsWriter, ComesBackInEveryDtype) {
   SafetensorsWriter writer;
   std::map<std::string, Bytes> expected;
   for (const detail::DtypeTraits& traits : detail::dtype_table) {
-    Bytes bytes(6 * traits.size);
+    if (traits.dtype == Dtype::Other) continue;
+    Bytes bytes(traits.bits);  // of eight elements
     for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(7 * i + 1);
     const std::string name(traits.name);
-    writer.add_bytes(name, traits.dtype, {1, 2, 3}, bytes);
+    writer.add_bytes(name, traits.dtype, {1, 2, 4}, bytes);
     expected[name] = bytes;
   }
   const auto read = reread(writer);
-  EXPECT_EQ(read.names().size(), 13U);
+  EXPECT_EQ(read.names().size(), 20U);
   for (const auto& [name, bytes] : expected) {
     const TensorEntry& entry = read.entry(name);
     EXPECT_EQ(name_of(entry.dtype), name);
-    EXPECT_EQ(entry.shape, (std::vector<Index>{1, 2, 3}));
+    EXPECT_EQ(entry.shape, (std::vector<Index>{1, 2, 4}));
+    EXPECT_EQ(entry.size(), 8);
     EXPECT_EQ(Bytes(entry.bytes.begin(), entry.bytes.end()), bytes);
   }
 }
@@ -371,11 +486,14 @@ TEST(SafetensorsWriter, AlignsTensorsAndPadsTheHeader) {
     add(writer, "b" + std::string(length, 'x'), std::vector<double>{1});
     add(writer, "c", std::vector<float>{1});
     add(writer, "d", std::vector<std::int16_t>{1});
+    writer.add_bytes("e", Dtype::F4, {2, 3}, to_bytes("abc"));
+    writer.add_bytes("f", Dtype::C64, {1}, to_bytes("12345678"));
     const Bytes bytes = writer.bytes();
     EXPECT_EQ(detail::load_element<std::uint64_t>(bytes.data()) % 8, 0U);
     const auto read = SafetensorsFile::from_bytes(bytes);
     for (const auto& named : read.entries())
-      EXPECT_EQ(named.second.offset % size_of(named.second.dtype), 0U) << named.first;
+      EXPECT_EQ(named.second.offset % std::max<std::size_t>(size_of(named.second.dtype), 1), 0U)
+          << named.first;
   }
 }
 
@@ -430,6 +548,14 @@ TEST(SafetensorsWriter, RejectsWhatTheFormatCannotHold) {
             std::string::npos);
   EXPECT_NE(rejected("y", std::vector<Index>(65, 1)).find("at most 64 dimensions, got 65"),
             std::string::npos);
+  EXPECT_NE(message_of<std::invalid_argument>([&] {
+              writer.add_bytes("y", Dtype::F4, {3}, to_bytes("ab"));
+            }).find("expected whole bytes, fewer than 2^63 for 'y', got 2"),
+            std::string::npos);
+  EXPECT_NE(message_of<std::invalid_argument>([&] {
+              writer.add_bytes("y", Dtype::Other, {2}, to_bytes("ab"));
+            }).find("dtype: expected one that this library knows"),
+            std::string::npos);
   EXPECT_NE(rejected("y", {2}, Dtype::I32).find("F64, F32, F16 or BF16, got I32"),
             std::string::npos);
   EXPECT_THROW(writer.add("y", {1}, std::array<std::int32_t, 1>{}, Dtype::F32),
@@ -459,38 +585,6 @@ TEST(SafetensorsWriter, LeavesTheOldFileWhereItCannotWrite) {
   const auto into_folder = message_of<SafetensorsError>([&] { writer.write(folder.path()); });
   EXPECT_NE(into_folder.find("expected a regular file or a new name"), std::string::npos);
   EXPECT_EQ(folder.number_of_files(), 0U);
-}
-
-TEST(AtomicFile, IsNotSeenBeforeItIsCommitted) {
-  const TemporaryFolder folder;
-  write_file(folder / "x", to_bytes("old"));
-  {
-    detail::AtomicFile file(folder / "x");
-    file.write(to_bytes("half"));
-    EXPECT_EQ(read_file(folder / "x"), "old");
-  }
-  EXPECT_EQ(read_file(folder / "x"), "old");
-  EXPECT_EQ(folder.number_of_files(), 1U);
-  detail::AtomicFile file(folder / "x");
-  file.write(to_bytes("n"));
-  file.write({});
-  file.write(to_bytes("ew"));
-  file.commit();
-  EXPECT_EQ(read_file(folder / "x"), "new");
-  EXPECT_EQ(folder.number_of_files(), 1U);
-}
-
-TEST(AtomicFile, FollowsALinkToTheFileItStandsFor) {
-  const TemporaryFolder folder;
-  write_file(folder / "target", to_bytes("old"));
-  std::error_code unsupported;
-  std::filesystem::create_symlink(folder / "target", folder / "link", unsupported);
-  if (unsupported) GTEST_SKIP() << "no symbolic links here";
-  detail::AtomicFile file(folder / "link");
-  file.write(to_bytes("new"));
-  file.commit();
-  EXPECT_EQ(read_file(folder / "target"), "new");
-  EXPECT_TRUE(std::filesystem::is_symlink(folder / "link"));
 }
 
 }  // namespace

@@ -30,6 +30,8 @@ struct AttentionOptions {
   bool shared_qk = false;
   std::optional<double> scale = {};  // empty: dim_head^-0.5
   Int first_position = 0;            // absolute position of row 0
+  /// A bias of at most this hides a key, as one of −∞ does.
+  double hiding_bias = -std::numeric_limits<double>::infinity();
 };
 
 /// May the query in row `i` see the key in row `j`, masks apart?
@@ -50,6 +52,16 @@ inline bool sees(const AttentionOptions& o, Int i, Int j) {
   }
   return true;
 }
+
+/// What a cosine or sine of an angle, times zeta, is as a `Real`; and a gradient that was turned
+/// with xPos. A number that bounds its own error knows what either loses.
+template <typename Real>
+struct Turning {
+  static const Real& decayed(const Real& gradient) { return gradient; }
+  static Real of(long double turn, long double zeta, long double /*angle*/) {
+    return static_cast<Real>(turn * zeta);
+  }
+};
 
 /// cos(rθ_m) and sin(rθ_m), times ζ_m^(r / base) with xPos, for each channel pair m.
 template <typename Real>
@@ -74,8 +86,8 @@ class Rotation {
           zeta = std::pow(
               (2 * pair + 0.4L * d) / (1.4L * d),
               static_cast<long double>(r) / static_cast<long double>(options_.xpos_scale_base));
-        turns.push_back(
-            {static_cast<Real>(std::cos(angle) * zeta), static_cast<Real>(std::sin(angle) * zeta)});
+        turns.push_back({Turning<Real>::of(std::cos(angle), zeta, angle),
+                         Turning<Real>::of(std::sin(angle), zeta, angle)});
       }
     }
     return turns;
@@ -93,12 +105,13 @@ class Rotation {
 template <typename Real>
 Real raw_score(const AttentionOptions& o, Rotation<Real>& rotation, const Real* q, const Real* k,
                Int dim_head, Int i, Int j, Real& magnitude) {
+  using std::abs;
   Real score = 0;
   magnitude = 0;
   if (!o.rotary) {
     for (Int c = 0; c < dim_head; ++c) {
       score += q[c] * k[c];
-      magnitude += std::abs(q[c] * k[c]);
+      magnitude += abs(q[c] * k[c]);
     }
     return score;
   }
@@ -108,8 +121,8 @@ Real raw_score(const AttentionOptions& o, Rotation<Real>& rotation, const Real* 
     const Real q1 = q[m], q2 = q[m + half], k1 = k[m], k2 = k[m + half];
     const auto [cos, sin] = turns[static_cast<std::size_t>(m)];
     score += (q1 * k1 + q2 * k2) * cos + (q1 * k2 - q2 * k1) * sin;
-    magnitude += (std::abs(q1 * k1) + std::abs(q2 * k2)) * std::abs(cos) +
-                 (std::abs(q1 * k2) + std::abs(q2 * k1)) * std::abs(sin);
+    magnitude +=
+        (abs(q1 * k1) + abs(q2 * k2)) * abs(cos) + (abs(q1 * k2) + abs(q2 * k1)) * abs(sin);
   }
   return score;
 }
@@ -117,14 +130,27 @@ Real raw_score(const AttentionOptions& o, Rotation<Real>& rotation, const Real* 
 /// k / max(|k|, 1e-12) for every row of `dim_head` numbers.
 template <typename Real>
 Array<Real> normalized_rows(Array<Real> rows) {
+  using std::sqrt;
   const auto d = static_cast<std::size_t>(rows.shape.back());
   for (std::size_t row = 0; d > 0 && row < rows.data.size(); row += d) {
     Real sum = 0;
     for (std::size_t c = 0; c < d; ++c) sum += rows.data[row + c] * rows.data[row + c];
-    const Real norm = std::max(std::sqrt(sum), static_cast<Real>(1e-12L));
+    const Real norm = std::max(sqrt(sum), static_cast<Real>(1e-12L));
     for (std::size_t c = 0; c < d; ++c) rows.data[row + c] /= norm;
   }
   return rows;
+}
+
+/// exp(score − largest), and its share of a sum of such. A number that bounds its own error knows
+/// that neither is above 1.
+template <typename Real>
+Real exp_below(const Real& score, const Real& largest) {
+  using std::exp;
+  return exp(score - largest);
+}
+template <typename Real>
+Real share(const Real& part, const Real& sum) {
+  return part / sum;
 }
 
 template <typename Real>
@@ -139,54 +165,62 @@ struct AttentionInputs {
 template <typename Real>
 struct AttentionRow {
   std::vector<Real> out;            // [D]
+  std::vector<Real> scores;         // of the seen keys
   std::vector<Real> probabilities;  // of the seen keys, in their order
   std::vector<Int> keys;            // the seen keys
   Real lse = 0;                     // log of the sum of exponentials; unused if no key is seen
   Real largest_magnitude = 0;       // of the scores' terms: rounding errors scale with it
 };
 
+/// The element of `[H or 1, w, (1+lb+lf)·w]` for query row `i` and key row `j`, which it sees.
+template <typename Bias>
+auto& bias_of(const AttentionOptions& o, Bias& bias, Int h, Int i, Int j) {
+  const Int query = o.first_position + i, key = o.first_position + j;
+  const Int first_key = (query / o.window_size - o.look_backward) * o.window_size;
+  return bias(bias.shape[0] == 1 ? 0 : h, query % o.window_size, key - first_key);
+}
+
 /// One row of the result. Keys must be normalized already if `shared_qk`.
 template <typename Real>
 AttentionRow<Real> attend_row(const AttentionOptions& o, const AttentionInputs<Real>& in,
                               Rotation<Real>& rotation, Int b, Int h, Int i) {
+  using std::abs;
+  using std::log;
   const Int n = in.k.shape[2], d = in.k.shape[3];
   const Real scale = o.scale ? static_cast<Real>(*o.scale)
                              : static_cast<Real>(1 / std::sqrt(static_cast<long double>(d)));
   AttentionRow<Real> row;
   row.out.assign(static_cast<std::size_t>(d), Real(0));
 
-  std::vector<Real> scores;
+  std::vector<Real>& scores = row.scores;
   for (Int j = 0; j < n; ++j) {
     if (!sees(o, i, j)) continue;
     if (!in.masked.empty() && in.masked[static_cast<std::size_t>(b * n + j)]) continue;
+    const Real* bias = in.bias.empty() ? nullptr : &bias_of(o, in.bias, h, i, j);
+    const bool self = o.shared_qk && i == j;
+    if (bias != nullptr && !self && !(*bias > Real(o.hiding_bias))) continue;
     Real magnitude = 0;
     Real score = raw_score(o, rotation, in.q.data.data() + in.q.offset(b, h, i, 0),
                            in.k.data.data() + in.k.offset(b, h, j, 0), d, i, j, magnitude) *
                  scale;
-    if (!in.bias.empty()) {
-      const Int query = o.first_position + i, key = o.first_position + j;
-      const Int first_key = (query / o.window_size - o.look_backward) * o.window_size;
-      const Int head = in.bias.shape[0] == 1 ? 0 : h;
-      score += in.bias(head, query % o.window_size, key - first_key);
-    }
-    if (o.shared_qk && i == j) score = Real(-5e4);
+    if (bias != nullptr) score += *bias;
+    if (self) score = Real(-5e4);
     scores.push_back(score);
     row.keys.push_back(j);
-    row.largest_magnitude = std::max(row.largest_magnitude, magnitude * std::abs(scale));
+    row.largest_magnitude = std::max(row.largest_magnitude, magnitude * abs(scale));
   }
   if (scores.empty()) return row;
 
   const Real largest = *std::max_element(scores.begin(), scores.end());
   Real sum = 0;
-  for (const Real score : scores) sum += std::exp(score - largest);
-  row.lse = largest + std::log(sum);
+  for (const Real& score : scores) sum += exp_below(score, largest);
+  row.lse = largest + log(sum);
   for (std::size_t s = 0; s < scores.size(); ++s) {
-    Real probability = std::exp(scores[s] - largest) / sum;
+    Real probability = share(exp_below(scores[s], largest), sum);
     if (in.multiplier) probability *= in.multiplier(b, h, i, row.keys[s]);
     row.probabilities.push_back(probability);
     const Real* v = in.v.data.data() + in.v.offset(b, h, row.keys[s], 0);
-    if (probability != Real(0))
-      for (Int c = 0; c < d; ++c) row.out[static_cast<std::size_t>(c)] += probability * v[c];
+    for (Int c = 0; c < d; ++c) row.out[static_cast<std::size_t>(c)] += probability * v[c];
   }
   return row;
 }

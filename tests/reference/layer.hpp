@@ -34,6 +34,7 @@ Array<Real> linear(const Array<Real>& x, const Array<Real>& weight, const Array<
 /// (x - mean) / sqrt(variance + 1e-5) · weight + bias over the last axis.
 template <typename Real>
 Array<Real> layer_norm(Array<Real> x, const Array<Real>& weight, const Array<Real>& bias) {
+  using std::sqrt;
   const auto dim = static_cast<std::size_t>(x.shape.back());
   for (std::size_t row = 0; row < x.data.size(); row += dim) {
     Real mean = 0, variance = 0;
@@ -42,7 +43,7 @@ Array<Real> layer_norm(Array<Real> x, const Array<Real>& weight, const Array<Rea
     for (std::size_t c = 0; c < dim; ++c)
       variance += (x.data[row + c] - mean) * (x.data[row + c] - mean);
     variance /= static_cast<Real>(dim);
-    const Real deviation = std::sqrt(variance + static_cast<Real>(1e-5L));
+    const Real deviation = sqrt(variance + static_cast<Real>(1e-5L));
     for (std::size_t c = 0; c < dim; ++c)
       x.data[row + c] = (x.data[row + c] - mean) / deviation * weight.data[c] + bias.data[c];
   }
@@ -59,8 +60,9 @@ Array<Real> qk_norm(Array<Real> rows, const Array<Real>& scale) {
 }
 
 template <typename Real>
-Real sigmoid(Real x) {
-  return Real(1) / (Real(1) + std::exp(-x));
+Real sigmoid(const Real& x) {
+  using std::exp;
+  return Real(1) / (Real(1) + exp(-x));
 }
 
 struct LayerOptions {

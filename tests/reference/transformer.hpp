@@ -15,8 +15,10 @@ namespace reference {
 
 /// x · Φ(x), with the exact normal distribution function.
 template <typename Real>
-Real gelu(Real x) {
-  return x * Real(0.5) * (Real(1) + std::erf(x / std::sqrt(Real(2))));
+Real gelu(const Real& x) {
+  using std::erf;
+  using std::sqrt;
+  return x * Real(0.5) * (Real(1) + erf(x / sqrt(Real(2))));
 }
 
 /// LayerNorm, Linear to twice the width, first half · gelu(second half), Linear back.
@@ -116,6 +118,8 @@ Array<Real> transformer_logits(const TransformerOptions& o, const Parameters<Rea
 /// Mean of -log softmax(logits)[label] over the labels that are not `ignore_index`.
 template <typename Real>
 Real cross_entropy(const Array<Real>& logits, const Array<Int>& labels, Int ignore_index) {
+  using std::exp;
+  using std::log;
   const Int batch = logits.shape[0], n = logits.shape[1], classes = logits.shape[2];
   Real total = 0;
   Int counted = 0;
@@ -124,8 +128,8 @@ Real cross_entropy(const Array<Real>& logits, const Array<Int>& labels, Int igno
       if (labels(b, i) == ignore_index) continue;
       Real largest = logits(b, i, 0), sum = 0;
       for (Int c = 1; c < classes; ++c) largest = std::max(largest, logits(b, i, c));
-      for (Int c = 0; c < classes; ++c) sum += std::exp(logits(b, i, c) - largest);
-      total += largest + std::log(sum) - logits(b, i, labels(b, i));
+      for (Int c = 0; c < classes; ++c) sum += exp(logits(b, i, c) - largest);
+      total += largest + log(sum) - logits(b, i, labels(b, i));
       ++counted;
     }
   return total / static_cast<Real>(counted);

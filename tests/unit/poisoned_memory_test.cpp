@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <string>
 #include <vector>
@@ -259,5 +260,27 @@ TYPED_TEST(PoisonedMemory, OfStreams) {
         }
   }
 }
+
+#if defined(__linux__)
+// Large memory between the steps of a backward pass: its pages come to the thread that writes them.
+TEST(BlockArray, IsNotTouchedBeforeItIsWritten) {
+  const auto resident = [] {
+    std::ifstream file("/proc/self/statm");
+    long all = 0;
+    long now = 0;
+    file >> all >> now;
+    return now * 4096;
+  };
+  constexpr Index blocks = 1 << 14;
+  constexpr Index channels = 256;
+  const Index size = blocks * channels * 64;
+  const long before = resident();
+  local_mha::BlockArray<float> array(blocks, channels);
+  local_mha::PanelArray<float> panels(blocks, channels);
+  EXPECT_LT(resident() - before, size / 2);
+  std::memset(array[0], 0, static_cast<std::size_t>(size));
+  EXPECT_GT(resident() - before, size / 2);
+}
+#endif
 
 }  // namespace

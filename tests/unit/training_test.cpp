@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
+
+#include <local_mha/core/random.hpp>
 
 #include "support/golden_file.hpp"
 #include "support/library.hpp"
@@ -212,6 +215,59 @@ TEST(AdamW, GoesOnFromWhatWasKept) {
   EXPECT_EQ(p.norm_bias, q.norm_bias);
 }
 
+TEST(AdamW, TakesAnySetOfTheShapesOfTheWeights) {
+  const auto weights = filled(2, 5);
+  auto of_zeros = weights, of_weights = weights, of_noise = weights;
+  AdamW with_zeros(AdamWConfig{}, filled(0, 0)), with_weights(AdamWConfig{}, weights),
+      with_noise(AdamWConfig{}, filled(std::nan(""), 1e300));
+  for (int step = 0; step < 3; ++step) {
+    with_zeros.step(of_zeros, filled(0.5, -3), 1e-3);
+    with_weights.step(of_weights, filled(0.5, -3), 1e-3);
+    with_noise.step(of_noise, filled(0.5, -3), 1e-3);
+  }
+  for (const auto* got : {&of_weights, &of_noise}) {
+    EXPECT_EQ(got->to_qkv, of_zeros.to_qkv);
+    EXPECT_EQ(got->norm_bias, of_zeros.norm_bias);
+  }
+  EXPECT_NEAR(of_weights.to_qkv(0, 0), 2 - 3e-3, 1e-4);
+}
+
+TEST(AdamW, RoundsOnceAStep) {
+  Random random(1);
+  const auto fill = [&](auto& p, double scale) {
+    local_mha::for_each_parameter(p, [&](const std::string&, auto& tensor) {
+      for (Index i = 0; i < tensor.size(); ++i)
+        tensor.data()[i] = static_cast<float>(scale * random.normal());
+    });
+  };
+  const local_mha::LocalMHAConfig config{.dim = 16, .window_size = 2, .dim_head = 4, .heads = 2};
+  auto weights = LocalMHAParameters<float>::zeros(config);
+  auto gradients = weights, means = weights, squares = weights;
+  fill(weights, 1), fill(gradients, 1e-3), fill(means, 1e-3), fill(squares, 1e-3);
+  squares.to_qkv = squares.to_qkv.cwiseAbs2().eval();
+  squares.to_out = squares.to_out.cwiseAbs2().eval();
+  const auto before = weights;
+  AdamW optimizer(AdamWConfig{.weight_decay = 0.03}, weights);
+  optimizer.restore(70, means, squares);
+  const double lr = 1e-5;  // 1 - lr·weight_decay has no digits in float
+  optimizer.step(weights, gradients, lr);
+  for (Index i = 0; i < weights.to_qkv.size(); ++i) {
+    const double g = gradients.to_qkv.data()[i];
+    const double m = 0.9 * means.to_qkv.data()[i] + (1 - 0.9) * g;
+    const double v = 0.999 * squares.to_qkv.data()[i] + (1 - 0.999) * g * g;
+    const double step = lr / (1 - std::pow(0.9, 71));
+    const double w = (1 - lr * 0.03) * static_cast<double>(before.to_qkv.data()[i]) -
+                     step * m / (std::sqrt(v) / std::sqrt(1 - std::pow(0.999, 71)) + 1e-8);
+    // Half a unit in the last place, of whichever binade the value lies in.
+    const auto half_unit = [](double value) {
+      return 0.5001 * std::numeric_limits<float>::epsilon() * std::abs(value);
+    };
+    EXPECT_NEAR(optimizer.mean().to_qkv.data()[i], m, half_unit(m));
+    EXPECT_NEAR(optimizer.square().to_qkv.data()[i], v, half_unit(v));
+    EXPECT_NEAR(weights.to_qkv.data()[i], w, half_unit(w));
+  }
+}
+
 TEST(AdamW, RejectsWhatDoesNotFit) {
   for (const AdamWConfig& config :
        {AdamWConfig{.beta1 = 1}, AdamWConfig{.beta2 = -0.1}, AdamWConfig{.eps = -1},
@@ -238,6 +294,38 @@ TEST(Clipping, ScalesToTheNormAndLeavesWhatIsBelow) {
   EXPECT_THROW(local_mha::clip_gradients(g, 0.0), std::invalid_argument);
 }
 
+TEST(Clipping, CountsNumbersWhoseSquaresLeaveTheRangeOfDouble) {
+  for (const double size : {1e-300, 1e-200, 1e-100, 1.0, 1e100, 1e200, 1e300}) {
+    auto g = filled(3 * size, -4 * size);
+    EXPECT_NEAR(local_mha::global_norm(g) / size, std::sqrt(24 * 9.0 + 6 * 16.0), 1e-12);
+    local_mha::clip_gradients(g, 1e-3);
+    EXPECT_LE(local_mha::global_norm(g), 1e-3 * (1 + 1e-12)) << size;
+    EXPECT_NEAR(g.norm_bias[0] / g.to_qkv(0, 0), -4.0 / 3, 1e-12) << size;
+  }
+  EXPECT_EQ(local_mha::global_norm(filled(0, 0)), 0);
+  auto tiny = LocalMHAParameters<float>::zeros({.dim = 2, .window_size = 2, .dim_head = 2});
+  tiny.to_qkv.setConstant(1e-30F);
+  EXPECT_NEAR(local_mha::global_norm(tiny) / std::sqrt(static_cast<double>(tiny.to_qkv.size())),
+              1e-30, 1e-36);
+  tiny.to_qkv.setConstant(1e38F);  // the norm is no float
+  local_mha::clip_gradients(tiny, 1.0);
+  EXPECT_NEAR(local_mha::global_norm(tiny), 1, 1e-6);
+}
+
+TEST(Clipping, LeavesGradientsThatAreNotFinite) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const double bad : {std::nan(""), infinity, -infinity}) {
+    auto g = filled(3, -4);
+    g.to_out(1, 1) = bad;
+    const double norm = local_mha::clip_gradients(g, 1e-3);
+    EXPECT_FALSE(std::isfinite(norm));
+    EXPECT_EQ(g.to_qkv(0, 0), 3);
+    EXPECT_EQ(g.norm_bias[0], -4);
+    g.norm_bias[2] = std::nan("");
+    EXPECT_TRUE(std::isnan(local_mha::global_norm(g)));
+  }
+}
+
 TEST(CosineSchedule, WarmsUpAndEndsAtTheLeast) {
   const local_mha::CosineSchedule rate(1, 0.1, 4, 14);
   EXPECT_EQ(rate(0), 0.25);
@@ -251,6 +339,60 @@ TEST(CosineSchedule, WarmsUpAndEndsAtTheLeast) {
   EXPECT_THROW(local_mha::CosineSchedule(1, 2, 0, 10), std::invalid_argument);
   EXPECT_THROW(local_mha::CosineSchedule(1, 0, 11, 10), std::invalid_argument);
   EXPECT_THROW(local_mha::CosineSchedule(-1, 0, 0, 10), std::invalid_argument);
+  EXPECT_THROW(rate(-1), std::invalid_argument);
+}
+
+// A model of one's own, layer by layer, with the parts of the model's training.
+TYPED_TEST(PyTorchsFigures, TrainingOfPartsIsThatOfTheTransformersLayers) {
+  LocalTransformerConfig config{.num_tokens = 9,
+                                .max_seq_len = 40,
+                                .dim = 12,
+                                .depth = 2,
+                                .local_attn_window_size = 8,
+                                .dim_head = 6,
+                                .heads = 2};
+  config.attn_dropout = 0.2;
+  config.ff_dropout = 0.3;
+  const LocalTransformer<TypeParam> model(config, 3);
+  const auto& p = model.parameters();
+  Tensor<std::int64_t, 2> tokens(1, 40);
+  for (Index i = 0; i < 40; ++i) tokens(0, i) = i * i % 9;
+  const local_mha::Training training{.seed = 77};
+
+  Tensor<TypeParam, 3> x(1, 40, 12);
+  const auto rows = [&] { return Eigen::Map<local_mha::RowMatrix<TypeParam>>(x.data(), 40, 12); };
+  for (Index i = 0; i < 40; ++i) rows().row(i) = p.token_emb.row(tokens(0, i)) + p.pos_emb.row(i);
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    const auto& layer = p.layers[i];
+    const local_mha::LocalMHA<TypeParam> attention(layer_config(config), layer.attention);
+    const local_mha::FeedForward<TypeParam> feed_forward(layer.feed_forward, config.ff_dropout);
+    x += attention.forward(x, {}, {}, training.of_part(2 * i));
+    rows() += feed_forward.forward(rows(), training.of_part(2 * i + 1));
+  }
+  const local_mha::LayerNorm<TypeParam> norm(p.to_logits_norm_weight, p.to_logits_norm_bias);
+  const local_mha::RowMatrix<TypeParam> logits =
+      local_mha::Linear<TypeParam>(p.to_logits).forward(norm.forward(rows()));
+  const auto expected = model.forward(tokens, {}, training);
+  EXPECT_TRUE(std::equal(logits.data(), logits.data() + logits.size(), expected.data()));
+}
+
+TEST(Training, OfEachPartDropsSomethingElse) {
+  const local_mha::Training training{.seed = 77};
+  // The seeds that LocalTransformer's layers have always had.
+  const auto words = local_mha::Philox(77)({3, 0, 0, 1});
+  EXPECT_EQ(training.of_part(3).seed, std::uint64_t{words[1]} << 32 | words[0]);
+  auto parameters = local_mha::FeedForwardParameters<float>::zeros(4, 16);
+  parameters.norm_bias.setOnes();
+  parameters.proj_in.setOnes();
+  parameters.proj_out.setOnes();
+  const local_mha::FeedForward<float> layer(parameters, 0.5);
+  const local_mha::RowMatrix<float> x = local_mha::RowMatrix<float>::Ones(20, 4);
+  const std::uint64_t parts[] = {0, 1, 2, std::uint64_t{1} << 32, ~std::uint64_t{0}};
+  for (const std::uint64_t a : parts)
+    for (const std::uint64_t b : parts)
+      EXPECT_EQ(layer.forward(x, training.of_part(a)) == layer.forward(x, training.of_part(b)),
+                a == b);
+  EXPECT_NE(training.of_part(0).seed, local_mha::Training{.seed = 78}.of_part(0).seed);
 }
 
 }  // namespace

@@ -59,7 +59,11 @@ class AttentionBackwardFlow {
   /// \param steps of the rotary embedding, if there is one
   AttentionBackwardFlow(const Window& window, Index seqlen, Index dim_head, Index dim_value,
                         double softmax_scale, std::optional<RotarySteps<Scalar>> steps)
-      : window_(window), seqlen_(seqlen), softmax_scale_(softmax_scale), steps_(std::move(steps)) {
+      : window_(window),
+        made_for_(seqlen),
+        seqlen_(seqlen),
+        softmax_scale_(softmax_scale),
+        steps_(std::move(steps)) {
     const Index reach =
         std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
     const Index kept =
@@ -77,6 +81,9 @@ class AttentionBackwardFlow {
     delta_ = make_block_buffer<Scalar>(count);
   }
 
+  /// Whether there is room for heads of `seqlen` rows.
+  bool serves(Index seqlen) const { return window_.room_serves(made_for_, seqlen, 2 * count); }
+
   /// \param rotary null: none
   /// \param head what the queries see; its steps are set here
   /// \param grad_bias null, or the gradient of the head's bias, to be added to
@@ -84,6 +91,7 @@ class AttentionBackwardFlow {
   void run(const RotaryEmbedding<Scalar>* rotary, AttentionHead<Scalar> head, Head&& in_and_out,
            Scalar* grad_bias) {
     rotary_ = rotary;
+    seqlen_ = head.seqlen;
     head.steps = steps_ ? &*steps_ : nullptr;
     const Index blocks = ceil_div(seqlen_, count);
     Index made = 0;
@@ -159,6 +167,7 @@ class AttentionBackwardFlow {
   }
 
   Window window_;
+  Index made_for_;
   Index seqlen_;
   double softmax_scale_;
   const RotaryEmbedding<Scalar>* rotary_ = nullptr;

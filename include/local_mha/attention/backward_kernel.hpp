@@ -130,24 +130,29 @@ class AttentionBackwardKernel {
   static constexpr int panel_keys = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
   static_assert(count % group == 0 && group % panel_keys == 0);
 
-  // Log-sum-exp in units of log 2, in two parts: scores meet it where both are large.
+  // Log-sum-exp in units of log 2.
   class Denominator {
    public:
     explicit Denominator(const Scalar* lse) {
       alignas(64) Scalar whole[count];
       alignas(64) Scalar rest[count];
       for (Index r = 0; r < count; ++r) {
-        // A query that sees nothing has p = 0, as 2^−∞ is.
-        const bool nothing = lse[r] < Scalar(-Eigen::NumTraits<Scalar>::highest());
-        const auto log2 = WideLog<Scalar>(log2_e) * WideLog<Scalar>(lse[r]);
-        whole[r] = nothing ? Scalar(std::numeric_limits<double>::infinity()) : Scalar(log2);
-        rest[r] = nothing ? Scalar(0) : Scalar(log2 - WideLog<Scalar>(whole[r]));
+        const auto parts = binary_log_sum_exp(lse[r]);
+        whole[r] = parts[0];
+        rest[r] = parts[1];
       }
       whole_ = L::load(whole);
       rest_ = L::load(rest);
     }
 
     LOCAL_MHA_INLINE L probability(const L& score) const { return exp2((score - whole_) - rest_); }
+
+    /// Of a score that is the same for all, and rounded as that of a query that sees nothing else
+    /// is in its log-sum-exp, so that its probability is 1.
+    L probability(double score) const {
+      const auto parts = binary_log_sum_exp(natural_log_sum_exp(Scalar(score * log2_e), Scalar(1)));
+      return exp2((L::broadcast(parts[0]) - whole_) + (L::broadcast(parts[1]) - rest_));
+    }
 
    private:
     L whole_;
@@ -243,7 +248,7 @@ class AttentionBackwardKernel {
       L grad = L::load(ds);
       if (is_self(head, tile, key)) {
         const int self = static_cast<int>(key - tile.first);
-        const L constant = denominator.probability(L::broadcast(Scalar(self_score * log2_e)));
+        const L constant = denominator.probability(self_score);
         probability = select_lanes(self, self + 1, constant, probability);
         grad = select_lanes(self, self + 1, L::zero(), grad);
       }

@@ -82,14 +82,10 @@ class AttentionKernel {
 
   /// `maximum` of scores in units of log 2 and `sum` of `2^(score − maximum)`, to logarithms.
   static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
-    using std::log;
     alignas(64) Scalar sums[count];
     sum.store(sums);
     maximum.store(lse);
-    for (Index r = 0; r < count; ++r)
-      lse[r] = sums[r] == Scalar(0) ? Scalar(-std::numeric_limits<double>::infinity())
-                                    : Scalar(WideLog<Scalar>(ln_2) * WideLog<Scalar>(lse[r]) +
-                                             log(WideLog<Scalar>(sums[r])));
+    for (Index r = 0; r < count; ++r) lse[r] = natural_log_sum_exp(lse[r], sums[r]);
   }
 
  private:

@@ -4,13 +4,16 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
 #include <vector>
 
 #include <local_mha/attention/backward_flow.hpp>
+#include <local_mha/attention/call.hpp>
 #include <local_mha/attention/kernel.hpp>
 #include <local_mha/attention/narrow_kernel.hpp>
 #include <local_mha/attention/ring.hpp>
@@ -28,17 +31,6 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// What may differ from call to call of LocalAttention::forward().
-struct LocalAttentionCall {
-  /// Takes the place of the configuration's window in every rule, while xpos_scale_base stays.
-  /// Allowed with xPos only.
-  std::optional<Index> window_size = {};
-  /// Position of row 0, from which windows are counted, at least 0. Rows before it do not exist.
-  Index first_position = 0;
-  /// Training mode, in which dropout acts. Empty: evaluation.
-  std::optional<Training> training = {};
-};
-
 namespace detail {
 
 /// What a call sees of its sequences: checked once, then asked for each head.
@@ -47,17 +39,28 @@ class AttentionInputs {
  public:
   using Bias = std::optional<TensorView<const Scalar, 3>>;
 
+  /// \param mask must outlive this
   /// \throws std::invalid_argument if the mask or the bias does not fit
   AttentionInputs(const Window& window, Index batch, Index heads, Index seqlen,
                   const PaddingMask& mask, const Bias& attn_bias)
-      : window_(window), heads_(heads), seqlen_(seqlen), mask_(mask), attn_bias_(attn_bias) {
+      : AttentionInputs(window, batch, heads, attn_bias) {
+    seqlen_ = seqlen;
+    mask_ = &mask;
     if (mask) require_shape("mask", mask.shape(), {batch, seqlen});
+  }
+
+  /// Of streams, whose rows and masks come bit by bit.
+  AttentionInputs(const Window& window, Index batch, Index heads, const Bias& attn_bias)
+      : window_(window), heads_(heads), attn_bias_(attn_bias) {
     if (attn_bias) {
       require_shape("attn_bias", attn_bias->dimensions(),
                     {-1, window.size(), window.look_around()});
-      const Index of = attn_bias->dimension(0);
-      if (of != heads && of != 1)
-        reject("attn_bias", "a first dimension of " + std::to_string(heads) + " (heads) or 1", of);
+      const Index biases = attn_bias->dimension(0);
+      if (biases != batch * heads && biases != heads && biases != 1)
+        reject("attn_bias",
+               "a first dimension of " + std::to_string(batch * heads) + " (batch x heads), " +
+                   std::to_string(heads) + " (heads) or 1",
+               biases);
     }
   }
 
@@ -67,7 +70,7 @@ class AttentionInputs {
     head.window = &window_;
     head.seqlen = seqlen_;
     head.queries = {0, seqlen_};
-    head.masked = mask_.row(b);
+    head.masked = mask_ != nullptr ? mask_->row(b) : nullptr;
     head.unmasked = unmasked(head.masked);
     // A padding mask's only say is where its sequence ends.
     if (head.masked != nullptr &&
@@ -75,14 +78,19 @@ class AttentionInputs {
                      [](std::uint8_t masked) { return masked != 0; }))
       head.masked = nullptr;
     if (attn_bias_) {
-      const Index of = attn_bias_->dimension(0) == 1 ? 0 : h;
-      head.attn_bias = attn_bias_->data() + of * window_.size() * window_.look_around();
+      const Index bias = (b * heads_ + h) % attn_bias_->dimension(0);
+      head.attn_bias = attn_bias_->data() + bias * window_.size() * window_.look_around();
     }
     return head;
   }
 
   Index heads() const { return heads_; }
   const Window& window() const { return window_; }
+  /// The bias, for what outlives it.
+  std::optional<Tensor<Scalar, 3>> copy_of_bias() const {
+    if (!attn_bias_) return std::nullopt;
+    return Eigen::TensorMap<const Tensor<Scalar, 3>>(attn_bias_->data(), attn_bias_->dimensions());
+  }
 
  private:
   // From the first to the last key that is not masked.
@@ -96,8 +104,8 @@ class AttentionInputs {
 
   Window window_;
   Index heads_;
-  Index seqlen_;
-  const PaddingMask& mask_;
+  Index seqlen_ = 0;
+  const PaddingMask* mask_ = nullptr;
   Bias attn_bias_;
 };
 
@@ -116,6 +124,40 @@ class LocalAttention {
   /// Sequences that come bit by bit: see local_attention_stream.hpp.
   class Stream;
 
+  /// Gradients of an attention bias: a bias that heads share is summed for each of them alone, so
+  /// that the order of the sum does not depend on threads.
+  class BiasGradients {
+   public:
+    /// Becomes 0. Memory is used again.
+    /// \param attn_bias null: no gradients
+    void prepare(const Bias& attn_bias, Index heads) {
+      biases_ = attn_bias ? attn_bias->dimension(0) : 0;
+      number_ = attn_bias ? std::max(biases_, heads) : 0;
+      size_ = attn_bias ? attn_bias->dimension(1) * attn_bias->dimension(2) : 0;
+      sums_.assign(static_cast<std::size_t>(number_ * size_), Scalar(0));
+    }
+
+    explicit operator bool() const { return biases_ > 0; }
+    /// Sums that are apart: head `b·H + h` adds to that of its number modulo theirs.
+    Index number() const { return number_; }
+    /// Null if there are no gradients.
+    Scalar* sum(Index i) { return biases_ > 0 ? sums_.data() + i * size_ : nullptr; }
+
+    /// \param to in the shape of the bias
+    void add_to(Tensor<Scalar, 3>& to) const {
+      if (biases_ == 0) return;
+      for (Index i = 0; i < number_; ++i)
+        for (Index c = 0; c < size_; ++c)
+          to.data()[i % biases_ * size_ + c] += sums_[static_cast<std::size_t>(i * size_ + c)];
+    }
+
+   private:
+    Index biases_ = 0;
+    Index number_ = 0;
+    Index size_ = 0;
+    BlockBuffer<Scalar> sums_;
+  };
+
   /// Room for calls of forward_into() and backward_into().
   class Workspace {
    private:
@@ -123,19 +165,21 @@ class LocalAttention {
 
     void prepare(const LocalAttention& attention, const Window& window, Index seqlen,
                  Index dim_head, Index dim_value, Index workers) {
-      if (!flows_.empty() && !flows_.front().fits(attention, window, seqlen, dim_head, dim_value))
-        flows_.clear();
+      std::erase_if(flows_, [&](const Flow& flow) {
+        return !flow.fits(attention, window, seqlen, dim_head, dim_value);
+      });
       while (static_cast<Index>(flows_.size()) < workers)
         flows_.emplace_back(attention, window, seqlen, dim_head, dim_value);
-      for (Flow& flow : flows_) flow.use(attention);
+      for (Flow& flow : flows_) flow.use(attention, seqlen);
     }
     Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
 
     void prepare_backward(const LocalAttention& attention, const Window& window, Index seqlen,
                           Index dim_head, Index workers) {
-      const BackwardShape shape{attention.config_, window, seqlen, dim_head};
+      const BackwardShape shape{attention.config_, window, dim_head};
       if (shape_back_ != shape) flows_back_.clear();
       shape_back_ = shape;
+      std::erase_if(flows_back_, [&](const auto& flow) { return !flow.serves(seqlen); });
       while (static_cast<Index>(flows_back_.size()) < workers)
         flows_back_.emplace_back(window, seqlen, dim_head, dim_head,
                                  attention.softmax_scale(dim_head),
@@ -148,7 +192,6 @@ class LocalAttention {
     struct BackwardShape {
       LocalAttentionConfig config;
       Window window;
-      Index seqlen;
       Index dim_head;
       friend bool operator==(const BackwardShape&, const BackwardShape&) = default;
     };
@@ -156,6 +199,7 @@ class LocalAttention {
     std::vector<Flow> flows_;
     std::optional<BackwardShape> shape_back_;
     std::vector<AttentionBackwardFlow<Scalar>> flows_back_;
+    BiasGradients grad_bias_;
   };
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
@@ -168,12 +212,20 @@ class LocalAttention {
     rotary_.emplace(*config.dim, base);
   }
 
+  LocalAttention(const LocalAttention&) = default;
+  LocalAttention(LocalAttention&&) = default;
+  /// If it throws, this is as it was.
+  LocalAttention& operator=(const LocalAttention& other) { return *this = LocalAttention(other); }
+  LocalAttention& operator=(LocalAttention&&) = default;
+  ~LocalAttention() = default;
+
   const LocalAttentionConfig& config() const { return config_; }
 
   /// \param q, k, v `[B, H, N, D]`; with shared_qk, `k` is the same as `q`
   /// \param mask keys that nobody attends, `[B, N]`
-  /// \param attn_bias `[H or 1, w, (1 + lb + lf)·w]`, added to the scaled scores: query `i` takes
-  ///        row `i mod w`, and key `j` column `j − (i/w − lb)·w`
+  /// \param attn_bias `[H or 1, w, (1 + lb + lf)·w]`, or `[B·H, …]`, one for each sequence; added
+  ///        to the scaled scores: query `i` takes row `i mod w`, and key `j` column
+  ///        `j − (i/w − lb)·w`
   /// \return `[B, H, N, D]`; 0 for a query that sees no key
   /// \throws std::invalid_argument naming the argument that does not fit
   Tensor<Scalar, 4> forward(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
@@ -196,8 +248,7 @@ class LocalAttention {
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for the same
-  /// configuration, window, sequence length, dim_head and number of threads (a thread pool's own
-  /// queue aside).
+  /// configuration, window and dim_head, and before for sequences as long and as many threads.
   /// \param out `[B, H, N, D]`, must not overlap the inputs
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -226,6 +277,10 @@ class LocalAttention {
   struct Saved {
     Tensor<Scalar, 4> out;  ///< what forward() returns
     Tensor<Scalar, 3> lse;  ///< `[B, H, N]`: logarithms of the softmax' denominator
+    /// Of the configuration and the call; inputs are known again by a sample of their numbers.
+    LocalAttentionConfig config = {};
+    detail::SavedCall<Scalar> call = {};
+    std::array<detail::Sample<Scalar>, 3> inputs = {};
   };
 
   /// Gradients of what forward() takes, in the same shapes.
@@ -245,7 +300,10 @@ class LocalAttention {
     const auto inputs = check(q, k, v, mask, attn_bias, call);
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     Saved saved{Tensor<Scalar, 4>(batch, heads, seqlen, dim_head),
-                Tensor<Scalar, 3>(batch, heads, seqlen)};
+                Tensor<Scalar, 3>(batch, heads, seqlen), config_};
+    saved.call.take(mask, attn_bias, call);
+    for (std::size_t i = 0; i < 3; ++i)
+      saved.inputs[i].take(detail::numbers_of(*std::array{&q, &k, &v}[i]));
     const auto values = [&, n = seqlen, size = seqlen * dim_head](Index head) {
       return Values{v.data() + head * size, saved.out.data() + head * size,
                     saved.lse.data() + head * n};
@@ -266,9 +324,12 @@ class LocalAttention {
   /// gradients of the bias for each head apart. A query that sees no key, and a key that nobody
   /// sees, has the gradient 0. With shared_qk, `k` is taken as an input of its own: add its
   /// gradient to that of `q` if they are one.
-  /// \param saved what forward_saving() returned for the same arguments
+  /// \param saved what forward_saving() returned. It holds the mask and what else the call was
+  ///        given: here, they may be left out
   /// \param grad_out `[B, H, N, D]`
-  /// \throws std::invalid_argument naming the argument that does not fit
+  /// \param q, k, v, attn_bias what forward_saving() was given
+  /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
+  ///         forward_saving() (tensors are known by a sample of their numbers)
   template <ThreadDevice Device>
   Gradients backward(const Device& device, const Saved& saved, TensorView<const Scalar, 4> grad_out,
                      TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
@@ -286,7 +347,8 @@ class LocalAttention {
     return backward(Eigen::DefaultDevice(), saved, grad_out, q, k, v, mask, attn_bias, call);
   }
 
-  /// The same into tensors that may be there already, and in room that is kept.
+  /// The same into tensors that may be there already, and in room that is kept: allocates nothing
+  /// where forward_into() would not, if the gradients have their shapes.
   /// \param gradients become what backward() returns; their memory is used again if they have the
   ///        inputs' shape
   /// \param workspace for one call at a time
@@ -295,71 +357,17 @@ class LocalAttention {
                      const Saved& saved, TensorView<const Scalar, 4> grad_out,
                      TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                      TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, v, mask, attn_bias, call);
-    require_shape("grad_out", grad_out.dimensions(), q.dimensions());
-    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
-                     q.dimensions());
-    require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
-                     {batch, heads, seqlen});
-    for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
-      gradient->resize(batch, heads, seqlen, dim_head);
-    BiasGradients grad_bias(attn_bias, heads);
-    const auto head_of = [&, n = seqlen, size = seqlen * dim_head, channels = dim_head,
-                          shared_qk = config_.shared_qk](Index head) {
-      const auto part = [&](const Scalar* tensor) { return tensor + head * size; };
-      return RowsHead{n,
-                      channels,
-                      shared_qk,
-                      part(q.data()),
-                      part(k.data()),
-                      part(v.data()),
-                      part(grad_out.data()),
-                      part(saved.out.data()),
-                      saved.lse.data() + head * n,
-                      gradients.q.data() + head * size,
-                      gradients.k.data() + head * size,
-                      gradients.v.data() + head * size};
-    };
-    differentiate(device, workspace, inputs, batch, seqlen, dim_head, head_of, grad_bias,
-                  call.training);
-    gradients.attn_bias = grad_bias.sum();
+                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const;
+
+  /// Allocates what differentiate() of the same arguments uses.
+  template <ThreadDevice Device>
+  void prepare_differentiate(const Device& device, Workspace& workspace,
+                             const detail::AttentionInputs<Scalar>& inputs, Index batch,
+                             Index seqlen, Index dim_head, const BiasGradients& grad_bias) const {
+    const Index tasks = grad_bias ? grad_bias.number() : batch * inputs.heads();
+    workspace.prepare_backward(*this, inputs.window(), seqlen, dim_head,
+                               std::min(thread_count(device), tasks));
   }
-
-  /// Gradients of an attention bias: each head sums alone, so that the order of the sum does not
-  /// depend on threads.
-  class BiasGradients {
-   public:
-    /// \param attn_bias null: no gradients
-    BiasGradients(const Bias& attn_bias, Index heads) {
-      if (!attn_bias) return;
-      shared_ = attn_bias->dimension(0) == 1;
-      of_heads_.emplace(heads, attn_bias->dimension(1), attn_bias->dimension(2));
-      of_heads_->setZero();
-    }
-
-    explicit operator bool() const { return of_heads_.has_value(); }
-    /// Null: none.
-    Scalar* head(Index h) {
-      return of_heads_ ? of_heads_->data() + h * of_heads_->dimension(1) * of_heads_->dimension(2)
-                       : nullptr;
-    }
-
-    /// In the shape of the bias.
-    std::optional<Tensor<Scalar, 3>> sum() const {
-      if (!of_heads_ || !shared_) return of_heads_;
-      const Index size = of_heads_->dimension(1) * of_heads_->dimension(2);
-      Tensor<Scalar, 3> total(1, of_heads_->dimension(1), of_heads_->dimension(2));
-      total.setZero();
-      for (Index i = 0; i < of_heads_->size(); ++i) total.data()[i % size] += of_heads_->data()[i];
-      return total;
-    }
-
-   private:
-    bool shared_ = false;
-    std::optional<Tensor<Scalar, 3>> of_heads_;
-  };
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
   /// \param head_of `head_of(b·H + h)` gives the head's blocks
@@ -369,10 +377,10 @@ class LocalAttention {
                      Index dim_head, HeadOf&& head_of, BiasGradients& grad_bias,
                      const std::optional<Training>& training) const {
     const Index heads = inputs.heads();
-    // The sequences of a head add to one gradient of the bias, in their order.
-    const Index tasks = grad_bias ? heads : batch * heads;
+    // What adds to one gradient of the bias does so in the order of the batch.
+    const Index tasks = grad_bias ? grad_bias.number() : batch * heads;
     const Index workers = std::min(thread_count(device), tasks);
-    workspace.prepare_backward(*this, inputs.window(), seqlen, dim_head, workers);
+    prepare_differentiate(device, workspace, inputs, batch, seqlen, dim_head, grad_bias);
     parallel_for(device, workers, tasks, [&](Index worker, Index task) {
       for (Index head = task; head < batch * heads; head += tasks) {
         const Index b = head / heads;
@@ -381,7 +389,7 @@ class LocalAttention {
         seen.shared_qk = config_.shared_qk;
         const std::optional<Dropout<Scalar>> dropout = dropout_of(training, head);
         seen.dropout = dropout ? &*dropout : nullptr;
-        workspace.flow_back(worker).run(rotary(), seen, head_of(head), grad_bias.head(h));
+        workspace.flow_back(worker).run(rotary(), seen, head_of(head), grad_bias.sum(task));
       }
     });
   }
@@ -392,19 +400,7 @@ class LocalAttention {
                                             TensorView<const Scalar, 4> k,
                                             const PaddingMask& mask = {},
                                             const Bias& attn_bias = {},
-                                            const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, k, mask, attn_bias, call);
-    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    // With the unit vectors as values, the output is the weights.
-    const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
-    Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
-    Workspace workspace;
-    attend(
-        Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
-        [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
-        call.training);
-    return out;
-  }
+                                            const LocalAttentionCall& call = {}) const;
 
   /// Factor of the scores for heads of `dim_head` channels.
   double softmax_scale(Index dim_head) const {
@@ -523,6 +519,7 @@ class LocalAttention {
         : attention_(&attention),
           config_(attention.config_),
           window_(window),
+          made_for_(seqlen),
           seqlen_(seqlen),
           dim_head_(dim_head),
           dim_value_(dim_value),
@@ -534,7 +531,7 @@ class LocalAttention {
       keys_ = Ring<Scalar>(dim_head, kept);
       // Values need no change, and are read as fast where they lie.
       if (Rows<Scalar>::fits(dim_value))
-        value_rows_.emplace(seqlen, dim_value, kept);
+        value_rows_.emplace(dim_value, kept);
       else
         values_ = Ring<Scalar>(dim_value, kept);
       kernel_ = AttentionKernel<Scalar>(dim_head, std::min(reach + count, seqlen));
@@ -544,59 +541,20 @@ class LocalAttention {
 
     bool fits(const LocalAttention& attention, const Window& window, Index seqlen, Index dim_head,
               Index dim_value) const {
-      return config_ == attention.config_ && window_ == window && seqlen_ == seqlen &&
-             dim_head_ == dim_head && dim_value_ == dim_value;
+      return config_ == attention.config_ && window_ == window &&
+             window.room_serves(made_for_, seqlen, 2 * count) && dim_head_ == dim_head &&
+             dim_value_ == dim_value;
     }
-    // An attention that this fits.
-    void use(const LocalAttention& attention) { attention_ = &attention; }
+    // The attention and the sequences of the runs that follow, which this fits.
+    void use(const LocalAttention& attention, Index seqlen) {
+      attention_ = &attention;
+      seqlen_ = seqlen;
+    }
 
     // The output of the queries `[begin, end)`, in blocks.
     void run(const detail::AttentionInputs<Scalar>& inputs, Index b, Index h, const Blocks& queries,
              const Scalar* q, const Scalar* k, const Values& values,
-             const std::optional<Training>& training) {
-      AttentionHead<Scalar> head = inputs.head(b, h);
-      head.steps = steps_ ? &*steps_ : nullptr;
-      head.shared_qk = config_.shared_qk;
-      const std::optional<Dropout<Scalar>> dropout =
-          attention_->dropout_of(training, b * inputs.heads() + h);
-      head.dropout = dropout ? &*dropout : nullptr;
-      const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
-      if (value_rows_) value_rows_->view(values.v);
-      Index made = 0;
-      for (Index block = queries.begin; block < queries.end; ++block) {
-        const Index first = block * count;
-        const Index rows = std::min(count, seqlen_ - first);
-        const Range seen =
-            window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
-        if (seen.begin >= seen.end) {
-          std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
-          if (values.lse != nullptr)
-            std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
-          continue;
-        }
-        Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
-        if (narrow) {
-          narrow_kernel_.attend(head, first, dim_head_, dim_value_,
-                                attention_->score_scale(dim_head_), q, k, values.v, values.out,
-                                lse);
-          if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
-          continue;
-        }
-        for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
-          make_keys(made, k);
-          make_values(made, values.v);
-        }
-        make_queries(first, q);
-        fetch_next(first + count, made * count, q, k, values);
-        if (value_rows_)
-          kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
-        else
-          kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
-        if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
-        store_block(dim_value_, rows, out_.data(),
-                    [&](Index r) { return values.out + (first + r) * dim_value_; });
-      }
-    }
+             const std::optional<Training>& training);
 
    private:
     // The rows of the next block of queries, and of the keys that it will be the first to see.
@@ -641,6 +599,7 @@ class LocalAttention {
     const LocalAttention* attention_;
     LocalAttentionConfig config_;
     Window window_;
+    Index made_for_;
     Index seqlen_;
     Index dim_head_;
     Index dim_value_;
@@ -708,5 +667,123 @@ class LocalAttention {
   LocalAttentionConfig config_;
   std::optional<RotaryEmbedding<Scalar>> rotary_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalAttention<Scalar>::backward_into(
+    const Device& device, Gradients& gradients, Workspace& workspace, const Saved& saved,
+    TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
+    TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask,
+    const Bias& attn_bias, const LocalAttentionCall& call) const {
+  check(q, k, v, mask, attn_bias, call);
+  require_shape("grad_out", grad_out.dimensions(), q.dimensions());
+  const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+  require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
+                   q.dimensions());
+  require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
+                   {batch, heads, seqlen});
+  if (saved.config != config_)
+    reject("saved", "that of an attention of this configuration", "that of another");
+  saved.call.require(mask, attn_bias, call);
+  for (std::size_t i = 0; i < 3; ++i)
+    if (!saved.inputs[i].is_of(detail::numbers_of(*std::array{&q, &k, &v}[i])))
+      reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
+  const auto inputs = check(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
+  for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
+    set_shape<Scalar, 4>(*gradient, q.dimensions());
+  BiasGradients& grad_bias = workspace.grad_bias_;
+  grad_bias.prepare(attn_bias, heads);
+  if (!attn_bias)
+    gradients.attn_bias.reset();
+  else if (!gradients.attn_bias)
+    gradients.attn_bias.emplace();
+  if (attn_bias) {
+    set_shape<Scalar, 3>(*gradients.attn_bias, attn_bias->dimensions());
+    gradients.attn_bias->setZero();
+  }
+  const auto head_of = [&, n = seqlen, size = seqlen * dim_head, channels = dim_head,
+                        shared_qk = config_.shared_qk](Index head) {
+    const auto part = [&](const Scalar* tensor) { return tensor + head * size; };
+    return RowsHead{n,
+                    channels,
+                    shared_qk,
+                    part(q.data()),
+                    part(k.data()),
+                    part(v.data()),
+                    part(grad_out.data()),
+                    part(saved.out.data()),
+                    saved.lse.data() + head * n,
+                    gradients.q.data() + head * size,
+                    gradients.k.data() + head * size,
+                    gradients.v.data() + head * size};
+  };
+  differentiate(device, workspace, inputs, batch, seqlen, dim_head, head_of, grad_bias,
+                saved.call.options().training);
+  if (attn_bias) grad_bias.add_to(*gradients.attn_bias);
+}
+
+template <typename Scalar>
+Tensor<Scalar, 4> LocalAttention<Scalar>::attention_probabilities(
+    TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k, const PaddingMask& mask,
+    const Bias& attn_bias, const LocalAttentionCall& call) const {
+  const auto inputs = check(q, k, k, mask, attn_bias, call);
+  const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+  // With the unit vectors as values, the output is the weights.
+  const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
+  Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
+  Workspace workspace;
+  attend(
+      Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
+      [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
+      call.training);
+  return out;
+}
+
+template <typename Scalar>
+void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& inputs, Index b,
+                                       Index h, const Blocks& queries, const Scalar* q,
+                                       const Scalar* k, const Values& values,
+                                       const std::optional<Training>& training) {
+  AttentionHead<Scalar> head = inputs.head(b, h);
+  head.steps = steps_ ? &*steps_ : nullptr;
+  head.shared_qk = config_.shared_qk;
+  const std::optional<Dropout<Scalar>> dropout =
+      attention_->dropout_of(training, b * inputs.heads() + h);
+  head.dropout = dropout ? &*dropout : nullptr;
+  const bool narrow = NarrowKernel<Scalar>::fits(head, dim_head_, dim_value_);
+  if (value_rows_) value_rows_->view(values.v, seqlen_);
+  Index made = 0;
+  for (Index block = queries.begin; block < queries.end; ++block) {
+    const Index first = block * count;
+    const Index rows = std::min(count, seqlen_ - first);
+    const Range seen = window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
+    if (seen.begin >= seen.end) {
+      std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
+      if (values.lse != nullptr)
+        std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
+      continue;
+    }
+    Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
+    if (narrow) {
+      narrow_kernel_.attend(head, first, dim_head_, dim_value_, attention_->score_scale(dim_head_),
+                            q, k, values.v, values.out, lse);
+      if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+      continue;
+    }
+    for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
+      make_keys(made, k);
+      make_values(made, values.v);
+    }
+    make_queries(first, q);
+    fetch_next(first + count, made * count, q, k, values);
+    if (value_rows_)
+      kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
+    else
+      kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
+    if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+    store_block(dim_value_, rows, out_.data(),
+                [&](Index r) { return values.out + (first + r) * dim_value_; });
+  }
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -40,6 +40,12 @@ class Past {
   }
 
   const Size& size() const { return size_; }
+  /// Whether it can take the place of one of this size.
+  bool serves(const Size& size) const {
+    return size_.heads == size.heads && size_.dim_head == size.dim_head &&
+           size_.gated == size.gated && size_.waiting >= size.waiting && size_.kept >= size.kept &&
+           size_.queries_wait == size.queries_wait;
+  }
   Ring<Scalar>& queries(Index h) { return queries_[to_size(h)]; }
   Ring<Scalar>& keys(Index h) { return keys_[to_size(h)]; }
   Ring<Scalar>& values(Index h) { return values_[to_size(h)]; }

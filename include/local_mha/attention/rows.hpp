@@ -21,10 +21,8 @@ class Rows {
  public:
   Rows() = default;
   /// \param kept blocks for which finite() is remembered
-  Rows(Index seqlen, Index channels, Index kept)
+  Rows(Index channels, Index kept)
       : channels_(channels),
-        whole_(seqlen / count),
-        last_rows_(seqlen % count),
         last_(make_block_buffer<Scalar>(channels * count)),
         finite_(static_cast<std::size_t>(kept), 1) {}
 
@@ -32,8 +30,10 @@ class Rows {
   static bool fits(Index channels) { return channels == padded_channels<Scalar>(channels); }
 
   /// \param data `[seqlen][channels]`
-  void view(const Scalar* data) {
+  void view(const Scalar* data, Index seqlen) {
     data_ = data;
+    whole_ = seqlen / count;
+    last_rows_ = seqlen % count;
     const Scalar* last = data + whole_ * count * channels_;
     std::fill(std::copy(last, last + last_rows_ * channels_, last_.begin()), last_.end(),
               Scalar(0));

@@ -6,22 +6,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
+#include <local_mha/attention/log_sum_exp.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/rotary.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-inline constexpr double log2_e = 1.44269504088896340736;
-inline constexpr double ln_2 = 0.69314718055994530942;
-
-/// In which logarithms of softmax denominators change their base: where scores are large, the
-/// gradients have the digits that are left.
-template <typename Scalar>
-using WideLog = std::conditional_t<std::is_same_v<Scalar, float>, double, Scalar>;
 
 /// The score of a position with itself if shared_qk.
 inline constexpr double self_score = -5e4;

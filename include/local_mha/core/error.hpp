@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstddef>
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -14,10 +15,21 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+/// An empty text to write to, the same whatever the program's locale is.
+inline std::ostringstream plain_text() {
+  std::ostringstream text;
+  text.imbue(std::locale::classic());
+  return text;
+}
+
+}  // namespace detail
+
 /// A shape as text: `[2, 10, 512]`.
 template <std::size_t Rank>
 std::string to_string(const std::array<Index, Rank>& shape) {
-  std::ostringstream text;
+  std::ostringstream text = detail::plain_text();
   text << '[';
   for (std::size_t axis = 0; axis < Rank; ++axis) text << (axis ? ", " : "") << shape[axis];
   text << ']';
@@ -27,7 +39,7 @@ std::string to_string(const std::array<Index, Rank>& shape) {
 /// Throws std::invalid_argument with the text `argument: expected …, got …`.
 template <typename... Got>
 [[noreturn]] void reject(std::string_view argument, std::string_view expected, const Got&... got) {
-  std::ostringstream message;
+  std::ostringstream message = detail::plain_text();
   message << argument << ": expected " << expected << ", got ";
   (message << ... << got);
   throw std::invalid_argument(message.str());
@@ -39,7 +51,7 @@ void require_shape(std::string_view argument, const std::array<Index, Rank>& got
                    const std::array<Index, Rank>& expected) {
   for (std::size_t axis = 0; axis < Rank; ++axis)
     if (expected[axis] >= 0 ? got[axis] != expected[axis] : got[axis] < 0) {
-      std::ostringstream shape;
+      std::ostringstream shape = detail::plain_text();
       shape << "shape [";
       for (std::size_t a = 0; a < Rank; ++a) {
         shape << (a ? ", " : "");

@@ -65,6 +65,24 @@ class PaddingMask {
     return mask;
   }
 
+  /// Becomes a copy of another mask that looks at no one's flags. Memory is used again.
+  void assign(const PaddingMask& other) {
+    given_ = false;
+    if (other.given_)
+      masked_.assign(other.row(0), other.row(0) + other.shape_[0] * other.shape_[1]);
+    shape_ = other.shape_;
+    view_ = nullptr;
+    given_ = other.given_;
+  }
+
+  /// The same flags of the same shape, or both masks nothing for any shape.
+  friend bool operator==(const PaddingMask& a, const PaddingMask& b) {
+    if (a.given_ != b.given_ || a.shape_ != b.shape_) return false;
+    return !a.given_ ||
+           std::equal(a.row(0), a.row(0) + a.shape_[0] * a.shape_[1], b.row(0),
+                      [](std::uint8_t x, std::uint8_t y) { return (x != 0) == (y != 0); });
+  }
+
   /// False for a default-constructed mask, which fits every shape.
   explicit operator bool() const { return given_; }
 

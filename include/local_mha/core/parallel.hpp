@@ -12,6 +12,9 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <local_mha/core/block.hpp>
@@ -32,49 +35,133 @@ Index thread_count(const Device& device) {
   return std::max<Index>(1, static_cast<Index>(device.numThreads()));
 }
 
+namespace detail {
+
+/// Tasks that threads share. Counted, because a worker that starts late finds no task when the call
+/// is long over.
+class SharedTasks {
+ public:
+  using Run = void (*)(void* task, Index worker, Index i);
+
+  /// Takes tasks until there are no more.
+  void work(Index worker) {
+    for (Index i = next_++; i < tasks_; i = next_++) {
+      try {
+        run_(task_, worker, i);
+      } catch (...) {
+        const std::lock_guard lock(error_mutex_);
+        error_ = std::current_exception();
+      }
+      if (++ended_ == tasks_) ended_.notify_all();
+    }
+  }
+  /// Waits for the tasks that others have taken. An exception of a task is thrown again.
+  void wait() {
+    for (Index ended = ended_; ended != tasks_; ended = ended_) ended_.wait(ended);
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+  void hold() { ++holders_; }
+  void release() {
+    if (--holders_ == 0) delete this;
+  }
+
+ private:
+  friend class TasksOfThread;
+
+  Run run_ = nullptr;
+  void* task_ = nullptr;
+  Index tasks_ = 0;
+  std::atomic<Index> next_{0};
+  std::atomic<Index> ended_{0};
+  std::atomic<Index> holders_{1};
+  std::exception_ptr error_;
+  std::mutex error_mutex_;
+  SharedTasks* older_ = nullptr;  // in the list of their thread
+};
+
+/// The SharedTasks that a thread has made: those that no worker holds serve its next call.
+class TasksOfThread {
+ public:
+  ~TasksOfThread() {
+    while (newest_ != nullptr) std::exchange(newest_, newest_->older_)->release();
+  }
+
+  /// Null where memory runs out.
+  SharedTasks* start(Index tasks, SharedTasks::Run run, void* task) {
+    SharedTasks* free = newest_;
+    while (free != nullptr && free->holders_ > 1) free = free->older_;
+    if (free == nullptr) {
+      free = new (std::nothrow) SharedTasks;
+      if (free == nullptr) return nullptr;
+      free->older_ = std::exchange(newest_, free);
+    }
+    free->run_ = run;
+    free->task_ = task;
+    free->tasks_ = tasks;
+    free->next_ = 0;
+    free->ended_ = 0;
+    free->hold();
+    return free;
+  }
+
+ private:
+  SharedTasks* newest_ = nullptr;
+};
+
+inline TasksOfThread& tasks_of_thread() {
+  static thread_local TasksOfThread tasks;
+  return tasks;
+}
+
+/// Releases at the end of a scope.
+struct Released {
+  SharedTasks* tasks;
+  explicit Released(SharedTasks* to_release) : tasks(to_release) {}
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+  ~Released() { tasks->release(); }
+};
+
+}  // namespace detail
+
 /// Calls `task(worker, i)` once for each `0 <= i < tasks`, in any order; calls of the same worker
 /// `0 <= worker < workers` do not overlap. The calling thread is worker 0 and waits for no other
 /// thread to become free, so that it may be one of the device's own. An exception of a task is
-/// thrown again once all tasks have ended.
+/// thrown again once all tasks have ended. Throws none of its own: without memory for threads, the
+/// calling one does all. Allocates nothing when repeated.
 template <ThreadDevice Device, typename Task>
 void parallel_for(const Device& device, Index workers, Index tasks, Task&& task) {
   workers = std::min(workers, tasks);
   constexpr bool has_pool = requires { device.getPool()->Schedule([] {}); };
-  if (!has_pool || workers <= 1 || tasks <= 1) {
-    for (Index i = 0; i < tasks; ++i) task(Index{0}, i);
-    return;
-  }
   if constexpr (has_pool) {
-    // Shared, because a worker that starts late finds no task when this function is long over.
-    struct State {
-      std::atomic<Index> next{0};
-      std::atomic<Index> ended{0};
-      std::exception_ptr error;
-      std::mutex error_mutex;
-    };
-    const auto state = std::make_shared<State>();
-    const auto work = [state, tasks, &task](Index worker) {
-      for (Index i = state->next++; i < tasks; i = state->next++) {
+    using Call = std::remove_reference_t<Task>;
+    detail::SharedTasks* shared = nullptr;
+    if (workers > 1)
+      shared = detail::tasks_of_thread().start(
+          tasks, [](void* call, Index worker, Index i) { (*static_cast<Call*>(call))(worker, i); },
+          const_cast<std::remove_const_t<Call>*>(std::addressof(task)));
+    if (shared != nullptr) {
+      for (Index worker = 1; worker < workers; ++worker) {
+        shared->hold();
         try {
-          task(worker, i);
+          // A function of two words is stored without an allocation.
+          device.getPool()->Schedule([shared, worker] {
+            shared->work(worker);
+            shared->release();
+          });
         } catch (...) {
-          const std::lock_guard lock(state->error_mutex);
-          state->error = std::current_exception();
+          shared->release();
+          break;  // without memory for more threads, fewer do the same
         }
-        if (++state->ended == tasks) state->ended.notify_all();
       }
-    };
-    for (Index worker = 1; worker < workers; ++worker) {
-      try {
-        device.getPool()->Schedule([work, worker] { work(worker); });
-      } catch (...) {
-        break;  // without memory for more threads, fewer do the same
-      }
+      shared->work(0);
+      const detail::Released release{shared};
+      shared->wait();
+      return;
     }
-    work(0);
-    for (Index ended = state->ended; ended != tasks; ended = state->ended) state->ended.wait(ended);
-    if (state->error) std::rethrow_exception(state->error);
   }
+  for (Index i = 0; i < tasks; ++i) task(Index{0}, i);
 }
 
 /// Hands out tasks of two kinds as they can be done: makes `0, 1, …`, and answers `0, 1, …`, as

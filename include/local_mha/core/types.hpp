@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <type_traits>
 
 #include <Eigen/Core>
@@ -39,6 +40,17 @@ using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
 template <typename Scalar, int Rank>
 using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
+
+/// Gives a tensor a shape; its numbers become any if that is another. Where memory runs out, it is
+/// as it was, which Eigen's resize() does not promise.
+template <typename Scalar, int Rank>
+void set_shape(Tensor<Scalar, Rank>& tensor, const std::array<Index, Rank>& shape) {
+  for (std::size_t axis = 0; axis < shape.size(); ++axis)
+    if (tensor.dimension(axis) != shape[axis]) {
+      tensor = Tensor<Scalar, Rank>(shape);
+      return;
+    }
+}
 
 /// A dense row-major tensor that somebody else owns: `[d0, d1, …]`, the last index contiguous.
 /// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one.

@@ -93,6 +93,13 @@ class Window {
     return exact_ ? ahead_ : ahead_ + (size_ - 1);
   }
 
+  /// Whether the room that a look-around takes in sequences of `made_for` rows does in those of
+  /// `seqlen`, too: they are no longer, or the look-around ends before both.
+  /// \param margin rows beside the look-around
+  bool room_serves(Index made_for, Index seqlen, Index margin) const {
+    return seqlen <= made_for || reach_behind() + reach_ahead() + margin <= made_for;
+  }
+
   friend bool operator==(const Window&, const Window&) = default;
 
  private:

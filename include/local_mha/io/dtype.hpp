@@ -33,6 +33,15 @@ enum class Dtype : std::uint8_t {
   U16,
   U8,
   Bool,  ///< one byte, 0 or 1; `BOOL` in the file
+  // What this library knows by size alone:
+  C64,  ///< two F32, real and imaginary part
+  F8_E5M2,
+  F8_E4M3,
+  F8_E8M0,
+  F6_E3M2,  ///< four in three bytes
+  F6_E2M3,  ///< four in three bytes
+  F4,       ///< two in a byte
+  Other,    ///< one that this library does not know
 };
 
 namespace detail {
@@ -40,24 +49,33 @@ namespace detail {
 struct DtypeTraits {
   Dtype dtype;
   std::string_view name;
-  std::size_t size;
+  std::size_t bits;
   bool is_float;
+  bool is_integer;
 };
 
-inline constexpr std::array<DtypeTraits, 13> dtype_table{{
-    {Dtype::F64, "F64", 8, true},
-    {Dtype::F32, "F32", 4, true},
-    {Dtype::F16, "F16", 2, true},
-    {Dtype::BF16, "BF16", 2, true},
-    {Dtype::I64, "I64", 8, false},
-    {Dtype::I32, "I32", 4, false},
-    {Dtype::I16, "I16", 2, false},
-    {Dtype::I8, "I8", 1, false},
-    {Dtype::U64, "U64", 8, false},
-    {Dtype::U32, "U32", 4, false},
-    {Dtype::U16, "U16", 2, false},
-    {Dtype::U8, "U8", 1, false},
-    {Dtype::Bool, "BOOL", 1, false},
+inline constexpr std::array<DtypeTraits, 21> dtype_table{{
+    {Dtype::F64, "F64", 64, true, false},
+    {Dtype::F32, "F32", 32, true, false},
+    {Dtype::F16, "F16", 16, true, false},
+    {Dtype::BF16, "BF16", 16, true, false},
+    {Dtype::I64, "I64", 64, false, true},
+    {Dtype::I32, "I32", 32, false, true},
+    {Dtype::I16, "I16", 16, false, true},
+    {Dtype::I8, "I8", 8, false, true},
+    {Dtype::U64, "U64", 64, false, true},
+    {Dtype::U32, "U32", 32, false, true},
+    {Dtype::U16, "U16", 16, false, true},
+    {Dtype::U8, "U8", 8, false, true},
+    {Dtype::Bool, "BOOL", 8, false, false},
+    {Dtype::C64, "C64", 64, false, false},
+    {Dtype::F8_E5M2, "F8_E5M2", 8, false, false},
+    {Dtype::F8_E4M3, "F8_E4M3", 8, false, false},
+    {Dtype::F8_E8M0, "F8_E8M0", 8, false, false},
+    {Dtype::F6_E3M2, "F6_E3M2", 6, false, false},
+    {Dtype::F6_E2M3, "F6_E2M3", 6, false, false},
+    {Dtype::F4, "F4", 4, false, false},
+    {Dtype::Other, "another dtype", 0, false, false},
 }};
 
 constexpr const DtypeTraits& traits(Dtype dtype) {
@@ -66,18 +84,25 @@ constexpr const DtypeTraits& traits(Dtype dtype) {
 
 }  // namespace detail
 
-/// Bytes of an element.
-constexpr std::size_t size_of(Dtype dtype) { return detail::traits(dtype).size; }
+/// Bits of an element; 0 for Dtype::Other.
+constexpr std::size_t bits_of(Dtype dtype) { return detail::traits(dtype).bits; }
+
+/// Bytes of an element; 0 where elements share bytes (F6 and F4) and for Dtype::Other.
+constexpr std::size_t size_of(Dtype dtype) { return bits_of(dtype) / 8; }
 
 /// As it stands in the file: `F64`, …, `BOOL`.
 constexpr std::string_view name_of(Dtype dtype) { return detail::traits(dtype).name; }
 
+/// Whether it is read as float and double: F64, F32, F16 and BF16.
 constexpr bool is_float(Dtype dtype) { return detail::traits(dtype).is_float; }
 
-/// Empty for a name that is not in the enumeration (the format has 8-bit floats, too).
+/// Whether it is one of I64 to I8 and U64 to U8.
+constexpr bool is_integer(Dtype dtype) { return detail::traits(dtype).is_integer; }
+
+/// Empty for a name that is not in the enumeration.
 constexpr std::optional<Dtype> dtype_from_name(std::string_view name) {
   for (const detail::DtypeTraits& traits : detail::dtype_table)
-    if (traits.name == name) return traits.dtype;
+    if (traits.name == name && traits.dtype != Dtype::Other) return traits.dtype;
   return std::nullopt;
 }
 

@@ -7,105 +7,122 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <memory>
 #include <span>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
-#if __has_include(<sys/mman.h>) && __has_include(<unistd.h>)
-#include <fcntl.h>
+#if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#define LOCAL_MHA_MAPS_FILES 1
+#else
+#define LOCAL_MHA_MAPS_FILES 0
 #endif
 
 #include <local_mha/io/safetensors_error.hpp>
+#include <local_mha/io/system_file.hpp>
 
-namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
 
-/// Read-only bytes, shared by whoever looks into them. A mapped file must not be truncated while
-/// it is open: the system answers an access to a page that is gone with a signal.
+/// How the bytes of a file come into memory.
+enum class FileAccess : std::uint8_t {
+  /// As they are looked at, by mapping the file; read where the system cannot (Windows, some file
+  /// systems). Opening takes no time. As long as it is open, nobody may shorten the file: the
+  /// system ends the process (SIGBUS) that looks at bytes that are gone.
+  map,
+  /// All of them at once, into memory. Whatever happens to the file later does not matter.
+  read,
+};
+
+namespace detail {
+
+/// Read-only bytes and the name of what they come from, shared by whoever looks into them.
 class FileBytes {
  public:
-  explicit FileBytes(std::vector<std::byte> owned) : owned_(std::move(owned)), bytes_(owned_) {}
+  FileBytes(std::vector<std::byte> owned, std::string name)
+      : owned_(std::move(owned)), bytes_(owned_), name_(std::move(name)) {}
 
   FileBytes(const FileBytes&) = delete;
   FileBytes& operator=(const FileBytes&) = delete;
 
   ~FileBytes() {
-#if __has_include(<sys/mman.h>) && __has_include(<unistd.h>)
+#if LOCAL_MHA_MAPS_FILES
     if (mapped_ != nullptr) ::munmap(mapped_, bytes_.size());
 #endif
   }
 
   /// \throws SafetensorsError if `path` is not a regular file that can be read
-  static std::shared_ptr<const FileBytes> open(const std::filesystem::path& path) {
-    // Asked first, because opening a pipe would wait for somebody to write into it.
-    std::error_code status_error;
-    const std::filesystem::file_status status = std::filesystem::status(path, status_error);
-    if (!std::filesystem::exists(status)) fail(path, "cannot be opened: no such file");
-    if (!std::filesystem::is_regular_file(status))
-      fail(path, "cannot be opened: expected a regular file");
-#if __has_include(<sys/mman.h>) && __has_include(<unistd.h>)
-    if (auto mapped = map(path)) return mapped;
-#endif
-    return read(path);
-  }
-
-  /// Without mapping.
-  /// \throws SafetensorsError if the file cannot be read
-  static std::shared_ptr<const FileBytes> read(const std::filesystem::path& path) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
-    if (size < 0) fail(path, "cannot be opened");
-    std::vector<std::byte> bytes(static_cast<std::size_t>(size));
-    file.seekg(0);
-    if (!file.read(reinterpret_cast<char*>(bytes.data()), size)) fail(path, "cannot be read");
-    return std::make_shared<const FileBytes>(std::move(bytes));
-  }
-
-  std::span<const std::byte> bytes() const { return bytes_; }
-
- private:
-  FileBytes() = default;
-
-  [[noreturn]] static void fail(const std::filesystem::path& path, const std::string& problem) {
-    throw SafetensorsError(path.string(), "", problem);
-  }
-
-#if __has_include(<sys/mman.h>) && __has_include(<unistd.h>)
-  // Null where the file system does not map files, and for an empty file, which no system maps.
-  static std::shared_ptr<const FileBytes> map(const std::filesystem::path& path) {
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0) fail(path, "cannot be opened: " + std::system_category().message(errno));
-    struct ::stat file = {};
-    void* mapped = MAP_FAILED;
-    std::size_t size = 0;
-    if (::fstat(descriptor, &file) == 0 && file.st_size > 0) {
-      size = static_cast<std::size_t>(file.st_size);
-      mapped = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+  static std::shared_ptr<const FileBytes> open(const std::filesystem::path& path,
+                                               FileAccess access) {
+    std::shared_ptr<FileBytes> result(new FileBytes({}, path_text(path)));
+    const SystemFile file = SystemFile::open(path);
+    if (!file.is_open()) {
+      if (errno == ENXIO) result->fail("cannot be opened: expected a regular file, got a socket");
+      result->fail("cannot be opened: " + error_text(last_error()));
     }
-    ::close(descriptor);  // the mapping outlives it
-    if (mapped == MAP_FAILED) return nullptr;
-    struct Unmap {
-      std::size_t size;
-      void operator()(void* address) const { ::munmap(address, size); }
-    };
-    std::unique_ptr<void, Unmap> guard(mapped, Unmap{size});
-    std::shared_ptr<FileBytes> result(new FileBytes);
-    result->mapped_ = guard.release();
-    result->bytes_ = {static_cast<const std::byte*>(mapped), size};
+    SystemFile::Status status = {};
+    if (!file.status(status)) result->fail("cannot be opened: " + error_text(last_error()));
+    // Asked when it is open: before, the name could still get another file.
+    if (const char* kind = kind_of(status); kind != nullptr)
+      result->fail("cannot be opened: expected a regular file, got " + std::string(kind));
+    const auto size = static_cast<std::uint64_t>(status.st_size);
+    if (size > std::numeric_limits<std::size_t>::max())
+      result->fail("cannot be read: it is too large for this system");
+    if (access == FileAccess::read || !result->map(file, static_cast<std::size_t>(size)))
+      result->read(file, static_cast<std::size_t>(size));
     return result;
   }
 
+  std::span<const std::byte> bytes() const { return bytes_; }
+  const std::string& name() const { return name_; }
+
+ private:
+  [[noreturn]] void fail(const std::string& problem) const {
+    throw SafetensorsError(name_, "", problem);
+  }
+
+  // Null for a regular file.
+  static const char* kind_of(const SystemFile::Status& status) {
+    const auto type = status.st_mode & S_IFMT;
+    if (type == S_IFREG) return nullptr;
+    if (type == S_IFDIR) return "a folder";
+    if (type == S_IFIFO) return "a pipe";
+    return "a device";
+  }
+
+  // Not where the file system does not map files, nor an empty file, which no system maps.
+  bool map([[maybe_unused]] const SystemFile& file, [[maybe_unused]] std::size_t size) {
+#if LOCAL_MHA_MAPS_FILES
+    if (size == 0) return false;
+    void* mapped = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.descriptor(), 0);
+    if (mapped == MAP_FAILED) return false;
+    mapped_ = mapped;  // it outlives the descriptor
+    bytes_ = {static_cast<const std::byte*>(mapped), size};
+    return true;
+#else
+    return false;
+#endif
+  }
+
+  void read(const SystemFile& file, std::size_t size) {
+    owned_.resize(size);
+    const std::int64_t got = file.read(owned_.data(), size);
+    if (got < 0) fail("cannot be read: " + error_text(last_error()));
+    if (static_cast<std::uint64_t>(got) != size)
+      fail("cannot be read: expected " + std::to_string(size) + " bytes, got " +
+           std::to_string(got) + ", because others shortened it");
+    bytes_ = owned_;
+  }
+
+#if LOCAL_MHA_MAPS_FILES
   void* mapped_ = nullptr;
 #endif
   std::vector<std::byte> owned_;
   std::span<const std::byte> bytes_;
+  std::string name_;
 };
 
-}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail
+}  // namespace detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -18,6 +18,7 @@
 
 #include <local_mha/core/types.hpp>
 #include <local_mha/io/dtype.hpp>
+#include <local_mha/io/file_kind.hpp>
 #include <local_mha/io/header_parser.hpp>
 #include <local_mha/io/safetensors_error.hpp>
 
@@ -26,17 +27,24 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 /// A tensor as it lies in the file.
 struct TensorEntry {
   Dtype dtype = Dtype::F32;
-  std::vector<Index> shape;          ///< empty for a single number
-  std::uint64_t offset = 0;          ///< of its first byte, in the file
-  std::span<const std::byte> bytes;  ///< row-major, little-endian, at any alignment
+  std::vector<Index> shape = {};          ///< empty for a single number
+  std::uint64_t offset = 0;               ///< of its first byte, in the file
+  std::span<const std::byte> bytes = {};  ///< row-major, little-endian, at any alignment
+  std::string_view file = {};             ///< name of the file that it lies in
+  std::string other_dtype = {};           ///< as the file says it, if dtype is Dtype::Other
 
   /// Number of elements.
-  Index size() const { return static_cast<Index>(bytes.size() / size_of(dtype)); }
+  Index size() const {
+    Index product = 1;
+    for (const Index extent : shape) product *= extent;
+    return product;
+  }
 };
 
 /// `F32 [2, 3]`
 inline std::string to_string(const TensorEntry& entry) {
-  std::string text(name_of(entry.dtype));
+  std::string text = entry.dtype == Dtype::Other ? "'" + printable(entry.other_dtype, 40) + "'"
+                                                 : std::string(name_of(entry.dtype));
   text += " [";
   for (std::size_t axis = 0; axis < entry.shape.size(); ++axis)
     text += (axis ? ", " : "") + std::to_string(entry.shape[axis]);
@@ -54,10 +62,11 @@ struct SafetensorsHeader {
 /// More bytes of header are an error, as in the format's own implementation.
 inline constexpr std::uint64_t max_header_size = 100'000'000;
 
-/// Bytes of a tensor; empty where the product overflows. A zero does not excuse other extents
-/// whose product does: strides are computed from them.
+/// Bytes of a tensor, of Dtype::Other its elements; empty where the product overflows, or the last
+/// byte would not be filled. A zero does not excuse other extents whose product overflows: strides
+/// are computed from them.
 inline std::optional<std::uint64_t> byte_size(Dtype dtype, std::span<const Index> shape) {
-  std::uint64_t product = size_of(dtype);
+  std::uint64_t product = std::max<std::uint64_t>(size_of(dtype), 1);
   bool empty = false;
   for (const Index extent : shape) {
     if (extent == 0) {
@@ -69,22 +78,38 @@ inline std::optional<std::uint64_t> byte_size(Dtype dtype, std::span<const Index
       return std::nullopt;
     product *= factor;
   }
-  return empty ? 0 : product;
+  if (empty) return 0;
+  const std::uint64_t bits = bits_of(dtype);
+  if (bits % 8 == 0) return product;
+  if (product % 8 * bits % 8 != 0) return std::nullopt;
+  return product / 8 * bits + product % 8 * bits / 8;
+}
+
+/// What byte_size() must be.
+inline std::string_view expected_size(Dtype dtype) {
+  return bits_of(dtype) % 8 == 0 ? "fewer than 2^63 bytes" : "whole bytes, fewer than 2^63";
 }
 
 /// Parses and checks the header: every tensor's bytes fit its dtype and shape, and together they
 /// cover what follows the header without overlap or gap.
-/// \param file its name in errors
+/// \param file its name, in errors and entries
 /// \param bytes the whole file
 /// \throws SafetensorsError
 inline SafetensorsHeader parse_header(std::string_view file, std::span<const std::byte> bytes) {
   const auto fail = [&](std::uint64_t offset, const std::string& problem) {
     throw SafetensorsError(file, "", offset, problem);
   };
-  if (bytes.size() < 8)
+  const auto fail_as_other_kind = [&] {
+    if (const std::string kind = seems_to_be(bytes); !kind.empty())
+      fail(0, "expected a safetensors file, got what seems to be " + kind);
+  };
+  if (bytes.size() < 8) {
+    fail_as_other_kind();
     fail(bytes.size(),
          "truncated: expected 8 bytes with the header's size, got " + std::to_string(bytes.size()));
+  }
   const auto header_size = load_element<std::uint64_t>(bytes.data());
+  if (bytes.size() == 8 || bytes[8] != std::byte{'{'}) fail_as_other_kind();
   if (header_size > max_header_size)
     fail(0, "header: expected at most " + std::to_string(max_header_size) + " bytes, got " +
                 std::to_string(header_size));
@@ -120,9 +145,13 @@ inline SafetensorsHeader parse_header(std::string_view file, std::span<const std
     TensorEntry tensor;
     tensor.dtype = *entry.dtype;
     tensor.shape = std::move(*entry.shape);
+    tensor.file = file;
+    tensor.other_dtype = std::move(entry.other_dtype);
     const std::optional<std::uint64_t> size = byte_size(tensor.dtype, tensor.shape);
-    if (!size) fail_entry("shape: expected fewer than 2^63 bytes, got " + to_string(tensor));
-    if (*size != end - begin)
+    if (!size)
+      fail_entry("shape: expected " + std::string(expected_size(tensor.dtype)) + ", got " +
+                 to_string(tensor));
+    if (tensor.dtype != Dtype::Other && *size != end - begin)
       fail_entry("data_offsets: expected " + std::to_string(*size) + " bytes for " +
                  to_string(tensor) + ", got " + std::to_string(end - begin));
     const auto inserted =

@@ -23,6 +23,7 @@
 #include <local_mha/io/file_bytes.hpp>
 #include <local_mha/io/safetensors_error.hpp>
 #include <local_mha/io/safetensors_header.hpp>
+#include <local_mha/io/safetensors_index.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
 
@@ -40,53 +41,65 @@ concept ReadableScalar = std::same_as<Scalar, double> || std::same_as<Scalar, fl
                          std::same_as<Scalar, std::int64_t> || std::same_as<Scalar, std::uint8_t> ||
                          std::same_as<Scalar, bool>;
 
-/// A safetensors file, open for reading.
+/// A safetensors file, open for reading; or several files, by their index.
 ///
-/// The file is mapped into memory (read where the system cannot map it); opening it touches the
-/// header alone, and each tensor is converted when it is read. Copies share the mapping. While it
-/// is open, the file must not be truncated by others; replacing it, as SafetensorsWriter does, is
-/// fine.
+/// Opening touches the header alone, and each tensor is converted when it is read. Copies share
+/// what is open. Replacing a file, as SafetensorsWriter does, is always fine; shortening one is not
+/// while it is mapped, see FileAccess.
 ///
 /// Everything is checked on opening: a malformed, overlapping, incomplete or truncated file throws,
-/// and never makes it allocate more than a small multiple of its own size.
+/// and never makes it allocate more than a small multiple of its own size. A tensor of a dtype that
+/// this library does not know is an error when it is read.
+///
+/// An index, `model.safetensors.index.json`, names the file of each tensor; it is opened as a file
+/// is, and what the files beside it hold is then read as if it stood in one. Of a text of
+/// `__metadata__` that several have, the first file's counts, in the order of their names.
 class SafetensorsFile {
  public:
+  /// \param path of a safetensors file, or of an index of several
   /// \throws SafetensorsError with the tensor's name and the byte offset
-  explicit SafetensorsFile(const std::filesystem::path& path)
-      : SafetensorsFile(detail::FileBytes::open(path), path.string()) {}
+  explicit SafetensorsFile(const std::filesystem::path& path, FileAccess access = FileAccess::map)
+      : SafetensorsFile(open(path, access)) {}
 
   /// A file that is in memory already.
   /// \param name stands for the path in errors
   /// \throws SafetensorsError with the tensor's name and the byte offset
   static SafetensorsFile from_bytes(std::vector<std::byte> bytes, std::string name = "bytes") {
-    return SafetensorsFile(std::make_shared<const detail::FileBytes>(std::move(bytes)),
-                           std::move(name));
+    return SafetensorsFile(
+        single(std::make_shared<const detail::FileBytes>(std::move(bytes), std::move(name))));
   }
 
-  /// The path, or the name given to from_bytes().
-  const std::string& file_name() const { return file_name_; }
+  // No moves: a file that was moved from would be none.
+  SafetensorsFile(const SafetensorsFile&) = default;
+  SafetensorsFile& operator=(const SafetensorsFile&) = default;
+  ~SafetensorsFile() = default;
+
+  /// The path, or the name given to from_bytes(). Entries say in which of several files they are.
+  const std::string& file_name() const { return content_->name; }
 
   /// The texts of `__metadata__`.
-  const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
+  const std::map<std::string, std::string>& metadata() const { return content_->header.metadata; }
 
   /// The tensors, by name. Their bytes stay valid as long as this file or a copy of it.
-  const std::map<std::string, TensorEntry, std::less<>>& entries() const { return header_.tensors; }
+  const std::map<std::string, TensorEntry, std::less<>>& entries() const {
+    return content_->header.tensors;
+  }
 
   /// Names of the tensors, sorted.
   std::vector<std::string> names() const {
     std::vector<std::string> names;
-    names.reserve(header_.tensors.size());
-    for (const auto& named : header_.tensors) names.push_back(named.first);
+    names.reserve(entries().size());
+    for (const auto& named : entries()) names.push_back(named.first);
     return names;
   }
 
-  bool contains(std::string_view name) const { return header_.tensors.contains(name); }
+  bool contains(std::string_view name) const { return entries().contains(name); }
 
   /// \throws SafetensorsError if there is no such tensor
   const TensorEntry& entry(std::string_view name) const {
-    const auto found = header_.tensors.find(name);
-    if (found == header_.tensors.end())
-      throw SafetensorsError(file_name_, std::string(name), "there is no such tensor");
+    const auto found = entries().find(name);
+    if (found == entries().end())
+      throw SafetensorsError(file_name(), std::string(name), "there is no such tensor");
     return found->second;
   }
 
@@ -122,7 +135,7 @@ class SafetensorsFile {
     if (stored.shape.size() != Rank)
       fail(name, stored,
            "expected " + std::to_string(Rank) + " dimensions, got " + to_string(stored));
-    std::array<Index, Rank> shape{};
+    std::array<Index, static_cast<std::size_t>(Rank)> shape{};
     for (std::size_t axis = 0; axis < Rank; ++axis) shape[axis] = stored.shape[axis];
     Tensor<Scalar, Rank> values(shape);
     convert(name, stored, values.data());
@@ -142,14 +155,24 @@ class SafetensorsFile {
   }
 
  private:
-  SafetensorsFile(std::shared_ptr<const detail::FileBytes> bytes, std::string file_name)
-      : bytes_(std::move(bytes)),
-        file_name_(std::move(file_name)),
-        header_(detail::parse_header(file_name_, bytes_->bytes())) {}
+  explicit SafetensorsFile(detail::SafetensorsContent content)
+      : content_(std::make_shared<const detail::SafetensorsContent>(std::move(content))) {}
+
+  static detail::SafetensorsContent single(std::shared_ptr<const detail::FileBytes> bytes) {
+    detail::SafetensorsHeader header = detail::parse_header(bytes->name(), bytes->bytes());
+    return {bytes->name(), {bytes}, std::move(header)};
+  }
+
+  static detail::SafetensorsContent open(const std::filesystem::path& path, FileAccess access) {
+    auto bytes = detail::FileBytes::open(path, access);
+    return detail::is_json_object(detail::as_text(bytes->bytes()))
+               ? detail::open_index(path, *bytes, access)
+               : single(std::move(bytes));
+  }
 
   [[noreturn]] void fail(std::string_view name, const TensorEntry& stored,
                          const std::string& problem) const {
-    throw SafetensorsError(file_name_, std::string(name), stored.offset, problem);
+    throw SafetensorsError(stored.file, std::string(name), stored.offset, problem);
   }
 
   template <typename Scalar>
@@ -158,7 +181,7 @@ class SafetensorsFile {
       if (!is_float(stored.dtype))
         fail(name, stored, "expected F64, F32, F16 or BF16, got " + to_string(stored));
     } else if constexpr (std::is_same_v<Scalar, std::int64_t>) {
-      if (is_float(stored.dtype))
+      if (!is_integer(stored.dtype) && stored.dtype != Dtype::Bool)
         fail(name, stored, "expected integers or BOOL, got " + to_string(stored));
     } else {
       if (stored.dtype != Dtype::U8 && stored.dtype != Dtype::Bool)
@@ -181,7 +204,7 @@ class SafetensorsFile {
     const auto cast = [](auto value, std::size_t) { return static_cast<Scalar>(value); };
     const auto small = [&](std::uint8_t value, std::size_t i) {
       if ((stored.dtype == Dtype::Bool || std::is_same_v<Scalar, bool>) && value > 1)
-        throw SafetensorsError(file_name_, std::string(name), stored.offset + i,
+        throw SafetensorsError(stored.file, std::string(name), stored.offset + i,
                                "expected 0 or 1, got " + std::to_string(value));
       return static_cast<Scalar>(value);
     };
@@ -214,7 +237,7 @@ class SafetensorsFile {
         case Dtype::U64:
           return convert_each<std::uint64_t>(stored, out, [&](std::uint64_t value, std::size_t i) {
             if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
-              throw SafetensorsError(file_name_, std::string(name), stored.offset + 8 * i,
+              throw SafetensorsError(stored.file, std::string(name), stored.offset + 8 * i,
                                      "expected at most 2^63 - 1, got " + std::to_string(value));
             return static_cast<std::int64_t>(value);
           });
@@ -230,9 +253,7 @@ class SafetensorsFile {
     }
   }
 
-  std::shared_ptr<const detail::FileBytes> bytes_;
-  std::string file_name_;
-  detail::SafetensorsHeader header_;
+  std::shared_ptr<const detail::SafetensorsContent> content_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -97,10 +97,12 @@ class SafetensorsWriter {
   }
 
   /// Adds a tensor of any dtype from its little-endian bytes.
-  /// \throws std::invalid_argument if the name was added before or is `__metadata__`, or the sizes
-  ///   differ
+  /// \throws std::invalid_argument if the name was added before or is `__metadata__`, the sizes
+  ///   differ or the dtype is Dtype::Other
   void add_bytes(std::string name, Dtype dtype, const std::vector<Index>& shape,
                  std::span<const std::byte> bytes) {
+    if (dtype == Dtype::Other)
+      reject("dtype", "one that this library knows", "another for '", printable(name), "'");
     TensorData tensor = prepare(name, dtype, shape, bytes.size());
     std::copy(bytes.begin(), bytes.end(), tensor.bytes.begin());
     tensors_.emplace(std::move(name), std::move(tensor));
@@ -120,7 +122,7 @@ class SafetensorsWriter {
   /// file and a failure leaves what was there.
   /// \throws SafetensorsError if the file cannot be written
   void write(const std::filesystem::path& path) const {
-    detail::AtomicFile file(path);
+    AtomicFile file(path);
     for_each_part([&](std::span<const std::byte> part) { file.write(part); });
     file.commit();
   }
@@ -157,8 +159,9 @@ class SafetensorsWriter {
     const std::optional<std::uint64_t> expected = detail::byte_size(dtype, shape);
     if (!expected || *expected != size)
       reject("values",
-             (expected ? std::to_string(*expected) : "fewer than 2^63") + " bytes for '" +
-                 printable(name) + "'",
+             (expected ? std::to_string(*expected) + " bytes"
+                       : std::string(detail::expected_size(dtype))) +
+                 " for '" + printable(name) + "'",
              size);
     tensor.bytes.resize(size);
     return tensor;
@@ -190,9 +193,9 @@ class SafetensorsWriter {
     order.reserve(tensors_.size());
     for (const Named& named : tensors_) order.push_back(&named);
     std::sort(order.begin(), order.end(), [](const Named* a, const Named* b) {
-      const auto size_of_a = size_of(a->second.dtype);
-      const auto size_of_b = size_of(b->second.dtype);
-      return size_of_a != size_of_b ? size_of_a > size_of_b : a->first < b->first;
+      const auto bits_of_a = bits_of(a->second.dtype);
+      const auto bits_of_b = bits_of(b->second.dtype);
+      return bits_of_a != bits_of_b ? bits_of_a > bits_of_b : a->first < b->first;
     });
 
     std::string text = "{";

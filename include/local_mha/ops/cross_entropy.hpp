@@ -8,8 +8,10 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -17,12 +19,13 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 /// The positions of `[B, N]` labels that count.
-/// \throws std::invalid_argument if the shapes differ or a label is no class
+/// \throws std::invalid_argument if there is no class, the shapes differ or a label is no class
 inline Index count_labels(const std::array<Index, 3>& logits,
                           const TensorView<const std::int64_t, 2>& labels,
                           std::int64_t ignore_index) {
-  require_shape("labels", labels.dimensions(), {logits[0], logits[1]});
   const Index classes = logits[2];
+  if (classes < 1) reject("logits", "at least 1 class", to_string(logits));
+  require_shape("labels", labels.dimensions(), {logits[0], logits[1]});
   Index counted = 0;
   for (Index i = 0; i < labels.size(); ++i) {
     const std::int64_t label = labels.data()[i];
@@ -35,6 +38,25 @@ inline Index count_labels(const std::array<Index, 3>& logits,
   return counted;
 }
 
+template <typename Scalar>
+struct SoftmaxWeights {
+  Scalar maximum;
+  LongSum<Scalar> sum;
+};
+
+/// `exp(logits_c − maximum)` of each class, and their sum.
+/// \param to `[classes]`
+template <typename Scalar>
+SoftmaxWeights<Scalar> softmax_weights(Index classes, const Scalar* logits, Scalar* to) {
+  using std::exp;
+  SoftmaxWeights<Scalar> of{*std::max_element(logits, logits + classes), LongSum<Scalar>(0)};
+  for (Index c = 0; c < classes; ++c) {
+    to[c] = exp(Scalar(logits[c] - of.maximum));
+    of.sum += LongSum<Scalar>(to[c]);
+  }
+  return of;
+}
+
 }  // namespace detail
 
 /// Mean of `log Σ_c exp(logits_c) − logits_label` over the positions whose label counts.
@@ -42,54 +64,49 @@ inline Index count_labels(const std::array<Index, 3>& logits,
 /// \param labels `[B, N]`, classes or ignore_index
 /// \param ignore_index positions with this label do not count
 /// \return NaN if no label counts, as in PyTorch
-/// \throws std::invalid_argument if the shapes differ or a label is no class
+/// \throws std::invalid_argument if there is no class, the shapes differ or a label is no class
 template <typename Scalar>
 Scalar cross_entropy(TensorView<const Scalar, 3> logits, TensorView<const std::int64_t, 2> labels,
                      std::int64_t ignore_index = -1) {
-  using std::exp;
   using std::log;
   const Index counted = detail::count_labels(logits.dimensions(), labels, ignore_index);
   const Index classes = logits.dimension(2);
-  Scalar total(0);
+  LongSum<Scalar> total(0);
+  std::vector<Scalar> weights(static_cast<std::size_t>(classes));
   for (Index i = 0; i < labels.size(); ++i) {
     if (labels.data()[i] == ignore_index) continue;
     const Scalar* row = logits.data() + i * classes;
-    Scalar maximum = row[0];
-    for (Index c = 1; c < classes; ++c)
-      if (maximum < row[c]) maximum = row[c];
-    Scalar sum(0);
-    for (Index c = 0; c < classes; ++c) sum += exp(Scalar(row[c] - maximum));
-    total += log(sum) + maximum - row[labels.data()[i]];
+    const auto [maximum, sum] = detail::softmax_weights(classes, row, weights.data());
+    // A difference of logits first, which may be large.
+    total += LongSum<Scalar>(log(sum)) + LongSum<Scalar>(maximum - row[labels.data()[i]]);
   }
-  return Scalar(total / Scalar(static_cast<double>(counted)));
+  return Scalar(total / LongSum<Scalar>(static_cast<double>(counted)));
 }
 
 /// The gradient of cross_entropy() for the logits: `(softmax(logits) − one_hot(label)) / counted`,
 /// and 0 where a label does not count.
 /// \return `[B, N, classes]`
-/// \throws std::invalid_argument if the shapes differ or a label is no class
+/// \throws std::invalid_argument if there is no class, the shapes differ or a label is no class
 template <typename Scalar>
 Tensor<Scalar, 3> cross_entropy_gradient(TensorView<const Scalar, 3> logits,
                                          TensorView<const std::int64_t, 2> labels,
                                          std::int64_t ignore_index = -1) {
-  using std::exp;
   const Index counted = detail::count_labels(logits.dimensions(), labels, ignore_index);
   const Index classes = logits.dimension(2);
   Tensor<Scalar, 3> gradient(logits.dimension(0), logits.dimension(1), classes);
   gradient.setZero();
   for (Index i = 0; i < labels.size(); ++i) {
     if (labels.data()[i] == ignore_index) continue;
-    const Scalar* row = logits.data() + i * classes;
     Scalar* to = gradient.data() + i * classes;
-    const Scalar maximum = *std::max_element(row, row + classes);
-    Scalar sum(0);
-    for (Index c = 0; c < classes; ++c) {
-      to[c] = exp(Scalar(row[c] - maximum));
-      sum += to[c];
-    }
-    const Scalar factor = Scalar(Scalar(1 / static_cast<double>(counted)) / sum);
-    for (Index c = 0; c < classes; ++c) to[c] *= factor;
-    to[labels.data()[i]] -= Scalar(1 / static_cast<double>(counted));
+    const LongSum<Scalar> sum =
+        detail::softmax_weights(classes, logits.data() + i * classes, to).sum;
+    const LongSum<Scalar> factor =
+        LongSum<Scalar>(LongSum<Scalar>(1 / static_cast<double>(counted)) / sum);
+    Scalar& of_label = to[labels.data()[i]];
+    // Less the sum while both have all their digits: a probability may be next to 1.
+    const Scalar grad_label = Scalar((LongSum<Scalar>(of_label) - sum) * factor);
+    for (Index c = 0; c < classes; ++c) to[c] = Scalar(LongSum<Scalar>(to[c]) * factor);
+    of_label = grad_label;
   }
   return gradient;
 }

@@ -9,15 +9,29 @@
 #include <cmath>
 #include <cstdint>
 
+#include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// Training mode: dropout acts, and this is its seed.
+/// Training mode: dropout acts, and this is its seed. Layers that are given the same one drop the
+/// same places.
 struct Training {
   std::uint64_t seed = 0;
+
+  friend bool operator==(const Training&, const Training&) = default;
+
+  /// That of a part of a model, such as a layer, which drops something else than all other parts:
+  ///
+  ///     for (std::size_t i = 0; i < layers.size(); ++i)
+  ///       x = layers[i].forward(x, mask, {}, training.of_part(i));
+  Training of_part(std::uint64_t part) const {
+    const auto words = Philox(seed)(
+        {static_cast<std::uint32_t>(part), static_cast<std::uint32_t>(part >> 32), 0, 1});
+    return {std::uint64_t{words[1]} << 32 | words[0]};
+  }
 };
 
 /// Keeps a value with probability `keep`, the positive multiple of 2^-16 next to `1 − dropout`, and
@@ -36,11 +50,12 @@ class Dropout {
   static constexpr Index together = 8;
 
   /// \param dropout probability in `[0, 1)`
-  /// \param stream tells apart what shares a seed: the head of a batch item, the layer
+  /// \param stream tells apart what shares a seed, such as the head of a batch item
+  /// \throws std::invalid_argument if dropout is no such probability
   Dropout(double dropout, std::uint64_t seed, std::uint32_t stream)
       : philox_(seed),
         stream_(stream),
-        threshold_(static_cast<std::uint32_t>(std::max(1L, std::lround((1 - dropout) * 65536)))),
+        threshold_(kept_of_65536(dropout)),
         scale_(Scalar(65536.0 / threshold_)) {}
 
   /// Factors, 0 or `1 / keep`, of values `[8·octet, 8·octet + 8)` of `block_rows` positions.
@@ -66,6 +81,11 @@ class Dropout {
   }
 
  private:
+  static std::uint32_t kept_of_65536(double dropout) {
+    detail::require_probability("dropout", dropout);
+    return static_cast<std::uint32_t>(std::max(1L, std::lround((1 - dropout) * 65536)));
+  }
+
   Philox philox_;
   std::uint32_t stream_;
   std::uint32_t threshold_;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -62,12 +63,16 @@ class DynamicPositionBias {
     const Index columns = (1 + look_backward + look_forward) * window_size;
     require_shape("grad_bias", grad_bias.dimensions(), {heads_, window_size, columns});
     const Activations at = activations(columns);
-    RowMatrix<Scalar> grad = RowMatrix<Scalar>::Zero(columns, heads_);
+    // A distance is that of up to two pairs of every query.
+    RowMatrix<LongSum<Scalar>> of_distance =
+        RowMatrix<LongSum<Scalar>>::Constant(columns, heads_, LongSum<Scalar>(0));
     const Scalar* of_pair = grad_bias.data();
     for (Index h = 0; h < heads_; ++h)
       for (Index i = 0; i < window_size; ++i)
         for (Index j = 0; j < columns; ++j)
-          grad(std::abs(look_backward * window_size + i - j), h) += *of_pair++;
+          of_distance(std::abs(look_backward * window_size + i - j), h) +=
+              LongSum<Scalar>(*of_pair++);
+    RowMatrix<Scalar> grad = of_distance.template cast<Scalar>();
 
     const auto through = [](const RowMatrix<Scalar>& weight, const RowMatrix<Scalar>& x,
                             const RowMatrix<Scalar>& grad_y, RowMatrix<Scalar>& grad_weight,

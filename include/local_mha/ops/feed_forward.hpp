@@ -6,9 +6,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <optional>
+#include <span>
 #include <utility>
 
+#include <local_mha/attention/call.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
@@ -42,6 +46,13 @@ class FeedForward {
     proj_out_ = PackedWeight<Scalar>(parameters.proj_out);
     parameters_ = std::move(parameters);
   }
+
+  FeedForward(const FeedForward&) = default;
+  FeedForward(FeedForward&&) = default;
+  /// If it throws, this is as it was.
+  FeedForward& operator=(const FeedForward& other) { return *this = FeedForward(other); }
+  FeedForward& operator=(FeedForward&&) = default;
+  ~FeedForward() = default;
 
   /// \param x `[rows, dim]`
   /// \param training dropout acts, with this seed; empty: evaluation
@@ -91,12 +102,18 @@ class FeedForward {
     run({0, rows}, x, x_stride, y, workspace, dropout_of(training), rows == 1, nullptr);
   }
 
-  /// What forward_saving() keeps for backward(): the result of the first projection.
+  /// What forward_saving() keeps for backward(): the result of the first projection. It knows its
+  /// layer and its call again.
   struct Saved {
     Index rows = 0;
     Index inner = 0;
     BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
     BlockArray<Scalar> gates;   ///< the same, before gelu
+    double dropout = 0;
+    std::optional<Training> training = {};
+    /// Samples by which x and the weights are known again.
+    detail::Sample<Scalar> input = {};
+    detail::Sample<Scalar> weights = {};
   };
 
   /// forward() that keeps what backward() needs.
@@ -105,75 +122,51 @@ class FeedForward {
   RowMatrix<Scalar> forward_saving(const Device& device, Saved& saved,
                                    const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                    std::optional<Training> training = {}) const {
-    return flow(device, x, training, &saved);
+    saved.rows = saved.inner = 0;
+    RowMatrix<Scalar> y = flow(device, x, training, &saved);
+    saved.dropout = dropout_;
+    saved.training = training;
+    saved.input.take(std::array{Numbers{x}});
+    saved.weights.take(numbers());
+    saved.rows = x.rows();
+    saved.inner = inner_;
+    return y;
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param gradients those of the weights are added here
-  /// \param saved what forward_saving() kept for the same arguments
+  /// \param saved what forward_saving() kept. It holds the training: here, it may be left out
   /// \param grad_y `[rows, dim]`
+  /// \param x what forward_saving() was given
   /// \return that of x, `[rows, dim]`
-  /// \throws std::invalid_argument naming the argument that does not fit
+  /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
+  ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
+  ///         out, the gradients are as they were
   template <ThreadDevice Device>
   RowMatrix<Scalar> backward(const Device& device, FeedForwardParameters<Scalar>& gradients,
                              const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
                              const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                             std::optional<Training> training = {}) const {
-    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-    require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
-    require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
-    detail::require_same_shapes(gradients, parameters_);
-    const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
-    const BatchBlocks rows{1, x.rows(), count};
-    RowMatrix<Scalar> grad_x(x.rows(), dim_);
-    if (x.rows() == 0) return grad_x;
-    // Transposed: from gradients of results to those of inputs.
-    const PackedWeight<Scalar> proj_out(parameters_.proj_out.transpose());
-    const PackedWeight<Scalar> proj_in(parameters_.proj_in.transpose());
-    PanelArray<Scalar> normed_panels(rows.count(), panel_channels<Scalar>(dim_));
-    PanelArray<Scalar> hidden_panels(rows.count(), panel_channels<Scalar>(inner_));
-    BlockArray<Scalar> grad_out(rows.count(), dim_);
-    BlockArray<Scalar> grad_in(rows.count(), 2 * inner_);  // of values, then of gates
-    StretchSums<Scalar> norm_sums(ceil_div(rows.count(), stretch_blocks), 2 * dim_);
-    for_each_stretch(device, rows.count(), [&](Index part, const Range& blocks) {
-      const Index size = blocks.end - blocks.begin;
-      BlockArray<Scalar> narrow(size, dim_);
-      auto hidden = make_block_buffer<Scalar>(std::max(inner_, dim_) * count);
-      for (Index block = blocks.begin; block < blocks.end; ++block) {
-        load_rows(x, rows, block, hidden.data());
-        norm_.apply(hidden.data());
-        clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden.data());
-        normed_panels.put(block, 0, dim_, hidden.data());
-        load_rows(grad_y, rows, block, grad_out[block]);
-      }
-      project(proj_out, 0, grad_out[blocks.begin], size,
-              [&](Index b) { return grad_in[blocks.begin + b]; });
-      for (Index block = blocks.begin; block < blocks.end; ++block) {
-        const Scalar* gates = saved.gates[block];
-        std::copy_n(saved.values[block], inner_ * count, hidden.data());
-        hide(dropout, rows.row(block), hidden.data(), gates);
-        hidden_panels.put(block, 0, inner_, hidden.data());
-        Scalar* grad_values = grad_in[block];
-        if (dropout) drop(*dropout, rows.row(block), grad_values);
-        differentiate_geglu(saved.values[block], gates, grad_values, grad_values + inner_ * count);
-      }
-      project(proj_in, 0, grad_in[blocks.begin], size, [&](Index b) { return narrow[b]; });
-      for (Index b = 0; b < size; ++b) {
-        load_rows(x, rows, blocks.begin + b, hidden.data());
-        norm_.apply_backward(hidden.data(), narrow[b], norm_sums[part]);
-        store_rows(narrow[b], rows, blocks.begin + b, grad_x);
-      }
-    });
-    norm_sums.add_to(gradients.norm_weight);
-    norm_sums.add_to(gradients.norm_bias, dim_);
-    add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), Groups::of(dim_),
-                        hidden_panels, Groups::of(inner_), gradients.proj_out.data());
-    add_weight_gradient(device, rows.count(), grad_in[0], grad_in.stride(), Groups::of(2 * inner_),
-                        normed_panels, Groups::of(dim_), gradients.proj_in.data());
-    return grad_x;
-  }
+                             std::optional<Training> training = {}) const;
 
  private:
+  // Those of a matrix whose rows may be apart.
+  struct Numbers {
+    const Eigen::Ref<const RowMatrix<Scalar>>& of;
+    std::size_t size() const { return static_cast<std::size_t>(of.size()); }
+    const Scalar& operator[](std::size_t i) const {
+      const auto place = static_cast<Index>(i);
+      return of.coeffRef(place / of.cols(), place % of.cols());
+    }
+  };
+  // Those of the weights.
+  std::array<std::span<const Scalar>, 4> numbers() const {
+    const auto of = [](const auto& tensor) {
+      return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
+    };
+    const auto& p = parameters_;
+    return {of(p.norm_weight), of(p.norm_bias), of(p.proj_in), of(p.proj_out)};
+  }
+
   using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
   // Blocks that pass the weights together.
@@ -198,55 +191,12 @@ class FeedForward {
 
   template <ThreadDevice Device>
   RowMatrix<Scalar> flow(const Device& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                         const std::optional<Training>& training, Saved* saved) const {
-    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-    const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
-    const Index blocks = ceil_div(x.rows(), count);
-    if (saved != nullptr)
-      *saved = {x.rows(), inner_, BlockArray<Scalar>(blocks, inner_),
-                BlockArray<Scalar>(blocks, inner_)};
-    RowMatrix<Scalar> y(x.rows(), dim_);
-    for_each_stretch(
-        device, blocks,
-        [&](Index, const Range& some) {
-          Workspace workspace(*this);
-          run({some.begin * count, std::min(some.end * count, x.rows())}, x.data(), x.outerStride(),
-              y.data(), workspace, dropout, false, saved);
-        },
-        forward_stretch_blocks);
-    return y;
-  }
+                         const std::optional<Training>& training, Saved* saved) const;
 
   // The forward pass of some rows, of which the first starts a block. A single row as such sums in
   // another order.
   void run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
-           const std::optional<Dropout<Scalar>>& dropout, bool single, Saved* saved) const {
-    const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
-    const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
-    const auto multiply = [&](const PackedWeight<Scalar>& weight, Index group, const Scalar* in,
-                              Index blocks, auto&& to) {
-      project_rows(weight, group, in, blocks, single, workspace.spread_.data(), to);
-    };
-    Index first = rows.begin;
-    const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
-      for (Index b = 0; b < blocks; ++b) {
-        const Index rows_of_block = std::min(count, rows.end - first - b * count);
-        norm_.apply(in + b * dim_ * count);
-        clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
-      }
-      multiply(proj_in_, 0, in, blocks, value);
-      multiply(proj_in_, 1, in, blocks, gate);
-      if (saved != nullptr) {
-        std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
-        std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
-      }
-      for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
-      multiply(proj_out_, 0, value(0), blocks, [&](Index b) { return out + b * dim_ * count; });
-      first += blocks * count;
-    };
-    map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
-             y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(), apply);
-  }
+           const std::optional<Dropout<Scalar>>& dropout, bool single, Saved* saved) const;
 
   // The hidden activations of a block, in place of its values.
   void hide(const std::optional<Dropout<Scalar>>& dropout, Index first, Scalar* values,
@@ -288,5 +238,128 @@ class FeedForward {
   PackedWeight<Scalar> proj_in_;
   PackedWeight<Scalar> proj_out_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+RowMatrix<Scalar> FeedForward<Scalar>::backward(const Device& device,
+                                                FeedForwardParameters<Scalar>& gradients,
+                                                const Saved& saved,
+                                                const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                                                const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                                std::optional<Training> training) const {
+  if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
+  require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
+  require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
+  if (saved.dropout != dropout_ || !saved.weights.is_of(numbers()))
+    reject("saved", "that of a feed-forward of these weights and this dropout", "another");
+  detail::require_same("training", training.has_value(), training, saved.training);
+  if (!saved.input.is_of(std::array{Numbers{x}}))
+    reject("x", "what forward_saving() was given", "other numbers");
+  detail::require_same_shapes(gradients, parameters_);
+  const std::optional<Dropout<Scalar>> dropout = dropout_of(saved.training);
+  const BatchBlocks rows{1, x.rows(), count};
+  RowMatrix<Scalar> grad_x(x.rows(), dim_);
+  if (x.rows() == 0) return grad_x;
+  // Transposed: from gradients of results to those of inputs.
+  const PackedWeight<Scalar> proj_out(parameters_.proj_out.transpose());
+  const PackedWeight<Scalar> proj_in(parameters_.proj_in.transpose());
+  PanelArray<Scalar> normed_panels(rows.count(), panel_channels<Scalar>(dim_));
+  PanelArray<Scalar> hidden_panels(rows.count(), panel_channels<Scalar>(inner_));
+  BlockArray<Scalar> grad_out(rows.count(), dim_);
+  BlockArray<Scalar> grad_in(rows.count(), 2 * inner_);  // of values, then of gates
+  StretchSums<Scalar> norm_sums(ceil_div(rows.count(), stretch_blocks), 2 * dim_);
+  for_each_stretch(device, rows.count(), [&](Index part, const Range& blocks) {
+    const Index size = blocks.end - blocks.begin;
+    BlockArray<Scalar> narrow(size, dim_);
+    auto hidden = make_block_buffer<Scalar>(std::max(inner_, dim_) * count);
+    for (Index block = blocks.begin; block < blocks.end; ++block) {
+      load_rows(x, rows, block, hidden.data());
+      norm_.apply(hidden.data());
+      clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden.data());
+      normed_panels.put(block, 0, dim_, hidden.data());
+      load_rows(grad_y, rows, block, grad_out[block]);
+    }
+    project(proj_out, 0, grad_out[blocks.begin], size,
+            [&](Index b) { return grad_in[blocks.begin + b]; });
+    for (Index block = blocks.begin; block < blocks.end; ++block) {
+      const Scalar* gates = saved.gates[block];
+      std::copy_n(saved.values[block], inner_ * count, hidden.data());
+      hide(dropout, rows.row(block), hidden.data(), gates);
+      hidden_panels.put(block, 0, inner_, hidden.data());
+      Scalar* grad_values = grad_in[block];
+      if (dropout) drop(*dropout, rows.row(block), grad_values);
+      differentiate_geglu(saved.values[block], gates, grad_values, grad_values + inner_ * count);
+    }
+    project(proj_in, 0, grad_in[blocks.begin], size, [&](Index b) { return narrow[b]; });
+    for (Index b = 0; b < size; ++b) {
+      load_rows(x, rows, blocks.begin + b, hidden.data());
+      norm_.apply_backward(hidden.data(), narrow[b], norm_sums[part]);
+      store_rows(narrow[b], rows, blocks.begin + b, grad_x);
+    }
+  });
+  norm_sums.add_to(gradients.norm_weight);
+  norm_sums.add_to(gradients.norm_bias, dim_);
+  add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), Groups::of(dim_),
+                      hidden_panels, Groups::of(inner_), gradients.proj_out.data());
+  add_weight_gradient(device, rows.count(), grad_in[0], grad_in.stride(), Groups::of(2 * inner_),
+                      normed_panels, Groups::of(dim_), gradients.proj_in.data());
+  return grad_x;
+}
+
+template <typename Scalar>
+template <ThreadDevice Device>
+RowMatrix<Scalar> FeedForward<Scalar>::flow(const Device& device,
+                                            const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                            const std::optional<Training>& training,
+                                            Saved* saved) const {
+  if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
+  const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
+  const Index blocks = ceil_div(x.rows(), count);
+  if (saved != nullptr) {
+    saved->values.prepare(blocks, inner_);
+    saved->gates.prepare(blocks, inner_);
+  }
+  RowMatrix<Scalar> y(x.rows(), dim_);
+  for_each_stretch(
+      device, blocks,
+      [&](Index, const Range& some) {
+        Workspace workspace(*this);
+        run({some.begin * count, std::min(some.end * count, x.rows())}, x.data(), x.outerStride(),
+            y.data(), workspace, dropout, false, saved);
+      },
+      forward_stretch_blocks);
+  return y;
+}
+
+template <typename Scalar>
+void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y,
+                              Workspace& workspace, const std::optional<Dropout<Scalar>>& dropout,
+                              bool single, Saved* saved) const {
+  const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
+  const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
+  const auto multiply = [&](const PackedWeight<Scalar>& weight, Index group, const Scalar* in,
+                            Index blocks, auto&& to) {
+    project_rows(weight, group, in, blocks, single, workspace.spread_.data(), to);
+  };
+  Index first = rows.begin;
+  const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
+    for (Index b = 0; b < blocks; ++b) {
+      const Index rows_of_block = std::min(count, rows.end - first - b * count);
+      norm_.apply(in + b * dim_ * count);
+      clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
+    }
+    multiply(proj_in_, 0, in, blocks, value);
+    multiply(proj_in_, 1, in, blocks, gate);
+    if (saved != nullptr) {
+      std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
+      std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
+    }
+    for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
+    multiply(proj_out_, 0, value(0), blocks, [&](Index b) { return out + b * dim_ * count; });
+    first += blocks * count;
+  };
+  map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
+           y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(), apply);
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -21,6 +23,7 @@ class LayerNorm {
 
   LayerNorm() = default;
   /// \param weight, bias `[dim]`
+  /// \throws std::invalid_argument if their sizes differ
   LayerNorm(Vector<Scalar> weight, Vector<Scalar> bias)
       : weight_(std::move(weight)), bias_(std::move(bias)) {
     if (bias_.size() != weight_.size())
@@ -33,16 +36,10 @@ class LayerNorm {
   /// \param block `[dim][block_rows]`
   void apply(Scalar* block) const {
     using L = Lanes<Scalar>;
-    const Scalar mean_factor = Scalar(1.0 / static_cast<double>(dim()));
-    const L mean = mean_factor * sum(block, [](const L& x) { return x; });
-    const L variance = mean_factor * sum(block, [&](const L& x) {
-                         const L centred = x - mean;
-                         return centred * centred;
-                       });
-    const L scale = L::broadcast(Scalar(1)) / sqrt(variance + L::broadcast(Scalar(eps)));
+    const Moments of = moments(block);
     for (Index c = 0; c < dim(); ++c) {
       Scalar* x = block + c * L::count;
-      fma(weight_[c], (L::load(x) - mean) * scale, L::broadcast(bias_[c])).store(x);
+      fma(weight_[c], of.normalized(L::load(x)), L::broadcast(bias_[c])).store(x);
     }
   }
 
@@ -51,21 +48,14 @@ class LayerNorm {
   /// \param x `[dim][block_rows]`, what apply() was given
   /// \param grad the same shape
   /// \param sums `[2·dim][block_rows]`: the gradients of weight and bias are added here, a value
-  /// for
-  ///        each lane
+  ///        for each lane
   void apply_backward(const Scalar* x, Scalar* grad, Scalar* sums) const {
     using L = Lanes<Scalar>;
-    const Scalar mean_factor = Scalar(1.0 / static_cast<double>(dim()));
-    const L mean = mean_factor * sum(x, [](const L& value) { return value; });
-    const L variance = mean_factor * sum(x, [&](const L& value) {
-                         const L centred = value - mean;
-                         return centred * centred;
-                       });
-    const L scale = L::broadcast(Scalar(1)) / sqrt(variance + L::broadcast(Scalar(eps)));
+    const Moments of = moments(x);
     L total = L::zero();
     L along = L::zero();
     for (Index c = 0; c < dim(); ++c) {
-      const L normed = (L::load(x + c * L::count) - mean) * scale;
+      const L normed = of.normalized(L::load(x + c * L::count));
       const L g = L::load(grad + c * L::count);
       Scalar* weight_sum = sums + c * L::count;
       Scalar* bias_sum = sums + (dim() + c) * L::count;
@@ -76,16 +66,17 @@ class LayerNorm {
       along = fma(weighted, normed, along);
       weighted.store(grad + c * L::count);
     }
-    total = mean_factor * total;
-    along = mean_factor * along;
+    total = mean_factor() * total;
+    along = mean_factor() * along;
     for (Index c = 0; c < dim(); ++c) {
-      const L normed = (L::load(x + c * L::count) - mean) * scale;
+      const L normed = of.normalized(L::load(x + c * L::count));
       Scalar* g = grad + c * L::count;
-      ((L::load(g) - total - normed * along) * scale).store(g);
+      ((L::load(g) - total - normed * along) * of.scale).store(g);
     }
   }
 
   /// \param x `[rows, dim]`
+  /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
     if (x.cols() != dim()) reject("x", std::to_string(dim()) + " columns", x.cols());
     return map_blocks<Scalar>(x, dim(), 1, [&](Index, const Scalar* in, Scalar* out) {
@@ -98,14 +89,25 @@ class LayerNorm {
   /// \param x what forward() was given
   /// \param grad_weight, grad_bias `[dim]`, to be added to
   /// \return the gradient of x
+  /// \throws std::invalid_argument naming the argument that does not fit
   RowMatrix<Scalar> backward(const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
                              const Eigen::Ref<const RowMatrix<Scalar>>& x,
                              Vector<Scalar>& grad_weight, Vector<Scalar>& grad_bias) const {
     if (x.cols() != dim()) reject("x", std::to_string(dim()) + " columns", x.cols());
     require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
+    require_shape<1>("grad_weight", {grad_weight.size()}, {dim()});
+    require_shape<1>("grad_bias", {grad_bias.size()}, {dim()});
     constexpr Index count = block_rows<Scalar>;
     auto sums = make_block_buffer<Scalar>(2 * dim() * count);
     auto at = make_block_buffer<Scalar>(dim() * count);
+    // Lanes add up some blocks in the scalar, and those are a long sum.
+    constexpr Index together = 16;
+    std::vector<LongSum<Scalar>> totals(static_cast<std::size_t>(2 * dim()), LongSum<Scalar>(0));
+    const auto take_sums = [&] {
+      for (std::size_t i = 0; i < sums.size(); ++i)
+        totals[i / static_cast<std::size_t>(count)] += LongSum<Scalar>(sums[i]);
+      std::fill(sums.begin(), sums.end(), Scalar(0));
+    };
     Index first = 0;
     auto grad_x = map_blocks<Scalar>(grad_y, dim(), 1, [&](Index, const Scalar* in, Scalar* out) {
       load_block(
@@ -114,28 +116,48 @@ class LayerNorm {
       std::copy(in, in + dim() * count, out);
       apply_backward(at.data(), out, sums.data());
       first += count;
+      if (first % (together * count) == 0) take_sums();
     });
-    for (Index c = 0; c < dim(); ++c)
-      for (Index i = 0; i < count; ++i) {
-        grad_weight[c] += sums[static_cast<std::size_t>(c * count + i)];
-        grad_bias[c] += sums[static_cast<std::size_t>((dim() + c) * count + i)];
-      }
+    take_sums();
+    for (Index c = 0; c < dim(); ++c) {
+      grad_weight[c] += Scalar(totals[static_cast<std::size_t>(c)]);
+      grad_bias[c] += Scalar(totals[static_cast<std::size_t>(dim() + c)]);
+    }
     return grad_x;
   }
 
  private:
-  // Four sums, because one would wait for its own additions.
-  template <typename Term>
-  Lanes<Scalar> sum(const Scalar* block, Term&& term) const {
-    using L = Lanes<Scalar>;
-    L partial[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
-    Index c = 0;
-    for (; c + 4 <= dim(); c += 4) {
-      LOCAL_MHA_UNROLL for (int i = 0; i < 4; ++i) partial[i] =
-          partial[i] + term(L::load(block + (c + i) * L::count));
+  // Of each position. `mean` alone rounds at the size of the inputs, which may lie far from 0 and
+  // close together: what is left of them has the mean `rest`.
+  struct Moments {
+    Lanes<Scalar> mean;
+    Lanes<Scalar> rest;
+    Lanes<Scalar> scale;  // 1 / √(var + eps)
+
+    LOCAL_MHA_INLINE Lanes<Scalar> centred(const Lanes<Scalar>& x) const {
+      return (x - mean) - rest;
     }
-    for (; c < dim(); ++c) partial[0] = partial[0] + term(L::load(block + c * L::count));
-    return (partial[0] + partial[1]) + (partial[2] + partial[3]);
+    LOCAL_MHA_INLINE Lanes<Scalar> normalized(const Lanes<Scalar>& x) const {
+      return centred(x) * scale;
+    }
+  };
+
+  Scalar mean_factor() const { return Scalar(1.0 / static_cast<double>(dim())); }
+
+  LOCAL_MHA_INLINE Moments moments(const Scalar* block) const {
+    using L = Lanes<Scalar>;
+    const Scalar factor = mean_factor();
+    Moments of{L::zero(), L::zero(), L::zero()};
+    of.mean = detail::sum_channels(dim(), block,
+                                   [&](const L& x, const L& sum) { return fma(factor, x, sum); });
+    of.rest = detail::sum_channels(
+        dim(), block, [&](const L& x, const L& sum) { return fma(factor, x - of.mean, sum); });
+    const L deviation = detail::root_of_squares(
+        dim(), block, factor,
+        [](const L& variance) { return variance + L::broadcast(Scalar(eps)); },
+        [&](const L& x) { return of.centred(x); });
+    of.scale = L::broadcast(Scalar(1)) / deviation;
+    return of;
   }
 
   Vector<Scalar> weight_;

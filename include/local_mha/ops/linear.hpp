@@ -105,13 +105,21 @@ class PackedWeight {
   template <typename Matrix>
     requires std::same_as<typename Matrix::Scalar, Scalar>
   explicit PackedWeight(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0,
-                        Index column_group = 0, Index padded_group = 0)
-      : group_rows_(group_rows > 0 ? group_rows : weight.rows()),
-        group_panels_(ceil_div(group_rows_, panel_rows)),
-        depth_(column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols()),
-        panel_size_(ceil_div(depth_ * panel_rows, block_rows<Scalar>) * block_rows<Scalar>) {
+                        Index column_group = 0, Index padded_group = 0) {
+    pack(weight, group_rows, column_group, padded_group);
+  }
+
+  /// Becomes what the constructor makes of the same arguments. Memory is used again.
+  template <typename Matrix>
+    requires std::same_as<typename Matrix::Scalar, Scalar>
+  void pack(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0, Index column_group = 0,
+            Index padded_group = 0) {
+    group_rows_ = group_rows > 0 ? group_rows : weight.rows();
+    group_panels_ = ceil_div(group_rows_, panel_rows);
+    depth_ = column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols();
+    panel_size_ = ceil_div(depth_ * panel_rows, block_rows<Scalar>) * block_rows<Scalar>;
     const Index groups = group_rows_ > 0 ? weight.rows() / group_rows_ : 0;
-    packed_ = make_block_buffer<Scalar>(groups * group_panels_ * panel_size_);
+    packed_.assign(static_cast<std::size_t>(groups * group_panels_ * panel_size_), Scalar(0));
     for (Index i = 0; i < groups * group_panels_; ++i) {
       const Index in_group = i % group_panels_ * panel_rows;
       const Index first = i / group_panels_ * group_rows_ + in_group;

@@ -11,6 +11,7 @@
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -29,21 +30,11 @@ void scale_block(Index channels, const Scalar& factor, Scalar* block) {
 template <typename Scalar>
 LOCAL_MHA_INLINE Lanes<Scalar> l2_norm(Index channels, const Scalar* block) {
   using L = Lanes<Scalar>;
-  L partial[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
-  Index c = 0;
-  for (; c + 4 <= channels; c += 4) {
-    LOCAL_MHA_UNROLL for (int i = 0; i < 4; ++i) {
-      const L x = L::load(block + (c + i) * L::count);
-      partial[i] = fma(x, x, partial[i]);
-    }
-  }
-  for (; c < channels; ++c) {
-    const L x = L::load(block + c * L::count);
-    partial[0] = fma(x, x, partial[0]);
-  }
-  const L squares = (partial[0] + partial[1]) + (partial[2] + partial[3]);
-  // √ has no derivative at 0: the larger of the squares, not of the roots.
-  return sqrt(max(squares, L::broadcast(Scalar(1e-24))));
+  return detail::root_of_squares(
+      channels, block, Scalar(1),
+      // √ has no derivative at 0: the larger of the squares, not of the roots.
+      [](const L& squares) { return max(squares, L::broadcast(Scalar(1e-24))); },
+      [](const L& x) { return x; });
 }
 
 /// Normalizes each position of a block in place, without a scale: `x / max(‖x‖₂, 1e-12)`.

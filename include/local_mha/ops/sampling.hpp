@@ -43,9 +43,11 @@ class Sampler {
   explicit Sampler(const SamplingConfig& config) : config_(config) { validate(config); }
 
   /// \param logits of `num_tokens >= 1` tokens
-  /// \throws std::runtime_error if they are not finite
+  /// \throws std::invalid_argument if there are none; std::runtime_error if they are not finite
   template <typename Scalar>
   Index operator()(const Scalar* logits, Index num_tokens, RandomSequence& random) {
+    if (num_tokens < 1) reject("num_tokens", "at least 1", num_tokens);
+    if (logits == nullptr) reject("logits", "those of the tokens", "null");
     logits_.resize(static_cast<std::size_t>(num_tokens));
     for (std::size_t i = 0; i < logits_.size(); ++i) {
       logits_[i] = static_cast<double>(logits[i]);
@@ -63,7 +65,7 @@ class Sampler {
                       });
     if (kept == 1) return static_cast<Index>(order_[0]);
     cumulative_.clear();
-    double sum = 0;
+    double sum = 0;  // also of logits in float: a vocabulary is long
     for (std::size_t i = 0; i < kept; ++i) {
       sum += std::exp((logits_[order_[i]] - logits_[order_[0]]) / config_.temperature);
       cumulative_.push_back(sum);

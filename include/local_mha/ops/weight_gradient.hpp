@@ -15,6 +15,7 @@
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -138,12 +139,17 @@ void for_each_stretch(const Device& device, Index blocks, Task&& task,
 inline constexpr Index forward_stretch_blocks = 32;
 
 /// Sums over positions, such as the gradient of a bias: each stretch of blocks adds up alone, lane
-/// by lane.
+/// by lane, and the stretches are a long sum.
 template <typename Scalar>
 class StretchSums {
  public:
   StretchSums() = default;
-  StretchSums(Index stretches, Index channels) : stretches_(stretches), sums_(stretches, channels) {
+  StretchSums(Index stretches, Index channels) { prepare(stretches, channels); }
+
+  /// Becomes StretchSums(stretches, channels). Memory is used again.
+  void prepare(Index stretches, Index channels) {
+    stretches_ = stretches;
+    sums_.prepare(stretches, channels);
     std::fill_n(sums_[0], stretches * sums_.stride(), Scalar(0));
   }
 
@@ -152,13 +158,14 @@ class StretchSums {
 
   /// Adds the sums of channels `[first, first + to.size())`.
   void add_to(Vector<Scalar>& to, Index first = 0) const {
-    for (Index stretch = 0; stretch < stretches_; ++stretch)
-      for (Index c = 0; c < to.size(); ++c) {
+    for (Index c = 0; c < to.size(); ++c) {
+      LongSum<Scalar> sum(0);
+      for (Index stretch = 0; stretch < stretches_; ++stretch) {
         const Scalar* lanes = sums_[stretch] + (first + c) * block_rows<Scalar>;
-        Scalar sum = lanes[0];
-        for (Index i = 1; i < block_rows<Scalar>; ++i) sum += lanes[i];
-        to[c] += sum;
+        for (Index i = 0; i < block_rows<Scalar>; ++i) sum += LongSum<Scalar>(lanes[i]);
       }
+      to[c] += Scalar(sum);
+    }
   }
 
  private:

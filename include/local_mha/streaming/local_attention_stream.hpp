@@ -31,21 +31,22 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   using Sequence = detail::StreamedSequence<Scalar>;
 
  public:
-  /// \param attention must outlive the stream
+  /// \param attention copied
   /// \param heads, dim_head of the queries, keys and values
-  /// \param attn_bias as for forward(), for all pushes; what it views must outlive the stream
+  /// \param attn_bias as for forward(), for all pushes; copied
   /// \param call as for forward(), for all pushes; without training
   /// \throws std::invalid_argument naming the argument that does not fit
   Stream(const LocalAttention& attention, Index heads, Index dim_head,
          const StreamConfig& config = {}, const Bias& attn_bias = {},
          const LocalAttentionCall& call = {})
       : Base(config, describe(attention, heads, dim_head, attn_bias, call)),
-        attention_(&attention),
+        attention_(attention),
         heads_(heads),
         dim_head_(dim_head),
-        attn_bias_(attn_bias) {
-    const Window window = attention.window(call);
-    detail::AttentionInputs<Scalar>(window, config.batch, heads, 0, {}, attn_bias);
+        window_(attention.window(call)) {
+    const Window& window = window_;
+    attn_bias_ =
+        detail::AttentionInputs<Scalar>(window, config.batch, heads, attn_bias).copy_of_bias();
     this->sequences_.assign(
         static_cast<std::size_t>(config.batch),
         Sequence(window, {.heads = heads, .dim_head = dim_head}, stretch, config.max_rollback));
@@ -56,8 +57,11 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     workers_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
                     {AttentionKernel<Scalar>(dim_head, range), make_block_buffer<Scalar>(block)});
   }
-  Stream(const LocalAttention&&, Index, Index, const StreamConfig& = {}, const Bias& = {},
-         const LocalAttentionCall& = {}) = delete;
+  Stream(const Stream&) = default;
+  Stream(Stream&&) = default;
+  Stream& operator=(const Stream& other) { return *this = Stream(other); }
+  Stream& operator=(Stream&&) = default;
+  ~Stream() = default;
 
   /// Takes the next `n >= 0` positions of every sequence.
   /// \param q, k, v `[B, H, n, D]`; with shared_qk, `k` is the same as `q`
@@ -86,19 +90,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   template <ThreadDevice Device>
   void push_into(const Device& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
                  TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                 const PaddingMask& mask = {}) {
-    check(q, k, v, mask);
-    const Index n = q.dimension(2);
-    check_room(out, this->results_of(n));
-    run(device, [&](Worker& worker, Index b) {
-      Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
-      const Range in{sequence.position(), sequence.position() + n};
-      const Index head = b * heads_ * n * dim_head_;
-      move(worker, sequence, in, {sequence.answered(), sequence.complete(in.end)},
-           {q.data() + head, k.data() + head, v.data() + head, n}, mask.row(b), out, b,
-           [&](Index rows) { return sequence.complete(rows); });
-    });
-  }
+                 const PaddingMask& mask = {});
   void push_into(TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
                  TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                  const PaddingMask& mask = {}) {
@@ -117,16 +109,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     return out;
   }
   template <ThreadDevice Device>
-  void flush_into(const Device& device, TensorView<Scalar, 4> out) {
-    check_room(out, this->results_of_flush());
-    run(device, [&](Worker& worker, Index b) {
-      Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
-      const Index end = sequence.position();
-      move(worker, sequence, {end, end}, {sequence.answered(), end}, {}, nullptr, out, b,
-           [](Index rows) { return rows; });
-      sequence.end();
-    });
-  }
+  void flush_into(const Device& device, TensorView<Scalar, 4> out);
   void flush_into(TensorView<Scalar, 4> out) { flush_into(Eigen::DefaultDevice(), out); }
 
  private:
@@ -155,7 +138,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
       reject("dim_head", std::to_string(*attention.config_.dim) + ", the configuration's dim",
              dim_head);
     if (call.training) reject("training", "none, because a stream does not train", "one");
-    std::ostringstream text;
+    std::ostringstream text = detail::plain_text();
     text << "LocalAttention, heads " << heads << ", dim_head " << dim_head << ", "
          << detail::description_of(attention, attention.window(call), attn_bias);
     return text.str();
@@ -185,9 +168,8 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   void move(Worker& worker, Sequence& sequence, const Range& in, const Range& out,
             const Inputs& inputs, const std::uint8_t* masked, const TensorView<Scalar, 4>& result,
             Index b, Complete&& complete) const {
-    const PaddingMask nothing;
-    const detail::AttentionInputs<Scalar> shown(sequence.window(), 1, heads_, 0, nothing,
-                                                attn_bias_);
+    const detail::AttentionInputs<Scalar> shown(window_, this->batch(), heads_,
+                                                attn_bias_ ? Bias(*attn_bias_) : Bias());
     Past<Scalar>& past = sequence.past();
     flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
       sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
@@ -196,16 +178,16 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
           return x + (h * inputs.rows + made.begin - in.begin) * dim_head_;
         };
         take(worker, past.queries(h), made, first(inputs.q),
-             [&](Index row, Scalar* block) { attention_->place_queries(dim_head_, block, row); });
+             [&](Index row, Scalar* block) { attention_.place_queries(dim_head_, block, row); });
         take(worker, past.keys(h), made, first(inputs.k),
-             [&](Index row, Scalar* block) { attention_->place_keys(dim_head_, block, row); });
+             [&](Index row, Scalar* block) { attention_.place_keys(dim_head_, block, row); });
         take(worker, past.values(h), made, first(inputs.v), [](Index, Scalar*) {});
         for_each_block<Scalar>(made,
                                [&](Index block, LaneRange) { past.values(h).note_finite(block); });
-        AttentionHead<Scalar> head = shown.head(0, h);
+        AttentionHead<Scalar> head = shown.head(b, h);
         sequence.show(answered, head);
         head.steps = steps_ ? &*steps_ : nullptr;
-        head.shared_qk = attention_->config_.shared_qk;
+        head.shared_qk = attention_.config_.shared_qk;
         Scalar* to =
             result.data() +
             (((b * heads_ + h) * result.dimension(2)) + answered.begin - out.begin) * dim_head_;
@@ -239,12 +221,46 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     });
   }
 
-  const LocalAttention* attention_;
+  LocalAttention attention_;
   Index heads_;
   Index dim_head_;
-  Bias attn_bias_;
+  Window window_;
+  std::optional<Tensor<Scalar, 3>> attn_bias_;
   std::optional<RotarySteps<Scalar>> steps_;
   std::vector<Worker> workers_;
 };
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalAttention<Scalar>::Stream::push_into(const Device& device, TensorView<Scalar, 4> out,
+                                               TensorView<const Scalar, 4> q,
+                                               TensorView<const Scalar, 4> k,
+                                               TensorView<const Scalar, 4> v,
+                                               const PaddingMask& mask) {
+  check(q, k, v, mask);
+  const Index n = q.dimension(2);
+  check_room(out, this->results_of(n));
+  run(device, [&](Worker& worker, Index b) {
+    Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
+    const Range in{sequence.position(), sequence.position() + n};
+    const Index head = b * heads_ * n * dim_head_;
+    move(worker, sequence, in, {sequence.answered(), sequence.complete(in.end)},
+         {q.data() + head, k.data() + head, v.data() + head, n}, mask.row(b), out, b,
+         [&](Index rows) { return sequence.complete(rows); });
+  });
+}
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LocalAttention<Scalar>::Stream::flush_into(const Device& device, TensorView<Scalar, 4> out) {
+  check_room(out, this->results_of_flush());
+  run(device, [&](Worker& worker, Index b) {
+    Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
+    const Index end = sequence.position();
+    move(worker, sequence, {end, end}, {sequence.answered(), end}, {}, nullptr, out, b,
+         [](Index rows) { return rows; });
+    sequence.end();
+  });
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -39,29 +41,35 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   using Sequence = detail::StreamedSequence<Scalar>;
 
  public:
-  /// \param layer must outlive the stream
-  /// \param attn_bias as for forward(), for all pushes; what it views must outlive the stream
+  /// \param layer the stream shares its weights, and goes on with them whatever becomes of it
+  /// \param attn_bias as for forward(), for all pushes; copied
   /// \throws std::invalid_argument naming the argument that does not fit
   explicit Stream(const LocalMHA& layer, const StreamConfig& config = {},
                   const Bias& attn_bias = {})
-      : Base(config, describe(layer, attn_bias)), layer_(&layer), attn_bias_(attn_bias) {
-    const Window window(layer.attention_.config());
-    detail::AttentionInputs<Scalar>(window, config.batch, layer.config_.heads, 0, {}, attn_bias);
+      : Base(config, describe(layer, attn_bias)), layer_(layer) {
+    const Window window(layer.attention().config());
+    const detail::AttentionInputs<Scalar> inputs(window, config.batch, layer.config().heads,
+                                                 attn_bias);
+    attn_bias_ = inputs.copy_of_bias();
     this->sequences_.assign(static_cast<std::size_t>(config.batch),
                             Sequence(window,
-                                     {.heads = layer.config_.heads,
-                                      .dim_head = layer.config_.dim_head,
-                                      .gated = layer.config_.gate_values_per_head},
+                                     {.heads = layer.config().heads,
+                                      .dim_head = layer.config().dim_head,
+                                      .gated = layer.config().gate_values_per_head},
                                      stretch, config.max_rollback));
     constexpr Index endless = std::numeric_limits<Index>::max();
     flows_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
-                  Flow(layer, window, endless));
+                  Flow(*layer.weights_, window, endless));
     // Of one sequence at a time, so that it does for all.
     if (config.max_threads > config.batch)
-      flows_.front() = Flow(layer, window, endless, config.max_threads);
+      flows_.front() = Flow(*layer.weights_, window, endless, config.max_threads);
     max_threads_ = config.max_threads;
   }
-  explicit Stream(const LocalMHA&&, const StreamConfig& = {}, const Bias& = {}) = delete;
+  Stream(const Stream&) = default;
+  Stream(Stream&&) = default;
+  Stream& operator=(const Stream& other) { return *this = Stream(other); }
+  Stream& operator=(Stream&&) = default;
+  ~Stream() = default;
 
   /// Takes the next `n >= 0` positions of every sequence.
   /// \param x `[B, n, dim]`
@@ -78,7 +86,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   Tensor<Scalar, 3> push(const Device& device, TensorView<const Scalar, 3> x,
                          const PaddingMask& mask = {}) {
     check(x, mask);
-    Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), layer_->config_.dim);
+    Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), layer_.config().dim);
     y.setZero();
     push_into(device, y, x, mask);
     return y;
@@ -106,7 +114,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
   template <ThreadDevice Device>
   Tensor<Scalar, 3> flush(const Device& device) {
-    Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), layer_->config_.dim);
+    Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), layer_.config().dim);
     y.setZero();
     flush_into(device, y);
     return y;
@@ -122,21 +130,22 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
 
  private:
   static std::string describe(const LocalMHA& layer, const Bias& attn_bias) {
-    const LocalMHAConfig& config = layer.config_;
-    std::ostringstream text;
+    const LocalMHAConfig& config = layer.config();
+    std::ostringstream text = detail::plain_text();
     text << std::boolalpha << "LocalMHA, dim " << config.dim << ", heads " << config.heads
          << ", dim_head " << config.dim_head << ", prenorm " << config.prenorm << ", qk_rmsnorm "
          << config.qk_rmsnorm << ", gates " << config.gate_values_per_head << ", "
-         << detail::description_of(layer.attention_, Window(layer.attention_.config()), attn_bias);
+         << detail::description_of(layer.attention(), Window(layer.attention().config()),
+                                   attn_bias);
     return text.str();
   }
 
   void check(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
-    require_shape("x", x.dimensions(), {this->batch(), -1, layer_->config_.dim});
+    require_shape("x", x.dimensions(), {this->batch(), -1, layer_.config().dim});
     this->check_push(x.dimension(1), mask);
   }
   void check_room(const TensorView<Scalar, 3>& y, Index rows) const {
-    require_shape("y", y.dimensions(), {this->batch(), rows, layer_->config_.dim});
+    require_shape("y", y.dimensions(), {this->batch(), rows, layer_.config().dim});
   }
 
   // `task(device, flow, b, y)` for each sequence, with the threads that it may use and the place of
@@ -146,7 +155,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     const auto results = [&](Index b) { return y.data() + b * y.dimension(1) * y.dimension(2); };
     const Index threads = std::min(thread_count(device), max_threads_);
     // Sharing heads keeps more threads at work, where there are so many heads.
-    if (this->batch() == 1 || std::min(threads, layer_->config_.heads) > this->batch()) {
+    if (this->batch() == 1 || std::min(threads, layer_.config().heads) > this->batch()) {
       for (Index b = 0; b < this->batch(); ++b) task(device, flows_.front(), b, results(b));
       return;
     }
@@ -164,22 +173,28 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Range in{sequence.position(), sequence.position() + n};
     const Range out{sequence.answered(), sequence.complete(in.end)};
-    layer_->stream_rows(device, flow, sequence, attn_bias_, in, out, x, masked, y,
-                        [&](Index rows) { return sequence.complete(rows); });
+    layer_.stream_rows(device, flow, sequence, shown(), b, in, out, x, masked, y,
+                       [&](Index rows) { return sequence.complete(rows); });
   }
 
   template <typename Device>
   void finish(const Device& device, Flow& flow, Index b, Scalar* y) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Index end = sequence.position();
-    layer_->stream_rows(device, flow, sequence, attn_bias_, {end, end}, {sequence.answered(), end},
-                        nullptr, nullptr, y, [](Index rows) { return rows; });
+    layer_.stream_rows(device, flow, sequence, shown(), b, {end, end}, {sequence.answered(), end},
+                       nullptr, nullptr, y, [](Index rows) { return rows; });
     sequence.end();
   }
 
-  const LocalMHA* layer_;
+  // What all queries see, but for their place.
+  detail::AttentionInputs<Scalar> shown() const {
+    return {Window(layer_.attention().config()), this->batch(), layer_.config().heads,
+            attn_bias_ ? Bias(*attn_bias_) : Bias()};
+  }
+
+  LocalMHA layer_;
   Index max_threads_ = 1;
-  Bias attn_bias_;
+  std::optional<Tensor<Scalar, 3>> attn_bias_;
   std::vector<Flow> flows_;
 };
 

@@ -373,7 +373,7 @@ template <typename Attention, typename Bias>
 std::string description_of(const Attention& attention, const Window& window,
                            const Bias& attn_bias) {
   const LocalAttentionConfig& config = attention.config();
-  std::ostringstream text;
+  std::ostringstream text = plain_text();
   text << std::boolalpha << "window " << window.size() << " from " << window.place_in_bucket(0)
        << ", causal " << config.causal << ", exact " << config.exact_windowsize
        << ", look_backward " << config.look_backward << ", look_forward "

@@ -175,18 +175,18 @@ class LocalTransformer<Scalar>::Stream
   using Base = SequenceStream<Scalar, Sequence>;
 
  public:
-  /// \param model must outlive the stream
+  /// \param model the stream shares its weights, and goes on with them whatever becomes of it
   /// \throws std::invalid_argument naming the member that does not fit
   explicit Stream(const LocalTransformer& model, const StreamConfig& config = {})
-      : Base(config, describe(model)), model_(&model) {
-    const LocalMHAConfig layer = layer_config(model.config_);
+      : Base(config, describe(model)), model_(model) {
+    const LocalMHAConfig layer = layer_config(model.config());
     const Window window(attention_config(layer));
     // Where whole windows become complete at once, each layer may move by a window more.
     const bool in_windows = window.complete(window.size() + window.ahead()) !=
                             window.complete(window.size() + window.ahead() - 1) + 1;
     const Index jump = in_windows ? window.size() - 1 : 0;
     std::vector<typename Sequence::Layer> layers;
-    for (Index i = 0; i < model.config_.depth; ++i) {
+    for (Index i = 0; i < model.config().depth; ++i) {
       // At its end, a sequence is further on in this layer than it would be else.
       const Index rollback = config.max_rollback + i * window.reach_ahead();
       layers.push_back(
@@ -199,9 +199,13 @@ class LocalTransformer<Scalar>::Stream
     }
     this->sequences_.assign(static_cast<std::size_t>(config.batch), Sequence(std::move(layers)));
     workers_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
-                    Worker(model, window, rows_at_once(window, model.config_.depth, jump)));
+                    Worker(model, window, rows_at_once(window, model.config().depth, jump)));
   }
-  explicit Stream(const LocalTransformer&&, const StreamConfig& = {}) = delete;
+  Stream(const Stream&) = default;
+  Stream(Stream&&) = default;
+  Stream& operator=(const Stream& other) { return *this = Stream(other); }
+  Stream& operator=(Stream&&) = default;
+  ~Stream() = default;
 
   /// Takes the next `n >= 0` tokens of every sequence.
   /// \param tokens `[B, n]`, each in `[0, num_tokens)`
@@ -217,7 +221,7 @@ class LocalTransformer<Scalar>::Stream
   Tensor<Scalar, 3> push(const Device& device, Tokens tokens, const PaddingMask& mask = {}) {
     check(tokens, mask);
     Tensor<Scalar, 3> logits(this->batch(), this->results_of(tokens.dimension(1)),
-                             model_->config_.num_tokens);
+                             model_.config().num_tokens);
     logits.setZero();
     push_into(device, logits, tokens, mask);
     return logits;
@@ -242,7 +246,7 @@ class LocalTransformer<Scalar>::Stream
           std::copy(masked + i, masked + i + some, worker.masked.begin());
         else
           std::fill_n(worker.masked.begin(), some, std::uint8_t{0});
-        to += pass(worker, sequence, some, false, to) * model_->config_.num_tokens;
+        to += pass(worker, sequence, some, false, to) * model_.config().num_tokens;
         i += some;
       }
     });
@@ -257,7 +261,7 @@ class LocalTransformer<Scalar>::Stream
   Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
   template <ThreadDevice Device>
   Tensor<Scalar, 3> flush(const Device& device) {
-    Tensor<Scalar, 3> logits(this->batch(), this->results_of_flush(), model_->config_.num_tokens);
+    Tensor<Scalar, 3> logits(this->batch(), this->results_of_flush(), model_.config().num_tokens);
     logits.setZero();
     flush_into(device, logits);
     return logits;
@@ -276,7 +280,7 @@ class LocalTransformer<Scalar>::Stream
   /// True if a sequence is longer than the position embedding.
   bool is_past_max_seq_len() const {
     for (const Sequence& sequence : this->sequences_)
-      if (sequence.position() > model_->config_.max_seq_len) return true;
+      if (sequence.position() > model_.config().max_seq_len) return true;
     return false;
   }
 
@@ -293,16 +297,16 @@ class LocalTransformer<Scalar>::Stream
   // Room for one sequence at a time.
   struct Worker {
     Worker(const LocalTransformer& model, const Window& window, Index rows)
-        : x(make_block_buffer<Scalar>(rows * model.config_.dim)),
+        : x(make_block_buffer<Scalar>(rows * model.config().dim)),
           branch(x),
-          in(make_block_buffer<Scalar>(at_once * model.config_.dim)),
-          out(make_block_buffer<Scalar>(at_once * model.config_.num_tokens)),
-          spread(make_block_buffer<Scalar>(spread_size(model.to_logits_.weight()))),
+          in(make_block_buffer<Scalar>(at_once * model.config().dim)),
+          out(make_block_buffer<Scalar>(at_once * model.config().num_tokens)),
+          spread(make_block_buffer<Scalar>(spread_size(model.weights_->to_logits.weight()))),
           masked(static_cast<std::size_t>(rows), 0) {
-      if (model.layers_.empty()) return;
-      flows.emplace_back(model.layers_.front().attention, window,
+      if (model.layers().empty()) return;
+      flows.emplace_back(*model.layers().front().attention.weights_, window,
                          std::numeric_limits<Index>::max());
-      feed_forward = typename FeedForward<Scalar>::Workspace(model.layers_.front().feed_forward);
+      feed_forward = typename FeedForward<Scalar>::Workspace(model.layers().front().feed_forward);
     }
 
     BlockBuffer<Scalar> x;       // rows of the residual stream
@@ -317,9 +321,9 @@ class LocalTransformer<Scalar>::Stream
   };
 
   static std::string describe(const LocalTransformer& model) {
-    const LocalTransformerConfig& config = model.config_;
+    const LocalTransformerConfig& config = model.config();
     const LocalAttention<Scalar> attention(attention_config(layer_config(config)));
-    std::ostringstream text;
+    std::ostringstream text = detail::plain_text();
     text << std::boolalpha << "LocalTransformer, depth " << config.depth << ", dim " << config.dim
          << ", num_tokens " << config.num_tokens << ", max_seq_len " << config.max_seq_len
          << ", ff_mult " << config.ff_mult << ", heads " << config.heads << ", dim_head "
@@ -331,11 +335,11 @@ class LocalTransformer<Scalar>::Stream
 
   void check(const Tokens& tokens, const PaddingMask& mask) const {
     require_shape("tokens", tokens.dimensions(), {this->batch(), -1});
-    model_->check_tokens(tokens);
+    model_.check_tokens(tokens);
     this->check_push(tokens.dimension(1), mask);
   }
   void check_room(const TensorView<Scalar, 3>& logits, Index rows) const {
-    require_shape("logits", logits.dimensions(), {this->batch(), rows, model_->config_.num_tokens});
+    require_shape("logits", logits.dimensions(), {this->batch(), rows, model_.config().num_tokens});
   }
 
   template <typename Device, typename Task>
@@ -349,10 +353,10 @@ class LocalTransformer<Scalar>::Stream
   }
 
   void embed(Worker& worker, const Sequence& sequence, const std::int64_t* tokens, Index n) const {
-    const Parameters& p = model_->parameters_;
-    const Index dim = model_->config_.dim;
+    const Parameters& p = model_.parameters();
+    const Index dim = model_.config().dim;
     for (Index i = 0; i < n; ++i) {
-      const Index place = std::min(sequence.position() + i, model_->config_.max_seq_len - 1);
+      const Index place = std::min(sequence.position() + i, model_.config().max_seq_len - 1);
       for (Index c = 0; c < dim; ++c)
         worker.x[static_cast<std::size_t>(i * dim + c)] =
             p.token_emb(tokens[i], c) + p.pos_emb(place, c);
@@ -360,53 +364,61 @@ class LocalTransformer<Scalar>::Stream
   }
 
   // Takes `n` rows of worker.x through all layers. Returns the rows of logits that came out.
-  Index pass(Worker& worker, Sequence& sequence, Index n, bool ends, Scalar* logits) const {
-    const Index dim = model_->config_.dim;
-    const Bias bias = model_->attn_bias();
-    sequence.take(n);
-    auto* state = sequence.layers().data();
-    for (const Layer& layer : model_->layers_) {
-      detail::StreamedSequence<Scalar>& attention = state->attention;
-      detail::WaitingRows<Scalar>& residual = state->residual;
-      ++state;
-      const Range in{attention.position(), attention.position() + n};
-      const Range out{attention.answered(), ends ? in.end : attention.complete(in.end)};
-      for (Index i = 0; i < n; ++i)
-        residual.put(in.begin + i, worker.x.data() + i * dim,
-                     worker.masked[static_cast<std::size_t>(i)]);
-      layer.attention.stream_rows(
-          Eigen::DefaultDevice(), worker.flows.front(), attention, bias, in, out, worker.x.data(),
-          worker.masked.data(), worker.branch.data(),
-          [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
-      if (ends) attention.end();
-      n = out.end - out.begin;
-      for (Index i = 0; i < n; ++i) {
-        std::copy_n(residual.row(out.begin + i), dim, worker.x.data() + i * dim);
-        worker.masked[static_cast<std::size_t>(i)] = residual.masked(out.begin + i);
-      }
-      add_branch(worker, n);
-      layer.feed_forward.forward_into(n, worker.x.data(), dim, worker.branch.data(),
-                                      worker.feed_forward);
-      add_branch(worker, n);
-    }
-    map_rows(
-        n, dim, worker.x.data(), dim, model_->config_.num_tokens, logits, LocalMHA<Scalar>::stretch,
-        worker.in.data(), worker.out.data(), [&](Index blocks, Scalar* rows, Scalar* to) {
-          for (Index b = 0; b < blocks; ++b) model_->to_logits_norm_.apply(rows + b * dim * count);
-          project_rows(model_->to_logits_.weight(), 0, rows, blocks, n == 1, worker.spread.data(),
-                       [&](Index b) { return to + b * model_->config_.num_tokens * count; });
-        });
-    return n;
-  }
+  Index pass(Worker& worker, Sequence& sequence, Index n, bool ends, Scalar* logits) const;
 
   void add_branch(Worker& worker, Index n) const {
-    for (Index i = 0; i < n * model_->config_.dim; ++i)
+    for (Index i = 0; i < n * model_.config().dim; ++i)
       worker.x[static_cast<std::size_t>(i)] += worker.branch[static_cast<std::size_t>(i)];
   }
 
-  const LocalTransformer* model_;
+  LocalTransformer model_;
   std::vector<Worker> workers_;
 };
+
+template <typename Scalar>
+Index LocalTransformer<Scalar>::Stream::pass(Worker& worker, Sequence& sequence, Index n, bool ends,
+                                             Scalar* logits) const {
+  const Index dim = model_.config().dim;
+  const LocalMHAConfig config = layer_config(model_.config());
+  const detail::AttentionInputs<Scalar> shown(Window(attention_config(config)), 1, config.heads,
+                                              model_.attn_bias());
+  sequence.take(n);
+  auto* state = sequence.layers().data();
+  for (const Layer& layer : model_.layers()) {
+    detail::StreamedSequence<Scalar>& attention = state->attention;
+    detail::WaitingRows<Scalar>& residual = state->residual;
+    ++state;
+    const Range in{attention.position(), attention.position() + n};
+    const Range out{attention.answered(), ends ? in.end : attention.complete(in.end)};
+    for (Index i = 0; i < n; ++i)
+      residual.put(in.begin + i, worker.x.data() + i * dim,
+                   worker.masked[static_cast<std::size_t>(i)]);
+    layer.attention.stream_rows(
+        Eigen::DefaultDevice(), worker.flows.front(), attention, shown, 0, in, out, worker.x.data(),
+        worker.masked.data(), worker.branch.data(),
+        [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
+    if (ends) attention.end();
+    n = out.end - out.begin;
+    for (Index i = 0; i < n; ++i) {
+      std::copy_n(residual.row(out.begin + i), dim, worker.x.data() + i * dim);
+      worker.masked[static_cast<std::size_t>(i)] = residual.masked(out.begin + i);
+    }
+    add_branch(worker, n);
+    layer.feed_forward.forward_into(n, worker.x.data(), dim, worker.branch.data(),
+                                    worker.feed_forward);
+    add_branch(worker, n);
+  }
+  map_rows(n, dim, worker.x.data(), dim, model_.config().num_tokens, logits,
+           LocalMHA<Scalar>::stretch, worker.in.data(), worker.out.data(),
+           [&](Index blocks, Scalar* rows, Scalar* to) {
+             for (Index b = 0; b < blocks; ++b)
+               model_.weights_->to_logits_norm.apply(rows + b * dim * count);
+             project_rows(model_.weights_->to_logits.weight(), 0, rows, blocks, n == 1,
+                          worker.spread.data(),
+                          [&](Index b) { return to + b * model_.config().num_tokens * count; });
+           });
+  return n;
+}
 
 template <typename Scalar>
 template <typename OnTokens>
@@ -414,12 +426,15 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
                                                            const GenerateConfig& config,
                                                            OnTokens&& on_tokens) const {
   const auto [batch, prompted] = prompt.dimensions();
-  if (!config_.causal) reject("causal", "true, because a token is made of those before it", false);
+  if (!this->config().causal)
+    reject("causal", "true, because a token is made of those before it", false);
   if (batch < 1 || prompted < 1)
     reject("prompt", "at least 1 token in at least 1 sequence", to_string(prompt.dimensions()));
   detail::require_at_least("length", config.length, 0);
-  if (config.stop_token && (*config.stop_token < 0 || *config.stop_token >= config_.num_tokens))
-    reject("stop_token", "0 to " + std::to_string(config_.num_tokens - 1), *config.stop_token);
+  if (config.stop_token &&
+      (*config.stop_token < 0 || *config.stop_token >= this->config().num_tokens))
+    reject("stop_token", "0 to " + std::to_string(this->config().num_tokens - 1),
+           *config.stop_token);
   check_tokens(prompt);
   Sampler sampler(config.sampling);
   std::vector<RandomSequence> random;
@@ -430,7 +445,8 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   constexpr Index at_once = 256;
   Tensor<std::int64_t, 2> next(batch, 1);
   Tensor<Scalar, 3> logits;
-  for (Index i = std::max<Index>(0, prompted - config_.max_seq_len); i < prompted; i += at_once) {
+  for (Index i = std::max<Index>(0, prompted - this->config().max_seq_len); i < prompted;
+       i += at_once) {
     Tensor<std::int64_t, 2> some(batch, std::min(at_once, prompted - i));
     for (Index b = 0; b < batch; ++b)
       std::copy_n(prompt.data() + b * prompted + i, some.dimension(1), &some(b, 0));
@@ -443,13 +459,13 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   while (length < config.length &&
          !std::all_of(stopped.begin(), stopped.end(), [](bool stop) { return stop; })) {
     if (length > 0) {
-      if (length == 1) logits = Tensor<Scalar, 3>(batch, 1, config_.num_tokens);
+      if (length == 1) logits = Tensor<Scalar, 3>(batch, 1, this->config().num_tokens);
       stream.push_into(logits, next);
     }
     for (Index b = 0; b < batch; ++b) {
       const auto of_sequence = static_cast<std::size_t>(b);
       if (!stopped[of_sequence])
-        next(b, 0) = sampler(&logits(b, logits.dimension(1) - 1, 0), config_.num_tokens,
+        next(b, 0) = sampler(&logits(b, logits.dimension(1) - 1, 0), this->config().num_tokens,
                              random[of_sequence]);
       if (config.stop_token && next(b, 0) == *config.stop_token) stopped[of_sequence] = true;
     }

@@ -7,9 +7,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/training/parameter_list.hpp>
@@ -36,14 +38,21 @@ struct AdamWConfig {
 ///     m ← β₁·m + (1 − β₁)·g        v ← β₂·v + (1 − β₂)·g²
 ///     w ← w − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + eps)
 ///
+/// m, v and w are kept in the weights' scalar and each is rounded once a step, for a step's
+/// arithmetic is a LongSum's: `1 − lr · weight_decay` has no digits left in float. A mean forgets,
+/// so that roundings do not pile up: m and v are `ε / (1 − β)` off at most.
+///
 /// \tparam Parameters such as LocalTransformerParameters<float>
 template <typename Parameters>
 class AdamW {
  public:
-  /// \param zeros a set of the same shapes whose numbers are 0
+  /// \param like a set of the shapes of the weights, such as the weights themselves
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
-  explicit AdamW(const AdamWConfig& config, Parameters zeros)
-      : config_(checked(config)), mean_(zeros), square_(std::move(zeros)) {}
+  explicit AdamW(const AdamWConfig& config, Parameters like)
+      : config_(checked(config)), mean_(std::move(like)) {
+    for_each_parameter(mean_, [](const std::string&, auto& tensor) { tensor.setZero(); });
+    square_ = mean_;
+  }
 
   const AdamWConfig& config() const { return config_; }
   /// Steps so far.
@@ -70,14 +79,14 @@ class AdamW {
       reject("learning_rate", "a finite number of at least 0", learning_rate);
     detail::require_same_shapes(parameters, mean_);
     detail::require_same_shapes(gradients, mean_);
-    ++steps_;
-    const auto t = static_cast<double>(steps_);
+    const auto t = static_cast<double>(steps_ + 1);
     const double correction = 1 - std::pow(config_.beta1, t);
     const double root_correction = std::sqrt(1 - std::pow(config_.beta2, t));
     const auto weights = list_parameters(parameters);
     const auto of_loss = list_parameters(gradients);
     const auto means = list_parameters(mean_);
     const auto squares = list_parameters(square_);
+    ++steps_;
     for (std::size_t i = 0; i < weights.size(); ++i) {
       const bool decays = weights[i].is_matrix || config_.decay_vectors;
       update(weights[i].size, of_loss[i].data, means[i].data, squares[i].data, weights[i].data,
@@ -101,19 +110,20 @@ class AdamW {
   void update(Index size, const Scalar* gradient, Scalar* mean, Scalar* square, Scalar* weight,
               double kept, double step_size, double root_correction) const {
     using std::sqrt;
-    const Scalar beta1 = Scalar(config_.beta1);
-    const Scalar beta2 = Scalar(config_.beta2);
-    const Scalar rest1 = Scalar(1 - config_.beta1);
-    const Scalar rest2 = Scalar(1 - config_.beta2);
-    const Scalar inverse_root = Scalar(1 / root_correction);
-    const Scalar eps = Scalar(config_.eps);
-    const Scalar keep = Scalar(kept);
-    const Scalar rate = Scalar(step_size);
+    using Sum = LongSum<Scalar>;
+    const Sum beta1 = Sum(config_.beta1), rest1 = Sum(1 - config_.beta1);
+    const Sum beta2 = Sum(config_.beta2), rest2 = Sum(1 - config_.beta2);
+    const Sum inverse_root = Sum(1 / root_correction);
+    const Sum eps = Sum(config_.eps);
+    const Sum keep = Sum(kept);
+    const Sum rate = Sum(step_size);
     for (Index i = 0; i < size; ++i) {
-      mean[i] = beta1 * mean[i] + rest1 * gradient[i];
-      square[i] = beta2 * square[i] + rest2 * gradient[i] * gradient[i];
-      const Scalar root = sqrt(square[i]) * inverse_root + eps;
-      weight[i] = keep * weight[i] - rate * (mean[i] / root);
+      const Sum g = Sum(gradient[i]);
+      const Sum m = beta1 * Sum(mean[i]) + rest1 * g;
+      const Sum v = beta2 * Sum(square[i]) + rest2 * g * g;
+      mean[i] = Scalar(m);
+      square[i] = Scalar(v);
+      weight[i] = Scalar(keep * Sum(weight[i]) - rate * (m / (sqrt(v) * inverse_root + eps)));
     }
   }
 

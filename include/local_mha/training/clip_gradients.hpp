@@ -5,6 +5,7 @@
 /// 2013.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include <local_mha/core/error.hpp>
@@ -13,20 +14,35 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// `√Σ g²` over every number of a set. Summed in double.
+/// `√Σ g²` over every number of a set: a double, in which squares of float numbers neither overflow
+/// nor vanish. Not finite only if a number is not, or the norm itself is too large for a double.
 template <template <typename> class Set, typename Scalar>
 double global_norm(const Set<Scalar>& gradients) {
-  double squares = 0;
-  for (const auto& entry : list_parameters(gradients))
-    for (Index i = 0; i < entry.size; ++i) {
-      const auto g = static_cast<double>(entry.data[i]);
-      squares += g * g;
-    }
-  return std::sqrt(squares);
+  const auto entries = list_parameters(gradients);
+  const auto over_all = [&](auto&& take) {
+    for (const auto& entry : entries)
+      for (Index i = 0; i < entry.size; ++i) take(static_cast<double>(entry.data[i]));
+  };
+  const auto sum_squares = [&](double factor) {
+    double sum = 0;
+    over_all([&](double g) { sum += (factor * g) * (factor * g); });
+    return sum;
+  };
+  const double squares = sum_squares(1);
+  if (std::isfinite(squares) && squares > 1e-270) return std::sqrt(squares);
+  // Squares of double numbers beyond 1e154 overflow, and those below 1e-154 vanish.
+  double largest = 0;
+  over_all([&](double g) { largest = std::isnan(g) ? g : std::max(largest, std::abs(g)); });
+  if (!(largest > 0) || !std::isfinite(largest)) return largest == 0 ? 0 : squares;
+  const int exponent = std::ilogb(largest);
+  return std::ldexp(std::sqrt(sum_squares(std::ldexp(1.0, std::clamp(-exponent, -1022, 1022)))),
+                    std::clamp(exponent, -1022, 1022));
 }
 
 /// Scales the gradients down to a norm of `max_norm`, if theirs is larger: PyTorch's
-/// `clip_grad_norm_`, by `max_norm / (norm + 1e-6)`.
+/// `clip_grad_norm_`, by `max_norm / (norm + 1e-6)`. If a gradient is NaN or infinite, so is the
+/// norm, and all of them stay as they are, where PyTorch makes NaN or 0 of them: such a step is
+/// better left out.
 /// \param max_norm positive
 /// \return the norm before
 /// \throws std::invalid_argument if max_norm is not positive
@@ -35,9 +51,10 @@ double clip_gradients(Set<Scalar>& gradients, double max_norm) {
   if (!(max_norm > 0)) reject("max_norm", "a positive number", max_norm);
   const double norm = global_norm(gradients);
   const double factor = max_norm / (norm + 1e-6);
-  if (factor < 1)
+  if (std::isfinite(norm) && factor < 1)
     for (const auto& entry : list_parameters(gradients))
-      for (Index i = 0; i < entry.size; ++i) entry.data[i] *= Scalar(factor);
+      for (Index i = 0; i < entry.size; ++i)
+        entry.data[i] = Scalar(static_cast<double>(entry.data[i]) * factor);
   return norm;
 }
 

@@ -30,7 +30,9 @@ class CosineSchedule {
   }
 
   /// The rate of step `step`, counted from 0.
+  /// \throws std::invalid_argument if it is negative
   double operator()(Index step) const {
+    detail::require_at_least("step", step, 0);
     if (step < warmup_) return peak_ * static_cast<double>(step + 1) / static_cast<double>(warmup_);
     if (step >= total_) return least_;
     constexpr double pi = 3.14159265358979323846;

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// How an attention is called, and what a forward pass keeps of its call for the backward pass.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/dropout.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// What may differ from call to call of LocalAttention::forward().
+struct LocalAttentionCall {
+  /// Takes the place of the configuration's window in every rule, while xpos_scale_base stays.
+  /// Allowed with xPos only.
+  std::optional<Index> window_size = {};
+  /// Position of row 0, from which windows are counted, at least 0. Rows before it do not exist.
+  Index first_position = 0;
+  /// Training mode, in which dropout acts. Empty: evaluation.
+  std::optional<Training> training = {};
+};
+
+namespace detail {
+
+/// Some numbers of tensors, by which others are told from them: all of a small tensor, 64 that are
+/// spread over a large one. Tensors come as a range of what has `size()` and `[i]`, such as
+/// std::span.
+template <typename Scalar>
+class Sample {
+ public:
+  /// Memory for as many numbers is used again.
+  template <typename Tensors>
+  void take(const Tensors& tensors) {
+    values_.clear();
+    size_ = size_of(tensors);
+    for_each(tensors, [&](const Scalar& value) { values_.push_back(value); });
+  }
+  template <typename Tensors>
+  bool is_of(const Tensors& tensors) const {
+    if (size_of(tensors) != size_) return false;
+    std::size_t i = 0;
+    bool same = true;
+    for_each(tensors, [&](const Scalar& value) {
+      same = same && i < values_.size() && is_same(value, values_[i]);
+      ++i;
+    });
+    return same && i == values_.size();
+  }
+
+ private:
+  // A NaN is the same as another.
+  static bool is_same(const Scalar& a, const Scalar& b) { return a == b || (a != a && b != b); }
+  template <typename Tensors>
+  static std::size_t size_of(const Tensors& tensors) {
+    std::size_t size = 0;
+    for (const auto& tensor : tensors) size += tensor.size();
+    return size;
+  }
+  template <typename Tensors, typename Visit>
+  static void for_each(const Tensors& tensors, Visit&& visit) {
+    constexpr std::size_t most = 64;
+    for (const auto& tensor : tensors) {
+      const std::size_t size = tensor.size();
+      // Of a matrix, the numbers are not of one column.
+      for (std::size_t i = 0; i < std::min(size, most); ++i)
+        visit(tensor[size <= most ? i : (size - 1) * i / (most - 1)]);
+    }
+  }
+
+  std::size_t size_ = 0;
+  std::vector<Scalar> values_;
+};
+
+template <typename Scalar, int Rank>
+std::array<std::span<const Scalar>, 1> numbers_of(const TensorView<const Scalar, Rank>& tensor) {
+  return {std::span(tensor.data(), static_cast<std::size_t>(tensor.size()))};
+}
+
+/// Rejects an argument of a backward pass if it is given and is not what the forward pass had.
+template <typename T>
+void require_same(std::string_view argument, bool given, const T& got, const T& of_forward) {
+  if (given && !(got == of_forward))
+    reject(argument, "that of forward_saving(), or none", "another");
+}
+
+/// What a forward pass was called with: the backward pass takes mask and options from here, and
+/// knows the bias again.
+template <typename Scalar>
+class SavedCall {
+ public:
+  using Bias = std::optional<TensorView<const Scalar, 3>>;
+
+  void take(const PaddingMask& mask, const Bias& attn_bias, const LocalAttentionCall& options) {
+    mask_.assign(mask);
+    options_ = options;
+    bias_shape_.reset();
+    if (!attn_bias) return;
+    bias_.take(numbers_of(*attn_bias));
+    bias_shape_ = attn_bias->dimensions();
+  }
+
+  const PaddingMask& mask() const { return mask_; }
+  const LocalAttentionCall& options() const { return options_; }
+
+  /// \throws std::invalid_argument if a mask or an option is given and is not that of the call, or
+  ///         the bias is not
+  void require(const PaddingMask& mask, const Bias& attn_bias,
+               const LocalAttentionCall& options) const {
+    require_same("mask", static_cast<bool>(mask), mask, mask_);
+    require_same("window_size", options.window_size.has_value(), options.window_size,
+                 options_.window_size);
+    require_same("first_position", options.first_position != 0, options.first_position,
+                 options_.first_position);
+    require_same("training", options.training.has_value(), options.training, options_.training);
+    const auto describe = [](const std::optional<std::array<Index, 3>>& shape) {
+      return shape ? to_string(*shape) : std::string("none");
+    };
+    const auto shape = attn_bias ? std::optional(attn_bias->dimensions()) : std::nullopt;
+    if (shape != bias_shape_)
+      reject("attn_bias", "that of forward_saving(), " + describe(bias_shape_), describe(shape));
+    if (attn_bias && !bias_.is_of(numbers_of(*attn_bias)))
+      reject("attn_bias", "that of forward_saving()", "another");
+  }
+
+ private:
+  PaddingMask mask_;
+  LocalAttentionCall options_;
+  std::optional<std::array<Index, 3>> bias_shape_;
+  Sample<Scalar> bias_;
+};
+
+}  // namespace detail
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI

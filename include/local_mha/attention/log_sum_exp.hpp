@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The logarithm of a softmax' denominator, between the forward and the backward pass.
+///
+/// Kernels count in powers of 2, what is kept is a natural logarithm. Where scores are large, it
+/// is, and a change of its base that rounds at its size costs the probabilities as many digits:
+/// here it is done in a wider type.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include <local_mha/core/types.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+inline constexpr double log2_e = 1.44269504088896340736;
+inline constexpr double ln_2 = 0.69314718055994530942;
+
+namespace detail {
+
+/// Wider than Scalar, if there is such a type.
+template <typename Scalar>
+using Wider =
+    std::conditional_t<std::is_same_v<Scalar, float>, double,
+                       std::conditional_t<std::is_same_v<Scalar, double>, long double, Scalar>>;
+
+}  // namespace detail
+
+/// `log(2^maximum · sum)`; −∞ if `sum` is 0.
+template <typename Scalar>
+Scalar natural_log_sum_exp(const Scalar& maximum, const Scalar& sum) {
+  using std::log;
+  using Wide = detail::Wider<Scalar>;
+  if (sum == Scalar(0)) return Scalar(-std::numeric_limits<double>::infinity());
+  if constexpr (std::is_same_v<Wide, Scalar>)
+    return Scalar(ln_2) * maximum + log(sum);
+  else
+    return static_cast<Scalar>(Wide(0.693147180559945309417232121458L) * Wide(maximum) +
+                               Wide(log(sum)));
+}
+
+/// `lse / log(2)` as the sum of two numbers, the first of which is the nearest; +∞ and 0 for −∞, so
+/// that a query that saw nothing has probabilities of 2^−∞.
+template <typename Scalar>
+std::array<Scalar, 2> binary_log_sum_exp(const Scalar& lse) {
+  using Wide = detail::Wider<Scalar>;
+  if (lse < Scalar(-Eigen::NumTraits<Scalar>::highest()))
+    return {Scalar(std::numeric_limits<double>::infinity()), Scalar(0)};
+  if constexpr (std::is_same_v<Wide, Scalar>) {
+    return {Scalar(log2_e) * lse, Scalar(0)};
+  } else {
+    const Wide all = Wide(1.44269504088896340735992468100L) * Wide(lse);
+    const auto nearest = static_cast<Scalar>(all);
+    return {nearest, static_cast<Scalar>(all - Wide(nearest))};
+  }
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI

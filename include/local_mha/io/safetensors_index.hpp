@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Models in several files: the index `model.safetensors.index.json`, which says what is where.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <local_mha/io/file_bytes.hpp>
+#include <local_mha/io/file_kind.hpp>
+#include <local_mha/io/json.hpp>
+#include <local_mha/io/safetensors_error.hpp>
+#include <local_mha/io/safetensors_header.hpp>
+#include <local_mha/io/system_file.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
+
+/// Files, and what their headers say together.
+struct SafetensorsContent {
+  std::string name;
+  std::vector<std::shared_ptr<const FileBytes>> files;
+  SafetensorsHeader header;
+};
+
+/// What the index says: in which file a tensor is, and metadata, of which texts are kept.
+struct SafetensorsIndex {
+  std::map<std::string, std::string> weight_map;
+  std::map<std::string, std::string> metadata;
+};
+
+/// \throws SafetensorsError if it is malformed, or a file is named that is not below its folder
+inline SafetensorsIndex parse_index(const FileBytes& bytes) {
+  const auto fail = [&](const std::string& tensor, const std::string& problem) {
+    throw SafetensorsError(bytes.name(), tensor, problem);
+  };
+  if (bytes.bytes().size() > max_header_size)
+    fail("", "index: expected at most " + std::to_string(max_header_size) + " bytes, got " +
+                 std::to_string(bytes.bytes().size()));
+  nlohmann::json parsed;
+  try {
+    parsed = parse_json(as_text(bytes.bytes()), "index");
+  } catch (const std::invalid_argument& error) {
+    fail("", error.what());
+  }
+  const auto weight_map = parsed.find("weight_map");
+  if (weight_map == parsed.end())
+    fail("",
+         "expected a safetensors file, or an index of several with the key 'weight_map', got "
+         "other JSON");
+  if (!weight_map->is_object())
+    fail("", "index: weight_map: expected an object, got " + describe(*weight_map));
+  SafetensorsIndex index;
+  for (const auto& [tensor, file] : weight_map->items()) {
+    if (!file.is_string()) fail(tensor, "index: expected a file's name, got " + describe(file));
+    const auto& name = file.get_ref<const std::string&>();
+    const std::filesystem::path path(std::u8string(name.begin(), name.end()));
+    bool is_below = path.has_filename() && !path.has_root_path();
+    for (const auto& part : path) is_below = is_below && part != "..";
+    if (!is_below)
+      fail(tensor,
+           "index: expected the name of a file beside the index, got '" + printable(name) + "'");
+    index.weight_map.emplace(tensor, name);
+  }
+  if (const auto metadata = parsed.find("metadata");
+      metadata != parsed.end() && metadata->is_object())
+    for (const auto& [key, text] : metadata->items())
+      if (text.is_string()) index.metadata.emplace(key, text.get<std::string>());
+  return index;
+}
+
+/// Opens the files that an index names.
+/// \param path of the index
+/// \throws SafetensorsError if one of them cannot be opened or is malformed, or they do not hold
+///   what the index says
+inline SafetensorsContent open_index(const std::filesystem::path& path, const FileBytes& bytes,
+                                     FileAccess access) {
+  SafetensorsIndex index = parse_index(bytes);
+  SafetensorsContent content{bytes.name(), {}, {std::move(index.metadata), {}}};
+  std::set<std::string> names;
+  for (const auto& named : index.weight_map) names.insert(named.second);
+  for (const std::string& name : names) {
+    const auto& file = content.files.emplace_back(FileBytes::open(
+        path.parent_path() / std::filesystem::path(std::u8string(name.begin(), name.end())),
+        access));
+    SafetensorsHeader header = parse_header(file->name(), file->bytes());
+    content.header.metadata.merge(header.metadata);
+    for (auto& [tensor, entry] : header.tensors) {
+      const auto place = index.weight_map.find(tensor);
+      if (place != index.weight_map.end() && place->second != name) continue;
+      const auto [other, is_new] = content.header.tensors.emplace(tensor, std::move(entry));
+      if (!is_new)
+        throw SafetensorsError(
+            content.name, tensor,
+            "expected it in one file, or the index to say in which, got it in '" +
+                printable(other->second.file) + "' and '" + printable(file->name()) + "'");
+    }
+  }
+  for (const auto& [tensor, name] : index.weight_map)
+    if (!content.header.tensors.contains(tensor))
+      throw SafetensorsError(content.name, tensor,
+                             "expected it in '" + printable(name) + "', got no such tensor there");
+  return content;
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail

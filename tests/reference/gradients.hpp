@@ -1,0 +1,480 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Gradients of the naive modules, by their formulas and plain loops. Every function adds to the
+/// gradients of the weights, in a set of their shapes, and returns that of its input.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "reference/array.hpp"
+#include "reference/attention.hpp"
+#include "reference/layer.hpp"
+#include "reference/transformer.hpp"
+
+namespace reference {
+
+/// A set of the same shapes whose numbers are 0.
+template <typename Real>
+Parameters<Real> zeros_like(const Parameters<Real>& parameters) {
+  Parameters<Real> zeros;
+  for (const auto& [name, array] : parameters) zeros[name] = Array<Real>(array.shape);
+  return zeros;
+}
+
+template <typename Real>
+void add(const Array<Real>& from, Array<Real>& to) {
+  for (std::size_t i = 0; i < to.data.size(); ++i) to.data[i] += from.data[i];
+}
+
+/// Of linear(). `grad_bias` is null where there is no bias.
+template <typename Real>
+Array<Real> linear_backward(const Array<Real>& x, const Array<Real>& weight,
+                            const Array<Real>& grad_y, Array<Real>& grad_weight,
+                            Array<Real>* grad_bias = nullptr) {
+  const Int out = weight.shape[0], in = weight.shape[1];
+  Array<Real> grad_x(x.shape);
+  const Int rows = static_cast<Int>(x.data.size()) / in;
+  for (Int row = 0; row < rows; ++row)
+    for (Int o = 0; o < out; ++o) {
+      const Real& g = grad_y.data[static_cast<std::size_t>(row * out + o)];
+      if (grad_bias != nullptr) (*grad_bias)(o) += g;
+      for (Int c = 0; c < in; ++c) {
+        const auto at = static_cast<std::size_t>(row * in + c);
+        grad_weight(o, c) += g * x.data[at];
+        grad_x.data[at] += g * weight(o, c);
+      }
+    }
+  return grad_x;
+}
+
+/// Of layer_norm().
+template <typename Real>
+Array<Real> layer_norm_backward(const Array<Real>& x, const Array<Real>& weight,
+                                const Array<Real>& grad_y, Array<Real>& grad_weight,
+                                Array<Real>& grad_bias) {
+  using std::sqrt;
+  const auto dim = static_cast<std::size_t>(x.shape.back());
+  const auto channels = static_cast<Real>(dim);
+  Array<Real> grad_x(x.shape);
+  std::vector<Real> normed(dim), weighted(dim);
+  for (std::size_t row = 0; row < x.data.size(); row += dim) {
+    Real mean(0), variance(0);
+    for (std::size_t c = 0; c < dim; ++c) mean += x.data[row + c];
+    mean /= channels;
+    for (std::size_t c = 0; c < dim; ++c)
+      variance += (x.data[row + c] - mean) * (x.data[row + c] - mean);
+    const Real deviation = sqrt(variance / channels + static_cast<Real>(1e-5L));
+    Real total(0), along(0);
+    for (std::size_t c = 0; c < dim; ++c) {
+      const Real& g = grad_y.data[row + c];
+      normed[c] = (x.data[row + c] - mean) / deviation;
+      weighted[c] = g * weight.data[c];
+      grad_weight.data[c] += g * normed[c];
+      grad_bias.data[c] += g;
+      total += weighted[c];
+      along += weighted[c] * normed[c];
+    }
+    for (std::size_t c = 0; c < dim; ++c)
+      grad_x.data[row + c] =
+          (weighted[c] - total / channels - normed[c] * (along / channels)) / deviation;
+  }
+  return grad_x;
+}
+
+/// Of normalized_rows().
+template <typename Real>
+Array<Real> normalized_rows_backward(const Array<Real>& rows, const Array<Real>& grad_y) {
+  using std::sqrt;
+  const auto d = static_cast<std::size_t>(rows.shape.back());
+  Array<Real> grad(rows.shape);
+  for (std::size_t row = 0; d > 0 && row < rows.data.size(); row += d) {
+    Real squares(0), along(0);
+    for (std::size_t c = 0; c < d; ++c) squares += rows.data[row + c] * rows.data[row + c];
+    const Real least = static_cast<Real>(1e-12L);
+    const Real norm = std::max(sqrt(squares), least);
+    // Where the norm is at its least, it is a constant.
+    if (least < norm)
+      for (std::size_t c = 0; c < d; ++c) along += rows.data[row + c] / norm * grad_y.data[row + c];
+    for (std::size_t c = 0; c < d; ++c)
+      grad.data[row + c] = (grad_y.data[row + c] - rows.data[row + c] / norm * along) / norm;
+  }
+  return grad;
+}
+
+/// Of qk_norm().
+template <typename Real>
+Array<Real> qk_norm_backward(const Array<Real>& rows, const Array<Real>& scale, Array<Real> grad_y,
+                             Array<Real>& grad_scale) {
+  const Array<Real> normed = normalized_rows(rows);
+  for (std::size_t i = 0; i < rows.data.size(); ++i) {
+    const std::size_t c = i % scale.data.size();
+    grad_scale.data[c] += grad_y.data[i] * normed.data[i];
+    grad_y.data[i] *= scale.data[c];
+  }
+  return normalized_rows_backward(rows, grad_y);
+}
+
+/// Adds a score's share of the gradients of its query and key; `slope` is that of raw_score().
+template <typename Real>
+void raw_score_backward(const AttentionOptions& o, Rotation<Real>& rotation, const Real* q,
+                        const Real* k, Int dim_head, Int i, Int j, const Real& slope, Real* grad_q,
+                        Real* grad_k) {
+  if (!o.rotary) {
+    for (Int c = 0; c < dim_head; ++c) {
+      grad_q[c] += slope * k[c];
+      grad_k[c] += slope * q[c];
+    }
+    return;
+  }
+  const auto& turns = rotation.at(i - j + o.look_forward * o.window_size);
+  const Int half = dim_head / 2;
+  for (Int m = 0; m < half; ++m) {
+    const Real q1 = q[m], q2 = q[m + half], k1 = k[m], k2 = k[m + half];
+    const auto [cos, sin] = turns[static_cast<std::size_t>(m)];
+    const auto turned = [&](const Real& gradient) {
+      return o.xpos ? Turning<Real>::decayed(gradient) : gradient;
+    };
+    grad_q[m] += turned(slope * (k1 * cos + k2 * sin));
+    grad_q[m + half] += turned(slope * (k2 * cos - k1 * sin));
+    grad_k[m] += turned(slope * (q1 * cos - q2 * sin));
+    grad_k[m + half] += turned(slope * (q2 * cos + q1 * sin));
+  }
+}
+
+template <typename Real>
+struct AttentionGradients {
+  Array<Real> out;  // what attention() returns
+  Array<Real> lse;  // the same
+  Array<Real> q, k, v, bias;
+};
+
+/// Of attention(), and its results. With shared_qk, k is an input of its own.
+/// \param grad_out `[B, H, N, D]`
+template <typename Real>
+AttentionGradients<Real> attention_backward(const AttentionOptions& options,
+                                            AttentionInputs<Real> in, const Array<Real>& grad_out) {
+  using std::exp;
+  const Int batch = in.q.shape[0], heads = in.q.shape[1], n = in.q.shape[2], d = in.q.shape[3];
+  const Real scale = options.scale ? static_cast<Real>(*options.scale)
+                                   : static_cast<Real>(1 / std::sqrt(static_cast<long double>(d)));
+  const Array<Real> raw_k = in.k;
+  if (options.shared_qk) in.k = normalized_rows(std::move(in.k));
+  AttentionGradients<Real> to;
+  to.out = to.q = to.k = to.v = Array<Real>({batch, heads, n, d});
+  to.lse = Array<Real>({batch, heads, n}, Real(-std::numeric_limits<double>::infinity()));
+  if (!in.bias.empty()) to.bias = Array<Real>(in.bias.shape);
+  Rotation<Real> rotation(options, d);
+  const auto at = [&](auto& array, Int b, Int h, Int row) {
+    return array.data.data() + array.offset(b, h, row, 0);
+  };
+  for (Int b = 0; b < batch; ++b)
+    for (Int h = 0; h < heads; ++h)
+      for (Int i = 0; i < n; ++i) {
+        const AttentionRow<Real> row = attend_row(options, in, rotation, b, h, i);
+        if (row.keys.empty()) continue;
+        to.lse(b, h, i) = row.lse;
+        const Real* g = at(grad_out, b, h, i);
+        Real mean(0);  // Σ_j p_ij · (gradient of p_ij)
+        for (Int c = 0; c < d; ++c) {
+          to.out(b, h, i, c) = row.out[static_cast<std::size_t>(c)];
+          mean += g[c] * row.out[static_cast<std::size_t>(c)];
+        }
+        for (std::size_t s = 0; s < row.keys.size(); ++s) {
+          const Int j = row.keys[s];
+          const Real factor = in.multiplier ? in.multiplier(b, h, i, j) : Real(1);
+          // As from what a forward pass keeps.
+          const Real probability = exp(row.scores[s] - row.lse);
+          const Real* v = at(in.v, b, h, j);
+          Real* grad_v = at(to.v, b, h, j);
+          Real of_probability(0);
+          for (Int c = 0; c < d; ++c) {
+            of_probability += g[c] * v[c];
+            grad_v[c] += probability * factor * g[c];
+          }
+          if (options.shared_qk && i == j) continue;  // a constant score
+          const Real of_score = probability * (factor * of_probability - mean);
+          if (!in.bias.empty()) bias_of(options, to.bias, h, i, j) += of_score;
+          raw_score_backward(options, rotation, at(in.q, b, h, i), at(in.k, b, h, j), d, i, j,
+                             of_score * scale, at(to.q, b, h, i), at(to.k, b, h, j));
+        }
+      }
+  if (options.shared_qk) to.k = normalized_rows_backward(raw_k, to.k);
+  return to;
+}
+
+template <typename Real>
+struct LayerGradients {
+  Array<Real> y;  // what local_mha() returns
+  Array<Real> x;
+  Array<Real> bias;
+};
+
+/// Of local_mha(), and its result.
+/// \param gradients those of the weights, by their names behind `prefix`, are added here
+template <typename Real>
+LayerGradients<Real> local_mha_backward(const LayerOptions& o, const Parameters<Real>& parameters,
+                                        const LayerInputs<Real>& in, const Array<Real>& grad_y,
+                                        Parameters<Real>& gradients,
+                                        const std::string& prefix = "") {
+  const auto weight = [&](const char* name) -> const Array<Real>& {
+    return parameters.at(prefix + name);
+  };
+  const auto grad = [&](const char* name) -> Array<Real>& { return gradients.at(prefix + name); };
+  const Int batch = in.x.shape[0], n = in.x.shape[1], d = o.dim_head, inner = o.heads * d;
+  const Array<Real> x =
+      o.prenorm ? layer_norm(in.x, weight("norm.weight"), weight("norm.bias")) : in.x;
+  const Array<Real> qkv = linear(x, weight("to_qkv.weight"));
+  const auto for_each_channel = [&](auto&& visit) {
+    for (Int b = 0; b < batch; ++b)
+      for (Int h = 0; h < o.heads; ++h)
+        for (Int i = 0; i < n; ++i)
+          for (Int c = 0; c < d; ++c) visit(b, h, i, c);
+  };
+  Array<Real> parts[3];
+  for (Int part = 0; part < 3; ++part) {
+    parts[part] = Array<Real>({batch, o.heads, n, d});
+    for_each_channel([&](Int b, Int h, Int i, Int c) {
+      parts[part](b, h, i, c) = qkv(b, i, part * inner + h * d + c);
+    });
+  }
+  AttentionInputs<Real> attend{parts[0], parts[1], parts[2], in.masked, in.bias, in.multiplier};
+  AttentionOptions attention_options = o.attention;
+  attention_options.scale.reset();
+  if (o.qk_rmsnorm) {
+    attend.q = qk_norm(std::move(attend.q), weight("q_scale"));
+    attend.k = qk_norm(std::move(attend.k), weight("k_scale"));
+    attention_options.scale = o.qk_scale;
+  }
+
+  Array<Real> gates({batch, n, o.heads}, Real(1));
+  if (o.gate_values_per_head) {
+    gates = linear(x, weight("to_v_gate.0.weight"), weight("to_v_gate.0.bias"));
+    for (Real& gate : gates.data) gate = sigmoid(gate);
+  }
+  // The gradient of the gated heads needs no result, that of to_out's weight does.
+  Array<Real> unused(weight("to_out.weight").shape);
+  const Array<Real> grad_heads =
+      linear_backward(Array<Real>({batch, n, inner}), weight("to_out.weight"), grad_y, unused);
+  Array<Real> grad_out({batch, o.heads, n, d});
+  for_each_channel([&](Int b, Int h, Int i, Int c) {
+    grad_out(b, h, i, c) = grad_heads(b, i, h * d + c) * gates(b, i, h);
+  });
+  AttentionGradients<Real> attended =
+      attention_backward(attention_options, std::move(attend), grad_out);
+
+  Array<Real> heads({batch, n, inner}), grad_gates({batch, n, o.heads});
+  for_each_channel([&](Int b, Int h, Int i, Int c) {
+    heads(b, i, h * d + c) = attended.out(b, h, i, c) * gates(b, i, h);
+    grad_gates(b, i, h) += attended.out(b, h, i, c) * grad_heads(b, i, h * d + c);
+  });
+  LayerGradients<Real> result;
+  result.y = linear(heads, weight("to_out.weight"));
+  result.bias = std::move(attended.bias);
+  linear_backward(heads, weight("to_out.weight"), grad_y, grad("to_out.weight"));
+
+  if (o.qk_rmsnorm) {
+    attended.q = qk_norm_backward(parts[0], weight("q_scale"), attended.q, grad("q_scale"));
+    attended.k = qk_norm_backward(parts[1], weight("k_scale"), attended.k, grad("k_scale"));
+  }
+  Array<Real> grad_qkv(qkv.shape);
+  const Array<Real>* const grad_parts[] = {&attended.q, &attended.k, &attended.v};
+  for (Int part = 0; part < 3; ++part)
+    for_each_channel([&](Int b, Int h, Int i, Int c) {
+      grad_qkv(b, i, part * inner + h * d + c) = (*grad_parts[part])(b, h, i, c);
+    });
+  result.x = linear_backward(x, weight("to_qkv.weight"), grad_qkv, grad("to_qkv.weight"));
+  if (o.gate_values_per_head) {
+    for (std::size_t i = 0; i < gates.data.size(); ++i)
+      grad_gates.data[i] *= gates.data[i] * (Real(1) - gates.data[i]);
+    add(linear_backward(x, weight("to_v_gate.0.weight"), grad_gates, grad("to_v_gate.0.weight"),
+                        &grad("to_v_gate.0.bias")),
+        result.x);
+  }
+  if (o.prenorm)
+    result.x = layer_norm_backward(in.x, weight("norm.weight"), result.x, grad("norm.weight"),
+                                   grad("norm.bias"));
+  return result;
+}
+
+/// The derivative of gelu(): Φ(x) + x·φ(x).
+template <typename Real>
+Real gelu_slope(const Real& x) {
+  using std::erf;
+  using std::exp;
+  using std::sqrt;
+  return Real(0.5) * (Real(1) + erf(x / sqrt(Real(2)))) +
+         x * exp(x * x * Real(-0.5)) / sqrt(Real(2 * 3.14159265358979323846L));
+}
+
+/// Of feed_forward().
+template <typename Real>
+Array<Real> feed_forward_backward(const Parameters<Real>& parameters, const Array<Real>& x,
+                                  const Array<Real>& grad_y, Parameters<Real>& gradients,
+                                  const std::string& prefix = "") {
+  const Array<Real> normed =
+      layer_norm(x, parameters.at(prefix + "0.weight"), parameters.at(prefix + "0.bias"));
+  const Array<Real> both = linear(normed, parameters.at(prefix + "1.weight"));
+  const auto width = static_cast<std::size_t>(both.shape.back()), inner = width / 2;
+  std::vector<Int> shape = both.shape;
+  shape.back() /= 2;
+  Array<Real> hidden(shape);
+  for (std::size_t i = 0; i < hidden.data.size(); ++i) {
+    const std::size_t value = i / inner * width + i % inner;
+    hidden.data[i] = both.data[value] * gelu(both.data[value + inner]);
+  }
+  const Array<Real> grad_hidden = linear_backward(hidden, parameters.at(prefix + "4.weight"),
+                                                  grad_y, gradients.at(prefix + "4.weight"));
+  Array<Real> grad_both(both.shape);
+  for (std::size_t i = 0; i < hidden.data.size(); ++i) {
+    const std::size_t value = i / inner * width + i % inner;
+    const Real& gate = both.data[value + inner];
+    grad_both.data[value] = grad_hidden.data[i] * gelu(gate);
+    grad_both.data[value + inner] = grad_hidden.data[i] * both.data[value] * gelu_slope(gate);
+  }
+  return layer_norm_backward(x, parameters.at(prefix + "0.weight"),
+                             linear_backward(normed, parameters.at(prefix + "1.weight"), grad_both,
+                                             gradients.at(prefix + "1.weight")),
+                             gradients.at(prefix + "0.weight"), gradients.at(prefix + "0.bias"));
+}
+
+/// Of distance_bias(), which has no input but the distance.
+template <typename Real>
+void distance_bias_backward(const Parameters<Real>& parameters, Int distance,
+                            const Array<Real>& grad_y, Parameters<Real>& gradients,
+                            const std::string& prefix = "") {
+  const auto name = [&](const char* layer, const char* tensor) {
+    return prefix + "mlp." + layer + tensor;
+  };
+  const auto layer = [&](const Array<Real>& x, const char* of) {
+    return linear(x, parameters.at(name(of, ".weight")), parameters.at(name(of, ".bias")));
+  };
+  const auto layer_backward = [&](const Array<Real>& x, const char* of, const Array<Real>& grad) {
+    return linear_backward(x, parameters.at(name(of, ".weight")), grad,
+                           gradients.at(name(of, ".weight")), &gradients.at(name(of, ".bias")));
+  };
+  const auto silu = [](Array<Real> x) {
+    for (Real& value : x.data) value *= sigmoid(value);
+    return x;
+  };
+  const auto silu_backward = [](const Array<Real>& x, Array<Real> grad) {
+    for (std::size_t i = 0; i < x.data.size(); ++i) {
+      const Real s = sigmoid(x.data[i]);
+      grad.data[i] *= s * (Real(1) + x.data[i] * (Real(1) - s));
+    }
+    return grad;
+  };
+  const Array<Real> x({1}, static_cast<Real>(distance));
+  const Array<Real> first = layer(x, "0");
+  const Array<Real> second = layer(silu(first), "2");
+  const Array<Real> of_second = silu_backward(second, layer_backward(silu(second), "4", grad_y));
+  layer_backward(x, "0", silu_backward(first, layer_backward(silu(first), "2", of_second)));
+}
+
+/// Of cross_entropy(), for the logits.
+template <typename Real>
+Array<Real> cross_entropy_backward(const Array<Real>& logits, const Array<Int>& labels,
+                                   Int ignore_index) {
+  const auto classes = static_cast<std::size_t>(logits.shape[2]);
+  Int counted = 0;
+  for (const Int label : labels.data) counted += label != ignore_index;
+  Array<Real> grad(logits.shape);
+  for (std::size_t row = 0; row < labels.data.size(); ++row) {
+    if (labels.data[row] == ignore_index) continue;
+    const Real* of_row = logits.data.data() + row * classes;
+    const Real largest = *std::max_element(of_row, of_row + classes);
+    Real sum(0);
+    for (std::size_t c = 0; c < classes; ++c) sum += exp_below(of_row[c], largest);
+    for (std::size_t c = 0; c < classes; ++c)
+      grad.data[row * classes + c] = (share(exp_below(of_row[c], largest), sum) -
+                                      Real(static_cast<Int>(c) == labels.data[row] ? 1 : 0)) /
+                                     static_cast<Real>(counted);
+  }
+  return grad;
+}
+
+template <typename Real>
+struct TransformerGradients {
+  Real loss;
+  Array<Real> logits;  // what transformer_logits() returns
+};
+
+/// Of cross_entropy() of transformer_logits(), for the weights.
+template <typename Real>
+TransformerGradients<Real> transformer_backward(const TransformerOptions& o,
+                                                const Parameters<Real>& parameters,
+                                                const Array<Int>& tokens, const Array<Int>& labels,
+                                                Int ignore_index,
+                                                const std::vector<unsigned char>& masked,
+                                                Parameters<Real>& gradients) {
+  const Int batch = tokens.shape[0], n = tokens.shape[1], dim = o.layer.dim;
+  const Array<Real>& token_emb = parameters.at("token_emb.weight");
+  const Array<Real>& pos_emb = parameters.at("pos_emb.weight");
+  Array<Real> x({batch, n, dim});
+  for (Int b = 0; b < batch; ++b)
+    for (Int i = 0; i < n; ++i)
+      for (Int c = 0; c < dim; ++c) x(b, i, c) = token_emb(tokens(b, i), c) + pos_emb(i, c);
+  const AttentionOptions& a = o.layer.attention;
+  Array<Real> bias;
+  if (o.use_dynamic_pos_bias)
+    bias = dynamic_position_bias(parameters, a.window_size, a.look_backward, a.look_forward,
+                                 "dynamic_pos_bias.");
+
+  std::vector<Array<Real>> attention_inputs, feed_forward_inputs;
+  const auto prefix = [](Int layer) { return "layers." + std::to_string(layer); };
+  for (Int layer = 0; layer < o.depth; ++layer) {
+    attention_inputs.push_back(x);
+    add(local_mha(o.layer, parameters, LayerInputs<Real>{x, masked, bias, {}},
+                  prefix(layer) + ".0.branch.")
+            .y,
+        x);
+    feed_forward_inputs.push_back(x);
+    add(feed_forward(parameters, x, prefix(layer) + ".1.branch."), x);
+  }
+  const Array<Real> normed =
+      layer_norm(x, parameters.at("to_logits.0.weight"), parameters.at("to_logits.0.bias"));
+  TransformerGradients<Real> result;
+  result.logits = linear(normed, parameters.at("to_logits.1.weight"));
+  result.loss = cross_entropy(result.logits, labels, ignore_index);
+
+  Array<Real> grad = layer_norm_backward(
+      x, parameters.at("to_logits.0.weight"),
+      linear_backward(normed, parameters.at("to_logits.1.weight"),
+                      cross_entropy_backward(result.logits, labels, ignore_index),
+                      gradients.at("to_logits.1.weight")),
+      gradients.at("to_logits.0.weight"), gradients.at("to_logits.0.bias"));
+  Array<Real> grad_bias(bias.shape);
+  for (Int layer = o.depth; layer-- > 0;) {
+    const auto at = static_cast<std::size_t>(layer);
+    add(feed_forward_backward(parameters, feed_forward_inputs[at], grad, gradients,
+                              prefix(layer) + ".1.branch."),
+        grad);
+    const LayerGradients<Real> of_layer = local_mha_backward(
+        o.layer, parameters, LayerInputs<Real>{attention_inputs[at], masked, bias, {}}, grad,
+        gradients, prefix(layer) + ".0.branch.");
+    add(of_layer.x, grad);
+    if (o.use_dynamic_pos_bias) add(of_layer.bias, grad_bias);
+  }
+  if (o.use_dynamic_pos_bias) {
+    const Int heads = grad_bias.shape[0];
+    for (Int i = 0; i < grad_bias.shape[1]; ++i)
+      for (Int j = 0; j < grad_bias.shape[2]; ++j) {
+        Array<Real> of_heads({heads});
+        for (Int h = 0; h < heads; ++h) of_heads(h) = grad_bias(h, i, j);
+        distance_bias_backward(parameters, std::abs(a.look_backward * a.window_size + i - j),
+                               of_heads, gradients, "dynamic_pos_bias.");
+      }
+  }
+  for (Int b = 0; b < batch; ++b)
+    for (Int i = 0; i < n; ++i)
+      for (Int c = 0; c < dim; ++c) {
+        gradients.at("token_emb.weight")(tokens(b, i), c) += grad(b, i, c);
+        gradients.at("pos_emb.weight")(i, c) += grad(b, i, c);
+      }
+  return result;
+}
+
+}  // namespace reference

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT
+// LocalAttention: results and gradients, in kept and poisoned room, on threads, at once.
+#define EIGEN_USE_THREADS
+#include <limits>
+
+#include <local_mha/local_mha.hpp>
+
+#include "soak/attention_draw.hpp"
+#include "soak/cases.hpp"
+#include "soak/devices.hpp"
+#include "soak/memory.hpp"
+
+namespace soak {
+
+namespace {
+
+using local_mha::LocalAttention;
+using local_mha::Tensor;
+
+template <typename Scalar>
+class AttentionRun {
+  using Attention = LocalAttention<Scalar>;
+
+ public:
+  AttentionRun(Check& check, Random& random)
+      : check_(check),
+        random_(random),
+        draw_(draw_attention<Scalar>(random)),
+        attention_(draw_.config),
+        q_(support::tensor<Scalar, 4>(draw_.q)),
+        k_(support::tensor<Scalar, 4>(draw_.k)),
+        v_(support::tensor<Scalar, 4>(draw_.v)),
+        grad_out_(support::tensor<Scalar, 4>(draw_.grad_out)),
+        bias_(support::bias_tensor<Scalar>(draw_.bias)),
+        view_(support::optional_view(bias_)),
+        mask_(support::padding_mask(draw_.masked, draw_.batch(), draw_.seqlen())) {
+    check.description = describe(draw_);
+  }
+
+  void run() {
+    const int threads = draw_threads(random_);
+    check_.description += ", " + std::to_string(threads) + " threads";
+    if (random_.chance(0.6)) spoil(threads);
+    const auto expected = expected_of<Scalar>(draw_);
+    Tensor<Scalar, 4> out = forward(threads, workspace_);
+    check_.compare("out", out.data(), expected.out);
+
+    typename Attention::Saved saved;
+    on_threads(threads, [&](const auto& device) {
+      saved = attention_.forward_saving(device, q_, k_, v_, mask_, view_, draw_.call);
+    });
+    check_.compare("saved.out", saved.out.data(), expected.out);
+    check_.compare("saved.lse", saved.lse.data(), expected.lse);
+    backward(threads, saved);
+    check_.compare("grad q", gradients_.q.data(), expected.q);
+    check_.compare("grad k", gradients_.k.data(), expected.k);
+    check_.compare("grad v", gradients_.v.data(), expected.v);
+    check_.equal("grad bias given", gradients_.attn_bias.has_value(), !draw_.bias.empty());
+    if (gradients_.attn_bias)
+      check_.compare("grad bias", gradients_.attn_bias->data(), expected.bias);
+
+    if (random_.chance(0.2)) repeat_at_once(out);
+    if (random_.chance(0.1)) repeat_on_other_threads(saved);
+    if (random_.chance(0.1)) repeat_without_allocating();
+    if (random_.chance(0.1)) repeat_after_failing(out);
+  }
+
+ private:
+  static constexpr Scalar nan_ = std::numeric_limits<Scalar>::quiet_NaN();
+
+  Tensor<Scalar, 4> forward(int threads, typename Attention::Workspace& workspace) const {
+    Tensor<Scalar, 4> out(q_.dimensions());
+    out.setConstant(nan_);
+    on_threads(threads, [&](const auto& device) {
+      attention_.forward_into(device, out, workspace, q_, k_, v_, mask_, view_, draw_.call);
+    });
+    return out;
+  }
+
+  void backward(int threads, const typename Attention::Saved& saved) {
+    on_threads(threads, [&](const auto& device) {
+      attention_.backward_into(device, gradients_, workspace_, saved, grad_out_, q_, k_, v_, mask_,
+                               view_, draw_.call);
+    });
+  }
+
+  // Calls with NaN leave NaN behind in what is kept, of this shape or of another.
+  void spoil(int threads) {
+    const Index more = random_.chance(0.3) ? random_.integer(1, 20) : 0;
+    const Index d =
+        draw_.config.dim || random_.chance(0.8) ? draw_.dim_head() : random_.integer(1, 40);
+    check_.description +=
+        ", spoiled by N " + std::to_string(draw_.seqlen() + more) + " D " + std::to_string(d);
+    Tensor<Scalar, 4> nan(draw_.batch(), draw_.heads(), draw_.seqlen() + more, d);
+    nan.setConstant(nan_);
+    on_threads(threads, [&](const auto& device) {
+      const auto saved = attention_.forward_saving(device, nan, nan, nan, {}, view_, draw_.call);
+      Tensor<Scalar, 4> out(nan.dimensions());
+      attention_.forward_into(device, out, workspace_, nan, nan, nan, {}, view_, draw_.call);
+      attention_.backward_into(device, gradients_, workspace_, saved, nan, nan, nan, nan, {}, view_,
+                               draw_.call);
+    });
+  }
+
+  void repeat_at_once(const Tensor<Scalar, 4>& out) {
+    const int threads = draw_threads(random_);
+    Tensor<Scalar, 4> others[3];
+    all_at_once(3, [&](int i) {
+      typename Attention::Workspace workspace;
+      Tensor<Scalar, 4>& other = others[i];
+      other.resize(q_.dimensions());
+      other.setConstant(nan_);
+      if (i == 0)
+        other = forward(threads, workspace);
+      else
+        attention_.forward_into(other, workspace, q_, k_, v_, mask_, view_, draw_.call);
+    });
+    for (const Tensor<Scalar, 4>& other : others)
+      check_.same("out of calls at once", other.data(), out.data(), out.size());
+  }
+
+  void repeat_on_other_threads(const typename Attention::Saved& saved) {
+    const auto before = gradients_;
+    backward(draw_threads(random_), saved);
+    const auto same = [&](const char* what, const auto& got, const auto& expected) {
+      check_.same(what, got.data(), expected.data(), got.size());
+    };
+    same("grad q on other threads", gradients_.q, before.q);
+    same("grad k on other threads", gradients_.k, before.k);
+    same("grad v on other threads", gradients_.v, before.v);
+    if (before.attn_bias)
+      same("grad bias on other threads", *gradients_.attn_bias, *before.attn_bias);
+  }
+
+  void repeat_without_allocating() {
+    Tensor<Scalar, 4> out = forward(0, workspace_);
+    const long allocated = allocations_of(
+        [&] { attention_.forward_into(out, workspace_, q_, k_, v_, mask_, view_, draw_.call); });
+    check_.equal("allocations of a repeated forward_into()", allocated, 0L);
+  }
+
+  // A call that runs out of memory leaves room in which the next one is right.
+  void repeat_after_failing(const Tensor<Scalar, 4>& out) {
+    typename Attention::Workspace fresh;
+    auto& workspace = random_.chance(0.5) ? fresh : workspace_;
+    Tensor<Scalar, 4> other(q_.dimensions());
+    fail_after(random_.integer(0, 20));
+    try {
+      attention_.forward_into(other, workspace, q_, k_, v_, mask_, view_, draw_.call);
+    } catch (const std::bad_alloc&) {
+    }
+    fail_no_more();
+    check_.same("out after a failed allocation", forward(0, workspace).data(), out.data(),
+                out.size());
+  }
+
+  Check& check_;
+  Random& random_;
+  AttentionDraw draw_;
+  Attention attention_;
+  Tensor<Scalar, 4> q_, k_, v_, grad_out_;
+  Tensor<Scalar, 3> bias_;
+  typename Attention::Bias view_;
+  local_mha::PaddingMask mask_;
+  typename Attention::Workspace workspace_;
+  typename Attention::Gradients gradients_;
+};
+
+}  // namespace
+
+void attention_case(Check& check, Random& random) {
+  if (random.chance(0.7))
+    AttentionRun<float>(check, random).run();
+  else
+    AttentionRun<double>(check, random).run();
+}
+
+}  // namespace soak

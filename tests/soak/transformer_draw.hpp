@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A random LocalTransformer with tokens and labels.
+#pragma once
+
+#include <algorithm>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <local_mha/parameters.hpp>
+
+#include "reference/transformer.hpp"
+#include "soak/layer_draw.hpp"
+
+namespace soak {
+
+struct TransformerDraw {
+  local_mha::LocalTransformerConfig config;
+  reference::Parameters<double> parameters;
+  Array<Int> tokens, labels;
+  std::vector<unsigned char> masked;
+
+  Index batch() const { return tokens.shape[0]; }
+  Index seqlen() const { return tokens.shape[1]; }
+  /// Labels that count.
+  Index counted() const {
+    return std::count_if(labels.data.begin(), labels.data.end(),
+                         [&](Int label) { return label != config.ignore_index; });
+  }
+};
+
+/// A small model. Every part of it normalizes, so that few sizes matter.
+template <typename Scalar>
+TransformerDraw draw_transformer(Random& random) {
+  TransformerDraw t;
+  local_mha::LocalTransformerConfig& config = t.config;
+  const Index n = std::min<Index>(draw_length<Scalar>(random), 40);
+  config.num_tokens = random.integer(1, 12);
+  config.max_seq_len = n + random.integer(n == 0 ? 1 : 0, 3);
+  config.dim = random.integer(3, 12);
+  config.depth = random.integer(0, 2);
+  config.dim_head = 2 * random.integer(1, 4);
+  config.heads = random.integer(1, 2);
+  config.ff_mult = random.pick({1.0, 2.0, 4.0});
+  config.local_attn_window_size = random.integer(1, 20);
+  draw_rules(random, config);
+  config.qk_rmsnorm = random.chance(0.4);
+  config.gate_values_per_head = random.chance(0.3);
+  config.use_dynamic_pos_bias = random.chance(0.25);
+  if (config.use_dynamic_pos_bias)
+    config.local_attn_window_size = std::min<Index>(config.local_attn_window_size, 6);
+  else if (random.chance(0.3))
+    draw_xpos(random, config, config.local_attn_window_size,
+              std::sqrt(static_cast<double>(config.dim)));
+
+  t.parameters =
+      support::named<double>(local_mha::LocalTransformerParameters<Scalar>::zeros(config));
+  const double size_of_x = random.chance(0.3) ? random.uniform(-10, 10) : 0;
+  for (auto& [name, array] : t.parameters) {
+    const bool is_matrix = array.shape.size() == 2;
+    double size = 0.3;
+    if (name == "token_emb.weight" || name == "pos_emb.weight")
+      size = std::pow(10.0, size_of_x);
+    else if (is_matrix)
+      size = (random.chance(0.2) ? power(random, -2, 2) : 1) /
+             std::sqrt(static_cast<double>(array.shape.back()));
+    array = draw_numbers<Scalar>(random, array.shape, size);
+    const bool is_scale = !is_matrix && (name.ends_with("norm.weight") ||
+                                         name.ends_with(".0.weight") || name.ends_with("_scale"));
+    if (is_scale)
+      for (double& number : array.data) number = round_to<Scalar>(1 + number);
+  }
+  const Index batch = random.integer(1, 2);
+  t.tokens = t.labels = Array<Int>({batch, n});
+  const double ignored = random.pick({0.0, 0.0, 0.2, 1.0});
+  for (Int& token : t.tokens.data) token = random.integer(0, config.num_tokens - 1);
+  for (Int& label : t.labels.data)
+    label = random.chance(ignored) ? config.ignore_index : random.integer(0, config.num_tokens - 1);
+  t.masked = draw_mask(random, batch, n);
+  return t;
+}
+
+template <typename Scalar>
+reference::TransformerOptions transformer_options(const local_mha::LocalTransformerConfig& config) {
+  reference::TransformerOptions options = support::options(config);
+  options.layer.attention.hiding_bias =
+      -static_cast<double>(std::numeric_limits<Scalar>::max()) / 4;
+  return options;
+}
+
+inline std::string describe(const TransformerDraw& t) {
+  const local_mha::LocalTransformerConfig& c = t.config;
+  std::ostringstream text;
+  text << "B " << t.batch() << " N " << t.seqlen() << " dim " << c.dim << " depth " << c.depth
+       << " H " << c.heads << " D " << c.dim_head << " w " << c.local_attn_window_size << " lb "
+       << c.look_backward << (c.causal ? " causal" : "") << (c.exact_windowsize ? " exact" : "")
+       << (c.qk_rmsnorm ? " qk_rmsnorm" : "") << (c.gate_values_per_head ? " gates" : "")
+       << (c.use_xpos ? " xpos" : "") << (c.use_dynamic_pos_bias ? " dynamic bias" : "")
+       << (t.masked.empty() ? "" : " mask");
+  return text.str();
+}
+
+}  // namespace soak
