@@ -5,10 +5,8 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,6 +15,7 @@
 #include <local_mha/local_mha.hpp>
 
 #include "reference/transformer.hpp"
+#include "support/compare.hpp"
 
 namespace support {
 
@@ -24,8 +23,12 @@ using local_mha::Index;
 using reference::Array;
 using reference::Int;
 
-/// The precisions that tests are typed over.
+/// The precisions that tests are typed over: one of them where neither has packets.
+#ifdef EIGEN_DONT_VECTORIZE
+using Scalars = testing::Types<float>;
+#else
 using Scalars = testing::Types<float, double>;
+#endif
 
 struct ScalarNames {
   template <typename Scalar>
@@ -171,54 +174,6 @@ void assign(LibraryParameters& parameters, const reference::Parameters<Real>& fr
     for (std::size_t i = 0; i < array.data.size(); ++i)
       weight.data()[i] = static_cast<Scalar>(array.data[i]);
   });
-}
-
-template <typename Real>
-Real largest(const Array<Real>& a) {
-  Real most = 0;
-  for (const Real value : a.data) most = std::max(most, std::abs(value));
-  return most;
-}
-
-/// The largest |got - expected|; NaN and infinity count as infinitely far from anything else.
-template <typename Got, typename Expected>
-double largest_error(const Array<Got>& got, const Array<Expected>& expected) {
-  if (got.shape != expected.shape) return std::numeric_limits<double>::infinity();
-  double worst = 0;
-  for (std::size_t i = 0; i < got.data.size(); ++i) {
-    const auto difference =
-        static_cast<double>(std::abs(static_cast<Expected>(got.data[i]) - expected.data[i]));
-    if (!(difference <= worst))
-      worst = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
-  }
-  return worst;
-}
-
-template <typename Got, typename Expected>
-testing::AssertionResult close(const Array<Got>& got, const Array<Expected>& expected,
-                               double tolerance) {
-  if (got.shape != expected.shape)
-    return testing::AssertionFailure() << "shape " << testing::PrintToString(got.shape) << ", not "
-                                       << testing::PrintToString(expected.shape);
-  const double error = largest_error(got, expected);
-  if (error <= tolerance) return testing::AssertionSuccess();
-  for (std::size_t i = 0; i < got.data.size(); ++i) {
-    const auto difference =
-        static_cast<double>(std::abs(static_cast<Expected>(got.data[i]) - expected.data[i]));
-    if (difference <= tolerance) continue;
-    std::string place;
-    std::size_t rest = i;
-    for (std::size_t axis = got.shape.size(); axis-- > 0;) {
-      const auto extent = static_cast<std::size_t>(got.shape[axis]);
-      place = std::to_string(rest % extent) + (place.empty() ? "" : ", ") + place;
-      rest /= extent;
-    }
-    return testing::AssertionFailure()
-           << "largest error " << error << " where " << tolerance << " is allowed; first at ["
-           << place << "]: " << static_cast<double>(got.data[i]) << ", not "
-           << static_cast<double>(expected.data[i]);
-  }
-  return testing::AssertionFailure() << "largest error " << error;
 }
 
 /// Same shape and same bits: tells zeros apart and NaNs alike.

@@ -18,8 +18,8 @@ namespace support {
 
 /// How far the library's result may lie from the reference in higher precision: twice what the
 /// reference in the same precision makes of it, and some roundings of numbers as large as those
-/// that are added up. `magnitude` is the largest sum of the absolute terms of a score: an error of
-/// a score is relative to it, and multiplies the result.
+/// that are added up. `magnitude` is the largest sum of the absolute terms of a score, its bias
+/// included: an error of a score is relative to it, and multiplies the result.
 template <typename Scalar>
 double tolerance(double naive_error, double largest_value, double magnitude) {
   constexpr double epsilon = std::numeric_limits<Scalar>::epsilon();
@@ -29,7 +29,7 @@ double tolerance(double naive_error, double largest_value, double magnitude) {
 /// How long the sequences of random cases are.
 enum class Length { Short, Long };
 
-/// Lengths around the ends of windows and tiles, and windows beyond the sequence.
+/// Lengths around the ends of windows and tiles, and windows beyond the sequence; few are 0.
 inline void pick_sizes(Random& random, Length length, Index& n, Index& window) {
   if (length == Length::Long) {  // several stretches of blocks, which flow through a ring
     n = random.integer(130, 420);
@@ -39,10 +39,10 @@ inline void pick_sizes(Random& random, Length length, Index& n, Index& window) {
   window = random.pick<Index>({1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 20, 31, 32, 33});
   switch (random.integer(0, 5)) {
     case 0:
-      n = random.integer(0, 5);
+      n = random.integer(1, 5);
       break;
     case 1:
-      n = std::max<Index>(0, random.integer(1, 3) * window + random.integer(-1, 1));
+      n = std::max<Index>(1, random.integer(1, 3) * window + random.integer(-1, 1));
       break;
     case 2:
       n = random.pick<Index>({15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65});
@@ -54,22 +54,28 @@ inline void pick_sizes(Random& random, Length length, Index& n, Index& window) {
     default:
       n = random.integer(1, 60);
   }
+  if (random.chance(0.015)) n = 0;
 }
 
-/// `[B, N]` flags: none, random, by length, all of a sequence, or all.
+/// `[B, N]` flags: none, random, by length, or all of a sequence; few mask all sequences.
 inline std::vector<unsigned char> pick_mask(Random& random, Index batch, Index n) {
   std::vector<unsigned char> masked;
   if (random.chance(0.4)) return masked;
   masked.assign(static_cast<std::size_t>(batch * n), 0);
   const double share = random.pick({0.05, 0.3, 0.7, 0.95});
-  const int kind = static_cast<int>(random.integer(0, 4));
+  const int kind = static_cast<int>(random.integer(0, 3));
   for (Index b = 0; b < batch; ++b) {
     const Index length = random.integer(0, n);
-    const bool all = kind == 4 || (kind == 3 && random.chance(0.5));
+    const bool all = kind == 3 && random.chance(0.5);
     for (Index i = 0; i < n; ++i)
       masked[static_cast<std::size_t>(b * n + i)] = all || (kind == 0 && i >= length) ||
                                                     (kind == 1 && i < length) ||
                                                     (kind >= 2 && random.chance(share));
+  }
+  if (random.chance(0.03)) {
+    std::fill(masked.begin(), masked.end(), 1);
+  } else if (!masked.empty()) {
+    masked[static_cast<std::size_t>(random.integer(0, batch * n - 1))] = 0;
   }
   return masked;
 }
@@ -127,7 +133,7 @@ inline std::string describe(const local_mha::LocalMHAConfig& c) {
 struct AttentionCase {
   local_mha::LocalAttentionConfig config;
   local_mha::LocalAttentionCall call;
-  reference::AttentionInputs<double> in;
+  reference::AttentionInputs<double> in;  // of magnitudes of their own
 
   Int batch() const { return in.q.shape[0]; }
   Int seqlen() const { return in.q.shape[2]; }
@@ -144,9 +150,10 @@ inline AttentionCase attention_case(std::uint64_t seed, Length length = Length::
   Index heads = random.integer(1, 3);
   Index d = random.integer(1, 9);
   if (length == Length::Long) batch = 1;
-  if (length == Length::Short && random.chance(0.15)) {
+  if (random.chance(length == Length::Long ? 0.4 : 0.15)) {
     batch = heads = 1;
     d = random.pick<Index>({12, 15, 16, 17, 24, 32, 33, 64, 80, 128});
+    if (length == Length::Long) n = std::min<Index>(n, 260);  // the reference takes its time
   }
   if (random.chance(0.7)) {
     c.config.dim = d;
@@ -169,14 +176,17 @@ inline AttentionCase attention_case(std::uint64_t seed, Length length = Length::
     c.call.first_position =
         random.pick<Index>({1, 2, 7, window - 1, window, 3 * window + 1, 1000, 10'000'000});
 
-  c.in.q = random.array({batch, heads, n, d});
-  c.in.k = random.array({batch, heads, n, d});
-  c.in.v = random.array({batch, heads, n, d});
+  // From scores that are all alike to those that leave one key nearly all of the probability.
+  c.in.q = random.array({batch, heads, n, d}, random.pick({1.0, 1.0, 1.0, 1e-6, 0.1, 4.0}));
+  c.in.k = random.array({batch, heads, n, d}, random.pick({1.0, 1.0, 1.0, 1e-6, 0.1, 4.0}));
+  if (c.config.shared_qk) c.in.k = random.array({batch, heads, n, d});  // normalized anyhow
+  c.in.v = random.array({batch, heads, n, d}, random.pick({1.0, 1.0, 1e-12, 1e-3, 1e3, 1e12}));
   c.in.masked = pick_mask(random, batch, n);
   if (random.chance(0.3)) {
     const Index ahead = c.config.look_forward.value_or(c.config.causal ? 0 : 1);
     c.in.bias = random.array(
-        {random.chance(0.5) ? heads : 1, window, (1 + c.config.look_backward + ahead) * window});
+        {random.chance(0.5) ? heads : 1, window, (1 + c.config.look_backward + ahead) * window},
+        random.pick({1.0, 1.0, 0.01, 20.0}));
   }
   return c;
 }
@@ -192,10 +202,12 @@ inline AttentionCase narrow_attention_case(std::uint64_t seed) {
   c.config.window_size = random.integer(1, 16);
   c.config.look_backward = random.integer(0, 2);
   if (!c.config.causal) c.config.look_forward = random.integer(0, 2);
-  const Index n = random.integer(0, 70);
+  const Index n = random.chance(0.01) ? 0 : random.integer(1, 70);
   const Index batch = random.integer(1, 2);
   const Index d = random.pick<Index>({16, 32, 48, 64, 80, 128});
-  for (auto* input : {&c.in.q, &c.in.k, &c.in.v}) *input = random.array({batch, 2, n, d});
+  c.in.q = random.array({batch, 2, n, d}, random.pick({1.0, 1.0, 0.1, 4.0}));
+  c.in.k = random.array({batch, 2, n, d}, random.pick({1.0, 1.0, 0.1, 4.0}));
+  c.in.v = random.array({batch, 2, n, d}, random.pick({1.0, 1e-12, 1e12}));
   c.in.bias = {};
   c.in.masked.clear();
   if (random.chance(0.3)) {
@@ -225,6 +237,9 @@ struct LayerCase {
   local_mha::LocalMHAConfig config;
   reference::Parameters<double> parameters;
   reference::LayerInputs<double> in;
+
+  /// The size of what the projections take in; the results of random weights are about as large.
+  double size() const { return config.prenorm ? 1 : largest(in.x); }
 };
 
 /// Weights of the size that training gives, none of them at a special value.
@@ -254,6 +269,11 @@ inline LayerCase layer_case(std::uint64_t seed, Length length = Length::Short) {
   c.config.dim_head = random.pick<Index>({1, 2, 3, 4, 5, 8, 10, 16});
   if (length == Length::Long) {
     c.config.heads = random.integer(1, 3);
+    if (random.chance(0.3)) {
+      c.config.heads = 1;
+      c.config.dim_head = random.pick<Index>({17, 24, 32, 64, 80});
+      n = std::min<Index>(n, 260);
+    }
   } else if (random.chance(0.1)) {
     c.config.dim = random.pick<Index>({64, 72, 100});
     c.config.dim_head = random.pick<Index>({16, 32, 64});
@@ -272,12 +292,15 @@ inline LayerCase layer_case(std::uint64_t seed, Length length = Length::Short) {
   const Index batch = length == Length::Long ? 1 : random.integer(1, 3);
   c.parameters = random_parameters(
       random, named<double>(local_mha::LocalMHAParameters<double>::zeros(c.config)));
-  c.in.x = random.array({batch, n, c.config.dim});
+  const bool kept = !c.config.prenorm;  // the size of x is that of what is computed with
+  c.in.x = random.array({batch, n, c.config.dim},
+                        random.pick({1.0, 1.0, 1.0, kept ? 0.05 : 1e-4, kept ? 4.0 : 1e4}));
   c.in.masked = pick_mask(random, batch, n);
   if (random.chance(0.3)) {
     const Index ahead = c.config.look_forward.value_or(c.config.causal ? 0 : 1);
     c.in.bias = random.array({random.chance(0.5) ? c.config.heads : 1, c.config.window_size,
-                              (1 + c.config.look_backward + ahead) * c.config.window_size});
+                              (1 + c.config.look_backward + ahead) * c.config.window_size},
+                             random.pick({1.0, 1.0, 0.01, 20.0}));
   }
   return c;
 }

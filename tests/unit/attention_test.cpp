@@ -45,11 +45,11 @@ void expect_the_reference(AttentionCase (*make)(std::uint64_t), std::uint64_t ca
     const auto expected =
         reference::attention(options, support::cast<support::Precise<Scalar>>(c.in));
     const auto naive = reference::attention(options, support::cast<Scalar>(c.in));
-    const auto result =
-        support::close(array(forward<Scalar>(c)), expected.out,
-                       support::tolerance<Scalar>(support::largest_error(naive.out, expected.out),
-                                                  support::largest(c.in.v),
-                                                  static_cast<double>(expected.largest_magnitude)));
+    const auto result = support::close(
+        array(forward<Scalar>(c)), expected.out,
+        support::tolerance<Scalar>(
+            support::largest_error(naive.out, expected.out), support::largest(c.in.v),
+            static_cast<double>(expected.largest_magnitude) + support::largest(c.in.bias)));
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", N " << c.seqlen() << ", first_position "
                         << c.call.first_position << ", " << support::describe(c.config);
@@ -83,11 +83,11 @@ TYPED_TEST(Attention, ProbabilitiesEqualTheReferenceAndSumToOneOrAreAllZero) {
     const auto probabilities = LocalAttention<TypeParam>(c.config).attention_probabilities(
         q, k, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
         support::optional_view(bias), c.call);
-    const auto result =
-        support::close(array(probabilities), expected.probabilities,
-                       support::tolerance<TypeParam>(
-                           support::largest_error(naive.probabilities, expected.probabilities), 1,
-                           static_cast<double>(expected.largest_magnitude)));
+    const auto result = support::close(
+        array(probabilities), expected.probabilities,
+        support::tolerance<TypeParam>(
+            support::largest_error(naive.probabilities, expected.probabilities), 1,
+            static_cast<double>(expected.largest_magnitude) + support::largest(c.in.bias)));
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", N " << c.seqlen() << ", "
                         << support::describe(c.config);

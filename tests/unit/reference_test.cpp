@@ -2,40 +2,31 @@
 // The reference against the outputs of the PyTorch package: what the other tests rest on.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
 #include <string>
 
 #include "reference/transformer.hpp"
+#include "support/compare.hpp"
 #include "support/golden_file.hpp"
 
 namespace {
 
 using reference::Array;
 
-double largest_relative_error(const Array<double>& got, const Array<double>& expected) {
-  EXPECT_EQ(got.shape, expected.shape);
-  double error = 0, largest = 0;
-  for (std::size_t i = 0; i < got.data.size(); ++i) {
-    const double difference = std::abs(got.data[i] - expected.data[i]);
-    error = difference <= error ? error : difference;  // keeps a NaN
-    largest = std::max(largest, std::abs(expected.data[i]));
-  }
-  return error / largest;
+testing::AssertionResult close(const Array<double>& got, const Array<double>& expected) {
+  return support::close(got, expected, 1e-14 * support::largest(expected));
 }
 
 class ReferenceOnGoldenFile : public testing::TestWithParam<std::filesystem::path> {};
 
 TEST_P(ReferenceOnGoldenFile, GivesWhatPyTorchGave) {
   const golden::Case c = golden::read(GetParam());
-  constexpr double tolerance = 1e-14;
   if (c.kind == "LocalAttention") {
     reference::AttentionInputs<double> in;
     in.q = c.at("input/q"), in.k = c.at("input/k"), in.v = c.at("input/v");
     in.masked = c.masked();
     if (c.has("input/attn_bias")) in.bias = c.at("input/attn_bias");
     const auto result = reference::attention(golden::attention_options(c), in);
-    EXPECT_LE(largest_relative_error(result.out, c.at("output/y")), tolerance);
+    EXPECT_TRUE(close(result.out, c.at("output/y")));
   } else if (c.kind == "LocalMHA") {
     reference::LayerInputs<double> in;
     in.x = c.at("input/x");
@@ -43,7 +34,7 @@ TEST_P(ReferenceOnGoldenFile, GivesWhatPyTorchGave) {
     if (c.has("input/attn_bias")) in.bias = c.at("input/attn_bias");
     const auto result =
         reference::local_mha(golden::layer_options(c.kwargs), c.below("param/"), in);
-    EXPECT_LE(largest_relative_error(result.y, c.at("output/y")), tolerance);
+    EXPECT_TRUE(close(result.y, c.at("output/y")));
   } else {
     ASSERT_EQ(c.kind, "LocalTransformer");
     const auto options = golden::transformer_options(c);
@@ -51,10 +42,10 @@ TEST_P(ReferenceOnGoldenFile, GivesWhatPyTorchGave) {
     for (golden::Int b = 0; b < inputs.shape[0]; ++b)
       for (golden::Int i = 0; i < inputs.shape[1]; ++i) inputs(b, i) = c.tokens()(b, i);
     const auto logits = reference::transformer_logits(options, c.below("param/"), inputs);
-    EXPECT_LE(largest_relative_error(logits, c.at("output/logits")), tolerance);
+    EXPECT_TRUE(close(logits, c.at("output/logits")));
     const double loss =
         reference::transformer_loss(options, c.below("param/"), c.tokens(), /*ignore_index=*/-1);
-    EXPECT_NEAR(loss, c.at("output/loss").data.at(0), tolerance);
+    EXPECT_NEAR(loss, c.at("output/loss").data.at(0), 1e-14);
   }
 }
 

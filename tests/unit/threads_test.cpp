@@ -7,12 +7,16 @@
 
 #include <array>
 #include <atomic>
-#include <cstdlib>
+#include <chrono>
+#include <condition_variable>
+#include <functional>
 #include <limits>
-#include <memory>
-#include <new>
+#include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include <local_mha/core/parallel.hpp>
@@ -39,6 +43,41 @@ struct Threads {
   explicit Threads(int count) : pool(count), device(&pool, count) {}
   Eigen::ThreadPool pool;
   Eigen::ThreadPoolDevice device;
+};
+
+/// A device that counts what it is given to run.
+struct CountedThreads : Eigen::ThreadPoolInterface {
+  explicit CountedThreads(int count) : pool(count), device(this, count) {}
+  void Schedule(std::function<void()> run) override {
+    ++scheduled;
+    pool.Schedule(std::move(run));
+  }
+  int NumThreads() const override { return pool.NumThreads(); }
+  int CurrentThreadId() const override { return pool.CurrentThreadId(); }
+
+  std::atomic<int> scheduled{0};
+  Eigen::ThreadPool pool;
+  Eigen::ThreadPoolDevice device;
+};
+
+/// Waits until so many threads wait.
+class Meeting {
+ public:
+  explicit Meeting(int size) : missing_(size) {}
+  /// \return whether all came; gives up after a time that even a loaded machine has
+  bool wait() {
+    std::unique_lock lock(mutex_);
+    if (--missing_ == 0) all_came_.notify_all();
+    const bool came =
+        all_came_.wait_for(lock, std::chrono::seconds(20), [&] { return missing_ <= 0; });
+    missing_ = 0;  // once is enough to wait in vain
+    return came;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_came_;
+  int missing_;
 };
 
 constexpr std::array<int, 4> thread_counts{1, 2, 3, 7};
@@ -107,6 +146,54 @@ TYPED_TEST(OnThreads, ALongSequenceAndALargeBatchGiveTheSameBits) {
     const auto x = tensor<TypeParam, 3>(Random(2).array({batch, n, 12}));
     EXPECT_TRUE(same_bits(mha.forward(x), mha.forward(threads.device, x)));
   }
+}
+
+// The same bits also come of a call that leaves the threads idle.
+TYPED_TEST(OnThreads, EveryPassGivesThemWork) {
+  using Scalar = TypeParam;
+  CountedThreads threads(3);
+  const auto& device = threads.device;
+  const auto expect_work = [&](const char* what, const auto& call) {
+    threads.scheduled = 0;
+    call();
+    EXPECT_GT(threads.scheduled, 0) << what;
+  };
+  Random random(1);
+  const auto q = tensor<Scalar, 4>(random.array({3, 2, 200, 8}));
+  const LocalAttention<Scalar> attention({.window_size = 16, .causal = true, .dim = 8});
+  typename LocalAttention<Scalar>::Saved saved_attention;
+  expect_work("attention, forward", [&] { attention.forward(device, q, q, q); });
+  expect_work("attention, forward_saving",
+              [&] { saved_attention = attention.forward_saving(device, q, q, q); });
+  expect_work("attention, backward",
+              [&] { attention.backward(device, saved_attention, q, q, q, q); });
+
+  const LocalMHA<Scalar> mha(
+      {.dim = 16, .window_size = 16, .dim_head = 8, .heads = 2, .causal = true});
+  for (const Index batch : {1, 3}) {
+    const auto x = tensor<Scalar, 3>(random.array({batch, 600, 16}));
+    typename LocalMHA<Scalar>::Saved saved;
+    auto gradients = local_mha::LocalMHAParameters<Scalar>::zeros(mha.config());
+    expect_work("layer, forward", [&] { mha.forward(device, x); });
+    expect_work("layer, forward_saving", [&] { mha.forward_saving(device, saved, x); });
+    expect_work("layer, backward", [&] { mha.backward(device, gradients, saved, x, x); });
+    // A batch by its sequences, a single one by its heads.
+    typename LocalMHA<Scalar>::Stream stream(mha, {.batch = batch, .max_threads = 3});
+    expect_work("stream, push", [&] { stream.push(device, x); });
+  }
+
+  const local_mha::LocalTransformer<Scalar> model({.num_tokens = 9,
+                                                   .max_seq_len = 200,
+                                                   .dim = 16,
+                                                   .depth = 1,
+                                                   .local_attn_window_size = 16,
+                                                   .dim_head = 8,
+                                                   .heads = 2});
+  Tensor<std::int64_t, 2> tokens(3, 200);
+  tokens.setConstant(1);
+  auto gradients = local_mha::LocalTransformerParameters<Scalar>::zeros(model.config());
+  expect_work("transformer, forward", [&] { model.forward(device, tokens); });
+  expect_work("transformer, backward", [&] { model.backward(device, gradients, tokens); });
 }
 
 TYPED_TEST(OnThreads, ARepeatedCallIntoGivenMemoryAllocatesNothing) {
@@ -274,25 +361,51 @@ TEST(ParallelFor, CallsEachTaskOnceAndNoWorkerTwiceAtATime) {
   }
 }
 
-TEST(ParallelFor, ThrowsTheExceptionOfATaskOnceAllHaveStopped) {
+// All tasks run on even if one throws, and the call returns when the last has ended: tasks take so
+// long that one that returns early is caught with some of them running.
+TEST(ParallelFor, ThrowsTheExceptionOfATaskOnceAllHaveEnded) {
   const Threads threads(3);
-  for (int repeat = 0; repeat < 20; ++repeat) {
-    std::atomic<int> running{0};
+  for (const Index thrower : {0, 7, 49}) {
+    std::atomic<int> ended{0};
     const auto task = [&](Index, Index i) {
-      ++running;
-      if (i == 7) {
-        --running;
-        throw std::runtime_error("task 7");
-      }
-      --running;
+      if (i == thrower) throw std::runtime_error("a task");
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      ++ended;
     };
     EXPECT_THROW(local_mha::parallel_for(threads.device, 3, 50, task), std::runtime_error);
-    EXPECT_EQ(running, 0);
+    EXPECT_EQ(ended, 49);
   }
   // The device goes on.
   std::atomic<int> calls{0};
   local_mha::parallel_for(threads.device, 3, 10, [&](Index, Index) { ++calls; });
   EXPECT_EQ(calls, 10);
+}
+
+TEST(ParallelFor, ReturnsOnceAllTasksHaveEnded) {
+  const Threads threads(3);
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    std::atomic<int> ended{0};
+    local_mha::parallel_for(threads.device, 3, 5, [&](Index, Index) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      ++ended;
+    });
+    EXPECT_EQ(ended, 5);
+  }
+}
+
+// Tasks that wait for each other: each has a thread of its own, the calling one among them.
+TEST(ParallelFor, RunsAsManyTasksAtOnceAsThereAreWorkers) {
+  for (const int count : {2, 3, 7}) {
+    const Threads threads(count);
+    Meeting meeting(count);
+    std::atomic<bool> caller_takes_part{false};
+    const auto caller = std::this_thread::get_id();
+    local_mha::parallel_for(threads.device, count, count, [&](Index worker, Index) {
+      if (std::this_thread::get_id() == caller) caller_takes_part = worker == 0;
+      EXPECT_TRUE(meeting.wait()) << count << " threads, worker " << worker;
+    });
+    EXPECT_TRUE(caller_takes_part);
+  }
 }
 
 // Every thread of the pool calls parallel_for on that pool: nobody may wait for a free thread.

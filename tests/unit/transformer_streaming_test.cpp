@@ -167,14 +167,15 @@ TYPED_TEST(TransformerStreaming, EqualsForwardWhateverHappens) {
     const auto expected = model.forward(all, support::padding_mask(masked, 1, n));
     ASSERT_EQ(static_cast<Index>(logits.size()), expected.size());
     for (Index i = 0; i < expected.size() && failures < 5; ++i)
-      if (!(std::abs(logits[static_cast<std::size_t>(i)] - expected.data()[i]) <=
-            tolerance<TypeParam> * std::max(TypeParam(1), std::abs(expected.data()[i])))) {
+      if (const auto result = support::near(
+              logits[static_cast<std::size_t>(i)], expected.data()[i],
+              tolerance<TypeParam> * std::max(TypeParam(1), std::abs(expected.data()[i])));
+          !result) {
         ++failures;
         ADD_FAILURE() << "seed " << seed << ", row " << i / vocabulary << " of " << n << ": "
-                      << logits[static_cast<std::size_t>(i)] << ", not " << expected.data()[i]
-                      << ", window " << config.local_attn_window_size << ", causal "
-                      << config.causal << ", exact " << config.exact_windowsize << ", depth "
-                      << config.depth << ": " << log.str();
+                      << result.message() << ", window " << config.local_attn_window_size
+                      << ", causal " << config.causal << ", exact " << config.exact_windowsize
+                      << ", depth " << config.depth << ": " << log.str();
         break;
       }
   }
