@@ -69,7 +69,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> root_of_squares(Index channels, const Scalar* blo
   const Scalar down = Scalar(std::ldexp(1.0, -exponent));
   const L scaled =
       sqrt(factor * sum_squares(channels, block, [&](const L& x) { return down * f(x); }));
-  const L largest = L::broadcast(Scalar((std::numeric_limits<Scalar>::max)()));
+  const L largest = L::broadcast(Scalar(Eigen::NumTraits<Scalar>::highest()));
   return select_negative(root - largest, root, up * scaled);
 }
 
