@@ -662,7 +662,8 @@ class LocalMHA {
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
-        Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
+        Scalar* lse =
+            saved_ != nullptr ? saved_->lse[first_saved_ + block] + 2 * h * count : nullptr;
         scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
                               past.values(h), out, lse);
         save(&Saved::out, out, block * count, h);
