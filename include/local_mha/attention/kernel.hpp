@@ -371,7 +371,7 @@ class AttentionKernel {
       }
       for (; block < until; block += together) {
         // Where there are fewer blocks, the last one is taken again, to no effect.
-        const int fresh = static_cast<int>(std::min<Index>(together, until - block));
+        const int fresh = static_cast<int>((std::min<Index>)(together, until - block));
         const Scalar* x[together];
         for (int b = 0; b < together; ++b) {
           x[b] = cursor.block();
