@@ -149,6 +149,13 @@ class AttentionBackwardKernel {
 
     LOCAL_MHA_INLINE L probability(const L& score) const { return exp2((score - whole_) - rest_); }
 
+    /// Of a score that is the same for all, and rounded as that of a query that sees nothing else
+    /// is in its log-sum-exp, so that its probability is 1.
+    L probability(double score) const {
+      const auto parts = binary_log_sum_exp(natural_log_sum_exp(Scalar(score * log2_e), Scalar(1)));
+      return exp2((L::broadcast(parts[0]) - whole_) + (L::broadcast(parts[1]) - rest_));
+    }
+
    private:
     L whole_;
     L rest_;
@@ -243,7 +250,7 @@ class AttentionBackwardKernel {
       L grad = L::load(ds);
       if (is_self(head, tile, key)) {
         const int self = static_cast<int>(key - tile.first);
-        const L constant = denominator.probability(L::broadcast(Scalar(self_score * log2_e)));
+        const L constant = denominator.probability(self_score);
         probability = select_lanes(self, self + 1, constant, probability);
         grad = select_lanes(self, self + 1, L::zero(), grad);
       }
