@@ -6,6 +6,7 @@
 /// tensors. Gradients are sets of the same type.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -44,7 +45,9 @@ struct LocalMHAParameters {
   RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
   Vector<Scalar> to_v_gate_bias;       ///< `[heads]`, gate_values_per_head
 
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalMHAParameters zeros(const LocalMHAConfig& config) {
+    validate(config);
     const Index inner = config.heads * config.dim_head;
     LocalMHAParameters p;
     p.to_qkv.setZero(3 * inner, config.dim);
@@ -75,6 +78,18 @@ struct LocalMHAParameters {
            detail::same_shape(to_v_gate_bias, other.to_v_gate_bias);
   }
 
+  /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  void add(const LocalMHAParameters& other) {
+    to_qkv += other.to_qkv;
+    to_out += other.to_out;
+    norm_weight += other.norm_weight;
+    norm_bias += other.norm_bias;
+    q_scale += other.q_scale;
+    k_scale += other.k_scale;
+    to_v_gate_weight += other.to_v_gate_weight;
+    to_v_gate_bias += other.to_v_gate_bias;
+  }
+
   /// See for_each_parameter().
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
@@ -100,7 +115,11 @@ struct FeedForwardParameters {
   RowMatrix<Scalar> proj_in;   ///< `[2·inner, dim]`: values, then gates
   RowMatrix<Scalar> proj_out;  ///< `[dim, inner]`
 
+  /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static FeedForwardParameters zeros(Index dim, Index inner) {
+    detail::require_at_least("dim", dim, 0);
+    detail::require_at_least("inner", inner, 0);
+    detail::require_product("inner", inner, 2 * dim);
     FeedForwardParameters p;
     p.norm_weight.setZero(dim);
     p.norm_bias.setZero(dim);
@@ -115,6 +134,14 @@ struct FeedForwardParameters {
            detail::same_shape(norm_bias, other.norm_bias) &&
            detail::same_shape(proj_in, other.proj_in) &&
            detail::same_shape(proj_out, other.proj_out);
+  }
+
+  /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  void add(const FeedForwardParameters& other) {
+    norm_weight += other.norm_weight;
+    norm_bias += other.norm_bias;
+    proj_in += other.proj_in;
+    proj_out += other.proj_out;
   }
 
   /// See for_each_parameter().
@@ -137,7 +164,11 @@ struct DynamicPositionBiasParameters {
   RowMatrix<Scalar> weight_4;  ///< `[heads, hidden]`
   Vector<Scalar> bias_4;       ///< `[heads]`
 
+  /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
+    detail::require_at_least("hidden", hidden, 0);
+    detail::require_at_least("heads", heads, 0);
+    detail::require_product("hidden", hidden, (std::max)(hidden, heads));
     DynamicPositionBiasParameters p;
     p.weight_0.setZero(hidden, 1);
     p.bias_0.setZero(hidden);
@@ -155,6 +186,16 @@ struct DynamicPositionBiasParameters {
            detail::same_shape(weight_2, other.weight_2) &&
            detail::same_shape(bias_2, other.bias_2) &&
            detail::same_shape(weight_4, other.weight_4) && detail::same_shape(bias_4, other.bias_4);
+  }
+
+  /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  void add(const DynamicPositionBiasParameters& other) {
+    weight_0 += other.weight_0;
+    bias_0 += other.bias_0;
+    weight_2 += other.weight_2;
+    bias_2 += other.bias_2;
+    weight_4 += other.weight_4;
+    bias_4 += other.bias_4;
   }
 
   /// See for_each_parameter().
@@ -185,7 +226,9 @@ struct LocalTransformerParameters {
   Vector<Scalar> to_logits_norm_bias;    ///< `[dim]`
   RowMatrix<Scalar> to_logits;           ///< `[num_tokens, dim]`
 
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalTransformerParameters zeros(const LocalTransformerConfig& config) {
+    validate(config);
     LocalTransformerParameters p;
     p.token_emb.setZero(config.num_tokens, config.dim);
     p.pos_emb.setZero(config.max_seq_len, config.dim);
@@ -217,6 +260,20 @@ struct LocalTransformerParameters {
            detail::same_shape(to_logits_norm_weight, other.to_logits_norm_weight) &&
            detail::same_shape(to_logits_norm_bias, other.to_logits_norm_bias) &&
            detail::same_shape(to_logits, other.to_logits);
+  }
+
+  /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  void add(const LocalTransformerParameters& other) {
+    token_emb += other.token_emb;
+    pos_emb += other.pos_emb;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      layers[i].attention.add(other.layers[i].attention);
+      layers[i].feed_forward.add(other.layers[i].feed_forward);
+    }
+    if (dynamic_pos_bias) dynamic_pos_bias->add(*other.dynamic_pos_bias);
+    to_logits_norm_weight += other.to_logits_norm_weight;
+    to_logits_norm_bias += other.to_logits_norm_bias;
+    to_logits += other.to_logits;
   }
 
   /// See for_each_parameter().

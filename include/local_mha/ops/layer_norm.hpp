@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -22,10 +23,11 @@ class LayerNorm {
   static constexpr double eps = 1e-5;
 
   LayerNorm() = default;
-  /// \param weight, bias `[dim]`
-  /// \throws std::invalid_argument if their sizes differ
+  /// \param weight, bias `[dim]`, at least 1 channel
+  /// \throws std::invalid_argument if their sizes differ or are 0
   LayerNorm(Vector<Scalar> weight, Vector<Scalar> bias)
       : weight_(std::move(weight)), bias_(std::move(bias)) {
+    if (dim() < 1) reject("weight", "at least 1 channel", dim());
     if (bias_.size() != weight_.size())
       reject("bias", std::to_string(weight_.size()) + " values, as the weight has", bias_.size());
   }
@@ -111,7 +113,7 @@ class LayerNorm {
     Index first = 0;
     auto grad_x = map_blocks<Scalar>(grad_y, dim(), 1, [&](Index, const Scalar* in, Scalar* out) {
       load_block(
-          dim(), std::min(count, x.rows() - first),
+          dim(), (std::min)(count, x.rows() - first),
           [&](Index r) { return x.data() + (first + r) * x.outerStride(); }, at.data());
       std::copy(in, in + dim() * count, out);
       apply_backward(at.data(), out, sums.data());
@@ -135,7 +137,7 @@ class LayerNorm {
     Lanes<Scalar> scale;  // 1 / √(var + eps)
 
     LOCAL_MHA_INLINE Lanes<Scalar> centred(const Lanes<Scalar>& x) const {
-      return (x - mean) - rest;
+      return rounded(x - mean) - rest;
     }
     LOCAL_MHA_INLINE Lanes<Scalar> normalized(const Lanes<Scalar>& x) const {
       return centred(x) * scale;
@@ -148,10 +150,14 @@ class LayerNorm {
     using L = Lanes<Scalar>;
     const Scalar factor = mean_factor();
     Moments of{L::zero(), L::zero(), L::zero()};
-    of.mean = detail::sum_channels(dim(), block,
-                                   [&](const L& x, const L& sum) { return fma(factor, x, sum); });
-    of.rest = detail::sum_channels(
-        dim(), block, [&](const L& x, const L& sum) { return fma(factor, x - of.mean, sum); });
+    // From the first channel on, so that the mean of a constant row is its constant.
+    const L first = L::load(block);
+    of.mean = first + detail::sum_channels(dim(), block, [&](const L& x, const L& sum) {
+                return fma(factor, x - first, sum);
+              });
+    of.rest = detail::sum_channels(dim(), block, [&](const L& x, const L& sum) {
+      return fma(factor, rounded(x - of.mean), sum);
+    });
     const L deviation = detail::root_of_squares(
         dim(), block, factor,
         [](const L& variance) { return variance + L::broadcast(Scalar(eps)); },

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include <local_mha/core/block.hpp>
@@ -33,7 +34,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> l2_norm(Index channels, const Scalar* block) {
   return detail::root_of_squares(
       channels, block, Scalar(1),
       // √ has no derivative at 0: the larger of the squares, not of the roots.
-      [](const L& squares) { return max(squares, L::broadcast(Scalar(1e-24))); },
+      [](const L& squares) { return (max)(squares, L::broadcast(Scalar(1e-24))); },
       [](const L& x) { return x; });
 }
 
@@ -102,6 +103,7 @@ class QkNorm {
   }
 
   /// \param x `[rows, dim_head]`
+  /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
     if (x.cols() != dim_head()) reject("x", std::to_string(dim_head()) + " columns", x.cols());
     return map_blocks<Scalar>(x, dim_head(), 1, [&](Index, const Scalar* in, Scalar* out) {
