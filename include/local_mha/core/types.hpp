@@ -19,6 +19,16 @@
 #include <local_mha/core/index.hpp>
 #include <local_mha/core/namespace.hpp>
 
+// g++ takes the bound of an array for a conversion where it is an int that a template gives.
+#if defined(__GNUC__) && !defined(__clang__)
+#define LOCAL_MHA_INT_BOUNDS_BEGIN \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"")
+#define LOCAL_MHA_INT_BOUNDS_END _Pragma("GCC diagnostic pop")
+#else
+#define LOCAL_MHA_INT_BOUNDS_BEGIN
+#define LOCAL_MHA_INT_BOUNDS_END
+#endif
+
 /// clang warns where a view of a temporary tensor is given a name.
 #if defined(__has_cpp_attribute) && __has_cpp_attribute(clang::lifetimebound)
 #define LOCAL_MHA_LIFETIME_BOUND [[clang::lifetimebound]]
@@ -70,7 +80,7 @@ class TensorView {
   using Scalar = std::remove_const_t<Element>;
 
  public:
-  using Dimensions = std::array<Index, Rank>;
+  using Dimensions = std::array<Index, static_cast<std::size_t>(Rank)>;
 
   /// \throws std::invalid_argument if an extent is negative, there are more elements than memory
   ///         could hold, or `data` is null although there are some
@@ -78,15 +88,15 @@ class TensorView {
     check();
   }
 
-  template <int Options, typename I>
-  TensorView(Eigen::Tensor<Scalar, Rank, Options, I>& tensor LOCAL_MHA_LIFETIME_BOUND)
+  template <int Options, typename Extent>
+  TensorView(Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor LOCAL_MHA_LIFETIME_BOUND)
       : data_(tensor.data()) {
     take_dimensions(tensor);
   }
 
-  template <int Options, typename I>
+  template <int Options, typename Extent>
     requires std::is_const_v<Element>
-  TensorView(const Eigen::Tensor<Scalar, Rank, Options, I>& tensor LOCAL_MHA_LIFETIME_BOUND)
+  TensorView(const Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor LOCAL_MHA_LIFETIME_BOUND)
       : data_(tensor.data()) {
     take_dimensions(tensor);
   }

@@ -27,6 +27,8 @@
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// LayerNorm, Linear, GEGLU, dropout, Linear.
@@ -376,3 +378,5 @@ void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -12,6 +12,8 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Sizes of the register tiles.
@@ -371,3 +373,5 @@ class Linear {
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

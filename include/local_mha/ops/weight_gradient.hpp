@@ -22,6 +22,8 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Channels rounded up to whole panels of block_rows channels.
@@ -369,3 +371,5 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END
