@@ -78,6 +78,18 @@ struct LocalMHAParameters {
            detail::same_shape(to_v_gate_bias, other.to_v_gate_bias);
   }
 
+  /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  void add(const LocalMHAParameters& other) {
+    to_qkv += other.to_qkv;
+    to_out += other.to_out;
+    norm_weight += other.norm_weight;
+    norm_bias += other.norm_bias;
+    q_scale += other.q_scale;
+    k_scale += other.k_scale;
+    to_v_gate_weight += other.to_v_gate_weight;
+    to_v_gate_bias += other.to_v_gate_bias;
+  }
+
   /// See for_each_parameter().
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
@@ -124,6 +136,14 @@ struct FeedForwardParameters {
            detail::same_shape(proj_out, other.proj_out);
   }
 
+  /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  void add(const FeedForwardParameters& other) {
+    norm_weight += other.norm_weight;
+    norm_bias += other.norm_bias;
+    proj_in += other.proj_in;
+    proj_out += other.proj_out;
+  }
+
   /// See for_each_parameter().
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
@@ -148,7 +168,7 @@ struct DynamicPositionBiasParameters {
   static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
     detail::require_at_least("hidden", hidden, 0);
     detail::require_at_least("heads", heads, 0);
-    detail::require_product("hidden", hidden, std::max(hidden, heads));
+    detail::require_product("hidden", hidden, (std::max)(hidden, heads));
     DynamicPositionBiasParameters p;
     p.weight_0.setZero(hidden, 1);
     p.bias_0.setZero(hidden);
@@ -166,6 +186,16 @@ struct DynamicPositionBiasParameters {
            detail::same_shape(weight_2, other.weight_2) &&
            detail::same_shape(bias_2, other.bias_2) &&
            detail::same_shape(weight_4, other.weight_4) && detail::same_shape(bias_4, other.bias_4);
+  }
+
+  /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  void add(const DynamicPositionBiasParameters& other) {
+    weight_0 += other.weight_0;
+    bias_0 += other.bias_0;
+    weight_2 += other.weight_2;
+    bias_2 += other.bias_2;
+    weight_4 += other.weight_4;
+    bias_4 += other.bias_4;
   }
 
   /// See for_each_parameter().
@@ -230,6 +260,20 @@ struct LocalTransformerParameters {
            detail::same_shape(to_logits_norm_weight, other.to_logits_norm_weight) &&
            detail::same_shape(to_logits_norm_bias, other.to_logits_norm_bias) &&
            detail::same_shape(to_logits, other.to_logits);
+  }
+
+  /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  void add(const LocalTransformerParameters& other) {
+    token_emb += other.token_emb;
+    pos_emb += other.pos_emb;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      layers[i].attention.add(other.layers[i].attention);
+      layers[i].feed_forward.add(other.layers[i].feed_forward);
+    }
+    if (dynamic_pos_bias) dynamic_pos_bias->add(*other.dynamic_pos_bias);
+    to_logits_norm_weight += other.to_logits_norm_weight;
+    to_logits_norm_bias += other.to_logits_norm_bias;
+    to_logits += other.to_logits;
   }
 
   /// See for_each_parameter().

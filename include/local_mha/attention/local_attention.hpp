@@ -132,7 +132,7 @@ class LocalAttention {
     /// \param attn_bias null: no gradients
     void prepare(const Bias& attn_bias, Index heads) {
       biases_ = attn_bias ? attn_bias->dimension(0) : 0;
-      number_ = attn_bias ? std::max(biases_, heads) : 0;
+      number_ = attn_bias ? (std::max)(biases_, heads) : 0;
       size_ = attn_bias ? attn_bias->dimension(1) * attn_bias->dimension(2) : 0;
       sums_.assign(static_cast<std::size_t>(number_ * size_), Scalar(0));
     }
@@ -240,7 +240,7 @@ class LocalAttention {
                             TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
                             const LocalAttentionCall& call = {}) const {
-    check(q, k, v, mask, attn_bias, call);
+    check_arguments(q, k, v, mask, attn_bias, call);
     Tensor<Scalar, 4> out(q.dimension(0), q.dimension(1), q.dimension(2), q.dimension(3));
     Workspace workspace;
     forward_into(device, out, workspace, q, k, v, mask, attn_bias, call);
@@ -256,7 +256,7 @@ class LocalAttention {
                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, v, mask, attn_bias, call);
+    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call);
     require_shape("out", out.dimensions(), q.dimensions());
     detail::require_apart("out", out, "q", q);
     detail::require_apart("out", out, "k", k);
@@ -300,7 +300,7 @@ class LocalAttention {
                        TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                        const PaddingMask& mask = {}, const Bias& attn_bias = {},
                        const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, v, mask, attn_bias, call);
+    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call);
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     Saved saved{Tensor<Scalar, 4>(batch, heads, seqlen, dim_head),
                 Tensor<Scalar, 3>(batch, heads, seqlen), config_};
@@ -369,7 +369,7 @@ class LocalAttention {
                              Index seqlen, Index dim_head, const BiasGradients& grad_bias) const {
     const Index tasks = grad_bias ? grad_bias.number() : batch * inputs.heads();
     workspace.prepare_backward(*this, inputs.window(), seqlen, dim_head,
-                               std::min(thread_count(device), tasks));
+                               (std::min)(thread_count(device), tasks));
   }
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
@@ -382,7 +382,7 @@ class LocalAttention {
     const Index heads = inputs.heads();
     // What adds to one gradient of the bias does so in the order of the batch.
     const Index tasks = grad_bias ? grad_bias.number() : batch * heads;
-    const Index workers = std::min(thread_count(device), tasks);
+    const Index workers = (std::min)(thread_count(device), tasks);
     prepare_differentiate(device, workspace, inputs, batch, seqlen, dim_head, grad_bias);
     parallel_for(device, workers, tasks, [&](Index worker, Index task) {
       for (Index head = task; head < batch * heads; head += tasks) {
@@ -434,8 +434,8 @@ class LocalAttention {
   /// The steps of the rotary embedding in sequences of `seqlen` rows.
   std::optional<RotarySteps<Scalar>> rotary_steps(const Window& window, Index seqlen) const {
     if (!rotary_) return std::nullopt;
-    return RotarySteps<Scalar>(*rotary_, window.ahead(), std::min(window.reach_behind(), seqlen),
-                               std::min(window.reach_ahead(), seqlen));
+    return RotarySteps<Scalar>(*rotary_, window.ahead(), (std::min)(window.reach_behind(), seqlen),
+                               (std::min)(window.reach_ahead(), seqlen));
   }
 
  private:
@@ -497,7 +497,7 @@ class LocalAttention {
       for (const Scalar* rows : {grad_k, grad_v}) add(rows, finished_keys);
     }
 
-    Index rows_of(Index block) const { return std::min(count, seqlen - block * count); }
+    Index rows_of(Index block) const { return (std::min)(count, seqlen - block * count); }
     void load(const Scalar* rows, Index block, Scalar* to) const {
       const Scalar* first = rows + block * count * channels;
       load_block(channels, rows_of(block), [&](Index r) { return first + r * channels; }, to);
@@ -530,16 +530,16 @@ class LocalAttention {
           dim_value_(dim_value),
           steps_(attention.rotary_steps(window, seqlen)) {
       const Index reach =
-          std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
+          (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
       const Index kept =
-          std::max<Index>(1, std::min(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+          (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
       keys_ = Ring<Scalar>(dim_head, kept);
       // Values need no change, and are read as fast where they lie.
       if (Rows<Scalar>::fits(dim_value))
         value_rows_.emplace(dim_value, kept);
       else
         values_ = Ring<Scalar>(dim_value, kept);
-      kernel_ = AttentionKernel<Scalar>(dim_head, std::min(reach + count, seqlen));
+      kernel_ = AttentionKernel<Scalar>(dim_head, (std::min)(reach + count, seqlen));
       queries_ = make_block_buffer<Scalar>(dim_head * count);
       out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
     }
@@ -569,7 +569,7 @@ class LocalAttention {
       const auto add = [&](const Scalar* rows, Index first, Index channels) {
         if (first < seqlen_)
           kernel_.upcoming().add(rows + first * channels,
-                                 std::min(count, seqlen_ - first) * channels);
+                                 (std::min)(count, seqlen_ - first) * channels);
       };
       add(q, query, dim_head_);
       add(values.out, query, dim_value_);
@@ -597,7 +597,7 @@ class LocalAttention {
     void load(Scalar* to, Index block, Index channels, const Scalar* from) const {
       const Scalar* first = from + block * count * channels;
       load_block(
-          channels, std::min(count, seqlen_ - block * count),
+          channels, (std::min)(count, seqlen_ - block * count),
           [&](Index r) { return first + r * channels; }, to);
     }
 
@@ -628,11 +628,11 @@ class LocalAttention {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     const Window& window = inputs.window();
     const Index reach =
-        std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
+        (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
     // A run makes its keys anew by transposing them, which costs next to nothing.
     const Index cheap_reach = ceil_div(reach, 16 * count);
     const Runs runs(batch * heads, ceil_div(seqlen, count), cheap_reach, thread_count(device));
-    const Index workers = std::min(thread_count(device), runs.tasks());
+    const Index workers = (std::min)(thread_count(device), runs.tasks());
     workspace.prepare(*this, window, seqlen, dim_head, dim_value, workers);
     const auto run = [&, head_size = seqlen * dim_head](Index worker, Index task) {
       const Index head = runs.sequence(task);
@@ -643,11 +643,11 @@ class LocalAttention {
     parallel_for(device, workers, runs.tasks(), run);
   }
 
-  detail::AttentionInputs<Scalar> check(const TensorView<const Scalar, 4>& q,
-                                        const TensorView<const Scalar, 4>& k,
-                                        const TensorView<const Scalar, 4>& v,
-                                        const PaddingMask& mask, const Bias& attn_bias,
-                                        const LocalAttentionCall& call) const {
+  detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 4>& q,
+                                                  const TensorView<const Scalar, 4>& k,
+                                                  const TensorView<const Scalar, 4>& v,
+                                                  const PaddingMask& mask, const Bias& attn_bias,
+                                                  const LocalAttentionCall& call) const {
     require_shape("q", q.dimensions(), {-1, -1, -1, config_.dim.value_or(-1)});
     if (q.dimension(3) < 1)
       reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
@@ -680,7 +680,7 @@ void LocalAttention<Scalar>::backward_into(
     TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask,
     const Bias& attn_bias, const LocalAttentionCall& call) const {
-  check(q, k, v, mask, attn_bias, call);
+  check_arguments(q, k, v, mask, attn_bias, call);
   require_shape("grad_out", grad_out.dimensions(), q.dimensions());
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
@@ -689,11 +689,11 @@ void LocalAttention<Scalar>::backward_into(
                    {batch, heads, seqlen});
   if (saved.config != config_)
     reject("saved", "that of an attention of this configuration", "that of another");
-  saved.call.require(mask, attn_bias, call);
+  saved.call.require_same_call(mask, attn_bias, call);
   for (std::size_t i = 0; i < 3; ++i)
     if (!saved.inputs[i].is_of(detail::numbers_of(*std::array{&q, &k, &v}[i])))
       reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
-  const auto inputs = check(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
+  const auto inputs = check_arguments(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
   for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
     set_shape<Scalar, 4>(*gradient, q.dimensions());
   BiasGradients& grad_bias = workspace.grad_bias_;
@@ -731,7 +731,7 @@ template <typename Scalar>
 Tensor<Scalar, 4> LocalAttention<Scalar>::attention_probabilities(
     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k, const PaddingMask& mask,
     const Bias& attn_bias, const LocalAttentionCall& call) const {
-  const auto inputs = check(q, k, k, mask, attn_bias, call);
+  const auto inputs = check_arguments(q, k, k, mask, attn_bias, call);
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   // With the unit vectors as values, the output is the weights.
   const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
@@ -760,7 +760,7 @@ void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& in
   Index made = 0;
   for (Index block = queries.begin; block < queries.end; ++block) {
     const Index first = block * count;
-    const Index rows = std::min(count, seqlen_ - first);
+    const Index rows = (std::min)(count, seqlen_ - first);
     const Range seen = window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
     if (seen.begin >= seen.end) {
       std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
@@ -775,7 +775,7 @@ void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& in
       if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
       continue;
     }
-    for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
+    for (made = (std::max)(made, seen.begin / count); made * count < seen.end; ++made) {
       make_keys(made, k);
       make_values(made, values.v);
     }

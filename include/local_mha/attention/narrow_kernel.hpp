@@ -41,7 +41,7 @@ class NarrowKernel {
     const bool plain = head.steps == nullptr && head.masked == nullptr &&
                        head.attn_bias == nullptr && head.dropout == nullptr && !head.shared_qk;
     // Summing over the channels costs as much for few of them as for many.
-    const Index most = most_keys * std::min<Index>(dim_head, 64) / 64;
+    const Index most = most_keys * (std::min<Index>)(dim_head, 64) / 64;
     return plain && L::vectorized && dim_head % count == 0 && dim_value % count == 0 &&
            head.window->reach_behind() + head.window->reach_ahead() < most;
   }
@@ -68,7 +68,7 @@ class NarrowKernel {
 
   // Which keys the queries see.
   void look(const AttentionHead<Scalar>& head, Index first) {
-    rows_ = std::min(count, head.seqlen - first);
+    rows_ = (std::min)(count, head.seqlen - first);
     const Range seen = head.window->keys(first);
     places_ = seen.end - seen.begin;
     even_ = rows_ == count && head.window->slides() && seen.begin >= head.unmasked.begin &&
@@ -80,7 +80,7 @@ class NarrowKernel {
     places_ = 0;
     for (Index r = 0; r < rows_; ++r) {
       seen_[r] = head.window->keys(first + r).clipped_to(head.unmasked);
-      places_ = std::max(places_, length(r));
+      places_ = (std::max)(places_, length(r));
     }
   }
 
@@ -136,7 +136,7 @@ class NarrowKernel {
     Scalar* scores = scores_.data();
     L maximum = L::broadcast(AttentionKernel<Scalar>::lowest());
     for (Index place = 0; place < places_; ++place)
-      maximum = max(maximum, L::load(scores + place * count));
+      maximum = (max)(maximum, L::load(scores + place * count));
     L sum = L::zero();
     for (Index place = 0; place < places_; ++place) {
       const L p = exp2(L::load(scores + place * count) - maximum);
