@@ -13,11 +13,17 @@
 #include <vector>
 
 #include <local_mha/config.hpp>
+#include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
+
+template <typename Parameters>
+void require_shapes_of(const Parameters& parameters, const Parameters& other) {
+  if (!other.has_shapes_of(parameters)) reject("other", "a set of the same shapes", "another");
+}
 
 template <typename Matrix>
 bool same_shape(const Matrix& a, const Matrix& b) {
@@ -79,7 +85,9 @@ struct LocalMHAParameters {
   }
 
   /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  /// \throws std::invalid_argument if a shape differs
   void add(const LocalMHAParameters& other) {
+    detail::require_shapes_of(*this, other);
     to_qkv += other.to_qkv;
     to_out += other.to_out;
     norm_weight += other.norm_weight;
@@ -137,7 +145,9 @@ struct FeedForwardParameters {
   }
 
   /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  /// \throws std::invalid_argument if a shape differs
   void add(const FeedForwardParameters& other) {
+    detail::require_shapes_of(*this, other);
     norm_weight += other.norm_weight;
     norm_bias += other.norm_bias;
     proj_in += other.proj_in;
@@ -189,7 +199,9 @@ struct DynamicPositionBiasParameters {
   }
 
   /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  /// \throws std::invalid_argument if a shape differs
   void add(const DynamicPositionBiasParameters& other) {
+    detail::require_shapes_of(*this, other);
     weight_0 += other.weight_0;
     bias_0 += other.bias_0;
     weight_2 += other.weight_2;
@@ -263,7 +275,9 @@ struct LocalTransformerParameters {
   }
 
   /// Adds the numbers of a set of the same shapes. Allocates nothing.
+  /// \throws std::invalid_argument if a shape differs
   void add(const LocalTransformerParameters& other) {
+    detail::require_shapes_of(*this, other);
     token_emb += other.token_emb;
     pos_emb += other.pos_emb;
     for (std::size_t i = 0; i < layers.size(); ++i) {

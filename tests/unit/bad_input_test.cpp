@@ -1100,6 +1100,36 @@ std::vector<BadInput> further_component_arguments() {
        [] { BiasParameters::zeros(-1, 2); },
        {"hidden", "at least 0", "got -1"},
        "DynamicPositionBiasParameters::zeros"},
+      {"LayerWeightsThatDoNotAddUp",
+       [] {
+         auto sum = LocalMHAParameters<float>::zeros(layer_config());
+         sum.add({});
+       },
+       {"other", "same shapes"},
+       "LocalMHAParameters::add"},
+      {"ModelWeightsThatDoNotAddUp",
+       [] {
+         auto sum = LocalTransformerParameters<float>::zeros(transformer_config());
+         auto other = sum;
+         other.layers.pop_back();
+         sum.add(other);
+       },
+       {"other", "same shapes"},
+       "LocalTransformerParameters::add"},
+      {"FeedForwardWeightsThatDoNotAddUp",
+       [] {
+         auto sum = FeedForwardParameters::zeros(6, 4);
+         sum.add(FeedForwardParameters::zeros(6, 3));
+       },
+       {"other", "same shapes"},
+       "FeedForwardParameters::add"},
+      {"DynamicBiasWeightsThatDoNotAddUp",
+       [] {
+         auto sum = BiasParameters::zeros(4, 2);
+         sum.add(BiasParameters::zeros(4, 3));
+       },
+       {"other", "same shapes"},
+       "DynamicPositionBiasParameters::add"},
       {"InitialWeightsOfNoHeads",
        [] {
          LocalMHAConfig config = layer_config();
@@ -1580,7 +1610,8 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "list_parameters",
         "set_zero"}},
       {"std::runtime_error where it cannot be written", {"SequenceStream::save"}},
-      {"these are the checks", {"SavedLayer::check", "reject", "require_shape", "to_string"}},
+      {"these are the checks",
+       {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",
        {"attention_config", "layer_config", "resolved_look_forward"}},
       {"asked for each row, by those who know the sequence",
@@ -1738,6 +1769,7 @@ TEST(PublicNames, AreThoseOfTheText) {
   const auto names = support::PublicNames::of_text(R"(
 #define NOTHING(x) \
   x
+NOTHING_BEGIN
 namespace local_mha::inline ABI {
 namespace detail { void hidden(int); }
 /* void comment(int); */
