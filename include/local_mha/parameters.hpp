@@ -148,7 +148,7 @@ struct DynamicPositionBiasParameters {
   static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
     detail::require_at_least("hidden", hidden, 0);
     detail::require_at_least("heads", heads, 0);
-    detail::require_product("hidden", hidden, std::max(hidden, heads));
+    detail::require_product("hidden", hidden, (std::max)(hidden, heads));
     DynamicPositionBiasParameters p;
     p.weight_0.setZero(hidden, 1);
     p.bias_0.setZero(hidden);

@@ -220,7 +220,7 @@ class LocalTransformer {
         device, ceil_div(normed.rows(), block_rows<Scalar>),
         [&](Index, const Range& blocks) {
           const Index first = blocks.begin * block_rows<Scalar>;
-          const Index last = std::min(blocks.end * block_rows<Scalar>, normed.rows());
+          const Index last = (std::min)(blocks.end * block_rows<Scalar>, normed.rows());
           rows(logits).middleRows(first, last - first) =
               weights_->to_logits.forward(normed.middleRows(first, last - first));
         },
@@ -278,7 +278,7 @@ class LocalTransformer {
     return training ? std::optional(training->of_part(part)) : std::nullopt;
   }
 
-  void check(const Tokens& tokens, const PaddingMask& mask) const {
+  void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
     if (tokens.dimension(1) > config().max_seq_len)
       reject("tokens",
              "at most max_seq_len = " + std::to_string(config().max_seq_len) + " in a sequence",
@@ -324,7 +324,7 @@ template <ThreadDevice Device>
 Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const Device& device, Tokens tokens,
                                                     const PaddingMask& mask,
                                                     std::optional<Training> training) const {
-  check(tokens, mask);
+  check_arguments(tokens, mask);
   Tensor<Scalar, 3> x = embed(tokens);
   const Bias bias = attn_bias();
   for (std::size_t i = 0; i < layers().size(); ++i) {
@@ -339,7 +339,7 @@ template <ThreadDevice Device>
 Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& gradients, Tokens input,
                                           Tokens labels, const PaddingMask& mask,
                                           std::optional<Training> training) const {
-  check(input, mask);
+  check_arguments(input, mask);
   check_labels(input, labels);
   detail::require_same_shapes(gradients, parameters());
 

@@ -39,13 +39,17 @@ struct Options {
   bool verbose = false;
 };
 
-constexpr const char* usage =
-    "soak [--cases N] [--first I] [--seed S] [--only KIND] [--jobs J] [--stop-after F] "
-    "[--verbose]\n"
-    "Runs cases I to I + N - 1 of a seed, on J threads, and stops after F findings. Results may "
-    "lie\n"
-    "B times their bound away.\n"
-    "KIND: attention, layer, transformer, stream, training.\n";
+constexpr const char* usage = R"(soak [OPTIONS]
+Runs random cases against the reference; 0: all were right.
+  --seed S        of the cases, 1
+  --first I       number of the first case, 0
+  --cases N       how many, 100000
+  --jobs J        threads, 1
+  --only KIND     attention, layer, transformer, stream or training
+  --stop-after F  findings, 20
+  --slack B       results may lie B times their bound away, 4
+  --verbose       a line for each case
+)";
 
 struct Count {
   long long cases = 0;
@@ -68,6 +72,10 @@ extern "C" void say_where(int signal) {
   std::signal(signal, SIG_DFL);
   std::raise(signal);
 }
+
+// Asked to end: what is counted so far is printed.
+volatile std::sig_atomic_t asked_to_end = 0;
+extern "C" void end_soon(int) { asked_to_end = 1; }
 
 std::uint64_t mixed(std::uint64_t x) {
   x += 0x9E3779B97F4A7C15U;
@@ -92,7 +100,8 @@ class Soak {
     std::vector<std::thread> jobs;
     for (int job = 0; job < options_.jobs; ++job)
       jobs.emplace_back([&] {
-        for (long long i = next_++; i < options_.cases; i = next_++) run_case(options_.first + i);
+        for (long long i = next_++; i < options_.cases && asked_to_end == 0; i = next_++)
+          run_case(options_.first + i);
       });
     for (std::thread& job : jobs) job.join();
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
@@ -211,6 +220,7 @@ int main(int argc, char** argv) {
   try {
     const Options options = parse(argc, argv);
     for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGABRT}) std::signal(signal, say_where);
+    for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, end_soon);
     return Soak(options).run() ? 0 : 1;
   } catch (const std::exception& e) {
     std::fprintf(stderr, "soak: %s\n%s", e.what(), usage);

@@ -50,12 +50,14 @@ class StreamRun {
     }
     Index position = 0;
     const Index longest = random_.pick<Index>({1, 5, 20, 200});
+    int backward_steps = 3;
     while (position < source_.seqlen() && !check_.found()) {
-      const Index n = std::min<Index>(random_.integer(0, longest), source_.seqlen() - position);
+      const Index n = std::min<Index>(random_.integer(random_.chance(0.1) ? 0 : 1, longest),
+                                      source_.seqlen() - position);
       if (random_.chance(0.08)) fail(stream, position, n);
       push(stream, position, position + n);
       position += n;
-      if (random_.chance(0.1)) position -= take_back(stream);
+      if (random_.chance(0.1) && backward_steps-- > 0) position -= take_back(stream);
       if (random_.chance(0.05)) reload(stream);
     }
     flush(stream);

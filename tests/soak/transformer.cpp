@@ -125,7 +125,7 @@ class FeedForwardRun {
   void run() {
     const Index dim = random_.integer(2, 30), inner = random_.integer(1, 40);
     const Index rows = draw_length<Scalar>(random_);
-    const double size_of_x = random_.chance(0.4) ? random_.uniform(-14, 14) : 0;
+    const double size_of_x = random_.chance(0.4) ? random_.uniform(-25, 25) : 0;
     auto parameters = support::named<double>(Parameters::zeros(dim, inner));
     for (auto& [name, array] : parameters) {
       const bool is_matrix = array.shape.size() == 2;

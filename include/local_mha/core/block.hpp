@@ -195,8 +195,8 @@ void map_rows(Index rows, Index channels, const Scalar* x, Index x_stride, Index
               Scalar* y, Index together, Scalar* in, Scalar* out, Apply&& apply) {
   constexpr Index count = block_rows<Scalar>;
   for (Index begin = 0; begin < rows; begin += together * count) {
-    const Index blocks = std::min(together, ceil_div(rows - begin, count));
-    const auto rows_of = [&](Index b) { return std::min(count, rows - begin - b * count); };
+    const Index blocks = (std::min)(together, ceil_div(rows - begin, count));
+    const auto rows_of = [&](Index b) { return (std::min)(count, rows - begin - b * count); };
     for (Index b = 0; b < blocks; ++b) {
       const auto row = [&](Index r) { return x + (begin + b * count + r) * x_stride; };
       load_block(channels, rows_of(b), row, in + b * channels * count);

@@ -32,7 +32,7 @@ concept ThreadDevice = requires(const T& device) {
 /// Threads of a device, at least the one that calls.
 template <ThreadDevice Device>
 Index thread_count(const Device& device) {
-  return std::max<Index>(1, static_cast<Index>(device.numThreads()));
+  return (std::max<Index>)(1, static_cast<Index>(device.numThreads()));
 }
 
 namespace detail {
@@ -127,7 +127,7 @@ class SharedTasks {
 /// calling one does all. Allocates nothing when repeated.
 template <ThreadDevice Device, typename Task>
 void parallel_for(const Device& device, Index workers, Index tasks, Task&& task) {
-  workers = std::min(workers, tasks);
+  workers = (std::min)(workers, tasks);
   constexpr bool has_pool = requires { device.getPool()->Schedule([] {}); };
   if constexpr (has_pool) {
     using Call = std::remove_reference_t<Task>;
@@ -181,7 +181,7 @@ class TaskOrder {
     std::unique_lock lock(mutex_);
     while (!abandoned_ && answers_.taken < tasks_) {
       if (needs(answers_.taken) <= makes_.ended) return {Kind::answer, answers_.taken++};
-      if (makes_.taken < std::min(answers_.ended + room_, tasks_))
+      if (makes_.taken < (std::min)(answers_.ended + room_, tasks_))
         return {Kind::make, makes_.taken++};
       changed_.wait(lock);
     }
@@ -242,8 +242,9 @@ class Runs {
     if (workers > 1) {
       // More runs than workers even out the load, as long as the look-around costs little.
       const Index total = sequences * blocks;
-      const Index each = std::clamp<Index>(total / (workers * 8 * std::max<Index>(1, reach)), 1, 4);
-      count_ = std::min(blocks, ceil_div(workers * each, sequences));
+      const Index each =
+          std::clamp<Index>(total / (workers * 8 * (std::max<Index>)(1, reach)), 1, 4);
+      count_ = (std::min)(blocks, ceil_div(workers * each, sequences));
     }
     tasks_ = sequences * count_;
   }

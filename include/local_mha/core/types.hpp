@@ -85,7 +85,7 @@ class TensorView {
   /// \throws std::invalid_argument if an extent is negative, there are more elements than memory
   ///         could hold, or `data` is null although there are some
   TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {
-    check();
+    check_arguments();
   }
 
   template <int Options, typename Extent>
@@ -108,7 +108,7 @@ class TensorView {
   TensorView(const Eigen::TensorMap<Plain, Options, MakePointer>& map)
       : data_(const_cast<Element*>(map.data())) {
     take_dimensions(map);
-    check();
+    check_arguments();
   }
 
   /// A read-only view of a writable one.
@@ -131,8 +131,8 @@ class TensorView {
   }
 
  private:
-  void check() const {
-    constexpr Index most = std::numeric_limits<Index>::max() / Index{sizeof(Scalar)};
+  void check_arguments() const {
+    constexpr Index most = (std::numeric_limits<Index>::max)() / Index{sizeof(Scalar)};
     Index size = 1;
     for (const Index extent : dimensions_) {
       if (extent < 0 || (extent > 0 && size > most / extent))

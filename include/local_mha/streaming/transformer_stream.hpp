@@ -39,7 +39,7 @@ class WaitingRows {
   void put(Index row, const Scalar* x, std::uint8_t masked) {
     std::copy(x, x + dim_, rows_.data() + row % capacity_ * dim_);
     masked_[static_cast<std::size_t>(row % capacity_)] = masked;
-    oldest_ = std::max(oldest_, row + 1 - capacity_);
+    oldest_ = (std::max)(oldest_, row + 1 - capacity_);
   }
   const Scalar* row(Index row) const { return rows_.data() + row % capacity_ * dim_; }
   std::uint8_t masked(Index row) const {
@@ -67,7 +67,7 @@ class WaitingRows {
       from.get(x.data(), dim_);
       put(i, x.data(), from.get<std::uint8_t>());
     }
-    oldest_ = std::max(oldest_, begin);
+    oldest_ = (std::max)(oldest_, begin);
     if (!hold(rows.begin)) reject("state", "all rows that wait for the attention", "less");
   }
 
@@ -199,7 +199,7 @@ class LocalTransformer<Scalar>::Stream
                window.reach_ahead() > 0)});
     }
     this->sequences_.assign(static_cast<std::size_t>(config.batch), Sequence(std::move(layers)));
-    workers_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
+    workers_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
                     Worker(model, window, rows_at_once(window, model.config().depth, jump)));
   }
   Stream(const Stream&) = default;
@@ -220,7 +220,7 @@ class LocalTransformer<Scalar>::Stream
   /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
   template <ThreadDevice Device>
   Tensor<Scalar, 3> push(const Device& device, Tokens tokens, const PaddingMask& mask = {}) {
-    check(tokens, mask);
+    check_arguments(tokens, mask);
     Tensor<Scalar, 3> logits(this->batch(), this->results_of(tokens.dimension(1)),
                              model_.config().num_tokens);
     logits.setZero();
@@ -232,7 +232,7 @@ class LocalTransformer<Scalar>::Stream
   template <ThreadDevice Device>
   void push_into(const Device& device, TensorView<Scalar, 3> logits, Tokens tokens,
                  const PaddingMask& mask = {}) {
-    check(tokens, mask);
+    check_arguments(tokens, mask);
     const Index n = tokens.dimension(1);
     check_room(logits, this->results_of(n));
     run(device, logits, [&](Worker& worker, Sequence& sequence, Index b, Scalar* to) {
@@ -281,7 +281,7 @@ class LocalTransformer<Scalar>::Stream
 
   // Rows that layer `i` gets or gives at once, at most.
   static Index rows_at_once(const Window& window, Index i, Index jump) {
-    return std::max(at_once + i * jump, (i + 1) * window.reach_ahead()) + 1;
+    return (std::max)(at_once + i * jump, (i + 1) * window.reach_ahead()) + 1;
   }
 
   // Room for one sequence at a time.
@@ -295,7 +295,7 @@ class LocalTransformer<Scalar>::Stream
           masked(static_cast<std::size_t>(rows), 0) {
       if (model.layers().empty()) return;
       flows.emplace_back(*model.layers().front().attention.weights_, window,
-                         std::numeric_limits<Index>::max());
+                         (std::numeric_limits<Index>::max)());
       feed_forward = typename FeedForward<Scalar>::Workspace(model.layers().front().feed_forward);
     }
 
@@ -323,7 +323,7 @@ class LocalTransformer<Scalar>::Stream
     return text.str();
   }
 
-  void check(const Tokens& tokens, const PaddingMask& mask) const {
+  void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
     require_shape("tokens", tokens.dimensions(), {this->batch(), -1});
     model_.check_tokens(tokens);
     this->check_push(tokens.dimension(1), mask);
@@ -334,7 +334,7 @@ class LocalTransformer<Scalar>::Stream
 
   template <typename Device, typename Task>
   void run(const Device& device, const TensorView<Scalar, 3>& logits, Task&& task) {
-    const Index workers = std::min(thread_count(device), static_cast<Index>(workers_.size()));
+    const Index workers = (std::min)(thread_count(device), static_cast<Index>(workers_.size()));
     parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
       task(workers_[static_cast<std::size_t>(worker)],
            this->sequences_[static_cast<std::size_t>(b)], b,
@@ -346,7 +346,7 @@ class LocalTransformer<Scalar>::Stream
     const Parameters& p = model_.parameters();
     const Index dim = model_.config().dim;
     for (Index i = 0; i < n; ++i) {
-      const Index place = std::min(sequence.position() + i, model_.config().max_seq_len - 1);
+      const Index place = (std::min)(sequence.position() + i, model_.config().max_seq_len - 1);
       for (Index c = 0; c < dim; ++c)
         worker.x[static_cast<std::size_t>(i * dim + c)] =
             p.token_emb(tokens[i], c) + p.pos_emb(place, c);
@@ -360,7 +360,7 @@ class LocalTransformer<Scalar>::Stream
     for (Index i = 0; i < n;) {
       // Up to the end of a block, so that the next stretch is of whole ones.
       const Index until = (sequence.position() + at_once) / count * count;
-      const Index some = std::min(n - i, until - sequence.position());
+      const Index some = (std::min)(n - i, until - sequence.position());
       embed(worker, sequence, tokens + i, some);
       if (masked != nullptr)
         std::copy(masked + i, masked + i + some, worker.masked.begin());
@@ -473,8 +473,8 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   for (Index b = 0; b < batch; ++b) {
     const Index end = length_of(b);
     Index n = 0;
-    for (Index i = std::max<Index>(0, end - this->config().max_seq_len); i < end; i += n) {
-      n = std::min(at_once, end - i);
+    for (Index i = (std::max<Index>)(0, end - this->config().max_seq_len); i < end; i += n) {
+      n = (std::min)(at_once, end - i);
       stream.advance(b, prompt.data() + b * prompted + i, n, of_prompt.data());
     }
     std::copy_n(&of_prompt(n - 1, 0), vocabulary, &logits(b, 0, 0));
