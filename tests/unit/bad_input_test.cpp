@@ -1100,36 +1100,6 @@ std::vector<BadInput> further_component_arguments() {
        [] { BiasParameters::zeros(-1, 2); },
        {"hidden", "at least 0", "got -1"},
        "DynamicPositionBiasParameters::zeros"},
-      {"LayerWeightsThatDoNotAddUp",
-       [] {
-         auto sum = LocalMHAParameters<float>::zeros(layer_config());
-         sum.add({});
-       },
-       {"other", "same shapes"},
-       "LocalMHAParameters::add"},
-      {"ModelWeightsThatDoNotAddUp",
-       [] {
-         auto sum = LocalTransformerParameters<float>::zeros(transformer_config());
-         auto other = sum;
-         other.layers.pop_back();
-         sum.add(other);
-       },
-       {"other", "same shapes"},
-       "LocalTransformerParameters::add"},
-      {"FeedForwardWeightsThatDoNotAddUp",
-       [] {
-         auto sum = FeedForwardParameters::zeros(6, 4);
-         sum.add(FeedForwardParameters::zeros(6, 3));
-       },
-       {"other", "same shapes"},
-       "FeedForwardParameters::add"},
-      {"DynamicBiasWeightsThatDoNotAddUp",
-       [] {
-         auto sum = BiasParameters::zeros(4, 2);
-         sum.add(BiasParameters::zeros(4, 3));
-       },
-       {"other", "same shapes"},
-       "DynamicPositionBiasParameters::add"},
       {"InitialWeightsOfNoHeads",
        [] {
          LocalMHAConfig config = layer_config();

@@ -165,11 +165,12 @@ class LocalAttention {
 
     void prepare(const LocalAttention& attention, const Window& window, Index seqlen,
                  Index dim_head, Index dim_value, Index workers) {
-      std::erase_if(flows_, [&](const Flow& flow) {
-        return !flow.fits(attention, window, seqlen, dim_head, dim_value);
-      });
-      while (static_cast<Index>(flows_.size()) < workers)
-        flows_.emplace_back(attention, window, seqlen, dim_head, dim_value);
+      detail::provide(
+          flows_, workers,
+          [&](const Flow& flow) {
+            return flow.fits(attention, window, seqlen, dim_head, dim_value);
+          },
+          [&] { return Flow(attention, window, seqlen, dim_head, dim_value); });
       for (Flow& flow : flows_) flow.use(attention, seqlen);
     }
     Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
@@ -179,11 +180,13 @@ class LocalAttention {
       const BackwardShape shape{attention.config_, window, dim_head};
       if (shape_back_ != shape) flows_back_.clear();
       shape_back_ = shape;
-      std::erase_if(flows_back_, [&](const auto& flow) { return !flow.serves(seqlen); });
-      while (static_cast<Index>(flows_back_.size()) < workers)
-        flows_back_.emplace_back(window, seqlen, dim_head, dim_head,
-                                 attention.softmax_scale(dim_head),
-                                 attention.rotary_steps(window, seqlen));
+      detail::provide(
+          flows_back_, workers, [&](const auto& flow) { return flow.serves(seqlen); },
+          [&] {
+            return AttentionBackwardFlow<Scalar>(window, seqlen, dim_head, dim_head,
+                                                 attention.softmax_scale(dim_head),
+                                                 attention.rotary_steps(window, seqlen));
+          });
     }
     AttentionBackwardFlow<Scalar>& flow_back(Index worker) {
       return flows_back_[static_cast<std::size_t>(worker)];
