@@ -23,7 +23,7 @@ packages=(
   g++              # a C++20 compiler, g++ 12 or newer
   cmake            # 3.25 or newer
   ninja-build
-  libeigen3-dev    # Eigen 3.4
+  libeigen3-dev    # 3.4 or newer
   nlohmann-json3-dev
   libcli11-dev
   libstb-dev
@@ -35,7 +35,7 @@ if ! command -v apt-get >/dev/null; then
   say "there is no apt-get here, so nothing was installed. Please see to these:"
   cat <<'LIST'
   g++ 12 or newer, CMake 3.25 or newer, Ninja,
-  Eigen 3.4, nlohmann_json 3.10, CLI11 2.1, stb, GoogleTest 1.12, Google Benchmark 1.7
+  Eigen 3.4 or newer, nlohmann_json 3.10, CLI11 2.1, stb, GoogleTest 1.12, Google Benchmark 1.7
 LIST
   if $developer; then
     echo "  clang 19 with its sanitizer and fuzzer runtimes, clang-format 19, clang-tidy 19,"

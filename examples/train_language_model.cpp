@@ -53,6 +53,7 @@ namespace io = local_mha::io;
 
 /// More than any machine at hand has; what is beyond, such as a typing error, would use up memory.
 constexpr Index most_threads = 1024;
+constexpr Index most_sequences = 1'000'000;
 
 struct Options {
   std::string text_path;
@@ -113,7 +114,8 @@ void check(const Options& options) {
   const auto at_least = [](const char* name, Index value, Index least) {
     if (value < least) local_mha::reject(name, "at least " + std::to_string(least), value);
   };
-  at_least("--batch", options.batch, 1);
+  if (options.batch < 1 || options.batch > most_sequences)
+    local_mha::reject("--batch", "1 to " + std::to_string(most_sequences), options.batch);
   at_least("--seqlen", options.seqlen, 1);
   at_least("--steps", options.steps(), 1);
   at_least("--validate-every", options.validate_every, 1);
@@ -157,11 +159,11 @@ class Text {
     if (file.bad()) throw std::runtime_error(path + ": cannot be read");
     const auto size = static_cast<Index>(bytes_.size());
     train_size_ = size - static_cast<Index>(static_cast<double>(size) * validation_share);
-    if (train_size_ < seqlen + 1 || size - train_size_ < 2)
-      throw std::runtime_error(path + ": expected at least " + std::to_string(seqlen + 1) +
-                               " bytes to train on and 2 to validate with, got " +
-                               std::to_string(train_size_) + " and " +
-                               std::to_string(size - train_size_));
+    if (train_size_ <= seqlen || size - train_size_ < 2)
+      throw std::runtime_error(
+          path + ": expected at least " + std::to_string(static_cast<std::uint64_t>(seqlen) + 1) +
+          " bytes to train on and 2 to validate with, got " + std::to_string(train_size_) +
+          " and " + std::to_string(size - train_size_));
   }
 
   Index train_size() const { return train_size_; }

@@ -199,20 +199,24 @@ inline void require_bias_size(std::string_view argument, Index heads, Index wind
            window_size);
 }
 
-}  // namespace detail
-
-/// \throws std::invalid_argument naming the first member that is out of range
-inline void validate(const LocalAttentionConfig& config) {
-  detail::require_at_least("window_size", config.window_size, 1);
-  detail::require_at_least("look_backward", config.look_backward, 0);
+inline void require_look_around(const LocalAttentionConfig& config) {
+  require_at_least("look_backward", config.look_backward, 0);
   const Index look_forward = resolved_look_forward(config);
-  detail::require_at_least("look_forward", look_forward, 0);
+  require_at_least("look_forward", look_forward, 0);
   if (config.causal && look_forward > 0)
     reject("look_forward", "0, because the attention is causal", look_forward);
   constexpr Index most_windows = Index{1} << 20;
   if (config.look_backward > most_windows)
     reject("look_backward", "at most 2^20 windows", config.look_backward);
   if (look_forward > most_windows) reject("look_forward", "at most 2^20 windows", look_forward);
+}
+
+}  // namespace detail
+
+/// \throws std::invalid_argument naming the first member that is out of range
+inline void validate(const LocalAttentionConfig& config) {
+  detail::require_at_least("window_size", config.window_size, 1);
+  detail::require_look_around(config);
   detail::require_probability("dropout", config.dropout);
   if (config.scale) detail::require_finite("scale", *config.scale);
   if (config.dim) {
@@ -290,8 +294,12 @@ inline LocalMHAConfig layer_config(const LocalTransformerConfig& config) {
 }
 
 /// Hidden width of the feed-forward: `int(dim · ff_mult · 2/3)`.
+/// \throws std::invalid_argument if that is negative or no Index
 inline Index feed_forward_inner_dim(Index dim, double ff_mult) {
-  return static_cast<Index>(static_cast<double>(dim) * ff_mult * 2 / 3);
+  const double inner = static_cast<double>(dim) * ff_mult * 2 / 3;
+  if (!(inner >= 0 && inner < 0x1p62))
+    reject("ff_mult", "int(dim * ff_mult * 2 / 3) to be a number of channels", ff_mult);
+  return static_cast<Index>(inner);
 }
 
 /// \throws std::invalid_argument naming the first member that is out of range

@@ -188,6 +188,7 @@ class LocalMHA {
                            std::optional<Training> training = {}) const {
     check(x, mask, attn_bias);
     require_shape("y", y.dimensions(), x.dimensions());
+    detail::require_apart("y", y, "x", x);
     saved.prepare(config(), x.dimension(0), x.dimension(1));
     flow(device, y, workspace, x, mask, attn_bias, training, &saved);
     saved.complete(config(), parameters(), x, mask, attn_bias, training);
@@ -240,6 +241,8 @@ class LocalMHA {
     check(x, mask, attn_bias);
     require_shape("grad_x", grad_x.dimensions(), x.dimensions());
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+    detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
+    detail::require_apart("grad_x", grad_x, "x", x);
     saved.check(config(), parameters(), x, mask, attn_bias, training);
     detail::require_same_shapes(gradients, parameters());
     if (grad_attn_bias != nullptr) {
@@ -774,6 +777,7 @@ void LocalMHA<Scalar>::flow(const Device& device, TensorView<Scalar, 3> y, Works
                             Saved* saved) const {
   const auto inputs = check(x, mask, attn_bias);
   require_shape("y", y.dimensions(), x.dimensions());
+  detail::require_apart("y", y, "x", x);
   const auto [batch, seqlen, dim] = x.dimensions();
   const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
   workspace.prepare(*this, inputs.window(), seqlen, plan);

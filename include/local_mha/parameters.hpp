@@ -6,6 +6,7 @@
 /// tensors. Gradients are sets of the same type.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -44,7 +45,9 @@ struct LocalMHAParameters {
   RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
   Vector<Scalar> to_v_gate_bias;       ///< `[heads]`, gate_values_per_head
 
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalMHAParameters zeros(const LocalMHAConfig& config) {
+    validate(config);
     const Index inner = config.heads * config.dim_head;
     LocalMHAParameters p;
     p.to_qkv.setZero(3 * inner, config.dim);
@@ -100,7 +103,11 @@ struct FeedForwardParameters {
   RowMatrix<Scalar> proj_in;   ///< `[2·inner, dim]`: values, then gates
   RowMatrix<Scalar> proj_out;  ///< `[dim, inner]`
 
+  /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static FeedForwardParameters zeros(Index dim, Index inner) {
+    detail::require_at_least("dim", dim, 0);
+    detail::require_at_least("inner", inner, 0);
+    detail::require_product("inner", inner, 2 * dim);
     FeedForwardParameters p;
     p.norm_weight.setZero(dim);
     p.norm_bias.setZero(dim);
@@ -137,7 +144,11 @@ struct DynamicPositionBiasParameters {
   RowMatrix<Scalar> weight_4;  ///< `[heads, hidden]`
   Vector<Scalar> bias_4;       ///< `[heads]`
 
+  /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
+    detail::require_at_least("hidden", hidden, 0);
+    detail::require_at_least("heads", heads, 0);
+    detail::require_product("hidden", hidden, std::max(hidden, heads));
     DynamicPositionBiasParameters p;
     p.weight_0.setZero(hidden, 1);
     p.bias_0.setZero(hidden);
@@ -185,7 +196,9 @@ struct LocalTransformerParameters {
   Vector<Scalar> to_logits_norm_bias;    ///< `[dim]`
   RowMatrix<Scalar> to_logits;           ///< `[num_tokens, dim]`
 
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalTransformerParameters zeros(const LocalTransformerConfig& config) {
+    validate(config);
     LocalTransformerParameters p;
     p.token_emb.setZero(config.num_tokens, config.dim);
     p.pos_emb.setZero(config.max_seq_len, config.dim);

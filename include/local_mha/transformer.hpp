@@ -124,6 +124,7 @@ class LocalTransformer {
   template <ThreadDevice Device>
   Scalar loss(const Device& device, Tokens input, Tokens labels, const PaddingMask& mask = {},
               std::optional<Training> training = {}) const {
+    check_labels(input, labels);
     const Tensor<Scalar, 3> logits = forward(device, input, mask, training);
     return cross_entropy<Scalar>(logits, labels, config().ignore_index);
   }
@@ -280,6 +281,11 @@ class LocalTransformer {
     check_tokens(tokens);
   }
 
+  void check_labels(const Tokens& input, const Tokens& labels) const {
+    detail::count_labels({input.dimension(0), input.dimension(1), config().num_tokens}, labels,
+                         config().ignore_index);
+  }
+
   void check_tokens(const Tokens& tokens) const {
     for (Index i = 0; i < tokens.size(); ++i)
       if (tokens.data()[i] < 0 || tokens.data()[i] >= config().num_tokens)
@@ -320,8 +326,7 @@ Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& grad
                                           Tokens labels, const PaddingMask& mask,
                                           std::optional<Training> training) const {
   check(input, mask);
-  detail::count_labels({input.dimension(0), input.dimension(1), config().num_tokens}, labels,
-                       config().ignore_index);
+  check_labels(input, labels);
   detail::require_same_shapes(gradients, parameters());
 
   const Bias bias = attn_bias();

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # A training that is stopped at any moment and resumed ends with the same bits as one that is not:
 #   cmake -D PROGRAM=train_language_model -D SEND_SIGNAL=send_signal -D TEXT=path -D FOLDER=path
-#         -D SIGNAL=KILL|INT|TERM -P train_and_stop.cmake
+#         -D SIGNAL=KILL|INT -P train_and_stop.cmake
 file(REMOVE_RECURSE "${FOLDER}")
 file(MAKE_DIRECTORY "${FOLDER}")
 set(small --dim 24 --depth 2 --heads 2 --dim-head 8 --window 8 --seqlen 32 --batch 6 --steps 150

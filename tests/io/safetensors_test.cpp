@@ -237,7 +237,7 @@ class Refusal : public testing::Test {
     add(writer, "int", std::vector<std::int32_t>{3});
     add(writer, "u64", std::vector<std::uint64_t>{1, std::uint64_t{1} << 63});
     add(writer, "u8", std::vector<std::uint8_t>{0, 1, 2});
-    writer.add_bytes("bool", Dtype::Bool, {1, 2}, to_bytes(std::string("\1\xff", 2)));
+    writer.add_bytes("bool", Dtype::Boolean, {1, 2}, to_bytes(std::string("\1\xff", 2)));
     read_ = std::make_unique<SafetensorsFile>(reread(writer));
   }
 
@@ -510,6 +510,29 @@ TEST(SafetensorsWriter, WritesTheSameBytesForAnyOrder) {
   backwards.set_metadata("b", "2");
   backwards.set_metadata("a", "1");
   EXPECT_EQ(forwards.bytes(), backwards.bytes());
+}
+
+TEST(SafetensorsWriter, MergesAllOrNothing) {
+  SafetensorsWriter one;
+  add(one, "a", std::vector<float>{1});
+  one.set_metadata("x", "of one");
+  one.set_metadata("y", "of one");
+  SafetensorsWriter two;
+  add(two, "b", std::vector<float>{2});
+  two.set_metadata("x", "of two");
+  SafetensorsWriter same = two;
+  add(same, "a", std::vector<float>{3});
+  const Bytes before = one.bytes();
+  const Bytes of_same = same.bytes();
+  EXPECT_THROW(one.merge(same), std::invalid_argument);
+  EXPECT_EQ(one.bytes(), before);
+  EXPECT_EQ(same.bytes(), of_same);
+  one.merge(two);
+  const auto read = reread(one);
+  EXPECT_EQ(read.names(), (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(read.metadata(),
+            (std::map<std::string, std::string>{{"x", "of two"}, {"y", "of one"}}));
+  EXPECT_EQ(two.bytes(), file("{}      "));
 }
 
 TEST(SafetensorsWriter, WritesAHeaderThatIsJson) {

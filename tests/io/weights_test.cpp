@@ -60,7 +60,8 @@ Rename without(const std::string& left_out) {
 }
 
 std::string replaced(std::string text, const std::string& from, const std::string& to) {
-  for (std::size_t at = text.find(from); at != std::string::npos; at = text.find(from, at))
+  for (std::size_t at = text.find(from); at != std::string::npos;
+       at = text.find(from, at + to.size()))
     text.replace(at, from.size(), to);
   return text;
 }
@@ -81,6 +82,28 @@ std::map<std::string, std::pair<std::vector<Index>, std::vector<double>>> flatte
 }
 
 bool is_buffer(const std::string& name) { return name.ends_with("rel_pos.inv_freq"); }
+
+// The error of a file that differs from a golden one.
+template <typename Load>
+void expect_refused(const SafetensorsWriter& writer, const Load& load, const std::string& tensor,
+                    const std::string& text) {
+  const SafetensorsFile file = reread(writer);
+  try {
+    load(file);
+    FAIL() << "no exception; expected: " << tensor << ": " << text;
+  } catch (const SafetensorsError& error) {
+    EXPECT_EQ(error.tensor(), tensor) << error.what();
+    EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+    EXPECT_TRUE(std::string(error.what()).starts_with("file: ")) << error.what();
+    if (file.contains(tensor)) {
+      EXPECT_GE(error.offset(), file.entry(tensor).offset);
+    }
+  }
+}
+
+const auto load_mha = [](const SafetensorsFile& file) { load_local_mha<float>(file); };
+const auto load_attention = [](const SafetensorsFile& file) { load_local_attention(file); };
+const auto load_model = [](const SafetensorsFile& file) { load_local_transformer<float>(file); };
 
 // ---- The files that Python wrote ----
 
@@ -256,13 +279,47 @@ TEST(RotaryBuffers, MayBeAbsentOrOfAnyFloatingPointType) {
   const auto expected = flatten(load_local_mha<double>(file).parameters);
   EXPECT_EQ(flatten(load_local_mha<double>(reread(copy(file, without(name)))).parameters),
             expected);
-  for (const Dtype dtype : {Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16}) {
+  for (const Dtype dtype : {Dtype::F64, Dtype::F32}) {
     SafetensorsWriter writer = copy(file, without(name));
     writer.add(name, {4}, file.read<double>(name), dtype);
     writer.add("param/attn_fn.rel_pos.scale", {4},
                std::vector<double>{3.2 / 11.2, 5.2 / 11.2, 7.2 / 11.2, 9.2 / 11.2}, dtype);
     EXPECT_EQ(flatten(load_local_mha<double>(reread(writer)).parameters), expected);
   }
+}
+
+// Python computes with the rounded ones, whatever they are stored as.
+TEST(RotaryBuffers, ThatWereRoundedAreRefusedUnlessIgnored) {
+  const SafetensorsFile file = golden_file("mha_xpos_causal");
+  const std::vector<double> scale{3.2 / 11.2, 5.2 / 11.2, 7.2 / 11.2, 9.2 / 11.2};
+  const auto expected = flatten(load_local_mha<double>(file).parameters);
+  for (const std::string buffer : {"inv_freq", "scale"})
+    for (const Dtype rounded : {Dtype::F16, Dtype::BF16})
+      for (const Dtype stored : {rounded, Dtype::F32, Dtype::F64}) {
+        const std::string name = "param/attn_fn.rel_pos." + buffer;
+        SafetensorsWriter rounding;
+        rounding.add("x", {4}, buffer == "scale" ? scale : file.read<double>(name), rounded);
+        SafetensorsWriter writer = copy(file, without(name));
+        writer.add(name, {4}, reread(rounding).read<double>("x"), stored);
+        expect_refused(writer, load_mha, name, "or load with RotaryBuffers::ignore");
+        const SafetensorsFile again = reread(writer);
+        EXPECT_EQ(
+            flatten(load_local_mha<double>(again, std::nullopt, RotaryBuffers::ignore).parameters),
+            expected);
+        EXPECT_EQ(flatten(load_local_mha_parameters<double>(
+                      again, load_local_mha<double>(file).config, "param/", RotaryBuffers::ignore)),
+                  expected);
+      }
+  // Even then, of the right shape.
+  const std::string name = "param/attn_fn.rel_pos.inv_freq";
+  SafetensorsWriter writer = copy(file, without(name));
+  writer.add(name, {5}, std::vector<float>(5));
+  expect_refused(
+      writer,
+      [](const SafetensorsFile& f) {
+        load_local_mha<float>(f, std::nullopt, RotaryBuffers::ignore);
+      },
+      name, "expected F64, F32, F16 or BF16 [4], got F32 [5]");
 }
 
 // As PyTorch computes them: the power in float.
@@ -282,6 +339,145 @@ TEST(RotaryBuffers, MayBeRoundedAsPyTorchDoes) {
   }
 }
 
+// ---- What other tools make of names ----
+
+TEST(Names, OfWrappedModulesAreSeenThrough) {
+  const SafetensorsFile file = golden_file("transformer_dynamic_bias");
+  const auto expected = flatten(load_local_transformer<double>(file).parameters);
+  const auto loads = [&](const Rename& rename, const std::optional<std::string>& prefix = {}) {
+    const SafetensorsFile renamed = reread(copy(file, rename));
+    EXPECT_EQ(flatten(load_local_transformer<double>(renamed, prefix).parameters), expected);
+  };
+  const auto with_prefix = [](const std::string& prefix) -> Rename {
+    return [prefix](const std::string& name) { return replaced(name, "param/", prefix); };
+  };
+  for (const std::string wrapper :
+       {"_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "_forward_module.",
+        "_fsdp_wrapped_module._checkpoint_wrapped_module."}) {
+    loads(with_prefix(wrapper));
+    loads(with_prefix("param/" + wrapper));
+    loads(with_prefix("model." + wrapper), "model.");
+    loads(with_prefix("model." + wrapper), "model." + wrapper);
+    loads(with_prefix(wrapper + "model."), "model.");
+    loads([&](const std::string& name) {
+      std::string wrapped = replaced(name, "layers.0.0.", "layers.0.0." + wrapper);
+      wrapped = replaced(wrapped, "layers.1.", wrapper + "layers.1.");
+      return replaced(replaced(wrapped, "branch.", "branch." + wrapper), "mlp.2.",
+                      "mlp.2." + wrapper);
+    });
+  }
+  // A name that is there both ways is the one without, and the other one belongs to nothing.
+  SafetensorsWriter twice = copy(file, with_prefix(""));
+  twice.add("_orig_mod.token_emb.weight", {2}, std::vector<float>(2));
+  expect_refused(twice, load_model, "_orig_mod.token_emb.weight", "expected no such tensor");
+  // No part of a name is a wrapper.
+  SafetensorsWriter other = copy(file, with_prefix("submodule."));
+  expect_refused(
+      other, load_model, "token_emb.weight",
+      "but 'submodule.token_emb.weight' (is the prefix 'submodule.'? The loader takes it)");
+  // The prefix that is asked for comes first.
+  SafetensorsWriter two = copy(file, with_prefix("module."));
+  for (const auto& [name, entry] : file.entries())
+    if (name.starts_with("param/"))
+      two.add(replaced(name, "param/", ""), entry.shape,
+              std::vector<float>(static_cast<std::size_t>(entry.size())));
+  EXPECT_EQ(flatten(load_local_transformer<double>(reread(two), "module.").parameters), expected);
+}
+
+TEST(Names, ThatAreTiedAreFound) {
+  const SafetensorsFile file = golden_file("transformer_causal");
+  const std::string embedding = "token_emb.weight";
+  const std::string logits = "to_logits.1.weight";
+  for (const std::string prefix : {"param/", "", "model.", "model._orig_mod."})
+    for (const auto& [kept, left_out] :
+         {std::pair(embedding, logits), std::pair(logits, embedding)}) {
+      SafetensorsWriter writer = copy(file, [&, left_out = left_out](const std::string& name) {
+        return name == "param/" + left_out ? std::nullopt
+                                           : std::optional(replaced(name, "param/", prefix));
+      });
+      const auto load = [&](const SafetensorsFile& f) {
+        load_local_transformer<double>(f, prefix);
+      };
+      expect_refused(writer, load, prefix + left_out, "got no such tensor");
+      writer.set_metadata("format", "pt");
+      writer.set_metadata(prefix + left_out, "no such name");
+      expect_refused(writer, load, prefix + left_out, "got no such tensor");
+      writer.set_metadata(prefix + left_out, prefix + kept);
+      const auto parameters = load_local_transformer<double>(reread(writer), prefix).parameters;
+      EXPECT_EQ(parameters.to_logits, parameters.token_emb);
+      EXPECT_EQ(parameters.token_emb.rows(), 32);
+    }
+  // To one that is outside the prefix, and of another shape.
+  SafetensorsWriter writer = copy(file, without("param/" + logits));
+  writer.add("other", {2}, std::vector<float>(2));
+  writer.set_metadata("param/" + logits, "other");
+  expect_refused(writer, load_model, "other", ", got F32 [2]");
+}
+
+// What the library does not have must not be lost without a word.
+TEST(Names, OfWhatIsNotSupportedAreRefused) {
+  const SafetensorsFile file = golden_file("mha_gated");
+  const auto refused = [&](const std::string& left_out, const std::vector<std::string>& added,
+                           const std::string& tensor, const std::string& text) {
+    SafetensorsWriter writer = copy(file, without("param/" + left_out));
+    for (const std::string& name : added) writer.add("param/" + name, {4}, std::vector<float>(4));
+    expect_refused(writer, load_mha, "param/" + tensor, text);
+  };
+  const std::string unexpected = "expected no such tensor";
+  const std::string missing = "got no such tensor";
+  const std::string adapters = "merge them into the weights first";
+  const std::string norm = "weight normalization is not supported, remove it first";
+  refused("", {"to_out.bias"}, "to_out.bias", unexpected);
+  refused("", {"to_qkv.bias"}, "to_qkv.bias", unexpected);
+  refused("", {"to_kv.weight"}, "to_kv.weight", unexpected);
+  refused("to_out.weight", {"to_out.0.weight", "to_out.0.bias"}, "to_out.weight", missing);
+  refused("to_qkv.weight", {"to_q.weight", "to_kv.weight"}, "to_q.weight", "got F32 [4]");
+  refused("to_qkv.weight", {"to_kv.weight"}, "to_qkv.weight", missing);
+  refused("", {"to_qkv.lora_A.weight", "to_qkv.lora_B.weight"}, "to_qkv.lora_A.weight", adapters);
+  refused("to_qkv.weight", {"to_qkv.base_layer.weight"}, "to_qkv.weight", adapters);
+  refused("to_out.weight", {"to_out.weight_g", "to_out.weight_v"}, "to_out.weight", norm);
+  refused("", {"to_out.weight_g"}, "to_out.weight_g", norm);
+  refused("to_out.weight", {"to_out.parametrizations.weight.original0"}, "to_out.weight", norm);
+}
+
+// ---- Parts of models ----
+
+TEST(DynamicPositionBias, IsLoadedAlone) {
+  const SafetensorsFile file = golden_file("transformer_dynamic_bias");
+  const auto model = load_local_transformer<double>(file);
+  const DynamicPositionBias<double> expected(*model.parameters.dynamic_pos_bias);
+  const auto values = [](const DynamicPositionBias<double>& bias) {
+    const auto made = bias.forward(5, 1, 2);
+    return std::vector<double>(made.data(), made.data() + made.size());
+  };
+  EXPECT_EQ(values(load_dynamic_position_bias<double>(file, "param/dynamic_pos_bias.")),
+            values(expected));
+  // As audiolm-pytorch calls it, beside what belongs to others.
+  const Rename rename = [](const std::string& name) {
+    return replaced(name, "param/dynamic_pos_bias.", "encoder_attn.pos_bias.");
+  };
+  const SafetensorsFile other = reread(copy(file, rename));
+  EXPECT_EQ(values(load_dynamic_position_bias<double>(other, "encoder_attn.pos_bias.")),
+            values(expected));
+  const auto load = [](const SafetensorsFile& f) {
+    load_dynamic_position_bias<float>(f, "encoder_attn.pos_bias.");
+  };
+  const std::string mlp = "encoder_attn.pos_bias.mlp.";
+  for (const std::string name :
+       {"0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"}) {
+    SafetensorsWriter writer = copy(other, without(mlp + name));
+    expect_refused(writer, load, mlp + name, "got no such tensor");
+    writer.add(mlp + name, {3, 1, 1}, std::vector<float>(3));
+    expect_refused(writer, load, mlp + name, "got F32 [3, 1, 1]");
+  }
+  SafetensorsWriter writer = copy(other, without(mlp + "0.weight"));
+  writer.add(mlp + "0.weight", {0, 1}, std::vector<float>());
+  expect_refused(writer, load, mlp + "0.weight", "expected a matrix of at least one row");
+  SafetensorsWriter more = copy(other, without(""));
+  more.add(mlp + "6.weight", {1}, std::vector<float>(1));
+  expect_refused(more, load, mlp + "6.weight", "expected no such tensor");
+}
+
 TEST(Weights, MayBeInDualNumbers) {
   using Dual = Eigen::AutoDiffScalar<Eigen::Vector2d>;
   const SafetensorsFile file = golden_file("transformer_dynamic_bias");
@@ -295,28 +491,6 @@ TEST(Weights, MayBeInDualNumbers) {
 }
 
 // ---- What is refused ----
-
-// The error of a file that differs from a golden one.
-template <typename Load>
-void expect_refused(const SafetensorsWriter& writer, const Load& load, const std::string& tensor,
-                    const std::string& text) {
-  const SafetensorsFile file = reread(writer);
-  try {
-    load(file);
-    FAIL() << "no exception; expected: " << tensor << ": " << text;
-  } catch (const SafetensorsError& error) {
-    EXPECT_EQ(error.tensor(), tensor) << error.what();
-    EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
-    EXPECT_TRUE(std::string(error.what()).starts_with("file: ")) << error.what();
-    if (file.contains(tensor)) {
-      EXPECT_GE(error.offset(), file.entry(tensor).offset);
-    }
-  }
-}
-
-const auto load_mha = [](const SafetensorsFile& file) { load_local_mha<float>(file); };
-const auto load_attention = [](const SafetensorsFile& file) { load_local_attention(file); };
-const auto load_model = [](const SafetensorsFile& file) { load_local_transformer<float>(file); };
 
 TEST(Weights, ThatAreMissingAreNamed) {
   const SafetensorsFile layer = golden_file("mha_everything");
@@ -339,10 +513,11 @@ TEST(Weights, ThatAreMissingAreNamed) {
 }
 
 TEST(Weights, ThatAreMissingForAWrongPrefixComeWithAHint) {
-  expect_refused(copy(golden_file("mha_gated"),
-                      [](const std::string& name) { return replaced(name, "param/", "net."); }),
-                 load_mha, "to_qkv.weight",
-                 "got no such tensor, but 'net.to_qkv.weight' (is the prefix 'net.'?)");
+  expect_refused(
+      copy(golden_file("mha_gated"),
+           [](const std::string& name) { return replaced(name, "param/", "net."); }),
+      load_mha, "to_qkv.weight",
+      "got no such tensor, but 'net.to_qkv.weight' (is the prefix 'net.'? The loader takes it)");
 }
 
 TEST(Weights, OfWhichOneSeparateProjectionIsMissingNameIt) {
@@ -630,21 +805,27 @@ TEST(AddWeights, RejectsWhatDoesNotFitTheConfiguration) {
     return message_of<std::invalid_argument>(
         [&] { add_local_mha(writer, with, parameters, options); });
   };
+  writer.add("kept", {1}, std::vector<float>{1});
+  const auto before = writer.bytes();
   auto wrong = sound;
   wrong.to_out.resize(8, 6);
   EXPECT_EQ(rejected(config, wrong), "to_out.weight: expected shape [6, 8], got [8, 6]");
-  writer = {};
   wrong = sound;
   wrong.norm_bias.resize(6);
   EXPECT_EQ(rejected(config, wrong), "norm.bias: expected shape [0], got [6]");
   LocalMHAConfig gated = config;
   gated.gate_values_per_head = true;
-  writer = {};
   EXPECT_EQ(rejected(gated, sound), "to_v_gate.0.weight: expected shape [2, 6], got [0, 0]");
   gated.heads = 0;
   EXPECT_EQ(rejected(gated, sound), "heads: expected at least 1, got 0");
   EXPECT_EQ(rejected(config, sound, {.dtype = Dtype::I32}),
             "dtype: expected F64, F32, F16 or BF16, got I32");
+  EXPECT_EQ(writer.bytes(), before);
+  writer.add("param/to_out.weight", {1}, std::vector<float>{1});
+  const auto with_one = writer.bytes();
+  EXPECT_EQ(rejected(config, sound),
+            "name: expected one that was not added before, got 'param/to_out.weight'");
+  EXPECT_EQ(writer.bytes(), with_one);
 
   const LocalTransformerConfig model{.num_tokens = 5, .max_seq_len = 7, .dim = 6, .depth = 2};
   const auto parameters = LocalTransformerParameters<float>::zeros(model);

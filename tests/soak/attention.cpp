@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // LocalAttention: results and gradients, in kept and poisoned room, on threads, at once.
-#define EIGEN_USE_THREADS
 #include <limits>
 
-#include <local_mha/local_mha.hpp>
+#include <local_mha/extern.hpp>
 
 #include "soak/attention_draw.hpp"
 #include "soak/cases.hpp"

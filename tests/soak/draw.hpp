@@ -32,7 +32,8 @@ Index draw_length(Random& random) {
   constexpr Index lanes = local_mha::Lanes<Scalar>::count;
   const double kind = random.uniform();
   if (kind < 0.06) return random.integer(0, 2);
-  if (kind < 0.45) return std::max<Index>(0, lanes * random.integer(1, 4) + random.integer(-1, 2));
+  if (kind < 0.45)
+    return std::max<Index>(0, lanes * random.integer(1, 4) + random.pick({-1, 0, 1, 1, 2}));
   if (kind < 0.95) return random.integer(1, 60);
   return random.integer(60, 150);
 }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 // LocalMHA: results and gradients, in kept and poisoned room, on threads, at once, after failures.
-#define EIGEN_USE_THREADS
 #include <limits>
 #include <utility>
 
-#include <local_mha/local_mha.hpp>
+#include <local_mha/extern.hpp>
 
 #include "soak/cases.hpp"
 #include "soak/devices.hpp"

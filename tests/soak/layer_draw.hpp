@@ -115,14 +115,14 @@ LayerDraw draw_layer(Random& random) {
     l.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
   }
 
-  const double score = random.pick({1e-6, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 1e3});
+  const double score = random.pick({1e-6, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 50.0, 1e3});
   // Layer normalization squares its input.
   const double reach = config.use_xpos ? 5 : config.prenorm ? 14 : 25;
   const double size_of_x = random.chance(0.4) ? random.uniform(-reach, reach) : 0;
   l.parameters = draw_layer_weights<Scalar>(random, config, size_of_x, score);
   l.x = draw_numbers<Scalar>(random, {batch, n, config.dim}, std::pow(10.0, size_of_x));
   const double size_of_grad = random.chance(0.3) ? random.uniform(-10, 5) : 0;
-  if (n > 0 && random.chance(0.15)) align_queries<Scalar>(random, l);
+  if (n > 0 && random.chance(0.25)) align_queries<Scalar>(random, l);
   l.grad_y = draw_numbers<Scalar>(random, {batch, n, config.dim}, std::pow(10.0, size_of_grad));
   l.masked = draw_mask(random, batch, n);
   const Index ahead = config.look_forward.value_or(config.causal ? 0 : 1);

@@ -42,7 +42,9 @@ struct Options {
 constexpr const char* usage =
     "soak [--cases N] [--first I] [--seed S] [--only KIND] [--jobs J] [--stop-after F] "
     "[--verbose]\n"
-    "Runs cases I to I + N - 1 of a seed, on J threads, and stops after F findings.\n"
+    "Runs cases I to I + N - 1 of a seed, on J threads, and stops after F findings. Results may "
+    "lie\n"
+    "B times their bound away.\n"
     "KIND: attention, layer, transformer, stream, training.\n";
 
 struct Count {
@@ -179,6 +181,10 @@ Options parse(int argc, char** argv) {
       for (std::size_t kind = 0; kind < kind_count; ++kind)
         if (value == kinds[kind].name) options.only = kind;
       if (!options.only) throw std::invalid_argument("--only: no kind " + value);
+      continue;
+    }
+    if (option == "--slack") {
+      soak::slack = std::stod(value);
       continue;
     }
     const long long number = std::stoll(value);

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Streams: however a sequence is cut, taken back, saved and loaded, or interrupted by a failure,
 // each position gets what the whole sequence gives.
-#define EIGEN_USE_THREADS
 #include <limits>
 #include <sstream>
 #include <utility>
 
-#include <local_mha/local_mha.hpp>
+#include <local_mha/extern.hpp>
 
 #include "reference/gradients.hpp"
 #include "soak/attention_draw.hpp"
@@ -52,7 +51,7 @@ class StreamRun {
     Index position = 0;
     const Index longest = random_.pick<Index>({1, 5, 20, 200});
     while (position < source_.seqlen() && !check_.found()) {
-      const Index n = std::min(random_.integer(0, longest), source_.seqlen() - position);
+      const Index n = std::min<Index>(random_.integer(0, longest), source_.seqlen() - position);
       if (random_.chance(0.08)) fail(stream, position, n);
       push(stream, position, position + n);
       position += n;

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 // LocalTransformer: logits, loss and gradients; and its feed-forward alone.
-#define EIGEN_USE_THREADS
 #include <limits>
 #include <utility>
 
-#include <local_mha/local_mha.hpp>
+#include <local_mha/extern.hpp>
 
 #include "reference/gradients.hpp"
 #include "soak/cases.hpp"

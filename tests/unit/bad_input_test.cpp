@@ -3,14 +3,20 @@
 // came.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <filesystem>
 #include <functional>
 #include <limits>
+#include <map>
+#include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "support/library.hpp"
+#include "support/public_names.hpp"
 
 namespace {
 
@@ -37,6 +43,7 @@ struct BadInput {
   std::string name;
   std::function<void()> call;
   std::vector<std::string> fragments;  // that the message must hold: argument, expected, got
+  std::string function;                // that refuses it, as support::PublicNames gives it
 };
 
 void PrintTo(const BadInput& bad, std::ostream* out) { *out << bad.name; }
@@ -185,89 +192,144 @@ std::function<void()> loss(const Tensor<std::int64_t, 2>& input, const PaddingMa
 std::vector<BadInput> attention_configurations() {
   using C = LocalAttentionConfig;
   return {
-      {"NoWindow", [] { LocalAttention<float>{C{}}; }, {"window_size", "at least 1", "got 0"}},
+      {"NoWindow",
+       [] { LocalAttention<float>{C{}}; },
+       {"window_size", "at least 1", "got 0"},
+       "LocalAttention::LocalAttention"},
       {"NegativeWindow",
        attention([](C& c) { c.window_size = -3; }),
-       {"window_size", "at least 1", "got -3"}},
+       {"window_size", "at least 1", "got -3"},
+       "LocalAttention::LocalAttention"},
       {"NegativeLookBackward",
        attention([](C& c) { c.look_backward = -1; }),
-       {"look_backward", "at least 0", "got -1"}},
+       {"look_backward", "at least 0", "got -1"},
+       "LocalAttention::LocalAttention"},
       {"NegativeLookForward",
        attention([](C& c) { c.look_forward = -2; }),
-       {"look_forward", "at least 0", "got -2"}},
+       {"look_forward", "at least 0", "got -2"},
+       "LocalAttention::LocalAttention"},
       {"CausalWithLookForward",
        attention([](C& c) { c.causal = true, c.look_forward = 1; }),
-       {"look_forward", "causal", "got 1"}},
+       {"look_forward", "causal", "got 1"},
+       "LocalAttention::LocalAttention"},
       {"HugeLookBackward",
        attention([](C& c) { c.look_backward = std::numeric_limits<Index>::max(); }),
-       {"look_backward", "2^20", "9223372036854775807"}},
+       {"look_backward", "2^20", "9223372036854775807"},
+       "LocalAttention::LocalAttention"},
       {"HugeLookForward",
        attention([](C& c) { c.look_forward = Index{1} << 40; }),
-       {"look_forward", "2^20", "1099511627776"}},
+       {"look_forward", "2^20", "1099511627776"},
+       "LocalAttention::LocalAttention"},
       {"DropoutOfOne",
        attention([](C& c) { c.dropout = 1; }),
-       {"dropout", "probability in [0, 1)", "got 1"}},
+       {"dropout", "probability in [0, 1)", "got 1"},
+       "LocalAttention::LocalAttention"},
       {"NegativeDropout",
        attention([](C& c) { c.dropout = -0.1; }),
-       {"dropout", "probability in [0, 1)", "got -0.1"}},
+       {"dropout", "probability in [0, 1)", "got -0.1"},
+       "LocalAttention::LocalAttention"},
       {"DropoutOfNaN",
        attention([](C& c) { c.dropout = nan; }),
-       {"dropout", "probability in [0, 1)", "nan"}},
-      {"ScaleOfNaN", attention([](C& c) { c.scale = nan; }), {"scale", "finite", "nan"}},
-      {"InfiniteScale", attention([](C& c) { c.scale = infinity; }), {"scale", "finite", "inf"}},
-      {"NoChannels", attention([](C& c) { c.dim = 0; }), {"dim", "at least 1", "got 0"}},
-      {"OddDimWithRotary", attention([](C& c) { c.dim = 7; }), {"dim", "even", "rotary", "got 7"}},
+       {"dropout", "probability in [0, 1)", "nan"},
+       "LocalAttention::LocalAttention"},
+      {"ScaleOfNaN",
+       attention([](C& c) { c.scale = nan; }),
+       {"scale", "finite", "nan"},
+       "LocalAttention::LocalAttention"},
+      {"InfiniteScale",
+       attention([](C& c) { c.scale = infinity; }),
+       {"scale", "finite", "inf"},
+       "LocalAttention::LocalAttention"},
+      {"NoChannels",
+       attention([](C& c) { c.dim = 0; }),
+       {"dim", "at least 1", "got 0"},
+       "LocalAttention::LocalAttention"},
+      {"OddDimWithRotary",
+       attention([](C& c) { c.dim = 7; }),
+       {"dim", "even", "rotary", "got 7"},
+       "LocalAttention::LocalAttention"},
       {"XposWithoutDim",
        attention([](C& c) { c.use_xpos = true, c.dim.reset(); }),
-       {"use_xpos", "rotary"}},
+       {"use_xpos", "rotary"},
+       "LocalAttention::LocalAttention"},
       {"XposWithoutRotary",
        attention([](C& c) { c.use_xpos = true, c.use_rotary_pos_emb = false; }),
-       {"use_xpos", "rotary"}},
+       {"use_xpos", "rotary"},
+       "LocalAttention::LocalAttention"},
       {"XposBaseOfZero",
        attention([](C& c) { c.use_xpos = true, c.xpos_scale_base = 0; }),
-       {"xpos_scale_base", "at least 0.5", "got 0"}},
+       {"xpos_scale_base", "at least 0.5", "got 0"},
+       "LocalAttention::LocalAttention"},
       {"XposBaseOfNaN",
        attention([](C& c) { c.use_xpos = true, c.xpos_scale_base = nan; }),
-       {"xpos_scale_base", "nan"}},
+       {"xpos_scale_base", "nan"},
+       "LocalAttention::LocalAttention"},
       {"NegativeXposBase",
        attention([](C& c) { c.use_xpos = true, c.xpos_scale_base = -8; }),
-       {"xpos_scale_base", "at least 0.5", "got -8"}},
+       {"xpos_scale_base", "at least 0.5", "got -8"},
+       "LocalAttention::LocalAttention"},
   };
 }
 
 std::vector<BadInput> layer_configurations() {
   using C = LocalMHAConfig;
   return {
-      {"LayerNoDim", [] { LocalMHA<float>{C{.window_size = 4}}; }, {"dim", "at least 1", "got 0"}},
+      {"LayerNoDim",
+       [] { LocalMHA<float>{C{.window_size = 4}}; },
+       {"dim", "at least 1", "got 0"},
+       "LocalMHA::LocalMHA"},
       {"LayerNoWindow",
        [] { LocalMHA<float>{C{.dim = 4}}; },
-       {"window_size", "at least 1", "got 0"}},
-      {"LayerNegativeDim", layer([](C& c) { c.dim = -512; }), {"dim", "at least 1", "got -512"}},
-      {"LayerNoHeads", layer([](C& c) { c.heads = 0; }), {"heads", "at least 1", "got 0"}},
-      {"LayerNoDimHead", layer([](C& c) { c.dim_head = 0; }), {"dim_head", "at least 1", "got 0"}},
+       {"window_size", "at least 1", "got 0"},
+       "LocalMHA::LocalMHA"},
+      {"LayerNegativeDim",
+       layer([](C& c) { c.dim = -512; }),
+       {"dim", "at least 1", "got -512"},
+       "LocalMHA::LocalMHA"},
+      {"LayerNoHeads",
+       layer([](C& c) { c.heads = 0; }),
+       {"heads", "at least 1", "got 0"},
+       "LocalMHA::LocalMHA"},
+      {"LayerNoDimHead",
+       layer([](C& c) { c.dim_head = 0; }),
+       {"dim_head", "at least 1", "got 0"},
+       "LocalMHA::LocalMHA"},
       {"LayerOddDimHeadWithRotary",
        layer([](C& c) { c.dim_head = 5; }),
-       {"dim_head", "even", "rotary", "got 5"}},
+       {"dim_head", "even", "rotary", "got 5"},
+       "LocalMHA::LocalMHA"},
       {"LayerHugeHeads",
        layer([](C& c) { c.heads = std::numeric_limits<Index>::max(); }),
-       {"heads", "2^40", "9223372036854775807"}},
-      {"LayerHugeDim", layer([](C& c) { c.dim = Index{1} << 50; }), {"dim", "2^40"}},
-      {"LayerQkScaleOfNaN", layer([](C& c) { c.qk_scale = nan; }), {"qk_scale", "finite", "nan"}},
+       {"heads", "2^40", "9223372036854775807"},
+       "LocalMHA::LocalMHA"},
+      {"LayerHugeDim",
+       layer([](C& c) { c.dim = Index{1} << 50; }),
+       {"dim", "2^40"},
+       "LocalMHA::LocalMHA"},
+      {"LayerQkScaleOfNaN",
+       layer([](C& c) { c.qk_scale = nan; }),
+       {"qk_scale", "finite", "nan"},
+       "LocalMHA::LocalMHA"},
       {"LayerDropoutOfTwo",
        layer([](C& c) { c.dropout = 2; }),
-       {"dropout", "probability in [0, 1)", "got 2"}},
+       {"dropout", "probability in [0, 1)", "got 2"},
+       "LocalMHA::LocalMHA"},
       {"LayerNegativeLookBackward",
        layer([](C& c) { c.look_backward = -1; }),
-       {"look_backward", "at least 0", "got -1"}},
+       {"look_backward", "at least 0", "got -1"},
+       "LocalMHA::LocalMHA"},
       {"LayerCausalWithLookForward",
        layer([](C& c) { c.causal = true, c.look_forward = 2; }),
-       {"look_forward", "causal", "got 2"}},
+       {"look_forward", "causal", "got 2"},
+       "LocalMHA::LocalMHA"},
       {"LayerXposWithoutRotary",
        layer([](C& c) { c.use_xpos = true, c.use_rotary_pos_emb = false; }),
-       {"use_xpos", "rotary"}},
+       {"use_xpos", "rotary"},
+       "LocalMHA::LocalMHA"},
       {"LayerTinyXposBase",
        layer([](C& c) { c.use_xpos = true, c.xpos_scale_base = 0.01; }),
-       {"xpos_scale_base", "at least 0.5", "got 0.01"}},
+       {"xpos_scale_base", "at least 0.5", "got 0.01"},
+       "LocalMHA::LocalMHA"},
   };
 }
 
@@ -276,48 +338,73 @@ std::vector<BadInput> transformer_configurations() {
   return {
       {"ModelNoTokens",
        transformer([](C& c) { c.num_tokens = 0; }),
-       {"num_tokens", "at least 1", "got 0"}},
+       {"num_tokens", "at least 1", "got 0"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelNoLength",
        transformer([](C& c) { c.max_seq_len = 0; }),
-       {"max_seq_len", "at least 1", "got 0"}},
-      {"ModelNoDim", transformer([](C& c) { c.dim = 0; }), {"dim", "at least 1", "got 0"}},
+       {"max_seq_len", "at least 1", "got 0"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelNoDim",
+       transformer([](C& c) { c.dim = 0; }),
+       {"dim", "at least 1", "got 0"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelNegativeDepth",
        transformer([](C& c) { c.depth = -1; }),
-       {"depth", "at least 0", "got -1"}},
+       {"depth", "at least 0", "got -1"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelHugeDepth",
        transformer([](C& c) { c.depth = std::numeric_limits<Index>::max(); }),
-       {"depth", "9223372036854775807"}},
+       {"depth", "9223372036854775807"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelNoWindow",
        transformer([](C& c) { c.local_attn_window_size = 0; }),
-       {"local_attn_window_size", "at least 1", "got 0"}},
+       {"local_attn_window_size", "at least 1", "got 0"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelHugeVocabulary",
        transformer([](C& c) { c.num_tokens = Index{1} << 45; }),
-       {"num_tokens", "2^40"}},
+       {"num_tokens", "2^40"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelHugeLength",
        transformer([](C& c) { c.max_seq_len = Index{1} << 45; }),
-       {"max_seq_len", "2^40"}},
+       {"max_seq_len", "2^40"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelFeedForwardOfNaN",
        transformer([](C& c) { c.ff_mult = nan; }),
-       {"ff_mult", "finite", "nan"}},
-      {"ModelNoFeedForward", transformer([](C& c) { c.ff_mult = 0.01; }), {"ff_mult", "0.01"}},
-      {"ModelNegativeFeedForward", transformer([](C& c) { c.ff_mult = -4; }), {"ff_mult", "-4"}},
+       {"ff_mult", "finite", "nan"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelNoFeedForward",
+       transformer([](C& c) { c.ff_mult = 0.01; }),
+       {"ff_mult", "0.01"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelNegativeFeedForward",
+       transformer([](C& c) { c.ff_mult = -4; }),
+       {"ff_mult", "-4"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelAttentionDropoutOfOne",
        transformer([](C& c) { c.attn_dropout = 1; }),
-       {"attn_dropout", "probability in [0, 1)", "got 1"}},
+       {"attn_dropout", "probability in [0, 1)", "got 1"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelFeedForwardDropoutOfNaN",
        transformer([](C& c) { c.ff_dropout = nan; }),
-       {"ff_dropout", "probability in [0, 1)", "nan"}},
+       {"ff_dropout", "probability in [0, 1)", "nan"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelXposWithDynamicBias",
        transformer([](C& c) { c.use_xpos = c.use_dynamic_pos_bias = true; }),
-       {"use_xpos", "dynamic position bias"}},
+       {"use_xpos", "dynamic position bias"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelDynamicBiasOfOneChannel",
        transformer([](C& c) { c.use_dynamic_pos_bias = true, c.dim = 1; }),
-       {"dim", "at least 2", "got 1"}},
+       {"dim", "at least 2", "got 1"},
+       "LocalTransformer::LocalTransformer"},
       {"ModelDynamicBiasOfAHugeWindow",
        transformer(
            [](C& c) { c.use_dynamic_pos_bias = true, c.local_attn_window_size = Index{1} << 40; }),
-       {"local_attn_window_size", "1099511627776"}},
-      {"ModelOddDimHead", transformer([](C& c) { c.dim_head = 3; }), {"dim_head", "even", "got 3"}},
+       {"local_attn_window_size", "1099511627776"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelOddDimHead",
+       transformer([](C& c) { c.dim_head = 3; }),
+       {"dim_head", "even", "got 3"},
+       "LocalTransformer::LocalTransformer"},
   };
 }
 
@@ -328,71 +415,93 @@ std::vector<BadInput> attention_arguments() {
   return {
       {"QueriesOfOtherChannels",
        attend(heads(2, 3, 10, 6), heads(2, 3, 10, 6), heads(2, 3, 10, 6)),
-       {"q", "[any, any, any, 8]", "[2, 3, 10, 6]"}},
+       {"q", "[any, any, any, 8]", "[2, 3, 10, 6]"},
+       "LocalAttention::forward"},
       {"KeysOfOtherLength",
        attend(q, heads(2, 3, 9, 8), q),
-       {"k", "[2, 3, 10, 8]", "[2, 3, 9, 8]"}},
+       {"k", "[2, 3, 10, 8]", "[2, 3, 9, 8]"},
+       "LocalAttention::forward"},
       {"ValuesOfOtherBatch",
        attend(q, q, heads(1, 3, 10, 8)),
-       {"v", "[2, 3, 10, 8]", "[1, 3, 10, 8]"}},
+       {"v", "[2, 3, 10, 8]", "[1, 3, 10, 8]"},
+       "LocalAttention::forward"},
       {"ValuesOfOtherHeads",
        attend(q, q, heads(2, 1, 10, 8)),
-       {"v", "[2, 3, 10, 8]", "[2, 1, 10, 8]"}},
+       {"v", "[2, 3, 10, 8]", "[2, 1, 10, 8]"},
+       "LocalAttention::forward"},
       {"QueriesWithoutChannels",
        [] {
          const auto none = heads(1, 1, 5, 0);
          LocalAttention<float>({.window_size = 4}).forward(none, none, none);
        },
-       {"q", "at least 1 channel", "[1, 1, 5, 0]"}},
-      {"QueriesOfNegativeLength",
-       [] {
-         const float nothing = 0;
-         const TensorView<const float, 4> view(&nothing, {1, 1, -5, 8});
-         LocalAttention<float>(attention_config()).forward(view, view, view);
-       },
-       {"q", "-5"}},
+       {"q", "at least 1 channel", "[1, 1, 5, 0]"},
+       "LocalAttention::forward"},
       {"ProbabilitiesOfOtherKeys",
        [q] {
          LocalAttention<float>(attention_config()).attention_probabilities(q, heads(2, 3, 4, 8));
        },
-       {"k", "[2, 3, 10, 8]", "[2, 3, 4, 8]"}},
-      {"MaskOfOtherBatch", attend(mask_of(1, 10)), {"mask", "[2, 10]", "[1, 10]"}},
-      {"MaskOfOtherLength", attend(mask_of(2, 12)), {"mask", "[2, 10]", "[2, 12]"}},
-      {"BiasOfOtherHeads", attend({}, zeros(2, 4, 12)), {"attn_bias", "3 (heads) or 1", "got 2"}},
+       {"k", "[2, 3, 10, 8]", "[2, 3, 4, 8]"},
+       "LocalAttention::attention_probabilities"},
+      {"MaskOfOtherBatch",
+       attend(mask_of(1, 10)),
+       {"mask", "[2, 10]", "[1, 10]"},
+       "LocalAttention::forward"},
+      {"MaskOfOtherLength",
+       attend(mask_of(2, 12)),
+       {"mask", "[2, 10]", "[2, 12]"},
+       "LocalAttention::forward"},
+      {"BiasOfOtherHeads",
+       attend({}, zeros(2, 4, 12)),
+       {"attn_bias", "3 (heads) or 1", "got 2"},
+       "LocalAttention::forward"},
       {"BiasOfOtherWindow",
        attend({}, zeros(3, 5, 12)),
-       {"attn_bias", "[any, 4, 12]", "[3, 5, 12]"}},
+       {"attn_bias", "[any, 4, 12]", "[3, 5, 12]"},
+       "LocalAttention::forward"},
       {"BiasOfOtherLookAround",
        attend({}, zeros(3, 4, 8)),
-       {"attn_bias", "[any, 4, 12]", "[3, 4, 8]"}},
+       {"attn_bias", "[any, 4, 12]", "[3, 4, 8]"},
+       "LocalAttention::forward"},
       {"BiasOfAllPairs",
        attend({}, zeros(3, 10, 10)),
-       {"attn_bias", "[any, 4, 12]", "[3, 10, 10]"}},
+       {"attn_bias", "[any, 4, 12]", "[3, 10, 10]"},
+       "LocalAttention::forward"},
       {"BiasOfTheConfigurationsWindow",
        attend({}, zeros(3, 4, 12), of_window(5), true),
-       {"attn_bias", "[any, 5, 15]", "[3, 4, 12]"}},
+       {"attn_bias", "[any, 5, 15]", "[3, 4, 12]"},
+       "LocalAttention::forward"},
       {"WindowAtTheCallWithoutXpos",
        attend({}, {}, of_window(8)),
-       {"window_size", "xPos", "got 8"}},
+       {"window_size", "xPos", "got 8"},
+       "LocalAttention::forward"},
       {"WindowOfZeroAtTheCall",
        attend({}, {}, of_window(0), true),
-       {"window_size", "at least 1", "got 0"}},
-      {"NegativeFirstPosition", attend({}, {}, at(-1)), {"first_position", "got -1"}},
+       {"window_size", "at least 1", "got 0"},
+       "LocalAttention::forward"},
+      {"NegativeFirstPosition",
+       attend({}, {}, at(-1)),
+       {"first_position", "got -1"},
+       "LocalAttention::forward"},
       {"HugeFirstPosition",
        attend({}, {}, at(std::numeric_limits<Index>::max())),
-       {"first_position", "2^60", "9223372036854775807"}},
+       {"first_position", "2^60", "9223372036854775807"},
+       "LocalAttention::forward"},
       {"LengthBeyondTheSequence",
        [] { PaddingMask::from_lengths(std::vector<Index>{3, 11}, 10); },
-       {"lengths[1]", "0 to 10", "got 11"}},
+       {"lengths[1]", "0 to 10", "got 11"},
+       "PaddingMask::from_lengths"},
       {"NegativeLength",
        [] { PaddingMask::from_lengths(std::vector<Index>{-1}, 10); },
-       {"lengths[0]", "0 to 10", "got -1"}},
+       {"lengths[0]", "0 to 10", "got -1"},
+       "PaddingMask::from_lengths"},
       {"NegativeSequence",
        [] { PaddingMask::from_lengths(std::vector<Index>{}, -4); },
-       {"seqlen", "at least 0", "got -4"}},
+       {"seqlen", "at least 0", "got -4"},
+       "PaddingMask::from_lengths"},
       {"HugeSequences",
        [] { PaddingMask::from_lengths(std::vector<Index>(4, 1), Index{1} << 62); },
-       {"seqlen", "4611686018427387904"}},
+       {"seqlen", "4611686018427387904"},
+       "PaddingMask::from_lengths"},
   };
 }
 
@@ -404,53 +513,78 @@ std::vector<BadInput> layer_arguments() {
     return [=] { LocalMHA<float>(layer_config()).forward(x, mask, support::optional_view(bias)); };
   };
   return {
-      {"InputOfOtherDim", forward(zeros(2, 10, 16)), {"x", "[any, any, 12]", "[2, 10, 16]"}},
+      {"InputOfOtherDim",
+       forward(zeros(2, 10, 16)),
+       {"x", "[any, any, 12]", "[2, 10, 16]"},
+       "LocalMHA::forward"},
       {"LayerMaskOfOtherLength",
        forward(zeros(2, 10, 12), mask_of(2, 9)),
-       {"mask", "[2, 10]", "[2, 9]"}},
+       {"mask", "[2, 10]", "[2, 9]"},
+       "LocalMHA::forward"},
       {"LayerBiasOfOtherHeads",
        forward(zeros(2, 10, 12), {}, zeros(8, 4, 12)),
-       {"attn_bias", "2 (heads) or 1", "got 8"}},
+       {"attn_bias", "2 (heads) or 1", "got 8"},
+       "LocalMHA::forward"},
       {"LayerBiasOfOtherWindow",
        forward(zeros(2, 10, 12), {}, zeros(2, 4, 4)),
-       {"attn_bias", "[any, 4, 12]", "[2, 4, 4]"}},
+       {"attn_bias", "[any, 4, 12]", "[2, 4, 4]"},
+       "LocalMHA::forward"},
       {"LayerProbabilitiesOfOtherDim",
        [] { LocalMHA<float>(layer_config()).attention_probabilities(zeros(1, 3, 5)); },
-       {"x", "[any, any, 12]", "[1, 3, 5]"}},
+       {"x", "[any, any, 12]", "[1, 3, 5]"},
+       "LocalMHA::attention_probabilities"},
       {"SavedByOtherHeads",
        layer_backward([](C& c) { c.heads = 3; }),
-       {"saved", "2 heads of 6 channels with gates", "3 heads of 6 channels with gates"}},
+       {"saved", "2 heads of 6 channels with gates", "3 heads of 6 channels with gates"},
+       "LocalMHA::backward"},
       {"SavedByOtherChannels",
        layer_backward([](C& c) { c.dim_head = 8; }),
-       {"saved", "2 heads of 6 channels with gates", "2 heads of 8 channels with gates"}},
+       {"saved", "2 heads of 6 channels with gates", "2 heads of 8 channels with gates"},
+       "LocalMHA::backward"},
       {"SavedWithoutGates",
        layer_backward([](C& c) { c.gate_values_per_head = false; }),
-       {"saved", "2 heads of 6 channels with gates", "2 heads of 6 channels without gates"}},
-      {"SavedOfAnotherLength", layer_backward([](C&) {}, 9), {"saved", "[2, 10]", "[2, 9]"}},
-      {"SavedByNothing", layer_backward([](C&) {}, -1), {"saved", "2 heads", "0 heads"}},
+       {"saved", "2 heads of 6 channels with gates", "2 heads of 6 channels without gates"},
+       "LocalMHA::backward"},
+      {"SavedOfAnotherLength",
+       layer_backward([](C&) {}, 9),
+       {"saved", "[2, 10]", "[2, 9]"},
+       "LocalMHA::backward"},
+      {"SavedByNothing",
+       layer_backward([](C&) {}, -1),
+       {"saved", "2 heads", "0 heads"},
+       "LocalMHA::backward"},
       {"MisshapenProjection",
        layer_weights([](P& p) { p.to_qkv.resize(36, 13); }),
-       {"to_qkv.weight", "[36, 12]", "[36, 13]"}},
+       {"to_qkv.weight", "[36, 12]", "[36, 13]"},
+       "LocalMHA::LocalMHA"},
       {"TransposedOutput",
        layer_weights([](P& p) { p.to_out.resize(13, 12); }),
-       {"to_out.weight", "[12, 12]", "[13, 12]"}},
+       {"to_out.weight", "[12, 12]", "[13, 12]"},
+       "LocalMHA::LocalMHA"},
       {"NoProjection",
        layer_weights([](P& p) { p.to_qkv.resize(0, 0); }),
-       {"to_qkv.weight", "[36, 12]"}},
-      {"NoNorm", layer_weights([](P& p) { p.norm_weight.resize(0); }), {"norm.weight", "[12, 1]"}},
+       {"to_qkv.weight", "[36, 12]"},
+       "LocalMHA::LocalMHA"},
+      {"NoNorm",
+       layer_weights([](P& p) { p.norm_weight.resize(0); }),
+       {"norm.weight", "[12, 1]"},
+       "LocalMHA::LocalMHA"},
       {"LongScale",
        layer_weights([](P& p) { p.k_scale.resize(7); }),
-       {"k_scale", "[6, 1]", "[7, 1]"}},
+       {"k_scale", "[6, 1]", "[7, 1]"},
+       "LocalMHA::LocalMHA"},
       {"GateOfOtherHeads",
        layer_weights([](P& p) { p.to_v_gate_bias.resize(8); }),
-       {"to_v_gate.0.bias", "[2, 1]", "[8, 1]"}},
+       {"to_v_gate.0.bias", "[2, 1]", "[8, 1]"},
+       "LocalMHA::LocalMHA"},
       {"WeightsThatTheConfigurationDoesNotUse",
        [] {
          LocalMHAConfig plain = layer_config();
          plain.prenorm = false;
          LocalMHA<double>(plain, P::zeros(layer_config()));
        },
-       {"norm.weight"}},
+       {"norm.weight"},
+       "LocalMHA::LocalMHA"},
       {"NewMisshapenWeights",
        [] {
          LocalMHA<double> mha(layer_config());
@@ -458,7 +592,8 @@ std::vector<BadInput> layer_arguments() {
          p.q_scale.resize(5);
          mha.set_parameters(p);
        },
-       {"q_scale", "[6, 1]", "[5, 1]"}},
+       {"q_scale", "[6, 1]", "[5, 1]"},
+       "LocalMHA::set_parameters"},
   };
 }
 
@@ -467,38 +602,62 @@ std::vector<BadInput> transformer_arguments() {
   return {
       {"TokenBeyondTheVocabulary",
        predict(tokens({1, 2, 10})),
-       {"tokens", "0 to 9", "got 10", "at 2"}},
-      {"NegativeToken", predict(tokens({1, -1, 3})), {"tokens", "0 to 9", "got -1", "at 1"}},
+       {"tokens", "0 to 9", "got 10", "at 2"},
+       "LocalTransformer::forward"},
+      {"NegativeToken",
+       predict(tokens({1, -1, 3})),
+       {"tokens", "0 to 9", "got -1", "at 1"},
+       "LocalTransformer::forward"},
       {"SequenceTooLong",
        predict(tokens({1, 2, 3, 4, 5, 6, 7, 8, 9})),
-       {"tokens", "max_seq_len = 8", "got 9"}},
+       {"tokens", "max_seq_len = 8", "got 9"},
+       "LocalTransformer::forward"},
       {"TokenMaskOfOtherLength",
        predict(tokens({1, 2, 3}), mask_of(1, 4)),
-       {"mask", "[1, 3]", "[1, 4]"}},
-      {"LossWithoutTokens", loss(tokens({})), {"tokens", "at least 1", "[1, 0]"}},
+       {"mask", "[1, 3]", "[1, 4]"},
+       "LocalTransformer::forward"},
+      {"LossWithoutTokens",
+       loss(tokens({})),
+       {"tokens", "at least 1", "[1, 0]"},
+       "LocalTransformer::loss"},
       {"LossOfASequenceTooLong",
        loss(tokens({1, 2, 3, 4, 5, 6, 7, 8, 9, 1})),
-       {"tokens", "max_seq_len = 8", "got 9"}},
-      {"LossOfALabelBeyondTheVocabulary", loss(tokens({1, 2, 77})), {"0 to 9", "got 77"}},
-      {"LossMaskOfTheLabels", loss(tokens({1, 2, 3}), mask_of(1, 3)), {"mask", "[1, 2]", "[1, 3]"}},
+       {"tokens", "max_seq_len = 8", "got 9"},
+       "LocalTransformer::loss"},
+      {"LossOfALabelBeyondTheVocabulary",
+       loss(tokens({1, 2, 77})),
+       {"0 to 9", "got 77"},
+       "LocalTransformer::loss"},
+      {"LossMaskOfTheLabels",
+       loss(tokens({1, 2, 3}), mask_of(1, 3)),
+       {"mask", "[1, 2]", "[1, 3]"},
+       "LocalTransformer::loss"},
       {"MisshapenEmbedding",
        transformer_weights([](P& p) { p.token_emb.resize(11, 12); }),
-       {"token_emb.weight", "[10, 12]", "[11, 12]"}},
-      {"TooFewLayers", transformer_weights([](P& p) { p.layers.pop_back(); }), {"layers.1.0"}},
+       {"token_emb.weight", "[10, 12]", "[11, 12]"},
+       "LocalTransformer::LocalTransformer"},
+      {"TooFewLayers",
+       transformer_weights([](P& p) { p.layers.pop_back(); }),
+       {"layers.1.0"},
+       "LocalTransformer::LocalTransformer"},
       {"TooManyLayers",
        transformer_weights([](P& p) { p.layers.push_back(p.layers[0]); }),
-       {"layers.2.0"}},
+       {"layers.2.0"},
+       "LocalTransformer::LocalTransformer"},
       {"MisshapenFeedForward",
        transformer_weights([](P& p) { p.layers[1].feed_forward.proj_out.resize(12, 31); }),
-       {"layers.1.1.branch.4.weight", "[12, 32]", "[12, 31]"}},
+       {"layers.1.1.branch.4.weight", "[12, 32]", "[12, 31]"},
+       "LocalTransformer::LocalTransformer"},
       {"UnexpectedDynamicBias",
        transformer_weights([](P& p) {
          p.dynamic_pos_bias = local_mha::DynamicPositionBiasParameters<double>::zeros(6, 2);
        }),
-       {"dynamic_pos_bias.mlp.0.weight"}},
+       {"dynamic_pos_bias.mlp.0.weight"},
+       "LocalTransformer::LocalTransformer"},
       {"MisshapenLogits",
        transformer_weights([](P& p) { p.to_logits.resize(10, 11); }),
-       {"to_logits.1.weight", "[10, 12]", "[10, 11]"}},
+       {"to_logits.1.weight", "[10, 12]", "[10, 11]"},
+       "LocalTransformer::LocalTransformer"},
   };
 }
 
@@ -508,72 +667,994 @@ std::vector<BadInput> component_arguments() {
   return {
       {"LinearBiasOfOtherSize",
        [] { local_mha::Linear<double>(M::Zero(3, 2), V::Zero(2)); },
-       {"bias", "3", "got 2"}},
+       {"bias", "3", "got 2"},
+       "Linear::Linear"},
       {"LinearInputOfOtherWidth",
        [] { local_mha::Linear<double>(M::Zero(3, 2)).forward(M::Zero(5, 3)); },
-       {"x", "2 columns", "got 3"}},
+       {"x", "2 columns", "got 3"},
+       "Linear::forward"},
       {"NormBiasOfOtherSize",
        [] { local_mha::LayerNorm<double>(V::Zero(3), V::Zero(4)); },
-       {"bias", "3", "got 4"}},
+       {"bias", "3", "got 4"},
+       "LayerNorm::LayerNorm"},
       {"NormInputOfOtherWidth",
        [] { local_mha::LayerNorm<double>(V::Zero(3), V::Zero(3)).forward(M::Zero(5, 2)); },
-       {"x", "3 columns", "got 2"}},
+       {"x", "3 columns", "got 2"},
+       "LayerNorm::forward"},
       {"QkNormInputOfOtherWidth",
        [] { local_mha::QkNorm<double>(V::Ones(4)).forward(M::Zero(5, 8)); },
-       {"x", "4 columns", "got 8"}},
+       {"x", "4 columns", "got 8"},
+       "QkNorm::forward"},
       {"RotaryOfOddChannels",
        [] { local_mha::RotaryEmbedding<double>(5); },
-       {"dim_head", "even", "got 5"}},
+       {"dim_head", "even", "got 5"},
+       "RotaryEmbedding::RotaryEmbedding"},
       {"RotaryOfOtherChannels",
        [] { local_mha::RotaryEmbedding<double>(4).rotate_keys(M::Zero(3, 6)); },
-       {"keys", "4 columns", "got 6"}},
+       {"keys", "4 columns", "got 6"},
+       "RotaryEmbedding::rotate_keys"},
       {"RotaryBeyondAGroup",
        [] { local_mha::RotaryEmbedding<double>(4).rotate_queries(M::Zero(1000, 4)); },
-       {"queries", "256 rows", "got 1000"}},
+       {"queries", "256 rows", "got 1000"},
+       "RotaryEmbedding::rotate_queries"},
       {"RotaryOfABadBase",
        [] { local_mha::RotaryEmbedding<double>(4, nan); },
-       {"xpos_scale_base", "0.5", "nan"}},
+       {"xpos_scale_base", "0.5", "nan"},
+       "RotaryEmbedding::RotaryEmbedding"},
       {"FeedForwardOfOtherShapes",
        [] {
          auto p = local_mha::FeedForwardParameters<double>::zeros(6, 4);
          p.proj_in.resize(7, 6);
          local_mha::FeedForward<double>{p};
        },
-       {"1.weight", "[8, 6]", "[7, 6]"}},
+       {"1.weight", "[8, 6]", "[7, 6]"},
+       "FeedForward::FeedForward"},
       {"FeedForwardInputOfOtherWidth",
        [] {
          local_mha::FeedForward<double>(local_mha::FeedForwardParameters<double>::zeros(6, 4))
              .forward(M::Zero(2, 5));
        },
-       {"x", "6 columns", "got 5"}},
-      {"FeedForwardSavedByAnother", feed_forward_backward(3, 5), {"saved", "[5, 4]", "[5, 3]"}},
-      {"FeedForwardSavedOfOtherRows", feed_forward_backward(4, 6), {"saved", "[5, 4]", "[6, 4]"}},
+       {"x", "6 columns", "got 5"},
+       "FeedForward::forward"},
+      {"FeedForwardSavedByAnother",
+       feed_forward_backward(3, 5),
+       {"saved", "[5, 4]", "[5, 3]"},
+       "FeedForward::backward"},
+      {"FeedForwardSavedOfOtherRows",
+       feed_forward_backward(4, 6),
+       {"saved", "[5, 4]", "[6, 4]"},
+       "FeedForward::backward"},
       {"FeedForwardMisshapenGradients",
        feed_forward_backward(4, 5, 3),
-       {"1.weight", "[8, 6]", "[6, 6]"}},
+       {"1.weight", "[8, 6]", "[6, 6]"},
+       "FeedForward::backward"},
       {"FeedForwardDropoutOfOne",
        [] {
          local_mha::FeedForward<double>(local_mha::FeedForwardParameters<double>::zeros(6, 4), 1.0);
        },
-       {"dropout", "[0, 1)", "got 1"}},
+       {"dropout", "[0, 1)", "got 1"},
+       "FeedForward::FeedForward"},
       {"DynamicBiasOfOtherShapes",
        [] {
          auto p = local_mha::DynamicPositionBiasParameters<double>::zeros(4, 2);
          p.weight_2.resize(4, 5);
          local_mha::DynamicPositionBias<double>{p};
        },
-       {"mlp.2.weight", "4 columns", "got 5"}},
+       {"mlp.2.weight", "4 columns", "got 5"},
+       "DynamicPositionBias::DynamicPositionBias"},
       {"DynamicBiasOfNoWindow",
        [] {
          local_mha::DynamicPositionBias<double>(
              local_mha::DynamicPositionBiasParameters<double>::zeros(4, 2))
              .forward(0, 1, 1);
        },
-       {"window_size", "at least 1", "got 0"}},
+       {"window_size", "at least 1", "got 0"},
+       "DynamicPositionBias::forward"},
       {"CrossEntropyOfOtherShapes",
        [] { local_mha::cross_entropy<float>(zeros(2, 3, 4), Tensor<std::int64_t, 2>(2, 4)); },
-       {"labels", "[2, 3]", "[2, 4]"}},
+       {"labels", "[2, 3]", "[2, 4]"},
+       "cross_entropy"},
   };
+}
+
+/// backward() of a layer norm of 3 channels, 5 rows.
+std::function<void()> norm_backward(Index channels, Index of_weight, Index of_bias) {
+  return [=] {
+    const local_mha::LayerNorm<float> norm(Vector<float>::Ones(3), Vector<float>::Zero(3));
+    const RowMatrix<float> x = RowMatrix<float>::Zero(5, 3);
+    const RowMatrix<float> grad_y = RowMatrix<float>::Zero(5, channels);
+    Vector<float> grad_weight = Vector<float>::Zero(of_weight);
+    Vector<float> grad_bias = Vector<float>::Zero(of_bias);
+    norm.backward(grad_y, x, grad_weight, grad_bias);
+  };
+}
+
+/// linear_backward() of a weight `[7, 4]`.
+std::function<void()> linear_backward_of(Index in, Index out, Index grad_rows, Index grad_columns,
+                                         Index of_bias) {
+  return [=] {
+    using M = RowMatrix<float>;
+    const M weight = M::Zero(7, 4), x = M::Zero(5, in), grad_y = M::Zero(5, out);
+    M grad_weight = M::Zero(grad_rows, grad_columns);
+    Vector<float> grad_bias = Vector<float>::Zero(of_bias);
+    local_mha::linear_backward<Eigen::DefaultDevice, float>({}, weight, x, grad_y, grad_weight,
+                                                            &grad_bias);
+  };
+}
+
+/// What forward_into() of a feed-forward 6 → 4 → 6 takes.
+struct FeedForwardCall {
+  Index rows = 5;
+  const float* x;
+  Index x_stride = 6;
+  float* y;
+  local_mha::FeedForward<float>::Workspace workspace;
+};
+
+/// That call after `change` of a good one.
+template <typename Change>
+std::function<void()> feed_forward_into(Change change) {
+  return [change] {
+    const local_mha::FeedForward<float> layer(local_mha::FeedForwardParameters<float>::zeros(6, 4));
+    std::vector<float> x(30), y(30);
+    FeedForwardCall call{
+        .x = x.data(), .y = y.data(), .workspace = local_mha::FeedForward<float>::Workspace(layer)};
+    change(call);
+    layer.forward_into(call.rows, call.x, call.x_stride, call.y, call.workspace);
+  };
+}
+
+std::vector<BadInput> gradient_arguments() {
+  using M = RowMatrix<float>;
+  using BiasParameters = local_mha::DynamicPositionBiasParameters<float>;
+  const auto dynamic_bias = [](const BiasParameters& like, const Tensor<float, 3>& grad) {
+    return [=] {
+      BiasParameters gradients = like;
+      local_mha::DynamicPositionBias<float>(BiasParameters::zeros(4, 2))
+          .backward(gradients, grad, 3, 1, 0);
+    };
+  };
+  const auto embedding = [](std::vector<std::int64_t> rows, Index n, Index dim) {
+    return [=] {
+      M grad_table = M::Zero(4, 3);
+      local_mha::embedding_backward<float>(grad_table, rows, M::Zero(n, dim));
+    };
+  };
+  return {
+      {"NormGradientOfOtherWidth",
+       norm_backward(2, 3, 3),
+       {"grad_y", "[5, 3]", "[5, 2]"},
+       "LayerNorm::backward"},
+      {"NormWithoutRoomForTheWeight",
+       norm_backward(3, 0, 3),
+       {"grad_weight", "[3]", "[0]"},
+       "LayerNorm::backward"},
+      {"NormWithoutRoomForTheBias",
+       norm_backward(3, 3, 0),
+       {"grad_bias", "[3]", "[0]"},
+       "LayerNorm::backward"},
+      {"LinearGradientsOfAnInputOfOtherWidth",
+       linear_backward_of(5, 7, 7, 4, 7),
+       {"x", "4 columns", "got 5"},
+       "linear_backward"},
+      {"LinearGradientsOfANarrowResult",
+       linear_backward_of(4, 6, 7, 4, 7),
+       {"grad_y", "[5, 7]", "[5, 6]"},
+       "linear_backward"},
+      {"LinearGradientsTransposed",
+       linear_backward_of(4, 7, 4, 7, 7),
+       {"grad_weight", "[7, 4]", "[4, 7]"},
+       "linear_backward"},
+      {"LinearGradientsWithoutRoom",
+       linear_backward_of(4, 7, 0, 0, 7),
+       {"grad_weight", "[7, 4]", "[0, 0]"},
+       "linear_backward"},
+      {"LinearGradientsWithoutRoomForTheBias",
+       linear_backward_of(4, 7, 7, 4, 0),
+       {"grad_bias", "[7]", "[0]"},
+       "linear_backward"},
+      {"DynamicBiasGradientsWithoutRoom",
+       dynamic_bias({}, zeros(2, 3, 6)),
+       {"mlp.0.weight", "[4, 1]", "[0, 0]"},
+       "DynamicPositionBias::backward"},
+      {"DynamicBiasGradientsOfOtherHeads",
+       dynamic_bias(BiasParameters::zeros(4, 3), zeros(2, 3, 6)),
+       {"mlp.4.weight", "[2, 4]", "[3, 4]"},
+       "DynamicPositionBias::backward"},
+      {"DynamicBiasGradientsOfAnotherBias",
+       dynamic_bias(BiasParameters::zeros(4, 2), zeros(2, 3, 9)),
+       {"grad_bias", "[2, 3, 6]", "[2, 3, 9]"},
+       "DynamicPositionBias::backward"},
+      {"EmbeddingRowsBeyondTheTable",
+       embedding({0, 4}, 2, 3),
+       {"rows", "0 to 3", "got 4", "at 1"},
+       "embedding_backward"},
+      {"EmbeddingGradientsOfFewerRows",
+       embedding({0, 1}, 1, 3),
+       {"grad_y", "[2, 3]", "[1, 3]"},
+       "embedding_backward"},
+      {"EmbeddingGradientsOfOtherWidth",
+       embedding({0, 1}, 2, 4),
+       {"grad_y", "[2, 3]", "[2, 4]"},
+       "embedding_backward"},
+  };
+}
+
+std::vector<BadInput> further_component_arguments() {
+  using M = RowMatrix<float>;
+  using FeedForwardParameters = local_mha::FeedForwardParameters<float>;
+  using BiasParameters = local_mha::DynamicPositionBiasParameters<float>;
+  using Packed = local_mha::PackedWeight<float>;
+  using Call = FeedForwardCall;
+  const auto label = [](std::int64_t value) { return tokens({value}); };
+  const auto rotary_steps = [](Index dim_head, Index behind, Index ahead) {
+    return [=] {
+      const auto rotary = dim_head > 0 ? local_mha::RotaryEmbedding<float>(dim_head)
+                                       : local_mha::RotaryEmbedding<float>();
+      local_mha::RotarySteps<float>(rotary, 0, behind, ahead);
+    };
+  };
+  const auto sample = [](const std::vector<float>& logits, Index n) {
+    return [=] {
+      local_mha::RandomSequence random(1);
+      local_mha::Sampler sampler({});
+      sampler(logits.empty() ? nullptr : logits.data(), n, random);
+    };
+  };
+  const auto view = [](std::array<Index, 2> dimensions, bool null = false) {
+    return [=] {
+      const float nothing = 0;
+      TensorView<const float, 2>(null ? nullptr : &nothing, dimensions);
+    };
+  };
+  return {
+      {"PackedGroupsThatDoNotDivideTheRows",
+       [] { Packed(M::Zero(7, 4), 3); },
+       {"group_rows", "7 rows", "got 3"},
+       "PackedWeight::PackedWeight"},
+      {"PackedAgainInGroupsThatDoNotDivideTheRows",
+       [] { Packed(M::Zero(6, 4), 3).pack(M::Zero(7, 4), 3); },
+       {"group_rows", "7 rows", "got 3"},
+       "PackedWeight::pack"},
+      {"PackedGroupsThatDoNotDivideTheColumns",
+       [] { Packed(M::Zero(7, 4), 0, 3, 4); },
+       {"column_group", "4 columns", "got 3"},
+       "PackedWeight::PackedWeight"},
+      {"PackedGroupsThatShrink",
+       [] { Packed(M::Zero(7, 4), 0, 2, 1); },
+       {"padded_group", "at least 2", "got 1"},
+       "PackedWeight::PackedWeight"},
+      {"FeedForwardOfNegativeRows",
+       feed_forward_into([](Call& call) { call.rows = -1; }),
+       {"rows", "at least 0", "got -1"},
+       "FeedForward::forward_into"},
+      {"FeedForwardOfRowsThatOverlap",
+       feed_forward_into([](Call& call) { call.x_stride = 5; }),
+       {"x_stride", "at least 6", "got 5"},
+       "FeedForward::forward_into"},
+      {"FeedForwardWithoutRows",
+       feed_forward_into([](Call& call) { call.x = nullptr; }),
+       {"x", "null"},
+       "FeedForward::forward_into"},
+      {"FeedForwardWithoutRoom",
+       feed_forward_into([](Call& call) { call.y = nullptr; }),
+       {"y", "null"},
+       "FeedForward::forward_into"},
+      {"FeedForwardOfAFreshWorkspace",
+       feed_forward_into([](Call& call) { call.workspace = {}; }),
+       {"workspace", "these sizes"},
+       "FeedForward::forward_into"},
+      {"FeedForwardOfAnothersWorkspace",
+       feed_forward_into([](Call& call) {
+         const local_mha::FeedForward<float> other(FeedForwardParameters::zeros(6, 3));
+         call.workspace = local_mha::FeedForward<float>::Workspace(other);
+       }),
+       {"workspace", "these sizes"},
+       "FeedForward::forward_into"},
+      {"FeedForwardSavingOfOtherWidth",
+       [] {
+         local_mha::FeedForward<float>::Saved saved;
+         local_mha::FeedForward<float>(FeedForwardParameters::zeros(6, 4))
+             .forward_saving(Eigen::DefaultDevice(), saved, M::Zero(5, 7));
+       },
+       {"x", "6 columns", "got 7"},
+       "FeedForward::forward_saving"},
+      {"CrossEntropyOfNoClasses",
+       [label] { local_mha::cross_entropy<float>(zeros(1, 1, 0), label(-1)); },
+       {"logits", "at least 1 class", "[1, 1, 0]"},
+       "cross_entropy"},
+      {"CrossEntropyOfALabelThatIsNoClass",
+       [label] { local_mha::cross_entropy<float>(zeros(1, 1, 3), label(3)); },
+       {"labels", "0 to 2", "got 3"},
+       "cross_entropy"},
+      {"CrossEntropyGradientOfNoClasses",
+       [label] { local_mha::cross_entropy_gradient<float>(zeros(1, 1, 0), label(-1)); },
+       {"logits", "at least 1 class", "[1, 1, 0]"},
+       "cross_entropy_gradient"},
+      {"CrossEntropyGradientOfOtherShapes",
+       [label] { local_mha::cross_entropy_gradient<float>(zeros(1, 2, 3), label(0)); },
+       {"labels", "[1, 2]", "[1, 1]"},
+       "cross_entropy_gradient"},
+      {"RotaryStepsOfNothing",
+       rotary_steps(0, 1, 1),
+       {"dim_head", "at least 1", "got 0"},
+       "RotarySteps::RotarySteps"},
+      {"RotaryStepsOfNegativeRowsBehind",
+       rotary_steps(4, -1, 1),
+       {"behind", "at least 0", "got -1"},
+       "RotarySteps::RotarySteps"},
+      {"RotaryStepsOfNegativeRowsAhead",
+       rotary_steps(4, 1, -2),
+       {"ahead", "at least 0", "got -2"},
+       "RotarySteps::RotarySteps"},
+      {"DropoutOfAll",
+       [] { local_mha::Dropout<float>(1, 0, 0); },
+       {"dropout", "[0, 1)", "got 1"},
+       "Dropout::Dropout"},
+      {"DropoutProbabilityOfNaN",
+       [] { local_mha::Dropout<float>(nan, 0, 0); },
+       {"dropout", "[0, 1)", "nan"},
+       "Dropout::Dropout"},
+      {"NegativeTemperature",
+       [] { local_mha::Sampler({.temperature = -1}); },
+       {"temperature", "at least 0", "got -1"},
+       "Sampler::Sampler"},
+      {"TemperatureOfNaN",
+       [] { local_mha::Sampler({.temperature = nan}); },
+       {"temperature", "nan"},
+       "Sampler::Sampler"},
+      {"NegativeTopK",
+       [] { local_mha::validate(local_mha::SamplingConfig{.top_k = -1}); },
+       {"top_k", "at least 0", "got -1"},
+       "validate"},
+      {"TopPOfNothing",
+       [] { local_mha::validate(local_mha::SamplingConfig{.top_p = 0}); },
+       {"top_p", "above 0", "got 0"},
+       "validate"},
+      {"TopPOfNaN",
+       [] { local_mha::validate(local_mha::SamplingConfig{.top_p = nan}); },
+       {"top_p", "nan"},
+       "validate"},
+      {"SamplingOfNoTokens",
+       sample({1}, 0),
+       {"num_tokens", "at least 1", "got 0"},
+       "Sampler::operator()"},
+      {"SamplingOfNoLogits", sample({}, 3), {"logits", "null"}, "Sampler::operator()"},
+      {"ViewOfNegativeLength",
+       view({3, -5}),
+       {"dimensions", "at least 0", "[3, -5]"},
+       "TensorView::TensorView"},
+      {"ViewOfMoreThanMemory",
+       view({Index{1} << 40, Index{1} << 40}),
+       {"dimensions", "memory", "[1099511627776, 1099511627776]"},
+       "TensorView::TensorView"},
+      {"ViewOfNull", view({2, 3}, true), {"data", "[2, 3]", "null"}, "TensorView::TensorView"},
+      {"ViewOfAMapOfNull",
+       [] {
+         const Eigen::TensorMap<const Tensor<float, 2>> map(nullptr, 2, 3);
+         TensorView<const float, 2>{map};
+       },
+       {"data", "[2, 3]", "null"},
+       "TensorView::TensorView"},
+      {"AxisOfAView",
+       [] {
+         const auto t = zeros(1, 2, 3);
+         const TensorView<const float, 3> of_t(t);
+         static_cast<void>(of_t.dimension(3));
+       },
+       {"axis", "0 to 2", "got 3"},
+       "TensorView::dimension"},
+      {"MaskOfASequenceThatIsNone",
+       [] { mask_of(2, 5).row(2); },
+       {"b", "0 to 1", "got 2"},
+       "PaddingMask::row"},
+      {"WindowOfNoPositions",
+       [] { local_mha::Window(attention_config(), 0); },
+       {"window_size", "at least 1", "got 0"},
+       "Window::Window"},
+      {"WindowOfANegativeLookAround",
+       [] {
+         LocalAttentionConfig config = attention_config();
+         config.look_backward = -1;
+         local_mha::Window{config};
+       },
+       {"look_backward", "at least 0", "got -1"},
+       "Window::Window"},
+      {"WindowFromANegativePosition",
+       [] { local_mha::Window(attention_config(), 4, -1); },
+       {"first_position", "at least 0", "got -1"},
+       "Window::Window"},
+      {"FeedForwardWidthOfNaN",
+       [] { local_mha::feed_forward_inner_dim(8, nan); },
+       {"ff_mult", "nan"},
+       "feed_forward_inner_dim"},
+      {"FeedForwardWidthOfAllAndMore",
+       [] { local_mha::feed_forward_inner_dim(8, 1e300); },
+       {"ff_mult", "1e+300"},
+       "feed_forward_inner_dim"},
+      {"ScaleOfNoChannels",
+       [] { LocalAttention<float>({.window_size = 4}).softmax_scale(0); },
+       {"dim_head", "got 0"},
+       "LocalAttention::softmax_scale"},
+      {"ScoreScaleOfNoChannels",
+       [] { LocalAttention<float>({.window_size = 4}).score_scale(-3); },
+       {"dim_head", "got -3"},
+       "LocalAttention::score_scale"},
+      {"WeightsOfNoDim",
+       [] { LocalMHAParameters<float>::zeros({.dim = -1, .window_size = 4}); },
+       {"dim", "at least 1", "got -1"},
+       "LocalMHAParameters::zeros"},
+      {"WeightsOfNoTokens",
+       [] { LocalTransformerParameters<float>::zeros({}); },
+       {"num_tokens", "at least 1", "got 0"},
+       "LocalTransformerParameters::zeros"},
+      {"FeedForwardWeightsOfNegativeWidth",
+       [] { FeedForwardParameters::zeros(4, -1); },
+       {"inner", "at least 0", "got -1"},
+       "FeedForwardParameters::zeros"},
+      {"DynamicBiasWeightsOfNegativeWidth",
+       [] { BiasParameters::zeros(-1, 2); },
+       {"hidden", "at least 0", "got -1"},
+       "DynamicPositionBiasParameters::zeros"},
+      {"InitialWeightsOfNoHeads",
+       [] {
+         LocalMHAConfig config = layer_config();
+         config.heads = 0;
+         local_mha::initial_parameters<LocalMHAParameters<float>>(config, 1);
+       },
+       {"heads", "at least 1", "got 0"},
+       "initial_parameters"},
+  };
+}
+
+std::vector<BadInput> training_arguments() {
+  using P = LocalMHAParameters<float>;
+  using Optimizer = local_mha::AdamW<P>;
+  const P good = P::zeros(layer_config());
+  P other = good;
+  other.to_out.resize(1, 1);
+  const auto optimizer = [good](const local_mha::AdamWConfig& config) {
+    return [=] { Optimizer(config, good); };
+  };
+  const auto step = [good](const P& weights, const P& gradients, double rate) {
+    return [=] {
+      P changed = weights;
+      Optimizer({}, good).step(changed, gradients, rate);
+    };
+  };
+  const auto schedule = [](double peak, double least, Index warmup, Index total) {
+    return [=] { local_mha::CosineSchedule(peak, least, warmup, total); };
+  };
+  const auto clip = [good](double max_norm) {
+    return [=] {
+      P gradients = good;
+      local_mha::clip_gradients(gradients, max_norm);
+    };
+  };
+  const std::string cosine = "CosineSchedule::CosineSchedule";
+  return {
+      {"BetaOfOne", optimizer({.beta1 = 1}), {"beta1", "[0, 1)", "got 1"}, "AdamW::AdamW"},
+      {"BetaOfNaN", optimizer({.beta2 = nan}), {"beta2", "[0, 1)", "nan"}, "AdamW::AdamW"},
+      {"NegativeEps", optimizer({.eps = -1}), {"eps", "at least 0", "got -1"}, "AdamW::AdamW"},
+      {"InfiniteDecay",
+       optimizer({.weight_decay = infinity}),
+       {"weight_decay", "finite", "inf"},
+       "AdamW::AdamW"},
+      {"StepOfOtherWeights",
+       step(other, good, 0.1),
+       {"to_out.weight", "[12, 12]", "[1, 1]"},
+       "AdamW::step"},
+      {"StepOfOtherGradients",
+       step(good, other, 0.1),
+       {"to_out.weight", "[12, 12]", "[1, 1]"},
+       "AdamW::step"},
+      {"StepOfNoGradients", step(good, P(), 0.1), {"q_scale", "[6, 1]"}, "AdamW::step"},
+      {"NegativeLearningRate",
+       step(good, good, -0.1),
+       {"learning_rate", "at least 0", "got -0.1"},
+       "AdamW::step"},
+      {"LearningRateOfNaN", step(good, good, nan), {"learning_rate", "nan"}, "AdamW::step"},
+      {"StateOfOtherWeights",
+       [good, other] { Optimizer({}, good).restore(1, good, other); },
+       {"to_out.weight", "[12, 12]", "[1, 1]"},
+       "AdamW::restore"},
+      {"NormOfNothing", clip(0), {"max_norm", "positive", "got 0"}, "clip_gradients"},
+      {"NormOfNaN", clip(nan), {"max_norm", "positive", "nan"}, "clip_gradients"},
+      {"NegativePeak", schedule(-1, 0, 0, 10), {"peak", "at least 0", "got -1"}, cosine},
+      {"PeakOfNaN", schedule(nan, 0, 0, 10), {"peak", "nan"}, cosine},
+      {"LeastAboveThePeak", schedule(1, 2, 0, 10), {"least", "0 to peak", "got 2"}, cosine},
+      {"NegativeWarmUp", schedule(1, 0, -1, 10), {"warmup_steps", "at least 0", "got -1"}, cosine},
+      {"WarmUpBeyondTheEnd",
+       schedule(1, 0, 11, 10),
+       {"total_steps", "at least 11", "got 10"},
+       cosine},
+      {"NegativeStep",
+       [] { local_mha::CosineSchedule(1, 0, 2, 10)(-1); },
+       {"step", "at least 0", "got -1"},
+       "CosineSchedule::operator()"},
+  };
+}
+
+/// What a layer of layer_config() gets and gives for `[2, 10, 12]`.
+struct LayerCall {
+  LocalMHA<float> mha{layer_config()};
+  LocalMHA<float>::Workspace workspace = {};
+  LocalMHA<float>::Saved saved = {};
+  Tensor<float, 3> x = zeros(2, 10, 12);
+  Tensor<float, 3> y = x;
+  Tensor<float, 3> grad_y = x;
+  Tensor<float, 3> grad_x = x;
+  LocalMHAParameters<float> gradients = LocalMHAParameters<float>::zeros(layer_config());
+  Eigen::DefaultDevice device = {};
+};
+
+/// `call` of a LayerCall after forward_saving().
+template <typename Call>
+std::function<void()> after_forward(Call call) {
+  return [call] {
+    LayerCall of;
+    of.mha.forward_saving(of.saved, of.x);
+    call(of);
+  };
+}
+
+std::vector<BadInput> results_and_gradients() {
+  using C = LayerCall;
+  const auto q = heads(1, 2, 6, 8);
+  const auto attention_backward = [q](Index grad_length, Index saved_length, bool into) {
+    return [=] {
+      const LocalAttention<float> a(attention_config());
+      const auto other = heads(1, 2, saved_length, 8), grad_out = heads(1, 2, grad_length, 8);
+      const auto saved = a.forward_saving(other, other, other);
+      LocalAttention<float>::Gradients gradients;
+      LocalAttention<float>::Workspace workspace;
+      if (into)
+        a.backward_into(Eigen::DefaultDevice(), gradients, workspace, saved, grad_out, q, q, q);
+      else
+        a.backward(saved, grad_out, q, q, q);
+    };
+  };
+  return {
+      {"RoomOfOtherLength",
+       [q] {
+         auto out = heads(1, 2, 5, 8);
+         LocalAttention<float>::Workspace workspace;
+         LocalAttention<float>(attention_config()).forward_into(out, workspace, q, q, q);
+       },
+       {"out", "[1, 2, 6, 8]", "[1, 2, 5, 8]"},
+       "LocalAttention::forward_into"},
+      {"RoomThatIsTheKeys",
+       [q] {
+         auto k = q;
+         LocalAttention<float>::Workspace workspace;
+         LocalAttention<float>(attention_config()).forward_into(k, workspace, q, k, q);
+       },
+       {"out", "not overlap k"},
+       "LocalAttention::forward_into"},
+      {"SavingOfOtherKeys",
+       [q] { LocalAttention<float>(attention_config()).forward_saving(q, heads(1, 2, 7, 8), q); },
+       {"k", "[1, 2, 6, 8]", "[1, 2, 7, 8]"},
+       "LocalAttention::forward_saving"},
+      {"AttentionGradientOfOtherLength",
+       attention_backward(5, 6, false),
+       {"grad_out", "[1, 2, 6, 8]", "[1, 2, 5, 8]"},
+       "LocalAttention::backward"},
+      {"AttentionSavedOfOtherLength",
+       attention_backward(6, 7, false),
+       {"saved", "6", "7"},
+       "LocalAttention::backward"},
+      {"AttentionGradientOfOtherLengthInto",
+       attention_backward(5, 6, true),
+       {"grad_out", "[1, 2, 6, 8]", "[1, 2, 5, 8]"},
+       "LocalAttention::backward_into"},
+      {"LayerRoomOfOtherLength",
+       after_forward([](C& of) {
+         of.y = zeros(2, 9, 12);
+         of.mha.forward_into(of.y, of.workspace, of.x);
+       }),
+       {"y", "[2, 10, 12]", "[2, 9, 12]"},
+       "LocalMHA::forward_into"},
+      {"LayerRoomThatIsTheInput",
+       after_forward([](C& of) { of.mha.forward_into(of.x, of.workspace, of.x); }),
+       {"y", "not overlap x"},
+       "LocalMHA::forward_into"},
+      {"LayerSavingOfOtherDim",
+       after_forward([](C& of) { of.mha.forward_saving(of.saved, zeros(2, 10, 11)); }),
+       {"x", "[any, any, 12]", "[2, 10, 11]"},
+       "LocalMHA::forward_saving"},
+      {"LayerSavingRoomOfOtherBatch",
+       after_forward([](C& of) {
+         of.y = zeros(1, 10, 12);
+         of.mha.forward_saving_into(of.device, of.y, of.workspace, of.saved, of.x);
+       }),
+       {"y", "[2, 10, 12]", "[1, 10, 12]"},
+       "LocalMHA::forward_saving_into"},
+      {"LayerGradientOfOtherLength",
+       after_forward([](C& of) {
+         of.grad_y = zeros(2, 9, 12);
+         of.mha.backward_into(of.device, of.grad_x, of.workspace, of.gradients, of.saved, of.grad_y,
+                              of.x);
+       }),
+       {"grad_y", "[2, 10, 12]", "[2, 9, 12]"},
+       "LocalMHA::backward_into"},
+      {"LayerGradientsWithoutRoom",
+       after_forward([](C& of) {
+         of.gradients = {};
+         of.mha.backward_into(of.device, of.grad_x, of.workspace, of.gradients, of.saved, of.grad_y,
+                              of.x);
+       }),
+       {"q_scale", "[6, 1]"},
+       "LocalMHA::backward_into"},
+      {"LayerGradientThatIsThatOfTheResult",
+       after_forward([](C& of) {
+         of.mha.backward_into(of.device, of.grad_y, of.workspace, of.gradients, of.saved, of.grad_y,
+                              of.x);
+       }),
+       {"grad_x", "not overlap grad_y"},
+       "LocalMHA::backward_into"},
+      {"ModelGradientsWithoutRoom",
+       [] {
+         LocalTransformerParameters<float> gradients;
+         LocalTransformer<float>(transformer_config()).backward(gradients, tokens({1, 2, 3}));
+       },
+       {"token_emb.weight", "[10, 12]", "[0, 0]"},
+       "LocalTransformer::backward"},
+      {"ModelLabelsOfOtherLength",
+       [] {
+         auto gradients = LocalTransformerParameters<float>::zeros(transformer_config());
+         LocalTransformer<float>(transformer_config())
+             .backward(Eigen::DefaultDevice(), gradients, tokens({1, 2, 3}), tokens({1, 2}));
+       },
+       {"labels", "[1, 3]", "[1, 2]"},
+       "LocalTransformer::backward"},
+      {"ModelLossOfOtherLabels",
+       [] {
+         LocalTransformer<float>(transformer_config()).loss(tokens({1, 2, 3}), tokens({1, 2, 10}));
+       },
+       {"labels", "0 to 9", "got 10"},
+       "LocalTransformer::loss"},
+      {"NewMisshapenModelWeights",
+       [] {
+         LocalTransformer<float> model(transformer_config());
+         auto parameters = model.parameters();
+         parameters.pos_emb.resize(7, 12);
+         model.set_parameters(parameters);
+       },
+       {"pos_emb.weight", "[8, 12]", "[7, 12]"},
+       "LocalTransformer::set_parameters"},
+  };
+}
+
+/// generate() after `change` of what it takes.
+template <typename Change>
+std::function<void()> generate(Change change) {
+  return [change] {
+    LocalTransformerConfig config = transformer_config();
+    local_mha::GenerateConfig how{.length = 3};
+    Tensor<std::int64_t, 2> prompt = tokens({1, 2});
+    change(config, how, prompt);
+    LocalTransformer<float>(config).generate(prompt, how);
+  };
+}
+
+std::vector<BadInput> streams() {
+  using Config = local_mha::StreamConfig;
+  using LayerStream = LocalMHA<float>::Stream;
+  using AttentionStream = LocalAttention<float>::Stream;
+  using ModelStream = LocalTransformer<float>::Stream;
+  // A stream of 2 sequences, after a push of 3 positions.
+  const auto of_layer = [](auto use, const Config& stream_config = {.batch = 2}) {
+    return [=] {
+      LocalMHAConfig config = layer_config();
+      config.causal = true;
+      const LocalMHA<float> mha(config);
+      LayerStream stream(mha, stream_config);
+      stream.push(zeros(2, 3, 12));
+      use(stream);
+    };
+  };
+  const auto of_attention = [](auto use, Index number_of_heads = 3) {
+    return [=] {
+      LocalAttentionConfig config = attention_config();
+      config.causal = true;
+      const LocalAttention<float> attention_of_heads(config);
+      AttentionStream stream(attention_of_heads, number_of_heads, 8);
+      use(stream);
+    };
+  };
+  const auto of_model = [](auto use, const Config& stream_config = {}) {
+    return [=] {
+      const LocalTransformer<float> model(transformer_config());
+      ModelStream stream(model, stream_config);
+      use(stream);
+    };
+  };
+  const auto nothing = [](auto&) {};
+  constexpr Index huge = std::numeric_limits<Index>::max();
+  return {
+      {"StreamOfNoSequences",
+       of_layer(nothing, {.batch = 0}),
+       {"batch", "at least 1", "got 0"},
+       "LocalMHA::Stream::Stream"},
+      {"StreamOfTooManySequences",
+       of_layer(nothing, {.batch = huge}),
+       {"batch", "2^32", "9223372036854775807"},
+       "LocalMHA::Stream::Stream"},
+      {"StreamOfNegativeRollback",
+       of_layer(nothing, {.max_rollback = -1}),
+       {"max_rollback", "at least 0", "got -1"},
+       "LocalMHA::Stream::Stream"},
+      {"StreamOfNoThreads",
+       of_layer(nothing, {.max_threads = 0}),
+       {"max_threads", "at least 1", "got 0"},
+       "LocalMHA::Stream::Stream"},
+      {"PushOfOtherBatch",
+       of_layer([](LayerStream& stream) { stream.push(zeros(1, 3, 12)); }),
+       {"x", "[2, any, 12]", "[1, 3, 12]"},
+       "LocalMHA::Stream::push"},
+      {"PushMaskOfOtherLength",
+       of_layer([](LayerStream& stream) { stream.push(zeros(2, 3, 12), mask_of(2, 4)); }),
+       {"mask", "[2, 3]", "[2, 4]"},
+       "LocalMHA::Stream::push"},
+      {"PushAfterTheEnd",
+       of_layer([](LayerStream& stream) {
+         stream.flush();
+         stream.push(zeros(2, 1, 12));
+       }),
+       {"sequence 0", "flush() ended"},
+       "LocalMHA::Stream::push"},
+      {"PushIntoOtherRoom",
+       of_layer([](LayerStream& stream) {
+         auto y = zeros(2, 2, 12);
+         stream.push_into(y, zeros(2, 3, 12));
+       }),
+       {"y", "[2, 3, 12]", "[2, 2, 12]"},
+       "LocalMHA::Stream::push_into"},
+      {"PushIntoTheInput",
+       of_layer([](LayerStream& stream) {
+         auto y = zeros(2, 3, 12);
+         stream.push_into(y, y);
+       }),
+       {"y", "not overlap x"},
+       "LocalMHA::Stream::push_into"},
+      {"FlushIntoOtherRoom",
+       of_layer([](LayerStream& stream) {
+         auto y = zeros(2, 1, 12);
+         stream.flush_into(y);
+       }),
+       {"y", "[2, 0, 12]", "[2, 1, 12]"},
+       "LocalMHA::Stream::flush_into"},
+      {"PositionOfASequenceThatIsNone",
+       of_layer([](LayerStream& stream) { stream.position(2); }),
+       {"sequence", "0 to 1", "got 2"},
+       "SequenceStream::position"},
+      {"AnswersOfASequenceThatIsNone",
+       of_layer([](LayerStream& stream) { stream.answered(-1); }),
+       {"sequence", "0 to 1", "got -1"},
+       "SequenceStream::answered"},
+      {"RollbackRoomOfASequenceThatIsNone",
+       of_layer([](LayerStream& stream) { stream.most_rollback(2); }),
+       {"sequence", "0 to 1", "got 2"},
+       "SequenceStream::most_rollback"},
+      {"ResetOfASequenceThatIsNone",
+       of_layer([](LayerStream& stream) { stream.reset(2); }),
+       {"sequence", "0 to 1", "got 2"},
+       "SequenceStream::reset"},
+      {"RollbackOfASequenceThatIsNone",
+       of_layer([](LayerStream& stream) { stream.rollback(2, 1); }),
+       {"sequence", "0 to 1", "got 2"},
+       "SequenceStream::rollback"},
+      {"RollbackBeforeTheBegin",
+       of_layer([](LayerStream& stream) { stream.rollback(4); }),
+       {"n", "at most 3", "got 4"},
+       "SequenceStream::rollback"},
+      {"RollbackOfNegativePositions",
+       of_layer([](LayerStream& stream) { stream.rollback(-1); }),
+       {"n", "at least 0", "got -1"},
+       "SequenceStream::rollback"},
+      {"ResultsOfNegativePositions",
+       of_layer([](LayerStream& stream) { stream.results_of(-1); }),
+       {"n", "0 to 2^60", "got -1"},
+       "SequenceStream::results_of"},
+      {"ResultsOfTooManyPositions",
+       of_layer([](LayerStream& stream) { stream.results_of(huge); }),
+       {"n", "0 to 2^60", "9223372036854775807"},
+       "SequenceStream::results_of"},
+      {"StateThatIsNone",
+       of_layer([](LayerStream& stream) {
+         std::istringstream in("no state");
+         stream.load(in);
+       }),
+       {"state"},
+       "SequenceStream::load"},
+      {"AttentionStreamOfNoHeads",
+       of_attention(nothing, 0),
+       {"heads", "at least 1", "got 0"},
+       "LocalAttention::Stream::Stream"},
+      {"AttentionPushOfOtherHeads",
+       of_attention([](AttentionStream& stream) {
+         const auto q = heads(1, 2, 5, 8);
+         stream.push(q, q, q);
+       }),
+       {"q", "[1, 3, any, 8]", "[1, 2, 5, 8]"},
+       "LocalAttention::Stream::push"},
+      {"AttentionPushIntoOtherRoom",
+       of_attention([](AttentionStream& stream) {
+         const auto q = heads(1, 3, 5, 8);
+         auto out = heads(1, 3, 4, 8);
+         stream.push_into(out, q, q, q);
+       }),
+       {"out", "[1, 3, 5, 8]", "[1, 3, 4, 8]"},
+       "LocalAttention::Stream::push_into"},
+      {"AttentionPushIntoTheValues",
+       of_attention([](AttentionStream& stream) {
+         const auto q = heads(1, 3, 5, 8);
+         auto v = q;
+         stream.push_into(v, q, q, v);
+       }),
+       {"out", "not overlap v"},
+       "LocalAttention::Stream::push_into"},
+      {"AttentionFlushIntoOtherRoom",
+       of_attention([](AttentionStream& stream) {
+         auto out = heads(1, 3, 1, 8);
+         stream.flush_into(out);
+       }),
+       {"out", "[1, 3, 0, 8]", "[1, 3, 1, 8]"},
+       "LocalAttention::Stream::flush_into"},
+      {"ModelStreamOfNegativeBatch",
+       of_model(nothing, {.batch = -1}),
+       {"batch", "at least 1", "got -1"},
+       "LocalTransformer::Stream::Stream"},
+      {"ModelPushOfATokenThatIsNone",
+       of_model([](ModelStream& stream) { stream.push(tokens({1, 10})); }),
+       {"tokens", "0 to 9", "got 10"},
+       "LocalTransformer::Stream::push"},
+      {"ModelPushIntoOtherRoom",
+       of_model([](ModelStream& stream) {
+         auto logits = zeros(1, 1, 10);
+         stream.push_into(logits, tokens({1, 2}));
+       }),
+       {"logits", "[1, 2, 10]", "[1, 1, 10]"},
+       "LocalTransformer::Stream::push_into"},
+      {"ModelFlushIntoOtherRoom",
+       of_model([](ModelStream& stream) {
+         auto logits = zeros(1, 1, 10);
+         stream.flush_into(logits);
+       }),
+       {"logits", "[1, 0, 10]", "[1, 1, 10]"},
+       "LocalTransformer::Stream::flush_into"},
+      {"TextOfNegativeLength",
+       generate([](auto&, auto& how, auto&) { how.length = -1; }),
+       {"length", "at least 0", "got -1"},
+       "LocalTransformer::generate"},
+      {"TextOfNoPrompt",
+       generate([](auto&, auto&, auto& prompt) { prompt = tokens({}); }),
+       {"prompt", "at least 1 token", "[1, 0]"},
+       "LocalTransformer::generate"},
+      {"TextThatStopsAtNoToken",
+       generate([](auto&, auto& how, auto&) { how.stop_token = 10; }),
+       {"stop_token", "0 to 9", "got 10"},
+       "LocalTransformer::generate"},
+      {"TextOfABadTemperature",
+       generate([](auto&, auto& how, auto&) { how.sampling.temperature = nan; }),
+       {"temperature", "nan"},
+       "LocalTransformer::generate"},
+      {"TextOfAModelThatSeesAhead",
+       generate([](auto& config, auto&, auto&) { config.causal = false; }),
+       {"causal", "true"},
+       "LocalTransformer::generate"},
+  };
+}
+
+/// Public functions that cannot be given bad input, and why.
+const std::map<std::string, std::set<std::string>>& without_bad_input() {
+  static const std::map<std::string, std::set<std::string>> reasons{
+      {"any number will do",
+       {"Philox::Philox", "Philox::apply", "Philox::operator()", "RandomSequence::RandomSequence",
+        "Range::clipped_to", "Range::contains", "Training::of_part", "gelu", "normal", "sigmoid",
+        "silu", "silu_derivative"}},
+      {"any object will do, for its making is checked",
+       {"DynamicPositionBiasParameters::visit_each",
+        "FeedForward::Workspace::Workspace",
+        "FeedForwardParameters::visit_each",
+        "FeedForwardParameters::has_shapes_of",
+        "DynamicPositionBiasParameters::has_shapes_of",
+        "LocalMHAParameters::has_shapes_of",
+        "LocalTransformerParameters::has_shapes_of",
+        "PaddingMask::assign",
+        "LocalAttention::Stream::flush",
+        "LocalMHA::Stream::flush",
+        "LocalMHAParameters::visit_each",
+        "LocalTransformer::Stream::flush",
+        "LocalTransformerParameters::visit_each",
+        "PaddingMask::keep",
+        "PaddingMask::masked",
+        "PaddingMask::masked_view",
+        "QkNorm::QkNorm",
+        "for_each_parameter",
+        "global_norm",
+        "list_parameters",
+        "set_zero"}},
+      {"std::runtime_error where it cannot be written", {"SequenceStream::save"}},
+      {"these are the checks", {"SavedLayer::check", "reject", "require_shape", "to_string"}},
+      {"members are copied, which validate() checks",
+       {"attention_config", "layer_config", "resolved_look_forward"}},
+      {"asked for each row, by those who know the sequence",
+       {"Window::attends", "Window::room_serves", "Window::complete", "Window::keys",
+        "Window::keys_of", "Window::look_around_begin", "Window::place_in_bucket"}},
+      {"for the layer, which has checked what it passes on",
+       {"LocalAttention::BiasGradients::add_to", "LocalAttention::BiasGradients::prepare",
+        "LocalAttention::BiasGradients::sum", "LocalAttention::prepare_differentiate",
+        "SavedLayer::complete", "set_shape", "LocalAttention::differentiate",
+        "LocalAttention::place_keys", "LocalAttention::place_queries",
+        "LocalAttention::rotary_steps", "SavedLayer::prepare"}},
+      {"blocks of memory, whose layout the documentation gives",
+       {"BatchBlocks::row",
+        "BatchBlocks::rows",
+        "BlockArray::BlockArray",
+        "BlockArray::prepare",
+        "Dropout::factors",
+        "Groups::of",
+        "LayerNorm::apply",
+        "LayerNorm::apply_backward",
+        "PackedWeight::panel",
+        "PanelArray::PanelArray",
+        "PanelArray::panel",
+        "PanelArray::prepare",
+        "PanelArray::put",
+        "QkNorm::apply",
+        "QkNorm::apply_backward",
+        "RotaryEmbedding::apply_back_to_keys",
+        "RotaryEmbedding::apply_back_to_queries",
+        "RotaryEmbedding::apply_to_keys",
+        "RotaryEmbedding::apply_to_queries",
+        "RotaryEmbedding::turns",
+        "RotarySteps::turn_gradients_back",
+        "RotarySteps::turn_queries",
+        "StretchSums::StretchSums",
+        "StretchSums::add_to",
+        "StretchSums::prepare",
+        "Tiling::is_next",
+        "add_weight_gradient",
+        "block_to_panels",
+        "for_each_stretch",
+        "l2_norm",
+        "l2_normalize",
+        "l2_normalize_backward",
+        "multiply",
+        "padded_channels",
+        "panel_channels",
+        "panels_to_block",
+        "project",
+        "project_lane",
+        "project_rows",
+        "rotate_pair",
+        "scale_block",
+        "spread_lane",
+        "spread_size",
+        "turn_all",
+        "turn_all_back"}},
+  };
+  return reasons;
+}
+
+/// Headers of the kernels' inside alone: blocks of memory, lanes and tasks, in loops that have no
+/// time for checks. Their documentation says what they need.
+const std::set<std::string>& kernel_headers() {
+  static const std::set<std::string> headers{"attention/backward_flow.hpp",
+                                             "attention/backward_kernel.hpp",
+                                             "attention/kernel.hpp",
+                                             "attention/log_sum_exp.hpp",
+                                             "attention/narrow_kernel.hpp",
+                                             "attention/past.hpp",
+                                             "attention/ring.hpp",
+                                             "attention/rows.hpp",
+                                             "attention/tile.hpp",
+                                             "core/block.hpp",
+                                             "core/lanes.hpp",
+                                             "core/parallel.hpp",
+                                             "core/upcoming.hpp"};
+  return headers;
 }
 
 class BadInputs : public testing::TestWithParam<BadInput> {};
@@ -603,6 +1684,85 @@ INSTANTIATE_TEST_SUITE_P(Layer, BadInputs, testing::ValuesIn(layer_arguments()),
 INSTANTIATE_TEST_SUITE_P(Transformer, BadInputs, testing::ValuesIn(transformer_arguments()),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(Component, BadInputs, testing::ValuesIn(component_arguments()), name_of);
+INSTANTIATE_TEST_SUITE_P(FurtherComponent, BadInputs,
+                         testing::ValuesIn(further_component_arguments()), name_of);
+INSTANTIATE_TEST_SUITE_P(Gradient, BadInputs, testing::ValuesIn(gradient_arguments()), name_of);
+INSTANTIATE_TEST_SUITE_P(Training, BadInputs, testing::ValuesIn(training_arguments()), name_of);
+INSTANTIATE_TEST_SUITE_P(Result, BadInputs, testing::ValuesIn(results_and_gradients()), name_of);
+INSTANTIATE_TEST_SUITE_P(Stream, BadInputs, testing::ValuesIn(streams()), name_of);
+
+TEST(BadInput, IsTriedOnEveryPublicFunction) {
+  namespace fs = std::filesystem;
+  const fs::path folder = LOCAL_MHA_INCLUDE_DIR "/local_mha";
+  std::set<std::string> tried;
+  for (const auto& cases :
+       {attention_configurations(), layer_configurations(), transformer_configurations(),
+        attention_arguments(), layer_arguments(), transformer_arguments(), component_arguments(),
+        further_component_arguments(), gradient_arguments(), training_arguments(),
+        results_and_gradients(), streams()})
+    for (const BadInput& bad : cases) tried.insert(bad.function);
+  std::set<std::string> excused;
+  for (const auto& [reason, names] : without_bad_input())
+    excused.insert(names.begin(), names.end());
+
+  std::set<std::string> present;
+  std::size_t kernels = 0;
+  for (const auto& file : fs::recursive_directory_iterator(folder)) {
+    const std::string header = fs::relative(file.path(), folder).generic_string();
+    if (file.path().extension() != ".hpp" || header.starts_with("io/")) continue;
+    if (kernel_headers().contains(header)) {
+      ++kernels;
+      continue;
+    }
+    for (const std::string& name : support::PublicNames::of_file(file.path())) {
+      present.insert(name);
+      EXPECT_TRUE(tried.contains(name) || excused.contains(name))
+          << header << ": " << name
+          << " is tried with no bad input, and without_bad_input() does not say why";
+      EXPECT_FALSE(tried.contains(name) && excused.contains(name)) << name;
+    }
+  }
+  // No list outlives what it names.
+  EXPECT_EQ(kernels, kernel_headers().size());
+  for (const auto* names : {&tried, &excused})
+    for (const std::string& name : *names)
+      EXPECT_TRUE(present.contains(name)) << name << " is in no header";
+}
+
+// What the list above rests on.
+TEST(PublicNames, AreThoseOfTheText) {
+  const auto names = support::PublicNames::of_text(R"(
+#define NOTHING(x) \
+  x
+namespace local_mha::inline ABI {
+namespace detail { void hidden(int); }
+/* void comment(int); */
+template <typename T, int n = Pair{.a = 1}>
+  requires std::same_as<T, Pair<int, int>>
+std::array<T, 2> free_one(const T& t = {}) { if (t) call(t); return {}; }
+inline constexpr int variable = size_of(3);
+void nothing();
+struct Open { explicit Open(int a) : a_{a}, b_(a) {} Open(const Open& other); int a_; int b_; };
+class Closed final : public Open {
+  void secret(int);
+ public:
+  template <typename F>
+  void shown(F&& f = [](int) {}) const;
+  int operator()(int i) const { return "{(" [i]; }
+  Closed(int, int) = delete;
+  struct Inner { void of_inner(int); };
+ private:
+  struct Private { void of_private(int); };
+};
+template <typename T> void Closed::shown(T&& t) const {}
+template <> class Outer<int>::Stream : Open { public: Stream(int) {} ~Stream() {} };
+}
+namespace other { void elsewhere(int); }
+)");
+  EXPECT_EQ(names,
+            (std::set<std::string>{"free_one", "Open::Open", "Closed::shown", "Closed::operator()",
+                                   "Closed::Inner::of_inner", "Outer::Stream::Stream"}));
+}
 
 TEST(BadInput, LeavesTheParametersAsTheyWere) {
   LocalMHA<double> mha(layer_config(), 4);

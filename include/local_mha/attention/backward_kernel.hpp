@@ -34,6 +34,8 @@
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// A block of queries on the way back.
@@ -454,3 +456,5 @@ class AttentionBackwardKernel {
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -31,6 +31,8 @@
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for one block of queries, and the computation in it.
@@ -52,7 +54,7 @@ class AttentionKernel {
         bias_(make_block_buffer<Scalar>(count * count)) {}
 
   /// Below every score, and finite, so that its difference to −∞ is −∞.
-  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() / 4); }
+  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() * Scalar(0.25)); }
 
   /// Memory that attend() fetches while it computes.
   Upcoming<Scalar>& upcoming() { return upcoming_; }
@@ -518,3 +520,5 @@ class AttentionKernel {
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

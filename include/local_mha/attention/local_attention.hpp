@@ -258,6 +258,9 @@ class LocalAttention {
                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
     const auto inputs = check(q, k, v, mask, attn_bias, call);
     require_shape("out", out.dimensions(), q.dimensions());
+    detail::require_apart("out", out, "q", q);
+    detail::require_apart("out", out, "k", k);
+    detail::require_apart("out", out, "v", v);
     const Index head_size = q.dimension(2) * q.dimension(3);
     attend(
         device, workspace, inputs, q, k, q.dimension(3),
@@ -403,7 +406,9 @@ class LocalAttention {
                                             const LocalAttentionCall& call = {}) const;
 
   /// Factor of the scores for heads of `dim_head` channels.
+  /// \throws std::invalid_argument if dim_head is out of range
   double softmax_scale(Index dim_head) const {
+    detail::require_dim_head("dim_head", dim_head);
     return config_.scale.value_or(1 / std::sqrt(static_cast<double>(dim_head)));
   }
 

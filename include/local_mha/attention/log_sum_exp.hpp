@@ -12,6 +12,7 @@
 #include <limits>
 #include <type_traits>
 
+#include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -53,7 +54,7 @@ std::array<Scalar, 2> binary_log_sum_exp(const Scalar& lse) {
     return {Scalar(log2_e) * lse, Scalar(0)};
   } else {
     const Wide all = Wide(1.44269504088896340735992468100L) * Wide(lse);
-    const auto nearest = static_cast<Scalar>(all);
+    const Scalar nearest = detail::rounded(static_cast<Scalar>(all));
     return {nearest, static_cast<Scalar>(all - Wide(nearest))};
   }
 }

@@ -19,6 +19,8 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for one block of queries, and the computation in it.
@@ -174,3 +176,5 @@ class NarrowKernel {
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

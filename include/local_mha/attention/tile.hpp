@@ -13,6 +13,8 @@
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/rotary.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The score of a position with itself if shared_qk.
@@ -150,3 +152,5 @@ class BiasRows {
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -11,7 +11,7 @@
 #include <string>
 #include <string_view>
 
-#include <local_mha/core/types.hpp>
+#include <local_mha/core/index.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 

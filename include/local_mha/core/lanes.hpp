@@ -19,11 +19,6 @@
 
 #include <local_mha/core/types.hpp>
 
-#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || \
-    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
-#error "local_mha is exact only without -ffast-math, -Ofast and their parts"
-#endif
-
 /// Inlined whatever the compiler's heuristics say: accumulators must stay in registers.
 #define LOCAL_MHA_INLINE EIGEN_ALWAYS_INLINE
 /// Not inlined: a loop over accumulators has the registers for itself.
@@ -55,16 +50,24 @@
 #pragma GCC diagnostic ignored "-Wignored-attributes"
 #endif
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `count` values side by side: one channel of a block of positions, a cache line of memory.
 ///
-/// All arithmetic is element by element. Scalars that Eigen has no packets for (a dual number) take
-/// the same code with packets of one.
+/// All arithmetic is element by element. float and double take the packets of Eigen, other scalars
+/// (a dual number) the same code with packets of one. Those of 16 bits are float in registers: a
+/// sum of 300 ones is 256 in Eigen::bfloat16.
 /// \tparam Parts 1, or 2 for half as many values
 template <typename Scalar, int Parts = 1>
 struct Lanes {
-  using Widest = typename Eigen::internal::packet_traits<Scalar>::type;
+  static constexpr bool converted =
+      std::is_same_v<Scalar, Eigen::half> || std::is_same_v<Scalar, Eigen::bfloat16>;
+  /// What a packet holds.
+  using Value = std::conditional_t<converted, float, Scalar>;
+  using Widest = std::conditional_t<std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>,
+                                    typename Eigen::internal::packet_traits<Scalar>::type, Value>;
   using HalfPacket = typename Eigen::internal::unpacket_traits<Widest>::half;
   static constexpr bool vectorized = Eigen::internal::unpacket_traits<Widest>::size > 1;
   using Packet = std::conditional_t<sizeof(Widest) * Parts <= 64, Widest, HalfPacket>;
@@ -86,27 +89,35 @@ struct Lanes {
   }
 
   static LOCAL_MHA_INLINE Lanes broadcast(const Scalar& value) {
-    const Packet all = Eigen::internal::pset1<Packet>(value);
+    const Packet all = Eigen::internal::pset1<Packet>(static_cast<Value>(value));
     return make([&](int) { return all; });
   }
   static LOCAL_MHA_INLINE Lanes zero() { return broadcast(Scalar(0)); }
 
   /// \param from aligned to the packet
   static LOCAL_MHA_INLINE Lanes load(const Scalar* from) {
-    return make([&](int i) { return Eigen::internal::pload<Packet>(from + i * packet_size); });
+    return make([&](int i) { return read<Packet>(from + i * packet_size); });
   }
   static LOCAL_MHA_INLINE Lanes load_unaligned(const Scalar* from) {
-    return make([&](int i) { return Eigen::internal::ploadu<Packet>(from + i * packet_size); });
+    return make([&](int i) -> Packet {
+      if constexpr (converted)
+        return Value(from[i]);
+      else
+        return Eigen::internal::ploadu<Packet>(from + i * packet_size);
+    });
   }
   /// \param to aligned to the packet
   LOCAL_MHA_INLINE void store(Scalar* to) const {
-    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i)
-        Eigen::internal::pstore<Scalar>(to + i * packet_size, packet[i]);
+    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i) write(to + i * packet_size, packet[i]);
   }
 
   LOCAL_MHA_INLINE void store_unaligned(Scalar* to) const {
-    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i)
+    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i) {
+      if constexpr (converted)
+        to[i] = Scalar(packet[i]);
+      else
         Eigen::internal::pstoreu<Scalar>(to + i * packet_size, packet[i]);
+    }
   }
 
   /// Values that fold() leaves of the lanes.
@@ -114,13 +125,10 @@ struct Lanes {
 
   /// Adds up lanes until `folded` sums are left.
   /// \param to aligned to `folded` values
-  LOCAL_MHA_INLINE void fold(Scalar* to) const {
-    Eigen::internal::pstore<Scalar>(to, folded_packet());
-  }
+  LOCAL_MHA_INLINE void fold(Scalar* to) const { write(to, folded_packet()); }
   /// The same, added to what is there.
   LOCAL_MHA_INLINE void add_folded(Scalar* to) const {
-    Eigen::internal::pstore<Scalar>(
-        to, Eigen::internal::padd(Eigen::internal::pload<Tile>(to), folded_packet()));
+    write(to, Eigen::internal::padd(read<Tile>(to), folded_packet()));
   }
   /// Lane `i` becomes the sum of all that was folded into row `i`.
   /// \param rows `[count][folded]`
@@ -129,13 +137,13 @@ struct Lanes {
     LOCAL_MHA_UNROLL for (int first = 0; first < count; first += folded) {
       Eigen::internal::PacketBlock<Tile, folded> tile;
       LOCAL_MHA_UNROLL for (int i = 0; i < folded; ++i) tile.packet[i] =
-          Eigen::internal::pload<Tile>(rows + (first + i) * folded);
+          read<Tile>(rows + (first + i) * folded);
       Eigen::internal::ptranspose(tile);
       LOCAL_MHA_UNROLL for (int half = folded / 2; half > 0; half /= 2) {
         LOCAL_MHA_UNROLL for (int i = 0; i < half; ++i) tile.packet[i] =
             Eigen::internal::padd(tile.packet[i], tile.packet[i + half]);
       }
-      Eigen::internal::pstore<Scalar>(to + first, tile.packet[0]);
+      write(to + first, tile.packet[0]);
     }
   }
 
@@ -156,15 +164,63 @@ struct Lanes {
   }
 
  private:
+  template <typename Some>
+  static LOCAL_MHA_INLINE Some read(const Scalar* from) {
+    if constexpr (converted)
+      return Value(*from);
+    else
+      return Eigen::internal::pload<Some>(from);
+  }
+  template <typename Some>
+  static LOCAL_MHA_INLINE void write(Scalar* to, const Some& some) {
+    if constexpr (converted)
+      *to = Scalar(some);
+    else
+      Eigen::internal::pstore<Scalar>(to, some);
+  }
+
   LOCAL_MHA_INLINE Tile folded_packet() const {
     Packet sum = packet[0];
     LOCAL_MHA_UNROLL for (int i = 1; i < packets; ++i) sum = Eigen::internal::padd(sum, packet[i]);
-    if constexpr (folded < packet_size)
-      return Eigen::internal::predux_half_dowto4(sum);
-    else
+    if constexpr (folded < packet_size) {
+      // The function for this has another name in each version of Eigen.
+      Tile halves[2];
+      static_assert(sizeof halves == sizeof sum);
+      std::memcpy(halves, &sum, sizeof sum);
+      return Eigen::internal::padd(halves[0], halves[1]);
+    } else {
       return sum;
+    }
   }
 };
+
+namespace detail {
+
+/// `x`, of which the compiler does not know how it was made: of `(x + y) - y` it would leave `x`
+/// where flags that no macro shows allow to reorder (clang's -funsafe-math-optimizations).
+/// \tparam Value a packet, float or double
+template <typename Value>
+LOCAL_MHA_INLINE Value rounded(Value x) {
+#if defined(__GNUC__) && defined(__SSE2__)
+  __asm__("" : "+v"(x));
+#elif defined(__GNUC__) && defined(__ARM_NEON)
+  __asm__("" : "+w"(x));
+#else
+  EIGEN_OPTIMIZATION_BARRIER(x)
+#endif
+  return x;
+}
+
+}  // namespace detail
+
+/// The same of all lanes.
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> rounded(const Lanes<Scalar, Parts>& a) {
+  if constexpr (std::is_arithmetic_v<typename Lanes<Scalar, Parts>::Value>)
+    return Lanes<Scalar, Parts>::make([&](int i) { return detail::rounded(a.packet[i]); });
+  else
+    return a;
+}
 
 /// `a·b + c`
 template <typename Scalar, int Parts>
@@ -179,16 +235,16 @@ LOCAL_MHA_INLINE Lanes<Scalar, Parts> fma(const Lanes<Scalar, Parts>& a,
 template <typename Scalar, int Parts>
 LOCAL_MHA_INLINE Lanes<Scalar, Parts> fma(const Scalar& a, const Lanes<Scalar, Parts>& b,
                                           const Lanes<Scalar, Parts>& c) {
-  using Packet = typename Lanes<Scalar, Parts>::Packet;
-  const Packet all = Eigen::internal::pset1<Packet>(a);
-  return Lanes<Scalar, Parts>::make(
-      [&](int i) { return Eigen::internal::pmadd(all, b.packet[i], c.packet[i]); });
+  using L = Lanes<Scalar, Parts>;
+  using Packet = typename L::Packet;
+  const Packet all = Eigen::internal::pset1<Packet>(static_cast<typename L::Value>(a));
+  return L::make([&](int i) { return Eigen::internal::pmadd(all, b.packet[i], c.packet[i]); });
 }
 
 /// The larger one; a NaN in `a` stays.
 template <typename Scalar, int Parts>
-LOCAL_MHA_INLINE Lanes<Scalar, Parts> max(const Lanes<Scalar, Parts>& a,
-                                          const Lanes<Scalar, Parts>& b) {
+LOCAL_MHA_INLINE Lanes<Scalar, Parts>(max)(const Lanes<Scalar, Parts>& a,
+                                           const Lanes<Scalar, Parts>& b) {
   return Lanes<Scalar, Parts>::make([&](int i) {
     if constexpr (Lanes<Scalar, Parts>::vectorized)
       return Eigen::internal::pmax(a.packet[i], b.packet[i]);
@@ -203,7 +259,7 @@ LOCAL_MHA_INLINE Scalar sum_of_lanes(const Lanes<Scalar>& a) {
   auto sum = a.packet[0];
   LOCAL_MHA_UNROLL for (int i = 1; i < Lanes<Scalar>::packets; ++i) sum =
       Eigen::internal::padd(sum, a.packet[i]);
-  return Eigen::internal::predux(sum);
+  return static_cast<Scalar>(Eigen::internal::predux(sum));
 }
 
 template <typename Scalar>
@@ -229,7 +285,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> select_negative(const Lanes<Scalar>& condition,
       return Eigen::internal::pselect(Eigen::internal::pcmp_lt(condition.packet[i], zero),
                                       a.packet[i], b.packet[i]);
     } else {
-      return condition.packet[i] < Scalar(0) ? a.packet[i] : b.packet[i];
+      return condition.packet[i] < Packet(0) ? a.packet[i] : b.packet[i];
     }
   });
 }
@@ -308,8 +364,8 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, float) {
   // The low bits of `shifted` are the exponent of 2^round(x) with its bias: those of 0 at -127.
   const Packet magic = all(12582912.0F + 127.0F);
   const Packet bounded = pmax(x, all(-127.0F));
-  const Packet shifted = padd(bounded, magic);
-  const Packet r = psub(bounded, psub(shifted, magic));
+  const Packet shifted = detail::rounded(padd(bounded, magic));
+  const Packet r = psub(bounded, detail::rounded(psub(shifted, magic)));
   Packet y = pmadd(all(0.0013381302537320797F), r, all(0.0096663685153854477F));
   y = pmadd(y, r, all(0.055503810137964571F));
   y = pmadd(y, r, all(0.2402234903802036F));
@@ -337,8 +393,8 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, double) {
   // The exponent of 0 is -1023.
   const Packet magic = pset1<Packet>(6755399441055744.0 + 1023.0);
   const Packet bounded = pmax(x, pset1<Packet>(-1023.0));
-  const Packet shifted = padd(bounded, magic);
-  const Packet n = psub(shifted, magic);
+  const Packet shifted = detail::rounded(padd(bounded, magic));
+  const Packet n = detail::rounded(psub(shifted, magic));
   const Packet r = psub(bounded, n);
   const Packet r2 = pmul(r, r);
   Packet even = pset1<Packet>(c[10]);
@@ -369,8 +425,9 @@ LOCAL_MHA_INLINE Lanes<Scalar> exp2(const Lanes<Scalar>& x) {
       return detail::exp2_packet(x.packet[i], Scalar{});
     } else {
       using std::exp;
-      if (x.packet[i] < Scalar(-1000)) return Scalar(0);
-      return exp(x.packet[i] * Scalar(0.693147180559945309417));
+      using Value = typename L::Value;
+      if (x.packet[i] < Value(-1000)) return Value(0);
+      return exp(x.packet[i] * Value(0.693147180559945309417));
     }
   });
 }
@@ -502,6 +559,8 @@ struct Words {
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop

@@ -32,7 +32,7 @@ class PaddingMask {
   static PaddingMask keep(TensorView<const bool, 2> t) { return PaddingMask(t, false); }
 
   /// The same as masked(), but looks at `t`, which must outlive it, where the others copy: it
-  /// allocates nothing.
+  /// allocates nothing. No temporary tensor.
   static PaddingMask masked_view(TensorView<const bool, 2> t) {
     static_assert(sizeof(bool) == 1);
     PaddingMask mask;
@@ -90,8 +90,10 @@ class PaddingMask {
   const std::array<Index, 2>& shape() const { return shape_; }
 
   /// `N` flags of sequence `b`, 1 = masked; null if nothing is masked.
+  /// \throws std::invalid_argument if there is no such sequence
   const std::uint8_t* row(Index b) const {
     if (!given_) return nullptr;
+    if (b < 0 || b >= shape_[0]) reject("b", "0 to " + std::to_string(shape_[0] - 1), b);
     return (view_ != nullptr ? view_ : masked_.data()) + b * shape_[1];
   }
 

@@ -3,6 +3,8 @@
 /// LOCAL_MHA_ABI: the inline namespace that everything in `local_mha` lies in.
 #pragma once
 
+#include <local_mha/core/requirements.hpp>
+
 #include <Eigen/Core>
 
 // Its name says how Eigen computes and aligns here, for packets and layouts follow from that. Units

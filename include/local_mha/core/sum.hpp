@@ -67,10 +67,10 @@ LOCAL_MHA_INLINE Lanes<Scalar> root_of_squares(Index channels, const Scalar* blo
   const int exponent = std::min(std::numeric_limits<Scalar>::max_exponent * 5 / 8, 1000);
   const Scalar up = Scalar(std::ldexp(1.0, exponent));
   const Scalar down = Scalar(std::ldexp(1.0, -exponent));
-  const L small =
+  const L scaled =
       sqrt(factor * sum_squares(channels, block, [&](const L& x) { return down * f(x); }));
-  const L largest = L::broadcast(Scalar((std::numeric_limits<Scalar>::max)()));
-  return select_negative(root - largest, root, up * small);
+  const L largest = L::broadcast(Scalar(Eigen::NumTraits<Scalar>::highest()));
+  return select_negative(root - largest, root, up * scaled);
 }
 
 }  // namespace detail

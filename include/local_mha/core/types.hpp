@@ -6,18 +6,37 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <functional>
+#include <limits>
+#include <string>
+#include <string_view>
 #include <type_traits>
 
 #include <Eigen/Core>
 #include <unsupported/Eigen/CXX11/Tensor>
 
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/index.hpp>
 #include <local_mha/core/namespace.hpp>
 
-namespace local_mha::inline LOCAL_MHA_ABI {
+// g++ takes the bound of an array for a conversion where it is an int that a template gives.
+#if defined(__GNUC__) && !defined(__clang__)
+#define LOCAL_MHA_INT_BOUNDS_BEGIN \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"")
+#define LOCAL_MHA_INT_BOUNDS_END _Pragma("GCC diagnostic pop")
+#else
+#define LOCAL_MHA_INT_BOUNDS_BEGIN
+#define LOCAL_MHA_INT_BOUNDS_END
+#endif
 
-using Index = Eigen::Index;
-static_assert(sizeof(Index) >= 8,
-              "positions are counted in 64 bits: EIGEN_DEFAULT_DENSE_INDEX_TYPE");
+/// clang warns where a view of a temporary tensor is given a name.
+#if defined(__has_cpp_attribute) && __has_cpp_attribute(clang::lifetimebound)
+#define LOCAL_MHA_LIFETIME_BOUND [[clang::lifetimebound]]
+#else
+#define LOCAL_MHA_LIFETIME_BOUND
+#endif
+
+namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Positions, or rows, `[begin, end)`.
 struct Range {
@@ -53,34 +72,43 @@ void set_shape(Tensor<Scalar, Rank>& tensor, const std::array<Index, Rank>& shap
 }
 
 /// A dense row-major tensor that somebody else owns: `[d0, d1, …]`, the last index contiguous.
-/// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one.
+/// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one. A temporary
+/// tensor may be an argument; a view of it that has a name outlives it.
 /// \tparam Element the scalar type, `const` for a read-only view
 template <typename Element, int Rank>
 class TensorView {
   using Scalar = std::remove_const_t<Element>;
 
  public:
-  using Dimensions = std::array<Index, Rank>;
+  using Dimensions = std::array<Index, static_cast<std::size_t>(Rank)>;
 
-  TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {}
+  /// \throws std::invalid_argument if an extent is negative, there are more elements than memory
+  ///         could hold, or `data` is null although there are some
+  TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {
+    check();
+  }
 
-  template <int Options, typename I>
-  TensorView(Eigen::Tensor<Scalar, Rank, Options, I>& tensor) : data_(tensor.data()) {
+  template <int Options, typename Extent>
+  TensorView(Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor LOCAL_MHA_LIFETIME_BOUND)
+      : data_(tensor.data()) {
     take_dimensions(tensor);
   }
 
-  template <int Options, typename I>
+  template <int Options, typename Extent>
     requires std::is_const_v<Element>
-  TensorView(const Eigen::Tensor<Scalar, Rank, Options, I>& tensor) : data_(tensor.data()) {
+  TensorView(const Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor LOCAL_MHA_LIFETIME_BOUND)
+      : data_(tensor.data()) {
     take_dimensions(tensor);
   }
 
   template <typename Plain, int Options, template <class> class MakePointer>
     requires(std::is_same_v<std::remove_const_t<typename Plain::Scalar>, Scalar> &&
              (std::is_const_v<Element> || !std::is_const_v<Plain>))
+  /// \throws std::invalid_argument as for a pointer
   TensorView(const Eigen::TensorMap<Plain, Options, MakePointer>& map)
       : data_(const_cast<Element*>(map.data())) {
     take_dimensions(map);
+    check();
   }
 
   /// A read-only view of a writable one.
@@ -91,7 +119,11 @@ class TensorView {
 
   Element* data() const { return data_; }
   const Dimensions& dimensions() const { return dimensions_; }
-  Index dimension(int axis) const { return dimensions_[static_cast<std::size_t>(axis)]; }
+  /// \throws std::invalid_argument if there is no such axis
+  Index dimension(int axis) const {
+    if (axis < 0 || axis >= Rank) reject("axis", "0 to " + std::to_string(Rank - 1), axis);
+    return dimensions_[static_cast<std::size_t>(axis)];
+  }
   Index size() const {
     Index size = 1;
     for (const Index extent : dimensions_) size *= extent;
@@ -99,6 +131,19 @@ class TensorView {
   }
 
  private:
+  void check() const {
+    constexpr Index most = std::numeric_limits<Index>::max() / Index{sizeof(Scalar)};
+    Index size = 1;
+    for (const Index extent : dimensions_) {
+      if (extent < 0 || (extent > 0 && size > most / extent))
+        reject("dimensions", "extents of at least 0 whose product memory could hold",
+               to_string(dimensions_));
+      size *= extent;
+    }
+    if (data_ == nullptr && size > 0)
+      reject("data", "the elements of a tensor " + to_string(dimensions_), "null");
+  }
+
   template <typename Source>
   void take_dimensions(const Source& source) {
     static_assert(
@@ -112,5 +157,19 @@ class TensorView {
   Element* data_;
   Dimensions dimensions_{};
 };
+
+namespace detail {
+
+/// Rejects memory for results that is also that of an argument.
+template <typename Scalar, int Rank, int OtherRank>
+void require_apart(std::string_view argument, const TensorView<Scalar, Rank>& results,
+                   std::string_view other, const TensorView<const Scalar, OtherRank>& input) {
+  const std::less<const Scalar*> before;
+  if (before(results.data(), input.data() + input.size()) &&
+      before(input.data(), results.data() + results.size()))
+    reject(argument, "memory that does not overlap " + std::string(other), "some that does");
+}
+
+}  // namespace detail
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -27,11 +27,12 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// Both ends of what a query sees grow with `i`, on which the attention kernel relies.
 class Window {
  public:
-  /// \param config validated, but for its window_size
   /// \param window_size takes the place of the configuration's, at least 1
   /// \param first_position the position of row 0: buckets are counted from position 0
+  /// \throws std::invalid_argument naming the argument, or member of the configuration, that is out
+  ///         of range
   Window(const LocalAttentionConfig& config, Index window_size, Index first_position = 0)
-      : size_(checked(window_size)),
+      : size_(checked(config, window_size, first_position)),
         look_backward_(config.look_backward),
         look_forward_(resolved_look_forward(config)),
         behind_(times(look_backward_, size_)),
@@ -105,8 +106,11 @@ class Window {
  private:
   // Longer than any sequence, and far from overflow when such sizes are added.
   static constexpr Index most_ = std::numeric_limits<Index>::max() / 16;
-  static Index checked(Index window_size) {
+  static Index checked(const LocalAttentionConfig& config, Index window_size,
+                       Index first_position) {
     detail::require_at_least("window_size", window_size, 1);
+    detail::require_look_around(config);
+    detail::require_at_least("first_position", first_position, 0);
     return std::min(window_size, most_);
   }
   static Index times(Index windows, Index size) {

@@ -32,7 +32,7 @@ enum class Dtype : std::uint8_t {
   U32,
   U16,
   U8,
-  Bool,  ///< one byte, 0 or 1; `BOOL` in the file
+  Boolean,  ///< one byte, 0 or 1; `BOOL` in the file
   // What this library knows by size alone:
   C64,  ///< two F32, real and imaginary part
   F8_E5M2,
@@ -67,7 +67,7 @@ inline constexpr std::array<DtypeTraits, 21> dtype_table{{
     {Dtype::U32, "U32", 32, false, true},
     {Dtype::U16, "U16", 16, false, true},
     {Dtype::U8, "U8", 8, false, true},
-    {Dtype::Bool, "BOOL", 8, false, false},
+    {Dtype::Boolean, "BOOL", 8, false, false},
     {Dtype::C64, "C64", 64, false, false},
     {Dtype::F8_E5M2, "F8_E5M2", 8, false, false},
     {Dtype::F8_E4M3, "F8_E4M3", 8, false, false},
@@ -79,7 +79,8 @@ inline constexpr std::array<DtypeTraits, 21> dtype_table{{
 }};
 
 constexpr const DtypeTraits& traits(Dtype dtype) {
-  return dtype_table[static_cast<std::size_t>(dtype)];
+  const auto place = static_cast<std::size_t>(dtype);
+  return dtype_table[std::min(place, dtype_table.size() - 1)];
 }
 
 }  // namespace detail
@@ -109,15 +110,15 @@ constexpr std::optional<Dtype> dtype_from_name(std::string_view name) {
 /// The dtype that stores a `Scalar` as it is.
 template <typename Scalar>
 constexpr Dtype dtype_of() {
-  static_assert(
-      std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double> || std::is_integral_v<Scalar>,
-      "safetensors files hold float, double, integers and bool");
+  static_assert(std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double> ||
+                    (std::is_integral_v<Scalar> && sizeof(Scalar) <= 8),
+                "safetensors files hold float, double, integers and bool");
   if constexpr (std::is_same_v<Scalar, float>)
     return Dtype::F32;
   else if constexpr (std::is_same_v<Scalar, double>)
     return Dtype::F64;
   else if constexpr (std::is_same_v<Scalar, bool>)
-    return Dtype::Bool;
+    return Dtype::Boolean;
   else if constexpr (std::is_signed_v<Scalar>)
     return sizeof(Scalar) == 8   ? Dtype::I64
            : sizeof(Scalar) == 4 ? Dtype::I32

@@ -181,10 +181,10 @@ class SafetensorsFile {
       if (!is_float(stored.dtype))
         fail(name, stored, "expected F64, F32, F16 or BF16, got " + to_string(stored));
     } else if constexpr (std::is_same_v<Scalar, std::int64_t>) {
-      if (!is_integer(stored.dtype) && stored.dtype != Dtype::Bool)
+      if (!is_integer(stored.dtype) && stored.dtype != Dtype::Boolean)
         fail(name, stored, "expected integers or BOOL, got " + to_string(stored));
     } else {
-      if (stored.dtype != Dtype::U8 && stored.dtype != Dtype::Bool)
+      if (stored.dtype != Dtype::U8 && stored.dtype != Dtype::Boolean)
         fail(name, stored, "expected U8 or BOOL, got " + to_string(stored));
     }
   }
@@ -202,8 +202,8 @@ class SafetensorsFile {
   void convert(std::string_view name, const TensorEntry& stored, Scalar* out) const {
     require_convertible<Scalar>(name, stored);
     const auto cast = [](auto value, std::size_t) { return static_cast<Scalar>(value); };
-    const auto small = [&](std::uint8_t value, std::size_t i) {
-      if ((stored.dtype == Dtype::Bool || std::is_same_v<Scalar, bool>) && value > 1)
+    const auto of_byte = [&](std::uint8_t value, std::size_t i) {
+      if ((stored.dtype == Dtype::Boolean || std::is_same_v<Scalar, bool>) && value > 1)
         throw SafetensorsError(stored.file, std::string(name), stored.offset + i,
                                "expected 0 or 1, got " + std::to_string(value));
       return static_cast<Scalar>(value);
@@ -246,10 +246,10 @@ class SafetensorsFile {
         case Dtype::U16:
           return convert_each<std::uint16_t>(stored, out, cast);
         default:
-          return convert_each<std::uint8_t>(stored, out, small);
+          return convert_each<std::uint8_t>(stored, out, of_byte);
       }
     } else {
-      return convert_each<std::uint8_t>(stored, out, small);
+      return convert_each<std::uint8_t>(stored, out, of_byte);
     }
   }
 

@@ -108,6 +108,17 @@ class SafetensorsWriter {
     tensors_.emplace(std::move(name), std::move(tensor));
   }
 
+  /// Moves over all that another has; of a text that both have, the other's stays.
+  /// \throws std::invalid_argument if both have a tensor of one name; then neither is changed
+  void merge(SafetensorsWriter& other) {
+    if (&other == this) return;
+    for (const auto& named : other.tensors_) require_new(named.first);
+    tensors_.merge(other.tensors_);
+    metadata_.swap(other.metadata_);
+    metadata_.merge(other.metadata_);
+    other.metadata_.clear();
+  }
+
   /// The file's bytes.
   std::vector<std::byte> bytes() const {
     std::vector<std::byte> bytes;
@@ -142,13 +153,17 @@ class SafetensorsWriter {
     }
   }
 
+  void require_new(const std::string& name) const {
+    if (tensors_.contains(name))
+      reject("name", "one that was not added before", "'", printable(name), "'");
+  }
+
   TensorData prepare(const std::string& name, Dtype dtype, const std::vector<Index>& shape,
                      std::size_t size) const {
     require_utf8("name", name);
     if (name == "__metadata__")
       reject("name", "a tensor's name", "'__metadata__', which the format keeps for its texts");
-    if (tensors_.contains(name))
-      reject("name", "one that was not added before", "'", printable(name), "'");
+    require_new(name);
     TensorData tensor{dtype, shape, {}};
     for (const Index extent : shape)
       if (extent < 0)

@@ -8,7 +8,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
@@ -24,7 +26,19 @@
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/parameters.hpp>
 
-namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::io {
+
+/// How the buffers of the rotary embedding (`inv_freq`, `scale`) in a file are taken.
+enum class RotaryBuffers : std::uint8_t {
+  /// They must be those that this library computes with, up to what rounding to float makes of
+  /// them. A model that was converted to F16 or BF16 as a whole has others, with which Python
+  /// computes other results.
+  check,
+  /// They are not looked at: this library's own are what the model is to be computed with.
+  ignore,
+};
+
+namespace detail {
 
 /// `10000^(-2m/D)`, `m < D/2`: the buffer `inv_freq` of the rotary embedding.
 inline Vector<double> rotary_frequencies(Index dim_head) {
@@ -43,27 +57,103 @@ inline Vector<double> xpos_scales(Index dim_head) {
   return scales;
 }
 
+/// Modules that wrap another one put these before its names: torch.compile, DataParallel and
+/// DistributedDataParallel, FSDP, checkpointed activations, Fabric.
+inline constexpr std::array<std::string_view, 5> wrappers{
+    "_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.",
+    "_forward_module."};
+
+/// The name that a tensor has without wrappers around its module or a module of that.
+inline std::string without_wrappers(std::string_view name) {
+  std::string result;
+  while (!name.empty()) {
+    const auto* const wrapper = std::ranges::find_if(
+        wrappers, [&](std::string_view begin) { return name.starts_with(begin); });
+    if (wrapper != wrappers.end()) {
+      name.remove_prefix(wrapper->size());
+      continue;
+    }
+    const std::string_view part = name.substr(0, name.find_first_of("./"));
+    const std::size_t size = std::min(part.size() + 1, name.size());
+    result += name.substr(0, size);
+    name.remove_prefix(size);
+  }
+  return result;
+}
+
+/// What to do about a tensor that some tool has made of the module's own; empty for others.
+inline std::string_view remedy(std::string_view name) {
+  struct Remedy {
+    std::string_view part;
+    std::string_view text;
+  };
+  static constexpr std::string_view adapters =
+      "; adapters are not supported, merge them into the weights first (as peft's "
+      "merge_and_unload() does)";
+  static constexpr std::string_view norm =
+      "; weight normalization is not supported, remove it first (remove_weight_norm() or "
+      "remove_parametrizations() of PyTorch)";
+  static constexpr std::string_view streams =
+      "; hyper-connections (num_residual_streams > 1) are not supported";
+  static constexpr std::array remedies{
+      Remedy{"lora_", adapters},        Remedy{"base_layer.", adapters},
+      Remedy{"weight_g", norm},         Remedy{"weight_v", norm},
+      Remedy{"parametrizations", norm}, Remedy{"static_alpha", streams},
+      Remedy{"static_beta", streams},   Remedy{"dynamic_alpha", streams},
+  };
+  for (const auto& [part, text] : remedies)
+    if (name.find(part) != std::string_view::npos) return text;
+  return "";
+}
+
 /// Reads tensors under a prefix, and knows which were read.
 template <typename Scalar>
 class StateDictReader {
  public:
-  StateDictReader(const SafetensorsFile& file, std::string prefix)
-      : file_(file), prefix_(std::move(prefix)) {}
+  StateDictReader(const SafetensorsFile& file, std::string prefix, RotaryBuffers buffers)
+      : file_(file), prefix_(std::move(prefix)), buffers_(buffers) {
+    const auto& entries = file_.entries();
+    const auto first = entries.lower_bound(prefix_);
+    const bool is_there = first != entries.end() && first->first.starts_with(prefix_);
+    const std::string prefix_without = without_wrappers(prefix_);
+    // The name behind the prefix, wrappers or not.
+    const auto behind = [&](const std::string& name) -> std::optional<std::string> {
+      if (is_there)
+        return name.starts_with(prefix_)
+                   ? std::optional(without_wrappers(std::string_view(name).substr(prefix_.size())))
+                   : std::nullopt;
+      const std::string without = without_wrappers(name);
+      return without.starts_with(prefix_without)
+                 ? std::optional(without.substr(prefix_without.size()))
+                 : std::nullopt;
+    };
+    for (const Stored& stored : entries)
+      if (const auto name = behind(stored.first)) {
+        under_prefix_.push_back(&stored);
+        const auto [other, is_new] = names_.emplace(*name, &stored);
+        if (!is_new && stored.first == prefix_ + *name) other->second = &stored;
+      }
+    // A weight that is another one, too, stands in the file once: metadata names the other one.
+    for (const auto& [tied, name] : file_.metadata())
+      if (const auto behind_prefix = behind(tied))
+        if (const auto other = entries.find(name); other != entries.end())
+          names_.emplace(*behind_prefix, &*other);
+  }
 
   /// A weight that the configuration has if `used`.
   void tensor(bool used, const std::string& name, RowMatrix<Scalar>& matrix, Index rows,
               Index cols) {
     if (!used) return;
-    require(name, {{rows, cols}});
+    const Stored& stored = require(name, {{rows, cols}});
     matrix.resize(rows, cols);
-    read(name, {matrix.data(), static_cast<std::size_t>(matrix.size())});
+    read(stored, {matrix.data(), static_cast<std::size_t>(matrix.size())});
   }
 
   void tensor(bool used, const std::string& name, Vector<Scalar>& vector, Index size) {
     if (!used) return;
-    require(name, {{size}});
+    const Stored& stored = require(name, {{size}});
     vector.resize(size);
-    read(name, {vector.data(), static_cast<std::size_t>(size)});
+    read(stored, {vector.data(), static_cast<std::size_t>(size)});
   }
 
   /// Projections of the same input, `[rows, cols]` each, in one tensor or one each.
@@ -71,15 +161,29 @@ class StateDictReader {
                RowMatrix<Scalar>& matrix, Index rows, Index cols) {
     const bool apart = !has(name) && (has(parts[0]) || has(parts[1]) || has(parts[2]));
     if (!apart) return tensor(true, name, matrix, 3 * rows, cols);
-    for (const std::string& part : parts) require(part, {{rows, cols}});
+    std::array<const Stored*, 3> stored{};
+    for (std::size_t i = 0; i < parts.size(); ++i) stored[i] = &require(parts[i], {{rows, cols}});
     matrix.resize(3 * rows, cols);
     const auto size = static_cast<std::size_t>(rows * cols);
-    for (std::size_t i = 0; i < parts.size(); ++i) read(parts[i], {matrix.data() + i * size, size});
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      read(*stored[i], {matrix.data() + i * size, size});
   }
 
   /// `branch.` where the module of a layer stands in a residual connection of its own.
   std::string branch(const std::string& layer) const {
-    return has_any(prefix_ + layer + "branch.") ? "branch." : "";
+    const auto first = names_.lower_bound(layer + "branch.");
+    return first != names_.end() && first->first.starts_with(layer + "branch.") ? "branch." : "";
+  }
+
+  /// Rows of a matrix whose size nothing else says, at least 1.
+  Index rows(const std::string& name) const {
+    const auto found = names_.find(name);
+    if (found == names_.end()) fail_missing(name, "expected a matrix");
+    const auto& [full_name, stored] = *found->second;
+    if (stored.shape.size() != 2 || stored.shape[0] < 1)
+      throw SafetensorsError(stored.file, full_name, stored.offset,
+                             "expected a matrix of at least one row, got " + to_string(stored));
+    return stored.shape[0];
   }
 
   /// The weights of layer `i` of `count`.
@@ -94,97 +198,106 @@ class StateDictReader {
     return used ? &set.emplace() : nullptr;
   }
 
-  /// The buffers of the rotary embedding, if they are there, must be those that are computed with.
+  /// The buffers of the rotary embedding, which may be there or not.
   void rotary_buffers(const std::string& prefix, Index dim_head) {
-    if (has(prefix + "inv_freq")) require_equal(prefix + "inv_freq", rotary_frequencies(dim_head));
-    if (has(prefix + "scale")) require_equal(prefix + "scale", xpos_scales(dim_head));
+    rotary_buffer(prefix + "inv_freq", rotary_frequencies(dim_head));
+    rotary_buffer(prefix + "scale", xpos_scales(dim_head));
   }
 
   /// \throws SafetensorsError if a tensor under the prefix was not read
   void reject_unexpected() const {
-    const auto& entries = file_.entries();
-    for (auto named = entries.lower_bound(prefix_);
-         named != entries.end() && named->first.starts_with(prefix_); ++named) {
-      const std::string& name = named->first;
-      if (read_.contains(name) || (prefix_.empty() && is_of_case(name))) continue;
-      std::string problem =
-          "expected no such tensor for this configuration, got " + to_string(named->second);
-      for (const char* hyper_connection : {"static_alpha", "static_beta", "dynamic_alpha"})
-        if (name.find(hyper_connection) != std::string::npos)
-          problem += "; hyper-connections (num_residual_streams > 1) are not supported";
-      throw SafetensorsError(file_.file_name(), name, named->second.offset, problem);
+    for (const Stored* named : under_prefix_) {
+      const auto& [name, stored] = *named;
+      if (read_.contains(named) || (prefix_.empty() && is_of_case(name))) continue;
+      throw SafetensorsError(stored.file, name, stored.offset,
+                             "expected no such tensor for this configuration, got " +
+                                 to_string(stored) + std::string(remedy(name)));
     }
   }
 
  private:
-  bool has(const std::string& name) const { return file_.contains(prefix_ + name); }
+  using Stored = std::pair<const std::string, TensorEntry>;
 
-  bool has_any(const std::string& prefix) const {
-    const auto first = file_.entries().lower_bound(prefix);
-    return first != file_.entries().end() && first->first.starts_with(prefix);
-  }
+  bool has(const std::string& name) const { return names_.contains(name); }
 
   // Inputs, outputs and gradients may stand beside a state dict that has no prefix.
   static bool is_of_case(const std::string& name) {
     return name.starts_with("input/") || name.starts_with("output/") || name.starts_with("grad/");
   }
 
-  void require(const std::string& name, const std::vector<Index>& shape) {
-    const std::string full_name = prefix_ + name;
-    TensorEntry wanted;
-    wanted.shape = shape;
-    const std::string expected =
-        "expected F64, F32, F16 or BF16" + to_string(wanted).substr(name_of(wanted.dtype).size());
-    if (!file_.contains(full_name))
-      throw SafetensorsError(file_.file_name(), full_name,
-                             expected + ", got no such tensor" + similar(name));
-    const TensorEntry& stored = file_.entry(full_name);
-    if (!is_float(stored.dtype) || stored.shape != shape)
-      throw SafetensorsError(file_.file_name(), full_name, stored.offset,
-                             expected + ", got " + to_string(stored));
-    read_.insert(full_name);
+  static std::string expected(const std::vector<Index>& shape) {
+    const TensorEntry wanted{.shape = shape};
+    return "expected F64, F32, F16 or BF16" +
+           to_string(wanted).substr(name_of(wanted.dtype).size());
   }
 
-  // A hint for a wrong prefix.
+  const Stored& require(const std::string& name, const std::vector<Index>& shape) {
+    const auto found = names_.find(name);
+    if (found == names_.end()) fail_missing(name, expected(shape));
+    const auto& [full_name, stored] = *found->second;
+    if (!is_float(stored.dtype) || stored.shape != shape)
+      throw SafetensorsError(stored.file, full_name, stored.offset,
+                             expected(shape) + ", got " + to_string(stored));
+    read_.insert(found->second);
+    return *found->second;
+  }
+
+  [[noreturn]] void fail_missing(const std::string& name, const std::string& expectation) const {
+    throw SafetensorsError(file_.file_name(), prefix_ + name,
+                           expectation + ", got no such tensor" + similar(name));
+  }
+
+  // A hint for a wrong prefix, or for names that another tool has made.
   std::string similar(const std::string& name) const {
-    for (const auto& named : file_.entries())
-      if (named.first.ends_with(name) && !is_of_case(named.first))
+    for (const Stored* named : under_prefix_)
+      if (const std::string_view text = remedy(named->first); !text.empty())
+        return ", but '" + printable(named->first) + "'" + std::string(text);
+    for (const auto& named : file_.entries()) {
+      const std::string without = without_wrappers(named.first);
+      if (without.ends_with(name) && !is_of_case(named.first))
         return ", but '" + printable(named.first) + "' (is the prefix '" +
-               printable(named.first.substr(0, named.first.size() - name.size())) + "'?)";
+               printable(without.substr(0, without.size() - name.size())) +
+               "'? The loader takes it)";
+    }
     return "";
   }
 
-  void read(const std::string& name, std::span<Scalar> out) const {
+  void read(const Stored& stored, std::span<Scalar> out) const {
     if constexpr (std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>) {
-      file_.read_into<Scalar>(prefix_ + name, out);
+      file_.read_into<Scalar>(stored.first, out);
     } else {
-      const std::vector<double> values = file_.read<double>(prefix_ + name);
+      const std::vector<double> values = file_.read<double>(stored.first);
       std::transform(values.begin(), values.end(), out.begin(),
                      [](double value) { return Scalar(value); });
     }
   }
 
-  // As the Python package computes buffers in float, whatever they were converted to later.
-  void require_equal(const std::string& name, const Vector<double>& expected) {
-    require(name, {expected.size()});
-    const TensorEntry& stored = file_.entry(prefix_ + name);
-    double tolerance = 16 * static_cast<double>(std::numeric_limits<float>::epsilon());
-    if (stored.dtype == Dtype::F16) tolerance += 0x1p-11;
-    if (stored.dtype == Dtype::BF16) tolerance += 0x1p-8;
-    const std::vector<double> values = file_.read<double>(prefix_ + name);
+  // The Python package computes buffers in float, and then with what is left of them in the dtype
+  // that they are converted to: however they are stored, one rule.
+  void rotary_buffer(const std::string& name, const Vector<double>& expected) {
+    if (!has(name)) return;
+    const auto& [full_name, stored] = require(name, {expected.size()});
+    if (buffers_ == RotaryBuffers::ignore) return;
+    constexpr double tolerance = 16 * static_cast<double>(std::numeric_limits<float>::epsilon());
+    const std::vector<double> values = file_.read<double>(full_name);
     for (std::size_t m = 0; m < values.size(); ++m) {
       const double wanted = expected[static_cast<Index>(m)];
       if (!(std::abs(values[m] - wanted) <= tolerance * wanted))
         throw SafetensorsError(
-            file_.file_name(), prefix_ + name, stored.offset + m * size_of(stored.dtype),
+            stored.file, full_name, stored.offset + m * size_of(stored.dtype),
             "expected " + nlohmann::json(wanted).dump() + " at " + std::to_string(m) + ", got " +
-                nlohmann::json(values[m]).dump() + "; this library computes with the former");
+                nlohmann::json(values[m]).dump() +
+                "; this library computes with the former, Python with the latter: store it "
+                "unrounded, leave it out, or load with RotaryBuffers::ignore");
     }
   }
 
-  const SafetensorsFile& file_;
+  SafetensorsFile file_;
   std::string prefix_;
-  std::set<std::string, std::less<>> read_;
+  RotaryBuffers buffers_;
+  std::vector<const Stored*> under_prefix_;
+  std::map<std::string, const Stored*, std::less<>> names_;  // without prefix and wrappers
+  std::set<const Stored*> read_;
 };
 
 /// Adds tensors under a prefix, and checks that they have the shapes that the configuration says.
@@ -276,6 +389,18 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix, Index di
   state_dict.tensor(true, prefix + "4.weight", p.proj_out, dim, inner);
 }
 
+/// Goes through the weights of a DynamicPositionBias.
+template <typename StateDict, typename Parameters>
+void visit_position_bias(StateDict& state_dict, const std::string& prefix, Index hidden,
+                         Index heads, Parameters& p) {
+  state_dict.tensor(true, prefix + "mlp.0.weight", p.weight_0, hidden, 1);
+  state_dict.tensor(true, prefix + "mlp.0.bias", p.bias_0, hidden);
+  state_dict.tensor(true, prefix + "mlp.2.weight", p.weight_2, hidden, hidden);
+  state_dict.tensor(true, prefix + "mlp.2.bias", p.bias_2, hidden);
+  state_dict.tensor(true, prefix + "mlp.4.weight", p.weight_4, heads, hidden);
+  state_dict.tensor(true, prefix + "mlp.4.bias", p.bias_4, heads);
+}
+
 /// Goes through the weights of a LocalTransformer.
 template <typename StateDict, typename Parameters>
 void visit_state_dict(StateDict& state_dict, const std::string& prefix,
@@ -295,17 +420,12 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
   const std::string bias = prefix + "dynamic_pos_bias.";
   if (auto* mlp = state_dict.optional(config.use_dynamic_pos_bias, "dynamic_pos_bias",
                                       p.dynamic_pos_bias)) {
-    const Index hidden = dim / 2;
-    state_dict.tensor(true, bias + "mlp.0.weight", mlp->weight_0, hidden, 1);
-    state_dict.tensor(true, bias + "mlp.0.bias", mlp->bias_0, hidden);
-    state_dict.tensor(true, bias + "mlp.2.weight", mlp->weight_2, hidden, hidden);
-    state_dict.tensor(true, bias + "mlp.2.bias", mlp->bias_2, hidden);
-    state_dict.tensor(true, bias + "mlp.4.weight", mlp->weight_4, config.heads, hidden);
-    state_dict.tensor(true, bias + "mlp.4.bias", mlp->bias_4, config.heads);
+    visit_position_bias(state_dict, bias, dim / 2, config.heads, *mlp);
   }
   state_dict.tensor(true, prefix + "to_logits.0.weight", p.to_logits_norm_weight, dim);
   state_dict.tensor(true, prefix + "to_logits.0.bias", p.to_logits_norm_bias, dim);
   state_dict.tensor(true, prefix + "to_logits.1.weight", p.to_logits, config.num_tokens, dim);
 }
 
-}  // namespace local_mha::inline LOCAL_MHA_ABI::io::detail
+}  // namespace detail
+}  // namespace local_mha::inline LOCAL_MHA_ABI::io

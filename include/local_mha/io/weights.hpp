@@ -9,8 +9,10 @@
 /// A file carries its configuration in `__metadata__["case"]` (case.hpp); for one without, there
 /// are the functions that take a configuration. Names are those of the state dict behind a prefix.
 /// Read are also: `to_q.weight`, `to_k.weight`, `to_v.weight` in the place of `to_qkv.weight`;
-/// transformer layers without `branch.` (older versions of the package); buffers of the rotary
-/// embedding, which may be there or not and must be those that this library computes with.
+/// transformer layers without `branch.` (older versions of the package); names with `_orig_mod.`,
+/// `module.` and what else wraps a module, anywhere; a weight that is left out because it is tied
+/// to another one, which `__metadata__` names (as safetensors.torch.save_model() does); buffers of
+/// the rotary embedding, which may be there or not, see RotaryBuffers.
 ///
 /// Every tensor under the prefix must be known, there, of the right shape and floating-point. All
 /// this is checked tensor by tensor before memory is taken for it.
@@ -31,6 +33,7 @@
 #include <local_mha/io/kwargs.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/state_dict.hpp>
+#include <local_mha/ops/dynamic_position_bias.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
@@ -89,15 +92,17 @@ auto config_of(const SafetensorsFile& file, std::string_view kind, const ReadCon
 
 /// Weights of a LocalMHA whose configuration is known.
 /// \param prefix stands before the names, such as `param/` or `layers.3.0.branch.`
+/// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws std::invalid_argument if the configuration is
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
 LocalMHAParameters<Scalar> load_local_mha_parameters(const SafetensorsFile& file,
                                                      const LocalMHAConfig& config,
-                                                     const std::string& prefix) {
+                                                     const std::string& prefix,
+                                                     RotaryBuffers buffers = RotaryBuffers::check) {
   validate(config);
-  detail::StateDictReader<Scalar> reader(file, prefix);
+  detail::StateDictReader<Scalar> reader(file, prefix, buffers);
   LocalMHAParameters<Scalar> parameters;
   detail::visit_state_dict(reader, "", config, parameters);
   reader.reject_unexpected();
@@ -106,14 +111,16 @@ LocalMHAParameters<Scalar> load_local_mha_parameters(const SafetensorsFile& file
 
 /// Weights of a LocalTransformer whose configuration is known.
 /// \param prefix stands before the names, such as `param/` or `model.`
+/// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws std::invalid_argument if the configuration is
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
 LocalTransformerParameters<Scalar> load_local_transformer_parameters(
-    const SafetensorsFile& file, const LocalTransformerConfig& config, const std::string& prefix) {
+    const SafetensorsFile& file, const LocalTransformerConfig& config, const std::string& prefix,
+    RotaryBuffers buffers = RotaryBuffers::check) {
   validate(config);
-  detail::StateDictReader<Scalar> reader(file, prefix);
+  detail::StateDictReader<Scalar> reader(file, prefix, buffers);
   LocalTransformerParameters<Scalar> parameters;
   detail::visit_state_dict(reader, "", config, parameters);
   reader.reject_unexpected();
@@ -130,21 +137,38 @@ FeedForwardParameters<Scalar> load_feed_forward_parameters(const SafetensorsFile
                                                            Index inner, const std::string& prefix) {
   local_mha::detail::require_at_least("dim", dim, 1);
   local_mha::detail::require_at_least("inner", inner, 1);
-  detail::StateDictReader<Scalar> reader(file, prefix);
+  detail::StateDictReader<Scalar> reader(file, prefix, RotaryBuffers::check);
   FeedForwardParameters<Scalar> parameters;
   detail::visit_state_dict(reader, "", dim, inner, parameters);
   reader.reject_unexpected();
   return parameters;
 }
 
+/// A DynamicPositionBias alone, of the size that its weights have.
+/// \param prefix stands before `mlp.0.weight`, such as `dynamic_pos_bias.` or `pos_bias.`
+/// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
+///   floating-point
+template <typename Scalar>
+DynamicPositionBias<Scalar> load_dynamic_position_bias(const SafetensorsFile& file,
+                                                       const std::string& prefix) {
+  detail::StateDictReader<Scalar> reader(file, prefix, RotaryBuffers::check);
+  DynamicPositionBiasParameters<Scalar> parameters;
+  const Index hidden = reader.rows("mlp.0.weight");
+  detail::visit_position_bias(reader, "", hidden, reader.rows("mlp.4.weight"), parameters);
+  reader.reject_unexpected();
+  return DynamicPositionBias<Scalar>(std::move(parameters));
+}
+
 /// The configuration in the file's metadata; the buffers of the rotary embedding are checked.
 /// \param prefix stands before the names; empty: `param/` if there are such names, else none
+/// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws SafetensorsError
 inline LocalAttentionConfig load_local_attention(const SafetensorsFile& file,
-                                                 const std::optional<std::string>& prefix = {}) {
+                                                 const std::optional<std::string>& prefix = {},
+                                                 RotaryBuffers buffers = RotaryBuffers::check) {
   const LocalAttentionConfig config =
       detail::config_of(file, "LocalAttention", local_attention_config);
-  detail::StateDictReader<double> reader(file, detail::prefix_of(file, prefix));
+  detail::StateDictReader<double> reader(file, detail::prefix_of(file, prefix), buffers);
   if (config.dim && config.use_rotary_pos_emb) reader.rotary_buffers("rel_pos.", *config.dim);
   reader.reject_unexpected();
   return config;
@@ -152,24 +176,29 @@ inline LocalAttentionConfig load_local_attention(const SafetensorsFile& file,
 
 /// Configuration and weights of a LocalMHA.
 /// \param prefix stands before the names; empty: `param/` if there are such names, else none
+/// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws SafetensorsError naming the argument or tensor that is wrong
 template <typename Scalar>
 LocalMHAWeights<Scalar> load_local_mha(const SafetensorsFile& file,
-                                       const std::optional<std::string>& prefix = {}) {
+                                       const std::optional<std::string>& prefix = {},
+                                       RotaryBuffers buffers = RotaryBuffers::check) {
   const LocalMHAConfig config = detail::config_of(file, "LocalMHA", local_mha_config);
-  return {config, load_local_mha_parameters<Scalar>(file, config, detail::prefix_of(file, prefix))};
+  return {config, load_local_mha_parameters<Scalar>(file, config, detail::prefix_of(file, prefix),
+                                                    buffers)};
 }
 
 /// Configuration and weights of a LocalTransformer.
 /// \param prefix stands before the names; empty: `param/` if there are such names, else none
+/// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws SafetensorsError naming the argument or tensor that is wrong
 template <typename Scalar>
 LocalTransformerWeights<Scalar> load_local_transformer(
-    const SafetensorsFile& file, const std::optional<std::string>& prefix = {}) {
+    const SafetensorsFile& file, const std::optional<std::string>& prefix = {},
+    RotaryBuffers buffers = RotaryBuffers::check) {
   const LocalTransformerConfig config =
       detail::config_of(file, "LocalTransformer", local_transformer_config);
-  return {config,
-          load_local_transformer_parameters<Scalar>(file, config, detail::prefix_of(file, prefix))};
+  return {config, load_local_transformer_parameters<Scalar>(
+                      file, config, detail::prefix_of(file, prefix), buffers)};
 }
 
 /// Adds a LocalMHA's state dict and its configuration; Python's `load_state_dict` takes the former.
@@ -178,9 +207,11 @@ template <typename Scalar>
 void add_local_mha(SafetensorsWriter& writer, const LocalMHAConfig& config,
                    const LocalMHAParameters<Scalar>& parameters, const SaveOptions& options = {}) {
   validate(config);
-  detail::StateDictWriter<Scalar> state_dict(writer, options.prefix, options.dtype);
+  SafetensorsWriter added;  // all of it or nothing
+  detail::StateDictWriter<Scalar> state_dict(added, options.prefix, options.dtype);
   detail::visit_state_dict(state_dict, "", config, parameters);
-  set_case(writer, {.kind = "LocalMHA", .kwargs = to_kwargs(config), .note = options.note});
+  set_case(added, {.kind = "LocalMHA", .kwargs = to_kwargs(config), .note = options.note});
+  writer.merge(added);
 }
 
 /// Adds a LocalTransformer's state dict and its configuration; Python's `load_state_dict` takes the
@@ -191,9 +222,11 @@ void add_local_transformer(SafetensorsWriter& writer, const LocalTransformerConf
                            const LocalTransformerParameters<Scalar>& parameters,
                            const SaveOptions& options = {}) {
   validate(config);
-  detail::StateDictWriter<Scalar> state_dict(writer, options.prefix, options.dtype);
+  SafetensorsWriter added;  // all of it or nothing
+  detail::StateDictWriter<Scalar> state_dict(added, options.prefix, options.dtype);
   detail::visit_state_dict(state_dict, "", config, parameters);
-  set_case(writer, {.kind = "LocalTransformer", .kwargs = to_kwargs(config), .note = options.note});
+  set_case(added, {.kind = "LocalTransformer", .kwargs = to_kwargs(config), .note = options.note});
+  writer.merge(added);
 }
 
 /// Writes a file that load_local_mha() reads.

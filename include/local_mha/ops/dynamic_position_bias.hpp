@@ -5,11 +5,13 @@
 #pragma once
 
 #include <cstdlib>
+#include <string>
 #include <utility>
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/initialization.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
@@ -21,6 +23,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class DynamicPositionBias {
  public:
+  /// \throws std::invalid_argument naming the weight whose shape does not fit the others
   explicit DynamicPositionBias(DynamicPositionBiasParameters<Scalar> parameters)
       : heads_(parameters.weight_4.rows()),
         first_(parameters.weight_0, parameters.bias_0),
@@ -55,13 +58,16 @@ class DynamicPositionBias {
 
   /// Adds the gradients of the weights to `gradients`.
   /// \param grad_bias gradient of forward()'s result
-  /// \throws std::invalid_argument as forward() does, and if grad_bias has another shape
+  /// \param gradients `DynamicPositionBiasParameters::zeros(hidden, heads)` at first
+  /// \throws std::invalid_argument as forward() does, and naming the gradient that has another
+  /// shape
   void backward(DynamicPositionBiasParameters<Scalar>& gradients,
                 TensorView<const Scalar, 3> grad_bias, Index window_size, Index look_backward,
                 Index look_forward) const {
     check(window_size, look_backward, look_forward);
     const Index columns = (1 + look_backward + look_forward) * window_size;
     require_shape("grad_bias", grad_bias.dimensions(), {heads_, window_size, columns});
+    detail::require_same_shapes(gradients, parameters_);
     const Activations at = activations(columns);
     // A distance is that of up to two pairs of every query.
     RowMatrix<LongSum<Scalar>> of_distance =

@@ -32,8 +32,9 @@ void embedding_backward(RowMatrix<Scalar>& grad_table, std::span<const std::int6
   // Each entry's positions one after the other, for there may be millions of one entry.
   std::vector<std::size_t> order(rows.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return rows[a] < rows[b]; });
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return rows[a] != rows[b] ? rows[a] < rows[b] : a < b;
+  });
   Vector<LongSum<Scalar>> sum(grad_y.cols());
   for (std::size_t begin = 0, end = 0; begin < order.size(); begin = end) {
     const std::int64_t entry = rows[order[begin]];

@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <iterator>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 
 #include <local_mha/attention/call.hpp>
@@ -24,6 +26,8 @@
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -57,6 +61,7 @@ class FeedForward {
   /// \param x `[rows, dim]`
   /// \param training dropout acts, with this seed; empty: evaluation
   /// \return `[rows, dim]`, to be added to the residual stream
+  /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x,
                             std::optional<Training> training = {}) const {
     return forward(Eigen::DefaultDevice(), x, training);
@@ -83,6 +88,10 @@ class FeedForward {
 
    private:
     friend FeedForward;
+    bool fits(const FeedForward& layer) const {
+      return std::ssize(in_) == together * layer.dim_ * count &&
+             std::ssize(values_) == together * layer.inner_ * count;
+    }
     static BlockBuffer<Scalar> room(Index channels) {
       return make_block_buffer<Scalar>(together * channels * count);
     }
@@ -94,11 +103,17 @@ class FeedForward {
   };
 
   /// The same into given memory. Allocates nothing.
-  /// \param x, x_stride `[rows, dim]`, and from row to row
+  /// \param x, x_stride `[rows, dim]`, and from row to row, at least `dim`
   /// \param y `[rows, dim]`, row below row
   /// \param workspace of a layer of this one's sizes
+  /// \throws std::invalid_argument naming the argument that does not fit
   void forward_into(Index rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
                     std::optional<Training> training = {}) const {
+    detail::require_at_least("rows", rows, 0);
+    if (rows > 1) detail::require_at_least("x_stride", x_stride, dim_);
+    if (rows > 0 && x == nullptr) reject("x", "rows of channels", "null");
+    if (rows > 0 && y == nullptr) reject("y", "room for rows of channels", "null");
+    if (!workspace.fits(*this)) reject("workspace", "one of a layer of these sizes", "another");
     run({0, rows}, x, x_stride, y, workspace, dropout_of(training), rows == 1, nullptr);
   }
 
@@ -363,3 +378,5 @@ void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -135,7 +136,7 @@ class LayerNorm {
     Lanes<Scalar> scale;  // 1 / √(var + eps)
 
     LOCAL_MHA_INLINE Lanes<Scalar> centred(const Lanes<Scalar>& x) const {
-      return (x - mean) - rest;
+      return rounded(x - mean) - rest;
     }
     LOCAL_MHA_INLINE Lanes<Scalar> normalized(const Lanes<Scalar>& x) const {
       return centred(x) * scale;
@@ -150,8 +151,9 @@ class LayerNorm {
     Moments of{L::zero(), L::zero(), L::zero()};
     of.mean = detail::sum_channels(dim(), block,
                                    [&](const L& x, const L& sum) { return fma(factor, x, sum); });
-    of.rest = detail::sum_channels(
-        dim(), block, [&](const L& x, const L& sum) { return fma(factor, x - of.mean, sum); });
+    of.rest = detail::sum_channels(dim(), block, [&](const L& x, const L& sum) {
+      return fma(factor, rounded(x - of.mean), sum);
+    });
     const L deviation = detail::root_of_squares(
         dim(), block, factor,
         [](const L& variance) { return variance + L::broadcast(Scalar(eps)); },

@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <concepts>
-#include <string_view>
+#include <string>
 #include <utility>
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -102,6 +104,7 @@ class PackedWeight {
   /// \param column_group, padded_group `in` is made of groups of `column_group` columns, each to be
   ///        filled up with zeros to `padded_group`, as blocks with padded channels are. 0: it is
   ///        not
+  /// \throws std::invalid_argument if rows or columns are not made of such groups
   template <typename Matrix>
     requires std::same_as<typename Matrix::Scalar, Scalar>
   explicit PackedWeight(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0,
@@ -114,6 +117,7 @@ class PackedWeight {
     requires std::same_as<typename Matrix::Scalar, Scalar>
   void pack(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0, Index column_group = 0,
             Index padded_group = 0) {
+    check(weight.rows(), weight.cols(), group_rows, column_group, padded_group);
     group_rows_ = group_rows > 0 ? group_rows : weight.rows();
     group_panels_ = ceil_div(group_rows_, panel_rows);
     depth_ = column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols();
@@ -147,6 +151,17 @@ class PackedWeight {
   Index panel_size() const { return panel_size_; }
 
  private:
+  static void check(Index rows, Index columns, Index group_rows, Index column_group,
+                    Index padded_group) {
+    if (group_rows < 0 || (group_rows > 0 && rows % group_rows != 0))
+      reject("group_rows", "a divisor of " + std::to_string(rows) + " rows, or 0", group_rows);
+    if (column_group < 0 || (column_group > 0 && columns % column_group != 0))
+      reject("column_group", "a divisor of " + std::to_string(columns) + " columns, or 0",
+             column_group);
+    if (column_group > 0 && padded_group < column_group)
+      reject("padded_group", "at least " + std::to_string(column_group), padded_group);
+  }
+
   Index group_rows_ = 0;
   Index group_panels_ = 0;
   Index depth_ = 0;
@@ -324,6 +339,7 @@ class Linear {
  public:
   /// \param weight `[out, in]`
   /// \param bias `[out]`, or empty for none
+  /// \throws std::invalid_argument if bias has another size
   explicit Linear(const RowMatrix<Scalar>& weight, Vector<Scalar> bias = {})
       : out_(weight.rows()), bias_(std::move(bias)), packed_(weight) {
     if (bias_.size() != 0 && bias_.size() != out_)
@@ -336,6 +352,7 @@ class Linear {
 
   /// \param x `[rows, in]`
   /// \return `[rows, out]`
+  /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
     if (x.cols() != in_features())
       reject("x", std::to_string(in_features()) + " columns", x.cols());
@@ -356,3 +373,5 @@ class Linear {
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include <local_mha/core/block.hpp>
@@ -102,6 +103,7 @@ class QkNorm {
   }
 
   /// \param x `[rows, dim_head]`
+  /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
     if (x.cols() != dim_head()) reject("x", std::to_string(dim_head()) + " columns", x.cols());
     return map_blocks<Scalar>(x, dim_head(), 1, [&](Index, const Scalar* in, Scalar* out) {

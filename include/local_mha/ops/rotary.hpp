@@ -121,6 +121,7 @@ class RotaryEmbedding {
 
   /// Turns a matrix of keys; row `j` is at place `j` of a group.
   /// \param keys `[rows, dim_head]`, at most group() rows
+  /// \throws std::invalid_argument if keys has another width, or more rows
   RowMatrix<Scalar> rotate_keys(const Eigen::Ref<const RowMatrix<Scalar>>& keys) const {
     check_rows("keys", keys.rows(), keys.cols());
     Index first = 0;
@@ -135,6 +136,7 @@ class RotaryEmbedding {
   /// rotate_keys() is the score of the distance `i − j + distance`.
   /// \param queries `[rows, dim_head]`, at most group() rows
   /// \param distance from the keys' group to the queries', and any shift
+  /// \throws std::invalid_argument if queries has another width, or more rows
   RowMatrix<Scalar> rotate_queries(const Eigen::Ref<const RowMatrix<Scalar>>& queries,
                                    Index distance = 0) const {
     check_rows("queries", queries.rows(), queries.cols());
@@ -224,9 +226,10 @@ class RotarySteps {
  public:
   RotarySteps() = default;
   /// \param shift added to every distance, `lf·w`
-  /// \param behind, ahead rows before and after its own that a query can see
+  /// \param behind, ahead rows before and after its own that a query can see, at least 0
+  /// \throws std::invalid_argument if they are negative, or `rotary` is default-constructed
   RotarySteps(const RotaryEmbedding<Scalar>& rotary, Index shift, Index behind, Index ahead)
-      : group_(rotary.group()),
+      : group_(checked(rotary, behind, ahead)),
         dim_head_(rotary.dim_head()),
         first_(-ceil_div(ahead, rotary.group())),
         turns_(make_block_buffer<Scalar>((ceil_div(behind, rotary.group()) - first_ + 1) *
@@ -250,6 +253,13 @@ class RotarySteps {
   }
 
  private:
+  static Index checked(const RotaryEmbedding<Scalar>& rotary, Index behind, Index ahead) {
+    detail::require_at_least("rotary.dim_head()", rotary.dim_head(), 1);
+    detail::require_at_least("behind", behind, 0);
+    detail::require_at_least("ahead", ahead, 0);
+    return rotary.group();
+  }
+
   Index group_ = 0;
   Index dim_head_ = 0;
   Index first_ = 0;

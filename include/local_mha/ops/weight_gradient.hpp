@@ -11,14 +11,18 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string>
 #include <vector>
 
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/linear.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -320,6 +324,7 @@ void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, In
 /// \param grad_weight `[out, in]`, to be added to
 /// \param grad_bias null, or `[out]`, to be added to
 /// \return the gradient of x, `[rows, in]`
+/// \throws std::invalid_argument naming the argument that does not fit
 template <ThreadDevice Device, typename Scalar>
 RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>& weight,
                                   const Eigen::Ref<const RowMatrix<Scalar>>& x,
@@ -328,6 +333,10 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
   using L = Lanes<Scalar>;
   const Index in = weight.cols();
   const Index out = weight.rows();
+  if (x.cols() != in) reject("x", std::to_string(in) + " columns", x.cols());
+  require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), out});
+  require_shape<2>("grad_weight", {grad_weight.rows(), grad_weight.cols()}, {out, in});
+  if (grad_bias != nullptr) require_shape<1>("grad_bias", {grad_bias->size()}, {out});
   const BatchBlocks rows{1, x.rows(), block_rows<Scalar>};
   RowMatrix<Scalar> grad_x(x.rows(), in);
   if (x.rows() == 0) return grad_x;
@@ -362,3 +371,5 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -240,6 +240,9 @@ void LocalAttention<Scalar>::Stream::push_into(const Device& device, TensorView<
   check(q, k, v, mask);
   const Index n = q.dimension(2);
   check_room(out, this->results_of(n));
+  detail::require_apart("out", out, "q", q);
+  detail::require_apart("out", out, "k", k);
+  detail::require_apart("out", out, "v", v);
   run(device, [&](Worker& worker, Index b) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Range in{sequence.position(), sequence.position() + n};

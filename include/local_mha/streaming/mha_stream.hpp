@@ -99,6 +99,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     check(x, mask);
     const Index n = x.dimension(1);
     check_room(y, this->results_of(n));
+    detail::require_apart("y", y, "x", x);
     run(device, y, [&](const auto& threads, Flow& flow, Index b, Scalar* to) {
       advance(threads, flow, b, n, x.data() + b * n * x.dimension(2), mask.row(b), to);
     });

@@ -259,7 +259,9 @@ class SequenceStream {
   Index answered(Index sequence = 0) const { return at(sequence).answered(); }
 
   /// Rows of results that pushing `n` positions gives: the most of any sequence.
+  /// \throws std::invalid_argument unless n is 0 to 2^60
   Index results_of(Index n) const {
+    if (n < 0 || n > detail::last_position) reject("n", "0 to 2^60 positions", n);
     Index most = 0;
     for (const Sequence& sequence : sequences_) most = std::max(most, results_of(sequence, n));
     return most;
@@ -320,6 +322,7 @@ class SequenceStream {
     detail::require_at_least("max_rollback", config.max_rollback, 0);
     detail::require_at_least("max_threads", config.max_threads, 1);
     detail::require_at_least("batch", config.batch, 1);
+    if (config.batch > Index{1} << 32) reject("batch", "at most 2^32 sequences", config.batch);
     description_ += ", batch " + std::to_string(config.batch) + ", " +
                     std::to_string(sizeof(Scalar)) + " bytes";
   }

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What positions, sizes and shapes are counted in.
+#pragma once
+
+#include <Eigen/Core>
+
+#include <local_mha/core/namespace.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+using Index = Eigen::Index;
+static_assert(sizeof(Index) >= 8,
+              "positions are counted in 64 bits: EIGEN_DEFAULT_DENSE_INDEX_TYPE");
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the library asks of the compiler and of its flags. Where it is missing, the compilation
+/// ends here, with one message; or the program does when it starts.
+#pragma once
+
+// A file that is not found ends the compilation everywhere, as #error does not.
+#if __cplusplus < 202002L && !(defined(_MSVC_LANG) && _MSVC_LANG >= 202002L)
+#include <local_mha needs C++20: compile with -std=c++20 or later>
+#elif defined(__GNUC__) && !defined(__cpp_exceptions)
+#include <local_mha reports errors by exceptions: compile without -fno-exceptions>
+#elif defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
+#include <local_mha is exact only without -ffast-math, -Ofast and their parts>
+#endif
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+
+#include <Eigen/Core>
+
+/// Not in the inline namespace: what all units of a program share.
+namespace local_mha::program {
+
+/// EIGEN_DEFAULT_ALIGN_BYTES of the first unit.
+inline std::atomic<int> alignment = -1;
+
+[[noreturn]] inline void refuse(const char* reason) {
+  std::fprintf(stderr, "local_mha: %s\n", reason);
+  std::abort();
+}
+
+// Of each unit its own, compiled with its flags.
+static bool check_unit() {
+  // No macro shows the flags of `#pragma GCC optimize`, nor some of clang's.
+  const volatile float zero = 0;
+  const float infinite = 1 / zero;
+  const float nan = infinite - infinite;
+  if (nan == nan || !(nan != nan) || infinite != std::numeric_limits<float>::infinity())
+    refuse(
+        "a part of this program is compiled with flags by which there are no NaN and no "
+        "infinities (-ffinite-math-only, -fno-honor-nans, -fno-honor-infinities, -ffast-math)");
+  // The linker keeps one of Eigen's functions that take memory and one of those that free it.
+  int first = -1;
+  if (!alignment.compare_exchange_strong(first, EIGEN_DEFAULT_ALIGN_BYTES) &&
+      first != EIGEN_DEFAULT_ALIGN_BYTES)
+    refuse(
+        "parts of this program are compiled with flags by which Eigen aligns memory differently. "
+        "Give all of them the same -m flags, or all of them -DEIGEN_MAX_ALIGN_BYTES=64");
+  return true;
+}
+
+[[maybe_unused]] static const bool unit_is_checked = check_unit();
+
+}  // namespace local_mha::program
