@@ -325,8 +325,8 @@ Array<Real> feed_forward_backward(const Parameters<Real>& parameters, const Arra
     const std::size_t value = i / inner * width + i % inner;
     hidden.data[i] = both.data[value] * gelu(both.data[value + inner]) * factor(i);
   }
-  Array<Real> grad_hidden = linear_backward(hidden, parameters.at(prefix + "4.weight"),
-                                                  grad_y, gradients.at(prefix + "4.weight"));
+  Array<Real> grad_hidden = linear_backward(hidden, parameters.at(prefix + "4.weight"), grad_y,
+                                            gradients.at(prefix + "4.weight"));
   Array<Real> grad_both(both.shape);
   for (std::size_t i = 0; i < hidden.data.size(); ++i) {
     const std::size_t value = i / inner * width + i % inner;
@@ -411,13 +411,10 @@ struct TransformerGradients {
 
 /// Of cross_entropy() of transformer_logits(), for the weights.
 template <typename Real>
-TransformerGradients<Real> transformer_backward(const TransformerOptions& o,
-                                                const Parameters<Real>& parameters,
-                                                const Array<Int>& tokens, const Array<Int>& labels,
-                                                Int ignore_index,
-                                                const std::vector<unsigned char>& masked,
-                                                Parameters<Real>& gradients,
-                                                const TransformerDropout<Real>& dropout = {}) {
+TransformerGradients<Real> transformer_backward(
+    const TransformerOptions& o, const Parameters<Real>& parameters, const Array<Int>& tokens,
+    const Array<Int>& labels, Int ignore_index, const std::vector<unsigned char>& masked,
+    Parameters<Real>& gradients, const TransformerDropout<Real>& dropout = {}) {
   const Int batch = tokens.shape[0], n = tokens.shape[1], dim = o.layer.dim;
   const Array<Real>& token_emb = parameters.at("token_emb.weight");
   const Array<Real>& pos_emb = parameters.at("pos_emb.weight");

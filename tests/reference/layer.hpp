@@ -50,8 +50,8 @@ Array<Real> layer_norm(Array<Real> x, const Array<Real>& weight, const Array<Rea
   const auto dim = static_cast<std::size_t>(x.shape.back());
   for (std::size_t row = 0; row < x.data.size(); row += dim) {
     const std::vector<Real> around_mean = centred(x.data.data() + row, dim);
-    const Real deviation = root_of_squares(around_mean.data(), dim, static_cast<Real>(dim),
-                                           static_cast<Real>(1e-5L));
+    const Real deviation =
+        root_of_squares(around_mean.data(), dim, static_cast<Real>(dim), static_cast<Real>(1e-5L));
     for (std::size_t c = 0; c < dim; ++c)
       x.data[row + c] = around_mean[c] / deviation * weight.data[c] + bias.data[c];
   }
