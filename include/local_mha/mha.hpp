@@ -70,15 +70,17 @@ class LocalMHA {
 
     // Sequences follow one another through `pasts_`; workers share the one of a sequence.
     void prepare(const LocalMHA& layer, const Window& window, Index seqlen, const Plan& plan) {
+      const Weights& weights = *layer.weights_;
       const typename Past<Scalar>::Size past = layer.size_of_past(window, seqlen, plan);
-      std::erase_if(flows_,
-                    [&](const Flow& f) { return !f.fits(*layer.weights_, window, seqlen); });
-      std::erase_if(pasts_, [&](const Past<Scalar>& p) { return !p.serves(past); });
       plan_ = plan;
-      while (std::ssize(flows_) < plan.workers)
-        flows_.emplace_back(*layer.weights_, window, seqlen);
-      while (std::ssize(pasts_) < plan.pasts) pasts_.emplace_back(past);
-      for (Flow& flow : flows_) flow.use(*layer.weights_, seqlen);
+      detail::provide(
+          flows_, plan.workers,
+          [&](const Flow& flow) { return flow.fits(weights, window, seqlen); },
+          [&] { return Flow(weights, window, seqlen); });
+      detail::provide(
+          pasts_, plan.pasts, [&](const Past<Scalar>& kept) { return kept.serves(past); },
+          [&] { return Past<Scalar>(past); });
+      for (Flow& flow : flows_) flow.use(weights, seqlen);
       // Not to be moved, nor copied.
       if (!order_) order_ = std::make_unique<TaskOrder>();
       order_->start(plan.tasks, plan.waiting);
@@ -662,7 +664,8 @@ class LocalMHA {
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
-        Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
+        Scalar* lse =
+            saved_ != nullptr ? saved_->lse[first_saved_ + block] + 2 * h * count : nullptr;
         scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
                               past.values(h), out, lse);
         save(&Saved::out, out, block * count, h);

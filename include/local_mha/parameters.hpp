@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <local_mha/config.hpp>
+#include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -78,18 +79,6 @@ struct LocalMHAParameters {
            detail::same_shape(to_v_gate_bias, other.to_v_gate_bias);
   }
 
-  /// Adds the numbers of a set of the same shapes. Allocates nothing.
-  void add(const LocalMHAParameters& other) {
-    to_qkv += other.to_qkv;
-    to_out += other.to_out;
-    norm_weight += other.norm_weight;
-    norm_bias += other.norm_bias;
-    q_scale += other.q_scale;
-    k_scale += other.k_scale;
-    to_v_gate_weight += other.to_v_gate_weight;
-    to_v_gate_bias += other.to_v_gate_bias;
-  }
-
   /// See for_each_parameter().
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
@@ -136,14 +125,6 @@ struct FeedForwardParameters {
            detail::same_shape(proj_out, other.proj_out);
   }
 
-  /// Adds the numbers of a set of the same shapes. Allocates nothing.
-  void add(const FeedForwardParameters& other) {
-    norm_weight += other.norm_weight;
-    norm_bias += other.norm_bias;
-    proj_in += other.proj_in;
-    proj_out += other.proj_out;
-  }
-
   /// See for_each_parameter().
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
@@ -186,16 +167,6 @@ struct DynamicPositionBiasParameters {
            detail::same_shape(weight_2, other.weight_2) &&
            detail::same_shape(bias_2, other.bias_2) &&
            detail::same_shape(weight_4, other.weight_4) && detail::same_shape(bias_4, other.bias_4);
-  }
-
-  /// Adds the numbers of a set of the same shapes. Allocates nothing.
-  void add(const DynamicPositionBiasParameters& other) {
-    weight_0 += other.weight_0;
-    bias_0 += other.bias_0;
-    weight_2 += other.weight_2;
-    bias_2 += other.bias_2;
-    weight_4 += other.weight_4;
-    bias_4 += other.bias_4;
   }
 
   /// See for_each_parameter().
@@ -262,20 +233,6 @@ struct LocalTransformerParameters {
            detail::same_shape(to_logits, other.to_logits);
   }
 
-  /// Adds the numbers of a set of the same shapes. Allocates nothing.
-  void add(const LocalTransformerParameters& other) {
-    token_emb += other.token_emb;
-    pos_emb += other.pos_emb;
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      layers[i].attention.add(other.layers[i].attention);
-      layers[i].feed_forward.add(other.layers[i].feed_forward);
-    }
-    if (dynamic_pos_bias) dynamic_pos_bias->add(*other.dynamic_pos_bias);
-    to_logits_norm_weight += other.to_logits_norm_weight;
-    to_logits_norm_bias += other.to_logits_norm_bias;
-    to_logits += other.to_logits;
-  }
-
   /// See for_each_parameter().
   template <typename Self, typename Visitor>
   static void visit_each(Self& p, Visitor&& visit) {
@@ -296,5 +253,52 @@ struct LocalTransformerParameters {
     visit(std::string("to_logits.1.weight"), p.to_logits);
   }
 };
+
+namespace detail {
+
+// Adds the numbers of a set of the same shapes. Allocates nothing.
+template <typename Scalar>
+void add(LocalMHAParameters<Scalar>& to, const LocalMHAParameters<Scalar>& from) {
+  to.to_qkv += from.to_qkv;
+  to.to_out += from.to_out;
+  to.norm_weight += from.norm_weight;
+  to.norm_bias += from.norm_bias;
+  to.q_scale += from.q_scale;
+  to.k_scale += from.k_scale;
+  to.to_v_gate_weight += from.to_v_gate_weight;
+  to.to_v_gate_bias += from.to_v_gate_bias;
+}
+template <typename Scalar>
+void add(FeedForwardParameters<Scalar>& to, const FeedForwardParameters<Scalar>& from) {
+  to.norm_weight += from.norm_weight;
+  to.norm_bias += from.norm_bias;
+  to.proj_in += from.proj_in;
+  to.proj_out += from.proj_out;
+}
+template <typename Scalar>
+void add(DynamicPositionBiasParameters<Scalar>& to,
+         const DynamicPositionBiasParameters<Scalar>& from) {
+  to.weight_0 += from.weight_0;
+  to.bias_0 += from.bias_0;
+  to.weight_2 += from.weight_2;
+  to.bias_2 += from.bias_2;
+  to.weight_4 += from.weight_4;
+  to.bias_4 += from.bias_4;
+}
+template <typename Scalar>
+void add(LocalTransformerParameters<Scalar>& to, const LocalTransformerParameters<Scalar>& from) {
+  to.token_emb += from.token_emb;
+  to.pos_emb += from.pos_emb;
+  for (std::size_t i = 0; i < to.layers.size(); ++i) {
+    add(to.layers[i].attention, from.layers[i].attention);
+    add(to.layers[i].feed_forward, from.layers[i].feed_forward);
+  }
+  if (to.dynamic_pos_bias) add(*to.dynamic_pos_bias, *from.dynamic_pos_bias);
+  to.to_logits_norm_weight += from.to_logits_norm_weight;
+  to.to_logits_norm_bias += from.to_logits_norm_bias;
+  to.to_logits += from.to_logits;
+}
+
+}  // namespace detail
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -400,7 +400,7 @@ Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& grad
   for (std::size_t i = 0; i < size; ++i)
     places[i] = static_cast<std::int64_t>(i) % input.dimension(1);
   embedding_backward<Scalar>(made.pos_emb, places, rows(grad));
-  gradients.add(made);
+  detail::add(gradients, made);
   return loss;
 }
 

@@ -146,9 +146,9 @@ TEST(OutOfMemory, InCallsOfTheAttention) {
     Attention::Workspace workspace;
     Attention::Saved saved;
     Attention::Gradients gradients;
-    Tensor<float, 4> out{2, 2, 40, 6};
+    Tensor<float, 4> out{2, 2, 17, 6};
   };
-  const auto q = random<4>(1, {2, 2, 40, 6});
+  const auto q = random<4>(1, {2, 2, 17, 6});
   const auto small = random<4>(2, {1, 2, 7, 6});
   const auto bias = random<3>(3, {2, 5, 15});
   const local_mha::LocalAttentionCall call{.training = Training{.seed = 3}};
@@ -199,12 +199,12 @@ TEST(OutOfMemory, InCallsOfTheLayer) {
     Layer::Workspace workspace = {};
     Layer::Saved saved = {};
     Layer::Parameters gradients = Layer::Parameters::zeros(layer_config());
-    Tensor<float, 3> y{2, 40, 10};
-    Tensor<float, 3> grad_x{2, 40, 10};
+    Tensor<float, 3> y{2, 17, 10};
+    Tensor<float, 3> grad_x{2, 17, 10};
     Tensor<float, 3> grad_bias{3, 5, 15};
   };
   const Layer layer(layer_config(), 1);
-  const auto x = random<3>(1, {2, 40, 10});
+  const auto x = random<3>(1, {2, 17, 10});
   const auto small = random<3>(2, {1, 7, 10});
   const auto bias = random<3>(3, {3, 5, 15});
   const Training training{.seed = 5};
@@ -261,7 +261,7 @@ TEST(OutOfMemory, LeavesNothingSavedThatIsNoCalls) {
   if (MEMORY_FAILS == 0) GTEST_SKIP() << "needs its own malloc";
   const Layer layer(layer_config(), 1);
   const auto small = random<3>(2, {1, 7, 10});
-  const auto x = random<3>(1, {2, 40, 10});
+  const auto x = random<3>(1, {2, 17, 10});
   auto gradients = Layer::Parameters::zeros(layer_config());
   for (long number = 1;; ++number) {
     Layer::Saved saved;

@@ -44,7 +44,7 @@ struct QueryGradients {
   Index first = 0;                   ///< the block's first row
   const Scalar* queries = nullptr;   ///< `[dim_head][block_rows]` as AttentionKernel::attend() has
   const Scalar* grad_out = nullptr;  ///< `[dim_value][block_rows]`, 0 in rows that do not exist
-  const Scalar* lse = nullptr;       ///< `[block_rows]`, natural logarithms, of the forward pass
+  const Scalar* lse = nullptr;       ///< `[2][block_rows]` as AttentionKernel::attend() leaves it
   const Scalar* delta = nullptr;     ///< `[block_rows]`
   /// `[padded dim_head][block_rows]`: becomes `Σ_j ds_ij · k_j`, turned back to the place of the
   /// queries
@@ -139,22 +139,15 @@ class AttentionBackwardKernel {
       alignas(64) Scalar whole[count];
       alignas(64) Scalar rest[count];
       for (Index r = 0; r < count; ++r) {
-        const auto parts = binary_log_sum_exp(lse[r]);
-        whole[r] = parts[0];
-        rest[r] = parts[1];
+        const auto parts = binary_log_sum_exp<Scalar>({lse[r], lse[count + r]});
+        whole[r] = parts.nearest;
+        rest[r] = parts.rest;
       }
       whole_ = L::load(whole);
       rest_ = L::load(rest);
     }
 
     LOCAL_MHA_INLINE L probability(const L& score) const { return exp2((score - whole_) - rest_); }
-
-    /// Of a score that is the same for all, and rounded as that of a query that sees nothing else
-    /// is in its log-sum-exp, so that its probability is 1.
-    L probability(double score) const {
-      const auto parts = binary_log_sum_exp(natural_log_sum_exp(Scalar(score * log2_e), Scalar(1)));
-      return exp2((L::broadcast(parts[0]) - whole_) + (L::broadcast(parts[1]) - rest_));
-    }
 
    private:
     L whole_;
@@ -250,7 +243,7 @@ class AttentionBackwardKernel {
       L grad = L::load(ds);
       if (is_self(head, tile, key)) {
         const int self = static_cast<int>(key - tile.first);
-        const L constant = denominator.probability(self_score);
+        const L constant = denominator.probability(L::broadcast(Scalar(self_score * log2_e)));
         probability = select_lanes(self, self + 1, constant, probability);
         grad = select_lanes(self, self + 1, L::zero(), grad);
       }

@@ -117,7 +117,7 @@ class PackedWeight {
     requires std::same_as<typename Matrix::Scalar, Scalar>
   void pack(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0, Index column_group = 0,
             Index padded_group = 0) {
-    validate(weight.rows(), weight.cols(), group_rows, column_group, padded_group);
+    check_arguments(weight.rows(), weight.cols(), group_rows, column_group, padded_group);
     group_rows_ = group_rows > 0 ? group_rows : weight.rows();
     group_panels_ = ceil_div(group_rows_, panel_rows);
     depth_ = column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols();
@@ -151,8 +151,8 @@ class PackedWeight {
   Index panel_size() const { return panel_size_; }
 
  private:
-  static void validate(Index rows, Index columns, Index group_rows, Index column_group,
-                       Index padded_group) {
+  static void check_arguments(Index rows, Index columns, Index group_rows, Index column_group,
+                              Index padded_group) {
     if (group_rows < 0 || (group_rows > 0 && rows % group_rows != 0))
       reject("group_rows", "a divisor of " + std::to_string(rows) + " rows, or 0", group_rows);
     if (column_group < 0 || (column_group > 0 && columns % column_group != 0))

@@ -468,7 +468,7 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   constexpr Index at_once = 256;
   Tensor<std::int64_t, 2> next(batch, 1);
   const Index vocabulary = this->config().num_tokens;
-  Tensor<Scalar, 2> of_prompt(std::min(at_once, prompted), vocabulary);
+  Tensor<Scalar, 2> of_prompt((std::min)(at_once, prompted), vocabulary);
   Tensor<Scalar, 3> logits(batch, 1, vocabulary);
   for (Index b = 0; b < batch; ++b) {
     const Index end = length_of(b);
