@@ -83,7 +83,7 @@ template <typename Scalar>
 Array<double> draw_numbers(Random& random, std::vector<Int> shape, double size) {
   Array<double> numbers(std::move(shape));
   const auto channels = static_cast<std::size_t>(std::max<Int>(1, numbers.shape.back()));
-  const int kind = static_cast<int>(random.integer(0, 11));
+  const int kind = static_cast<int>(random.integer(0, 14));
   const double spread = random.pick({0.5, 2.0, 4.0});
   std::vector<double> common(channels);
   for (double& number : common) number = random.normal();

@@ -229,7 +229,7 @@ class LayerRun {
 }  // namespace
 
 void layer_case(Check& check, Random& random) {
-  if (random.chance(0.7))
+  if (random.chance(0.6))
     LayerRun<float>(check, random).run();
   else
     LayerRun<double>(check, random).run();

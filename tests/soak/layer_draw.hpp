@@ -115,7 +115,8 @@ LayerDraw draw_layer(Random& random) {
     l.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
   }
 
-  const double score = random.pick({1e-6, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 50.0, 1e3});
+  const double score =
+      random.chance(0.04) ? 1e3 : random.pick({1e-6, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 50.0});
   const double reach = config.use_xpos ? 5 : 25;
   const double size_of_x = random.chance(0.4) ? random.uniform(-reach, reach) : 0;
   l.parameters = draw_layer_weights<Scalar>(random, config, size_of_x, score);

@@ -32,13 +32,15 @@ template <typename Scalar>
 void cross_entropy_case(Check& check, Random& random) {
   const bool is_long = random.chance(0.3);
   const Index n = is_long ? random.integer(500, 6000) : draw_length<Scalar>(random);
-  const Index batch = random.integer(1, 2), classes = random.integer(1, is_long ? 3 : 20);
-  const double size = random.pick({0.0, 1e-20, 1.0, 1.0, 10.0, 1e3, 1e10, 1e30});
+  const Index batch = random.integer(1, 2),
+              classes = random.chance(0.03) ? 1 : random.integer(2, is_long ? 3 : 20);
+  const double size =
+      random.pick({0.0, 1e-20, 1.0, 1.0, 1.0, 10.0, 10.0, 1e3, random.pick({1e10, 1e30})});
   auto logits = draw_numbers<Scalar>(random, {batch, n, classes}, size == 0 ? 1 : size);
   if (size == 0) std::fill(logits.data.begin(), logits.data.end(), random.normal());
   for (double& logit : logits.data) logit = round_to<Scalar>(logit);
   const Int ignore = random.pick<Int>({-1, -100, 0});
-  const double ignored = random.pick({0.0, 0.0, 0.3, 1.0});
+  const double ignored = random.chance(0.03) ? 1 : random.pick({0.0, 0.0, 0.3});
   Array<Int> labels({batch, n});
   for (Int& label : labels.data)
     label = random.chance(ignored) ? ignore : random.integer(0, classes - 1);

@@ -193,7 +193,7 @@ void run(Check& check, Random& random) {
 }  // namespace
 
 void transformer_case(Check& check, Random& random) {
-  if (random.chance(0.7))
+  if (random.chance(0.5))
     run<float>(check, random);
   else
     run<double>(check, random);

@@ -37,10 +37,10 @@ TransformerDraw draw_transformer(Random& random) {
   TransformerDraw t;
   local_mha::LocalTransformerConfig& config = t.config;
   const Index n = std::min<Index>(draw_length<Scalar>(random), 40);
-  config.num_tokens = random.integer(1, 12);
+  config.num_tokens = random.chance(0.03) ? 1 : random.integer(2, 12);
   config.max_seq_len = n + random.integer(n == 0 ? 1 : 0, 3);
   config.dim = random.integer(3, 12);
-  config.depth = random.integer(0, 2);
+  config.depth = random.pick<Index>({0, 1, 1, 2});
   config.dim_head = 2 * random.integer(1, 4);
   config.heads = random.integer(1, 2);
   config.ff_mult = random.pick({1.0, 2.0, 4.0});
@@ -80,7 +80,7 @@ TransformerDraw draw_transformer(Random& random) {
   }
   const Index batch = random.integer(1, 2);
   t.tokens = t.labels = Array<Int>({batch, n});
-  const double ignored = random.pick({0.0, 0.0, 0.2, 1.0});
+  const double ignored = random.chance(0.03) ? 1 : random.pick({0.0, 0.0, 0.2});
   for (Int& token : t.tokens.data) token = random.integer(0, config.num_tokens - 1);
   for (Int& label : t.labels.data)
     label = random.chance(ignored) ? config.ignore_index : random.integer(0, config.num_tokens - 1);
