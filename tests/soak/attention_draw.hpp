@@ -91,7 +91,7 @@ AttentionDraw draw_attention(Random& random) {
     a.call.first_position =
         random.pick<Index>({1, 2, 7, window - 1, window, 3 * window + 1, 1000, 10'000'000});
   if (random.chance(0.2)) {
-    config.dropout = random.pick({0.1, 0.5, 0.9});
+    config.dropout = random.pick({0.1, 0.1, 0.5, 0.5, 0.9});
     a.call.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
   }
 

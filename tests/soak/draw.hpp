@@ -31,7 +31,7 @@ template <typename Scalar>
 Index draw_length(Random& random) {
   constexpr Index lanes = local_mha::Lanes<Scalar>::count;
   const double kind = random.uniform();
-  if (kind < 0.06) return random.integer(0, 2);
+  if (kind < 0.04) return random.integer(0, 2);
   if (kind < 0.45)
     return std::max<Index>(0, lanes * random.integer(1, 4) + random.pick({-1, 0, 1, 1, 2}));
   if (kind < 0.95) return random.integer(1, 60);
@@ -83,7 +83,7 @@ template <typename Scalar>
 Array<double> draw_numbers(Random& random, std::vector<Int> shape, double size) {
   Array<double> numbers(std::move(shape));
   const auto channels = static_cast<std::size_t>(std::max<Int>(1, numbers.shape.back()));
-  const int kind = static_cast<int>(random.integer(0, 14));
+  const int kind = static_cast<int>(random.integer(0, 16));
   const double spread = random.pick({0.5, 2.0, 4.0});
   std::vector<double> common(channels);
   for (double& number : common) number = random.normal();
@@ -128,7 +128,7 @@ inline std::vector<unsigned char> draw_mask(Random& random, Index batch, Index n
   std::vector<unsigned char> masked;
   if (random.chance(0.55)) return masked;
   masked.assign(static_cast<std::size_t>(batch * n), 0);
-  const double share = random.pick({0.05, 0.3, 0.3, 0.9});
+  const double share = random.pick({0.05, 0.2, 0.3, 0.3, 0.9});
   const int kind = static_cast<int>(random.integer(0, 9));
   for (Index b = 0; b < batch; ++b) {
     const Index length = random.integer(n / 2, n);

@@ -111,7 +111,7 @@ LayerDraw draw_layer(Random& random) {
   if (!config.use_xpos && random.chance(0.1))
     config.xpos_scale_base = std::numeric_limits<double>::quiet_NaN();
   if (random.chance(0.2)) {
-    config.dropout = random.pick({0.1, 0.5, 0.9});
+    config.dropout = random.pick({0.1, 0.1, 0.5, 0.5, 0.9});
     l.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
   }
 
