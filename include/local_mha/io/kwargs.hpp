@@ -69,7 +69,7 @@ class KeywordArguments {
 
   /// An integer of 64 bits.
   static bool is_index(const nlohmann::json& value) {
-    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+    constexpr auto largest = static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)());
     return value.is_number_integer() &&
            !(value.is_number_unsigned() && value.get<std::uint64_t>() > largest);
   }

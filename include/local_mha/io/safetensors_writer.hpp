@@ -80,8 +80,8 @@ class SafetensorsWriter {
   }
 
   /// Adds an Eigen tensor.
-  template <typename Scalar, int Rank, typename I>
-  void add(std::string name, const Eigen::Tensor<Scalar, Rank, Eigen::RowMajor, I>& values,
+  template <typename Scalar, int Rank, typename Extent>
+  void add(std::string name, const Eigen::Tensor<Scalar, Rank, Eigen::RowMajor, Extent>& values,
            std::optional<Dtype> stored = {}) {
     add(std::move(name), TensorView<const Scalar, Rank>(values), stored);
   }
