@@ -17,7 +17,7 @@ namespace soak {
 
 /// Results may lie this many times their bound away, for what the library does in another order,
 /// with a factor more or less, or in other units.
-inline double slack = 4;
+inline double slack = 2;
 
 class Check {
  public:
