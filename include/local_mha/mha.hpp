@@ -70,15 +70,17 @@ class LocalMHA {
 
     // Sequences follow one another through `pasts_`; workers share the one of a sequence.
     void prepare(const LocalMHA& layer, const Window& window, Index seqlen, const Plan& plan) {
+      const Weights& weights = *layer.weights_;
       const typename Past<Scalar>::Size past = layer.size_of_past(window, seqlen, plan);
-      std::erase_if(flows_,
-                    [&](const Flow& f) { return !f.fits(*layer.weights_, window, seqlen); });
-      std::erase_if(pasts_, [&](const Past<Scalar>& p) { return !p.serves(past); });
       plan_ = plan;
-      while (std::ssize(flows_) < plan.workers)
-        flows_.emplace_back(*layer.weights_, window, seqlen);
-      while (std::ssize(pasts_) < plan.pasts) pasts_.emplace_back(past);
-      for (Flow& flow : flows_) flow.use(*layer.weights_, seqlen);
+      detail::provide(
+          flows_, plan.workers,
+          [&](const Flow& flow) { return flow.fits(weights, window, seqlen); },
+          [&] { return Flow(weights, window, seqlen); });
+      detail::provide(
+          pasts_, plan.pasts, [&](const Past<Scalar>& kept) { return kept.serves(past); },
+          [&] { return Past<Scalar>(past); });
+      for (Flow& flow : flows_) flow.use(weights, seqlen);
       // Not to be moved, nor copied.
       if (!order_) order_ = std::make_unique<TaskOrder>();
       order_->start(plan.tasks, plan.waiting);
@@ -135,7 +137,7 @@ class LocalMHA {
   Tensor<Scalar, 3> forward(const Device& device, TensorView<const Scalar, 3> x,
                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
                             std::optional<Training> training = {}) const {
-    check(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
     forward_into(device, y, workspace, x, mask, attn_bias, training);
@@ -143,7 +145,8 @@ class LocalMHA {
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
-  /// configuration, and before for batches as large and as many threads.
+  /// configuration, and before for batches as large and as many threads; threads take several short
+  /// sequences at once, for which room is made the first time.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -168,7 +171,7 @@ class LocalMHA {
                                    TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                                    const Bias& attn_bias = {},
                                    std::optional<Training> training = {}) const {
-    check(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
     forward_saving_into(device, y, workspace, saved, x, mask, attn_bias, training);
@@ -186,7 +189,7 @@ class LocalMHA {
                            Saved& saved, TensorView<const Scalar, 3> x,
                            const PaddingMask& mask = {}, const Bias& attn_bias = {},
                            std::optional<Training> training = {}) const {
-    check(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
     saved.prepare(config(), x.dimension(0), x.dimension(1));
@@ -211,7 +214,7 @@ class LocalMHA {
                              const PaddingMask& mask = {}, const Bias& attn_bias = {},
                              std::optional<Training> training = {},
                              Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    check(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
     backward_into(device, grad_x, workspace, gradients, saved, grad_y, x, mask, attn_bias, training,
@@ -238,12 +241,12 @@ class LocalMHA {
                      TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                      const Bias& attn_bias = {}, std::optional<Training> training = {},
                      Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    check(x, mask, attn_bias);
+    check_arguments(x, mask, attn_bias);
     require_shape("grad_x", grad_x.dimensions(), x.dimensions());
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
     detail::require_apart("grad_x", grad_x, "x", x);
-    saved.check(config(), parameters(), x, mask, attn_bias, training);
+    saved.check_arguments(config(), parameters(), x, mask, attn_bias, training);
     detail::require_same_shapes(gradients, parameters());
     if (grad_attn_bias != nullptr) {
       if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
@@ -251,7 +254,7 @@ class LocalMHA {
                     attn_bias->dimensions());
     }
     if (x.size() == 0) return;
-    const auto inputs = check(x, saved.call.mask(), attn_bias);
+    const auto inputs = check_arguments(x, saved.call.mask(), attn_bias);
     const Weights& w = *weights_;
     auto& grad_bias = workspace.grad_bias_;
     grad_bias.prepare(grad_attn_bias != nullptr ? attn_bias : Bias(), config().heads);
@@ -271,7 +274,7 @@ class LocalMHA {
  private:
   static constexpr Index count = block_rows<Scalar>;
   // Blocks that pass the weights together: enough to pay for reading them.
-  static constexpr Index stretch = std::max(6, 2 * Tiling<Scalar>::blocks);
+  static constexpr Index stretch = (std::max)(6, 2 * Tiling<Scalar>::blocks);
 
   template <ThreadDevice Device>
   void flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
@@ -316,8 +319,9 @@ class LocalMHA {
 
   const LocalAttention<Scalar>& attention() const { return weights_->attention; }
 
-  detail::AttentionInputs<Scalar> check(const TensorView<const Scalar, 3>& x,
-                                        const PaddingMask& mask, const Bias& attn_bias) const {
+  detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 3>& x,
+                                                  const PaddingMask& mask,
+                                                  const Bias& attn_bias) const {
     require_shape("x", x.dimensions(), {-1, -1, config().dim});
     return {Window(attention().config()),
             x.dimension(0),
@@ -341,7 +345,7 @@ class LocalMHA {
     Index waiting = 1;  // stretches that come in before the first of them is answered
     Index pasts = 0;
 
-    Index sequence(Index task) const { return std::min(task / stretches, batch - 1); }
+    Index sequence(Index task) const { return (std::min)(task / stretches, batch - 1); }
     Range range(Index task) const {
       const Index b = sequence(task);
       const Index i = task - b * stretches;
@@ -351,19 +355,19 @@ class LocalMHA {
     Index needs(Index task, const Window& window) const {
       const Index b = sequence(task);
       const Index seen = window.keys_of(range(task), seqlen).end;
-      return std::max(task + 1, b * stretches + stretches_of(b, seen));
+      return (std::max)(task + 1, b * stretches + stretches_of(b, seen));
     }
     // Stretches of sequence `b` that hold its first `n` rows.
     Index stretches_of(Index b, Index n) const {
-      const Index in_long = std::min(n, long_stretches_of(b) * rows);
+      const Index in_long = (std::min)(n, long_stretches_of(b) * rows);
       return ceil_div(in_long, rows) + ceil_div(n - in_long, short_rows);
     }
 
    private:
     Index long_stretches_of(Index b) const { return b + 1 < batch ? stretches : long_stretches; }
     Index first_row(Index b, Index i) const {
-      const Index in_long = std::min(i, long_stretches_of(b));
-      return std::min(in_long * rows + (i - in_long) * short_rows, seqlen);
+      const Index in_long = (std::min)(i, long_stretches_of(b));
+      return (std::min)(in_long * rows + (i - in_long) * short_rows, seqlen);
     }
   };
 
@@ -379,18 +383,20 @@ class LocalMHA {
     plan.short_rows = plan.rows;
     if (threads > 1) {
       // Three short stretches for each thread even out the end.
-      plan.short_rows = std::min(plan.rows, count * unit);
-      plan.long_stretches = std::max<Index>(0, seqlen - 3 * threads * plan.short_rows) / plan.rows;
+      plan.short_rows = (std::min)(plan.rows, count * unit);
+      plan.long_stretches =
+          (std::max<Index>)(0, seqlen - 3 * threads * plan.short_rows) / plan.rows;
     }
     plan.tasks = (batch - 1) * plan.stretches + plan.stretches_of(batch - 1, seqlen);
-    plan.workers = std::min(threads, plan.tasks);
+    plan.workers = (std::min)(threads, plan.tasks);
     // Rows ahead lie in so many stretches, of which only the last ones are short.
-    const Index reach = std::min(window.reach_ahead(), seqlen);
+    const Index reach = (std::min)(window.reach_ahead(), seqlen);
     const Index short_stretches = plan.stretches_of(batch - 1, seqlen) - plan.long_stretches;
-    const Index ahead = std::min(ceil_div(reach, plan.short_rows),
-                                 ceil_div(reach, plan.rows) + std::max<Index>(0, short_stretches));
+    const Index ahead =
+        (std::min)(ceil_div(reach, plan.short_rows),
+                   ceil_div(reach, plan.rows) + (std::max<Index>)(0, short_stretches));
     plan.waiting = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
-    plan.pasts = std::min(batch, 1 + ceil_div(plan.waiting - 1, plan.stretches));
+    plan.pasts = (std::min)(batch, 1 + ceil_div(plan.waiting - 1, plan.stretches));
     return plan;
   }
 
@@ -410,15 +416,16 @@ class LocalMHA {
           out_(make_block_buffer<Scalar>(stretch * heads() * head_size())),
           y_(make_block_buffer<Scalar>(stretch * dim() * count)),
           spread_(make_block_buffer<Scalar>(
-              std::max(spread_size(weights.to_qkv), spread_size(weights.to_out)))),
+              (std::max)(spread_size(weights.to_qkv), spread_size(weights.to_out)))),
           projected_(make_block_buffer<Scalar>(gates_row() + heads())) {
       const Index reach =
-          std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
-      const Index most_channels = padded_channels<Scalar>(std::max(heads(), dim_head()));
-      scratch_.assign(to_size(std::min(threads, heads())),
-                      {AttentionKernel<Scalar>(dim_head(), std::min(reach + count, seqlen)),
+          (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
+      const Index most_channels = padded_channels<Scalar>((std::max)(heads(), dim_head()));
+      scratch_.assign(to_size((std::min)(threads, heads())),
+                      {AttentionKernel<Scalar>(dim_head(), (std::min)(reach + count, seqlen)),
                        make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
+      dropouts_.reserve(to_size(config().dropout > 0 ? heads() : 0));
     }
 
     bool fits(const Weights& weights, const Window& window, Index seqlen) const {
@@ -491,7 +498,7 @@ class LocalMHA {
     void queries_and_keys(const Scalar* x, Index b, Tensor<Scalar, 4>& q, Tensor<Scalar, 4>& k) {
       auto normed = make_block_buffer<Scalar>(head_size());
       for (Index block = 0; block * count < seqlen_; ++block) {
-        const Range rows{block * count, std::min((block + 1) * count, seqlen_)};
+        const Range rows{block * count, (std::min)((block + 1) * count, seqlen_)};
         load(Eigen::DefaultDevice(), rows, x + rows.begin * dim());
         const auto make = [&](Index group, const QkNorm<Scalar>& norm, Tensor<Scalar, 4>& to) {
           const Index h = group % heads();
@@ -522,7 +529,7 @@ class LocalMHA {
     static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
     template <typename Device>
     Index workers(const Device& device) const {
-      return std::min(thread_count(device), threads_);
+      return (std::min)(thread_count(device), threads_);
     }
     bool is_single(const Range& rows) const { return one_by_one_ && rows.end - rows.begin == 1; }
     static Range blocks_of(const Range& rows) { return local_mha::blocks_of<Scalar>(rows); }
@@ -657,7 +664,8 @@ class LocalMHA {
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
-        Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
+        Scalar* lse =
+            saved_ != nullptr ? saved_->lse[first_saved_ + block] + 2 * h * count : nullptr;
         scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
                               past.values(h), out, lse);
         save(&Saved::out, out, block * count, h);
@@ -682,7 +690,7 @@ class LocalMHA {
         return i * weight.group_panels() / shares * PackedWeight<Scalar>::panel_rows;
       };
       parallel_for(device, shares, shares, [&](Index, Index i) {
-        const Range some_rows{share_begin(i), std::min(share_begin(i + 1), dim())};
+        const Range some_rows{share_begin(i), (std::min)(share_begin(i + 1), dim())};
         if (single)
           project_lane(weight, 0, some_rows, spread_.data(), y, 1);
         else
@@ -719,14 +727,14 @@ class LocalMHA {
   // Holds `plan.waiting` stretches, and the keys that the first of them looks back at.
   typename Past<Scalar>::Size size_of_past(const Window& window, Index seqlen,
                                            const Plan& plan) const {
-    const Index behind = std::min(window.reach_behind(), seqlen);
+    const Index behind = (std::min)(window.reach_behind(), seqlen);
     const Index waiting = plan.waiting * plan.rows / count;
     const Index blocks = ceil_div(seqlen, count);
     return {.heads = config().heads,
             .dim_head = config().dim_head,
             .gated = config().gate_values_per_head,
-            .waiting = std::min(waiting, blocks),
-            .kept = std::min(ceil_div(behind, count) + waiting, blocks)};
+            .waiting = (std::min)(waiting, blocks),
+            .kept = (std::min)(ceil_div(behind, count) + waiting, blocks)};
   }
 
   // Takes rows of sequence `b` of a stream in, and answers rows, a stretch at a time.
@@ -739,7 +747,7 @@ class LocalMHA {
                    const detail::AttentionInputs<Scalar>& inputs, Index b, const Range& in,
                    const Range& out, const Scalar* x, const std::uint8_t* masked, Scalar* y,
                    Complete&& complete) const {
-    flow.use(*weights_, std::numeric_limits<Index>::max());
+    flow.use(*weights_, (std::numeric_limits<Index>::max)());
     flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
       sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
       flow.take_heads([&](Index h) {
@@ -759,7 +767,7 @@ template <typename Scalar>
 Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(TensorView<const Scalar, 3> x,
                                                             const PaddingMask& mask,
                                                             const Bias& attn_bias) const {
-  check(x, mask, attn_bias);
+  check_arguments(x, mask, attn_bias);
   const auto [batch, seqlen, dim] = x.dimensions();
   Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
   Tensor<Scalar, 4> k(batch, config().heads, seqlen, config().dim_head);
@@ -775,7 +783,7 @@ void LocalMHA<Scalar>::flow(const Device& device, TensorView<Scalar, 3> y, Works
                             TensorView<const Scalar, 3> x, const PaddingMask& mask,
                             const Bias& attn_bias, const std::optional<Training>& training,
                             Saved* saved) const {
-  const auto inputs = check(x, mask, attn_bias);
+  const auto inputs = check_arguments(x, mask, attn_bias);
   require_shape("y", y.dimensions(), x.dimensions());
   detail::require_apart("y", y, "x", x);
   const auto [batch, seqlen, dim] = x.dimensions();
@@ -802,7 +810,7 @@ void LocalMHA<Scalar>::Flow::step(const Device& device, Past<Scalar>& past, cons
   load(device, made, x);
   make_gates(past, asked, made);
   if (made.begin == made.end && answered.begin == answered.end) return;
-  parallel_for(device, std::min(workers(device), heads()), heads(), [&](Index worker, Index h) {
+  parallel_for(device, (std::min)(workers(device), heads()), heads(), [&](Index worker, Index h) {
     Scratch& scratch = scratch_[to_size(worker)];
     make_head(scratch, past, made, asked, h);
     attend(scratch, past, answered, h);

@@ -65,7 +65,7 @@ struct SavedLayer {
     const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
     for (BlockArray<Scalar>* part : {&q, &k, &v, &out})
       part->prepare(blocks, layer.heads * padded_channels<Scalar>(layer.dim_head));
-    lse.prepare(blocks, layer.heads);
+    lse.prepare(blocks, 2 * layer.heads);
     gates.prepare(layer.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(layer.heads));
   }
 
@@ -80,19 +80,21 @@ struct SavedLayer {
   }
 
   /// \throws std::invalid_argument if it is not of this layer and this call
-  void check(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
-             const PaddingMask& mask, const std::optional<View>& attn_bias,
-             const std::optional<Training>& training) const {
+  void check_arguments(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
+                       const PaddingMask& mask, const std::optional<View>& attn_bias,
+                       const std::optional<Training>& training) const {
     const auto describe = [](const LocalMHAConfig& c) {
       return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
              " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";
     };
-    if (describe(config) != describe(layer)) reject("saved", describe(layer), describe(config));
+    if (config.heads != layer.heads || config.dim_head != layer.dim_head ||
+        config.gate_values_per_head != layer.gate_values_per_head)
+      reject("saved", describe(layer), describe(config));
     require_shape<2>("saved", {batch, seqlen}, {x.dimension(0), x.dimension(1)});
     if (config != layer) reject("saved", "that of a layer of this configuration", "another");
     if (!weights.is_of(detail::numbers_of(parameters)))
       reject("saved", "that of a layer of these weights", "another");
-    call.require(mask, attn_bias, {.training = training});
+    call.require_same_call(mask, attn_bias, {.training = training});
     if (!input.is_of(detail::numbers_of(x)))
       reject("x", "what forward_saving() was given", "other numbers");
   }
@@ -112,7 +114,7 @@ struct SavedLayer {
   BlockArray<Scalar> k;
   BlockArray<Scalar> v;
   BlockArray<Scalar> out;    ///< of the attention, before the gates
-  BlockArray<Scalar> lse;    ///< `[block][head][block_rows]`
+  BlockArray<Scalar> lse;    ///< `[block][head][2][block_rows]`, as AttentionKernel leaves it
   BlockArray<Scalar> gates;  ///< `[block][padded head][block_rows]`, after the sigmoid
 };
 
@@ -190,10 +192,10 @@ class LayerBackward {
       between.to_v_gate.pack(weights().to_v_gate_weight.transpose(), 0, heads(),
                              padded_channels<Scalar>(heads()));
     }
-    const auto workers = static_cast<std::size_t>(std::min(threads, stretches));
+    const auto workers = static_cast<std::size_t>((std::min)(threads, stretches));
     if (between.rooms.size() < workers) between.rooms.resize(workers);
     for (auto& room : between.rooms) {
-      room.block.prepare(1, std::max(dim(), head_channels()));
+      room.block.prepare(1, (std::max)(dim(), head_channels()));
       room.grad.prepare(stretch_blocks, dim());
       if (gates) room.more.prepare(stretch_blocks, dim());
     }
@@ -220,7 +222,7 @@ class LayerBackward {
                  [&](Index worker, Index i) {
                    const Index begin = i * stretch_blocks;
                    task(between_.rooms[static_cast<std::size_t>(worker)], i,
-                        Range{begin, std::min(begin + stretch_blocks, blocks)});
+                        Range{begin, (std::min)(begin + stretch_blocks, blocks)});
                  });
   }
 
@@ -337,7 +339,7 @@ class LayerBackward {
     void load_out(Index block, Scalar* to) const { copy(saved(layer.saved_.out, block), to); }
     void load_grad_out(Index block, Scalar* to) const { copy(saved(layer.grad_out_, block), to); }
     void load_lse(Index block, Scalar* to) const {
-      std::copy_n(layer.saved_.lse[at(block)] + h * count, count, to);
+      std::copy_n(layer.saved_.lse[at(block)] + 2 * h * count, 2 * count, to);
     }
     void store_grad_queries(Index block, Scalar* from) const {
       if (layer.config().qk_rmsnorm)

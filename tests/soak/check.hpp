@@ -86,6 +86,10 @@ class Check {
   long numbers() const { return numbers_; }
   long known() const { return known_; }
   long substantial() const { return substantial_; }
+  /// Whether the case compares numbers that say something: sixteen, or half of a few.
+  bool says_something() const {
+    return substantial_ >= 16 || (substantial_ > 0 && 2 * substantial_ >= numbers_);
+  }
   /// The largest error in units of its bound.
   double worst() const { return worst_; }
 

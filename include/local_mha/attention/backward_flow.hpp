@@ -42,7 +42,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
 ///
 ///     load_queries(block, to), load_keys(block, to)         before positions and scale
 ///     load_values(block, to), load_grad_out(block, to), load_out(block, to)
-///     load_lse(block, to)                                   [block_rows]
+///     load_lse(block, to)                                   [2][block_rows]
 ///     store_grad_queries(block, from)
 ///     store_grad_keys(block, from, room)                    and a block of room
 ///     store_grad_values(block, from)
@@ -65,19 +65,20 @@ class AttentionBackwardFlow {
         softmax_scale_(softmax_scale),
         steps_(std::move(steps)) {
     const Index reach =
-        std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
+        (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
     const Index kept =
-        std::max<Index>(1, std::min(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+        (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
     keys_ = Ring<Scalar>(dim_head, kept);
     values_ = Ring<Scalar>(dim_value, kept);
     grad_keys_ = Ring<Scalar>(panel_channels<Scalar>(dim_head), kept);
     grad_values_ = Ring<Scalar>(panel_channels<Scalar>(dim_value), kept);
-    kernel_ = AttentionBackwardKernel<Scalar>(dim_head, dim_value, std::min(reach + count, seqlen));
+    kernel_ =
+        AttentionBackwardKernel<Scalar>(dim_head, dim_value, (std::min)(reach + count, seqlen));
     queries_ = make_block_buffer<Scalar>(dim_head * count);
     grad_queries_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_head) * count);
     grad_out_ = make_block_buffer<Scalar>(dim_value * count);
-    out_ = make_block_buffer<Scalar>(std::max(dim_head, dim_value) * count);
-    lse_ = make_block_buffer<Scalar>(count);
+    out_ = make_block_buffer<Scalar>((std::max)(dim_head, dim_value) * count);
+    lse_ = make_block_buffer<Scalar>(2 * count);
     delta_ = make_block_buffer<Scalar>(count);
   }
 
@@ -99,8 +100,8 @@ class AttentionBackwardFlow {
     for (Index block = 0; block < blocks; ++block) {
       const Index first = block * count;
       const Range seen =
-          window_.keys_of({first, first + std::min(count, seqlen_ - first)}, seqlen_);
-      for (; finished < std::min(made, seen.begin / count); ++finished)
+          window_.keys_of({first, first + (std::min)(count, seqlen_ - first)}, seqlen_);
+      for (; finished < (std::min)(made, seen.begin / count); ++finished)
         finish_keys(finished, in_and_out);
       for (; made * count < seen.end; ++made) make_keys(made, in_and_out);
       make_queries(block, in_and_out);

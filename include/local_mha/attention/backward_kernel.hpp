@@ -44,7 +44,7 @@ struct QueryGradients {
   Index first = 0;                   ///< the block's first row
   const Scalar* queries = nullptr;   ///< `[dim_head][block_rows]` as AttentionKernel::attend() has
   const Scalar* grad_out = nullptr;  ///< `[dim_value][block_rows]`, 0 in rows that do not exist
-  const Scalar* lse = nullptr;       ///< `[block_rows]`, natural logarithms, of the forward pass
+  const Scalar* lse = nullptr;       ///< `[2][block_rows]` as AttentionKernel::attend() leaves it
   const Scalar* delta = nullptr;     ///< `[block_rows]`
   /// `[padded dim_head][block_rows]`: becomes `Σ_j ds_ij · k_j`, turned back to the place of the
   /// queries
@@ -63,8 +63,8 @@ class AttentionBackwardKernel {
   AttentionBackwardKernel() = default;
   /// \param longest_range keys that a block of queries sees at most
   AttentionBackwardKernel(Index dim_head, Index dim_value, Index longest_range)
-      : probabilities_(room(std::min(longest_range, segment_keys) + 2 * count)),
-        grad_scores_(room(std::min(longest_range, segment_keys) + 2 * count)),
+      : probabilities_(room((std::min)(longest_range, segment_keys) + 2 * count)),
+        grad_scores_(room((std::min)(longest_range, segment_keys) + 2 * count)),
         turned_(room(dim_head)),
         grad_turned_(room(padded_channels<Scalar>(dim_head))),
         query_panels_(room(panel_channels<Scalar>(dim_head))),
@@ -94,7 +94,7 @@ class AttentionBackwardKernel {
     LaneRange hidden_lanes{0, 0};
     for (Range segment{tile.keys.begin / group * group, 0}; segment.begin < tile.keys.end;
          segment.begin = segment.end) {
-      segment.end = std::min(segment_end(head, segment.begin), tile.keys.end);
+      segment.end = (std::min)(segment_end(head, segment.begin), tile.keys.end);
       const Scalar* queries = block.queries;
       Index groups_back = 0;
       if (head.steps != nullptr) {
@@ -139,22 +139,15 @@ class AttentionBackwardKernel {
       alignas(64) Scalar whole[count];
       alignas(64) Scalar rest[count];
       for (Index r = 0; r < count; ++r) {
-        const auto parts = binary_log_sum_exp(lse[r]);
-        whole[r] = parts[0];
-        rest[r] = parts[1];
+        const auto parts = binary_log_sum_exp<Scalar>({lse[r], lse[count + r]});
+        whole[r] = parts.nearest;
+        rest[r] = parts.rest;
       }
       whole_ = L::load(whole);
       rest_ = L::load(rest);
     }
 
     LOCAL_MHA_INLINE L probability(const L& score) const { return exp2((score - whole_) - rest_); }
-
-    /// Of a score that is the same for all, and rounded as that of a query that sees nothing else
-    /// is in its log-sum-exp, so that its probability is 1.
-    L probability(double score) const {
-      const auto parts = binary_log_sum_exp(natural_log_sum_exp(Scalar(score * log2_e), Scalar(1)));
-      return exp2((L::broadcast(parts[0]) - whole_) + (L::broadcast(parts[1]) - rest_));
-    }
 
    private:
     L whole_;
@@ -167,7 +160,7 @@ class AttentionBackwardKernel {
   static Index segment_end(const AttentionHead<Scalar>& head, Index begin) {
     const Index end = begin / count * count + segment_keys;
     if (head.steps == nullptr) return end;
-    return std::min(end, (begin / head.steps->group() + 1) * head.steps->group());
+    return (std::min)(end, (begin / head.steps->group() + 1) * head.steps->group());
   }
 
   static bool all_finite(const QueryGradients<Scalar>& block, const Ring<Scalar>& keys,
@@ -194,7 +187,7 @@ class AttentionBackwardKernel {
     auto value_cursor = values.cursor(segment.begin / count);
     for (Index begin = segment.begin; begin < segment.end;
          key_cursor.advance(), value_cursor.advance()) {
-      const Index end = std::min((begin / count + 1) * count, segment.end);
+      const Index end = (std::min)((begin / count + 1) * count, segment.end);
       if (bias_rows) bias_rows->gather(begin / count * count, bias_.data());
       for (Index key = begin; key < end; key += group) {
         Scalar* p = row_of(probabilities_, segment, key);
@@ -250,7 +243,7 @@ class AttentionBackwardKernel {
       L grad = L::load(ds);
       if (is_self(head, tile, key)) {
         const int self = static_cast<int>(key - tile.first);
-        const L constant = denominator.probability(self_score);
+        const L constant = denominator.probability(L::broadcast(Scalar(self_score * log2_e)));
         probability = select_lanes(self, self + 1, constant, probability);
         grad = select_lanes(self, self + 1, L::zero(), grad);
       }
@@ -295,7 +288,7 @@ class AttentionBackwardKernel {
   void add_to_bias(const AttentionHead<Scalar>& head, const Tile& tile, const Range& segment,
                    Scalar* grad_bias) {
     const Index columns = head.window->look_around();
-    const Index rows = std::min(count, head.seqlen - tile.first);
+    const Index rows = (std::min)(count, head.seqlen - tile.first);
     for (Index r = 0; r < rows; ++r) {
       const Index query = tile.first + r;
       Scalar* row = grad_bias + head.window->place_in_bucket(query) * columns;
@@ -312,7 +305,7 @@ class AttentionBackwardKernel {
                    Ring<Scalar>& grad_values) {
     LaneRange lanes{0, 0};
     for (Index begin = segment.begin; begin < segment.end;) {
-      const Index end = std::min((begin / count + 1) * count, segment.end);
+      const Index end = (std::min)((begin / count + 1) * count, segment.end);
       Scalar* to_keys = grad_keys[begin / count];
       Scalar* to_values = grad_values[begin / count];
       for (Index key = begin; key < end; key += panel_keys) {
@@ -399,7 +392,7 @@ class AttentionBackwardKernel {
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] = L::load(to + r * count);
     auto cursor = keys.cursor(segment.begin / count);
     for (Index begin = segment.begin; begin < segment.end; cursor.advance()) {
-      const Index end = std::min((begin / count + 1) * count, segment.end);
+      const Index end = (std::min)((begin / count + 1) * count, segment.end);
       const Scalar* block = cursor.block() + c * count;
       const Scalar* const ds[1] = {row_of(grad_scores_, segment, begin)};
       if (end - begin == count)
@@ -420,7 +413,7 @@ class AttentionBackwardKernel {
     const auto in_panels = [](Index c, Index position) {
       return (c / count * count + position) * count + c % count;
     };
-    const Index rows = std::min(count, head.seqlen - tile.first);
+    const Index rows = (std::min)(count, head.seqlen - tile.first);
     auto cursor = keys.cursor(segment.begin / count);
     for (Index key = segment.begin; key < segment.end; ++key) {
       if (key % count == 0 && key > segment.begin) cursor.advance();

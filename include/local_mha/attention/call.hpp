@@ -71,7 +71,7 @@ class Sample {
     for (const auto& tensor : tensors) {
       const std::size_t size = tensor.size();
       // Of a matrix, the numbers are not of one column.
-      for (std::size_t i = 0; i < std::min(size, most); ++i)
+      for (std::size_t i = 0; i < (std::min)(size, most); ++i)
         visit(tensor[size <= most ? i : (size - 1) * i / (most - 1)]);
     }
   }
@@ -113,8 +113,8 @@ class SavedCall {
 
   /// \throws std::invalid_argument if a mask or an option is given and is not that of the call, or
   ///         the bias is not
-  void require(const PaddingMask& mask, const Bias& attn_bias,
-               const LocalAttentionCall& options) const {
+  void require_same_call(const PaddingMask& mask, const Bias& attn_bias,
+                         const LocalAttentionCall& options) const {
     require_same("mask", static_cast<bool>(mask), mask, mask_);
     require_same("window_size", options.window_size.has_value(), options.window_size,
                  options_.window_size);

@@ -48,7 +48,7 @@ class AttentionKernel {
   /// \param longest_range keys that a block of queries sees at most
   AttentionKernel(Index dim_head, Index longest_range)
       : scores_(
-            make_block_buffer<Scalar>((std::min(longest_range, chunk_keys) + 2 * count) * count)),
+            make_block_buffer<Scalar>(((std::min)(longest_range, chunk_keys) + 2 * count) * count)),
         turned_(make_block_buffer<Scalar>(dim_head * count)),
         sums_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
@@ -66,8 +66,9 @@ class AttentionKernel {
   /// \param values the same: a Ring, or Rows
   /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key, in
   ///        lanes that are no queries, and in channels that fill up
-  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key, and in
-  ///        lanes that are no queries
+  /// \param lse null, or `[2][block_rows]`: logarithms of the softmax' denominator, −∞ for no key
+  /// and
+  ///        in lanes that are no queries; and what they round off
   template <typename Values>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
@@ -83,11 +84,16 @@ class AttentionKernel {
   }
 
   /// `maximum` of scores in units of log 2 and `sum` of `2^(score − maximum)`, to logarithms.
+  /// \param lse `[2][block_rows]`
   static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
     alignas(64) Scalar sums[count];
     sum.store(sums);
     maximum.store(lse);
-    for (Index r = 0; r < count; ++r) lse[r] = natural_log_sum_exp(lse[r], sums[r]);
+    for (Index r = 0; r < count; ++r) {
+      const LogSumExp<Scalar> parts = natural_log_sum_exp(lse[r], sums[r]);
+      lse[r] = parts.nearest;
+      lse[count + r] = parts.rest;
+    }
   }
 
  private:
@@ -105,7 +111,7 @@ class AttentionKernel {
     L sum = L::zero();
     Range chunk{tile.keys.begin / group * group, 0};
     do {
-      chunk.end = std::min(chunk.begin / count * count + chunk_keys, tile.keys.end);
+      chunk.end = (std::min)(chunk.begin / count * count + chunk_keys, tile.keys.end);
       const L before = maximum;
       maximum = score(head, tile, chunk, queries, keys, maximum);
       const L rescale = exp2(before - maximum);
@@ -127,6 +133,7 @@ class AttentionKernel {
     if (lse == nullptr || tile.whole()) return;
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
     select_lanes(tile.queries.begin, tile.queries.end, L::load(lse), nothing).store(lse);
+    clear_other_lanes(1, tile.queries, lse + count);
   }
 
   // Those that fetch what is upcoming.
@@ -143,13 +150,13 @@ class AttentionKernel {
   L score(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
           const Scalar* queries, const Ring<Scalar>& keys, L maximum) {
     const Scalar* turned = queries;
-    Index groups_back = std::numeric_limits<Index>::min();
+    Index groups_back = (std::numeric_limits<Index>::min)();
     LaneRange lanes{0, 0};
     std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto cursor = keys.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
-      const Index end = std::min((begin / count + 1) * count, chunk.end);
+      const Index end = (std::min)((begin / count + 1) * count, chunk.end);
       if (head.steps != nullptr) {
         const Index back = tile.first / head.steps->group() - begin / head.steps->group();
         if (back != groups_back) {
@@ -168,8 +175,8 @@ class AttentionKernel {
         const int lane = tile.half_that_sees({key, key + half_keys});
         if (half_keys > 0 && lane >= 0 &&
             Tiling<Scalar>::template is_next<half_keys>(block_end - key)) {
-          score_keys<std::max(1, half_keys), 2>(keys, from, turned + lane,
-                                                bias ? bias + lane : nullptr, to + lane);
+          score_keys<(std::max)(1, half_keys), 2>(keys, from, turned + lane,
+                                                  bias ? bias + lane : nullptr, to + lane);
           maximum = hide(head, tile, {key, key + half_keys}, to, lanes, maximum);
           key += half_keys;
           continue;
@@ -179,7 +186,7 @@ class AttentionKernel {
         const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
                                : score_keys<group>(keys, from, turned, bias, to);
         const Range scored{key, key + (many ? most : group)};
-        maximum = tile.plain(head, scored) ? max(maximum, largest)
+        maximum = tile.plain(head, scored) ? (max)(maximum, largest)
                                            : hide(head, tile, scored, to, lanes, maximum);
         key = scored.end;
       }
@@ -206,7 +213,7 @@ class AttentionKernel {
     }
     LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0].store(to + r * count);
     P largest = acc[0][0];
-    LOCAL_MHA_UNROLL for (int r = 1; r < Keys; ++r) largest = max(largest, acc[r][0]);
+    LOCAL_MHA_UNROLL for (int r = 1; r < Keys; ++r) largest = (max)(largest, acc[r][0]);
     return largest;
   }
 
@@ -226,7 +233,7 @@ class AttentionKernel {
       const bool masked = key < head.seqlen && head.is_masked(key);
       score = select_lanes(lanes.begin, masked ? 0 : lanes.end, score, nothing);
       score.store(scores);
-      maximum = max(maximum, score);
+      maximum = (max)(maximum, score);
     }
     return maximum;
   }
@@ -288,7 +295,7 @@ class AttentionKernel {
         rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
     auto cursor = values.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
-      const Index end = std::min((begin / count + 1) * count, chunk.end);
+      const Index end = (std::min)((begin / count + 1) * count, chunk.end);
       const Scalar* block = cursor.block() + c * values.channel_stride();
       const Scalar* const p[1] = {score_row(chunk, begin)};
       upcoming_.fetch();
@@ -332,10 +339,10 @@ class AttentionKernel {
     Scalar maximum = lowest();
     Scalar sum(0);
     for (Range blocks{tile.keys.begin / count, 0}; blocks.begin < last; blocks.begin = blocks.end) {
-      blocks.end = std::min(blocks.begin + most_blocks, last);
+      blocks.end = (std::min)(blocks.begin + most_blocks, last);
       score_one(head, tile, blocks, queries + tile.queries.begin, keys);
       const Scalar before = maximum;
-      maximum = std::max(before, largest_one(blocks));
+      maximum = (std::max)(before, largest_one(blocks));
       if (sum != Scalar(0)) sum = sum * rescale_sums(values.channels(), before - maximum);
       sum += exponentiate_one(blocks, maximum);
       add_values(head, tile, blocks, values);
@@ -357,14 +364,14 @@ class AttentionKernel {
       Index until = blocks.end;
       if (head.steps != nullptr) {
         const Index group_of_keys = block * count / head.steps->group();
-        until = std::min(until, (group_of_keys + 1) * head.steps->group() / count);
+        until = (std::min)(until, (group_of_keys + 1) * head.steps->group() / count);
         head.steps->turn_queries(query - tile.queries.begin,
                                  tile.first / head.steps->group() - group_of_keys, turned_.data());
         turned = turned_.data() + tile.queries.begin;
       }
       for (; block < until; block += together) {
         // Where there are fewer blocks, the last one is taken again, to no effect.
-        const int fresh = static_cast<int>(std::min<Index>(together, until - block));
+        const int fresh = static_cast<int>((std::min<Index>)(together, until - block));
         const Scalar* x[together];
         for (int b = 0; b < together; ++b) {
           x[b] = cursor.block();
@@ -414,7 +421,7 @@ class AttentionKernel {
   Scalar largest_one(const Range& blocks) const {
     L most = L::broadcast(lowest());
     for (Index i = 0; i < blocks.end - blocks.begin; ++i)
-      most = max(most, L::load(scores_.data() + i * count));
+      most = (max)(most, L::load(scores_.data() + i * count));
     alignas(64) Scalar lanes[count];
     most.store(lanes);
     return *std::max_element(lanes, lanes + count);

@@ -132,7 +132,7 @@ class LocalAttention {
     /// \param attn_bias null: no gradients
     void prepare(const Bias& attn_bias, Index heads) {
       biases_ = attn_bias ? attn_bias->dimension(0) : 0;
-      number_ = attn_bias ? std::max(biases_, heads) : 0;
+      number_ = attn_bias ? (std::max)(biases_, heads) : 0;
       size_ = attn_bias ? attn_bias->dimension(1) * attn_bias->dimension(2) : 0;
       sums_.assign(static_cast<std::size_t>(number_ * size_), Scalar(0));
     }
@@ -165,11 +165,12 @@ class LocalAttention {
 
     void prepare(const LocalAttention& attention, const Window& window, Index seqlen,
                  Index dim_head, Index dim_value, Index workers) {
-      std::erase_if(flows_, [&](const Flow& flow) {
-        return !flow.fits(attention, window, seqlen, dim_head, dim_value);
-      });
-      while (static_cast<Index>(flows_.size()) < workers)
-        flows_.emplace_back(attention, window, seqlen, dim_head, dim_value);
+      detail::provide(
+          flows_, workers,
+          [&](const Flow& flow) {
+            return flow.fits(attention, window, seqlen, dim_head, dim_value);
+          },
+          [&] { return Flow(attention, window, seqlen, dim_head, dim_value); });
       for (Flow& flow : flows_) flow.use(attention, seqlen);
     }
     Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
@@ -179,11 +180,13 @@ class LocalAttention {
       const BackwardShape shape{attention.config_, window, dim_head};
       if (shape_back_ != shape) flows_back_.clear();
       shape_back_ = shape;
-      std::erase_if(flows_back_, [&](const auto& flow) { return !flow.serves(seqlen); });
-      while (static_cast<Index>(flows_back_.size()) < workers)
-        flows_back_.emplace_back(window, seqlen, dim_head, dim_head,
-                                 attention.softmax_scale(dim_head),
-                                 attention.rotary_steps(window, seqlen));
+      detail::provide(
+          flows_back_, workers, [&](const auto& flow) { return flow.serves(seqlen); },
+          [&] {
+            return AttentionBackwardFlow<Scalar>(window, seqlen, dim_head, dim_head,
+                                                 attention.softmax_scale(dim_head),
+                                                 attention.rotary_steps(window, seqlen));
+          });
     }
     AttentionBackwardFlow<Scalar>& flow_back(Index worker) {
       return flows_back_[static_cast<std::size_t>(worker)];
@@ -240,7 +243,7 @@ class LocalAttention {
                             TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
                             const LocalAttentionCall& call = {}) const {
-    check(q, k, v, mask, attn_bias, call);
+    check_arguments(q, k, v, mask, attn_bias, call);
     Tensor<Scalar, 4> out(q.dimension(0), q.dimension(1), q.dimension(2), q.dimension(3));
     Workspace workspace;
     forward_into(device, out, workspace, q, k, v, mask, attn_bias, call);
@@ -256,7 +259,7 @@ class LocalAttention {
                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, v, mask, attn_bias, call);
+    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call);
     require_shape("out", out.dimensions(), q.dimensions());
     detail::require_apart("out", out, "q", q);
     detail::require_apart("out", out, "k", k);
@@ -278,8 +281,9 @@ class LocalAttention {
 
   /// What forward() must keep for backward(), beside its inputs.
   struct Saved {
-    Tensor<Scalar, 4> out;  ///< what forward() returns
-    Tensor<Scalar, 3> lse;  ///< `[B, H, N]`: logarithms of the softmax' denominator
+    Tensor<Scalar, 4> out;       ///< what forward() returns
+    Tensor<Scalar, 3> lse;       ///< `[B, H, N]`: logarithms of the softmax' denominator
+    Tensor<Scalar, 3> lse_rest;  ///< `[B, H, N]`: what they round off, see log_sum_exp.hpp
     /// Of the configuration and the call; inputs are known again by a sample of their numbers.
     LocalAttentionConfig config = {};
     detail::SavedCall<Scalar> call = {};
@@ -300,16 +304,17 @@ class LocalAttention {
                        TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                        const PaddingMask& mask = {}, const Bias& attn_bias = {},
                        const LocalAttentionCall& call = {}) const {
-    const auto inputs = check(q, k, v, mask, attn_bias, call);
+    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call);
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     Saved saved{Tensor<Scalar, 4>(batch, heads, seqlen, dim_head),
-                Tensor<Scalar, 3>(batch, heads, seqlen), config_};
+                Tensor<Scalar, 3>(batch, heads, seqlen), Tensor<Scalar, 3>(batch, heads, seqlen),
+                config_};
     saved.call.take(mask, attn_bias, call);
     for (std::size_t i = 0; i < 3; ++i)
       saved.inputs[i].take(detail::numbers_of(*std::array{&q, &k, &v}[i]));
     const auto values = [&, n = seqlen, size = seqlen * dim_head](Index head) {
       return Values{v.data() + head * size, saved.out.data() + head * size,
-                    saved.lse.data() + head * n};
+                    saved.lse.data() + head * n, saved.lse_rest.data() + head * n};
     };
     Workspace workspace;
     attend(device, workspace, inputs, q, k, dim_head, values, call.training);
@@ -369,7 +374,7 @@ class LocalAttention {
                              Index seqlen, Index dim_head, const BiasGradients& grad_bias) const {
     const Index tasks = grad_bias ? grad_bias.number() : batch * inputs.heads();
     workspace.prepare_backward(*this, inputs.window(), seqlen, dim_head,
-                               std::min(thread_count(device), tasks));
+                               (std::min)(thread_count(device), tasks));
   }
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
@@ -382,7 +387,7 @@ class LocalAttention {
     const Index heads = inputs.heads();
     // What adds to one gradient of the bias does so in the order of the batch.
     const Index tasks = grad_bias ? grad_bias.number() : batch * heads;
-    const Index workers = std::min(thread_count(device), tasks);
+    const Index workers = (std::min)(thread_count(device), tasks);
     prepare_differentiate(device, workspace, inputs, batch, seqlen, dim_head, grad_bias);
     parallel_for(device, workers, tasks, [&](Index worker, Index task) {
       for (Index head = task; head < batch * heads; head += tasks) {
@@ -434,8 +439,8 @@ class LocalAttention {
   /// The steps of the rotary embedding in sequences of `seqlen` rows.
   std::optional<RotarySteps<Scalar>> rotary_steps(const Window& window, Index seqlen) const {
     if (!rotary_) return std::nullopt;
-    return RotarySteps<Scalar>(*rotary_, window.ahead(), std::min(window.reach_behind(), seqlen),
-                               std::min(window.reach_ahead(), seqlen));
+    return RotarySteps<Scalar>(*rotary_, window.ahead(), (std::min)(window.reach_behind(), seqlen),
+                               (std::min)(window.reach_ahead(), seqlen));
   }
 
  private:
@@ -445,7 +450,9 @@ class LocalAttention {
   struct Values {
     const Scalar* v;
     Scalar* out;
-    Scalar* lse;  // [N], or null: not wanted
+    // [N] each, or null: not wanted.
+    Scalar* lse = nullptr;
+    Scalar* lse_rest = nullptr;
   };
 
   // One head on the way back, `[N, D]` each, as AttentionBackwardFlow takes it.
@@ -459,6 +466,7 @@ class LocalAttention {
     const Scalar* grad_out;
     const Scalar* out;
     const Scalar* lse;
+    const Scalar* lse_rest;
     Scalar* grad_q;
     Scalar* grad_k;
     Scalar* grad_v;
@@ -472,9 +480,13 @@ class LocalAttention {
     void load_grad_out(Index block, Scalar* to) const { load(grad_out, block, to); }
     void load_out(Index block, Scalar* to) const { load(out, block, to); }
     void load_lse(Index block, Scalar* to) const {
-      for (Index r = 0; r < count; ++r)
-        to[r] = r < rows_of(block) ? lse[block * count + r]
-                                   : Scalar(-std::numeric_limits<double>::infinity());
+      const Index rows = rows_of(block);
+      const auto load = [&](const Scalar* from, double others, Scalar* part) {
+        std::copy_n(from + block * count, rows, part);
+        std::fill(part + rows, part + count, Scalar(others));
+      };
+      load(lse, -std::numeric_limits<double>::infinity(), to);
+      load(lse_rest, 0, to + count);
     }
     void store_grad_queries(Index block, Scalar* from) const { store(grad_q, block, from); }
     void store_grad_keys(Index block, Scalar* from, Scalar* room) const {
@@ -497,7 +509,7 @@ class LocalAttention {
       for (const Scalar* rows : {grad_k, grad_v}) add(rows, finished_keys);
     }
 
-    Index rows_of(Index block) const { return std::min(count, seqlen - block * count); }
+    Index rows_of(Index block) const { return (std::min)(count, seqlen - block * count); }
     void load(const Scalar* rows, Index block, Scalar* to) const {
       const Scalar* first = rows + block * count * channels;
       load_block(channels, rows_of(block), [&](Index r) { return first + r * channels; }, to);
@@ -530,16 +542,16 @@ class LocalAttention {
           dim_value_(dim_value),
           steps_(attention.rotary_steps(window, seqlen)) {
       const Index reach =
-          std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
+          (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
       const Index kept =
-          std::max<Index>(1, std::min(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+          (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
       keys_ = Ring<Scalar>(dim_head, kept);
       // Values need no change, and are read as fast where they lie.
       if (Rows<Scalar>::fits(dim_value))
         value_rows_.emplace(dim_value, kept);
       else
         values_ = Ring<Scalar>(dim_value, kept);
-      kernel_ = AttentionKernel<Scalar>(dim_head, std::min(reach + count, seqlen));
+      kernel_ = AttentionKernel<Scalar>(dim_head, (std::min)(reach + count, seqlen));
       queries_ = make_block_buffer<Scalar>(dim_head * count);
       out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
     }
@@ -569,7 +581,7 @@ class LocalAttention {
       const auto add = [&](const Scalar* rows, Index first, Index channels) {
         if (first < seqlen_)
           kernel_.upcoming().add(rows + first * channels,
-                                 std::min(count, seqlen_ - first) * channels);
+                                 (std::min)(count, seqlen_ - first) * channels);
       };
       add(q, query, dim_head_);
       add(values.out, query, dim_value_);
@@ -597,7 +609,7 @@ class LocalAttention {
     void load(Scalar* to, Index block, Index channels, const Scalar* from) const {
       const Scalar* first = from + block * count * channels;
       load_block(
-          channels, std::min(count, seqlen_ - block * count),
+          channels, (std::min)(count, seqlen_ - block * count),
           [&](Index r) { return first + r * channels; }, to);
     }
 
@@ -616,7 +628,7 @@ class LocalAttention {
     NarrowKernel<Scalar> narrow_kernel_;
     BlockBuffer<Scalar> queries_;
     BlockBuffer<Scalar> out_;
-    BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(count);
+    BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(2 * count);
   };
 
   // `values_of(head)` gives the Values of head `b·H + h`.
@@ -628,11 +640,11 @@ class LocalAttention {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     const Window& window = inputs.window();
     const Index reach =
-        std::min(window.reach_behind(), seqlen) + std::min(window.reach_ahead(), seqlen);
+        (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
     // A run makes its keys anew by transposing them, which costs next to nothing.
     const Index cheap_reach = ceil_div(reach, 16 * count);
     const Runs runs(batch * heads, ceil_div(seqlen, count), cheap_reach, thread_count(device));
-    const Index workers = std::min(thread_count(device), runs.tasks());
+    const Index workers = (std::min)(thread_count(device), runs.tasks());
     workspace.prepare(*this, window, seqlen, dim_head, dim_value, workers);
     const auto run = [&, head_size = seqlen * dim_head](Index worker, Index task) {
       const Index head = runs.sequence(task);
@@ -643,11 +655,11 @@ class LocalAttention {
     parallel_for(device, workers, runs.tasks(), run);
   }
 
-  detail::AttentionInputs<Scalar> check(const TensorView<const Scalar, 4>& q,
-                                        const TensorView<const Scalar, 4>& k,
-                                        const TensorView<const Scalar, 4>& v,
-                                        const PaddingMask& mask, const Bias& attn_bias,
-                                        const LocalAttentionCall& call) const {
+  detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 4>& q,
+                                                  const TensorView<const Scalar, 4>& k,
+                                                  const TensorView<const Scalar, 4>& v,
+                                                  const PaddingMask& mask, const Bias& attn_bias,
+                                                  const LocalAttentionCall& call) const {
     require_shape("q", q.dimensions(), {-1, -1, -1, config_.dim.value_or(-1)});
     if (q.dimension(3) < 1)
       reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
@@ -680,20 +692,21 @@ void LocalAttention<Scalar>::backward_into(
     TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask,
     const Bias& attn_bias, const LocalAttentionCall& call) const {
-  check(q, k, v, mask, attn_bias, call);
+  check_arguments(q, k, v, mask, attn_bias, call);
   require_shape("grad_out", grad_out.dimensions(), q.dimensions());
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
                    q.dimensions());
-  require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
-                   {batch, heads, seqlen});
+  for (const auto& [name, lse] :
+       {std::pair{"saved.lse", &saved.lse}, std::pair{"saved.lse_rest", &saved.lse_rest}})
+    require_shape<3>(name, TensorView<const Scalar, 3>(*lse).dimensions(), {batch, heads, seqlen});
   if (saved.config != config_)
     reject("saved", "that of an attention of this configuration", "that of another");
-  saved.call.require(mask, attn_bias, call);
+  saved.call.require_same_call(mask, attn_bias, call);
   for (std::size_t i = 0; i < 3; ++i)
     if (!saved.inputs[i].is_of(detail::numbers_of(*std::array{&q, &k, &v}[i])))
       reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
-  const auto inputs = check(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
+  const auto inputs = check_arguments(q, k, v, saved.call.mask(), attn_bias, saved.call.options());
   for (Tensor<Scalar, 4>* gradient : {&gradients.q, &gradients.k, &gradients.v})
     set_shape<Scalar, 4>(*gradient, q.dimensions());
   BiasGradients& grad_bias = workspace.grad_bias_;
@@ -718,6 +731,7 @@ void LocalAttention<Scalar>::backward_into(
                     part(grad_out.data()),
                     part(saved.out.data()),
                     saved.lse.data() + head * n,
+                    saved.lse_rest.data() + head * n,
                     gradients.q.data() + head * size,
                     gradients.k.data() + head * size,
                     gradients.v.data() + head * size};
@@ -731,7 +745,7 @@ template <typename Scalar>
 Tensor<Scalar, 4> LocalAttention<Scalar>::attention_probabilities(
     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k, const PaddingMask& mask,
     const Bias& attn_bias, const LocalAttentionCall& call) const {
-  const auto inputs = check(q, k, k, mask, attn_bias, call);
+  const auto inputs = check_arguments(q, k, k, mask, attn_bias, call);
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   // With the unit vectors as values, the output is the weights.
   const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
@@ -739,7 +753,7 @@ Tensor<Scalar, 4> LocalAttention<Scalar>::attention_probabilities(
   Workspace workspace;
   attend(
       Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
-      [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
+      [&](Index head) { return Values{unit.data(), out.data() + head * unit.size()}; },
       call.training);
   return out;
 }
@@ -760,22 +774,29 @@ void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& in
   Index made = 0;
   for (Index block = queries.begin; block < queries.end; ++block) {
     const Index first = block * count;
-    const Index rows = std::min(count, seqlen_ - first);
+    const Index rows = (std::min)(count, seqlen_ - first);
     const Range seen = window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
     if (seen.begin >= seen.end) {
       std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
-      if (values.lse != nullptr)
+      if (values.lse != nullptr) {
         std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
+        std::fill_n(values.lse_rest + first, rows, Scalar(0));
+      }
       continue;
     }
+    const auto keep_lse = [&] {
+      if (values.lse == nullptr) return;
+      std::copy_n(lse_.data(), rows, values.lse + first);
+      std::copy_n(lse_.data() + count, rows, values.lse_rest + first);
+    };
     Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
     if (narrow) {
       narrow_kernel_.attend(head, first, dim_head_, dim_value_, attention_->score_scale(dim_head_),
                             q, k, values.v, values.out, lse);
-      if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+      keep_lse();
       continue;
     }
-    for (made = std::max(made, seen.begin / count); made * count < seen.end; ++made) {
+    for (made = (std::max)(made, seen.begin / count); made * count < seen.end; ++made) {
       make_keys(made, k);
       make_values(made, values.v);
     }
@@ -785,7 +806,7 @@ void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& in
       kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
     else
       kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
-    if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+    keep_lse();
     store_block(dim_value_, rows, out_.data(),
                 [&](Index r) { return values.out + (first + r) * dim_value_; });
   }

@@ -41,7 +41,7 @@ class NarrowKernel {
     const bool plain = head.steps == nullptr && head.masked == nullptr &&
                        head.attn_bias == nullptr && head.dropout == nullptr && !head.shared_qk;
     // Summing over the channels costs as much for few of them as for many.
-    const Index most = most_keys * std::min<Index>(dim_head, 64) / 64;
+    const Index most = most_keys * (std::min<Index>)(dim_head, 64) / 64;
     return plain && L::vectorized && dim_head % count == 0 && dim_value % count == 0 &&
            head.window->reach_behind() + head.window->reach_ahead() < most;
   }
@@ -50,7 +50,9 @@ class NarrowKernel {
   /// \param q, k `[seqlen][dim_head]`
   /// \param scale of the scores, times log2(e)
   /// \param v, out `[seqlen][dim_value]`; 0 where a query sees no key
-  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
+  /// \param lse null, or `[2][block_rows]`: logarithms of the softmax' denominator, −∞ for no key,
+  /// and
+  ///        what they round off
   void attend(const AttentionHead<Scalar>& head, Index first, Index dim_head, Index dim_value,
               Scalar scale, const Scalar* q, const Scalar* k, const Scalar* v, Scalar* out,
               Scalar* lse = nullptr) {
@@ -68,7 +70,7 @@ class NarrowKernel {
 
   // Which keys the queries see.
   void look(const AttentionHead<Scalar>& head, Index first) {
-    rows_ = std::min(count, head.seqlen - first);
+    rows_ = (std::min)(count, head.seqlen - first);
     const Range seen = head.window->keys(first);
     places_ = seen.end - seen.begin;
     even_ = rows_ == count && head.window->slides() && seen.begin >= head.unmasked.begin &&
@@ -80,7 +82,7 @@ class NarrowKernel {
     places_ = 0;
     for (Index r = 0; r < rows_; ++r) {
       seen_[r] = head.window->keys(first + r).clipped_to(head.unmasked);
-      places_ = std::max(places_, length(r));
+      places_ = (std::max)(places_, length(r));
     }
   }
 
@@ -136,7 +138,7 @@ class NarrowKernel {
     Scalar* scores = scores_.data();
     L maximum = L::broadcast(AttentionKernel<Scalar>::lowest());
     for (Index place = 0; place < places_; ++place)
-      maximum = max(maximum, L::load(scores + place * count));
+      maximum = (max)(maximum, L::load(scores + place * count));
     L sum = L::zero();
     for (Index place = 0; place < places_; ++place) {
       const L p = exp2(L::load(scores + place * count) - maximum);

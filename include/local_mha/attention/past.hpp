@@ -107,9 +107,9 @@ void flow_through(const Range& in, const Range& out, Index stretch, Complete&& c
   Range answered{out.begin, out.begin};
   while (made.end < in.end || answered.end < out.end) {
     const bool waiting = complete(made.end) <= answered.end;
-    made = {made.end, waiting ? std::min(stretch_end(made.end), in.end) : made.end};
-    const Index until = std::min({complete(made.end), stretch_end(answered.end), out.end});
-    answered = {answered.end, std::max(until, answered.end)};
+    made = {made.end, waiting ? (std::min)(stretch_end(made.end), in.end) : made.end};
+    const Index until = (std::min)({complete(made.end), stretch_end(answered.end), out.end});
+    answered = {answered.end, (std::max)(until, answered.end)};
     step(made, answered);
   }
 }

@@ -53,8 +53,8 @@ struct QueryTile {
 
   /// \param first_row the block's first, a row of the sequence
   QueryTile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
-    const Index begin = std::max<Index>(0, head.queries.begin - first_row);
-    const Index end = std::min(count, head.queries.end - first_row);
+    const Index begin = (std::max<Index>)(0, head.queries.begin - first_row);
+    const Index end = (std::min)(count, head.queries.end - first_row);
     queries = {static_cast<int>(begin), static_cast<int>(end)};
     for (Index r = begin; r < end; ++r)
       seen[r] = head.window->keys(first_row + r).clipped_to(head.unmasked);
@@ -119,7 +119,7 @@ class BiasRows {
   BiasRows(const AttentionHead<Scalar>& head, const QueryTile<Scalar>& tile)
       : columns_(head.window->look_around()) {
     for (Index r = 0; r < count; ++r) {
-      const Index query = std::min(tile.first + r, head.seqlen - 1);
+      const Index query = (std::min)(tile.first + r, head.seqlen - 1);
       row_[r] = head.attn_bias + head.window->place_in_bucket(query) * columns_;
       begin_[r] = head.window->look_around_begin(query);
     }

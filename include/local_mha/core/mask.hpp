@@ -41,8 +41,8 @@ class PaddingMask {
     mask.given_ = true;
     return mask;
   }
-  template <int Options, typename I>
-  static PaddingMask masked_view(const Eigen::Tensor<bool, 2, Options, I>&&) = delete;
+  template <int Options, typename Extent>
+  static PaddingMask masked_view(const Eigen::Tensor<bool, 2, Options, Extent>&&) = delete;
 
   /// The first `lengths[b]` of `seqlen` positions of sequence `b` are attended.
   /// \throws std::invalid_argument if a length lies outside `[0, seqlen]`

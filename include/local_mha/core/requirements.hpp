@@ -29,7 +29,7 @@ inline std::atomic<int> alignment = -1;
 
 [[noreturn]] inline void refuse(const char* reason) {
   std::fprintf(stderr, "local_mha: %s\n", reason);
-  std::abort();
+  std::_Exit(EXIT_FAILURE);
 }
 
 // Of each unit its own, compiled with its flags.

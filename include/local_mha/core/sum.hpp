@@ -64,7 +64,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> root_of_squares(Index channels, const Scalar* blo
   root.store(values);
   if (all_finite(values, L::count)) return root;
   // Powers of two: of such numbers no square is too large, and none that counts too small.
-  const int exponent = std::min(std::numeric_limits<Scalar>::max_exponent * 5 / 8, 1000);
+  const int exponent = (std::min)(std::numeric_limits<Scalar>::max_exponent * 5 / 8, 1000);
   const Scalar up = Scalar(std::ldexp(1.0, exponent));
   const Scalar down = Scalar(std::ldexp(1.0, -exponent));
   const L scaled =

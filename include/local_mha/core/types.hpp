@@ -62,6 +62,7 @@ using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
 
 /// Gives a tensor a shape; its numbers become any if that is another. Where memory runs out, it is
 /// as it was, which Eigen's resize() does not promise.
+LOCAL_MHA_INT_BOUNDS_BEGIN
 template <typename Scalar, int Rank>
 void set_shape(Tensor<Scalar, Rank>& tensor, const std::array<Index, Rank>& shape) {
   for (std::size_t axis = 0; axis < shape.size(); ++axis)
@@ -70,6 +71,7 @@ void set_shape(Tensor<Scalar, Rank>& tensor, const std::array<Index, Rank>& shap
       return;
     }
 }
+LOCAL_MHA_INT_BOUNDS_END
 
 /// A dense row-major tensor that somebody else owns: `[d0, d1, …]`, the last index contiguous.
 /// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one. A temporary
@@ -85,7 +87,7 @@ class TensorView {
   /// \throws std::invalid_argument if an extent is negative, there are more elements than memory
   ///         could hold, or `data` is null although there are some
   TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {
-    check();
+    check_arguments();
   }
 
   template <int Options, typename Extent>
@@ -108,7 +110,7 @@ class TensorView {
   TensorView(const Eigen::TensorMap<Plain, Options, MakePointer>& map)
       : data_(const_cast<Element*>(map.data())) {
     take_dimensions(map);
-    check();
+    check_arguments();
   }
 
   /// A read-only view of a writable one.
@@ -131,8 +133,8 @@ class TensorView {
   }
 
  private:
-  void check() const {
-    constexpr Index most = std::numeric_limits<Index>::max() / Index{sizeof(Scalar)};
+  void check_arguments() const {
+    constexpr Index most = (std::numeric_limits<Index>::max)() / Index{sizeof(Scalar)};
     Index size = 1;
     for (const Index extent : dimensions_) {
       if (extent < 0 || (extent > 0 && size > most / extent))

@@ -84,7 +84,7 @@ class Window {
     if (causal_) return rows;
     const Index last_seen = rows - ahead_;
     if (last_seen <= 0) return 0;
-    return exact_ ? last_seen : std::max<Index>(0, last_seen - place_in_bucket(last_seen));
+    return exact_ ? last_seen : (std::max<Index>)(0, last_seen - place_in_bucket(last_seen));
   }
 
   /// Rows before its own that a query row can see, and rows after it.
@@ -105,13 +105,13 @@ class Window {
 
  private:
   // Longer than any sequence, and far from overflow when such sizes are added.
-  static constexpr Index most_ = std::numeric_limits<Index>::max() / 16;
+  static constexpr Index most_ = (std::numeric_limits<Index>::max)() / 16;
   static Index checked(const LocalAttentionConfig& config, Index window_size,
                        Index first_position) {
     detail::require_at_least("window_size", window_size, 1);
     detail::require_look_around(config);
     detail::require_at_least("first_position", first_position, 0);
-    return std::min(window_size, most_);
+    return (std::min)(window_size, most_);
   }
   static Index times(Index windows, Index size) {
     return windows > 0 && size > most_ / windows ? most_ : windows * size;

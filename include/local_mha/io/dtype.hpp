@@ -80,7 +80,7 @@ inline constexpr std::array<DtypeTraits, 21> dtype_table{{
 
 constexpr const DtypeTraits& traits(Dtype dtype) {
   const auto place = static_cast<std::size_t>(dtype);
-  return dtype_table[std::min(place, dtype_table.size() - 1)];
+  return dtype_table[(std::min)(place, dtype_table.size() - 1)];
 }
 
 }  // namespace detail
@@ -202,7 +202,7 @@ std::uint16_t round_to_16_bits(double value) {
   // value = significand · 2^(exponent - 52); the low `dropped` bits do not fit.
   const std::uint64_t significand = fraction | std::uint64_t{1} << 52;
   const int exponent = biased - 1023;
-  const int dropped = 52 - SignificandBits + std::max(0, MinExponent - exponent);
+  const int dropped = 52 - SignificandBits + (std::max)(0, MinExponent - exponent);
   if (dropped > 53) return static_cast<std::uint16_t>(sign);  // below half of the smallest
   std::uint64_t kept = significand >> dropped;
   const std::uint64_t rest = significand & ((std::uint64_t{1} << dropped) - 1);
@@ -213,7 +213,7 @@ std::uint16_t round_to_16_bits(double value) {
   std::uint64_t magnitude = kept;
   if (exponent >= MinExponent)
     magnitude += static_cast<std::uint64_t>(exponent - MinExponent) << SignificandBits;
-  return static_cast<std::uint16_t>(sign | std::min(magnitude, infinity));
+  return static_cast<std::uint16_t>(sign | (std::min)(magnitude, infinity));
 }
 
 }  // namespace detail

@@ -62,13 +62,13 @@ class FileBytes {
       if (errno == ENXIO) result->fail("cannot be opened: expected a regular file, got a socket");
       result->fail("cannot be opened: " + error_text(last_error()));
     }
-    SystemFile::Status status = {};
+    SystemFile::FileStatus status = {};
     if (!file.status(status)) result->fail("cannot be opened: " + error_text(last_error()));
     // Asked when it is open: before, the name could still get another file.
     if (const char* kind = kind_of(status); kind != nullptr)
       result->fail("cannot be opened: expected a regular file, got " + std::string(kind));
     const auto size = static_cast<std::uint64_t>(status.st_size);
-    if (size > std::numeric_limits<std::size_t>::max())
+    if (size > (std::numeric_limits<std::size_t>::max)())
       result->fail("cannot be read: it is too large for this system");
     if (access == FileAccess::read || !result->map(file, static_cast<std::size_t>(size)))
       result->read(file, static_cast<std::size_t>(size));
@@ -84,7 +84,7 @@ class FileBytes {
   }
 
   // Null for a regular file.
-  static const char* kind_of(const SystemFile::Status& status) {
+  static const char* kind_of(const SystemFile::FileStatus& status) {
     const auto type = status.st_mode & S_IFMT;
     if (type == S_IFREG) return nullptr;
     if (type == S_IFDIR) return "a folder";

@@ -30,7 +30,7 @@ inline bool begins_as_text(std::string_view content) {
 inline std::string_view without_leading_space(std::string_view content) {
   if (content.starts_with("\xef\xbb\xbf")) content.remove_prefix(3);
   const std::size_t first = content.find_first_not_of("\t\n\r\f ");
-  return content.substr(std::min(first, content.size()));
+  return content.substr((std::min)(first, content.size()));
 }
 
 /// Whether it is a JSON text of an object, as an index of several files is. A safetensors file is

@@ -148,7 +148,7 @@ class HeaderParser {
   bool number_unsigned(std::uint64_t number) {
     switch (place_) {
       case Place::shape:
-        if (number > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
+        if (number > static_cast<std::uint64_t>((std::numeric_limits<Index>::max)()))
           unexpected(std::to_string(number));
         if (entry_.shape->size() == max_rank)
           fail("shape: expected at most " + std::to_string(max_rank) + " dimensions, got more");

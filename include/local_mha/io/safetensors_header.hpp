@@ -74,7 +74,7 @@ inline std::optional<std::uint64_t> byte_size(Dtype dtype, std::span<const Index
       continue;
     }
     const auto factor = static_cast<std::uint64_t>(extent);
-    if (product > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()) / factor)
+    if (product > static_cast<std::uint64_t>((std::numeric_limits<Index>::max)()) / factor)
       return std::nullopt;
     product *= factor;
   }

@@ -236,7 +236,7 @@ class SafetensorsFile {
           return convert_each<std::int8_t>(stored, out, cast);
         case Dtype::U64:
           return convert_each<std::uint64_t>(stored, out, [&](std::uint64_t value, std::size_t i) {
-            if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
+            if (value > static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)()))
               throw SafetensorsError(stored.file, std::string(name), stored.offset + 8 * i,
                                      "expected at most 2^63 - 1, got " + std::to_string(value));
             return static_cast<std::int64_t>(value);

@@ -74,7 +74,7 @@ inline std::string without_wrappers(std::string_view name) {
       continue;
     }
     const std::string_view part = name.substr(0, name.find_first_of("./"));
-    const std::size_t size = std::min(part.size() + 1, name.size());
+    const std::size_t size = (std::min)(part.size() + 1, name.size());
     result += name.substr(0, size);
     name.remove_prefix(size);
   }
@@ -144,14 +144,14 @@ class StateDictReader {
   void tensor(bool used, const std::string& name, RowMatrix<Scalar>& matrix, Index rows,
               Index cols) {
     if (!used) return;
-    const Stored& stored = require(name, {{rows, cols}});
+    const Stored& stored = required(name, {{rows, cols}});
     matrix.resize(rows, cols);
     read(stored, {matrix.data(), static_cast<std::size_t>(matrix.size())});
   }
 
   void tensor(bool used, const std::string& name, Vector<Scalar>& vector, Index size) {
     if (!used) return;
-    const Stored& stored = require(name, {{size}});
+    const Stored& stored = required(name, {{size}});
     vector.resize(size);
     read(stored, {vector.data(), static_cast<std::size_t>(size)});
   }
@@ -162,7 +162,7 @@ class StateDictReader {
     const bool apart = !has(name) && (has(parts[0]) || has(parts[1]) || has(parts[2]));
     if (!apart) return tensor(true, name, matrix, 3 * rows, cols);
     std::array<const Stored*, 3> stored{};
-    for (std::size_t i = 0; i < parts.size(); ++i) stored[i] = &require(parts[i], {{rows, cols}});
+    for (std::size_t i = 0; i < parts.size(); ++i) stored[i] = &required(parts[i], {{rows, cols}});
     matrix.resize(3 * rows, cols);
     const auto size = static_cast<std::size_t>(rows * cols);
     for (std::size_t i = 0; i < parts.size(); ++i)
@@ -231,7 +231,7 @@ class StateDictReader {
            to_string(wanted).substr(name_of(wanted.dtype).size());
   }
 
-  const Stored& require(const std::string& name, const std::vector<Index>& shape) {
+  const Stored& required(const std::string& name, const std::vector<Index>& shape) {
     const auto found = names_.find(name);
     if (found == names_.end()) fail_missing(name, expected(shape));
     const auto& [full_name, stored] = *found->second;
@@ -276,7 +276,7 @@ class StateDictReader {
   // that they are converted to: however they are stored, one rule.
   void rotary_buffer(const std::string& name, const Vector<double>& expected) {
     if (!has(name)) return;
-    const auto& [full_name, stored] = require(name, {expected.size()});
+    const auto& [full_name, stored] = required(name, {expected.size()});
     if (buffers_ == RotaryBuffers::ignore) return;
     constexpr double tolerance = 16 * static_cast<double>(std::numeric_limits<float>::epsilon());
     const std::vector<double> values = file_.read<double>(full_name);

@@ -57,9 +57,9 @@ auto retried(const Call& call) {
 class SystemFile {
  public:
 #ifdef _WIN32
-  using Status = struct ::_stat64;
+  using FileStatus = struct ::_stat64;
 #else
-  using Status = struct ::stat;
+  using FileStatus = struct ::stat;
 #endif
 
   SystemFile() = default;
@@ -98,7 +98,7 @@ class SystemFile {
   bool is_open() const { return descriptor_ >= 0; }
   int descriptor() const { return descriptor_; }
 
-  bool status(Status& status) const {
+  bool status(FileStatus& status) const {
 #ifdef _WIN32
     return ::_fstat64(descriptor_, &status) == 0;
 #else
@@ -110,7 +110,7 @@ class SystemFile {
   std::int64_t read(std::byte* to, std::size_t size) const {
     std::size_t done = 0;
     while (done < size) {
-      const auto part = std::min(size - done, largest_part);
+      const auto part = (std::min)(size - done, largest_part);
 #ifdef _WIN32
       const auto count = ::_read(descriptor_, to + done, static_cast<unsigned>(part));
 #else
@@ -126,7 +126,7 @@ class SystemFile {
   /// Writes all of it.
   bool write(const std::byte* from, std::size_t size) const {
     while (size > 0) {
-      const auto part = std::min(size, largest_part);
+      const auto part = (std::min)(size, largest_part);
 #ifdef _WIN32
       const auto count = ::_write(descriptor_, from, static_cast<unsigned>(part));
 #else
@@ -171,8 +171,8 @@ class SystemFile {
 inline bool take_mode([[maybe_unused]] const SystemFile& file,
                       [[maybe_unused]] const std::filesystem::path& replaced) {
 #ifndef _WIN32
-  SystemFile::Status own = {};
-  SystemFile::Status old = {};
+  SystemFile::FileStatus own = {};
+  SystemFile::FileStatus old = {};
   if (::stat(replaced.c_str(), &old) != 0 || !file.status(own)) return false;
   auto mode = old.st_mode & 07777;
   if (own.st_uid != old.st_uid || own.st_gid != old.st_gid) {

@@ -16,7 +16,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> sigmoid(const Lanes<Scalar>& x) {
   using L = Lanes<Scalar>;
   const L one = L::broadcast(Scalar(1));
   // Of the two forms, the one whose exponential is at most 1.
-  const L e = exp2(Scalar(-1.44269504088896340736) * max(x, L::zero() - x));
+  const L e = exp2(Scalar(-1.44269504088896340736) * (max)(x, L::zero() - x));
   return select_negative(x, e, one) / (one + e);
 }
 
@@ -40,7 +40,7 @@ LOCAL_MHA_INLINE Normal<Scalar> normal(const Lanes<Scalar>& x) {
                             -0.334311876173,  0.297973194581, 0.121059982469,  0.216689385959,
                             0.224748665273,   0.225716857437};
     const L one = L::broadcast(Scalar(1));
-    const L magnitude = max(x, L::zero() - x);
+    const L magnitude = (max)(x, L::zero() - x);
     const L bell = exp2(Scalar(-0.5 * 1.44269504088896340736) * (x * x));
     const L t = one / fma(Scalar(0.4 * inverse_root_two), magnitude, one);
     L polynomial = L::broadcast(Scalar(c[0]));

@@ -83,7 +83,7 @@ class Dropout {
  private:
   static std::uint32_t kept_of_65536(double dropout) {
     detail::require_probability("dropout", dropout);
-    return static_cast<std::uint32_t>(std::max(1L, std::lround((1 - dropout) * 65536)));
+    return static_cast<std::uint32_t>((std::max)(1L, std::lround((1 - dropout) * 65536)));
   }
 
   Philox philox_;

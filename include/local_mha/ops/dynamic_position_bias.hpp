@@ -45,7 +45,7 @@ class DynamicPositionBias {
   /// \return `[heads, window_size, (1 + look_backward + look_forward)·window_size]`
   /// \throws std::invalid_argument if the window is empty, a count negative or the bias too large
   Tensor<Scalar, 3> forward(Index window_size, Index look_backward, Index look_forward) const {
-    check(window_size, look_backward, look_forward);
+    check_arguments(window_size, look_backward, look_forward);
     const Index columns = (1 + look_backward + look_forward) * window_size;
     const RowMatrix<Scalar> of_distance = activations(columns).heads;
     Tensor<Scalar, 3> bias(heads_, window_size, columns);
@@ -64,7 +64,7 @@ class DynamicPositionBias {
   void backward(DynamicPositionBiasParameters<Scalar>& gradients,
                 TensorView<const Scalar, 3> grad_bias, Index window_size, Index look_backward,
                 Index look_forward) const {
-    check(window_size, look_backward, look_forward);
+    check_arguments(window_size, look_backward, look_forward);
     const Index columns = (1 + look_backward + look_forward) * window_size;
     require_shape("grad_bias", grad_bias.dimensions(), {heads_, window_size, columns});
     detail::require_same_shapes(gradients, parameters_);
@@ -122,7 +122,7 @@ class DynamicPositionBias {
     return at;
   }
 
-  void check(Index window_size, Index look_backward, Index look_forward) const {
+  void check_arguments(Index window_size, Index look_backward, Index look_forward) const {
     detail::require_at_least("window_size", window_size, 1);
     detail::require_at_least("look_backward", look_backward, 0);
     detail::require_at_least("look_forward", look_forward, 0);

@@ -84,7 +84,7 @@ class FeedForward {
           values_(room(layer.inner_)),
           gates_(values_),
           spread_(make_block_buffer<Scalar>(
-              std::max(spread_size(layer.proj_in_), spread_size(layer.proj_out_)))) {}
+              (std::max)(spread_size(layer.proj_in_), spread_size(layer.proj_out_)))) {}
 
    private:
     friend FeedForward;
@@ -286,7 +286,7 @@ RowMatrix<Scalar> FeedForward<Scalar>::backward(const Device& device,
   for_each_stretch(device, rows.count(), [&](Index part, const Range& blocks) {
     const Index size = blocks.end - blocks.begin;
     BlockArray<Scalar> narrow(size, dim_);
-    auto hidden = make_block_buffer<Scalar>(std::max(inner_, dim_) * count);
+    auto hidden = make_block_buffer<Scalar>((std::max)(inner_, dim_) * count);
     for (Index block = blocks.begin; block < blocks.end; ++block) {
       load_rows(x, rows, block, hidden.data());
       norm_.apply(hidden.data());
@@ -339,7 +339,7 @@ RowMatrix<Scalar> FeedForward<Scalar>::flow(const Device& device,
       device, blocks,
       [&](Index, const Range& some) {
         Workspace workspace(*this);
-        run({some.begin * count, std::min(some.end * count, x.rows())}, x.data(), x.outerStride(),
+        run({some.begin * count, (std::min)(some.end * count, x.rows())}, x.data(), x.outerStride(),
             y.data(), workspace, dropout, false, saved);
       },
       forward_stretch_blocks);
@@ -359,7 +359,7 @@ void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride
   Index first = rows.begin;
   const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
     for (Index b = 0; b < blocks; ++b) {
-      const Index rows_of_block = std::min(count, rows.end - first - b * count);
+      const Index rows_of_block = (std::min)(count, rows.end - first - b * count);
       norm_.apply(in + b * dim_ * count);
       clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
     }

@@ -28,7 +28,7 @@ struct Tiling {
   /// Rows of a weight, or keys, that one micro-kernel takes. Divides block_rows.
   static constexpr int rows = accumulators >= 8 ? 8 : accumulators >= 4 ? 4 : 2;
   /// Blocks of positions that one micro-kernel of a projection takes.
-  static constexpr int blocks = std::max(1, accumulators / rows);
+  static constexpr int blocks = (std::max)(1, accumulators / rows);
   /// Keys that one micro-kernel of the attention takes, where a block has so many left: what fits
   /// beside one Lanes of queries and a key. Fewer multiply-adds in flight than 8 wait for each
   /// other.
@@ -117,7 +117,7 @@ class PackedWeight {
     requires std::same_as<typename Matrix::Scalar, Scalar>
   void pack(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0, Index column_group = 0,
             Index padded_group = 0) {
-    check(weight.rows(), weight.cols(), group_rows, column_group, padded_group);
+    check_arguments(weight.rows(), weight.cols(), group_rows, column_group, padded_group);
     group_rows_ = group_rows > 0 ? group_rows : weight.rows();
     group_panels_ = ceil_div(group_rows_, panel_rows);
     depth_ = column_group > 0 ? weight.cols() / column_group * padded_group : weight.cols();
@@ -127,7 +127,7 @@ class PackedWeight {
     for (Index i = 0; i < groups * group_panels_; ++i) {
       const Index in_group = i % group_panels_ * panel_rows;
       const Index first = i / group_panels_ * group_rows_ + in_group;
-      const Index rows = std::min(panel_rows, group_rows_ - in_group);
+      const Index rows = (std::min)(panel_rows, group_rows_ - in_group);
       Scalar* panel = packed_.data() + i * panel_size_;
       for (Index column = 0; column < weight.cols(); ++column) {
         const Index d = column_group > 0
@@ -151,8 +151,8 @@ class PackedWeight {
   Index panel_size() const { return panel_size_; }
 
  private:
-  static void check(Index rows, Index columns, Index group_rows, Index column_group,
-                    Index padded_group) {
+  static void check_arguments(Index rows, Index columns, Index group_rows, Index column_group,
+                              Index padded_group) {
     if (group_rows < 0 || (group_rows > 0 && rows % group_rows != 0))
       reject("group_rows", "a divisor of " + std::to_string(rows) + " rows, or 0", group_rows);
     if (column_group < 0 || (column_group > 0 && columns % column_group != 0))
@@ -212,9 +212,9 @@ void project(const PackedWeight<Scalar>& weight, Index group, const Range& some_
   // A chunk of the weight stays in the second-level cache while all blocks pass it.
   constexpr Index chunk_bytes = 256 * 1024;
   const Index panel_bytes = weight.depth() * rows * static_cast<Index>(sizeof(Scalar));
-  const Index chunk = std::max<Index>(1, chunk_bytes / std::max<Index>(1, panel_bytes)) * rows;
+  const Index chunk = (std::max<Index>)(1, chunk_bytes / (std::max<Index>)(1, panel_bytes)) * rows;
   for (Index row = some_rows.begin; row < some_rows.end; row += chunk) {
-    const Index row_end = std::min(row + chunk, some_rows.end);
+    const Index row_end = (std::min)(row + chunk, some_rows.end);
     Index b = 0;
     for (; b + together <= blocks; b += together) {
       Scalar* to[together];
@@ -243,13 +243,13 @@ template <typename Scalar>
 struct PanelReading {
   static constexpr int rows = Tiling<Scalar>::rows;
   static constexpr int filling =
-      std::min(Lanes<Scalar>::packet_size, std::max(1, 32 / static_cast<int>(sizeof(Scalar))));
-  using P = Lanes<Scalar, Lanes<Scalar>::count / std::max(rows, filling)>;
+      (std::min)(Lanes<Scalar>::packet_size, (std::max)(1, 32 / static_cast<int>(sizeof(Scalar))));
+  using P = Lanes<Scalar, Lanes<Scalar>::count / (std::max)(rows, filling)>;
   static constexpr int columns = P::count / rows;
   /// How often a value of the position is needed: a single time, it is broadcast.
   static constexpr int copies = columns == 1 ? 1 : rows;
   /// One sum would wait for its own additions.
-  static constexpr int sums = std::max(1, 8 / P::packets);
+  static constexpr int sums = (std::max)(1, 8 / P::packets);
 
   static LOCAL_MHA_INLINE P multiply_add(const Scalar* x, const Scalar* weights, const P& sum) {
     if constexpr (columns == 1)
@@ -309,7 +309,7 @@ void project_lane(const PackedWeight<Scalar>& weight, Index group, const Range& 
     LOCAL_MHA_UNROLL for (int s = 1; s < sums; ++s) acc[0] = acc[0] + acc[s];
     alignas(64) Scalar sum[P::count];
     acc[0].store(sum);
-    for (Index r = 0; r < std::min(rows, weight.group_rows() - row); ++r) {
+    for (Index r = 0; r < (std::min)(rows, weight.group_rows() - row); ++r) {
       for (Index lane = r + rows; lane < P::count; lane += rows) sum[r] = sum[r] + sum[lane];
       y[(row + r) * y_stride] = sum[r];
     }

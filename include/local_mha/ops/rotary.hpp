@@ -179,9 +179,9 @@ class RotaryEmbedding {
     constexpr double longest = 256;
     const double most =
         xpos_scale_base
-            ? std::min(longest, 24 * std::log(2.0) / std::log(1.4 / 0.4) * *xpos_scale_base)
+            ? (std::min)(longest, 24 * std::log(2.0) / std::log(1.4 / 0.4) * *xpos_scale_base)
             : longest;
-    return std::max<Index>(1, static_cast<Index>(most) / count) * count;
+    return (std::max<Index>)(1, static_cast<Index>(most) / count) * count;
   }
 
   Turn turn_by(double distance, Index m) const {

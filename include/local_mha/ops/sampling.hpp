@@ -56,7 +56,7 @@ class Sampler {
     order_.resize(logits_.size());
     std::iota(order_.begin(), order_.end(), std::size_t{0});
     std::size_t kept = order_.size();
-    if (config_.top_k > 0) kept = std::min(kept, static_cast<std::size_t>(config_.top_k));
+    if (config_.top_k > 0) kept = (std::min)(kept, static_cast<std::size_t>(config_.top_k));
     if (config_.temperature == 0) kept = 1;
     // Of equally likely tokens, the smaller comes first.
     std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(kept),
@@ -78,7 +78,7 @@ class Sampler {
     const double drawn = random.uniform() * cumulative_.back();
     const auto found = std::upper_bound(cumulative_.begin(), cumulative_.end(), drawn);
     const auto place = static_cast<std::size_t>(found - cumulative_.begin());
-    return static_cast<Index>(order_[std::min(place, cumulative_.size() - 1)]);
+    return static_cast<Index>(order_[(std::min)(place, cumulative_.size() - 1)]);
   }
 
  private:

@@ -41,7 +41,7 @@ void block_to_panels(Index channels, const Scalar* block, Scalar* panels,
   constexpr Index count = block_rows<Scalar>;
   for (Index c = 0; c < channels; c += count, panels += panel_stride)
     load_block(
-        count, std::min(count, channels - c), [&](Index r) { return block + (c + r) * count; },
+        count, (std::min)(count, channels - c), [&](Index r) { return block + (c + r) * count; },
         panels);
 }
 
@@ -50,7 +50,7 @@ template <typename Scalar>
 void panels_to_block(Index channels, const Scalar* panels, Scalar* block) {
   constexpr Index count = block_rows<Scalar>;
   for (Index c = 0; c < channels; c += count)
-    store_block(count, std::min(count, channels - c), panels + c * count,
+    store_block(count, (std::min)(count, channels - c), panels + c * count,
                 [&](Index r) { return block + (c + r) * count; });
 }
 
@@ -120,7 +120,7 @@ struct BatchBlocks {
   /// The first row of block `b`, counted through the batch.
   Index row(Index b) const { return b / of_sequence() * seqlen + b % of_sequence() * block_rows; }
   Index rows(Index b) const {
-    return std::min(block_rows, seqlen - b % of_sequence() * block_rows);
+    return (std::min)(block_rows, seqlen - b % of_sequence() * block_rows);
   }
 };
 
@@ -135,7 +135,7 @@ void for_each_stretch(const Device& device, Index blocks, Task&& task,
                       Index length = stretch_blocks) {
   const Index stretches = ceil_div(blocks, length);
   parallel_for(device, thread_count(device), stretches, [&](Index, Index stretch) {
-    task(stretch, Range{stretch * length, std::min((stretch + 1) * length, blocks)});
+    task(stretch, Range{stretch * length, (std::min)((stretch + 1) * length, blocks)});
   });
 }
 
@@ -225,7 +225,7 @@ void add_weight_tiles(Index blocks, const Scalar* a, Index a_stride, Index rows,
   // Blocks that are summed up in registers: more would leave the cache from tile to tile.
   constexpr Index depth = 32;
   for (Index begin = 0; begin < blocks; begin += depth) {
-    const Range some{begin, std::min(begin + depth, blocks)};
+    const Range some{begin, (std::min)(begin + depth, blocks)};
     Index panel = panels.begin;
     const auto next_panels = [&]<int Panels>() {
       const Index c = (panel - panels.begin) * count;
@@ -308,8 +308,8 @@ void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, In
     const Index column = panel_begin * count;
     detail::add_weight_tiles(
         blocks, a + (row_group * rows.padded_size + row) * count, a_stride,
-        std::min(rows_of_task, rows.size - row), x,
-        {first_panel + panel_begin, first_panel + std::min(panel_begin + panels_of_task, panels)},
+        (std::min)(rows_of_task, rows.size - row), x,
+        {first_panel + panel_begin, first_panel + (std::min)(panel_begin + panels_of_task, panels)},
         columns.size - column,
         weight + (row_group * rows.size + row) * weight_stride + column_group * columns.size +
             column,

@@ -50,11 +50,11 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     this->sequences_.assign(
         static_cast<std::size_t>(config.batch),
         Sequence(window, {.heads = heads, .dim_head = dim_head}, stretch, config.max_rollback));
-    constexpr Index endless = std::numeric_limits<Index>::max();
+    constexpr Index endless = (std::numeric_limits<Index>::max)();
     steps_ = attention.rotary_steps(window, endless);
     const Index range = window.reach_behind() + window.reach_ahead() + count;
     const Index block = padded_channels<Scalar>(dim_head) * count;
-    workers_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
+    workers_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
                     {AttentionKernel<Scalar>(dim_head, range), make_block_buffer<Scalar>(block)});
   }
   Stream(const Stream&) = default;
@@ -78,7 +78,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   Tensor<Scalar, 4> push(const Device& device, TensorView<const Scalar, 4> q,
                          TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                          const PaddingMask& mask = {}) {
-    check(q, k, v, mask);
+    check_arguments(q, k, v, mask);
     Tensor<Scalar, 4> out(this->batch(), heads_, this->results_of(q.dimension(2)), dim_head_);
     out.setZero();
     push_into(device, out, q, k, v, mask);
@@ -144,8 +144,8 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
     return text.str();
   }
 
-  void check(const TensorView<const Scalar, 4>& q, const TensorView<const Scalar, 4>& k,
-             const TensorView<const Scalar, 4>& v, const PaddingMask& mask) const {
+  void check_arguments(const TensorView<const Scalar, 4>& q, const TensorView<const Scalar, 4>& k,
+                       const TensorView<const Scalar, 4>& v, const PaddingMask& mask) const {
     require_shape("q", q.dimensions(), {this->batch(), heads_, -1, dim_head_});
     require_shape("k", k.dimensions(), q.dimensions());
     require_shape("v", v.dimensions(), q.dimensions());
@@ -157,7 +157,7 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
 
   template <typename Device, typename Task>
   void run(const Device& device, Task&& task) {
-    const Index workers = std::min(thread_count(device), static_cast<Index>(workers_.size()));
+    const Index workers = (std::min)(thread_count(device), static_cast<Index>(workers_.size()));
     parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
       task(workers_[static_cast<std::size_t>(worker)], b);
     });
@@ -237,7 +237,7 @@ void LocalAttention<Scalar>::Stream::push_into(const Device& device, TensorView<
                                                TensorView<const Scalar, 4> k,
                                                TensorView<const Scalar, 4> v,
                                                const PaddingMask& mask) {
-  check(q, k, v, mask);
+  check_arguments(q, k, v, mask);
   const Index n = q.dimension(2);
   check_room(out, this->results_of(n));
   detail::require_apart("out", out, "q", q);

@@ -57,8 +57,8 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
                                       .dim_head = layer.config().dim_head,
                                       .gated = layer.config().gate_values_per_head},
                                      stretch, config.max_rollback));
-    constexpr Index endless = std::numeric_limits<Index>::max();
-    flows_.assign(static_cast<std::size_t>(std::min(config.batch, config.max_threads)),
+    constexpr Index endless = (std::numeric_limits<Index>::max)();
+    flows_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
                   Flow(*layer.weights_, window, endless));
     // Of one sequence at a time, so that it does for all.
     if (config.max_threads > config.batch)
@@ -85,7 +85,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   template <ThreadDevice Device>
   Tensor<Scalar, 3> push(const Device& device, TensorView<const Scalar, 3> x,
                          const PaddingMask& mask = {}) {
-    check(x, mask);
+    check_arguments(x, mask);
     Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), layer_.config().dim);
     y.setZero();
     push_into(device, y, x, mask);
@@ -96,7 +96,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   template <ThreadDevice Device>
   void push_into(const Device& device, TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
                  const PaddingMask& mask = {}) {
-    check(x, mask);
+    check_arguments(x, mask);
     const Index n = x.dimension(1);
     check_room(y, this->results_of(n));
     detail::require_apart("y", y, "x", x);
@@ -141,7 +141,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     return text.str();
   }
 
-  void check(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
+  void check_arguments(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
     require_shape("x", x.dimensions(), {this->batch(), -1, layer_.config().dim});
     this->check_push(x.dimension(1), mask);
   }
@@ -154,13 +154,13 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   template <typename Device, typename Task>
   void run(const Device& device, const TensorView<Scalar, 3>& y, Task&& task) {
     const auto results = [&](Index b) { return y.data() + b * y.dimension(1) * y.dimension(2); };
-    const Index threads = std::min(thread_count(device), max_threads_);
+    const Index threads = (std::min)(thread_count(device), max_threads_);
     // Sharing heads keeps more threads at work, where there are so many heads.
-    if (this->batch() == 1 || std::min(threads, layer_.config().heads) > this->batch()) {
+    if (this->batch() == 1 || (std::min)(threads, layer_.config().heads) > this->batch()) {
       for (Index b = 0; b < this->batch(); ++b) task(device, flows_.front(), b, results(b));
       return;
     }
-    const Index workers = std::min(threads, static_cast<Index>(flows_.size()));
+    const Index workers = (std::min)(threads, static_cast<Index>(flows_.size()));
     parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
       task(Eigen::DefaultDevice(), flows_[static_cast<std::size_t>(worker)], b, results(b));
     });

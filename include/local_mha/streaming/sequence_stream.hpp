@@ -65,7 +65,7 @@ class StreamedSequence {
     const Index ahead = window.reach_ahead();
     const Index reach = checked_reach(window, size, max_rollback);
     // Behind the rows that a query needs: what comes in at once, or what may be taken back.
-    const Index spare = std::max(stretch, ceil_div(max_rollback, count)) + 3;
+    const Index spare = (std::max)(stretch, ceil_div(max_rollback, count)) + 3;
     size.queries_wait = ahead > 0;
     size.kept = ceil_div(reach, count) + spare;
     size.waiting = ahead > 0 ? ceil_div(ahead, count) + spare : stretch + 1;
@@ -94,12 +94,12 @@ class StreamedSequence {
     if (rows.begin == rows.end) return;
     note_masked(rows, masked);
     position_ = rows.end;
-    furthest_ = std::max(furthest_, rows.end);
+    furthest_ = (std::max)(furthest_, rows.end);
     const auto oldest = [&](Index capacity) {
       return (ceil_div(furthest_, count) - capacity) * count;
     };
-    oldest_key_ = std::max(oldest_key_, oldest(past_.size().kept));
-    oldest_query_ = std::max(oldest_query_, oldest(past_.size().waiting));
+    oldest_key_ = (std::max)(oldest_key_, oldest(past_.size().kept));
+    oldest_query_ = (std::max)(oldest_query_, oldest(past_.size().waiting));
   }
   void end() { ended_ = true; }
 
@@ -117,7 +117,7 @@ class StreamedSequence {
   /// Whether the rings hold what going on from an earlier position needs.
   bool holds(Index position) const {
     const Index next = window_.complete(position);
-    if (position < oldest_key_ || std::max<Index>(0, window_.keys(next).begin) < oldest_key_)
+    if (position < oldest_key_ || (std::max<Index>)(0, window_.keys(next).begin) < oldest_key_)
       return false;
     return !past_.size().queries_wait || next >= oldest_query_;
   }
@@ -129,7 +129,7 @@ class StreamedSequence {
   /// Takes back the last `n` positions, and the sequence's end.
   void rollback(Index n) {
     position_ -= n;
-    masked_end_ = std::min(masked_end_, position_);
+    masked_end_ = (std::min)(masked_end_, position_);
     ended_ = false;
   }
 
@@ -137,11 +137,11 @@ class StreamedSequence {
     to.put(static_cast<std::int64_t>(position_));
     to.put(static_cast<std::int64_t>(ended_));
     to.put(static_cast<std::int64_t>(oldest_key_));
-    to.put(static_cast<std::int64_t>(std::min(oldest_query_, position_)));
+    to.put(static_cast<std::int64_t>((std::min)(oldest_query_, position_)));
     to.put(static_cast<std::int64_t>(masked_end_));
     for (Index row = oldest_key_; row < position_; ++row) to.put(masked_at(row));
     Past<Scalar>::for_each_ring(past_, [&](const Ring<Scalar>& ring, bool of_queries) {
-      const Index begin = of_queries ? std::min(oldest_query_, position_) : oldest_key_;
+      const Index begin = of_queries ? (std::min)(oldest_query_, position_) : oldest_key_;
       for (Index row = begin; row < position_; ++row)
         for (Index c = 0; c < ring.channels(); ++c)
           to.put(ring[row / count][c * count + row % count]);
@@ -157,7 +157,7 @@ class StreamedSequence {
     const Index query_begin = from.get_index(0, position_);
     masked_end_ = from.get_index(0, position_);
     const auto oldest = [&](Index begin, Index capacity) {
-      return std::max(begin, (ceil_div(position_, count) - capacity) * count);
+      return (std::max)(begin, (ceil_div(position_, count) - capacity) * count);
     };
     oldest_key_ = oldest(key_begin, past_.size().kept);
     oldest_query_ = oldest(query_begin, past_.size().waiting);
@@ -263,14 +263,14 @@ class SequenceStream {
   Index results_of(Index n) const {
     if (n < 0 || n > detail::last_position) reject("n", "0 to 2^60 positions", n);
     Index most = 0;
-    for (const Sequence& sequence : sequences_) most = std::max(most, results_of(sequence, n));
+    for (const Sequence& sequence : sequences_) most = (std::max)(most, results_of(sequence, n));
     return most;
   }
   /// Rows of results that flush() gives.
   Index results_of_flush() const {
     Index most = 0;
     for (const Sequence& sequence : sequences_)
-      most = std::max(most, sequence.position() - sequence.answered());
+      most = (std::max)(most, sequence.position() - sequence.answered());
     return most;
   }
 

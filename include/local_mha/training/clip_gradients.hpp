@@ -32,7 +32,7 @@ double global_norm(const Set<Scalar>& gradients) {
   if (std::isfinite(squares) && squares > 1e-270) return std::sqrt(squares);
   // Squares of double numbers beyond 1e154 overflow, and those below 1e-154 vanish.
   double largest = 0;
-  over_all([&](double g) { largest = std::isnan(g) ? g : std::max(largest, std::abs(g)); });
+  over_all([&](double g) { largest = std::isnan(g) ? g : (std::max)(largest, std::abs(g)); });
   if (!(largest > 0) || !std::isfinite(largest)) return largest == 0 ? 0 : squares;
   const int exponent = std::ilogb(largest);
   return std::ldexp(std::sqrt(sum_squares(std::ldexp(1.0, std::clamp(-exponent, -1022, 1022)))),
