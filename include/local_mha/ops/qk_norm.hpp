@@ -34,7 +34,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> l2_norm(Index channels, const Scalar* block) {
   return detail::root_of_squares(
       channels, block, Scalar(1),
       // √ has no derivative at 0: the larger of the squares, not of the roots.
-      [](const L& squares) { return (max)(squares, L::broadcast(Scalar(1e-24))); },
+      [](const L& squares) { return (max)(squares, L::broadcast(typename L::Value(1e-24))); },
       [](const L& x) { return x; });
 }
 
