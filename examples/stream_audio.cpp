@@ -55,11 +55,9 @@ class Stack {
     config.dim_head = options.dim_head;
     config.heads = options.heads;
     config.causal = config.prenorm = true;
-    // Streams look at their layers, which must not move.
-    layers_.reserve(static_cast<std::size_t>(options.layers));
     for (Index i = 0; i < options.layers; ++i) {
-      const Layer& layer =
-          layers_.emplace_back(config, options.seed + static_cast<std::uint64_t>(i));
+      // The stream keeps the layer's weights.
+      const Layer layer(config, options.seed + static_cast<std::uint64_t>(i));
       streams_.emplace_back(layer);
     }
   }
@@ -76,7 +74,6 @@ class Stack {
 
  private:
   Index dim_;
-  std::vector<Layer> layers_;
   std::vector<Layer::Stream> streams_;
   Eigen::VectorXf y_;
 };

@@ -70,15 +70,17 @@ class LocalMHA {
 
     // Sequences follow one another through `pasts_`; workers share the one of a sequence.
     void prepare(const LocalMHA& layer, const Window& window, Index seqlen, const Plan& plan) {
+      const Weights& weights = *layer.weights_;
       const typename Past<Scalar>::Size past = layer.size_of_past(window, seqlen, plan);
-      std::erase_if(flows_,
-                    [&](const Flow& f) { return !f.fits(*layer.weights_, window, seqlen); });
-      std::erase_if(pasts_, [&](const Past<Scalar>& p) { return !p.serves(past); });
       plan_ = plan;
-      while (std::ssize(flows_) < plan.workers)
-        flows_.emplace_back(*layer.weights_, window, seqlen);
-      while (std::ssize(pasts_) < plan.pasts) pasts_.emplace_back(past);
-      for (Flow& flow : flows_) flow.use(*layer.weights_, seqlen);
+      detail::provide(
+          flows_, plan.workers,
+          [&](const Flow& flow) { return flow.fits(weights, window, seqlen); },
+          [&] { return Flow(weights, window, seqlen); });
+      detail::provide(
+          pasts_, plan.pasts, [&](const Past<Scalar>& kept) { return kept.serves(past); },
+          [&] { return Past<Scalar>(past); });
+      for (Flow& flow : flows_) flow.use(weights, seqlen);
       // Not to be moved, nor copied.
       if (!order_) order_ = std::make_unique<TaskOrder>();
       order_->start(plan.tasks, plan.waiting);
@@ -143,7 +145,8 @@ class LocalMHA {
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
-  /// configuration, and before for batches as large and as many threads.
+  /// configuration, and before for batches as large and as many threads; threads take several short
+  /// sequences at once, for which room is made the first time.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   template <ThreadDevice Device>
@@ -381,7 +384,8 @@ class LocalMHA {
     if (threads > 1) {
       // Three short stretches for each thread even out the end.
       plan.short_rows = (std::min)(plan.rows, count * unit);
-      plan.long_stretches = std::max<Index>(0, seqlen - 3 * threads * plan.short_rows) / plan.rows;
+      plan.long_stretches =
+          (std::max<Index>)(0, seqlen - 3 * threads * plan.short_rows) / plan.rows;
     }
     plan.tasks = (batch - 1) * plan.stretches + plan.stretches_of(batch - 1, seqlen);
     plan.workers = (std::min)(threads, plan.tasks);
@@ -390,7 +394,7 @@ class LocalMHA {
     const Index short_stretches = plan.stretches_of(batch - 1, seqlen) - plan.long_stretches;
     const Index ahead =
         (std::min)(ceil_div(reach, plan.short_rows),
-                   ceil_div(reach, plan.rows) + std::max<Index>(0, short_stretches));
+                   ceil_div(reach, plan.rows) + (std::max<Index>)(0, short_stretches));
     plan.waiting = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
     plan.pasts = (std::min)(batch, 1 + ceil_div(plan.waiting - 1, plan.stretches));
     return plan;
@@ -421,6 +425,7 @@ class LocalMHA {
                       {AttentionKernel<Scalar>(dim_head(), (std::min)(reach + count, seqlen)),
                        make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
+      dropouts_.reserve(to_size(config().dropout > 0 ? heads() : 0));
     }
 
     bool fits(const Weights& weights, const Window& window, Index seqlen) const {
@@ -659,7 +664,8 @@ class LocalMHA {
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
-        Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + h * count : nullptr;
+        Scalar* lse =
+            saved_ != nullptr ? saved_->lse[first_saved_ + block] + 2 * h * count : nullptr;
         scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
                               past.values(h), out, lse);
         save(&Saved::out, out, block * count, h);

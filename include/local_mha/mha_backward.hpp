@@ -65,7 +65,7 @@ struct SavedLayer {
     const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
     for (BlockArray<Scalar>* part : {&q, &k, &v, &out})
       part->prepare(blocks, layer.heads * padded_channels<Scalar>(layer.dim_head));
-    lse.prepare(blocks, layer.heads);
+    lse.prepare(blocks, 2 * layer.heads);
     gates.prepare(layer.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(layer.heads));
   }
 
@@ -87,7 +87,9 @@ struct SavedLayer {
       return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
              " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";
     };
-    if (describe(config) != describe(layer)) reject("saved", describe(layer), describe(config));
+    if (config.heads != layer.heads || config.dim_head != layer.dim_head ||
+        config.gate_values_per_head != layer.gate_values_per_head)
+      reject("saved", describe(layer), describe(config));
     require_shape<2>("saved", {batch, seqlen}, {x.dimension(0), x.dimension(1)});
     if (config != layer) reject("saved", "that of a layer of this configuration", "another");
     if (!weights.is_of(detail::numbers_of(parameters)))
@@ -112,7 +114,7 @@ struct SavedLayer {
   BlockArray<Scalar> k;
   BlockArray<Scalar> v;
   BlockArray<Scalar> out;    ///< of the attention, before the gates
-  BlockArray<Scalar> lse;    ///< `[block][head][block_rows]`
+  BlockArray<Scalar> lse;    ///< `[block][head][2][block_rows]`, as AttentionKernel leaves it
   BlockArray<Scalar> gates;  ///< `[block][padded head][block_rows]`, after the sigmoid
 };
 
@@ -337,7 +339,7 @@ class LayerBackward {
     void load_out(Index block, Scalar* to) const { copy(saved(layer.saved_.out, block), to); }
     void load_grad_out(Index block, Scalar* to) const { copy(saved(layer.grad_out_, block), to); }
     void load_lse(Index block, Scalar* to) const {
-      std::copy_n(layer.saved_.lse[at(block)] + h * count, count, to);
+      std::copy_n(layer.saved_.lse[at(block)] + 2 * h * count, 2 * count, to);
     }
     void store_grad_queries(Index block, Scalar* from) const {
       if (layer.config().qk_rmsnorm)

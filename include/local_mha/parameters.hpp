@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <local_mha/config.hpp>
+#include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -252,5 +253,52 @@ struct LocalTransformerParameters {
     visit(std::string("to_logits.1.weight"), p.to_logits);
   }
 };
+
+namespace detail {
+
+// Adds the numbers of a set of the same shapes. Allocates nothing.
+template <typename Scalar>
+void add(LocalMHAParameters<Scalar>& to, const LocalMHAParameters<Scalar>& from) {
+  to.to_qkv += from.to_qkv;
+  to.to_out += from.to_out;
+  to.norm_weight += from.norm_weight;
+  to.norm_bias += from.norm_bias;
+  to.q_scale += from.q_scale;
+  to.k_scale += from.k_scale;
+  to.to_v_gate_weight += from.to_v_gate_weight;
+  to.to_v_gate_bias += from.to_v_gate_bias;
+}
+template <typename Scalar>
+void add(FeedForwardParameters<Scalar>& to, const FeedForwardParameters<Scalar>& from) {
+  to.norm_weight += from.norm_weight;
+  to.norm_bias += from.norm_bias;
+  to.proj_in += from.proj_in;
+  to.proj_out += from.proj_out;
+}
+template <typename Scalar>
+void add(DynamicPositionBiasParameters<Scalar>& to,
+         const DynamicPositionBiasParameters<Scalar>& from) {
+  to.weight_0 += from.weight_0;
+  to.bias_0 += from.bias_0;
+  to.weight_2 += from.weight_2;
+  to.bias_2 += from.bias_2;
+  to.weight_4 += from.weight_4;
+  to.bias_4 += from.bias_4;
+}
+template <typename Scalar>
+void add(LocalTransformerParameters<Scalar>& to, const LocalTransformerParameters<Scalar>& from) {
+  to.token_emb += from.token_emb;
+  to.pos_emb += from.pos_emb;
+  for (std::size_t i = 0; i < to.layers.size(); ++i) {
+    add(to.layers[i].attention, from.layers[i].attention);
+    add(to.layers[i].feed_forward, from.layers[i].feed_forward);
+  }
+  if (to.dynamic_pos_bias) add(*to.dynamic_pos_bias, *from.dynamic_pos_bias);
+  to.to_logits_norm_weight += from.to_logits_norm_weight;
+  to.to_logits_norm_bias += from.to_logits_norm_bias;
+  to.to_logits += from.to_logits;
+}
+
+}  // namespace detail
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

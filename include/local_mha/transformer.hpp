@@ -42,6 +42,9 @@ struct GenerateConfig {
   std::optional<std::int64_t> stop_token = {};
   /// Sequence `b` of the batch draws by the seed and `b`, sequence 0 as one that is alone does.
   std::uint64_t seed = 0;
+  /// Tokens of each prompt, `[B]`, at least 1: what follows them in a row is padding, and may be
+  /// anything. Each sequence goes on behind its own. Empty: whole rows.
+  std::vector<Index> prompt_lengths = {};
 };
 
 /// The counterpart of the Python package's module of that name, with plain residual connections
@@ -134,7 +137,9 @@ class LocalTransformer {
   /// cache, the last max_seq_len tokens of a prompt count, and where prompt and text are longer
   /// than max_seq_len, the position embedding stays at its last row, for which the model was not
   /// trained. Include transformer_stream.hpp to use it.
-  /// \param prompt `[B, N]`, `N >= 1`
+  /// \param prompt `[B, N]`, `N >= 1`; shorter ones padded behind, see prompt_lengths: each
+  /// sequence
+  ///        is, to the bit, what it would be alone
   /// \param on_tokens called after each step with a `std::span` of the `B` tokens that were made
   /// \return the tokens made, `[B, length]`, or fewer if all sequences have stopped; behind a
   ///         sequence's stop_token there are more of it
@@ -152,7 +157,8 @@ class LocalTransformer {
   /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
   /// \param tokens, mask, training as loss() takes them
   /// \return the loss; NaN and no gradients if no label counts
-  /// \throws std::invalid_argument naming the argument that does not fit
+  /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
+  ///         runs out, the gradients are as they were
   template <ThreadDevice Device>
   Scalar backward(const Device& device, Parameters& gradients, Tokens tokens,
                   const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
@@ -286,11 +292,19 @@ class LocalTransformer {
                          config().ignore_index);
   }
 
+  // \param length_of `length_of(b)` says how many tokens of sequence `b` there are
+  template <typename LengthOf>
+  void check_tokens(const Tokens& tokens, LengthOf&& length_of) const {
+    for (Index b = 0; b < tokens.dimension(0); ++b) {
+      const std::int64_t* of_sequence = tokens.data() + b * tokens.dimension(1);
+      for (Index i = 0; i < length_of(b); ++i)
+        if (of_sequence[i] < 0 || of_sequence[i] >= config().num_tokens)
+          reject("tokens", "0 to " + std::to_string(config().num_tokens - 1), of_sequence[i],
+                 " in sequence ", b, " at ", i);
+    }
+  }
   void check_tokens(const Tokens& tokens) const {
-    for (Index i = 0; i < tokens.size(); ++i)
-      if (tokens.data()[i] < 0 || tokens.data()[i] >= config().num_tokens)
-        reject("tokens", "0 to " + std::to_string(config().num_tokens - 1), tokens.data()[i],
-               " in sequence ", i / tokens.dimension(1), " at ", i % tokens.dimension(1));
+    check_tokens(tokens, [&](Index) { return tokens.dimension(1); });
   }
 
   Tensor<Scalar, 3> embed(const Tokens& tokens) const {
@@ -349,18 +363,20 @@ Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& grad
   const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
   const Scalar loss = cross_entropy<Scalar>(logits, labels, config().ignore_index);
 
+  // Added at the end, where nothing can fail any more.
+  Parameters made = Parameters::zeros(config());
   Tensor<Scalar, 3> grad_logits =
       cross_entropy_gradient<Scalar>(logits, labels, config().ignore_index);
   Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
   rows(grad) = weights_->to_logits_norm.backward(
       linear_backward<Device, Scalar>(device, parameters().to_logits, normed, rows(grad_logits),
-                                      gradients.to_logits, nullptr),
-      rows(x), gradients.to_logits_norm_weight, gradients.to_logits_norm_bias);
+                                      made.to_logits, nullptr),
+      rows(x), made.to_logits_norm_weight, made.to_logits_norm_bias);
   std::optional<Tensor<Scalar, 3>> grad_bias;
   if (weights_->attn_bias) grad_bias = weights_->attn_bias->constant(Scalar(0));
   for (std::size_t i = layers().size(); i-- > 0;) {
     SavedLayerParts& kept = saved[i];
-    auto& layer = gradients.layers[i];
+    auto& layer = made.layers[i];
     rows(grad) += layers()[i].feed_forward.backward(device, layer.feed_forward, kept.feed_forward,
                                                     rows(grad), rows(kept.feed_forward_input),
                                                     of_part(training, 2 * i + 1));
@@ -375,15 +391,16 @@ Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& grad
   if (grad_bias) {
     const LocalMHAConfig layer = layer_config(config());
     DynamicPositionBias<Scalar>(*parameters().dynamic_pos_bias)
-        .backward(*gradients.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
+        .backward(*made.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
                   resolved_look_forward(layer));
   }
   const auto size = static_cast<std::size_t>(input.size());
-  embedding_backward<Scalar>(gradients.token_emb, {input.data(), size}, rows(grad));
+  embedding_backward<Scalar>(made.token_emb, {input.data(), size}, rows(grad));
   std::vector<std::int64_t> places(size);
   for (std::size_t i = 0; i < size; ++i)
     places[i] = static_cast<std::int64_t>(i) % input.dimension(1);
-  embedding_backward<Scalar>(gradients.pos_emb, places, rows(grad));
+  embedding_backward<Scalar>(made.pos_emb, places, rows(grad));
+  detail::add(gradients, made);
   return loss;
 }
 

@@ -11,7 +11,9 @@ import struct
 import sys
 
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
-         "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+         "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+         "C64": 8, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F6_E3M2": 0.75, "F6_E2M3": 0.75,
+         "F4": 0.5, "C128": 16}
 
 
 def safetensors(tensors, metadata=None, padding=0):
@@ -22,7 +24,7 @@ def safetensors(tensors, metadata=None, padding=0):
         count = 1
         for extent in shape:
             count *= extent
-        size = count * SIZES[dtype]
+        size = int(count * SIZES[dtype])
         content = given[0] if given else bytes(i % 2 for i in range(size))
         assert len(content) == size, name
         header[name] = {"dtype": dtype, "shape": shape,
@@ -84,7 +86,9 @@ def safetensors_files():
     yield "metadata", safetensors({}, {"key": "text", "\u00e9": "\n"})
     yield "number", safetensors({"x": ("F64", [])})
     yield "empty_tensors", safetensors({"a": ("F32", [0]), "b": ("I8", [3, 0, 2]), "c": ("U8", [1])})
-    yield "dtypes", safetensors({dtype: (dtype, [1, 2]) for dtype in SIZES}, padding=3)
+    yield "dtypes", safetensors({dtype: (dtype, [1, 4]) for dtype in SIZES if dtype != "C128"},
+                                padding=3)
+    yield "other_dtype", safetensors({"a": ("C128", [2]), "b": ("F32", [1])})
     yield "unaligned", safetensors({"a": ("U8", [1]), "b": ("F64", [2]), "c": ("BF16", [1, 1, 1])})
     yield "mask", safetensors({"m": ("BOOL", [2, 2], b"\0\1\1\0"), "n": ("BOOL", [1], b"\2")})
     yield "large_unsigned", safetensors({"u": ("U64", [1], b"\xff" * 8)})
@@ -108,11 +112,22 @@ def safetensors_files():
     yield "model_old", safetensors(model("param/", "", 2, 2, 1, True),
                                    case("LocalTransformer",
                                         small_model | {"use_dynamic_pos_bias": True}))
+    wrapped = {name.replace("branch.", "branch._orig_mod."): tensor
+               for name, tensor in model("module.", "branch.", 2, 2, 1, False).items()}
+    wrapped.pop("module.to_logits.1.weight")
+    yield "model_wrapped_and_tied", safetensors(
+        wrapped, case("LocalTransformer", small_model) | {
+            "module.to_logits.1.weight": "module.token_emb.weight", "format": "pt"})
+    yield "rounded_buffer", safetensors(
+        layer("", 2, 4, dim_head=4) | {"attn_fn.rel_pos.inv_freq": ("BF16", [2])},
+        case("LocalMHA", small | {"dim_head": 4}))
     yield "case_deep", safetensors(one, {"case": "[" * 200})
     yield "overlap", safetensors({"a": ("U8", [2]), "b": ("U8", [2])}).replace(b"[2,4]", b"[1,3]")
     yield "cut", safetensors({"a": ("F32", [2])})[:-1]
     yield "more", safetensors(one) + b"x"
     yield "huge_header", struct.pack("<Q", 1 << 60) + b"{}"
+    yield "git_lfs_pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"
+    yield "zip", b"PK\3\4" + bytes(40)
     yield "huge_shape", safetensors(one).replace(b"[1]", b"[4294967296,4294967296]")
 
 

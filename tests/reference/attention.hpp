@@ -127,15 +127,28 @@ Real raw_score(const AttentionOptions& o, Rotation<Real>& rotation, const Real* 
   return score;
 }
 
+/// √(Σ x² / divisor + added) of `count` numbers. A number that bounds its own error knows that no
+/// square leaves its range on a careful way there.
+template <typename Real>
+Real root_of_squares(const Real* x, std::size_t count, const Real& divisor, const Real& added) {
+  using std::sqrt;
+  Real sum(0);
+  for (std::size_t i = 0; i < count; ++i) sum += x[i] * x[i];
+  return sqrt(sum / divisor + added);
+}
+
+/// max(|x|, 1e-12) of `count` numbers.
+template <typename Real>
+Real norm_of(const Real* x, std::size_t count) {
+  return std::max(root_of_squares(x, count, Real(1), Real(0)), static_cast<Real>(1e-12L));
+}
+
 /// k / max(|k|, 1e-12) for every row of `dim_head` numbers.
 template <typename Real>
 Array<Real> normalized_rows(Array<Real> rows) {
-  using std::sqrt;
   const auto d = static_cast<std::size_t>(rows.shape.back());
   for (std::size_t row = 0; d > 0 && row < rows.data.size(); row += d) {
-    Real sum = 0;
-    for (std::size_t c = 0; c < d; ++c) sum += rows.data[row + c] * rows.data[row + c];
-    const Real norm = std::max(sqrt(sum), static_cast<Real>(1e-12L));
+    const Real norm = norm_of(rows.data.data() + row, d);
     for (std::size_t c = 0; c < d; ++c) rows.data[row + c] /= norm;
   }
   return rows;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -56,22 +57,18 @@ template <typename Real>
 Array<Real> layer_norm_backward(const Array<Real>& x, const Array<Real>& weight,
                                 const Array<Real>& grad_y, Array<Real>& grad_weight,
                                 Array<Real>& grad_bias) {
-  using std::sqrt;
   const auto dim = static_cast<std::size_t>(x.shape.back());
   const auto channels = static_cast<Real>(dim);
   Array<Real> grad_x(x.shape);
   std::vector<Real> normed(dim), weighted(dim);
   for (std::size_t row = 0; row < x.data.size(); row += dim) {
-    Real mean(0), variance(0);
-    for (std::size_t c = 0; c < dim; ++c) mean += x.data[row + c];
-    mean /= channels;
-    for (std::size_t c = 0; c < dim; ++c)
-      variance += (x.data[row + c] - mean) * (x.data[row + c] - mean);
-    const Real deviation = sqrt(variance / channels + static_cast<Real>(1e-5L));
+    const std::vector<Real> around_mean = centred(x.data.data() + row, dim);
+    const Real deviation =
+        root_of_squares(around_mean.data(), dim, channels, static_cast<Real>(1e-5L));
     Real total(0), along(0);
     for (std::size_t c = 0; c < dim; ++c) {
       const Real& g = grad_y.data[row + c];
-      normed[c] = (x.data[row + c] - mean) / deviation;
+      normed[c] = around_mean[c] / deviation;
       weighted[c] = g * weight.data[c];
       grad_weight.data[c] += g * normed[c];
       grad_bias.data[c] += g;
@@ -88,16 +85,13 @@ Array<Real> layer_norm_backward(const Array<Real>& x, const Array<Real>& weight,
 /// Of normalized_rows().
 template <typename Real>
 Array<Real> normalized_rows_backward(const Array<Real>& rows, const Array<Real>& grad_y) {
-  using std::sqrt;
   const auto d = static_cast<std::size_t>(rows.shape.back());
   Array<Real> grad(rows.shape);
   for (std::size_t row = 0; d > 0 && row < rows.data.size(); row += d) {
-    Real squares(0), along(0);
-    for (std::size_t c = 0; c < d; ++c) squares += rows.data[row + c] * rows.data[row + c];
-    const Real least = static_cast<Real>(1e-12L);
-    const Real norm = std::max(sqrt(squares), least);
+    const Real norm = norm_of(rows.data.data() + row, d);
+    Real along(0);
     // Where the norm is at its least, it is a constant.
-    if (least < norm)
+    if (static_cast<Real>(1e-12L) < norm)
       for (std::size_t c = 0; c < d; ++c) along += rows.data[row + c] / norm * grad_y.data[row + c];
     for (std::size_t c = 0; c < d; ++c)
       grad.data[row + c] = (grad_y.data[row + c] - rows.data[row + c] / norm * along) / norm;
@@ -314,24 +308,30 @@ Real gelu_slope(const Real& x) {
 template <typename Real>
 Array<Real> feed_forward_backward(const Parameters<Real>& parameters, const Array<Real>& x,
                                   const Array<Real>& grad_y, Parameters<Real>& gradients,
-                                  const std::string& prefix = "") {
+                                  const std::string& prefix = "",
+                                  const std::function<Real(Int, Int)>& multiplier = {}) {
   const Array<Real> normed =
       layer_norm(x, parameters.at(prefix + "0.weight"), parameters.at(prefix + "0.bias"));
   const Array<Real> both = linear(normed, parameters.at(prefix + "1.weight"));
   const auto width = static_cast<std::size_t>(both.shape.back()), inner = width / 2;
   std::vector<Int> shape = both.shape;
   shape.back() /= 2;
+  const auto factor = [&](std::size_t i) {
+    return multiplier ? multiplier(static_cast<Int>(i / inner), static_cast<Int>(i % inner))
+                      : Real(1);
+  };
   Array<Real> hidden(shape);
   for (std::size_t i = 0; i < hidden.data.size(); ++i) {
     const std::size_t value = i / inner * width + i % inner;
-    hidden.data[i] = both.data[value] * gelu(both.data[value + inner]);
+    hidden.data[i] = both.data[value] * gelu(both.data[value + inner]) * factor(i);
   }
-  const Array<Real> grad_hidden = linear_backward(hidden, parameters.at(prefix + "4.weight"),
-                                                  grad_y, gradients.at(prefix + "4.weight"));
+  Array<Real> grad_hidden = linear_backward(hidden, parameters.at(prefix + "4.weight"), grad_y,
+                                            gradients.at(prefix + "4.weight"));
   Array<Real> grad_both(both.shape);
   for (std::size_t i = 0; i < hidden.data.size(); ++i) {
     const std::size_t value = i / inner * width + i % inner;
     const Real& gate = both.data[value + inner];
+    grad_hidden.data[i] *= factor(i);
     grad_both.data[value] = grad_hidden.data[i] * gelu(gate);
     grad_both.data[value + inner] = grad_hidden.data[i] * both.data[value] * gelu_slope(gate);
   }
@@ -396,6 +396,13 @@ Array<Real> cross_entropy_backward(const Array<Real>& logits, const Array<Int>& 
   return grad;
 }
 
+/// Factors of what is dropped in each layer: see AttentionInputs and feed_forward(). Empty: 1.
+template <typename Real>
+struct TransformerDropout {
+  std::function<std::function<Real(Int, Int, Int, Int)>(Int layer)> attention;
+  std::function<std::function<Real(Int, Int)>(Int layer)> feed_forward;
+};
+
 template <typename Real>
 struct TransformerGradients {
   Real loss;
@@ -404,12 +411,10 @@ struct TransformerGradients {
 
 /// Of cross_entropy() of transformer_logits(), for the weights.
 template <typename Real>
-TransformerGradients<Real> transformer_backward(const TransformerOptions& o,
-                                                const Parameters<Real>& parameters,
-                                                const Array<Int>& tokens, const Array<Int>& labels,
-                                                Int ignore_index,
-                                                const std::vector<unsigned char>& masked,
-                                                Parameters<Real>& gradients) {
+TransformerGradients<Real> transformer_backward(
+    const TransformerOptions& o, const Parameters<Real>& parameters, const Array<Int>& tokens,
+    const Array<Int>& labels, Int ignore_index, const std::vector<unsigned char>& masked,
+    Parameters<Real>& gradients, const TransformerDropout<Real>& dropout = {}) {
   const Int batch = tokens.shape[0], n = tokens.shape[1], dim = o.layer.dim;
   const Array<Real>& token_emb = parameters.at("token_emb.weight");
   const Array<Real>& pos_emb = parameters.at("pos_emb.weight");
@@ -425,14 +430,18 @@ TransformerGradients<Real> transformer_backward(const TransformerOptions& o,
 
   std::vector<Array<Real>> attention_inputs, feed_forward_inputs;
   const auto prefix = [](Int layer) { return "layers." + std::to_string(layer); };
+  const auto inputs_of = [&](Int layer, const Array<Real>& input) {
+    return LayerInputs<Real>{input, masked, bias,
+                             dropout.attention ? dropout.attention(layer) : nullptr};
+  };
+  const auto dropped = [&](Int layer) {
+    return dropout.feed_forward ? dropout.feed_forward(layer) : nullptr;
+  };
   for (Int layer = 0; layer < o.depth; ++layer) {
     attention_inputs.push_back(x);
-    add(local_mha(o.layer, parameters, LayerInputs<Real>{x, masked, bias, {}},
-                  prefix(layer) + ".0.branch.")
-            .y,
-        x);
+    add(local_mha(o.layer, parameters, inputs_of(layer, x), prefix(layer) + ".0.branch.").y, x);
     feed_forward_inputs.push_back(x);
-    add(feed_forward(parameters, x, prefix(layer) + ".1.branch."), x);
+    add(feed_forward(parameters, x, prefix(layer) + ".1.branch.", dropped(layer)), x);
   }
   const Array<Real> normed =
       layer_norm(x, parameters.at("to_logits.0.weight"), parameters.at("to_logits.0.bias"));
@@ -450,11 +459,11 @@ TransformerGradients<Real> transformer_backward(const TransformerOptions& o,
   for (Int layer = o.depth; layer-- > 0;) {
     const auto at = static_cast<std::size_t>(layer);
     add(feed_forward_backward(parameters, feed_forward_inputs[at], grad, gradients,
-                              prefix(layer) + ".1.branch."),
+                              prefix(layer) + ".1.branch.", dropped(layer)),
         grad);
-    const LayerGradients<Real> of_layer = local_mha_backward(
-        o.layer, parameters, LayerInputs<Real>{attention_inputs[at], masked, bias, {}}, grad,
-        gradients, prefix(layer) + ".0.branch.");
+    const LayerGradients<Real> of_layer =
+        local_mha_backward(o.layer, parameters, inputs_of(layer, attention_inputs[at]), grad,
+                           gradients, prefix(layer) + ".0.branch.");
     add(of_layer.x, grad);
     if (o.use_dynamic_pos_bias) add(of_layer.bias, grad_bias);
   }

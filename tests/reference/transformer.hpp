@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,11 @@ Real gelu(const Real& x) {
 }
 
 /// LayerNorm, Linear to twice the width, first half · gelu(second half), Linear back.
+/// \param multiplier factor of a row's hidden channel, that is 0 or 1 / (1 - dropout); empty: 1
 template <typename Real>
 Array<Real> feed_forward(const Parameters<Real>& parameters, const Array<Real>& x,
-                         const std::string& prefix = "") {
+                         const std::string& prefix = "",
+                         const std::function<Real(Int, Int)>& multiplier = {}) {
   const Array<Real> normed =
       layer_norm(x, parameters.at(prefix + "0.weight"), parameters.at(prefix + "0.bias"));
   const Array<Real> both = linear(normed, parameters.at(prefix + "1.weight"));
@@ -37,7 +40,8 @@ Array<Real> feed_forward(const Parameters<Real>& parameters, const Array<Real>& 
     for (Int c = 0; c < inner; ++c)
       gated.data[static_cast<std::size_t>(row * inner + c)] =
           both.data[static_cast<std::size_t>(row * width + c)] *
-          gelu(both.data[static_cast<std::size_t>(row * width + inner + c)]);
+          gelu(both.data[static_cast<std::size_t>(row * width + inner + c)]) *
+          (multiplier ? multiplier(row, c) : Real(1));
   return linear(gated, parameters.at(prefix + "4.weight"));
 }
 

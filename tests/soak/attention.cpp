@@ -60,7 +60,7 @@ class AttentionRun {
 
     if (random_.chance(0.2)) repeat_at_once(out);
     if (random_.chance(0.1)) repeat_on_other_threads(saved);
-    if (random_.chance(0.1)) repeat_without_allocating();
+    if (random_.chance(0.1)) repeat_without_allocating(saved);
     if (random_.chance(0.1)) repeat_after_failing(out);
   }
 
@@ -131,11 +131,22 @@ class AttentionRun {
       same("grad bias on other threads", *gradients_.attn_bias, *before.attn_bias);
   }
 
-  void repeat_without_allocating() {
-    Tensor<Scalar, 4> out = forward(0, workspace_);
-    const long allocated = allocations_of(
-        [&] { attention_.forward_into(out, workspace_, q_, k_, v_, mask_, view_, draw_.call); });
-    check_.equal("allocations of a repeated forward_into()", allocated, 0L);
+  void repeat_without_allocating(const typename Attention::Saved& saved) {
+    const int threads = draw_threads(random_);
+    Tensor<Scalar, 4> out = forward(threads, workspace_);
+    backward(threads, saved);
+    on_threads(threads, [&](const auto& device) {
+      check_.equal("allocations of a repeated forward_into()", allocations_of([&] {
+                     attention_.forward_into(device, out, workspace_, q_, k_, v_, mask_, view_,
+                                             draw_.call);
+                   }),
+                   0L);
+      check_.equal("allocations of a repeated backward_into()", allocations_of([&] {
+                     attention_.backward_into(device, gradients_, workspace_, saved, grad_out_, q_,
+                                              k_, v_, mask_, view_, draw_.call);
+                   }),
+                   0L);
+    });
   }
 
   // A call that runs out of memory leaves room in which the next one is right.

@@ -95,7 +95,8 @@ AttentionDraw draw_attention(Random& random) {
     a.call.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
   }
 
-  const double score = random.pick({1e-20, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 1e3, 1e5});
+  const double score =
+      random.chance(0.05) ? 1e5 : random.pick({1e-20, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 1e3});
   // xPos is made of two factors of up to 2^±60.
   const Sizes sizes(random, score, config.shared_qk, config.use_xpos ? 8 : 30);
   const auto numbers = [&](double exponent) {

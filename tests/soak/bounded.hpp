@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "reference/attention.hpp"
 
@@ -116,6 +117,48 @@ Bounded<Scalar> exp_below(const Bounded<Scalar>& score, const Bounded<Scalar>& l
 template <typename Scalar>
 Bounded<Scalar> share(const Bounded<Scalar>& part, const Bounded<Scalar>& sum) {
   return at_most(1, part / sum, !std::isnan(part.error) && !std::isnan(sum.error));
+}
+
+/// Norms are of numbers of any size.
+template <typename Scalar>
+Bounded<Scalar> root_of_squares(const Bounded<Scalar>* x, std::size_t count,
+                                const Bounded<Scalar>& divisor, const Bounded<Scalar>& added) {
+  double squares = 0, errors = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    squares += x[i].value * x[i].value;
+    errors += x[i].error * x[i].error;
+  }
+  const double root = std::sqrt(squares / divisor.value + added.value);
+  // A norm changes by no more than the norm of a change.
+  return Bounded<Scalar>::rounded(
+      root, std::sqrt(errors / divisor.value) +
+                (static_cast<double>(count) / 2 + 3) * Bounded<Scalar>::unit * root);
+}
+
+/// The mean of what is left of the numbers without their mean, as far as that is known, takes away
+/// what that lacked.
+template <typename Scalar>
+std::vector<Bounded<Scalar>> centred(const Bounded<Scalar>* x, std::size_t count) {
+  constexpr double unit = Bounded<Scalar>::unit;
+  constexpr double unit_of_mean = std::numeric_limits<long double>::epsilon();
+  const auto n = static_cast<double>(count);
+  long double sum = 0;
+  double error = 0, size = 0, around_mean = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    sum += static_cast<long double>(x[i].value);
+    error += x[i].error / n;
+    size += std::abs(x[i].value) / n;
+  }
+  const long double mean = sum / static_cast<long double>(count);
+  const auto centre = [&](const Bounded<Scalar>& number) {
+    return static_cast<double>(static_cast<long double>(number.value) - mean);
+  };
+  for (std::size_t i = 0; i < count; ++i) around_mean += std::abs(centre(x[i])) / n;
+  error += n * (unit * (around_mean + n * unit * size) + unit_of_mean * size);
+  std::vector<Bounded<Scalar>> to;
+  for (std::size_t i = 0; i < count; ++i)
+    to.push_back(Bounded<Scalar>::rounded(centre(x[i]), x[i].error + error));
+  return to;
 }
 
 /// Functions whose formula has larger intermediate results than results.

@@ -17,7 +17,7 @@ namespace soak {
 
 /// Results may lie this many times their bound away, for what the library does in another order,
 /// with a factor more or less, or in other units.
-inline double slack = 4;
+inline double slack = 2;
 
 class Check {
  public:
@@ -86,6 +86,10 @@ class Check {
   long numbers() const { return numbers_; }
   long known() const { return known_; }
   long substantial() const { return substantial_; }
+  /// Whether the case compares numbers that say something: sixteen, or half of a few.
+  bool says_something() const {
+    return substantial_ >= 16 || (substantial_ > 0 && 2 * substantial_ >= numbers_);
+  }
   /// The largest error in units of its bound.
   double worst() const { return worst_; }
 

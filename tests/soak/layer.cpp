@@ -63,6 +63,7 @@ class LayerRun {
     if (random_.chance(0.1)) repeat_on_other_threads(grad_x);
     if (random_.chance(0.1)) repeat_without_allocating();
     if (random_.chance(0.15)) repeat_after_failing(y);
+    if (random_.chance(0.1)) fail_backward();
     if (random_.chance(0.1)) fail_to_set_parameters(y);
   }
 
@@ -138,11 +139,44 @@ class LayerRun {
   }
 
   void repeat_without_allocating() {
-    Tensor<Scalar, 3> y = forward(0, workspace_);
-    check_.equal("allocations of a repeated forward_into()", allocations_of([&] {
-                   layer_.forward_into(y, workspace_, x_, mask_, view_, draw_.training);
-                 }),
-                 0L);
+    const int threads = draw_threads(random_);
+    Tensor<Scalar, 3> y = forward(threads, workspace_);
+    backward(threads);
+    on_threads(threads, [&](const auto& device) {
+      check_.equal("allocations of a repeated forward_into()", allocations_of([&] {
+                     layer_.forward_into(device, y, workspace_, x_, mask_, view_, draw_.training);
+                   }),
+                   0L);
+      check_.equal("allocations of a repeated backward_into()", allocations_of([&] {
+                     layer_.backward_into(device, y, workspace_, gradients_, saved_, grad_y_, x_,
+                                          mask_, view_, draw_.training,
+                                          view_ ? &grad_bias_ : nullptr);
+                   }),
+                   0L);
+    });
+  }
+
+  // A backward pass that runs out of memory leaves the gradients as they were.
+  void fail_backward() {
+    const auto before = support::named<Scalar>(gradients_);
+    typename Layer::Workspace workspace;
+    Tensor<Scalar, 3> grad_x(x_.dimensions());
+    bool failed = false;
+    on_threads(draw_threads(random_), [&](const auto& device) {
+      fail_after(random_.integer(0, 40));
+      try {
+        layer_.backward_into(device, grad_x, workspace, gradients_, saved_, grad_y_, x_, mask_,
+                             view_, draw_.training);
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+      fail_no_more();
+    });
+    if (!failed) return;
+    for_each_parameter(gradients_, [&](const std::string& name, const auto& gradient) {
+      check_.same("grad " + name + " after a failed allocation", gradient.data(),
+                  before.at(name).data.data(), gradient.size());
+    });
   }
 
   // A call that runs out of memory leaves room in which the next one is right.

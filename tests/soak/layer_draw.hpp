@@ -116,8 +116,7 @@ LayerDraw draw_layer(Random& random) {
   }
 
   const double score = random.pick({1e-6, 0.1, 1.0, 1.0, 1.0, 3.0, 10.0, 50.0, 50.0, 1e3});
-  // Layer normalization squares its input.
-  const double reach = config.use_xpos ? 5 : config.prenorm ? 14 : 25;
+  const double reach = config.use_xpos ? 5 : 25;
   const double size_of_x = random.chance(0.4) ? random.uniform(-reach, reach) : 0;
   l.parameters = draw_layer_weights<Scalar>(random, config, size_of_x, score);
   l.x = draw_numbers<Scalar>(random, {batch, n, config.dim}, std::pow(10.0, size_of_x));

@@ -25,11 +25,8 @@ using local_mha::PaddingMask;
 using local_mha::StreamConfig;
 using local_mha::Tensor;
 
-/// Drives a stream. `Source` knows the sequence:
-///
-///     push(device, stream, begin, end, mask)  gives what push() gives, `[…, results, channels]`
-///     flush(device, stream)
-///     at(results, b, row, channels...)        compared by compare(check, results, first)
+/// Drives a stream. `Source` knows the sequence: it pushes some of it by push() or push_into(),
+/// flushes, and compares what comes with what the whole sequence gives.
 template <typename Source>
 class StreamRun {
  public:
@@ -50,12 +47,17 @@ class StreamRun {
     }
     Index position = 0;
     const Index longest = random_.pick<Index>({1, 5, 20, 200});
+    int backward_steps = 3;
     while (position < source_.seqlen() && !check_.found()) {
-      const Index n = std::min<Index>(random_.integer(0, longest), source_.seqlen() - position);
+      const Index n = std::min<Index>(random_.integer(random_.chance(0.1) ? 0 : 1, longest),
+                                      source_.seqlen() - position);
       if (random_.chance(0.08)) fail(stream, position, n);
-      push(stream, position, position + n);
+      if (random_.chance(0.1))
+        push_without_allocating(stream, position, position + n);
+      else
+        push(stream, position, position + n);
       position += n;
-      if (random_.chance(0.1)) position -= take_back(stream);
+      if (random_.chance(0.1) && backward_steps-- > 0) position -= take_back(stream);
       if (random_.chance(0.05)) reload(stream);
     }
     flush(stream);
@@ -72,6 +74,13 @@ class StreamRun {
     on_some_threads([&](const auto& device) {
       source_.compare(check_, source_.push(device, stream, begin, end), first);
     });
+  }
+  void push_without_allocating(Stream& stream, Index begin, Index end) {
+    const Index first = stream.answered(0);
+    long allocated = 0;
+    const auto results = source_.push_into(stream, begin, end, allocated);
+    source_.compare(check_, results, first);
+    check_.equal("allocations of push_into()", allocated, 0L);
   }
   void flush(Stream& stream) {
     const Index first = stream.answered(0);
@@ -166,6 +175,14 @@ class AttentionSource {
                        rows(draw_.v, begin, end),
                        part_of_mask(draw_.masked, batch(), seqlen(), begin, end));
   }
+  Tensor<Scalar, 4> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
+    const auto q = rows(draw_.q, begin, end), k = rows(draw_.k, begin, end),
+               v = rows(draw_.v, begin, end);
+    const auto mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end);
+    Tensor<Scalar, 4> out(batch(), draw_.heads(), stream.results_of(end - begin), draw_.dim_head());
+    allocated = allocations_of([&] { stream.push_into(out, q, k, v, mask); });
+    return out;
+  }
   template <typename Device>
   Tensor<Scalar, 4> flush(const Device& device, Stream& stream) const {
     return stream.flush(device);
@@ -233,12 +250,15 @@ class LayerSource {
   }
   template <typename Device>
   Tensor<Scalar, 3> push(const Device& device, Stream& stream, Index begin, Index end) const {
-    Tensor<Scalar, 3> x(batch(), end - begin, draw_.config.dim);
-    for (Index b = 0; b < batch(); ++b)
-      for (Index i = begin; i < end; ++i)
-        for (Index c = 0; c < draw_.config.dim; ++c)
-          x(b, i - begin, c) = static_cast<Scalar>(draw_.x(b, i, c));
-    return stream.push(device, x, part_of_mask(draw_.masked, batch(), seqlen(), begin, end));
+    return stream.push(device, rows(begin, end),
+                       part_of_mask(draw_.masked, batch(), seqlen(), begin, end));
+  }
+  Tensor<Scalar, 3> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
+    const auto x = rows(begin, end);
+    const auto mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end);
+    Tensor<Scalar, 3> y(batch(), stream.results_of(end - begin), draw_.config.dim);
+    allocated = allocations_of([&] { stream.push_into(y, x, mask); });
+    return y;
   }
   template <typename Device>
   Tensor<Scalar, 3> flush(const Device& device, Stream& stream) const {
@@ -249,6 +269,15 @@ class LayerSource {
   }
 
  private:
+  Tensor<Scalar, 3> rows(Index begin, Index end) const {
+    Tensor<Scalar, 3> x(batch(), end - begin, draw_.config.dim);
+    for (Index b = 0; b < batch(); ++b)
+      for (Index i = begin; i < end; ++i)
+        for (Index c = 0; c < draw_.config.dim; ++c)
+          x(b, i - begin, c) = static_cast<Scalar>(draw_.x(b, i, c));
+    return x;
+  }
+
   LayerDraw draw_;
   std::optional<LocalMHA<Scalar>> layer_;
   Array<Bounded<Scalar>> expected_;
@@ -275,10 +304,15 @@ class TransformerSource {
   Stream stream(const StreamConfig& config) const { return Stream(*model_, config); }
   template <typename Device>
   Tensor<Scalar, 3> push(const Device& device, Stream& stream, Index begin, Index end) const {
-    Tensor<std::int64_t, 2> tokens(batch(), end - begin);
-    for (Index b = 0; b < batch(); ++b)
-      for (Index i = begin; i < end; ++i) tokens(b, i - begin) = draw_.tokens(b, i);
-    return stream.push(device, tokens, part_of_mask(draw_.masked, batch(), seqlen(), begin, end));
+    return stream.push(device, rows(begin, end),
+                       part_of_mask(draw_.masked, batch(), seqlen(), begin, end));
+  }
+  Tensor<Scalar, 3> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
+    const auto tokens = rows(begin, end);
+    const auto mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end);
+    Tensor<Scalar, 3> logits(batch(), stream.results_of(end - begin), draw_.config.num_tokens);
+    allocated = allocations_of([&] { stream.push_into(logits, tokens, mask); });
+    return logits;
   }
   template <typename Device>
   Tensor<Scalar, 3> flush(const Device& device, Stream& stream) const {
@@ -289,6 +323,13 @@ class TransformerSource {
   }
 
  private:
+  Tensor<std::int64_t, 2> rows(Index begin, Index end) const {
+    Tensor<std::int64_t, 2> tokens(batch(), end - begin);
+    for (Index b = 0; b < batch(); ++b)
+      for (Index i = begin; i < end; ++i) tokens(b, i - begin) = draw_.tokens(b, i);
+    return tokens;
+  }
+
   TransformerDraw draw_;
   std::optional<LocalTransformer<Scalar>> model_;
   Array<Bounded<Scalar>> expected_;

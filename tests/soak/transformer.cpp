@@ -45,14 +45,15 @@ class TransformerRun {
     auto expected_gradients = reference::zeros_like(parameters);
     const auto expected = reference::transformer_backward(
         transformer_options<Scalar>(draw_.config), parameters, draw_.tokens, draw_.labels,
-        draw_.config.ignore_index, draw_.masked, expected_gradients);
+        draw_.config.ignore_index, draw_.masked, expected_gradients, dropout_of<Scalar>(draw_));
     auto gradients = Parameters::zeros(draw_.config);
     Tensor<Scalar, 3> logits;
     Scalar loss = 0, loss_of_backward = 0;
     on_threads(threads, [&](const auto& device) {
-      logits = model_.forward(device, tokens_, mask_);
-      loss = model_.loss(device, tokens_, labels_, mask_);
-      loss_of_backward = model_.backward(device, gradients, tokens_, labels_, mask_);
+      logits = model_.forward(device, tokens_, mask_, draw_.training);
+      loss = model_.loss(device, tokens_, labels_, mask_, draw_.training);
+      loss_of_backward =
+          model_.backward(device, gradients, tokens_, labels_, mask_, draw_.training);
     });
     check_.compare("logits", logits.data(), expected.logits);
     if (draw_.counted() == 0) return check_.equal("loss is NaN", std::isnan(loss), true);
@@ -79,8 +80,9 @@ class TransformerRun {
     const int threads = draw_threads(random_);
     Tensor<Scalar, 3> others[2];
     all_at_once(2, [&](int i) {
-      on_threads(i == 0 ? threads : 0,
-                 [&](const auto& device) { others[i] = model_.forward(device, tokens_, mask_); });
+      on_threads(i == 0 ? threads : 0, [&](const auto& device) {
+        others[i] = model_.forward(device, tokens_, mask_, draw_.training);
+      });
     });
     for (const Tensor<Scalar, 3>& other : others)
       check_.same("logits of calls at once", other.data(), logits.data(), logits.size());
@@ -101,7 +103,7 @@ class TransformerRun {
     }
     fail_no_more();
     if (!failed) return;
-    const Tensor<Scalar, 3> again = model_.forward(tokens_, mask_);
+    const Tensor<Scalar, 3> again = model_.forward(tokens_, mask_, draw_.training);
     check_.same("logits of a model that could not take other weights", again.data(), logits.data(),
                 logits.size());
   }
@@ -125,7 +127,7 @@ class FeedForwardRun {
   void run() {
     const Index dim = random_.integer(2, 30), inner = random_.integer(1, 40);
     const Index rows = draw_length<Scalar>(random_);
-    const double size_of_x = random_.chance(0.4) ? random_.uniform(-14, 14) : 0;
+    const double size_of_x = random_.chance(0.4) ? random_.uniform(-25, 25) : 0;
     auto parameters = support::named<double>(Parameters::zeros(dim, inner));
     for (auto& [name, array] : parameters) {
       const bool is_matrix = array.shape.size() == 2;

@@ -20,6 +20,7 @@ struct TransformerDraw {
   reference::Parameters<double> parameters;
   Array<Int> tokens, labels;
   std::vector<unsigned char> masked;
+  std::optional<local_mha::Training> training;
 
   Index batch() const { return tokens.shape[0]; }
   Index seqlen() const { return tokens.shape[1]; }
@@ -53,6 +54,12 @@ TransformerDraw draw_transformer(Random& random) {
   else if (random.chance(0.3))
     draw_xpos(random, config, config.local_attn_window_size,
               std::sqrt(static_cast<double>(config.dim)));
+
+  if (random.chance(0.25)) {
+    config.attn_dropout = random.pick({0.0, 0.1, 0.5});
+    config.ff_dropout = random.pick({0.0, 0.1, 0.5});
+    t.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
+  }
 
   t.parameters =
       support::named<double>(local_mha::LocalTransformerParameters<Scalar>::zeros(config));
@@ -89,6 +96,29 @@ reference::TransformerOptions transformer_options(const local_mha::LocalTransfor
   return options;
 }
 
+/// Each layer's attention and feed-forward drop by a seed of their own.
+template <typename Scalar>
+reference::TransformerDropout<Bounded<Scalar>> dropout_of(const TransformerDraw& t) {
+  reference::TransformerDropout<Bounded<Scalar>> dropout;
+  if (!t.training) return dropout;
+  const auto seed_of = [training = *t.training](Int part) {
+    const auto words =
+        local_mha::Philox(training.seed)({static_cast<std::uint32_t>(part), 0, 0, 1});
+    return std::uint64_t{words[1]} << 32 | words[0];
+  };
+  const local_mha::LocalTransformerConfig& config = t.config;
+  if (config.attn_dropout > 0)
+    dropout.attention = [=, heads = config.heads, rate = config.attn_dropout](Int layer) {
+      return dropout_factors<Scalar>(rate, seed_of(2 * layer), heads);
+    };
+  if (config.ff_dropout > 0)
+    dropout.feed_forward = [=, rate = config.ff_dropout](Int layer) {
+      return [of_place = dropout_factors<Scalar>(rate, seed_of(2 * layer + 1), 1)](
+                 Int row, Int channel) { return of_place(0, 0, row, channel); };
+    };
+  return dropout;
+}
+
 inline std::string describe(const TransformerDraw& t) {
   const local_mha::LocalTransformerConfig& c = t.config;
   std::ostringstream text;
@@ -97,7 +127,7 @@ inline std::string describe(const TransformerDraw& t) {
        << c.look_backward << (c.causal ? " causal" : "") << (c.exact_windowsize ? " exact" : "")
        << (c.qk_rmsnorm ? " qk_rmsnorm" : "") << (c.gate_values_per_head ? " gates" : "")
        << (c.use_xpos ? " xpos" : "") << (c.use_dynamic_pos_bias ? " dynamic bias" : "")
-       << (t.masked.empty() ? "" : " mask");
+       << (t.masked.empty() ? "" : " mask") << (t.training ? " dropout" : "");
   return text.str();
 }
 

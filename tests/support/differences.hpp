@@ -27,11 +27,9 @@ inline Array<long double> moved(const Array<long double>& values, const Array<do
   return to;
 }
 
-#ifdef MEASURE
-inline void measure(double r, const std::string& what){ static struct M{ double m=0; std::string w; ~M(){printf("MAX %g %s\n",m,w.c_str());} } m[2]; auto& x=m[0]; if(r>x.m){x.m=r;x.w=what;} static std::map<std::string,double> worst; auto test=std::string(testing::UnitTest::GetInstance()->current_test_info()->test_suite_name())+testing::UnitTest::GetInstance()->current_test_info()->name(); if(r>worst[test]){worst[test]=r;printf("M %s %g\n",test.c_str(),r);} }
-#endif
-/// A rounding of the pass in Scalar counts some 30 times; the differences themselves are off by
-/// 1e-12 or so: long double's roundings of a loss of 1000 terms, over a millionth of it.
+/// What expect_gradient() may find. The gradients of a module differ by 15 roundings at most in the
+/// tests, twice as many are allowed. The differences themselves are off by 3e-12: long double's
+/// roundings of a loss of some hundred terms, over a millionth of it.
 template <typename Scalar>
 constexpr double tolerance_of_differences =
     32 * static_cast<double>(std::numeric_limits<Scalar>::epsilon()) + 1e-11;
@@ -80,9 +78,6 @@ void expect_gradient(Random& random, const Array<Scalar>& gradient, const Array<
       got += static_cast<double>(gradient.data[i]) * along.data[i];
     EXPECT_TRUE(near(got, step, tolerance * (sizes.gradient + norm)))
         << what << ", direction " << trial;
-#ifdef MEASURE
-    measure(distance(got, step) / (tolerance * (sizes.gradient + norm)), what);
-#endif
   }
 }
 

@@ -168,8 +168,12 @@ class PublicNames {
     return words;
   }
 
-  // Without `template <…>` and a `requires` clause at the front.
+  // Without macros, `template <…>` and a `requires` clause at the front.
   static std::string without_template(std::string text) {
+    static const std::regex macros("(?:[A-Z][A-Z_]+ )+");
+    text = std::regex_replace(
+        text, macros, "",
+        std::regex_constants::format_first_only | std::regex_constants::match_continuous);
     while (text.starts_with("template <")) {
       std::size_t end = text.find('<');
       for (int depth = 0; depth += text[end] == '<' ? 1 : text[end] == '>' ? -1 : 0, depth > 0;)

@@ -677,6 +677,10 @@ std::vector<BadInput> component_arguments() {
        [] { local_mha::LayerNorm<double>(V::Zero(3), V::Zero(4)); },
        {"bias", "3", "got 4"},
        "LayerNorm::LayerNorm"},
+      {"NormOfNoChannels",
+       [] { local_mha::LayerNorm<double>(V(), V()); },
+       {"weight", "at least 1", "got 0"},
+       "LayerNorm::LayerNorm"},
       {"NormInputOfOtherWidth",
        [] { local_mha::LayerNorm<double>(V::Zero(3), V::Zero(3)).forward(M::Zero(5, 2)); },
        {"x", "3 columns", "got 2"},
@@ -1576,7 +1580,8 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "list_parameters",
         "set_zero"}},
       {"std::runtime_error where it cannot be written", {"SequenceStream::save"}},
-      {"these are the checks", {"SavedLayer::check", "reject", "require_shape", "to_string"}},
+      {"these are the checks",
+       {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",
        {"attention_config", "layer_config", "resolved_look_forward"}},
       {"asked for each row, by those who know the sequence",
@@ -1734,6 +1739,7 @@ TEST(PublicNames, AreThoseOfTheText) {
   const auto names = support::PublicNames::of_text(R"(
 #define NOTHING(x) \
   x
+NOTHING_BEGIN
 namespace local_mha::inline ABI {
 namespace detail { void hidden(int); }
 /* void comment(int); */

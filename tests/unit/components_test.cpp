@@ -229,7 +229,7 @@ TYPED_TEST(Component, AttentionKernelGivesTheOutputAndItsLogSumExp) {
       auto queries = local_mha::make_block_buffer<TypeParam>(d * count);
       auto out =
           local_mha::make_block_buffer<TypeParam>(local_mha::padded_channels<TypeParam>(d) * count);
-      auto lse = local_mha::make_block_buffer<TypeParam>(count);
+      auto lse = local_mha::make_block_buffer<TypeParam>(2 * count);
       for (Index block = 0; block < blocks; ++block) {
         load(in.q, block, queries.data());
         for (TypeParam& q : queries)

@@ -70,10 +70,14 @@ void expect_gradients(const support::LayerCase& c, std::uint64_t seed) {
       sum += y.data[i] * static_cast<long double>(weights.data[i]);
     return sum;
   };
-  const auto largest_score =
-      static_cast<double>(reference::local_mha(options, parameters, in).largest_magnitude);
-  const double tolerance =
-      std::is_same_v<Scalar, float> ? 2e-5 * (1 + largest_score) : 3e-11 * (1 + largest_score);
+  const double largest_score =
+      static_cast<double>(reference::local_mha(options, parameters, in).largest_magnitude) +
+      support::largest(c.in.bias);
+  const double tolerance = support::tolerance_of_differences<Scalar> * (1 + largest_score);
+  // The result is as large as what the projections take in, weights being about 1.
+  const double x = std::max(3e-3, support::largest(c.in.x) / 3);
+  const double inner = c.config.prenorm ? 1 : x;
+  const support::Sizes of_x{inner / x, inner}, of_weights{inner, inner};
   const std::string what = "seed " + std::to_string(seed) + ", " + support::describe(c.config);
   support::expect_gradient(
       random, array(g.x), c.in.x,
@@ -82,7 +86,7 @@ void expect_gradients(const support::LayerCase& c, std::uint64_t seed) {
         moved.x = values;
         return loss(parameters, moved);
       },
-      tolerance, what + ", x");
+      tolerance, what + ", x", of_x);
   if (!c.in.bias.empty())
     support::expect_gradient(
         random, array(g.attn_bias), c.in.bias,
@@ -91,7 +95,7 @@ void expect_gradients(const support::LayerCase& c, std::uint64_t seed) {
           moved.bias = values;
           return loss(parameters, moved);
         },
-        tolerance, what + ", attn_bias");
+        tolerance, what + ", attn_bias", of_weights);
   for (const auto& [name, gradient] : support::named<Scalar>(g.parameters))
     support::expect_gradient(
         random, gradient, c.parameters.at(name),
@@ -100,7 +104,7 @@ void expect_gradients(const support::LayerCase& c, std::uint64_t seed) {
           moved[moving] = values;
           return loss(moved, in);
         },
-        tolerance, what + ", " + name);
+        tolerance, what + ", " + name, of_weights);
 }
 
 template <typename Scalar>
@@ -108,9 +112,12 @@ class LayerGradients : public testing::Test {};
 TYPED_TEST_SUITE(LayerGradients, support::Scalars, support::ScalarNames);
 
 TYPED_TEST(LayerGradients, AreThoseOfRandomConfigurations) {
-  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+  // Differences of large inputs take long.
+  int compared = 0;
+  for (std::uint64_t seed = 1; compared < 45; ++seed) {
     const auto c = support::layer_case(seed);
-    if (c.in.x.data.size() > 800) continue;
+    if (c.in.x.data.size() > 800 || c.in.x.empty()) continue;
+    ++compared;
     expect_gradients<TypeParam>(c, seed);
   }
 }
@@ -134,6 +141,7 @@ TYPED_TEST(LayerGradients, AreThoseOfWideHeads) {
 
 TYPED_TEST(LayerGradients, AreAddedToWhatIsThere) {
   const auto c = support::layer_case(3);
+  ASSERT_FALSE(c.in.x.empty());
   const LocalMHA<TypeParam> mha(c.config,
                                 support::layer_parameters<TypeParam>(c.config, c.parameters));
   const auto x = tensor<TypeParam, 3>(c.in.x);
@@ -144,19 +152,24 @@ TYPED_TEST(LayerGradients, AreAddedToWhatIsThere) {
   auto twice = once;
   mha.backward(twice, saved, y, x);
   const auto of_once = support::named<double>(once);
-  for (const auto& [name, gradient] : support::named<double>(twice))
-    for (std::size_t i = 0; i < gradient.data.size(); ++i)
-      EXPECT_NEAR(gradient.data[i], 2 * of_once.at(name).data[i],
-                  1e-5 * (1 + std::abs(gradient.data[i])))
-          << name;
+  for (const auto& [name, gradient] : support::named<double>(twice)) {
+    auto expected = of_once.at(name);
+    for (double& value : expected.data) value *= 2;
+    // Each part of the positions adds its sum, to 0 or to what is there: of 2 parts that is off by
+    // a rounding or two.
+    const double tolerance = 4 * std::numeric_limits<TypeParam>::epsilon();
+    EXPECT_TRUE(support::close(gradient, expected, tolerance * support::largest(expected))) << name;
+  }
 }
 
 // The derivative of a loss along a direction, by a dual number that goes through the forward pass.
 TEST(LayerGradients, AgreeWithDualNumbers) {
   using support::Dual;
-  for (std::uint64_t seed = 100; seed < 130; ++seed) {
+  int compared = 0;
+  for (std::uint64_t seed = 100; compared < 20; ++seed) {
     auto c = support::layer_case(seed);
     if (c.in.x.data.size() > 600 || c.in.x.data.empty()) continue;
+    ++compared;
     c.config.dropout = seed % 2 == 0 ? 0.3 : 0;
     const Training training{.seed = seed};
     Random random(seed);
@@ -183,6 +196,7 @@ TEST(LayerGradients, AgreeWithDualNumbers) {
 
 TYPED_TEST(LayerGradients, AreZeroOfRowsThatAreMaskedThroughout) {
   auto c = support::layer_case(5);
+  ASSERT_FALSE(c.in.x.empty());
   c.config.gate_values_per_head = true;
   c.config.prenorm = c.config.dim > 2;
   Random random(5);

@@ -147,15 +147,4 @@ TYPED_TEST(Layer, TakesNewParameters) {
             c.parameters.at("to_out.weight").data);
 }
 
-TEST(LayerReadme, WorksAsWritten) {
-  const local_mha::LocalMHAConfig config{.dim = 512, .window_size = 5};
-  const local_mha::LocalMHA<float> mha(config);
-  Eigen::Tensor<float, 3, Eigen::RowMajor> x(1, 33, 512);
-  x.setRandom();
-  const auto y = mha.forward(x);
-  EXPECT_EQ(y.dimension(0), 1);
-  EXPECT_EQ(y.dimension(1), 33);
-  EXPECT_EQ(y.dimension(2), 512);
-}
-
 }  // namespace

@@ -112,6 +112,35 @@ INSTANTIATE_TEST_SUITE_P(Precision, LayerNormOf,
                                          Row{0, 1e-4}, Row{0, 1e-30}, Row{0, 1e20}, Row{1e25, 1e22},
                                          Row{-1e30, 1e30}));
 
+TEST(LayerNormOfAConstantRow, IsItsBias) {
+  for (const float constant : {1e-30F, 0.1F, 3.3F, 1e8F, -1e30F})
+    for (const Index dim : {1, 7, 515}) {
+      const local_mha::LayerNorm<float> norm(Vector<float>::Ones(dim),
+                                             Vector<float>::Constant(dim, 0.25F));
+      EXPECT_EQ(norm.forward(RowMatrix<float>::Constant(3, dim, constant)),
+                RowMatrix<float>(RowMatrix<float>::Constant(3, dim, 0.25F)))
+          << constant << ' ' << dim;
+    }
+}
+
+TEST(LayerNormOfAnOutlier, IsThatInDouble) {
+  // The first channel is where the mean is counted from.
+  Random random(2);
+  for (const Index place : {0, 1, 511}) {
+    RowMatrix<float> x(5, 512);
+    for (Index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<float>(random.normal());
+    x.col(place).setConstant(1e6F);
+    const Vector<float> ones = Vector<float>::Ones(512), zeros = Vector<float>::Zero(512);
+    RowMatrix<float> got = local_mha::LayerNorm<float>(ones, zeros).forward(x);
+    RowMatrix<double> exact =
+        local_mha::LayerNorm<double>(ones.cast<double>(), zeros.cast<double>())
+            .forward(x.cast<double>());
+    got.col(place).setZero();
+    exact.col(place).setZero();
+    EXPECT_LT(relative_error(got, exact), 16 * epsilon) << place;
+  }
+}
+
 TEST(LayerNormGradients, OfMillionsOfRowsAreTheirSums) {
   const RowMatrix<float> x = RowMatrix<float>::Random(many / 4, 2);
   const RowMatrix<float> grad_y = RowMatrix<float>::Constant(many / 4, 2, 0.1F);

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
-// What the README shows, compiled as it stands there.
+// What the READMEs show, compiled as it stands there; tests/CMakeLists.txt takes it from them.
 #include <gtest/gtest.h>
 
+#include <cstdint>
+#include <filesystem>
 #include <optional>
+#include <utility>
 
+#include <local_mha/io/weights.hpp>
 #include <local_mha/local_mha.hpp>
 
 #include "support/library.hpp"
@@ -16,14 +20,46 @@ using local_mha::PaddingMask;
 using local_mha::Tensor;
 using local_mha::Training;
 
+/// A small model.
+local_mha::LocalTransformerConfig transformer_config() {
+  return {.num_tokens = 5,
+          .max_seq_len = 12,
+          .dim = 8,
+          .depth = 1,
+          .local_attn_window_size = 4,
+          .dim_head = 4,
+          .heads = 2};
+}
+
+TEST(Readme, StreamsALayer) {
+#include "stream.inc"
+  EXPECT_EQ(stream.answered(), 7000);
+}
+
+TEST(Readme, GeneratesText) {
+  const local_mha::LocalTransformer<float> model(transformer_config(), 1);
+  Tensor<std::int64_t, 2> prompt(2, 3);
+  prompt.setConstant(1);
+#include "generate.inc"
+  EXPECT_EQ(tokens.dimension(0), 2);
+  EXPECT_GT(tokens.dimension(1), 0);
+  EXPECT_LE(tokens.dimension(1), 200);  // the stop token comes when it comes
+}
+
+TEST(Readme, LoadsALayer) {
+  // The snippet's file is one of the current folder.
+  const auto folder = std::filesystem::temp_directory_path() / "local_mha_readme_test";
+  std::filesystem::create_directories(folder);
+  std::filesystem::copy_file(LOCAL_MHA_TEST_DATA_DIR "/golden/mha_everything.safetensors",
+                             folder / "layer.safetensors",
+                             std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::current_path(folder);
+#include "weights.inc"
+  EXPECT_EQ(mha.forward(file.tensor<float, 3>("input/x")).dimension(2), mha.config().dim);
+}
+
 TEST(Readme, TrainsAModel) {
-  local_mha::LocalTransformerConfig config{.num_tokens = 5,
-                                           .max_seq_len = 12,
-                                           .dim = 8,
-                                           .depth = 1,
-                                           .local_attn_window_size = 4,
-                                           .dim_head = 4,
-                                           .heads = 2};
+  local_mha::LocalTransformerConfig config = transformer_config();
   config.attn_dropout = 0.1;
   const Eigen::DefaultDevice device;
   const PaddingMask mask;

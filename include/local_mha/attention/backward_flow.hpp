@@ -42,7 +42,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
 ///
 ///     load_queries(block, to), load_keys(block, to)         before positions and scale
 ///     load_values(block, to), load_grad_out(block, to), load_out(block, to)
-///     load_lse(block, to)                                   [block_rows]
+///     load_lse(block, to)                                   [2][block_rows]
 ///     store_grad_queries(block, from)
 ///     store_grad_keys(block, from, room)                    and a block of room
 ///     store_grad_values(block, from)
@@ -67,7 +67,7 @@ class AttentionBackwardFlow {
     const Index reach =
         (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
     const Index kept =
-        std::max<Index>(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+        (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
     keys_ = Ring<Scalar>(dim_head, kept);
     values_ = Ring<Scalar>(dim_value, kept);
     grad_keys_ = Ring<Scalar>(panel_channels<Scalar>(dim_head), kept);
@@ -78,7 +78,7 @@ class AttentionBackwardFlow {
     grad_queries_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_head) * count);
     grad_out_ = make_block_buffer<Scalar>(dim_value * count);
     out_ = make_block_buffer<Scalar>((std::max)(dim_head, dim_value) * count);
-    lse_ = make_block_buffer<Scalar>(count);
+    lse_ = make_block_buffer<Scalar>(2 * count);
     delta_ = make_block_buffer<Scalar>(count);
   }
 

@@ -44,7 +44,7 @@ struct QueryGradients {
   Index first = 0;                   ///< the block's first row
   const Scalar* queries = nullptr;   ///< `[dim_head][block_rows]` as AttentionKernel::attend() has
   const Scalar* grad_out = nullptr;  ///< `[dim_value][block_rows]`, 0 in rows that do not exist
-  const Scalar* lse = nullptr;       ///< `[block_rows]`, natural logarithms, of the forward pass
+  const Scalar* lse = nullptr;       ///< `[2][block_rows]` as AttentionKernel::attend() leaves it
   const Scalar* delta = nullptr;     ///< `[block_rows]`
   /// `[padded dim_head][block_rows]`: becomes `Σ_j ds_ij · k_j`, turned back to the place of the
   /// queries
@@ -139,9 +139,9 @@ class AttentionBackwardKernel {
       alignas(64) Scalar whole[count];
       alignas(64) Scalar rest[count];
       for (Index r = 0; r < count; ++r) {
-        const auto parts = binary_log_sum_exp(lse[r]);
-        whole[r] = parts[0];
-        rest[r] = parts[1];
+        const auto parts = binary_log_sum_exp<Scalar>({lse[r], lse[count + r]});
+        whole[r] = parts.nearest;
+        rest[r] = parts.rest;
       }
       whole_ = L::load(whole);
       rest_ = L::load(rest);

@@ -66,8 +66,9 @@ class AttentionKernel {
   /// \param values the same: a Ring, or Rows
   /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key, in
   ///        lanes that are no queries, and in channels that fill up
-  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key, and in
-  ///        lanes that are no queries
+  /// \param lse null, or `[2][block_rows]`: logarithms of the softmax' denominator, −∞ for no key
+  /// and
+  ///        in lanes that are no queries; and what they round off
   template <typename Values>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
@@ -83,11 +84,16 @@ class AttentionKernel {
   }
 
   /// `maximum` of scores in units of log 2 and `sum` of `2^(score − maximum)`, to logarithms.
+  /// \param lse `[2][block_rows]`
   static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
     alignas(64) Scalar sums[count];
     sum.store(sums);
     maximum.store(lse);
-    for (Index r = 0; r < count; ++r) lse[r] = natural_log_sum_exp(lse[r], sums[r]);
+    for (Index r = 0; r < count; ++r) {
+      const LogSumExp<Scalar> parts = natural_log_sum_exp(lse[r], sums[r]);
+      lse[r] = parts.nearest;
+      lse[count + r] = parts.rest;
+    }
   }
 
  private:
@@ -127,6 +133,7 @@ class AttentionKernel {
     if (lse == nullptr || tile.whole()) return;
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
     select_lanes(tile.queries.begin, tile.queries.end, L::load(lse), nothing).store(lse);
+    clear_other_lanes(1, tile.queries, lse + count);
   }
 
   // Those that fetch what is upcoming.
@@ -364,7 +371,7 @@ class AttentionKernel {
       }
       for (; block < until; block += together) {
         // Where there are fewer blocks, the last one is taken again, to no effect.
-        const int fresh = static_cast<int>(std::min<Index>(together, until - block));
+        const int fresh = static_cast<int>((std::min<Index>)(together, until - block));
         const Scalar* x[together];
         for (int b = 0; b < together; ++b) {
           x[b] = cursor.block();

@@ -165,11 +165,12 @@ class LocalAttention {
 
     void prepare(const LocalAttention& attention, const Window& window, Index seqlen,
                  Index dim_head, Index dim_value, Index workers) {
-      std::erase_if(flows_, [&](const Flow& flow) {
-        return !flow.fits(attention, window, seqlen, dim_head, dim_value);
-      });
-      while (static_cast<Index>(flows_.size()) < workers)
-        flows_.emplace_back(attention, window, seqlen, dim_head, dim_value);
+      detail::provide(
+          flows_, workers,
+          [&](const Flow& flow) {
+            return flow.fits(attention, window, seqlen, dim_head, dim_value);
+          },
+          [&] { return Flow(attention, window, seqlen, dim_head, dim_value); });
       for (Flow& flow : flows_) flow.use(attention, seqlen);
     }
     Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
@@ -179,11 +180,13 @@ class LocalAttention {
       const BackwardShape shape{attention.config_, window, dim_head};
       if (shape_back_ != shape) flows_back_.clear();
       shape_back_ = shape;
-      std::erase_if(flows_back_, [&](const auto& flow) { return !flow.serves(seqlen); });
-      while (static_cast<Index>(flows_back_.size()) < workers)
-        flows_back_.emplace_back(window, seqlen, dim_head, dim_head,
-                                 attention.softmax_scale(dim_head),
-                                 attention.rotary_steps(window, seqlen));
+      detail::provide(
+          flows_back_, workers, [&](const auto& flow) { return flow.serves(seqlen); },
+          [&] {
+            return AttentionBackwardFlow<Scalar>(window, seqlen, dim_head, dim_head,
+                                                 attention.softmax_scale(dim_head),
+                                                 attention.rotary_steps(window, seqlen));
+          });
     }
     AttentionBackwardFlow<Scalar>& flow_back(Index worker) {
       return flows_back_[static_cast<std::size_t>(worker)];
@@ -278,8 +281,9 @@ class LocalAttention {
 
   /// What forward() must keep for backward(), beside its inputs.
   struct Saved {
-    Tensor<Scalar, 4> out;  ///< what forward() returns
-    Tensor<Scalar, 3> lse;  ///< `[B, H, N]`: logarithms of the softmax' denominator
+    Tensor<Scalar, 4> out;       ///< what forward() returns
+    Tensor<Scalar, 3> lse;       ///< `[B, H, N]`: logarithms of the softmax' denominator
+    Tensor<Scalar, 3> lse_rest;  ///< `[B, H, N]`: what they round off, see log_sum_exp.hpp
     /// Of the configuration and the call; inputs are known again by a sample of their numbers.
     LocalAttentionConfig config = {};
     detail::SavedCall<Scalar> call = {};
@@ -303,13 +307,14 @@ class LocalAttention {
     const auto inputs = check_arguments(q, k, v, mask, attn_bias, call);
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     Saved saved{Tensor<Scalar, 4>(batch, heads, seqlen, dim_head),
-                Tensor<Scalar, 3>(batch, heads, seqlen), config_};
+                Tensor<Scalar, 3>(batch, heads, seqlen), Tensor<Scalar, 3>(batch, heads, seqlen),
+                config_};
     saved.call.take(mask, attn_bias, call);
     for (std::size_t i = 0; i < 3; ++i)
       saved.inputs[i].take(detail::numbers_of(*std::array{&q, &k, &v}[i]));
     const auto values = [&, n = seqlen, size = seqlen * dim_head](Index head) {
       return Values{v.data() + head * size, saved.out.data() + head * size,
-                    saved.lse.data() + head * n};
+                    saved.lse.data() + head * n, saved.lse_rest.data() + head * n};
     };
     Workspace workspace;
     attend(device, workspace, inputs, q, k, dim_head, values, call.training);
@@ -445,7 +450,9 @@ class LocalAttention {
   struct Values {
     const Scalar* v;
     Scalar* out;
-    Scalar* lse;  // [N], or null: not wanted
+    // [N] each, or null: not wanted.
+    Scalar* lse = nullptr;
+    Scalar* lse_rest = nullptr;
   };
 
   // One head on the way back, `[N, D]` each, as AttentionBackwardFlow takes it.
@@ -459,6 +466,7 @@ class LocalAttention {
     const Scalar* grad_out;
     const Scalar* out;
     const Scalar* lse;
+    const Scalar* lse_rest;
     Scalar* grad_q;
     Scalar* grad_k;
     Scalar* grad_v;
@@ -472,9 +480,13 @@ class LocalAttention {
     void load_grad_out(Index block, Scalar* to) const { load(grad_out, block, to); }
     void load_out(Index block, Scalar* to) const { load(out, block, to); }
     void load_lse(Index block, Scalar* to) const {
-      for (Index r = 0; r < count; ++r)
-        to[r] = r < rows_of(block) ? lse[block * count + r]
-                                   : Scalar(-std::numeric_limits<double>::infinity());
+      const Index rows = rows_of(block);
+      const auto load = [&](const Scalar* from, double others, Scalar* part) {
+        std::copy_n(from + block * count, rows, part);
+        std::fill(part + rows, part + count, Scalar(others));
+      };
+      load(lse, -std::numeric_limits<double>::infinity(), to);
+      load(lse_rest, 0, to + count);
     }
     void store_grad_queries(Index block, Scalar* from) const { store(grad_q, block, from); }
     void store_grad_keys(Index block, Scalar* from, Scalar* room) const {
@@ -532,7 +544,7 @@ class LocalAttention {
       const Index reach =
           (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
       const Index kept =
-          std::max<Index>(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+          (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
       keys_ = Ring<Scalar>(dim_head, kept);
       // Values need no change, and are read as fast where they lie.
       if (Rows<Scalar>::fits(dim_value))
@@ -616,7 +628,7 @@ class LocalAttention {
     NarrowKernel<Scalar> narrow_kernel_;
     BlockBuffer<Scalar> queries_;
     BlockBuffer<Scalar> out_;
-    BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(count);
+    BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(2 * count);
   };
 
   // `values_of(head)` gives the Values of head `b·H + h`.
@@ -685,8 +697,9 @@ void LocalAttention<Scalar>::backward_into(
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
                    q.dimensions());
-  require_shape<3>("saved.lse", TensorView<const Scalar, 3>(saved.lse).dimensions(),
-                   {batch, heads, seqlen});
+  for (const auto& [name, lse] :
+       {std::pair{"saved.lse", &saved.lse}, std::pair{"saved.lse_rest", &saved.lse_rest}})
+    require_shape<3>(name, TensorView<const Scalar, 3>(*lse).dimensions(), {batch, heads, seqlen});
   if (saved.config != config_)
     reject("saved", "that of an attention of this configuration", "that of another");
   saved.call.require_same_call(mask, attn_bias, call);
@@ -718,6 +731,7 @@ void LocalAttention<Scalar>::backward_into(
                     part(grad_out.data()),
                     part(saved.out.data()),
                     saved.lse.data() + head * n,
+                    saved.lse_rest.data() + head * n,
                     gradients.q.data() + head * size,
                     gradients.k.data() + head * size,
                     gradients.v.data() + head * size};
@@ -739,7 +753,7 @@ Tensor<Scalar, 4> LocalAttention<Scalar>::attention_probabilities(
   Workspace workspace;
   attend(
       Eigen::DefaultDevice(), workspace, inputs, q, k, seqlen,
-      [&](Index head) { return Values{unit.data(), out.data() + head * unit.size(), nullptr}; },
+      [&](Index head) { return Values{unit.data(), out.data() + head * unit.size()}; },
       call.training);
   return out;
 }
@@ -764,15 +778,22 @@ void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& in
     const Range seen = window_.keys_of({first, first + rows}, seqlen_).clipped_to(head.unmasked);
     if (seen.begin >= seen.end) {
       std::fill_n(values.out + first * dim_value_, rows * dim_value_, Scalar(0));
-      if (values.lse != nullptr)
+      if (values.lse != nullptr) {
         std::fill_n(values.lse + first, rows, Scalar(-std::numeric_limits<double>::infinity()));
+        std::fill_n(values.lse_rest + first, rows, Scalar(0));
+      }
       continue;
     }
+    const auto keep_lse = [&] {
+      if (values.lse == nullptr) return;
+      std::copy_n(lse_.data(), rows, values.lse + first);
+      std::copy_n(lse_.data() + count, rows, values.lse_rest + first);
+    };
     Scalar* lse = values.lse != nullptr ? lse_.data() : nullptr;
     if (narrow) {
       narrow_kernel_.attend(head, first, dim_head_, dim_value_, attention_->score_scale(dim_head_),
                             q, k, values.v, values.out, lse);
-      if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+      keep_lse();
       continue;
     }
     for (made = (std::max)(made, seen.begin / count); made * count < seen.end; ++made) {
@@ -785,7 +806,7 @@ void LocalAttention<Scalar>::Flow::run(const detail::AttentionInputs<Scalar>& in
       kernel_.attend(head, first, queries_.data(), keys_, *value_rows_, out_.data(), lse);
     else
       kernel_.attend(head, first, queries_.data(), keys_, values_, out_.data(), lse);
-    if (lse != nullptr) std::copy(lse, lse + rows, values.lse + first);
+    keep_lse();
     store_block(dim_value_, rows, out_.data(),
                 [&](Index r) { return values.out + (first + r) * dim_value_; });
   }

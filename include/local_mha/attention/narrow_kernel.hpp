@@ -41,7 +41,7 @@ class NarrowKernel {
     const bool plain = head.steps == nullptr && head.masked == nullptr &&
                        head.attn_bias == nullptr && head.dropout == nullptr && !head.shared_qk;
     // Summing over the channels costs as much for few of them as for many.
-    const Index most = most_keys * std::min<Index>(dim_head, 64) / 64;
+    const Index most = most_keys * (std::min<Index>)(dim_head, 64) / 64;
     return plain && L::vectorized && dim_head % count == 0 && dim_value % count == 0 &&
            head.window->reach_behind() + head.window->reach_ahead() < most;
   }
@@ -50,7 +50,9 @@ class NarrowKernel {
   /// \param q, k `[seqlen][dim_head]`
   /// \param scale of the scores, times log2(e)
   /// \param v, out `[seqlen][dim_value]`; 0 where a query sees no key
-  /// \param lse null, or `block_rows` logarithms of the softmax' denominator; −∞ for no key
+  /// \param lse null, or `[2][block_rows]`: logarithms of the softmax' denominator, −∞ for no key,
+  /// and
+  ///        what they round off
   void attend(const AttentionHead<Scalar>& head, Index first, Index dim_head, Index dim_value,
               Scalar scale, const Scalar* q, const Scalar* k, const Scalar* v, Scalar* out,
               Scalar* lse = nullptr) {

@@ -53,7 +53,7 @@ struct QueryTile {
 
   /// \param first_row the block's first, a row of the sequence
   QueryTile(const AttentionHead<Scalar>& head, Index first_row) : first(first_row) {
-    const Index begin = std::max<Index>(0, head.queries.begin - first_row);
+    const Index begin = (std::max<Index>)(0, head.queries.begin - first_row);
     const Index end = (std::min)(count, head.queries.end - first_row);
     queries = {static_cast<int>(begin), static_cast<int>(end)};
     for (Index r = begin; r < end; ++r)

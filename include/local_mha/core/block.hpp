@@ -86,6 +86,20 @@ void resize_without_values(BlockBuffer<Scalar>& buffer, Index size) {
   buffer.resize(n);
 }
 
+namespace detail {
+
+// Makes the first `number` of a workspace's rooms such that serve: those that do move to the front,
+// and only where they are too few, others make way for new ones.
+template <typename Room, typename Serves, typename Make>
+void provide(std::vector<Room>& rooms, Index number, Serves&& serves, Make&& make) {
+  const auto others = std::partition(rooms.begin(), rooms.end(), serves);
+  if (others - rooms.begin() >= number) return;
+  rooms.erase(others, rooms.end());
+  while (static_cast<Index>(rooms.size()) < number) rooms.push_back(make());
+}
+
+}  // namespace detail
+
 /// Transposes `rows` positions of `channels` values into a block; the remaining positions become 0.
 /// \param row `row(r)` points to the `channels` values of position `r`, `0 <= r < rows`
 /// \param block `[channels][block_rows]`, aligned
@@ -151,7 +165,7 @@ LOCAL_MHA_FLATTEN void load_lanes(Index channels, LaneRange lanes, RowOf&& row, 
     }
   } else {
     load_block(
-        channels, lanes.end, [&](Index r) { return row(std::max<Index>(r, lanes.begin)); }, block);
+        channels, lanes.end, [&](Index r) { return row((std::max<Index>)(r, lanes.begin)); }, block);
   }
 }
 

@@ -32,95 +32,90 @@ concept ThreadDevice = requires(const T& device) {
 /// Threads of a device, at least the one that calls.
 template <ThreadDevice Device>
 Index thread_count(const Device& device) {
-  return std::max<Index>(1, static_cast<Index>(device.numThreads()));
+  return (std::max<Index>)(1, static_cast<Index>(device.numThreads()));
 }
 
 namespace detail {
 
-/// Tasks that threads share. Counted, because a worker that starts late finds no task when the call
-/// is long over.
+/// Tasks that threads share. It serves one call after another, and lives for ever: a worker that
+/// starts when its call is over finds that it came too late.
 class SharedTasks {
  public:
   using Run = void (*)(void* task, Index worker, Index i);
 
-  /// Takes tasks until there are no more.
+  /// One that no call uses; null where memory runs out. To be given back by release().
+  static SharedTasks* acquire() {
+    Unused& unused = all_unused();
+    const std::lock_guard lock(unused.mutex);
+    if (unused.first == nullptr) return new (std::nothrow) SharedTasks;
+    return std::exchange(unused.first, unused.first->next_unused_);
+  }
+  static void release(SharedTasks* tasks) {
+    Unused& unused = all_unused();
+    const std::lock_guard lock(unused.mutex);
+    tasks->next_unused_ = std::exchange(unused.first, tasks);
+  }
+
+  /// Starts a call. Its number is for join().
+  std::uint32_t start(Index tasks, Run run, void* task) {
+    run_ = run;
+    task_ = task;
+    tasks_ = tasks;
+    next_ = 0;
+    workers_ = 0;
+    failed_ = false;
+    return static_cast<std::uint32_t>(gate_ >> 32);
+  }
+
+  /// Takes tasks of a call, if it is not over, until there are no more.
+  void join(std::uint32_t call) {
+    std::uint64_t gate = gate_;
+    do {
+      if (gate >> 32 != call) return;
+    } while (!gate_.compare_exchange_weak(gate, gate + 1));
+    work(++workers_);
+    if (static_cast<std::uint32_t>(--gate_) == 0) gate_.notify_all();
+  }
+
+  /// The same as worker 0, and ends the call when those who have joined it are done. An exception
+  /// of a task is thrown again.
+  void finish() {
+    work(0);
+    std::uint64_t gate = gate_ += std::uint64_t{1} << 32;
+    for (; static_cast<std::uint32_t>(gate) != 0; gate = gate_) gate_.wait(gate);
+    if (failed_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+ private:
+  struct Unused {
+    std::mutex mutex;
+    SharedTasks* first = nullptr;
+  };
+  static Unused& all_unused() {
+    static Unused unused;
+    return unused;
+  }
+
   void work(Index worker) {
     for (Index i = next_++; i < tasks_; i = next_++) {
       try {
         run_(task_, worker, i);
       } catch (...) {
-        const std::lock_guard lock(error_mutex_);
-        error_ = std::current_exception();
+        if (!failed_.exchange(true)) error_ = std::current_exception();
       }
-      if (++ended_ == tasks_) ended_.notify_all();
     }
   }
-  /// Waits for the tasks that others have taken. An exception of a task is thrown again.
-  void wait() {
-    for (Index ended = ended_; ended != tasks_; ended = ended_) ended_.wait(ended);
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
-  }
-
-  void hold() { ++holders_; }
-  void release() {
-    if (--holders_ == 0) delete this;
-  }
-
- private:
-  friend class TasksOfThread;
 
   Run run_ = nullptr;
   void* task_ = nullptr;
   Index tasks_ = 0;
   std::atomic<Index> next_{0};
-  std::atomic<Index> ended_{0};
-  std::atomic<Index> holders_{1};
+  std::atomic<Index> workers_{0};  // but for worker 0
+  std::atomic<std::uint64_t> gate_{
+      0};  // the call's number, and how many have joined it: 32 bits each
+  std::atomic<bool> failed_{false};
   std::exception_ptr error_;
-  std::mutex error_mutex_;
-  SharedTasks* older_ = nullptr;  // in the list of their thread
-};
-
-/// The SharedTasks that a thread has made: those that no worker holds serve its next call.
-class TasksOfThread {
- public:
-  ~TasksOfThread() {
-    while (newest_ != nullptr) std::exchange(newest_, newest_->older_)->release();
-  }
-
-  /// Null where memory runs out.
-  SharedTasks* start(Index tasks, SharedTasks::Run run, void* task) {
-    SharedTasks* free = newest_;
-    while (free != nullptr && free->holders_ > 1) free = free->older_;
-    if (free == nullptr) {
-      free = new (std::nothrow) SharedTasks;
-      if (free == nullptr) return nullptr;
-      free->older_ = std::exchange(newest_, free);
-    }
-    free->run_ = run;
-    free->task_ = task;
-    free->tasks_ = tasks;
-    free->next_ = 0;
-    free->ended_ = 0;
-    free->hold();
-    return free;
-  }
-
- private:
-  SharedTasks* newest_ = nullptr;
-};
-
-inline TasksOfThread& tasks_of_thread() {
-  static thread_local TasksOfThread tasks;
-  return tasks;
-}
-
-/// Releases at the end of a scope.
-struct Released {
-  SharedTasks* tasks;
-  explicit Released(SharedTasks* to_release) : tasks(to_release) {}
-  Released(const Released&) = delete;
-  Released& operator=(const Released&) = delete;
-  ~Released() { tasks->release(); }
+  SharedTasks* next_unused_ = nullptr;
 };
 
 }  // namespace detail
@@ -136,29 +131,21 @@ void parallel_for(const Device& device, Index workers, Index tasks, Task&& task)
   constexpr bool has_pool = requires { device.getPool()->Schedule([] {}); };
   if constexpr (has_pool) {
     using Call = std::remove_reference_t<Task>;
-    detail::SharedTasks* shared = nullptr;
-    if (workers > 1)
-      shared = detail::tasks_of_thread().start(
-          tasks, [](void* call, Index worker, Index i) { (*static_cast<Call*>(call))(worker, i); },
-          const_cast<std::remove_const_t<Call>*>(std::addressof(task)));
+    detail::SharedTasks* const shared = workers > 1 ? detail::SharedTasks::acquire() : nullptr;
     if (shared != nullptr) {
-      for (Index worker = 1; worker < workers; ++worker) {
-        shared->hold();
-        try {
-          // A function of two words is stored without an allocation.
-          device.getPool()->Schedule([shared, worker] {
-            shared->work(worker);
-            shared->release();
-          });
-        } catch (...) {
-          shared->release();
-          break;  // without memory for more threads, fewer do the same
-        }
+      const std::unique_ptr<detail::SharedTasks, void (*)(detail::SharedTasks*)> given_back(
+          shared, detail::SharedTasks::release);
+      const std::uint32_t call = shared->start(
+          tasks, [](void* f, Index worker, Index i) { (*static_cast<Call*>(f))(worker, i); },
+          const_cast<std::remove_const_t<Call>*>(std::addressof(task)));
+      try {
+        // A function of two words is stored without an allocation.
+        for (Index worker = 1; worker < workers; ++worker)
+          device.getPool()->Schedule([shared, call] { shared->join(call); });
+      } catch (...) {
+        // Without memory for more threads, fewer do the same.
       }
-      shared->work(0);
-      const detail::Released release{shared};
-      shared->wait();
-      return;
+      return shared->finish();
     }
   }
   for (Index i = 0; i < tasks; ++i) task(Index{0}, i);
@@ -255,7 +242,8 @@ class Runs {
     if (workers > 1) {
       // More runs than workers even out the load, as long as the look-around costs little.
       const Index total = sequences * blocks;
-      const Index each = std::clamp<Index>(total / (workers * 8 * std::max<Index>(1, reach)), 1, 4);
+      const Index each =
+          std::clamp<Index>(total / (workers * 8 * (std::max<Index>)(1, reach)), 1, 4);
       count_ = (std::min)(blocks, ceil_div(workers * each, sequences));
     }
     tasks_ = sequences * count_;

@@ -62,6 +62,7 @@ using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
 
 /// Gives a tensor a shape; its numbers become any if that is another. Where memory runs out, it is
 /// as it was, which Eigen's resize() does not promise.
+LOCAL_MHA_INT_BOUNDS_BEGIN
 template <typename Scalar, int Rank>
 void set_shape(Tensor<Scalar, Rank>& tensor,
                const std::array<Index, static_cast<std::size_t>(Rank)>& shape) {
@@ -71,6 +72,7 @@ void set_shape(Tensor<Scalar, Rank>& tensor,
       return;
     }
 }
+LOCAL_MHA_INT_BOUNDS_END
 
 /// A dense row-major tensor that somebody else owns: `[d0, d1, …]`, the last index contiguous.
 /// Converts implicitly from `Eigen::Tensor` and from an `Eigen::TensorMap` of one. A temporary

@@ -31,7 +31,7 @@ class Upcoming {
   }
 
   /// All of it is to be fetched in `steps` calls of fetch().
-  void spread_over(Index steps) { lines_a_step_ = ceil_div(lines_, std::max<Index>(1, steps)); }
+  void spread_over(Index steps) { lines_a_step_ = ceil_div(lines_, (std::max<Index>)(1, steps)); }
 
   /// A step's share.
   LOCAL_MHA_INLINE void fetch() {
@@ -47,7 +47,7 @@ class Upcoming {
   }
 
  private:
-  static constexpr Index line = std::max<Index>(1, 64 / static_cast<Index>(sizeof(Scalar)));
+  static constexpr Index line = (std::max<Index>)(1, 64 / static_cast<Index>(sizeof(Scalar)));
 
   struct Piece {
     const Scalar* at;

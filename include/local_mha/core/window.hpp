@@ -84,7 +84,7 @@ class Window {
     if (causal_) return rows;
     const Index last_seen = rows - ahead_;
     if (last_seen <= 0) return 0;
-    return exact_ ? last_seen : std::max<Index>(0, last_seen - place_in_bucket(last_seen));
+    return exact_ ? last_seen : (std::max<Index>)(0, last_seen - place_in_bucket(last_seen));
   }
 
   /// Rows before its own that a query row can see, and rows after it.

@@ -66,13 +66,14 @@ class AtomicFile {
   /// \throws SafetensorsError if that fails, or it has it already
   void commit() {
     require_uncommitted();
+    const std::filesystem::path folder = folder_of(path_);  // while memory may still run out
     // Before the name, which could else reach the disk before the bytes.
     if (!temporary_.file.sync() || !temporary_.file.close()) fail(detail::last_error());
     std::error_code error;
     std::filesystem::rename(temporary_.path, path_, error);
     if (error) fail(error);
     temporary_.is_there = false;
-    if (!detail::sync_folder(folder_of(path_)))
+    if (!detail::sync_folder(folder))
       fail("its folder: " + detail::error_text(detail::last_error()));
   }
 

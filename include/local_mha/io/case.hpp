@@ -35,6 +35,7 @@ inline Case read_case(const SafetensorsFile& file) {
   };
   if (!has_case(file)) fail("__metadata__: expected the key 'case', got none");
   nlohmann::json parsed;
+  const detail::EmptiedJson emptied(parsed);
   try {
     parsed = parse_json(file.metadata().at("case"), "case");
   } catch (const std::invalid_argument& error) {
@@ -58,12 +59,11 @@ inline Case read_case(const SafetensorsFile& file) {
 /// Sets the metadata that read_case() reads.
 /// \throws std::invalid_argument if a text is not UTF-8
 inline void set_case(SafetensorsWriter& writer, const Case& described) {
-  const nlohmann::json text{{"kind", described.kind},
-                            {"kwargs", described.kwargs},
-                            {"call", described.call},
-                            {"note", described.note}};
   try {
-    writer.set_metadata("case", text.dump());
+    writer.set_metadata("case", "{\"call\":" + described.call.dump() +
+                                    ",\"kind\":" + quoted(described.kind) +
+                                    ",\"kwargs\":" + described.kwargs.dump() +
+                                    ",\"note\":" + quoted(described.note) + "}");
   } catch (const nlohmann::json::exception&) {
     reject("case", "UTF-8", "'", printable(described.note), "'");
   }

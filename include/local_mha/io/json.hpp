@@ -51,6 +51,33 @@ inline nlohmann::json parse_json(std::string_view text, std::string_view argumen
   }
 }
 
+/// A text as JSON, in quotes.
+/// \throws nlohmann::json::exception if it is not UTF-8
+inline std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+
+namespace detail {
+
+/// Empties a value when it goes out of scope. The destructor of nlohmann's objects and arrays that
+/// are not empty takes memory, and ends the process where there is none.
+class EmptiedJson {
+ public:
+  explicit EmptiedJson(nlohmann::json& value) : value_(value) {}
+  EmptiedJson(const EmptiedJson&) = delete;
+  EmptiedJson& operator=(const EmptiedJson&) = delete;
+  ~EmptiedJson() { empty(value_); }
+
+ private:
+  static void empty(nlohmann::json& value) noexcept {
+    if (!value.is_structured()) return;
+    for (nlohmann::json& element : value) empty(element);
+    value.clear();
+  }
+
+  nlohmann::json& value_;
+};
+
+}  // namespace detail
+
 /// A value as an error message shows it: containers by their type, the rest as it is, shortened.
 inline std::string describe(const nlohmann::json& value) {
   if (value.is_object()) return "an object";

@@ -267,17 +267,16 @@ inline LocalTransformerConfig local_transformer_config(const nlohmann::json& kwa
 
 /// The keyword arguments for which a Python `LocalAttention` computes the same.
 inline nlohmann::json to_kwargs(const LocalAttentionConfig& config) {
-  nlohmann::json kwargs{
-      {"window_size", config.window_size},
-      {"causal", config.causal},
-      {"look_backward", config.look_backward},
-      {"dropout", config.dropout},
-      {"shared_qk", config.shared_qk},
-      {"autopad", true},
-      {"exact_windowsize", config.exact_windowsize},
-      {"use_rotary_pos_emb", config.use_rotary_pos_emb},
-      {"use_xpos", config.use_xpos},
-  };
+  nlohmann::json kwargs = nlohmann::json::object();
+  kwargs["window_size"] = config.window_size;
+  kwargs["causal"] = config.causal;
+  kwargs["look_backward"] = config.look_backward;
+  kwargs["dropout"] = config.dropout;
+  kwargs["shared_qk"] = config.shared_qk;
+  kwargs["autopad"] = true;
+  kwargs["exact_windowsize"] = config.exact_windowsize;
+  kwargs["use_rotary_pos_emb"] = config.use_rotary_pos_emb;
+  kwargs["use_xpos"] = config.use_xpos;
   detail::put(kwargs, "look_forward", config.look_forward);
   detail::put(kwargs, "dim", config.dim);
   detail::put(kwargs, "scale", config.scale);
@@ -289,34 +288,36 @@ inline nlohmann::json to_kwargs(const LocalAttentionConfig& config) {
 
 /// The keyword arguments for which a Python `LocalMHA` computes the same.
 inline nlohmann::json to_kwargs(const LocalMHAConfig& config) {
-  nlohmann::json kwargs{
-      {"dim", config.dim},           {"window_size", config.window_size},
-      {"dim_head", config.dim_head}, {"heads", config.heads},
-      {"dropout", config.dropout},   {"causal", config.causal},
-      {"prenorm", config.prenorm},   {"use_rotary_pos_emb", config.use_rotary_pos_emb},
-  };
+  nlohmann::json kwargs = nlohmann::json::object();
+  kwargs["dim"] = config.dim;
+  kwargs["window_size"] = config.window_size;
+  kwargs["dim_head"] = config.dim_head;
+  kwargs["heads"] = config.heads;
+  kwargs["dropout"] = config.dropout;
+  kwargs["causal"] = config.causal;
+  kwargs["prenorm"] = config.prenorm;
+  kwargs["use_rotary_pos_emb"] = config.use_rotary_pos_emb;
   detail::put_attention_options(kwargs, config);
   return kwargs;
 }
 
 /// The keyword arguments for which a Python `LocalTransformer` computes the same.
 inline nlohmann::json to_kwargs(const LocalTransformerConfig& config) {
-  nlohmann::json kwargs{
-      {"num_tokens", config.num_tokens},
-      {"max_seq_len", config.max_seq_len},
-      {"dim", config.dim},
-      {"depth", config.depth},
-      {"causal", config.causal},
-      {"local_attn_window_size", config.local_attn_window_size},
-      {"dim_head", config.dim_head},
-      {"heads", config.heads},
-      {"ff_mult", config.ff_mult},
-      {"attn_dropout", config.attn_dropout},
-      {"ff_dropout", config.ff_dropout},
-      {"ignore_index", config.ignore_index},
-      {"use_dynamic_pos_bias", config.use_dynamic_pos_bias},
-      {"num_residual_streams", 1},
-  };
+  nlohmann::json kwargs = nlohmann::json::object();
+  kwargs["num_tokens"] = config.num_tokens;
+  kwargs["max_seq_len"] = config.max_seq_len;
+  kwargs["dim"] = config.dim;
+  kwargs["depth"] = config.depth;
+  kwargs["causal"] = config.causal;
+  kwargs["local_attn_window_size"] = config.local_attn_window_size;
+  kwargs["dim_head"] = config.dim_head;
+  kwargs["heads"] = config.heads;
+  kwargs["ff_mult"] = config.ff_mult;
+  kwargs["attn_dropout"] = config.attn_dropout;
+  kwargs["ff_dropout"] = config.ff_dropout;
+  kwargs["ignore_index"] = config.ignore_index;
+  kwargs["use_dynamic_pos_bias"] = config.use_dynamic_pos_bias;
+  kwargs["num_residual_streams"] = 1;
   detail::put_attention_options(kwargs, config);
   return kwargs;
 }

@@ -46,6 +46,7 @@ inline SafetensorsIndex parse_index(const FileBytes& bytes) {
     fail("", "index: expected at most " + std::to_string(max_header_size) + " bytes, got " +
                  std::to_string(bytes.bytes().size()));
   nlohmann::json parsed;
+  const EmptiedJson emptied(parsed);
   try {
     parsed = parse_json(as_text(bytes.bytes()), "index");
   } catch (const std::invalid_argument& error) {

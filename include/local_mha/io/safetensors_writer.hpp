@@ -24,6 +24,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/io/atomic_file.hpp>
 #include <local_mha/io/dtype.hpp>
+#include <local_mha/io/json.hpp>
 #include <local_mha/io/safetensors_error.hpp>
 #include <local_mha/io/safetensors_header.hpp>
 
@@ -101,7 +102,7 @@ class SafetensorsWriter {
   ///   differ or the dtype is Dtype::Other
   void add_bytes(std::string name, Dtype dtype, const std::vector<Index>& shape,
                  std::span<const std::byte> bytes) {
-    if (dtype == Dtype::Other)
+    if (bits_of(dtype) == 0)
       reject("dtype", "one that this library knows", "another for '", printable(name), "'");
     TensorData tensor = prepare(name, dtype, shape, bytes.size());
     std::copy(bytes.begin(), bytes.end(), tensor.bytes.begin());
@@ -147,7 +148,7 @@ class SafetensorsWriter {
 
   static void require_utf8(std::string_view argument, const std::string& text) {
     try {
-      static_cast<void>(nlohmann::json(text).dump());
+      static_cast<void>(quoted(text));
     } catch (const nlohmann::json::exception&) {
       reject(argument, "UTF-8", "'", printable(text), "'");
     }
@@ -214,16 +215,22 @@ class SafetensorsWriter {
     });
 
     std::string text = "{";
-    if (!metadata_.empty()) text += "\"__metadata__\":" + nlohmann::json(metadata_).dump();
+    if (!metadata_.empty()) {
+      text += "\"__metadata__\":{";
+      for (const auto& [key, value] : metadata_)
+        text += (text.back() == '{' ? "" : ",") + quoted(key) + ":" + quoted(value);
+      text += "}";
+    }
     std::uint64_t begin = 0;
     for (const Named* named : order) {
       const TensorData& tensor = named->second;
       const std::uint64_t end = begin + tensor.bytes.size();
-      const nlohmann::ordered_json entry{{"dtype", name_of(tensor.dtype)},
-                                         {"shape", tensor.shape},
-                                         {"data_offsets", {begin, end}}};
-      text += text.size() > 1 ? "," : "";
-      text += nlohmann::json(named->first).dump() + ":" + entry.dump();
+      text += (text.size() > 1 ? "," : "") + quoted(named->first) + ":{\"dtype\":\"";
+      text += name_of(tensor.dtype);
+      text += "\",\"shape\":[";
+      for (std::size_t axis = 0; axis < tensor.shape.size(); ++axis)
+        text += (axis > 0 ? "," : "") + std::to_string(tensor.shape[axis]);
+      text += "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(end) + "]}";
       begin = end;
     }
     text += "}";

@@ -76,7 +76,9 @@ inline std::string prefix_of(const SafetensorsFile& file,
 /// The configuration of the file's module; its errors name the file.
 template <typename ReadConfig>
 auto config_of(const SafetensorsFile& file, std::string_view kind, const ReadConfig& read_config) {
-  const Case described = read_case(file);
+  Case described = read_case(file);
+  const EmptiedJson emptied(described.kwargs);
+  const EmptiedJson emptied_call(described.call);
   if (described.kind != kind)
     throw SafetensorsError(file.file_name(), "",
                            "case: kind: expected '" + std::string(kind) + "', got '" +
@@ -210,7 +212,9 @@ void add_local_mha(SafetensorsWriter& writer, const LocalMHAConfig& config,
   SafetensorsWriter added;  // all of it or nothing
   detail::StateDictWriter<Scalar> state_dict(added, options.prefix, options.dtype);
   detail::visit_state_dict(state_dict, "", config, parameters);
-  set_case(added, {.kind = "LocalMHA", .kwargs = to_kwargs(config), .note = options.note});
+  Case described{.kind = "LocalMHA", .kwargs = to_kwargs(config), .note = options.note};
+  const detail::EmptiedJson emptied(described.kwargs);
+  set_case(added, described);
   writer.merge(added);
 }
 
@@ -225,7 +229,9 @@ void add_local_transformer(SafetensorsWriter& writer, const LocalTransformerConf
   SafetensorsWriter added;  // all of it or nothing
   detail::StateDictWriter<Scalar> state_dict(added, options.prefix, options.dtype);
   detail::visit_state_dict(state_dict, "", config, parameters);
-  set_case(added, {.kind = "LocalTransformer", .kwargs = to_kwargs(config), .note = options.note});
+  Case described{.kind = "LocalTransformer", .kwargs = to_kwargs(config), .note = options.note};
+  const detail::EmptiedJson emptied(described.kwargs);
+  set_case(added, described);
   writer.merge(added);
 }
 

@@ -23,10 +23,11 @@ class LayerNorm {
   static constexpr double eps = 1e-5;
 
   LayerNorm() = default;
-  /// \param weight, bias `[dim]`
-  /// \throws std::invalid_argument if their sizes differ
+  /// \param weight, bias `[dim]`, at least 1 channel
+  /// \throws std::invalid_argument if their sizes differ or are 0
   LayerNorm(Vector<Scalar> weight, Vector<Scalar> bias)
       : weight_(std::move(weight)), bias_(std::move(bias)) {
+    if (dim() < 1) reject("weight", "at least 1 channel", dim());
     if (bias_.size() != weight_.size())
       reject("bias", std::to_string(weight_.size()) + " values, as the weight has", bias_.size());
   }
@@ -149,8 +150,11 @@ class LayerNorm {
     using L = Lanes<Scalar>;
     const Scalar factor = mean_factor();
     Moments of{L::zero(), L::zero(), L::zero()};
-    of.mean = detail::sum_channels(dim(), block,
-                                   [&](const L& x, const L& sum) { return fma(factor, x, sum); });
+    // From the first channel on, so that the mean of a constant row is its constant.
+    const L first = L::load(block);
+    of.mean = first + detail::sum_channels(dim(), block, [&](const L& x, const L& sum) {
+                return fma(factor, x - first, sum);
+              });
     of.rest = detail::sum_channels(dim(), block, [&](const L& x, const L& sum) {
       return fma(factor, rounded(x - of.mean), sum);
     });

@@ -212,7 +212,7 @@ void project(const PackedWeight<Scalar>& weight, Index group, const Range& some_
   // A chunk of the weight stays in the second-level cache while all blocks pass it.
   constexpr Index chunk_bytes = 256 * 1024;
   const Index panel_bytes = weight.depth() * rows * static_cast<Index>(sizeof(Scalar));
-  const Index chunk = std::max<Index>(1, chunk_bytes / std::max<Index>(1, panel_bytes)) * rows;
+  const Index chunk = (std::max<Index>)(1, chunk_bytes / (std::max<Index>)(1, panel_bytes)) * rows;
   for (Index row = some_rows.begin; row < some_rows.end; row += chunk) {
     const Index row_end = (std::min)(row + chunk, some_rows.end);
     Index b = 0;

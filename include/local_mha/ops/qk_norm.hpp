@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -26,15 +27,18 @@ void scale_block(Index channels, const Scalar& factor, Scalar* block) {
     (factor * L::load(block + c * L::count)).store(block + c * L::count);
 }
 
-/// `max(‖x‖₂, 1e-12)` of each position of a block.
+/// `max(‖x‖₂, 1e-12)` of each position of a block; in a scalar that has no 1e-24, the bound is the
+/// root of its least number.
 /// \param block `[channels][block_rows]`
 template <typename Scalar>
 LOCAL_MHA_INLINE Lanes<Scalar> l2_norm(Index channels, const Scalar* block) {
   using L = Lanes<Scalar>;
+  const Scalar least =
+      Scalar(1e-24) > Scalar(0) ? Scalar(1e-24) : std::numeric_limits<Scalar>::denorm_min();
   return detail::root_of_squares(
       channels, block, Scalar(1),
       // √ has no derivative at 0: the larger of the squares, not of the roots.
-      [](const L& squares) { return (max)(squares, L::broadcast(typename L::Value(1e-24))); },
+      [&](const L& squares) { return (max)(squares, L::broadcast(least)); },
       [](const L& x) { return x; });
 }
 

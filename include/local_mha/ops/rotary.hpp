@@ -183,7 +183,7 @@ class RotaryEmbedding {
             ? (std::min)(longest, std::min<int>(24, std::numeric_limits<Scalar>::max_exponent / 2) *
                                       std::log(2.0) / std::log(1.4 / 0.4) * *xpos_scale_base)
             : longest;
-    return std::max<Index>(1, static_cast<Index>(most) / count) * count;
+    return (std::max<Index>)(1, static_cast<Index>(most) / count) * count;
   }
 
   Turn turn_by(double distance, Index m) const {

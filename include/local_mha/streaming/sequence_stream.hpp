@@ -117,7 +117,7 @@ class StreamedSequence {
   /// Whether the rings hold what going on from an earlier position needs.
   bool holds(Index position) const {
     const Index next = window_.complete(position);
-    if (position < oldest_key_ || std::max<Index>(0, window_.keys(next).begin) < oldest_key_)
+    if (position < oldest_key_ || (std::max<Index>)(0, window_.keys(next).begin) < oldest_key_)
       return false;
     return !past_.size().queries_wait || next >= oldest_query_;
   }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <span>
 #include <sstream>
@@ -235,20 +236,7 @@ class LocalTransformer<Scalar>::Stream
     const Index n = tokens.dimension(1);
     check_room(logits, this->results_of(n));
     run(device, logits, [&](Worker& worker, Sequence& sequence, Index b, Scalar* to) {
-      const std::int64_t* of_sequence = tokens.data() + b * n;
-      const std::uint8_t* masked = mask.row(b);
-      for (Index i = 0; i < n;) {
-        // Up to the end of a block, so that the next stretch is of whole ones.
-        const Index until = (sequence.position() + at_once) / count * count;
-        const Index some = (std::min)(n - i, until - sequence.position());
-        embed(worker, sequence, of_sequence + i, some);
-        if (masked != nullptr)
-          std::copy(masked + i, masked + i + some, worker.masked.begin());
-        else
-          std::fill_n(worker.masked.begin(), some, std::uint8_t{0});
-        to += pass(worker, sequence, some, false, to) * model_.config().num_tokens;
-        i += some;
-      }
+      advance(worker, sequence, tokens.data() + b * n, n, mask.row(b), to);
     });
   }
   void push_into(TensorView<Scalar, 3> logits, Tokens tokens, const PaddingMask& mask = {}) {
@@ -285,6 +273,8 @@ class LocalTransformer<Scalar>::Stream
   }
 
  private:
+  friend LocalTransformer;
+
   static constexpr Index count = block_rows<Scalar>;
   // Tokens that pass the layers together.
   static constexpr Index at_once = LocalMHA<Scalar>::stretch * count;
@@ -363,6 +353,29 @@ class LocalTransformer<Scalar>::Stream
     }
   }
 
+  // The next `n` tokens of a sequence.
+  // \param masked a flag for each; null: none is masked
+  void advance(Worker& worker, Sequence& sequence, const std::int64_t* tokens, Index n,
+               const std::uint8_t* masked, Scalar* logits) const {
+    for (Index i = 0; i < n;) {
+      // Up to the end of a block, so that the next stretch is of whole ones.
+      const Index until = (sequence.position() + at_once) / count * count;
+      const Index some = (std::min)(n - i, until - sequence.position());
+      embed(worker, sequence, tokens + i, some);
+      if (masked != nullptr)
+        std::copy(masked + i, masked + i + some, worker.masked.begin());
+      else
+        std::fill_n(worker.masked.begin(), some, std::uint8_t{0});
+      logits += pass(worker, sequence, some, false, logits) * model_.config().num_tokens;
+      i += some;
+    }
+  }
+  // The same of sequence `b` alone.
+  void advance(Index b, const std::int64_t* tokens, Index n, Scalar* logits) {
+    advance(workers_.front(), this->sequences_[static_cast<std::size_t>(b)], tokens, n, nullptr,
+            logits);
+  }
+
   // Takes `n` rows of worker.x through all layers. Returns the rows of logits that came out.
   Index pass(Worker& worker, Sequence& sequence, Index n, bool ends, Scalar* logits) const;
 
@@ -430,12 +443,22 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
     reject("causal", "true, because a token is made of those before it", false);
   if (batch < 1 || prompted < 1)
     reject("prompt", "at least 1 token in at least 1 sequence", to_string(prompt.dimensions()));
+  const std::vector<Index>& lengths = config.prompt_lengths;
+  if (!lengths.empty() && std::ssize(lengths) != batch)
+    reject("prompt_lengths", std::to_string(batch) + ", one for each prompt", lengths.size());
+  for (std::size_t b = 0; b < lengths.size(); ++b)
+    if (lengths[b] < 1 || lengths[b] > prompted)
+      reject("prompt_lengths[" + std::to_string(b) + "]", "1 to " + std::to_string(prompted),
+             lengths[b]);
   detail::require_at_least("length", config.length, 0);
   if (config.stop_token &&
       (*config.stop_token < 0 || *config.stop_token >= this->config().num_tokens))
     reject("stop_token", "0 to " + std::to_string(this->config().num_tokens - 1),
            *config.stop_token);
-  check_tokens(prompt);
+  const auto length_of = [&, n = prompted](Index b) {
+    return lengths.empty() ? n : lengths[static_cast<std::size_t>(b)];
+  };
+  check_tokens(prompt, length_of);
   Sampler sampler(config.sampling);
   std::vector<RandomSequence> random;
   random.reserve(static_cast<std::size_t>(batch));
@@ -444,13 +467,17 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   Stream stream(*this, {.batch = batch});
   constexpr Index at_once = 256;
   Tensor<std::int64_t, 2> next(batch, 1);
-  Tensor<Scalar, 3> logits;
-  for (Index i = std::max<Index>(0, prompted - this->config().max_seq_len); i < prompted;
-       i += at_once) {
-    Tensor<std::int64_t, 2> some(batch, (std::min)(at_once, prompted - i));
-    for (Index b = 0; b < batch; ++b)
-      std::copy_n(prompt.data() + b * prompted + i, some.dimension(1), &some(b, 0));
-    logits = stream.push(some);
+  const Index vocabulary = this->config().num_tokens;
+  Tensor<Scalar, 2> of_prompt((std::min)(at_once, prompted), vocabulary);
+  Tensor<Scalar, 3> logits(batch, 1, vocabulary);
+  for (Index b = 0; b < batch; ++b) {
+    const Index end = length_of(b);
+    Index n = 0;
+    for (Index i = (std::max<Index>)(0, end - this->config().max_seq_len); i < end; i += n) {
+      n = (std::min)(at_once, end - i);
+      stream.advance(b, prompt.data() + b * prompted + i, n, of_prompt.data());
+    }
+    std::copy_n(&of_prompt(n - 1, 0), vocabulary, &logits(b, 0, 0));
   }
 
   std::vector<std::int64_t> made;
@@ -458,15 +485,11 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   Index length = 0;
   while (length < config.length &&
          !std::all_of(stopped.begin(), stopped.end(), [](bool stop) { return stop; })) {
-    if (length > 0) {
-      if (length == 1) logits = Tensor<Scalar, 3>(batch, 1, this->config().num_tokens);
-      stream.push_into(logits, next);
-    }
+    if (length > 0) stream.push_into(logits, next);
     for (Index b = 0; b < batch; ++b) {
       const auto of_sequence = static_cast<std::size_t>(b);
       if (!stopped[of_sequence])
-        next(b, 0) = sampler(&logits(b, logits.dimension(1) - 1, 0), this->config().num_tokens,
-                             random[of_sequence]);
+        next(b, 0) = sampler(&logits(b, 0, 0), vocabulary, random[of_sequence]);
       if (config.stop_token && next(b, 0) == *config.stop_token) stopped[of_sequence] = true;
     }
     made.insert(made.end(), next.data(), next.data() + batch);

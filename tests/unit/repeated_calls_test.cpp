@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT
+// What is said to allocate nothing when repeated does not, alone and on a thread pool: also with a
+// mask, a bias and dropout, for fewer and shorter sequences than before, and whatever an option
+// holds that is not used.
+#define EIGEN_USE_THREADS
+#include "support/allocations.hpp"  // before Eigen
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <limits>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "support/library.hpp"
+#include "support/random_case.hpp"
+
+namespace {
+
+using local_mha::Index;
+using local_mha::LocalAttention;
+using local_mha::LocalAttentionCall;
+using local_mha::LocalAttentionConfig;
+using local_mha::LocalMHA;
+using local_mha::LocalMHAConfig;
+using local_mha::PaddingMask;
+using local_mha::Tensor;
+using local_mha::TensorView;
+using local_mha::Training;
+using support::allocations_of;
+using support::tensor;
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+struct Alone {
+  Eigen::DefaultDevice device;
+};
+struct OnAPool {
+  Eigen::ThreadPool pool{3};
+  Eigen::ThreadPoolDevice device{&pool, 3};
+};
+
+template <typename Threads>
+class RepeatedCalls : public testing::Test {
+ protected:
+  Threads threads;
+};
+using Devices = testing::Types<Alone, OnAPool>;
+struct DeviceNames {
+  template <typename Threads>
+  static std::string GetName(int) {
+    return std::is_same_v<Threads, Alone> ? "Alone" : "OnAPool";
+  }
+};
+TYPED_TEST_SUITE(RepeatedCalls, Devices, DeviceNames);
+
+template <typename Scalar, int Rank>
+TensorView<const Scalar, Rank> view(const Tensor<Scalar, Rank>& t) {
+  return t;
+}
+
+/// Batches and lengths by turns, of which the first are the largest.
+const std::vector<std::pair<Index, Index>> sizes{{3, 190}, {3, 190}, {1, 190}, {3, 17},
+                                                 {2, 1},   {3, 190}, {3, 0},   {1, 188}};
+
+/// The first call may allocate; on threads, which take several short sequences at once, also the
+/// first of such.
+template <typename Call>
+void expect_no_allocations_but_at_first(Call&& call, bool on_threads = false) {
+  call(sizes.front().first, sizes.front().second);
+  if (on_threads) call(3, 17);
+  for (const auto& [batch, seqlen] : sizes)
+    EXPECT_EQ(call(batch, seqlen), 0) << "[" << batch << ", " << seqlen << "]";
+}
+
+TYPED_TEST(RepeatedCalls, OfTheAttention) {
+  for (const bool causal : {true, false}) {
+    LocalAttentionConfig config{.window_size = 9, .causal = causal, .dropout = 0.2, .dim = 6};
+    config.xpos_scale_base = nan;  // there is no xPos
+    const LocalAttention<float> attention(config);
+    LocalAttention<float>::Workspace workspace;
+    LocalAttention<float>::Gradients gradients;
+    const Tensor<float, 3> bias = tensor<float, 3>(Random(2).array({2, 9, causal ? 18 : 27}));
+    const LocalAttentionCall call{.training = Training{.seed = 4}};
+    expect_no_allocations_but_at_first([&](Index batch, Index seqlen) {
+      const auto q = tensor<float, 4>(Random(1).array({batch, 2, seqlen, 6}));
+      const auto mask = PaddingMask::from_lengths(
+          std::vector<Index>(static_cast<std::size_t>(batch), seqlen / 2), seqlen);
+      Tensor<float, 4> out(batch, 2, seqlen, 6);
+      return allocations_of([&] {
+        attention.forward_into(this->threads.device, out, workspace, q, q, q, mask, view(bias),
+                               call);
+      });
+    });
+    for (Index seqlen : {190, 190}) {
+      const auto q = tensor<float, 4>(Random(1).array({3, 2, seqlen, 6}));
+      const auto saved = attention.forward_saving(q, q, q, {}, view(bias), call);
+      const auto backward = [&] {
+        attention.backward_into(this->threads.device, gradients, workspace, saved, q, q, q, q, {},
+                                view(bias));
+      };
+      backward();
+      EXPECT_EQ(allocations_of(backward), 0);
+    }
+  }
+}
+
+TYPED_TEST(RepeatedCalls, OfTheLayer) {
+  for (const bool causal : {true, false}) {
+    LocalMHAConfig config{.dim = 10, .window_size = 9, .dim_head = 6, .heads = 3, .dropout = 0.2};
+    config.causal = causal;
+    config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
+    config.xpos_scale_base = nan;  // there is no xPos
+    LocalMHA<float> layer(config, 1);
+    LocalMHA<float>::Workspace workspace;
+    LocalMHA<float>::Saved saved;
+    auto gradients = LocalMHA<float>::Parameters::zeros(config);
+    const Tensor<float, 3> bias = tensor<float, 3>(Random(2).array({3, 9, causal ? 18 : 27}));
+    Tensor<float, 3> grad_bias = bias;
+    const Training training{.seed = 4};
+    const auto call = [&](Index batch, Index seqlen) {
+      const auto x = tensor<float, 3>(Random(1).array({batch, seqlen, 10}));
+      const auto mask = PaddingMask::from_lengths(
+          std::vector<Index>(static_cast<std::size_t>(batch), seqlen / 2), seqlen);
+      Tensor<float, 3> y(batch, seqlen, 10), grad_x(batch, seqlen, 10);
+      const auto& device = this->threads.device;
+      return allocations_of([&] {
+        layer.forward_into(device, y, workspace, x, mask, view(bias), training);
+        layer.forward_saving_into(device, y, workspace, saved, x, mask, view(bias), training);
+        layer.backward_into(device, grad_x, workspace, gradients, saved, y, x, {}, view(bias), {},
+                            &grad_bias);
+      });
+    };
+    expect_no_allocations_but_at_first(call, std::is_same_v<TypeParam, OnAPool>);
+  }
+}
+
+TYPED_TEST(RepeatedCalls, OfStreams) {
+  LocalMHAConfig config{.dim = 10, .window_size = 9, .dim_head = 6, .heads = 3, .causal = true};
+  const LocalMHA<float> layer(config, 1);
+  for (const Index batch : {1, 4}) {
+    LocalMHA<float>::Stream stream(layer, {.batch = batch, .max_threads = 3});
+    const auto x = tensor<float, 3>(Random(1).array({batch, 40, 10}));
+    Tensor<float, 3> y(batch, 40, 10);
+    const auto push = [&](Index n) {
+      stream.push_into(this->threads.device, TensorView<float, 3>(y.data(), {batch, n, 10}),
+                       TensorView<const float, 3>(x.data(), {batch, n, 10}));
+    };
+    push(40);
+    for (const Index n : {1, 1, 7, 40, 0, 16, 1})
+      EXPECT_EQ(allocations_of([&] { push(n); }), 0) << n;
+  }
+}
+
+TEST(RepeatedCallsOfTheFeedForward, AllocateNothing) {
+  auto parameters = local_mha::FeedForwardParameters<float>::zeros(6, 10);
+  local_mha::for_each_parameter(parameters, [](const auto&, auto& w) { w.setRandom(); });
+  const local_mha::FeedForward<float> layer(parameters, 0.2);
+  local_mha::FeedForward<float>::Workspace workspace(layer);
+  const local_mha::RowMatrix<float> x = local_mha::RowMatrix<float>::Random(50, 6);
+  local_mha::RowMatrix<float> y(50, 6);
+  for (const Index rows : {50, 1, 17, 0})
+    EXPECT_EQ(allocations_of([&] {
+                layer.forward_into(rows, x.data(), 6, y.data(), workspace, Training{.seed = 1});
+              }),
+              0);
+}
+
+// The pool's queue holds functions of two words without an allocation.
+TEST(RepeatedCallsOfThreads, AllocateNothingHoweverLateTheyStart) {
+  OnAPool threads;
+  std::atomic<long> done{0};
+  const auto call = [&] {
+    local_mha::parallel_for(threads.device, 3, 5, [&](Index, Index) { ++done; });
+  };
+  call();
+  EXPECT_EQ(allocations_of([&] {
+              for (int i = 0; i < 2000; ++i) call();
+            }),
+            0);
+  EXPECT_EQ(done, 5 * 2001);
+}
+
+TEST(RepeatedCallsOfThreads, CallEachOther) {
+  OnAPool threads;
+  std::atomic<long> done{0};
+  const auto call = [&] {
+    local_mha::parallel_for(threads.device, 3, 7, [&](Index, Index) {
+      local_mha::parallel_for(threads.device, 3, 5, [&](Index, Index) { ++done; });
+    });
+  };
+  for (int i = 0; i < 200; ++i) call();
+  EXPECT_EQ(done, 200 * 35);
+}
+
+TEST(Configurations, AreEqualWhateverAnUnusedOptionHolds) {
+  LocalMHAConfig layer{.dim = 8, .window_size = 2};
+  LocalAttentionConfig attention{.window_size = 2, .dim = 8};
+  EXPECT_EQ(layer, layer);
+  layer.xpos_scale_base = attention.xpos_scale_base = nan;
+  EXPECT_EQ(layer, layer);
+  EXPECT_EQ(attention, attention);
+  EXPECT_EQ(layer, (LocalMHAConfig{.dim = 8, .window_size = 2, .qk_scale = 3}));
+  EXPECT_EQ(attention, (LocalAttentionConfig{.window_size = 2, .look_forward = 1, .dim = 8}));
+  layer.use_xpos = true;
+  layer.xpos_scale_base = 4;
+  LocalMHAConfig other = layer;
+  other.xpos_scale_base = 5;
+  EXPECT_NE(layer, other);
+  other = layer;
+  other.heads = 2;
+  EXPECT_NE(layer, other);
+}
+
+}  // namespace
