@@ -346,10 +346,13 @@ void expect_streams_as_they_were(Make&& make_stream, Push&& push) {
     return o;
   };
   on_each_device([&](const auto& device) {
-    for (const Index n : {1, 40})
+    for (const Index n : {1, 40}) {
+      // What gives no results allocates nothing.
+      if (make()->stream.results_of(n) == 0) continue;
       expect_as_it_was(
           "push " + std::to_string(n), make,
           [&](Objects& o) { o.output = push(device, o.stream, n); }, result, result);
+    }
     // Nothing waits in a causal one, and nothing is allocated.
     if (make()->stream.results_of_flush() == 0) return;
     expect_as_it_was(

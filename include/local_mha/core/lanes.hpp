@@ -88,8 +88,8 @@ struct Lanes {
     return result;
   }
 
-  static LOCAL_MHA_INLINE Lanes broadcast(const Scalar& value) {
-    const Packet all = Eigen::internal::pset1<Packet>(static_cast<Value>(value));
+  static LOCAL_MHA_INLINE Lanes broadcast(const Value& value) {
+    const Packet all = Eigen::internal::pset1<Packet>(value);
     return make([&](int) { return all; });
   }
   static LOCAL_MHA_INLINE Lanes zero() { return broadcast(Scalar(0)); }

@@ -64,7 +64,8 @@ using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
 /// as it was, which Eigen's resize() does not promise.
 LOCAL_MHA_INT_BOUNDS_BEGIN
 template <typename Scalar, int Rank>
-void set_shape(Tensor<Scalar, Rank>& tensor, const std::array<Index, Rank>& shape) {
+void set_shape(Tensor<Scalar, Rank>& tensor,
+               const std::array<Index, static_cast<std::size_t>(Rank)>& shape) {
   for (std::size_t axis = 0; axis < shape.size(); ++axis)
     if (tensor.dimension(axis) != shape[axis]) {
       tensor = Tensor<Scalar, Rank>(shape);

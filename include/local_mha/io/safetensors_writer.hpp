@@ -102,7 +102,7 @@ class SafetensorsWriter {
   ///   differ or the dtype is Dtype::Other
   void add_bytes(std::string name, Dtype dtype, const std::vector<Index>& shape,
                  std::span<const std::byte> bytes) {
-    if (dtype == Dtype::Other)
+    if (bits_of(dtype) == 0)
       reject("dtype", "one that this library knows", "another for '", printable(name), "'");
     TensorData tensor = prepare(name, dtype, shape, bytes.size());
     std::copy(bytes.begin(), bytes.end(), tensor.bytes.begin());

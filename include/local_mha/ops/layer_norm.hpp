@@ -160,7 +160,7 @@ class LayerNorm {
     });
     const L deviation = detail::root_of_squares(
         dim(), block, factor,
-        [](const L& variance) { return variance + L::broadcast(Scalar(eps)); },
+        [](const L& variance) { return variance + L::broadcast(typename L::Value(eps)); },
         [&](const L& x) { return of.centred(x); });
     of.scale = L::broadcast(Scalar(1)) / deviation;
     return of;

@@ -64,7 +64,7 @@ void l2_normalize_backward(Index channels, const Scalar* x, Scalar* grad) {
   for (Index c = 0; c < channels; ++c)
     along = fma(L::load(x + c * L::count) * inverse, L::load(grad + c * L::count), along);
   // Where the norm is bounded below, give or take a rounding, it is a constant.
-  along = select_negative(L::broadcast(Scalar(1.00001e-12)) - norm, along, L::zero());
+  along = select_negative(L::broadcast(typename L::Value(1.00001e-12)) - norm, along, L::zero());
   for (Index c = 0; c < channels; ++c) {
     const L y = L::load(x + c * L::count) * inverse;
     ((L::load(grad + c * L::count) - y * along) * inverse).store(grad + c * L::count);

@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include <local_mha/config.hpp>
@@ -179,7 +180,8 @@ class RotaryEmbedding {
     constexpr double longest = 256;
     const double most =
         xpos_scale_base
-            ? (std::min)(longest, 24 * std::log(2.0) / std::log(1.4 / 0.4) * *xpos_scale_base)
+            ? (std::min)(longest, std::min<int>(24, std::numeric_limits<Scalar>::max_exponent / 2) *
+                                      std::log(2.0) / std::log(1.4 / 0.4) * *xpos_scale_base)
             : longest;
     return (std::max<Index>)(1, static_cast<Index>(most) / count) * count;
   }
