@@ -51,13 +51,18 @@ void assign_duals(LibraryParameters& parameters, const Parameters<double>& value
   });
 }
 
+/// As large as the values, for a step of the difference is a share of them.
 Array<double> direction_like(Random& random, const Array<double>& values) {
-  return values.empty() ? Array<double>() : random.array(values.shape);
+  if (values.empty()) return {};
+  Array<double> along = random.array(values.shape);
+  const double size = support::largest(values);
+  for (double& number : along.data) number *= size > 0 ? size : 1;
+  return along;
 }
 
 Parameters<double> direction_like(Random& random, const Parameters<double>& values) {
   Parameters<double> along;
-  for (const auto& [name, array] : values) along[name] = random.array(array.shape);
+  for (const auto& [name, array] : values) along[name] = direction_like(random, array);
   return along;
 }
 

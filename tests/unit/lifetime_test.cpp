@@ -84,7 +84,7 @@ class Lifetime : public testing::Test {
     const Module living = module();
     Stream stream(living);
     std::vector<Tensor<float, 3>> results;
-    for (const std::uint64_t seed : {1, 2, 3}) results.push_back(stream.push(input(seed)));
+    for (const std::uint64_t seed : {1U, 2U, 3U}) results.push_back(stream.push(input(seed)));
     return results;
   }
   static auto input(std::uint64_t seed) { return Input<Module>::of(seed); }
@@ -93,7 +93,7 @@ class Lifetime : public testing::Test {
   template <typename Change>
   static void expect_unmoved(Stream& stream, Change&& change) {
     const auto results = expected();
-    for (const std::uint64_t seed : {1, 2, 3}) {
+    for (const std::uint64_t seed : {1U, 2U, 3U}) {
       EXPECT_TRUE(same_bits(stream.push(input(seed)), results[seed - 1])) << "push " << seed;
       change();
     }

@@ -146,8 +146,8 @@ TEST(RandomCases, OfTheLayerAreUsefulAndOfAllSizes) {
     EXPECT_GT(shares.nothing, 0);
     EXPECT_LT(shares.nothing, 0.05);
     EXPECT_GT(shares.wide, 0.1);
-    EXPECT_GT(shares.wider, 0.03);
-    EXPECT_GT(shares.small, 0.05);
+    EXPECT_GT(shares.wider, 0.02);
+    EXPECT_GT(shares.small, 0.03);
     EXPECT_GT(shares.large, 0.1);
   }
 }
