@@ -391,9 +391,9 @@ TEST(Names, ThatAreTiedAreFound) {
   for (const std::string prefix : {"param/", "", "model.", "model._orig_mod."})
     for (const auto& [kept, left_out] :
          {std::pair(embedding, logits), std::pair(logits, embedding)}) {
-      SafetensorsWriter writer = copy(file, [&, left_out = left_out](const std::string& name) {
-        return name == "param/" + left_out ? std::nullopt
-                                           : std::optional(replaced(name, "param/", prefix));
+      SafetensorsWriter writer = copy(file, [&, missing = left_out](const std::string& name) {
+        return name == "param/" + missing ? std::nullopt
+                                          : std::optional(replaced(name, "param/", prefix));
       });
       const auto load = [&](const SafetensorsFile& f) {
         load_local_transformer<double>(f, prefix);

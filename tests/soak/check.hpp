@@ -17,7 +17,7 @@ namespace soak {
 
 /// Results may lie this many times their bound away, for what the library does in another order,
 /// with a factor more or less, or in other units.
-inline double slack = 2;
+inline double slack = 5;
 
 class Check {
  public:
@@ -28,8 +28,13 @@ class Check {
   template <typename Scalar>
   void compare(const std::string& what, const Scalar* got,
                const reference::Array<Bounded<Scalar>>& expected) {
-    for (std::size_t i = 0; i < expected.data.size() && !found_; ++i)
+    const bool all_known = std::all_of(expected.data.begin(), expected.data.end(),
+                                       [](const Bounded<Scalar>& e) { return e.known(); });
+    for (std::size_t i = 0; i < expected.data.size() && !found_; ++i) {
+      // Where others have left the scalar's range, what they are multiplied by 0 for may be NaN.
+      if (!all_known && expected.data[i].value == 0 && std::isnan(got[i])) continue;
       compare(what, i, got[i], expected.data[i]);
+    }
   }
 
   template <typename Scalar>

@@ -27,18 +27,27 @@ void scale_block(Index channels, const Scalar& factor, Scalar* block) {
     (factor * L::load(block + c * L::count)).store(block + c * L::count);
 }
 
-/// `max(‖x‖₂, 1e-12)` of each position of a block; in a scalar that has no 1e-24, the bound is the
-/// root of its least number.
+namespace detail {
+
+/// The least square of a norm, 1e-24; of a scalar that has no such number, its least one.
+template <typename Scalar>
+Lanes<Scalar> least_square() {
+  const auto least = Scalar(1e-24);
+  return Lanes<Scalar>::broadcast(least > Scalar(0) ? least
+                                                    : std::numeric_limits<Scalar>::denorm_min());
+}
+
+}  // namespace detail
+
+/// `max(‖x‖₂, 1e-12)` of each position of a block.
 /// \param block `[channels][block_rows]`
 template <typename Scalar>
 LOCAL_MHA_INLINE Lanes<Scalar> l2_norm(Index channels, const Scalar* block) {
   using L = Lanes<Scalar>;
-  const Scalar least =
-      Scalar(1e-24) > Scalar(0) ? Scalar(1e-24) : std::numeric_limits<Scalar>::denorm_min();
   return detail::root_of_squares(
       channels, block, Scalar(1),
       // √ has no derivative at 0: the larger of the squares, not of the roots.
-      [&](const L& squares) { return (max)(squares, L::broadcast(least)); },
+      [](const L& squares) { return (max)(squares, detail::least_square<Scalar>()); },
       [](const L& x) { return x; });
 }
 
@@ -63,8 +72,8 @@ void l2_normalize_backward(Index channels, const Scalar* x, Scalar* grad) {
   L along = L::zero();
   for (Index c = 0; c < channels; ++c)
     along = fma(L::load(x + c * L::count) * inverse, L::load(grad + c * L::count), along);
-  // Where the norm is bounded below, give or take a rounding, it is a constant.
-  along = select_negative(L::broadcast(typename L::Value(1.00001e-12)) - norm, along, L::zero());
+  // Where the norm is bounded below, it is a constant.
+  along = select_negative(sqrt(detail::least_square<Scalar>()) - norm, along, L::zero());
   for (Index c = 0; c < channels; ++c) {
     const L y = L::load(x + c * L::count) * inverse;
     ((L::load(grad + c * L::count) - y * along) * inverse).store(grad + c * L::count);
