@@ -47,7 +47,7 @@ Runs random cases against the reference; 0: all were right.
   --jobs J        threads, 1
   --only KIND     attention, layer, transformer, stream or training
   --stop-after F  findings, 20
-  --slack B       results may lie B times their bound away, 5
+  --slack B       results may lie B times their bound away, 10
   --verbose       a line for each case
 )";
 

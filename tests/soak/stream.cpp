@@ -91,8 +91,10 @@ class StreamRun {
 
   Index take_back(Stream& stream) {
     const Index most = std::min(stream.most_rollback(), stream.position(0));
-    check_.equal("can go back as promised",
-                 most >= std::min(config_.max_rollback, stream.position(0)), true);
+    // Promised is to go back from the furthest position, of which some may be taken back already.
+    furthest_ = std::max(furthest_, stream.position(0));
+    const Index promised = config_.max_rollback - (furthest_ - stream.position(0));
+    check_.equal("can go back as promised", most >= std::min(promised, stream.position(0)), true);
     const Index n = random_.integer(0, most);
     stream.rollback(n);
     return n;
@@ -116,6 +118,7 @@ class StreamRun {
       try {
         const auto results = source_.push(device, stream, position, position + n);
         fail_no_more();
+        furthest_ = std::max(furthest_, position + n);
         source_.compare(check_, results, first);
       } catch (const std::bad_alloc&) {
         failed = true;
@@ -128,6 +131,7 @@ class StreamRun {
       stream.rollback(std::min(n, stream.most_rollback()));
     if (!failed && stream.position(0) != position) {  // cannot go back: anew
       stream.reset();
+      furthest_ = 0;
       push(stream, 0, position);
     }
   }
@@ -136,6 +140,7 @@ class StreamRun {
   Random& random_;
   Source& source_;
   StreamConfig config_;
+  Index furthest_ = 0;
 };
 
 /// Flags of positions `[begin, end)`.
