@@ -165,7 +165,8 @@ LOCAL_MHA_FLATTEN void load_lanes(Index channels, LaneRange lanes, RowOf&& row, 
     }
   } else {
     load_block(
-        channels, lanes.end, [&](Index r) { return row((std::max<Index>)(r, lanes.begin)); }, block);
+        channels, lanes.end, [&](Index r) { return row((std::max<Index>)(r, lanes.begin)); },
+        block);
   }
 }
 
