@@ -363,7 +363,7 @@ Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& grad
   const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
   const Scalar loss = cross_entropy<Scalar>(logits, labels, config().ignore_index);
 
-  // Added at the end, where nothing can fail any more.
+  // Added at the end, where nothing can fail.
   Parameters made = Parameters::zeros(config());
   Tensor<Scalar, 3> grad_logits =
       cross_entropy_gradient<Scalar>(logits, labels, config().ignore_index);

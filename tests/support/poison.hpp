@@ -13,7 +13,7 @@
 
 namespace support {
 
-/// The aligned memory that is allocated now.
+/// The aligned memory in use.
 class AlignedMemory {
  public:
   static AlignedMemory& instance() {

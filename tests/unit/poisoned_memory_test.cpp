@@ -48,7 +48,7 @@ struct Threads {
 template <typename Tensor>
 std::string bytes(const Tensor& tensor) {
   std::string all(static_cast<std::size_t>(tensor.size()) * sizeof(*tensor.data()), '\0');
-  std::memcpy(all.data(), tensor.data(), all.size());
+  if (!all.empty()) std::memcpy(all.data(), tensor.data(), all.size());
   return all;
 }
 

@@ -193,7 +193,7 @@ class TaskOrder {
     if ((task.kind == Kind::make ? makes_ : answers_).end(task.i)) changed_.notify_all();
   }
 
-  /// A thread cannot end its task: none is handed out any more.
+  /// A thread cannot end its task: no further one is handed out.
   void abandon() {
     const std::lock_guard lock(mutex_);
     abandoned_ = true;

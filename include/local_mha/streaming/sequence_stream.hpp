@@ -282,7 +282,7 @@ class SequenceStream {
   /// others.
   void reset(Index sequence) { at(sequence).reset(); }
 
-  /// The most positions that rollback() can take back now.
+  /// The most positions that rollback() can take back.
   Index most_rollback(Index sequence = 0) const { return at(sequence).most_rollback(); }
   /// Takes the last `n` positions of every sequence back, as if they had never been pushed, and the
   /// end that flush() set. Results that depended on them come again.
