@@ -271,4 +271,21 @@ TEST(SavedCallOfTheFeedForward, IsTakenFromWhatIsSavedOrRefused) {
   EXPECT_TRUE(names(refusal([&] { backward(layer, {}); }), "x"));
 }
 
+// A batch of no sequences has masks, too; and what is kept may be given again.
+TEST(SavedCall, KeepsAnyMask) {
+  const LocalMHA<float> layer({.dim = 4, .window_size = 2, .dim_head = 4, .heads = 1});
+  LocalMHA<float>::Saved saved;
+  const std::vector<Index> nobody;
+  layer.forward_saving(saved, Tensor<float, 3>(0, 5, 4), PaddingMask::from_lengths(nobody, 5));
+  Tensor<float, 3> x(1, 5, 4);
+  x.setRandom();
+  const std::vector<Index> lengths{3};
+  const auto y = layer.forward_saving(saved, x, PaddingMask::from_lengths(lengths, 5));
+  Tensor<float, 3> again(1, 5, 4);
+  LocalMHA<float>::Workspace workspace;
+  layer.forward_saving_into(Eigen::DefaultDevice(), again, workspace, saved, x, saved.call.mask());
+  EXPECT_TRUE(same_bits(y, again));
+  EXPECT_TRUE(saved.call.mask() == PaddingMask::from_lengths(lengths, 5));
+}
+
 }  // namespace

@@ -243,7 +243,7 @@ class AttentionBackwardKernel {
       L grad = L::load(ds);
       if (is_self(head, tile, key)) {
         const int self = static_cast<int>(key - tile.first);
-        const L constant = denominator.probability(L::broadcast(Scalar(self_score * log2_e)));
+        const L constant = denominator.probability(L::broadcast(binary_self_score<Scalar>()));
         probability = select_lanes(self, self + 1, constant, probability);
         grad = select_lanes(self, self + 1, L::zero(), grad);
       }

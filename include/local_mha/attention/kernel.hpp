@@ -227,7 +227,7 @@ class AttentionKernel {
       L score = L::load(scores);
       if (head.shared_qk && tile.first <= key && key < tile.first + count) {
         const int self = static_cast<int>(key - tile.first);
-        score = select_lanes(self, self + 1, L::broadcast(Scalar(self_score * log2_e)), score);
+        score = select_lanes(self, self + 1, L::broadcast(binary_self_score<Scalar>()), score);
       }
       tile.advance(lanes, key);
       const bool masked = key < head.seqlen && head.is_masked(key);
@@ -412,7 +412,7 @@ class AttentionKernel {
       if (!tile.keys.contains(key) || head.is_masked(key))
         scores[r] = Scalar(-std::numeric_limits<double>::infinity());
       else if (head.shared_qk && key == query)
-        scores[r] = Scalar(self_score * log2_e);
+        scores[r] = binary_self_score<Scalar>();
       else if (bias != nullptr)
         scores[r] = scores[r] + Scalar(log2_e) * bias[key - look_around];
     }

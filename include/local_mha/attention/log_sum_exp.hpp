@@ -23,9 +23,10 @@ namespace detail {
 
 /// Wider than Scalar, if there is such a type.
 template <typename Scalar>
-using Wider =
+using Wider = std::conditional_t<
+    std::is_same_v<Scalar, Eigen::half> || std::is_same_v<Scalar, Eigen::bfloat16>, float,
     std::conditional_t<std::is_same_v<Scalar, float>, double,
-                       std::conditional_t<std::is_same_v<Scalar, double>, long double, Scalar>>;
+                       std::conditional_t<std::is_same_v<Scalar, double>, long double, Scalar>>>;
 
 }  // namespace detail
 

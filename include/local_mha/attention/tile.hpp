@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include <local_mha/attention/log_sum_exp.hpp>
 #include <local_mha/core/block.hpp>
@@ -19,6 +20,16 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The score of a position with itself if shared_qk.
 inline constexpr double self_score = -5e4;
+
+/// The same in units of log 2; in half precision, which does not reach so far, a quarter of its
+/// range.
+template <typename Scalar>
+Scalar binary_self_score() {
+  if constexpr (std::is_same_v<Scalar, Eigen::half>)
+    return Scalar(-Eigen::NumTraits<Scalar>::highest() * Scalar(0.25));
+  else
+    return Scalar(self_score * log2_e);
+}
 
 /// What all blocks of queries of one head have in common.
 template <typename Scalar>

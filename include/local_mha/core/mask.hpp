@@ -67,9 +67,9 @@ class PaddingMask {
 
   /// Becomes a copy of another mask that looks at no one's flags. Memory is used again.
   void assign(const PaddingMask& other) {
+    if (this == &other) return;
     given_ = false;
-    if (other.given_)
-      masked_.assign(other.row(0), other.row(0) + other.shape_[0] * other.shape_[1]);
+    if (other.given_) masked_.assign(other.flags(), other.flags() + other.size());
     shape_ = other.shape_;
     view_ = nullptr;
     given_ = other.given_;
@@ -79,7 +79,7 @@ class PaddingMask {
   friend bool operator==(const PaddingMask& a, const PaddingMask& b) {
     if (a.given_ != b.given_ || a.shape_ != b.shape_) return false;
     return !a.given_ ||
-           std::equal(a.row(0), a.row(0) + a.shape_[0] * a.shape_[1], b.row(0),
+           std::equal(a.flags(), a.flags() + a.size(), b.flags(),
                       [](std::uint8_t x, std::uint8_t y) { return (x != 0) == (y != 0); });
   }
 
@@ -94,7 +94,7 @@ class PaddingMask {
   const std::uint8_t* row(Index b) const {
     if (!given_) return nullptr;
     if (b < 0 || b >= shape_[0]) reject("b", "0 to " + std::to_string(shape_[0] - 1), b);
-    return (view_ != nullptr ? view_ : masked_.data()) + b * shape_[1];
+    return flags() + b * shape_[1];
   }
 
  private:
@@ -103,6 +103,10 @@ class PaddingMask {
     for (std::size_t i = 0; i < masked_.size(); ++i)
       masked_[i] = t.data()[i] == true_is_masked ? 1 : 0;
   }
+
+  // Of all sequences, if it is given.
+  const std::uint8_t* flags() const { return view_ != nullptr ? view_ : masked_.data(); }
+  Index size() const { return shape_[0] * shape_[1]; }
 
   std::array<Index, 2> shape_{0, 0};
   std::vector<std::uint8_t> masked_;

@@ -137,6 +137,7 @@ class FeedForward {
   RowMatrix<Scalar> forward_saving(const Device& device, Saved& saved,
                                    const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                    std::optional<Training> training = {}) const {
+    if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
     saved.rows = saved.inner = 0;
     RowMatrix<Scalar> y = flow(device, x, training, &saved);
     saved.dropout = dropout_;
