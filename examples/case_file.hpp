@@ -48,7 +48,7 @@ struct CaseFiles {
           weights.file_name(), "",
           "case: kind: expected LocalMHA, LocalAttention or LocalTransformer, got '" +
               io::printable(layer.kind) + "'");
-    return {std::move(inputs), std::move(weights), layer.kind, std::move(call)};
+    return {inputs, weights, layer.kind, std::move(call)};
   }
 };
 

@@ -61,7 +61,7 @@ extern "C" int close(int descriptor) {
 }
 #endif
 
-namespace {
+namespace atomic_file_test {
 
 using namespace local_mha::io;
 using namespace io_test;
@@ -281,4 +281,4 @@ TEST(AtomicFile, SaysWhereTheDiskFails) {
 
 #endif
 
-}  // namespace
+}  // namespace atomic_file_test

@@ -16,7 +16,7 @@
 #include "io/file_builder.hpp"
 #include "support/public_names.hpp"
 
-namespace {
+namespace files_bad_input_test {
 
 using namespace local_mha;
 using namespace local_mha::io;
@@ -176,4 +176,4 @@ TEST(Dtypes, OfNoEnumeratorAreOther) {
   EXPECT_FALSE(dtype_from_name(name_of(Dtype::Other)).has_value());
 }
 
-}  // namespace
+}  // namespace files_bad_input_test

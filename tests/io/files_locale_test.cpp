@@ -16,7 +16,7 @@
 
 #include "io/file_builder.hpp"
 
-namespace {
+namespace files_locale_test {
 
 using namespace local_mha;
 using namespace local_mha::io;
@@ -94,4 +94,4 @@ TEST(GlobalLocale, ChangesNeitherFilesNorMessages) {
     }
 }
 
-}  // namespace
+}  // namespace files_locale_test

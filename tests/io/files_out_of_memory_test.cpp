@@ -17,7 +17,7 @@
 
 #include "io/file_builder.hpp"
 
-namespace {
+namespace files_out_of_memory_test {
 
 using namespace local_mha;
 using namespace local_mha::io;
@@ -191,4 +191,4 @@ TEST(OutOfMemory, WritingFiles) {
   // list a folder.
 }
 
-}  // namespace
+}  // namespace files_out_of_memory_test

@@ -11,7 +11,7 @@
 
 #include <local_mha/io/dtype.hpp>
 
-namespace {
+namespace float16_test {
 
 using namespace local_mha::io;
 
@@ -113,4 +113,4 @@ TEST(Float16, RoundsADoubleOnce) {
   EXPECT_EQ(to_float16(1 + 0x1p-11 - 0x1p-40), 0x3c00);
 }
 
-}  // namespace
+}  // namespace float16_test

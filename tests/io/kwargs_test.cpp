@@ -15,7 +15,7 @@
 
 #include "io/file_builder.hpp"
 
-namespace {
+namespace kwargs_test {
 
 using namespace local_mha;
 using namespace local_mha::io;
@@ -472,4 +472,4 @@ TEST(ParseJson, RejectsTheRestNamingTheArgument) {
   rejected("\"" + std::string(100'000, 'x'));
 }
 
-}  // namespace
+}  // namespace kwargs_test

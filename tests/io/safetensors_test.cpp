@@ -30,7 +30,7 @@
 #include "io/without_root.hpp"
 #endif
 
-namespace {
+namespace safetensors_test {
 
 using namespace local_mha::io;
 using namespace io_test;
@@ -610,4 +610,4 @@ TEST(SafetensorsWriter, LeavesTheOldFileWhereItCannotWrite) {
   EXPECT_EQ(folder.number_of_files(), 0U);
 }
 
-}  // namespace
+}  // namespace safetensors_test

@@ -13,7 +13,7 @@
 
 #include "io/file_builder.hpp"
 
-namespace {
+namespace sharded_test {
 
 using namespace local_mha::io;
 using namespace io_test;
@@ -132,4 +132,4 @@ TEST_F(ShardedFile, NamesWhatIsMalformed) {
   EXPECT_NO_THROW(SafetensorsFile{index_});
 }
 
-}  // namespace
+}  // namespace sharded_test

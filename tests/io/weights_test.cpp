@@ -22,7 +22,7 @@
 #include "io/file_builder.hpp"
 #include "support/golden_file.hpp"
 
-namespace {
+namespace weights_test {
 
 using namespace local_mha;
 using namespace local_mha::io;
@@ -845,4 +845,4 @@ TEST(AddWeights, RejectsWhatDoesNotFitTheConfiguration) {
             std::string::npos);
 }
 
-}  // namespace
+}  // namespace weights_test

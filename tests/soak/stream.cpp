@@ -348,7 +348,7 @@ void drive(Check& check, Random& random) {
 }
 
 template <typename Scalar>
-void run(Check& check, Random& random) {
+void stream_run(Check& check, Random& random) {
   const double kind = random.uniform();
   if (kind < 0.4)
     drive<AttentionSource<Scalar>>(check, random);
@@ -362,9 +362,9 @@ void run(Check& check, Random& random) {
 
 void stream_case(Check& check, Random& random) {
   if (random.chance(0.7))
-    run<float>(check, random);
+    stream_run<float>(check, random);
   else
-    run<double>(check, random);
+    stream_run<double>(check, random);
 }
 
 }  // namespace soak

@@ -194,7 +194,7 @@ class Steps {
 };
 
 template <typename Scalar>
-void run(Check& check, Random& random) {
+void training_run(Check& check, Random& random) {
   if (random.chance(0.4))
     cross_entropy_case<Scalar>(check, random);
   else
@@ -205,9 +205,9 @@ void run(Check& check, Random& random) {
 
 void training_case(Check& check, Random& random) {
   if (random.chance(0.7))
-    run<float>(check, random);
+    training_run<float>(check, random);
   else
-    run<double>(check, random);
+    training_run<double>(check, random);
 }
 
 }  // namespace soak

@@ -183,7 +183,7 @@ class FeedForwardRun {
 };
 
 template <typename Scalar>
-void run(Check& check, Random& random) {
+void transformer_run(Check& check, Random& random) {
   if (random.chance(0.4))
     FeedForwardRun<Scalar>(check, random).run();
   else
@@ -194,9 +194,9 @@ void run(Check& check, Random& random) {
 
 void transformer_case(Check& check, Random& random) {
   if (random.chance(0.5))
-    run<float>(check, random);
+    transformer_run<float>(check, random);
   else
-    run<double>(check, random);
+    transformer_run<double>(check, random);
 }
 
 }  // namespace soak

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Memory that runs out when a test says so: operator new and Eigen's own allocations alike.
-/// Include it in one file of a program.
+/// Link failing_memory.cpp.
 #pragma once
 
 #include <atomic>
 #include <cerrno>
-#include <cstddef>
-#include <cstdlib>
 #include <new>
 
 // A sanitizer has a malloc of its own; others than glibc's have no second name.
@@ -61,24 +59,3 @@ Outcome with_failure(long number, bool and_all_after_it, Call&& call) {
 }
 
 }  // namespace support
-
-#if MEMORY_FAILS
-extern "C" {
-void* __libc_malloc(std::size_t size) noexcept;
-void* __libc_memalign(std::size_t alignment, std::size_t size) noexcept;
-void* malloc(std::size_t size) noexcept {
-  return support::runs_out() ? nullptr : __libc_malloc(size);
-}
-// By one of these, operator new allocates with an alignment.
-void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
-  return support::runs_out() ? nullptr : __libc_memalign(alignment, size);
-}
-void* memalign(std::size_t alignment, std::size_t size) noexcept {
-  return aligned_alloc(alignment, size);
-}
-int posix_memalign(void** memory, std::size_t alignment, std::size_t size) noexcept {
-  *memory = aligned_alloc(alignment, size);
-  return *memory == nullptr ? ENOMEM : 0;
-}
-}
-#endif

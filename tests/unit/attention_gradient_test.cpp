@@ -16,7 +16,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace attention_gradient_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -427,4 +427,4 @@ TYPED_TEST(AttentionGradients, RejectWhatDoesNotFit) {
                std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace attention_gradient_test

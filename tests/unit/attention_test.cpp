@@ -7,7 +7,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace attention_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -274,4 +274,4 @@ TYPED_TEST(Attention, WithAConstantAddedToEveryScoreIsTheSame) {
   }
 }
 
-}  // namespace
+}  // namespace attention_test

@@ -11,7 +11,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace autodiff_test {
 
 using local_mha::Index;
 using local_mha::Tensor;
@@ -229,4 +229,4 @@ TYPED_TEST(DualNumbers, HaveZeroDerivativesWhereNoKeyIsSeen) {
   }
 }
 
-}  // namespace
+}  // namespace autodiff_test

@@ -18,7 +18,7 @@
 #include "support/library.hpp"
 #include "support/public_names.hpp"
 
-namespace {
+namespace bad_input_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -1781,4 +1781,4 @@ TEST(BadInput, LeavesTheParametersAsTheyWere) {
   for (const auto& [name, weight] : before) EXPECT_EQ(weight.data, after.at(name).data) << name;
 }
 
-}  // namespace
+}  // namespace bad_input_test

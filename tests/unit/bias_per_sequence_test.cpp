@@ -11,7 +11,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace bias_per_sequence_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -143,4 +143,4 @@ TYPED_TEST(BiasPerSequence, OfAnotherNumberIsRefused) {
   }
 }
 
-}  // namespace
+}  // namespace bias_per_sequence_test

@@ -13,7 +13,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace components_test {
 
 using local_mha::block_rows;
 using local_mha::Index;
@@ -464,4 +464,4 @@ TYPED_TEST(Component, PhiloxOfCountersSideBySideIsThatOfEachAlone) {
   }
 }
 
-}  // namespace
+}  // namespace components_test

@@ -10,7 +10,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace differences_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -276,4 +276,4 @@ TYPED_TEST(Difference, AnEmptyXposScaleBaseIsTheRootOfDimAndForPythonLayersHalfT
   EXPECT_TRUE(support::same_bits(y, LocalAttention<TypeParam>(attention).forward(q, q, q)));
 }
 
-}  // namespace
+}  // namespace differences_test

@@ -8,7 +8,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace dropout_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -300,4 +300,4 @@ TEST(DropoutInTraining, DropsElsewhereInEachLayer) {
   }
 }
 
-}  // namespace
+}  // namespace dropout_test

@@ -14,7 +14,7 @@
 #include "support/golden_file.hpp"
 #include "support/library.hpp"
 
-namespace {
+namespace golden_gradient_test {
 
 namespace io = local_mha::io;
 using local_mha::Index;
@@ -138,4 +138,4 @@ INSTANTIATE_TEST_SUITE_P(, GoldenGradients, testing::ValuesIn(files()),
 
 TEST(FilesWithGradients, AreAllButOne) { EXPECT_EQ(files().size(), 38U); }
 
-}  // namespace
+}  // namespace golden_gradient_test

@@ -12,7 +12,7 @@
 #include "support/golden_file.hpp"
 #include "support/library.hpp"
 
-namespace {
+namespace golden_test {
 
 namespace io = local_mha::io;
 using local_mha::Index;
@@ -133,4 +133,4 @@ TEST_F(TrainedModel, GivesTheLossOfPyTorch) {
               1e-4);
 }
 
-}  // namespace
+}  // namespace golden_test

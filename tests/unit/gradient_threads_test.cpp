@@ -13,7 +13,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace gradient_threads_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -240,4 +240,4 @@ TEST(LayerThatSaves, AllocatesNothingWhenRepeated) {
   EXPECT_EQ(support::allocations_of(forward), 0);
 }
 
-}  // namespace
+}  // namespace gradient_threads_test

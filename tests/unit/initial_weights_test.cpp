@@ -8,7 +8,7 @@
 
 #include "support/library.hpp"
 
-namespace {
+namespace initial_weights_test {
 
 using local_mha::Index;
 using local_mha::LocalMHA;
@@ -146,4 +146,4 @@ TEST(InitialWeights, OfFloatAreThoseOfDoubleRounded) {
     EXPECT_EQ(reference::cast<float>(numbers).data, of_float.at(name).data) << name;
 }
 
-}  // namespace
+}  // namespace initial_weights_test

@@ -12,7 +12,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace layer_gradient_test {
 
 using local_mha::Index;
 using local_mha::LocalMHA;
@@ -308,4 +308,4 @@ TYPED_TEST(LayerGradients, RejectWhatDoesNotFit) {
   EXPECT_THROW(mha.backward(gradients, saved, x, x), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace layer_gradient_test

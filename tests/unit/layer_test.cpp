@@ -7,7 +7,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace layer_test {
 
 using local_mha::Index;
 using local_mha::LocalMHA;
@@ -147,4 +147,4 @@ TYPED_TEST(Layer, TakesNewParameters) {
             c.parameters.at("to_out.weight").data);
 }
 
-}  // namespace
+}  // namespace layer_test

@@ -12,7 +12,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace lifetime_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -204,4 +204,4 @@ TEST(LifetimeOfTheLayer, AStreamKeepsItsBias) {
   EXPECT_TRUE(support::close(support::array(stream.push(x)), support::array(expected), 1e-5));
 }
 
-}  // namespace
+}  // namespace lifetime_test

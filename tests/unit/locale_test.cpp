@@ -10,7 +10,7 @@
 
 #include <local_mha/local_mha.hpp>
 
-namespace {
+namespace locale_test {
 
 using local_mha::Index;
 using local_mha::Tensor;
@@ -96,4 +96,4 @@ TEST_F(GlobalLocale, DoesNotChangeErrorMessages) {
   EXPECT_NE(number().find("got 1234.5"), std::string::npos) << number();
 }
 
-}  // namespace
+}  // namespace locale_test

@@ -9,7 +9,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace long_sequence_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -198,4 +198,4 @@ TYPED_TEST(LongSequence, ThroughTheLayerEqualsItsStretches) {
                              60 * this->epsilon));
 }
 
-}  // namespace
+}  // namespace long_sequence_test

@@ -20,7 +20,7 @@
 #define TEST_HAS_FEATURE(feature) 0
 #endif
 
-namespace {
+namespace memory_test {
 
 using local_mha::Index;
 using local_mha::Tensor;
@@ -224,4 +224,4 @@ TEST_F(Memory, OfAStreamIsWhatItsWindowsNeed) {
 }
 #endif
 
-}  // namespace
+}  // namespace memory_test

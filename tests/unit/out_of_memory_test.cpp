@@ -22,7 +22,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace out_of_memory_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -512,4 +512,4 @@ TEST(OutOfMemory, InTheFeedForward) {
   });
 }
 
-}  // namespace
+}  // namespace out_of_memory_test

@@ -19,7 +19,7 @@
 
 #include "support/library.hpp"
 
-namespace {
+namespace poisoned_memory_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -283,4 +283,4 @@ TEST(BlockArray, IsNotTouchedBeforeItIsWritten) {
 }
 #endif
 
-}  // namespace
+}  // namespace poisoned_memory_test

@@ -9,7 +9,7 @@
 #include "support/library.hpp"
 #include "support/random.hpp"
 
-namespace {
+namespace precision_test {
 
 using local_mha::Index;
 using local_mha::RowMatrix;
@@ -273,4 +273,4 @@ TEST(QkNorm, HasFiniteGradientsForNumbersOfAnySize) {
   }
 }
 
-}  // namespace
+}  // namespace precision_test

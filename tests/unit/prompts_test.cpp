@@ -13,7 +13,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace prompts_test {
 
 using local_mha::Index;
 using local_mha::LocalTransformer;
@@ -110,4 +110,4 @@ TYPED_TEST(Prompts, OfBadLengthsAreRefused) {
   EXPECT_NE(refusal(changed).find("in sequence 3 at 16"), std::string::npos) << refusal(changed);
 }
 
-}  // namespace
+}  // namespace prompts_test

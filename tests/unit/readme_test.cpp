@@ -12,7 +12,7 @@
 
 #include "support/library.hpp"
 
-namespace {
+namespace readme_test {
 
 using local_mha::Index;
 using local_mha::LocalMHA;
@@ -86,4 +86,4 @@ TEST(Readme, TakesALayerThereAndBack) {
   EXPECT_EQ(grad_x.dimensions(), x.dimensions());
 }
 
-}  // namespace
+}  // namespace readme_test

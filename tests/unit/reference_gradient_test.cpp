@@ -12,7 +12,7 @@
 #include "soak/bounded.hpp"
 #include "support/random.hpp"
 
-namespace {
+namespace reference_gradient_test {
 
 using reference::Array;
 using reference::Int;
@@ -226,4 +226,4 @@ TEST(ReferenceGradient, InFloatLiesWithinItsBounds) {
   EXPECT_GE(worst, 1e-3);
 }
 
-}  // namespace
+}  // namespace reference_gradient_test

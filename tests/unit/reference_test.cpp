@@ -8,7 +8,7 @@
 #include "support/compare.hpp"
 #include "support/golden_file.hpp"
 
-namespace {
+namespace reference_test {
 
 using reference::Array;
 
@@ -74,4 +74,4 @@ TEST(Reference, SeesThePairsOfADrawnWindow) {
   EXPECT_EQ(drawn(o), "10000\n11000\n11100\n01110\n01111\n");
 }
 
-}  // namespace
+}  // namespace reference_test

@@ -16,7 +16,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace repeated_calls_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -213,4 +213,4 @@ TEST(Configurations, AreEqualWhateverAnUnusedOptionHolds) {
   EXPECT_NE(layer, other);
 }
 
-}  // namespace
+}  // namespace repeated_calls_test

@@ -13,7 +13,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace saved_call_test {
 
 using local_mha::FeedForward;
 using local_mha::FeedForwardParameters;
@@ -288,4 +288,4 @@ TEST(SavedCall, KeepsAnyMask) {
   EXPECT_TRUE(saved.call.mask() == PaddingMask::from_lengths(lengths, 5));
 }
 
-}  // namespace
+}  // namespace saved_call_test

@@ -20,7 +20,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace streaming_resources_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -324,4 +324,4 @@ TYPED_TEST(StreamingResources, OfAModelOnThreadsGiveTheSameBits) {
   }
 }
 
-}  // namespace
+}  // namespace streaming_resources_test

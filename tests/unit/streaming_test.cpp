@@ -17,7 +17,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace streaming_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -920,4 +920,4 @@ TEST(StreamingBadInput, OfAStateWithTwoSignsChangedIsRefused) {
     }
 }
 
-}  // namespace
+}  // namespace streaming_test

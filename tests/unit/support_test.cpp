@@ -9,7 +9,7 @@
 #include "support/compare.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace support_test {
 
 using local_mha::Index;
 using reference::Array;
@@ -152,4 +152,4 @@ TEST(RandomCases, OfTheLayerAreUsefulAndOfAllSizes) {
   }
 }
 
-}  // namespace
+}  // namespace support_test

@@ -24,7 +24,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace threads_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -457,4 +457,4 @@ TEST(RunsOfBlocks, CoverEverySequenceOnce) {
         }
 }
 
-}  // namespace
+}  // namespace threads_test

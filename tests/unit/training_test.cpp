@@ -15,7 +15,7 @@
 #include "support/library.hpp"
 #include "support/random.hpp"
 
-namespace {
+namespace training_test {
 
 using local_mha::AdamW;
 using local_mha::AdamWConfig;
@@ -395,4 +395,4 @@ TEST(Training, OfEachPartDropsSomethingElse) {
   EXPECT_NE(training.of_part(0).seed, local_mha::Training{.seed = 78}.of_part(0).seed);
 }
 
-}  // namespace
+}  // namespace training_test

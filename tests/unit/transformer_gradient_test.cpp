@@ -12,7 +12,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace transformer_gradient_test {
 
 using local_mha::Index;
 using local_mha::LocalTransformer;
@@ -264,4 +264,4 @@ TYPED_TEST(TransformerGradients, OfDynamicPositionBias) {
         tolerance_of_differences<TypeParam>, name);
 }
 
-}  // namespace
+}  // namespace transformer_gradient_test

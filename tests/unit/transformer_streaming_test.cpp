@@ -17,7 +17,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace transformer_streaming_test {
 
 using local_mha::GenerateConfig;
 using local_mha::Index;
@@ -474,4 +474,4 @@ TEST(Sampler, DrawsAsOftenAsProbableOfThoseThatAreLeft) {
          {.temperature = 0.5});
 }
 
-}  // namespace
+}  // namespace transformer_streaming_test

@@ -9,7 +9,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace transformer_test {
 
 using local_mha::Index;
 using local_mha::LocalTransformer;
@@ -178,4 +178,4 @@ TYPED_TEST(Transformer, TakesNewParameters) {
   EXPECT_TRUE(support::same_bits(model.forward(tokens), transformer<TypeParam>(c).forward(tokens)));
 }
 
-}  // namespace
+}  // namespace transformer_test

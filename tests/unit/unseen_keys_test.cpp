@@ -9,7 +9,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace unseen_keys_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -296,4 +296,4 @@ TEST(UnseenKeys, OfALayerWithOddHeadsLeaveNothingBehind) {
     }
 }
 
-}  // namespace
+}  // namespace unseen_keys_test

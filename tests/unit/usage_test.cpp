@@ -18,7 +18,7 @@
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
-namespace {
+namespace usage_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
@@ -240,4 +240,4 @@ TYPED_TEST(Biases, OfTheLowestNumberHideAsMinusInfinityDoes) {
   }
 }
 
-}  // namespace
+}  // namespace usage_test

@@ -67,6 +67,8 @@ class EmptiedJson {
   ~EmptiedJson() { empty(value_); }
 
  private:
+  // The iterators of structured values throw nothing.
+  // NOLINTNEXTLINE(bugprone-exception-escape)
   static void empty(nlohmann::json& value) noexcept {
     if (!value.is_structured()) return;
     for (nlohmann::json& element : value) empty(element);
