@@ -32,41 +32,6 @@ Array<Real> linear(const Array<Real>& x, const Array<Real>& weight, const Array<
   return y;
 }
 
-/// x − mean of `count` numbers. A number that bounds its own error knows that the mean's error is
-/// none of theirs on a careful way there.
-template <typename Real>
-std::vector<Real> centred(const Real* x, std::size_t count) {
-  Real mean(0);
-  for (std::size_t i = 0; i < count; ++i) mean += x[i];
-  mean /= static_cast<Real>(count);
-  std::vector<Real> to(x, x + count);
-  for (Real& number : to) number -= mean;
-  return to;
-}
-
-/// (x - mean) / sqrt(variance + 1e-5) · weight + bias over the last axis.
-template <typename Real>
-Array<Real> layer_norm(Array<Real> x, const Array<Real>& weight, const Array<Real>& bias) {
-  const auto dim = static_cast<std::size_t>(x.shape.back());
-  for (std::size_t row = 0; row < x.data.size(); row += dim) {
-    const std::vector<Real> around_mean = centred(x.data.data() + row, dim);
-    const Real deviation =
-        root_of_squares(around_mean.data(), dim, static_cast<Real>(dim), static_cast<Real>(1e-5L));
-    for (std::size_t c = 0; c < dim; ++c)
-      x.data[row + c] = around_mean[c] / deviation * weight.data[c] + bias.data[c];
-  }
-  return x;
-}
-
-/// Rows of length one, times a learned scale of each channel.
-template <typename Real>
-Array<Real> qk_norm(Array<Real> rows, const Array<Real>& scale) {
-  rows = normalized_rows(std::move(rows));
-  for (std::size_t i = 0; i < rows.data.size(); ++i)
-    rows.data[i] *= scale.data[i % scale.data.size()];
-  return rows;
-}
-
 template <typename Real>
 Real sigmoid(const Real& x) {
   using std::exp;

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: MIT
+// The reference's rules of sliding windows: drawn by hand, by what one says of another, and their
+// gradients by differences.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "reference/dropout.hpp"
+#include "reference/gradients.hpp"
+#include "support/compare.hpp"
+#include "support/every_element.hpp"
+#include "support/random.hpp"
+
+namespace sliding_reference_test {
+
+using reference::Array;
+using reference::AttentionInputs;
+using reference::AttentionOptions;
+using reference::Int;
+using reference::RotaryOptions;
+using reference::TokenWindow;
+using Flags = std::vector<unsigned char>;
+
+std::string drawn(const AttentionOptions& o, Int n, const Flags& masked = {},
+                  const Flags& global = {}) {
+  std::string picture;
+  for (Int i = 0; i < n; ++i, picture += '\n')
+    for (Int j = 0; j < n; ++j)
+      picture += reference::sees(o, masked, global, n, 0, i, j) ? '1' : '0';
+  return picture;
+}
+
+TEST(SlidingReference, SeesTokenWindows) {
+  AttentionOptions o{.token_window = TokenWindow{2, 1}};
+  EXPECT_EQ(drawn(o, 5), "11000\n11100\n11110\n01111\n00111\n");
+  o.causal = true;
+  EXPECT_EQ(drawn(o, 5), "10000\n11000\n11100\n01110\n00111\n");
+  o.token_window = TokenWindow{0, 0};
+  EXPECT_EQ(drawn(o, 3), "100\n010\n001\n");
+  o.token_window = TokenWindow{{}, 0};
+  EXPECT_EQ(drawn(o, 3), "100\n110\n111\n");
+  o.causal = false;
+  o.token_window = TokenWindow{1, {}};
+  EXPECT_EQ(drawn(o, 4), "1111\n1111\n0111\n0011\n");
+  o.token_window = TokenWindow{};
+  EXPECT_EQ(drawn(o, 2), "11\n11\n");
+}
+
+TEST(SlidingReference, SeesSegmentsAlone) {
+  // Of 2, 0, 3 and 1 rows.
+  AttentionOptions o{.cu_seqlens = {0, 2, 2, 5, 6}};
+  o.token_window = TokenWindow{1, 1};
+  EXPECT_EQ(drawn(o, 6), "110000\n110000\n001100\n001110\n000110\n000001\n");
+  // Windows of two rows count from the segment's start.
+  o.token_window.reset();
+  o.window_size = 2;
+  o.look_backward = 0;
+  EXPECT_EQ(drawn(o, 6), "110000\n110000\n001100\n001100\n000010\n000001\n");
+}
+
+TEST(SlidingReference, SeesFirstKeys) {
+  AttentionOptions o{.token_window = TokenWindow{1, 0}, .first_keys = 2};
+  EXPECT_EQ(drawn(o, 5), "11000\n11000\n11100\n11110\n11011\n");
+  o.causal = true;
+  EXPECT_EQ(drawn(o, 5), "10000\n11000\n11100\n11110\n11011\n");
+  EXPECT_EQ(drawn(o, 5, {0, 1, 0, 0, 0}), "10000\n10000\n10100\n10110\n10011\n");
+  o.first_keys = 1;
+  o.cu_seqlens = {0, 1, 5};
+  EXPECT_EQ(drawn(o, 5), "10000\n01000\n01100\n01110\n01011\n");
+}
+
+TEST(SlidingReference, SeesGlobalRows) {
+  AttentionOptions o{.token_window = TokenWindow{0, 0}};
+  EXPECT_EQ(drawn(o, 4, {}, {0, 1, 0, 0}), "1100\n1111\n0110\n0101\n");
+  EXPECT_EQ(drawn(o, 4, {0, 1, 0, 1}, {0, 1, 0, 0}), "1000\n1010\n0010\n0000\n");
+  o.causal = true;
+  EXPECT_EQ(drawn(o, 4, {}, {0, 1, 0, 0}), "1100\n1111\n0110\n0101\n");
+  o.cu_seqlens = {0, 2, 4};
+  EXPECT_EQ(drawn(o, 4, {}, {0, 1, 0, 0}), "1100\n1100\n0010\n0001\n");
+}
+
+/// Queries, keys and values of `heads` and `kv_heads`.
+AttentionInputs<double> random_inputs(Random& random, Int n, Int d, Int heads = 2,
+                                      Int kv_heads = 2) {
+  return {random.array({1, heads, n, d}),
+          random.array({1, kv_heads, n, d}),
+          random.array({1, kv_heads, n, d}),
+          {},
+          {},
+          {}};
+}
+
+void expect_same(const reference::AttentionResult<double>& got,
+                 const reference::AttentionResult<double>& expected, double tolerance = 1e-14) {
+  EXPECT_TRUE(support::close(got.out, expected.out, tolerance));
+  EXPECT_TRUE(support::close(got.lse, expected.lse, tolerance));
+}
+
+TEST(SlidingReference, TokenWindowIsTheExactLookAroundOfItsBand) {
+  Random random(1);
+  auto in = random_inputs(random, 23, 4);
+  AttentionOptions around{.window_size = 3, .look_backward = 2, .look_forward = 0, .causal = true};
+  around.exact_windowsize = around.rotary = true;
+  AttentionOptions window{.rotary = true, .token_window = TokenWindow{6, 0}};
+  expect_same(attention(window, in), attention(around, in));
+  // One of both sides has no shift by lf·w.
+  around.causal = around.rotary = window.rotary = false;
+  around.look_forward = 1;
+  window.token_window = TokenWindow{6, 3};
+  expect_same(attention(window, in), attention(around, in));
+}
+
+TEST(SlidingReference, FewerKeyHeadsAreRepeatedOnes) {
+  Random random(2);
+  const Int n = 9, d = 4;
+  auto in = random_inputs(random, n, d, 6, 2);
+  in.sinks = random.array({6});
+  const AttentionOptions o{.rotary = true, .token_window = TokenWindow{3, 1}};
+  auto repeated = in;
+  repeated.k = repeated.v = Array<double>({1, 6, n, d});
+  for (Int h = 0; h < 6; ++h)
+    for (Int i = 0; i < n; ++i)
+      for (Int c = 0; c < d; ++c) {
+        repeated.k(0, h, i, c) = in.k(0, h / 3, i, c);
+        repeated.v(0, h, i, c) = in.v(0, h / 3, i, c);
+      }
+  expect_same(attention(o, in), attention(o, repeated), 0);
+}
+
+TEST(SlidingReference, SinkTakesItsShareOfTheProbability) {
+  Random random(3);
+  auto in = random_inputs(random, 9, 4);
+  in.masked = {1, 0, 0, 1, 1, 1, 0, 0, 0};
+  const AttentionOptions o{.token_window = TokenWindow{1, 0}};
+  const auto without = attention(o, in);
+  in.sinks = random.array({2}, 3);
+  const auto with = attention(o, in);
+  for (Int h = 0; h < 2; ++h)
+    for (Int i = 0; i < 9; ++i) {
+      const double lse = without.lse(0, h, i);
+      const double kept = std::exp(lse) / (std::exp(lse) + std::exp(in.sinks(h)));
+      if (std::isinf(lse)) {
+        EXPECT_EQ(with.lse(0, h, i), lse);
+      } else {
+        EXPECT_NEAR(with.lse(0, h, i), std::log(std::exp(lse) + std::exp(in.sinks(h))), 1e-14);
+      }
+      for (Int c = 0; c < 4; ++c)
+        EXPECT_NEAR(with.out(0, h, i, c), kept * without.out(0, h, i, c), 1e-14);
+    }
+  EXPECT_EQ(with.out(0, 0, 0, 0), 0);
+}
+
+TEST(SlidingReference, SegmentsAreWhatTheyAreAlone) {
+  Random random(4);
+  const auto in = random_inputs(random, 11, 4);
+  AttentionOptions o{.window_size = 2, .look_forward = 1, .rotary = true};
+  o.first_keys = 1;
+  o.cu_seqlens = {0, 0, 3, 4, 4, 11};
+  auto packed_in = in;
+  packed_in.score = reference::alibi<double>({0.5, 0.25});
+  packed_in.bias = random.array({2, 2, 6});
+  const auto packed = attention(o, packed_in);
+  AttentionOptions alone = o;
+  alone.cu_seqlens.clear();
+  for (std::size_t s = 0; s + 1 < o.cu_seqlens.size(); ++s) {
+    const Int begin = o.cu_seqlens[s], length = o.cu_seqlens[s + 1] - begin;
+    AttentionInputs<double> part = packed_in;
+    for (auto array :
+         {&AttentionInputs<double>::q, &AttentionInputs<double>::k, &AttentionInputs<double>::v}) {
+      part.*array = Array<double>({1, 2, length, 4});
+      for (Int h = 0; h < 2; ++h)
+        for (Int i = 0; i < length; ++i)
+          for (Int c = 0; c < 4; ++c) (part.*array)(0, h, i, c) = (in.*array)(0, h, begin + i, c);
+    }
+    const auto got = attention(alone, part);
+    for (Int h = 0; h < 2; ++h)
+      for (Int i = 0; i < length; ++i)
+        for (Int c = 0; c < 4; ++c) EXPECT_EQ(got.out(0, h, i, c), packed.out(0, h, begin + i, c));
+  }
+}
+
+TEST(SlidingReference, BiasesOfDistanceAgree) {
+  Random random(5);
+  auto in = random_inputs(random, 13, 4);
+  const AttentionOptions o{.token_window = TokenWindow{4, 2}};
+  auto alibi = in, relative = in;
+  alibi.score = reference::alibi<double>({0.5, 0.125});
+  relative.relative_bias = Array<double>({2, 7});
+  for (Int h = 0; h < 2; ++h)
+    for (Int column = 0; column < 7; ++column)
+      relative.relative_bias(h, column) = -(h == 0 ? 0.5 : 0.125) * std::abs(double(column - 4));
+  expect_same(attention(o, alibi), attention(o, relative));
+  // And what the look-around adds at (h, i mod w, j − (i/w − lb)·w).
+  AttentionOptions around{.window_size = 2, .look_backward = 2, .look_forward = 1};
+  around.exact_windowsize = true;
+  auto places = in;
+  places.bias = Array<double>({2, 2, 8});
+  for (Int h = 0; h < 2; ++h)
+    for (Int i = 0; i < 2; ++i)
+      for (Int column = 0; column < 8; ++column)
+        if (const Int at = column - i; 0 <= at && at < 7)
+          places.bias(h, i, column) = relative.relative_bias(h, at);
+  expect_same(attention(around, places), attention(o, relative));
+}
+
+TEST(SlidingReference, ScoresAreBentBeforeTheBias) {
+  // Two keys, of which the second's score is bent to 2·tanh(3/2), and 1 is added.
+  AttentionInputs<double> in{Array<double>({1, 1, 2, 1}, 1),
+                             Array<double>({1, 1, 2, 1}),
+                             Array<double>({1, 1, 2, 1}),
+                             {},
+                             {},
+                             {}};
+  in.k(0, 0, 1, 0) = 3;
+  in.score = reference::soft_cap<double>(2);
+  in.relative_bias = Array<double>({1, 3});
+  in.relative_bias(0, 2) = 1;
+  const auto result = attention({.scale = 1, .token_window = TokenWindow{1, 1}}, in);
+  EXPECT_NEAR(result.lse(0, 0, 0), std::log(1 + std::exp(1 + 2 * std::tanh(1.5))), 1e-15);
+  const auto both =
+      reference::composed(reference::soft_cap<double>(2), reference::alibi<double>({0.5}));
+  EXPECT_NEAR(both.value(3, 0, 4, 2), 2 * std::tanh(1.0), 1e-15);
+}
+
+TEST(SlidingReference, RotaryOptionsAgree) {
+  Random random(6);
+  const Int n = 9, d = 6;
+  const auto in = random_inputs(random, n, d);
+  AttentionOptions o{.rotary = true, .token_window = TokenWindow{5, 1}};
+  const auto plain = attention(o, in);
+  {
+    AttentionOptions given = o;
+    for (int m = 0; m < 3; ++m)
+      given.rotary_options.inv_freq.push_back(std::pow(10000.0, -2.0 * m / 6));
+    expect_same(attention(given, in), plain);
+    given.rotary_options.factor = 1.5;
+    given.scale = 1 / std::sqrt(6.0) / 2.25;
+    expect_same(attention(given, in), plain);
+  }
+  {
+    AttentionOptions interleaved = o;
+    interleaved.rotary_options.interleaved = true;
+    auto permuted = in;
+    for (auto array : {&AttentionInputs<double>::q, &AttentionInputs<double>::k})
+      for (Int h = 0; h < 2; ++h)
+        for (Int i = 0; i < n; ++i)
+          for (Int m = 0; m < 3; ++m) {
+            (permuted.*array)(0, h, i, 2 * m) = (in.*array)(0, h, i, m);
+            (permuted.*array)(0, h, i, 2 * m + 1) = (in.*array)(0, h, i, m + 3);
+          }
+    const auto got = attention(interleaved, permuted);
+    EXPECT_TRUE(support::close(got.lse, plain.lse, 1e-14));
+  }
+  {
+    // Four of six channels are turned: those of four alone, if the other two are 0.
+    AttentionOptions partial = o;
+    partial.scale = 0.5;
+    partial.rotary_options = RotaryOptions{.theta = 500, .rotary_dim = 4};
+    auto wide = in;
+    auto narrow = random_inputs(random, n, 4);
+    for (auto array : {&AttentionInputs<double>::q, &AttentionInputs<double>::k})
+      for (Int h = 0; h < 2; ++h)
+        for (Int i = 0; i < n; ++i)
+          for (Int c = 0; c < 6; ++c)
+            (wide.*array)(0, h, i, c) = c < 4 ? (narrow.*array)(0, h, i, c) : 0;
+    AttentionOptions of_four = partial;
+    of_four.rotary_options.rotary_dim.reset();
+    EXPECT_TRUE(support::close(attention(partial, wide).lse, attention(of_four, narrow).lse, 0));
+    // The others count as they are.
+    wide.q(0, 0, 3, 5) = 2;
+    wide.k(0, 0, 3, 5) = 7;
+    Int seen = 0;
+    const auto moved = attention(partial, wide);
+    for (Int i = 0; i < n; ++i)
+      seen += moved.lse(0, 0, i) != attention(partial, narrow).lse(0, 0, i);
+    EXPECT_EQ(seen, 1);
+  }
+}
+
+TEST(SlidingReference, GlobalRowsUseProjectionsOfTheirOwn) {
+  Random random(7);
+  auto in = random_inputs(random, 8, 4);
+  const AttentionOptions o{.token_window = TokenWindow{2, 2}};
+  in.global = {0, 0, 1, 0, 0, 0, 0, 0};
+  const auto shared = attention(o, in);
+  auto own = in;
+  own.global_q = random.array(in.q.shape);
+  own.global_k = random.array(in.q.shape);
+  own.global_v = random.array(in.q.shape);
+  const auto got = attention(o, own);
+  auto all = own;
+  all.q = own.global_q, all.k = own.global_k, all.v = own.global_v;
+  const auto of_global = attention(o, all);
+  for (Int h = 0; h < 2; ++h)
+    for (Int i = 0; i < 8; ++i)
+      for (Int c = 0; c < 4; ++c)
+        EXPECT_EQ(got.out(0, h, i, c), (i == 2 ? of_global : shared).out(0, h, i, c));
+}
+
+TEST(SlidingReference, BucketsOfLongT5) {
+  const reference::RelativeBuckets o{.buckets = 8, .max_distance = 12};
+  const std::vector<Int> expected{3, 3, 2, 2, 2, 1, 0, 5, 6, 6, 6, 7, 7};
+  for (Int ahead = -6; ahead <= 6; ++ahead)
+    EXPECT_EQ(reference::bucket_of(o, ahead), expected[static_cast<std::size_t>(ahead + 6)])
+        << ahead;
+  EXPECT_EQ(reference::bucket_of({}, 1000), 31);
+  EXPECT_EQ(reference::bucket_of({}, -7), 7);
+}
+
+TEST(SlidingReference, RandomWordsAreThoseOfThePaper) {
+  // The known answers of the authors' implementation.
+  using Words = std::array<std::uint32_t, 4>;
+  EXPECT_EQ(reference::philox(0, {0, 0, 0, 0}),
+            (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(reference::philox(~std::uint64_t{0}, {~0U, ~0U, ~0U, ~0U}),
+            (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(reference::philox(0x299f31d0a4093822, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}),
+            (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(SlidingReference, GradientsOfAttentionAreDifferences) {
+  using Real = long double;
+  for (int kind = 0; kind < 12; ++kind) {
+    Random random(static_cast<std::uint64_t>(kind));
+    const auto numbers = [&](std::vector<Int> shape) {
+      return reference::cast<Real>(random.array(std::move(shape)));
+    };
+    const Int n = 7, d = 6, heads = 4, kv_heads = kind % 3 == 0 ? 4 : kind % 3;
+    AttentionOptions o;
+    if (kind % 4 != 1) o.token_window = TokenWindow{2, kind % 2};
+    o.window_size = 2;
+    o.causal = kind % 5 == 0;
+    o.first_keys = kind % 3;
+    if (kind % 3 == 1) o.cu_seqlens = {0, 2, 2, 6, 7};
+    o.rotary = kind % 2 == 0;
+    o.rotary_options.interleaved = kind % 4 == 0;
+    if (kind % 4 == 2) o.rotary_options.rotary_dim = 4;
+    o.rotary_options.factor = 1.25;
+    AttentionInputs<Real> in{numbers({1, heads, n, d}),
+                             numbers({1, kv_heads, n, d}),
+                             numbers({1, kv_heads, n, d}),
+                             kind % 2 == 0 ? Flags{} : Flags{0, 1, 0, 0, 0, 1, 0},
+                             {},
+                             {}};
+    if (kind % 4 == 1) in.bias = numbers({kind % 8 == 1 ? 1 : heads, 2, 4});
+    if (kind % 4 >= 2) in.relative_bias = numbers({kind % 8 < 4 ? 1 : heads, 3 + kind % 2});
+    if (kind % 5 < 3) in.sinks = numbers({heads});
+    if (kind % 3 == 1) in.score = reference::soft_cap<Real>(1.5);
+    if (kind % 3 == 2)
+      in.score = reference::composed(reference::soft_cap<Real>(2),
+                                     reference::alibi<Real>({0.5, 0.25, 0.125, 1}));
+    if (kind % 4 == 3) in.global = {0, 0, 0, 1, 0, 0, 1};
+    if (kind == 7) {
+      in.global_q = numbers(in.q.shape);
+      in.global_k = numbers(in.k.shape);
+      in.global_v = numbers(in.k.shape);
+    }
+    if (kind % 6 == 4) in.multiplier = reference::dropout_factors<Real>(0.25, 3, heads);
+    const auto weight = numbers(in.q.shape);
+    const auto got = reference::attention_backward(o, in, weight);
+    const auto loss = [&] { return support::loss_of(reference::attention(o, in).out, weight); };
+    EXPECT_EQ(got.out.data, reference::attention(o, in).out.data);
+    EXPECT_EQ(got.lse.data, reference::attention(o, in).lse.data);
+    const std::string name = "kind " + std::to_string(kind);
+    support::expect_gradient(name + " q", in.q, loss, got.q);
+    support::expect_gradient(name + " k", in.k, loss, got.k);
+    support::expect_gradient(name + " v", in.v, loss, got.v);
+    support::expect_gradient(name + " bias", in.bias, loss, got.bias);
+    support::expect_gradient(name + " relative_bias", in.relative_bias, loss, got.relative_bias);
+    support::expect_gradient(name + " sinks", in.sinks, loss, got.sinks);
+    support::expect_gradient(name + " global_q", in.global_q, loss, got.global_q);
+    support::expect_gradient(name + " global_k", in.global_k, loss, got.global_k);
+    support::expect_gradient(name + " global_v", in.global_v, loss, got.global_v);
+  }
+}
+
+}  // namespace sliding_reference_test
