@@ -144,6 +144,54 @@ struct LayerGradients {
   Array<Real> bias;
 };
 
+/// Of prenormed().
+template <typename Real>
+Array<Real> prenormed_backward(const LayerOptions& o, const Parameters<Real>& parameters,
+                               const Array<Real>& x, const Array<Real>& grad_normed,
+                               Parameters<Real>& gradients, const std::string& prefix) {
+  if (!o.prenorm) return grad_normed;
+  const std::string weight = prefix + "norm.weight";
+  if (o.prenorm_kind == Prenorm::Rms)
+    return rms_norm_backward(x, parameters.at(weight), o.norm_eps, grad_normed,
+                             gradients.at(weight));
+  return layer_norm_backward(x, parameters.at(weight), grad_normed, gradients.at(weight),
+                             gradients.at(prefix + "norm.bias"),
+                             static_cast<long double>(o.norm_eps));
+}
+
+/// Of qk_normed().
+template <typename Real>
+Array<Real> qk_normed_backward(const LayerOptions& o, const Parameters<Real>& parameters,
+                               const Array<Real>& heads, const Array<Real>& grad_normed,
+                               Parameters<Real>& gradients, const std::string& which) {
+  if (o.qk_norm == QkNorm::None) return grad_normed;
+  if (o.qk_norm == QkNorm::L2) {
+    const std::string scale = which + "_scale";
+    return qk_norm_backward(heads, parameters.at(scale), grad_normed, gradients.at(scale));
+  }
+  const std::string weight = which + "_norm.weight";
+  if (o.qk_norm == QkNorm::Rms)
+    return rms_norm_backward(heads, parameters.at(weight), o.qk_norm_eps, grad_normed,
+                             gradients.at(weight));
+  return split_heads(rms_norm_backward(merged(heads), parameters.at(weight), o.qk_norm_eps,
+                                       merged(grad_normed), gradients.at(weight)),
+                     0, heads.shape[1], heads.shape[3]);
+}
+
+/// Of projected().
+template <typename Real>
+Array<Real> projected_backward(const LayerOptions& o, const Parameters<Real>& parameters,
+                               const Array<Real>& x, const Projected<Real>& grad,
+                               Parameters<Real>& gradients, const std::string& name) {
+  Array<Real> grad_qkv({x.shape[0], x.shape[1], (o.heads + 2 * o.key_heads()) * o.dim_head});
+  merge_heads(grad.q, 0, grad_qkv);
+  merge_heads(grad.k, o.heads, grad_qkv);
+  merge_heads(grad.v, o.heads + o.key_heads(), grad_qkv);
+  return linear_backward(x, parameters.at(name + ".weight"), grad_qkv,
+                         gradients.at(name + ".weight"),
+                         o.qkv_bias ? &gradients.at(name + ".bias") : nullptr);
+}
+
 /// Of local_mha(), and its result.
 /// \param gradients those of the weights, by their names behind `prefix`, are added here
 template <typename Real>
@@ -156,46 +204,33 @@ LayerGradients<Real> local_mha_backward(const LayerOptions& o, const Parameters<
   };
   const auto grad = [&](const char* name) -> Array<Real>& { return gradients.at(prefix + name); };
   const Int batch = in.x.shape[0], n = in.x.shape[1], d = o.dim_head, inner = o.heads * d;
-  const Array<Real> x =
-      o.prenorm ? layer_norm(in.x, weight("norm.weight"), weight("norm.bias")) : in.x;
-  const Array<Real> qkv = linear(x, weight("to_qkv.weight"));
+  const Array<Real> x = prenormed(o, parameters, in.x, prefix);
+  const Projected<Real> raw = projected(o, parameters, x, prefix + "to_qkv");
   const auto for_each_channel = [&](auto&& visit) {
     for (Int b = 0; b < batch; ++b)
       for (Int h = 0; h < o.heads; ++h)
         for (Int i = 0; i < n; ++i)
           for (Int c = 0; c < d; ++c) visit(b, h, i, c);
   };
-  Array<Real> parts[3];
-  for (Int part = 0; part < 3; ++part) {
-    parts[part] = Array<Real>({batch, o.heads, n, d});
-    for_each_channel([&](Int b, Int h, Int i, Int c) {
-      parts[part](b, h, i, c) = qkv(b, i, part * inner + h * d + c);
-    });
-  }
-  AttentionInputs<Real> attend{parts[0], parts[1], parts[2], in.masked, in.bias, in.multiplier};
-  AttentionOptions attention_options = o.attention;
-  attention_options.scale.reset();
-  if (o.qk_rmsnorm) {
-    attend.q = qk_norm(std::move(attend.q), weight("q_scale"));
-    attend.k = qk_norm(std::move(attend.k), weight("k_scale"));
-    attention_options.scale = o.qk_scale;
-  }
 
   Array<Real> gates({batch, n, o.heads}, Real(1));
   if (o.gate_values_per_head) {
     gates = linear(x, weight("to_v_gate.0.weight"), weight("to_v_gate.0.bias"));
     for (Real& gate : gates.data) gate = sigmoid(gate);
   }
-  // The gradient of the gated heads needs no result, that of to_out's weight does.
-  Array<Real> unused(weight("to_out.weight").shape);
-  const Array<Real> grad_heads =
-      linear_backward(Array<Real>({batch, n, inner}), weight("to_out.weight"), grad_y, unused);
+  Array<Real> grad_heads = grad_y;
+  if (o.out_projection) {
+    // The gradient of the gated heads needs no result, that of to_out's weight does.
+    Array<Real> unused(weight("to_out.weight").shape);
+    grad_heads =
+        linear_backward(Array<Real>({batch, n, inner}), weight("to_out.weight"), grad_y, unused);
+  }
   Array<Real> grad_out({batch, o.heads, n, d});
   for_each_channel([&](Int b, Int h, Int i, Int c) {
     grad_out(b, h, i, c) = grad_heads(b, i, h * d + c) * gates(b, i, h);
   });
-  AttentionGradients<Real> attended =
-      attention_backward(attention_options, std::move(attend), grad_out);
+  AttentionGradients<Real> attended = attention_backward(
+      attention_options(o), attention_inputs(o, parameters, in, x, raw, prefix), grad_out);
 
   Array<Real> heads({batch, n, inner}), grad_gates({batch, n, o.heads});
   for_each_channel([&](Int b, Int h, Int i, Int c) {
@@ -203,21 +238,31 @@ LayerGradients<Real> local_mha_backward(const LayerOptions& o, const Parameters<
     grad_gates(b, i, h) += attended.out(b, h, i, c) * grad_heads(b, i, h * d + c);
   });
   LayerGradients<Real> result;
-  result.y = linear(heads, weight("to_out.weight"));
   result.bias = std::move(attended.bias);
-  linear_backward(heads, weight("to_out.weight"), grad_y, grad("to_out.weight"));
-
-  if (o.qk_rmsnorm) {
-    attended.q = qk_norm_backward(parts[0], weight("q_scale"), attended.q, grad("q_scale"));
-    attended.k = qk_norm_backward(parts[1], weight("k_scale"), attended.k, grad("k_scale"));
+  result.y = heads;
+  if (o.out_projection) {
+    result.y = linear(heads, weight("to_out.weight"),
+                      used(o.out_bias, parameters, prefix + "to_out.bias"));
+    linear_backward(heads, weight("to_out.weight"), grad_y, grad("to_out.weight"),
+                    o.out_bias ? &grad("to_out.bias") : nullptr);
   }
-  Array<Real> grad_qkv(qkv.shape);
-  const Array<Real>* const grad_parts[] = {&attended.q, &attended.k, &attended.v};
-  for (Int part = 0; part < 3; ++part)
-    for_each_channel([&](Int b, Int h, Int i, Int c) {
-      grad_qkv(b, i, part * inner + h * d + c) = (*grad_parts[part])(b, h, i, c);
-    });
-  result.x = linear_backward(x, weight("to_qkv.weight"), grad_qkv, grad("to_qkv.weight"));
+  if (o.sinks) add(attended.sinks, grad("sinks"));
+  if (o.relative_bias) add(attended.relative_bias, grad("relative_bias"));
+  if (o.relative_buckets) {
+    const auto [left, right] = relative_ends(o);
+    bias_of_buckets_backward(*o.relative_buckets, left, right, attended.relative_bias,
+                             grad("relative_attention_bias.weight"));
+  }
+
+  const Projected<Real> grad_raw{
+      qk_normed_backward(o, parameters, raw.q, attended.q, gradients, prefix + "q"),
+      qk_normed_backward(o, parameters, raw.k, attended.k, gradients, prefix + "k"), attended.v};
+  result.x = projected_backward(o, parameters, x, grad_raw, gradients, prefix + "to_qkv");
+  if (o.global_projections)
+    add(projected_backward(o, parameters, x,
+                           Projected<Real>{attended.global_q, attended.global_k, attended.global_v},
+                           gradients, prefix + "to_qkv_global"),
+        result.x);
   if (o.gate_values_per_head) {
     for (std::size_t i = 0; i < gates.data.size(); ++i)
       grad_gates.data[i] *= gates.data[i] * (Real(1) - gates.data[i]);
@@ -225,9 +270,7 @@ LayerGradients<Real> local_mha_backward(const LayerOptions& o, const Parameters<
                         &grad("to_v_gate.0.bias")),
         result.x);
   }
-  if (o.prenorm)
-    result.x = layer_norm_backward(in.x, weight("norm.weight"), result.x, grad("norm.weight"),
-                                   grad("norm.bias"));
+  result.x = prenormed_backward(o, parameters, in.x, result.x, gradients, prefix);
   return result;
 }
 

@@ -71,7 +71,7 @@ TEST(ReferenceGradient, OfALayer) {
     o.heads = 2;
     o.dim_head = 4;
     o.prenorm = kind % 2 == 0;
-    o.qk_rmsnorm = kind % 3 == 0;
+    if (kind % 3 == 0) o.qk_norm = reference::QkNorm::L2;
     o.gate_values_per_head = kind < 3;
     o.attention = options_of(kind);
     o.attention.shared_qk = false;

@@ -376,4 +376,93 @@ TEST(SlidingReference, GradientsOfAttentionAreDifferences) {
   }
 }
 
+TEST(SlidingReference, GradientsOfALayerAreDifferences) {
+  using Real = long double;
+  using reference::QkNorm;
+  for (int kind = 0; kind < 8; ++kind) {
+    Random random(static_cast<std::uint64_t>(kind));
+    const Int n = 6, dim = 5, d = 4, heads = 2, kv_heads = kind % 2 + 1;
+    reference::LayerOptions o;
+    o.dim = dim;
+    o.heads = heads;
+    o.kv_heads = kv_heads;
+    o.dim_head = d;
+    o.prenorm = kind % 3 != 0;
+    o.prenorm_kind = kind % 3 == 1 ? reference::Prenorm::Rms : reference::Prenorm::Layer;
+    o.norm_eps = 1e-2;
+    o.qk_norm = kind % 4 == 0   ? QkNorm::Rms
+                : kind % 4 == 1 ? QkNorm::RmsAll
+                : kind % 4 == 2 ? QkNorm::L2
+                                : QkNorm::None;
+    o.qk_norm_eps = 0.1;
+    if (kind % 2 == 0) o.softmax_scale = 0.7;
+    o.qkv_bias = kind != 0;
+    o.out_bias = kind != 1;
+    o.out_projection = kind != 2;
+    o.gate_values_per_head = kind % 3 == 2;
+    o.sinks = kind % 2 == 1;
+    o.global_projections = kind == 3 || kind == 7;
+    o.attention.token_window = TokenWindow{2, 1};
+    o.attention.rotary = kind < 6;
+    if (kind == 4) o.relative_bias = true;
+    if (kind >= 5) o.relative_buckets = {.buckets = 8, .max_distance = 12};
+    reference::LayerInputs<Real> in{reference::cast<Real>(random.array({2, n, dim})), {}, {}, {}};
+    if (kind % 2 == 0) in.masked = {0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1};
+    if (o.global_projections) in.global = {0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1};
+    if (kind == 5) in.score = reference::soft_cap<Real>(1.5);
+    reference::Parameters<Real> parameters;
+    const auto add = [&](const char* name, std::vector<Int> shape) {
+      parameters[name] = reference::cast<Real>(random.array(std::move(shape), 0.6));
+    };
+    const Int rows = (heads + 2 * kv_heads) * d;
+    add("to_qkv.weight", {rows, dim});
+    add("to_qkv.bias", {rows});
+    add("to_qkv_global.weight", {rows, dim});
+    add("to_qkv_global.bias", {rows});
+    add("to_out.weight", {dim, heads * d});
+    add("to_out.bias", {dim});
+    add("norm.weight", {dim});
+    add("norm.bias", {dim});
+    add("q_scale", {d});
+    add("k_scale", {d});
+    const bool all = o.qk_norm == QkNorm::RmsAll;
+    add("q_norm.weight", {all ? heads * d : d});
+    add("k_norm.weight", {all ? kv_heads * d : d});
+    add("to_v_gate.0.weight", {heads, dim});
+    add("to_v_gate.0.bias", {heads});
+    add("sinks", {heads});
+    add("relative_bias", {heads, 4});
+    add("relative_attention_bias.weight", {8, heads});
+    auto gradients = reference::zeros_like(parameters);
+    const auto result = reference::local_mha(o, parameters, in);
+    const auto weight = reference::cast<Real>(random.array(result.y.shape));
+    const auto got = reference::local_mha_backward(o, parameters, in, weight, gradients);
+    const auto loss = [&] {
+      return support::loss_of(reference::local_mha(o, parameters, in).y, weight);
+    };
+    EXPECT_EQ(got.y.data, result.y.data);
+    const std::string name = "kind " + std::to_string(kind) + " ";
+    support::expect_gradient(name + "x", in.x, loss, got.x);
+    for (auto& [of, array] : parameters)
+      support::expect_gradient(name + of, array, loss, gradients.at(of));
+  }
+}
+
+TEST(SlidingReference, NormsAreTheirFormulas) {
+  // Rows (3, 4) and (0, 0), of mean squares 12.5 and 0.
+  Array<double> x({2, 2});
+  x.data = {3, 4, 0, 0};
+  Array<double> weight({2}, 2);
+  const auto normed = reference::rms_norm(x, weight, 0.5);
+  EXPECT_EQ(normed.data, (std::vector<double>{6 / std::sqrt(13.0), 8 / std::sqrt(13.0), 0, 0}));
+  // All heads' channels are one row.
+  reference::LayerOptions o;
+  o.qk_norm = reference::QkNorm::RmsAll;
+  o.qk_norm_eps = 0.5;
+  Array<double> heads({1, 2, 1, 1});
+  heads.data = {3, 4};
+  EXPECT_EQ(reference::qk_normed(o, {{"q_norm.weight", weight}}, heads, "q").data,
+            (std::vector<double>{6 / std::sqrt(13.0), 8 / std::sqrt(13.0)}));
+}
+
 }  // namespace sliding_reference_test
