@@ -3,9 +3,13 @@
 // gradients by differences.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <vector>
+
+#include <local_mha/ops/dropout.hpp>
 
 #include "reference/dropout.hpp"
 #include "reference/gradients.hpp"
@@ -318,6 +322,25 @@ TEST(SlidingReference, RandomWordsAreThoseOfThePaper) {
             (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(reference::philox(0x299f31d0a4093822, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}),
             (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(SlidingReference, DropsWhatTheLibraryDrops) {
+  using Dropout = local_mha::Dropout<double>;
+  constexpr Int rows = local_mha::block_rows<double>;
+  constexpr std::uint64_t seed = 0x123456789ABCDEF;
+  for (const double rate : {0.1, 0.5, 0.9})
+    for (const Int first : {Int{0}, Int{48}, Int{5'000'000'000}})
+      for (const Int octet : {Int{0}, Int{3}, Int{700'000'000}, Int{5'000'000'000}}) {
+        local_mha::Lanes<double> factors[Dropout::together];
+        Dropout(rate, seed, 5).factors(first, octet, factors);
+        const auto expected = reference::dropout_factors<double>(rate, seed, 3);
+        for (Int key = 0; key < 8; ++key) {
+          double got[rows];
+          factors[key].store(got);
+          for (Int row = 0; row < rows; ++row)
+            EXPECT_EQ(got[row], expected(1, 2, first + row, octet * 8 + key));
+        }
+      }
 }
 
 TEST(SlidingReference, GradientsOfAttentionAreDifferences) {
