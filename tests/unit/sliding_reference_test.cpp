@@ -12,6 +12,7 @@
 #include <local_mha/ops/dropout.hpp>
 
 #include "reference/dropout.hpp"
+#include "reference/frequencies.hpp"
 #include "reference/gradients.hpp"
 #include "support/compare.hpp"
 #include "support/every_element.hpp"
@@ -53,15 +54,15 @@ TEST(SlidingReference, SeesTokenWindows) {
 }
 
 TEST(SlidingReference, SeesSegmentsAlone) {
-  // Of 2, 0, 3 and 1 rows.
-  AttentionOptions o{.cu_seqlens = {0, 2, 2, 5, 6}};
+  // Of 1, 0, 4 and 1 rows.
+  AttentionOptions o{.cu_seqlens = {0, 1, 1, 5, 6}};
   o.token_window = TokenWindow{1, 1};
-  EXPECT_EQ(drawn(o, 6), "110000\n110000\n001100\n001110\n000110\n000001\n");
+  EXPECT_EQ(drawn(o, 6), "100000\n011000\n011100\n001110\n000110\n000001\n");
   // Windows of two rows count from the segment's start.
   o.token_window.reset();
   o.window_size = 2;
   o.look_backward = 0;
-  EXPECT_EQ(drawn(o, 6), "110000\n110000\n001100\n001100\n000010\n000001\n");
+  EXPECT_EQ(drawn(o, 6), "100000\n011000\n011000\n000110\n000110\n000001\n");
 }
 
 TEST(SlidingReference, SeesFirstKeys) {
@@ -108,6 +109,10 @@ TEST(SlidingReference, TokenWindowIsTheExactLookAroundOfItsBand) {
   AttentionOptions around{.window_size = 3, .look_backward = 2, .look_forward = 0, .causal = true};
   around.exact_windowsize = around.rotary = true;
   AttentionOptions window{.rotary = true, .token_window = TokenWindow{6, 0}};
+  expect_same(attention(window, in), attention(around, in));
+  // The look-around's numbers then mean nothing.
+  window.window_size = 5;
+  window.look_forward = 1;
   expect_same(attention(window, in), attention(around, in));
   // One of both sides has no shift by lf·w.
   around.causal = around.rotary = window.rotary = false;
@@ -161,9 +166,11 @@ TEST(SlidingReference, SegmentsAreWhatTheyAreAlone) {
   const auto in = random_inputs(random, 11, 4);
   AttentionOptions o{.window_size = 2, .look_forward = 1, .rotary = true};
   o.first_keys = 1;
-  o.cu_seqlens = {0, 0, 3, 4, 4, 11};
+  o.cu_seqlens = {0, 0, 3, 8, 8, 9, 11};
   auto packed_in = in;
-  packed_in.score = reference::alibi<double>({0.5, 0.25});
+  packed_in.score.value = [](double s, Int h, Int i, Int j) {
+    return s * static_cast<double>(1 + h + i % 3) - static_cast<double>(j) / 4;
+  };
   packed_in.bias = random.array({2, 2, 6});
   const auto packed = attention(o, packed_in);
   AttentionOptions alone = o;
@@ -303,6 +310,38 @@ TEST(SlidingReference, GlobalRowsUseProjectionsOfTheirOwn) {
         EXPECT_EQ(got.out(0, h, i, c), (i == 2 ? of_global : shared).out(0, h, i, c));
 }
 
+TEST(SlidingReference, FrequenciesAreStretchedWhereTheyAreSlow) {
+  // Of 8 channels of theta 1e4, in a length of 628 = 200π, 100, 10, 1 and 0.1 turns.
+  const double length = 100 * reference::two_pi;
+  const std::vector<double> plain{1, 0.1, 0.01, 0.001};
+  const auto expect = [](const std::vector<double>& got, const std::vector<double>& expected) {
+    ASSERT_EQ(got.size(), expected.size());
+    for (std::size_t m = 0; m < got.size(); ++m)
+      EXPECT_NEAR(got[m], expected[m], 1e-14 * expected[m]) << m;
+  };
+  expect(reference::plain_frequencies(1e4, 8), plain);
+  // 10 turns lie at two thirds of 4 to 13.
+  expect(reference::llama3_frequencies({.theta = 1e4,
+                                        .factor = 4,
+                                        .low_freq_factor = 4,
+                                        .high_freq_factor = 13,
+                                        .original_length = length},
+                                       8),
+         {1, 0.1 * (2.0 / 3 + 1.0 / 12), 0.01 / 4, 0.001 / 4});
+  // Pair 1 lies in the middle of the ramp from pair 0, of 100 turns, to pair 2, of 1.
+  reference::Yarn yarn{.theta = 1e4, .factor = 4, .original_length = length};
+  yarn.beta_fast = 100;
+  yarn.truncate = false;
+  expect(reference::yarn_frequencies(yarn, 8), {1, 0.1 * (0.5 + 0.125), 0.01 / 4, 0.001 / 4});
+  // Also if its ends, between two pairs, are rounded away from it.
+  yarn.beta_fast = 10.5;
+  yarn.beta_slow = 1.1;
+  yarn.truncate = true;
+  expect(reference::yarn_frequencies(yarn, 8), {1, 0.1 * (0.5 + 0.125), 0.01 / 4, 0.001 / 4});
+  EXPECT_EQ(reference::yarn_scale(1), 1);
+  EXPECT_NEAR(reference::yarn_scale(32), 1.3465735902799727, 1e-15);
+}
+
 TEST(SlidingReference, BucketsOfLongT5) {
   const reference::RelativeBuckets o{.buckets = 8, .max_distance = 12};
   const std::vector<Int> expected{3, 3, 2, 2, 2, 1, 0, 5, 6, 6, 6, 7, 7};
@@ -372,8 +411,10 @@ TEST(SlidingReference, GradientsOfAttentionAreDifferences) {
     if (kind % 5 < 3) in.sinks = numbers({heads});
     if (kind % 3 == 1) in.score = reference::soft_cap<Real>(1.5);
     if (kind % 3 == 2)
-      in.score = reference::composed(reference::soft_cap<Real>(2),
-                                     reference::alibi<Real>({0.5, 0.25, 0.125, 1}));
+      in.score =
+          reference::composed(reference::soft_cap<Real>(2),
+                              reference::composed(reference::alibi<Real>({0.5, 0.25, 0.125, 1}),
+                                                  reference::soft_cap<Real>(3)));
     if (kind % 4 == 3) in.global = {0, 0, 0, 1, 0, 0, 1};
     if (kind == 7) {
       in.global_q = numbers(in.q.shape);
