@@ -4,14 +4,17 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "reference/attention.hpp"
 #include "reference/dropout.hpp"
+#include "reference/layer.hpp"
 #include "support/random.hpp"
 
 namespace support {
@@ -240,6 +243,99 @@ inline std::string describe(const SlidingCase& c) {
   text << (c.in.bias.empty() ? "" : " bias") << (c.in.relative_bias.empty() ? "" : " relative_bias")
        << (c.in.sinks.empty() ? "" : " sinks");
   if (c.dropout > 0) text << " dropout " << c.dropout;
+  return text.str();
+}
+
+/// A layer with weights and inputs. Its attention's options and inputs are those of a SlidingCase.
+struct SlidingLayerCase {
+  reference::LayerOptions options;
+  reference::Parameters<double> parameters;  // those that the options use
+  SlidingCase attention;                     // where score, dropout, mask and global rows come from
+  reference::Array<double> x;                // [B, N, dim]
+
+  template <typename Real>
+  reference::LayerInputs<Real> inputs() const {
+    auto of_attention = attention.inputs<Real>();
+    reference::LayerInputs<Real> to{reference::cast<Real>(x), of_attention.masked,
+                                    of_attention.bias, of_attention.multiplier};
+    to.score = of_attention.score;
+    to.global = of_attention.global;
+    return to;
+  }
+};
+
+inline SlidingLayerCase sliding_layer_case(std::uint64_t seed, reference::Int most = 60) {
+  using reference::Int;
+  using reference::QkNorm;
+  SlidingLayerCase c;
+  c.attention = sliding_case(seed, most);
+  const SlidingCase& a = c.attention;
+  Random random(~seed);
+  reference::LayerOptions& o = c.options;
+  o.dim = random.pick<Int>({1, 2, 3, 5, 8, 12, 17, 24, 33});
+  o.heads = a.heads();
+  o.dim_head = a.dim_head();
+  if (a.kv_heads() < o.heads) o.kv_heads = a.kv_heads();
+  o.attention = a.options;
+  o.attention.scale.reset();
+  o.softmax_scale = a.options.scale;
+  o.prenorm = random.chance(0.5) && o.dim > 2;
+  if (random.chance(0.5)) o.prenorm_kind = reference::Prenorm::Rms;
+  o.norm_eps = random.pick({1e-5, 1e-6, 1e-2});
+  o.qk_norm = random.pick({QkNorm::None, QkNorm::None, QkNorm::L2, QkNorm::Rms, QkNorm::RmsAll});
+  o.qk_scale = random.pick({8.0, 4.0, 1.5});
+  o.qk_norm_eps = random.pick({1e-6, 1e-5, 1e-2});
+  o.gate_values_per_head = random.chance(0.3);
+  o.qkv_bias = random.chance(0.5);
+  o.out_bias = random.chance(0.5);
+  o.sinks = !a.in.sinks.empty();
+  o.relative_bias = !a.in.relative_bias.empty();
+  o.global_projections = !a.in.global.empty() && o.qk_norm == QkNorm::None && random.chance(0.8);
+
+  const auto add = [&](const char* name, std::vector<Int> shape, double center, double scale) {
+    c.parameters[name] = random.array(std::move(shape), scale);
+    for (double& number : c.parameters[name].data)
+      number = static_cast<double>(static_cast<float>(center + number));
+  };
+  const auto projection = [&](const char* name, Int to, Int from) {
+    add(name, {to, from}, 0, 1 / std::sqrt(static_cast<double>(from)));
+  };
+  const Int d = o.dim_head, rows = (o.heads + 2 * o.key_heads()) * d;
+  projection("to_qkv.weight", rows, o.dim);
+  if (o.qkv_bias) add("to_qkv.bias", {rows}, 0, 0.3);
+  if (o.global_projections) {
+    projection("to_qkv_global.weight", rows, o.dim);
+    if (o.qkv_bias) add("to_qkv_global.bias", {rows}, 0, 0.3);
+  }
+  projection("to_out.weight", o.dim, o.heads * d);
+  if (o.out_bias) add("to_out.bias", {o.dim}, 0, 0.3);
+  if (o.prenorm) add("norm.weight", {o.dim}, 1, 0.3);
+  if (o.prenorm && o.prenorm_kind == reference::Prenorm::Layer) add("norm.bias", {o.dim}, 0, 0.3);
+  if (o.qk_norm == QkNorm::L2) {
+    add("q_scale", {d}, 1, 0.3);
+    add("k_scale", {d}, 1, 0.3);
+  } else if (o.qk_norm != QkNorm::None) {
+    const bool all = o.qk_norm == QkNorm::RmsAll;
+    add("q_norm.weight", {all ? o.heads * d : d}, 1, 0.3);
+    add("k_norm.weight", {all ? o.key_heads() * d : d}, 1, 0.3);
+  }
+  if (o.gate_values_per_head) {
+    projection("to_v_gate.0.weight", o.heads, o.dim);
+    add("to_v_gate.0.bias", {o.heads}, 0, 0.3);
+  }
+  if (o.sinks) c.parameters["sinks"] = a.in.sinks;
+  if (o.relative_bias) c.parameters["relative_bias"] = a.in.relative_bias;
+  const bool kept = !o.prenorm;  // the size of x is that of what is computed with
+  c.x = random.array({a.batch(), a.seqlen(), o.dim},
+                     random.pick({1.0, 1.0, 1.0, kept ? 0.05 : 1e-2, kept ? 4.0 : 1e4}));
+  return c;
+}
+
+inline std::string describe(const SlidingLayerCase& c) {
+  const reference::LayerOptions& o = c.options;
+  std::ostringstream text;
+  text << describe(c.attention) << " dim " << o.dim;
+  for (const auto& [name, weight] : c.parameters) text << " " << name;
   return text.str();
 }
 

@@ -3,6 +3,7 @@
 // results and gradients of them agree with each other.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -158,6 +159,60 @@ TEST(RandomSlidingCase, GradientsAreDifferences) {
     support::expect_gradient(random, gradients.sinks, c.in.sinks, of(&In::sinks), tolerance,
                              what + "sinks", {v, v});
   }
+}
+
+TEST(RandomSlidingCase, GradientsOfLayersAreDifferences) {
+  std::map<std::string, int> compared;
+  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+    const auto c = support::sliding_layer_case(seed, 15);
+    if (c.x.empty() || c.attention.in.q.data.size() > 1000) continue;
+    Random random(seed);
+    const auto in = c.inputs<double>();
+    const Array<double> weights = random.array(c.x.shape);
+    auto gradients = reference::zeros_like(c.parameters);
+    const auto got = reference::local_mha_backward(c.options, c.parameters, in, weights, gradients);
+    const auto precise = reference::cast<long double>(c.parameters);
+    const auto precise_in = c.inputs<long double>();
+    const auto loss = [&](const reference::Parameters<long double>& parameters,
+                          const reference::LayerInputs<long double>& inputs) {
+      const auto y = reference::local_mha(c.options, parameters, inputs).y;
+      long double sum = 0;
+      for (std::size_t i = 0; i < y.data.size(); ++i)
+        sum += y.data[i] * static_cast<long double>(weights.data[i]);
+      return sum;
+    };
+    const std::string what = "seed " + std::to_string(seed) + ": " + describe(c) + ", ";
+    // Sharp scores and small roots make differences coarse: their steps are small beside both.
+    const auto result = reference::local_mha(c.options, c.parameters, in);
+    const double size = 1 + static_cast<double>(result.largest_magnitude);
+    const support::Sizes sizes{size * 10, 1 + support::largest(result.y)};
+    const double tolerance = 1e-10 * size;
+    for (const auto& [name, gradient] : gradients) {
+      support::expect_gradient(
+          random, gradient, c.parameters.at(name),
+          [&](const Array<long double>& values) {
+            auto moved = precise;
+            moved[name] = values;
+            return loss(moved, precise_in);
+          },
+          tolerance, what + name, sizes);
+      ++compared[name];
+    }
+    const double root = c.options.prenorm ? support::largest(c.x) : 1;
+    support::expect_gradient(random, got.x, c.x,
+                             [&](const Array<long double>& values) {
+                               auto moved = precise_in;
+                               moved.x = values;
+                               return loss(precise, moved);
+                             },
+                             tolerance, what + "x",
+                             {sizes.gradient / std::min(1.0, root), sizes.loss});
+  }
+  for (const char* name : {"to_qkv.weight", "to_qkv.bias", "to_qkv_global.weight",
+                           "to_qkv_global.bias", "to_out.weight", "to_out.bias", "norm.weight",
+                           "norm.bias", "q_scale", "k_scale", "q_norm.weight", "k_norm.weight",
+                           "to_v_gate.0.weight", "to_v_gate.0.bias", "sinks", "relative_bias"})
+    EXPECT_GE(compared[name], 5) << name;
 }
 
 }  // namespace random_sliding_case_test
