@@ -10,149 +10,18 @@
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <optional>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "reference/array.hpp"
+#include "reference/bias.hpp"
+#include "reference/norms.hpp"
+#include "reference/options.hpp"
+#include "reference/rotary.hpp"
+#include "reference/score.hpp"
+#include "reference/visibility.hpp"
 
 namespace reference {
-
-struct AttentionOptions {
-  Int window_size = 1;
-  Int look_backward = 1;
-  Int look_forward = 0;
-  bool causal = false;
-  bool exact_windowsize = false;
-  bool rotary = false;
-  bool xpos = false;
-  double xpos_scale_base = 1;
-  bool shared_qk = false;
-  std::optional<double> scale = {};  // empty: dim_head^-0.5
-  Int first_position = 0;            // absolute position of row 0
-  /// A bias of at most this hides a key, as one of −∞ does.
-  double hiding_bias = -std::numeric_limits<double>::infinity();
-};
-
-/// May the query in row `i` see the key in row `j`, masks apart?
-inline bool sees(const AttentionOptions& o, Int i, Int j) {
-  const Int query = o.first_position + i;
-  const Int key = o.first_position + j;
-  const Int query_bucket = query / o.window_size;
-  const Int key_bucket = key / o.window_size;
-  if (key_bucket < query_bucket - o.look_backward) return false;
-  if (key_bucket > query_bucket + o.look_forward) return false;
-  if (o.causal && key > query) return false;
-  if (o.exact_windowsize) {
-    // In floating point, because a number of windows times a huge window overflows integers.
-    const auto window = static_cast<long double>(o.window_size);
-    const auto back = static_cast<long double>(query - key);
-    if (back > static_cast<long double>(o.look_backward) * window) return false;
-    if (back < -static_cast<long double>(o.look_forward) * window) return false;
-  }
-  return true;
-}
-
-/// What a cosine or sine of an angle, times zeta, is as a `Real`; and a gradient that was turned
-/// with xPos. A number that bounds its own error knows what either loses.
-template <typename Real>
-struct Turning {
-  static const Real& decayed(const Real& gradient) { return gradient; }
-  static Real of(long double turn, long double zeta, long double /*angle*/) {
-    return static_cast<Real>(turn * zeta);
-  }
-};
-
-/// cos(rθ_m) and sin(rθ_m), times ζ_m^(r / base) with xPos, for each channel pair m.
-template <typename Real>
-class Rotation {
- public:
-  Rotation(const AttentionOptions& options, Int dim_head) : options_(options), d_(dim_head) {}
-
-  struct Turn {
-    Real cos, sin;
-  };
-
-  const std::vector<Turn>& at(Int r) {
-    std::vector<Turn>& turns = cache_[r];
-    if (turns.empty() && d_ >= 2) {
-      const auto d = static_cast<long double>(d_);
-      for (Int m = 0; m < d_ / 2; ++m) {
-        const auto pair = static_cast<long double>(m);
-        const long double theta = std::pow(10000.0L, -2 * pair / d);
-        const long double angle = static_cast<long double>(r) * theta;
-        long double zeta = 1;
-        if (options_.xpos)
-          zeta = std::pow(
-              (2 * pair + 0.4L * d) / (1.4L * d),
-              static_cast<long double>(r) / static_cast<long double>(options_.xpos_scale_base));
-        turns.push_back({Turning<Real>::of(std::cos(angle), zeta, angle),
-                         Turning<Real>::of(std::sin(angle), zeta, angle)});
-      }
-    }
-    return turns;
-  }
-
- private:
-  AttentionOptions options_;
-  Int d_;
-  std::unordered_map<Int, std::vector<Turn>> cache_;
-};
-
-/// q·k, or with rotary the sum over channel pairs (m, m + D/2) of
-/// (q1 k1 + q2 k2) cos(rθ) + (q1 k2 - q2 k1) sin(rθ), r = i - j + lf·w.
-/// `magnitude` is the sum of the terms' absolute values: what rounding errors are relative to.
-template <typename Real>
-Real raw_score(const AttentionOptions& o, Rotation<Real>& rotation, const Real* q, const Real* k,
-               Int dim_head, Int i, Int j, Real& magnitude) {
-  using std::abs;
-  Real score = 0;
-  magnitude = 0;
-  if (!o.rotary) {
-    for (Int c = 0; c < dim_head; ++c) {
-      score += q[c] * k[c];
-      magnitude += abs(q[c] * k[c]);
-    }
-    return score;
-  }
-  const auto& turns = rotation.at(i - j + o.look_forward * o.window_size);
-  const Int half = dim_head / 2;
-  for (Int m = 0; m < half; ++m) {
-    const Real q1 = q[m], q2 = q[m + half], k1 = k[m], k2 = k[m + half];
-    const auto [cos, sin] = turns[static_cast<std::size_t>(m)];
-    score += (q1 * k1 + q2 * k2) * cos + (q1 * k2 - q2 * k1) * sin;
-    magnitude +=
-        (abs(q1 * k1) + abs(q2 * k2)) * abs(cos) + (abs(q1 * k2) + abs(q2 * k1)) * abs(sin);
-  }
-  return score;
-}
-
-/// √(Σ x² / divisor + added) of `count` numbers. A number that bounds its own error knows that no
-/// square leaves its range on a careful way there.
-template <typename Real>
-Real root_of_squares(const Real* x, std::size_t count, const Real& divisor, const Real& added) {
-  using std::sqrt;
-  Real sum(0);
-  for (std::size_t i = 0; i < count; ++i) sum += x[i] * x[i];
-  return sqrt(sum / divisor + added);
-}
-
-/// max(|x|, 1e-12) of `count` numbers.
-template <typename Real>
-Real norm_of(const Real* x, std::size_t count) {
-  return std::max(root_of_squares(x, count, Real(1), Real(0)), static_cast<Real>(1e-12L));
-}
-
-/// k / max(|k|, 1e-12) for every row of `dim_head` numbers.
-template <typename Real>
-Array<Real> normalized_rows(Array<Real> rows) {
-  const auto d = static_cast<std::size_t>(rows.shape.back());
-  for (std::size_t row = 0; d > 0 && row < rows.data.size(); row += d) {
-    const Real norm = norm_of(rows.data.data() + row, d);
-    for (std::size_t c = 0; c < d; ++c) rows.data[row + c] /= norm;
-  }
-  return rows;
-}
 
 /// exp(score − largest), and its share of a sum of such. A number that bounds its own error knows
 /// that neither is above 1.
@@ -168,16 +37,44 @@ Real share(const Real& part, const Real& sum) {
 
 template <typename Real>
 struct AttentionInputs {
-  Array<Real> q, k, v;                // [B, H, N, D]
+  Array<Real> q, k, v;                // [B, H, N, D]; k and v [B, G, N, D] where G divides H
   std::vector<unsigned char> masked;  // [B, N], 1 = not attended; empty: none
   Array<Real> bias;                   // [H or 1, w, (1+lb+lf)·w]; empty: none
   /// Factor of the probability of (b, h, i, j), that is 0 or 1 / (1 - dropout); empty: 1.
   std::function<Real(Int, Int, Int, Int)> multiplier;
+
+  Score<Real> score = {};
+  Array<Real> relative_bias = {};          // [H or 1, left + right + 1]; empty: none
+  Array<Real> sinks = {};                  // [H] logits that have no value; empty: none
+  std::vector<unsigned char> global = {};  // [B, N], 1 = sees all and is seen by all; empty: none
+  /// What a global row's query is, and the keys and values that it sees; empty: q, k, v. Not with
+  /// shared_qk.
+  Array<Real> global_q = {}, global_k = {}, global_v = {};
+
+  bool global_row(Int b, Int i) const { return flag_of(global, q.shape[2], b, i); }
+  const Array<Real>& queries_of(Int b, Int i) const {
+    return global_row(b, i) && !global_q.empty() ? global_q : q;
+  }
+  const Array<Real>& keys_of(Int b, Int i) const {
+    return global_row(b, i) && !global_k.empty() ? global_k : k;
+  }
+  const Array<Real>& values_of(Int b, Int i) const {
+    return global_row(b, i) && !global_v.empty() ? global_v : v;
+  }
+  /// The head of the keys and values that query head `h` reads.
+  Int key_head(Int h) const { return h / (q.shape[1] / k.shape[1]); }
 };
+
+/// The first channel of a row of `[B, H, N, D]`.
+template <typename Rows>
+auto* row_at(Rows& rows, Int b, Int h, Int row) {
+  return rows.data.data() + rows.offset(b, h, row, 0);
+}
 
 template <typename Real>
 struct AttentionRow {
   std::vector<Real> out;            // [D]
+  std::vector<Real> scaled;         // scale · q·k of the seen keys
   std::vector<Real> scores;         // of the seen keys
   std::vector<Real> probabilities;  // of the seen keys, in their order
   std::vector<Int> keys;            // the seen keys
@@ -185,12 +82,19 @@ struct AttentionRow {
   Real largest_magnitude = 0;       // of the scores' terms: rounding errors scale with it
 };
 
-/// The element of `[H or 1, w, (1+lb+lf)·w]` for query row `i` and key row `j`, which it sees.
-template <typename Bias>
-auto& bias_of(const AttentionOptions& o, Bias& bias, Int h, Int i, Int j) {
-  const Int query = o.first_position + i, key = o.first_position + j;
-  const Int first_key = (query / o.window_size - o.look_backward) * o.window_size;
-  return bias(bias.shape[0] == 1 ? 0 : h, query % o.window_size, key - first_key);
+template <typename Real>
+Real scale_of(const AttentionOptions& o, Int dim_head) {
+  return o.scale ? static_cast<Real>(*o.scale)
+                 : static_cast<Real>(1 / std::sqrt(static_cast<long double>(dim_head)));
+}
+
+/// The bias of a pair of rows; null: none.
+template <typename Real>
+const Real* bias_of(const AttentionOptions& o, const AttentionInputs<Real>& in, Int h, Int i,
+                    Int j) {
+  if (!in.bias.empty()) return attn_bias_of(o, in.bias, h, i, j);
+  if (!in.relative_bias.empty()) return relative_bias_of(o, in.relative_bias, h, i, j);
+  return nullptr;
 }
 
 /// One row of the result. Keys must be normalized already if `shared_qk`.
@@ -199,40 +103,46 @@ AttentionRow<Real> attend_row(const AttentionOptions& o, const AttentionInputs<R
                               Rotation<Real>& rotation, Int b, Int h, Int i) {
   using std::abs;
   using std::log;
-  const Int n = in.k.shape[2], d = in.k.shape[3];
-  const Real scale = o.scale ? static_cast<Real>(*o.scale)
-                             : static_cast<Real>(1 / std::sqrt(static_cast<long double>(d)));
+  const Int n = in.k.shape[2], d = in.k.shape[3], key_head = in.key_head(h);
+  const Real scale = scale_of<Real>(o, d);
   AttentionRow<Real> row;
   row.out.assign(static_cast<std::size_t>(d), Real(0));
 
   std::vector<Real>& scores = row.scores;
   for (Int j = 0; j < n; ++j) {
-    if (!sees(o, i, j)) continue;
-    if (!in.masked.empty() && in.masked[static_cast<std::size_t>(b * n + j)]) continue;
-    const Real* bias = in.bias.empty() ? nullptr : &bias_of(o, in.bias, h, i, j);
+    if (!sees(o, in.masked, in.global, n, b, i, j)) continue;
+    const Real* bias = bias_of(o, in, h, i, j);
     const bool self = o.shared_qk && i == j;
     if (bias != nullptr && !self && !(*bias > Real(o.hiding_bias))) continue;
     Real magnitude = 0;
-    Real score = raw_score(o, rotation, in.q.data.data() + in.q.offset(b, h, i, 0),
-                           in.k.data.data() + in.k.offset(b, h, j, 0), d, i, j, magnitude) *
-                 scale;
+    const Real scaled = raw_score(o, rotation, row_at(in.queries_of(b, i), b, h, i),
+                                  row_at(in.keys_of(b, i), b, key_head, j), d, i, j, magnitude) *
+                        scale;
+    Real score = scaled;
+    row.largest_magnitude = std::max(row.largest_magnitude, magnitude * abs(scale));
+    if (in.score.value) {
+      score = in.score.value(scaled, h, position(o, i), position(o, j));
+      row.largest_magnitude = std::max(row.largest_magnitude, Real(abs(score)));
+    }
     if (bias != nullptr) score += *bias;
     if (self) score = Real(-5e4);
+    row.scaled.push_back(scaled);
     scores.push_back(score);
     row.keys.push_back(j);
-    row.largest_magnitude = std::max(row.largest_magnitude, magnitude * abs(scale));
   }
   if (scores.empty()) return row;
 
-  const Real largest = *std::max_element(scores.begin(), scores.end());
+  Real largest = *std::max_element(scores.begin(), scores.end());
+  if (!in.sinks.empty()) largest = std::max(largest, in.sinks(h));
   Real sum = 0;
   for (const Real& score : scores) sum += exp_below(score, largest);
+  if (!in.sinks.empty()) sum += exp_below(in.sinks(h), largest);
   row.lse = largest + log(sum);
   for (std::size_t s = 0; s < scores.size(); ++s) {
     Real probability = share(exp_below(scores[s], largest), sum);
     if (in.multiplier) probability *= in.multiplier(b, h, i, row.keys[s]);
     row.probabilities.push_back(probability);
-    const Real* v = in.v.data.data() + in.v.offset(b, h, row.keys[s], 0);
+    const Real* v = row_at(in.values_of(b, i), b, key_head, row.keys[s]);
     for (Int c = 0; c < d; ++c) row.out[static_cast<std::size_t>(c)] += probability * v[c];
   }
   return row;
@@ -242,7 +152,7 @@ template <typename Real>
 struct AttentionResult {
   Array<Real> out;            // [B, H, N, D]
   Array<Real> probabilities;  // [B, H, N, N]
-  Array<Real> lse;            // [B, H, N]; -infinity where no key is seen
+  Array<Real> lse;  // [B, H, N], the sink's share included; -infinity where no key is seen
   Real largest_magnitude = 0;
 };
 

@@ -52,98 +52,12 @@ Array<Real> linear_backward(const Array<Real>& x, const Array<Real>& weight,
   return grad_x;
 }
 
-/// Of layer_norm().
-template <typename Real>
-Array<Real> layer_norm_backward(const Array<Real>& x, const Array<Real>& weight,
-                                const Array<Real>& grad_y, Array<Real>& grad_weight,
-                                Array<Real>& grad_bias) {
-  const auto dim = static_cast<std::size_t>(x.shape.back());
-  const auto channels = static_cast<Real>(dim);
-  Array<Real> grad_x(x.shape);
-  std::vector<Real> normed(dim), weighted(dim);
-  for (std::size_t row = 0; row < x.data.size(); row += dim) {
-    const std::vector<Real> around_mean = centred(x.data.data() + row, dim);
-    const Real deviation =
-        root_of_squares(around_mean.data(), dim, channels, static_cast<Real>(1e-5L));
-    Real total(0), along(0);
-    for (std::size_t c = 0; c < dim; ++c) {
-      const Real& g = grad_y.data[row + c];
-      normed[c] = around_mean[c] / deviation;
-      weighted[c] = g * weight.data[c];
-      grad_weight.data[c] += g * normed[c];
-      grad_bias.data[c] += g;
-      total += weighted[c];
-      along += weighted[c] * normed[c];
-    }
-    for (std::size_t c = 0; c < dim; ++c)
-      grad_x.data[row + c] =
-          (weighted[c] - total / channels - normed[c] * (along / channels)) / deviation;
-  }
-  return grad_x;
-}
-
-/// Of normalized_rows().
-template <typename Real>
-Array<Real> normalized_rows_backward(const Array<Real>& rows, const Array<Real>& grad_y) {
-  const auto d = static_cast<std::size_t>(rows.shape.back());
-  Array<Real> grad(rows.shape);
-  for (std::size_t row = 0; d > 0 && row < rows.data.size(); row += d) {
-    const Real norm = norm_of(rows.data.data() + row, d);
-    Real along(0);
-    // Where the norm is at its least, it is a constant.
-    if (static_cast<Real>(1e-12L) < norm)
-      for (std::size_t c = 0; c < d; ++c) along += rows.data[row + c] / norm * grad_y.data[row + c];
-    for (std::size_t c = 0; c < d; ++c)
-      grad.data[row + c] = (grad_y.data[row + c] - rows.data[row + c] / norm * along) / norm;
-  }
-  return grad;
-}
-
-/// Of qk_norm().
-template <typename Real>
-Array<Real> qk_norm_backward(const Array<Real>& rows, const Array<Real>& scale, Array<Real> grad_y,
-                             Array<Real>& grad_scale) {
-  const Array<Real> normed = normalized_rows(rows);
-  for (std::size_t i = 0; i < rows.data.size(); ++i) {
-    const std::size_t c = i % scale.data.size();
-    grad_scale.data[c] += grad_y.data[i] * normed.data[i];
-    grad_y.data[i] *= scale.data[c];
-  }
-  return normalized_rows_backward(rows, grad_y);
-}
-
-/// Adds a score's share of the gradients of its query and key; `slope` is that of raw_score().
-template <typename Real>
-void raw_score_backward(const AttentionOptions& o, Rotation<Real>& rotation, const Real* q,
-                        const Real* k, Int dim_head, Int i, Int j, const Real& slope, Real* grad_q,
-                        Real* grad_k) {
-  if (!o.rotary) {
-    for (Int c = 0; c < dim_head; ++c) {
-      grad_q[c] += slope * k[c];
-      grad_k[c] += slope * q[c];
-    }
-    return;
-  }
-  const auto& turns = rotation.at(i - j + o.look_forward * o.window_size);
-  const Int half = dim_head / 2;
-  for (Int m = 0; m < half; ++m) {
-    const Real q1 = q[m], q2 = q[m + half], k1 = k[m], k2 = k[m + half];
-    const auto [cos, sin] = turns[static_cast<std::size_t>(m)];
-    const auto turned = [&](const Real& gradient) {
-      return o.xpos ? Turning<Real>::decayed(gradient) : gradient;
-    };
-    grad_q[m] += turned(slope * (k1 * cos + k2 * sin));
-    grad_q[m + half] += turned(slope * (k2 * cos - k1 * sin));
-    grad_k[m] += turned(slope * (q1 * cos - q2 * sin));
-    grad_k[m + half] += turned(slope * (q2 * cos + q1 * sin));
-  }
-}
-
 template <typename Real>
 struct AttentionGradients {
   Array<Real> out;  // what attention() returns
   Array<Real> lse;  // the same
   Array<Real> q, k, v, bias;
+  Array<Real> relative_bias, sinks, global_q, global_k, global_v;  // empty where the input is
 };
 
 /// Of attention(), and its results. With shared_qk, k is an input of its own.
@@ -153,37 +67,50 @@ AttentionGradients<Real> attention_backward(const AttentionOptions& options,
                                             AttentionInputs<Real> in, const Array<Real>& grad_out) {
   using std::exp;
   const Int batch = in.q.shape[0], heads = in.q.shape[1], n = in.q.shape[2], d = in.q.shape[3];
-  const Real scale = options.scale ? static_cast<Real>(*options.scale)
-                                   : static_cast<Real>(1 / std::sqrt(static_cast<long double>(d)));
+  const Real scale = scale_of<Real>(options, d);
   const Array<Real> raw_k = in.k;
   if (options.shared_qk) in.k = normalized_rows(std::move(in.k));
   AttentionGradients<Real> to;
-  to.out = to.q = to.k = to.v = Array<Real>({batch, heads, n, d});
+  to.out = Array<Real>({batch, heads, n, d});
   to.lse = Array<Real>({batch, heads, n}, Real(-std::numeric_limits<double>::infinity()));
-  if (!in.bias.empty()) to.bias = Array<Real>(in.bias.shape);
-  Rotation<Real> rotation(options, d);
-  const auto at = [&](auto& array, Int b, Int h, Int row) {
-    return array.data.data() + array.offset(b, h, row, 0);
+  to.q = Array<Real>(in.q.shape);
+  to.k = Array<Real>(in.k.shape);
+  to.v = Array<Real>(in.v.shape);
+  const auto zeros_where = [](const Array<Real>& input, Array<Real>& gradient) {
+    if (!input.empty()) gradient = Array<Real>(input.shape);
   };
+  zeros_where(in.bias, to.bias);
+  zeros_where(in.relative_bias, to.relative_bias);
+  zeros_where(in.sinks, to.sinks);
+  zeros_where(in.global_q, to.global_q);
+  zeros_where(in.global_k, to.global_k);
+  zeros_where(in.global_v, to.global_v);
+  Rotation<Real> rotation(options, d);
   for (Int b = 0; b < batch; ++b)
     for (Int h = 0; h < heads; ++h)
       for (Int i = 0; i < n; ++i) {
         const AttentionRow<Real> row = attend_row(options, in, rotation, b, h, i);
         if (row.keys.empty()) continue;
         to.lse(b, h, i) = row.lse;
-        const Real* g = at(grad_out, b, h, i);
+        const bool global = in.global_row(b, i);
+        Array<Real>& of_queries = global && !in.global_q.empty() ? to.global_q : to.q;
+        Array<Real>& of_keys = global && !in.global_k.empty() ? to.global_k : to.k;
+        Array<Real>& of_values = global && !in.global_v.empty() ? to.global_v : to.v;
+        const Int key_head = in.key_head(h);
+        const Real* g = row_at(grad_out, b, h, i);
         Real mean(0);  // Σ_j p_ij · (gradient of p_ij)
         for (Int c = 0; c < d; ++c) {
           to.out(b, h, i, c) = row.out[static_cast<std::size_t>(c)];
           mean += g[c] * row.out[static_cast<std::size_t>(c)];
         }
+        if (!in.sinks.empty()) to.sinks(h) -= exp(in.sinks(h) - row.lse) * mean;
         for (std::size_t s = 0; s < row.keys.size(); ++s) {
           const Int j = row.keys[s];
           const Real factor = in.multiplier ? in.multiplier(b, h, i, j) : Real(1);
           // As from what a forward pass keeps.
           const Real probability = exp(row.scores[s] - row.lse);
-          const Real* v = at(in.v, b, h, j);
-          Real* grad_v = at(to.v, b, h, j);
+          const Real* v = row_at(in.values_of(b, i), b, key_head, j);
+          Real* grad_v = row_at(of_values, b, key_head, j);
           Real of_probability(0);
           for (Int c = 0; c < d; ++c) {
             of_probability += g[c] * v[c];
@@ -191,9 +118,19 @@ AttentionGradients<Real> attention_backward(const AttentionOptions& options,
           }
           if (options.shared_qk && i == j) continue;  // a constant score
           const Real of_score = probability * (factor * of_probability - mean);
-          if (!in.bias.empty()) bias_of(options, to.bias, h, i, j) += of_score;
-          raw_score_backward(options, rotation, at(in.q, b, h, i), at(in.k, b, h, j), d, i, j,
-                             of_score * scale, at(to.q, b, h, i), at(to.k, b, h, j));
+          if (!in.bias.empty()) {
+            if (Real* of_bias = attn_bias_of(options, to.bias, h, i, j)) *of_bias += of_score;
+          } else if (!in.relative_bias.empty()) {
+            if (Real* of_bias = relative_bias_of(options, to.relative_bias, h, i, j))
+              *of_bias += of_score;
+          }
+          Real of_scaled = of_score;
+          if (in.score.value)
+            of_scaled *=
+                in.score.slope(row.scaled[s], h, position(options, i), position(options, j));
+          raw_score_backward(options, rotation, row_at(in.queries_of(b, i), b, h, i),
+                             row_at(in.keys_of(b, i), b, key_head, j), d, i, j, of_scaled * scale,
+                             row_at(of_queries, b, h, i), row_at(of_keys, b, key_head, j));
         }
       }
   if (options.shared_qk) to.k = normalized_rows_backward(raw_k, to.k);
@@ -207,6 +144,54 @@ struct LayerGradients {
   Array<Real> bias;
 };
 
+/// Of prenormed().
+template <typename Real>
+Array<Real> prenormed_backward(const LayerOptions& o, const Parameters<Real>& parameters,
+                               const Array<Real>& x, const Array<Real>& grad_normed,
+                               Parameters<Real>& gradients, const std::string& prefix) {
+  if (!o.prenorm) return grad_normed;
+  const std::string weight = prefix + "norm.weight";
+  if (o.prenorm_kind == Prenorm::Rms)
+    return rms_norm_backward(x, parameters.at(weight), o.norm_eps, grad_normed,
+                             gradients.at(weight));
+  return layer_norm_backward(x, parameters.at(weight), grad_normed, gradients.at(weight),
+                             gradients.at(prefix + "norm.bias"),
+                             static_cast<long double>(o.norm_eps));
+}
+
+/// Of qk_normed().
+template <typename Real>
+Array<Real> qk_normed_backward(const LayerOptions& o, const Parameters<Real>& parameters,
+                               const Array<Real>& heads, const Array<Real>& grad_normed,
+                               Parameters<Real>& gradients, const std::string& which) {
+  if (o.qk_norm == QkNorm::None) return grad_normed;
+  if (o.qk_norm == QkNorm::L2) {
+    const std::string scale = which + "_scale";
+    return qk_norm_backward(heads, parameters.at(scale), grad_normed, gradients.at(scale));
+  }
+  const std::string weight = which + "_norm.weight";
+  if (o.qk_norm == QkNorm::Rms)
+    return rms_norm_backward(heads, parameters.at(weight), o.qk_norm_eps, grad_normed,
+                             gradients.at(weight));
+  return split_heads(rms_norm_backward(merged(heads), parameters.at(weight), o.qk_norm_eps,
+                                       merged(grad_normed), gradients.at(weight)),
+                     0, heads.shape[1], heads.shape[3]);
+}
+
+/// Of projected().
+template <typename Real>
+Array<Real> projected_backward(const LayerOptions& o, const Parameters<Real>& parameters,
+                               const Array<Real>& x, const Projected<Real>& grad,
+                               Parameters<Real>& gradients, const std::string& name) {
+  Array<Real> grad_qkv({x.shape[0], x.shape[1], (o.heads + 2 * o.key_heads()) * o.dim_head});
+  merge_heads(grad.q, 0, grad_qkv);
+  merge_heads(grad.k, o.heads, grad_qkv);
+  merge_heads(grad.v, o.heads + o.key_heads(), grad_qkv);
+  return linear_backward(x, parameters.at(name + ".weight"), grad_qkv,
+                         gradients.at(name + ".weight"),
+                         o.qkv_bias ? &gradients.at(name + ".bias") : nullptr);
+}
+
 /// Of local_mha(), and its result.
 /// \param gradients those of the weights, by their names behind `prefix`, are added here
 template <typename Real>
@@ -219,46 +204,33 @@ LayerGradients<Real> local_mha_backward(const LayerOptions& o, const Parameters<
   };
   const auto grad = [&](const char* name) -> Array<Real>& { return gradients.at(prefix + name); };
   const Int batch = in.x.shape[0], n = in.x.shape[1], d = o.dim_head, inner = o.heads * d;
-  const Array<Real> x =
-      o.prenorm ? layer_norm(in.x, weight("norm.weight"), weight("norm.bias")) : in.x;
-  const Array<Real> qkv = linear(x, weight("to_qkv.weight"));
+  const Array<Real> x = prenormed(o, parameters, in.x, prefix);
+  const Projected<Real> raw = projected(o, parameters, x, prefix + "to_qkv");
   const auto for_each_channel = [&](auto&& visit) {
     for (Int b = 0; b < batch; ++b)
       for (Int h = 0; h < o.heads; ++h)
         for (Int i = 0; i < n; ++i)
           for (Int c = 0; c < d; ++c) visit(b, h, i, c);
   };
-  Array<Real> parts[3];
-  for (Int part = 0; part < 3; ++part) {
-    parts[part] = Array<Real>({batch, o.heads, n, d});
-    for_each_channel([&](Int b, Int h, Int i, Int c) {
-      parts[part](b, h, i, c) = qkv(b, i, part * inner + h * d + c);
-    });
-  }
-  AttentionInputs<Real> attend{parts[0], parts[1], parts[2], in.masked, in.bias, in.multiplier};
-  AttentionOptions attention_options = o.attention;
-  attention_options.scale.reset();
-  if (o.qk_rmsnorm) {
-    attend.q = qk_norm(std::move(attend.q), weight("q_scale"));
-    attend.k = qk_norm(std::move(attend.k), weight("k_scale"));
-    attention_options.scale = o.qk_scale;
-  }
 
   Array<Real> gates({batch, n, o.heads}, Real(1));
   if (o.gate_values_per_head) {
     gates = linear(x, weight("to_v_gate.0.weight"), weight("to_v_gate.0.bias"));
     for (Real& gate : gates.data) gate = sigmoid(gate);
   }
-  // The gradient of the gated heads needs no result, that of to_out's weight does.
-  Array<Real> unused(weight("to_out.weight").shape);
-  const Array<Real> grad_heads =
-      linear_backward(Array<Real>({batch, n, inner}), weight("to_out.weight"), grad_y, unused);
+  Array<Real> grad_heads = grad_y;
+  if (o.out_projection) {
+    // The gradient of the gated heads needs no result, that of to_out's weight does.
+    Array<Real> unused(weight("to_out.weight").shape);
+    grad_heads =
+        linear_backward(Array<Real>({batch, n, inner}), weight("to_out.weight"), grad_y, unused);
+  }
   Array<Real> grad_out({batch, o.heads, n, d});
   for_each_channel([&](Int b, Int h, Int i, Int c) {
     grad_out(b, h, i, c) = grad_heads(b, i, h * d + c) * gates(b, i, h);
   });
-  AttentionGradients<Real> attended =
-      attention_backward(attention_options, std::move(attend), grad_out);
+  AttentionGradients<Real> attended = attention_backward(
+      attention_options(o), attention_inputs(o, parameters, in, x, raw, prefix), grad_out);
 
   Array<Real> heads({batch, n, inner}), grad_gates({batch, n, o.heads});
   for_each_channel([&](Int b, Int h, Int i, Int c) {
@@ -266,21 +238,31 @@ LayerGradients<Real> local_mha_backward(const LayerOptions& o, const Parameters<
     grad_gates(b, i, h) += attended.out(b, h, i, c) * grad_heads(b, i, h * d + c);
   });
   LayerGradients<Real> result;
-  result.y = linear(heads, weight("to_out.weight"));
   result.bias = std::move(attended.bias);
-  linear_backward(heads, weight("to_out.weight"), grad_y, grad("to_out.weight"));
-
-  if (o.qk_rmsnorm) {
-    attended.q = qk_norm_backward(parts[0], weight("q_scale"), attended.q, grad("q_scale"));
-    attended.k = qk_norm_backward(parts[1], weight("k_scale"), attended.k, grad("k_scale"));
+  result.y = heads;
+  if (o.out_projection) {
+    result.y = linear(heads, weight("to_out.weight"),
+                      used(o.out_bias, parameters, prefix + "to_out.bias"));
+    linear_backward(heads, weight("to_out.weight"), grad_y, grad("to_out.weight"),
+                    o.out_bias ? &grad("to_out.bias") : nullptr);
   }
-  Array<Real> grad_qkv(qkv.shape);
-  const Array<Real>* const grad_parts[] = {&attended.q, &attended.k, &attended.v};
-  for (Int part = 0; part < 3; ++part)
-    for_each_channel([&](Int b, Int h, Int i, Int c) {
-      grad_qkv(b, i, part * inner + h * d + c) = (*grad_parts[part])(b, h, i, c);
-    });
-  result.x = linear_backward(x, weight("to_qkv.weight"), grad_qkv, grad("to_qkv.weight"));
+  if (o.sinks) add(attended.sinks, grad("sinks"));
+  if (o.relative_bias) add(attended.relative_bias, grad("relative_bias"));
+  if (o.relative_buckets) {
+    const auto [left, right] = relative_ends(o);
+    bias_of_buckets_backward(*o.relative_buckets, left, right, attended.relative_bias,
+                             grad("relative_attention_bias.weight"));
+  }
+
+  const Projected<Real> grad_raw{
+      qk_normed_backward(o, parameters, raw.q, attended.q, gradients, prefix + "q"),
+      qk_normed_backward(o, parameters, raw.k, attended.k, gradients, prefix + "k"), attended.v};
+  result.x = projected_backward(o, parameters, x, grad_raw, gradients, prefix + "to_qkv");
+  if (o.global_projections)
+    add(projected_backward(o, parameters, x,
+                           Projected<Real>{attended.global_q, attended.global_k, attended.global_v},
+                           gradients, prefix + "to_qkv_global"),
+        result.x);
   if (o.gate_values_per_head) {
     for (std::size_t i = 0; i < gates.data.size(); ++i)
       grad_gates.data[i] *= gates.data[i] * (Real(1) - gates.data[i]);
@@ -288,9 +270,7 @@ LayerGradients<Real> local_mha_backward(const LayerOptions& o, const Parameters<
                         &grad("to_v_gate.0.bias")),
         result.x);
   }
-  if (o.prenorm)
-    result.x = layer_norm_backward(in.x, weight("norm.weight"), result.x, grad("norm.weight"),
-                                   grad("norm.bias"));
+  result.x = prenormed_backward(o, parameters, in.x, result.x, gradients, prefix);
   return result;
 }
 

@@ -4,12 +4,16 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "reference/array.hpp"
 #include "reference/attention.hpp"
+#include "reference/bias.hpp"
+#include "reference/norms.hpp"
 
 namespace reference {
 
@@ -32,56 +36,46 @@ Array<Real> linear(const Array<Real>& x, const Array<Real>& weight, const Array<
   return y;
 }
 
-/// x − mean of `count` numbers. A number that bounds its own error knows that the mean's error is
-/// none of theirs on a careful way there.
-template <typename Real>
-std::vector<Real> centred(const Real* x, std::size_t count) {
-  Real mean(0);
-  for (std::size_t i = 0; i < count; ++i) mean += x[i];
-  mean /= static_cast<Real>(count);
-  std::vector<Real> to(x, x + count);
-  for (Real& number : to) number -= mean;
-  return to;
-}
-
-/// (x - mean) / sqrt(variance + 1e-5) · weight + bias over the last axis.
-template <typename Real>
-Array<Real> layer_norm(Array<Real> x, const Array<Real>& weight, const Array<Real>& bias) {
-  const auto dim = static_cast<std::size_t>(x.shape.back());
-  for (std::size_t row = 0; row < x.data.size(); row += dim) {
-    const std::vector<Real> around_mean = centred(x.data.data() + row, dim);
-    const Real deviation =
-        root_of_squares(around_mean.data(), dim, static_cast<Real>(dim), static_cast<Real>(1e-5L));
-    for (std::size_t c = 0; c < dim; ++c)
-      x.data[row + c] = around_mean[c] / deviation * weight.data[c] + bias.data[c];
-  }
-  return x;
-}
-
-/// Rows of length one, times a learned scale of each channel.
-template <typename Real>
-Array<Real> qk_norm(Array<Real> rows, const Array<Real>& scale) {
-  rows = normalized_rows(std::move(rows));
-  for (std::size_t i = 0; i < rows.data.size(); ++i)
-    rows.data[i] *= scale.data[i % scale.data.size()];
-  return rows;
-}
-
 template <typename Real>
 Real sigmoid(const Real& x) {
   using std::exp;
   return Real(1) / (Real(1) + exp(-x));
 }
 
+/// What queries and keys are normalized by: nothing; their length, times `q_scale` and `k_scale`
+/// `[D]`; their root mean square, times `q_norm.weight` and `k_norm.weight`, over `[D]` each head's
+/// channels or over all heads' `[heads·D]`, `[kv_heads·D]`.
+enum class QkNorm { None, L2, Rms, RmsAll };
+
+/// What the input is normalized by.
+enum class Prenorm { Layer, Rms };
+
 struct LayerOptions {
   Int dim = 0;
   Int heads = 1;
   Int dim_head = 1;
   bool prenorm = false;
-  bool qk_rmsnorm = false;
+  QkNorm qk_norm = QkNorm::None;
   double qk_scale = 8;
   bool gate_values_per_head = false;
   AttentionOptions attention;  // its scale is set here
+
+  std::optional<Int> kv_heads = {};          // empty: heads
+  std::optional<double> softmax_scale = {};  // empty: qk_scale with L2, else dim_head^-0.5
+  Prenorm prenorm_kind = Prenorm::Layer;     // if prenorm
+  double norm_eps = 1e-5;                    // of prenorm
+  double qk_norm_eps = 1e-6;                 // of Rms and RmsAll
+  bool qkv_bias = false;                     // to_qkv.bias
+  bool out_bias = false;                     // to_out.bias
+  bool out_projection = true;                // false: the heads side by side are the result
+  bool sinks = false;                        // sinks [heads]
+  bool relative_bias = false;                // relative_bias [heads or 1, left + right + 1]
+  std::optional<RelativeBuckets> relative_buckets = {};  // relative_attention_bias.weight
+  /// Global rows use to_qkv_global.weight, and .bias with qkv_bias, for their queries and for the
+  /// keys and values that they see. These are not normalized.
+  bool global_projections = false;
+
+  Int key_heads() const { return kv_heads.value_or(heads); }
 };
 
 template <typename Real>
@@ -90,6 +84,8 @@ struct LayerInputs {
   std::vector<unsigned char> masked;  // [B, N], 1 = not attended; empty: none
   Array<Real> bias;                   // [H or 1, w, (1+lb+lf)·w]; empty: none
   std::function<Real(Int, Int, Int, Int)> multiplier;
+  Score<Real> score = {};
+  std::vector<unsigned char> global = {};  // [B, N], 1 = sees all and is seen by all; empty: none
 };
 
 template <typename Real>
@@ -99,6 +95,127 @@ struct LayerResult {
   Real largest_magnitude = 0;  // of the scores' terms
 };
 
+/// The parameter if it is used, or none.
+template <typename Real>
+Array<Real> used(bool is_used, const Parameters<Real>& parameters, const std::string& name) {
+  return is_used ? parameters.at(name) : Array<Real>();
+}
+
+/// The input as the projections take it.
+template <typename Real>
+Array<Real> prenormed(const LayerOptions& o, const Parameters<Real>& parameters,
+                      const Array<Real>& x, const std::string& prefix) {
+  if (!o.prenorm) return x;
+  const Array<Real>& weight = parameters.at(prefix + "norm.weight");
+  if (o.prenorm_kind == Prenorm::Rms) return rms_norm(x, weight, o.norm_eps);
+  return layer_norm(x, weight, parameters.at(prefix + "norm.bias"),
+                    static_cast<long double>(o.norm_eps));
+}
+
+/// Heads `[first, first + count)` of `[B, N, heads·D]`, as `[B, count, N, D]`.
+template <typename Real>
+Array<Real> split_heads(const Array<Real>& rows, Int first, Int count, Int d) {
+  const Int batch = rows.shape[0], n = rows.shape[1];
+  Array<Real> heads({batch, count, n, d});
+  for (Int b = 0; b < batch; ++b)
+    for (Int h = 0; h < count; ++h)
+      for (Int i = 0; i < n; ++i)
+        for (Int c = 0; c < d; ++c) heads(b, h, i, c) = rows(b, i, (first + h) * d + c);
+  return heads;
+}
+
+/// The reverse, into heads `[first, …)` of `rows`.
+template <typename Real>
+void merge_heads(const Array<Real>& heads, Int first, Array<Real>& rows) {
+  const Int batch = heads.shape[0], count = heads.shape[1], n = heads.shape[2], d = heads.shape[3];
+  for (Int b = 0; b < batch; ++b)
+    for (Int h = 0; h < count; ++h)
+      for (Int i = 0; i < n; ++i)
+        for (Int c = 0; c < d; ++c) rows(b, i, (first + h) * d + c) = heads(b, h, i, c);
+}
+
+/// All heads of a row side by side, `[B, N, heads·D]`.
+template <typename Real>
+Array<Real> merged(const Array<Real>& heads) {
+  Array<Real> rows({heads.shape[0], heads.shape[2], heads.shape[1] * heads.shape[3]});
+  merge_heads(heads, 0, rows);
+  return rows;
+}
+
+/// Queries (`which` is q) or keys (k), `[B, heads, N, D]`, normalized.
+template <typename Real>
+Array<Real> qk_normed(const LayerOptions& o, const Parameters<Real>& parameters,
+                      const Array<Real>& heads, const std::string& which) {
+  if (o.qk_norm == QkNorm::None) return heads;
+  if (o.qk_norm == QkNorm::L2) return qk_norm(heads, parameters.at(which + "_scale"));
+  const Array<Real>& weight = parameters.at(which + "_norm.weight");
+  if (o.qk_norm == QkNorm::Rms) return rms_norm(heads, weight, o.qk_norm_eps);
+  return split_heads(rms_norm(merged(heads), weight, o.qk_norm_eps), 0, heads.shape[1],
+                     heads.shape[3]);
+}
+
+/// Queries, keys and values as they are projected, `[B, heads or kv_heads, N, D]`.
+template <typename Real>
+struct Projected {
+  Array<Real> q, k, v;
+};
+template <typename Real>
+Projected<Real> projected(const LayerOptions& o, const Parameters<Real>& parameters,
+                          const Array<Real>& x, const std::string& name) {
+  const Array<Real> qkv =
+      linear(x, parameters.at(name + ".weight"), used(o.qkv_bias, parameters, name + ".bias"));
+  return {split_heads(qkv, 0, o.heads, o.dim_head),
+          split_heads(qkv, o.heads, o.key_heads(), o.dim_head),
+          split_heads(qkv, o.heads + o.key_heads(), o.key_heads(), o.dim_head)};
+}
+
+/// Both ends of the window that a relative bias belongs to.
+struct RelativeEnds {
+  Int left, right;
+};
+inline RelativeEnds relative_ends(const LayerOptions& o) {
+  const TokenWindow& window = o.attention.token_window.value();
+  return {window.left.value(), window.right.value()};
+}
+
+/// What the attention takes in.
+/// \param x the input after prenorm
+/// \param raw what `x` is projected to
+template <typename Real>
+AttentionInputs<Real> attention_inputs(const LayerOptions& o, const Parameters<Real>& parameters,
+                                       const LayerInputs<Real>& in, const Array<Real>& x,
+                                       const Projected<Real>& raw, const std::string& prefix) {
+  AttentionInputs<Real> attend{qk_normed(o, parameters, raw.q, prefix + "q"),
+                               qk_normed(o, parameters, raw.k, prefix + "k"),
+                               raw.v,
+                               in.masked,
+                               in.bias,
+                               in.multiplier};
+  attend.score = in.score;
+  attend.global = in.global;
+  attend.sinks = used(o.sinks, parameters, prefix + "sinks");
+  attend.relative_bias = used(o.relative_bias, parameters, prefix + "relative_bias");
+  if (o.relative_buckets) {
+    const auto [left, right] = relative_ends(o);
+    attend.relative_bias = bias_of_buckets(
+        *o.relative_buckets, parameters.at(prefix + "relative_attention_bias.weight"), left, right);
+  }
+  if (o.global_projections) {
+    Projected<Real> global = projected(o, parameters, x, prefix + "to_qkv_global");
+    attend.global_q = std::move(global.q);
+    attend.global_k = std::move(global.k);
+    attend.global_v = std::move(global.v);
+  }
+  return attend;
+}
+
+inline AttentionOptions attention_options(const LayerOptions& o) {
+  AttentionOptions options = o.attention;
+  options.scale = o.softmax_scale;
+  if (!options.scale && o.qk_norm == QkNorm::L2) options.scale = o.qk_scale;
+  return options;
+}
+
 /// Steps 1 to 10 of the layer.
 template <typename Real>
 LayerResult<Real> local_mha(const LayerOptions& o, const Parameters<Real>& parameters,
@@ -106,47 +223,21 @@ LayerResult<Real> local_mha(const LayerOptions& o, const Parameters<Real>& param
   const auto weight = [&](const char* name) -> const Array<Real>& {
     return parameters.at(prefix + name);
   };
-  const Int batch = in.x.shape[0], n = in.x.shape[1];
-  const Array<Real> x =
-      o.prenorm ? layer_norm(in.x, weight("norm.weight"), weight("norm.bias")) : in.x;
-  const Array<Real> qkv = linear(x, weight("to_qkv.weight"));
-
-  AttentionInputs<Real> attend;
-  attend.masked = in.masked;
-  attend.bias = in.bias;
-  attend.multiplier = in.multiplier;
-  Array<Real>* const parts[] = {&attend.q, &attend.k, &attend.v};
-  for (Int part = 0; part < 3; ++part) {
-    Array<Real>& to = *parts[part];
-    to = Array<Real>({batch, o.heads, n, o.dim_head});
-    for (Int b = 0; b < batch; ++b)
+  const Array<Real> x = prenormed(o, parameters, in.x, prefix);
+  const Projected<Real> raw = projected(o, parameters, x, prefix + "to_qkv");
+  AttentionResult<Real> attended =
+      attention(attention_options(o), attention_inputs(o, parameters, in, x, raw, prefix));
+  if (o.gate_values_per_head) {
+    const Array<Real> gates = linear(x, weight("to_v_gate.0.weight"), weight("to_v_gate.0.bias"));
+    for (Int b = 0; b < attended.out.shape[0]; ++b)
       for (Int h = 0; h < o.heads; ++h)
-        for (Int i = 0; i < n; ++i)
-          for (Int c = 0; c < o.dim_head; ++c)
-            to(b, h, i, c) = qkv(b, i, (part * o.heads + h) * o.dim_head + c);
+        for (Int i = 0; i < attended.out.shape[2]; ++i)
+          for (Int c = 0; c < o.dim_head; ++c) attended.out(b, h, i, c) *= sigmoid(gates(b, i, h));
   }
-  AttentionOptions attention_options = o.attention;
-  attention_options.scale.reset();
-  if (o.qk_rmsnorm) {
-    attend.q = qk_norm(std::move(attend.q), weight("q_scale"));
-    attend.k = qk_norm(std::move(attend.k), weight("k_scale"));
-    attention_options.scale = o.qk_scale;
-  }
-  AttentionResult<Real> attended = attention(attention_options, std::move(attend));
-
-  Array<Real> gates;
-  if (o.gate_values_per_head)
-    gates = linear(x, weight("to_v_gate.0.weight"), weight("to_v_gate.0.bias"));
-  Array<Real> heads({batch, n, o.heads * o.dim_head});
-  for (Int b = 0; b < batch; ++b)
-    for (Int i = 0; i < n; ++i)
-      for (Int h = 0; h < o.heads; ++h)
-        for (Int c = 0; c < o.dim_head; ++c)
-          heads(b, i, h * o.dim_head + c) =
-              attended.out(b, h, i, c) *
-              (o.gate_values_per_head ? sigmoid(gates(b, i, h)) : Real(1));
-  return {linear(heads, weight("to_out.weight")), std::move(attended.probabilities),
-          attended.largest_magnitude};
+  Array<Real> y = merged(attended.out);
+  if (o.out_projection)
+    y = linear(y, weight("to_out.weight"), used(o.out_bias, parameters, prefix + "to_out.bias"));
+  return {std::move(y), std::move(attended.probabilities), attended.largest_magnitude};
 }
 
 }  // namespace reference

@@ -31,6 +31,7 @@ struct Case {
   std::string kind;  // LocalMHA, LocalAttention or LocalTransformer
   nlohmann::json kwargs;
   nlohmann::json call;
+  nlohmann::json description;  // all that the file says of its case
   std::map<std::string, Array<double>> tensors;
 
   bool has(const std::string& tensor) const { return tensors.count(tensor) > 0; }
@@ -83,8 +84,9 @@ inline Case read(const std::filesystem::path& path) {
   result.name = path.stem().string();
   if (header.value("__metadata__", nlohmann::json::object()).contains("case")) {
     const auto described = nlohmann::json::parse(header["__metadata__"]["case"].get<std::string>());
+    result.description = described;
     result.kind = described["kind"];
-    result.kwargs = described["kwargs"];
+    result.kwargs = described.value("kwargs", nlohmann::json::object());
     result.call = described.value("call", nlohmann::json::object());
   }
   for (const auto& [name, entry] : header.items()) {
@@ -164,7 +166,7 @@ inline reference::LayerOptions layer_options(const nlohmann::json& kwargs,
   o.heads = detail::argument<Int>(kwargs, "heads", 8);
   o.dim_head = detail::argument<Int>(kwargs, "dim_head", 64);
   o.prenorm = detail::argument(kwargs, "prenorm", false);
-  o.qk_rmsnorm = detail::argument(kwargs, "qk_rmsnorm", false);
+  if (detail::argument(kwargs, "qk_rmsnorm", false)) o.qk_norm = reference::QkNorm::L2;
   o.qk_scale = detail::argument(kwargs, "qk_scale", 8.0);
   o.gate_values_per_head = detail::argument(kwargs, "gate_values_per_head", false);
   o.attention = detail::attention(kwargs, window);

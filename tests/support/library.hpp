@@ -112,7 +112,7 @@ inline reference::LayerOptions options(const local_mha::LocalMHAConfig& config) 
   o.heads = config.heads;
   o.dim_head = config.dim_head;
   o.prenorm = config.prenorm;
-  o.qk_rmsnorm = config.qk_rmsnorm;
+  if (config.qk_rmsnorm) o.qk_norm = reference::QkNorm::L2;
   o.qk_scale = config.qk_scale;
   o.gate_values_per_head = config.gate_values_per_head;
   reference::AttentionOptions& a = o.attention;

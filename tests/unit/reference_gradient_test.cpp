@@ -4,12 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "reference/gradients.hpp"
 #include "soak/bounded.hpp"
+#include "support/every_element.hpp"
 #include "support/random.hpp"
 
 namespace reference_gradient_test {
@@ -17,34 +17,8 @@ namespace reference_gradient_test {
 using reference::Array;
 using reference::Int;
 using Real = long double;
-
-/// Σ weight · result.
-Real loss_of(const Array<Real>& result, const Array<Real>& weight) {
-  Real loss = 0;
-  for (std::size_t i = 0; i < result.data.size(); ++i) loss += result.data[i] * weight.data[i];
-  return loss;
-}
-
-/// The gradient of a loss, by central differences of fourth order, is what was computed.
-void expect_gradient(const std::string& what, Array<Real>& at, const std::function<Real()>& loss,
-                     const Array<Real>& got) {
-  ASSERT_EQ(at.shape, got.shape) << what;
-  // The differences' own error is 1e-4^4 times a fifth derivative, and 1e-19 / 1e-4.
-  constexpr Real step = 1e-4L;
-  for (std::size_t i = 0; i < at.data.size(); ++i) {
-    const Real center = at.data[i];
-    const auto moved = [&](Real by) {
-      at.data[i] = center + by;
-      return loss();
-    };
-    const Real expected =
-        (8 * (moved(step) - moved(-step)) - (moved(2 * step) - moved(-2 * step))) / (12 * step);
-    at.data[i] = center;
-    EXPECT_NEAR(static_cast<double>(got.data[i]), static_cast<double>(expected),
-                1e-11 * (1 + std::abs(static_cast<double>(expected))))
-        << what << " " << i;
-  }
-}
+using support::expect_gradient;
+using support::loss_of;
 
 Array<Real> numbers(Random& random, std::vector<Int> shape, double scale = 1) {
   return reference::cast<Real>(random.array(std::move(shape), scale));
@@ -97,7 +71,7 @@ TEST(ReferenceGradient, OfALayer) {
     o.heads = 2;
     o.dim_head = 4;
     o.prenorm = kind % 2 == 0;
-    o.qk_rmsnorm = kind % 3 == 0;
+    if (kind % 3 == 0) o.qk_norm = reference::QkNorm::L2;
     o.gate_values_per_head = kind < 3;
     o.attention = options_of(kind);
     o.attention.shared_qk = false;
