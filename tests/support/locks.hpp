@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Counts the mutexes that are locked. Include it in one file of a program, and link allocations.cpp.
+/// Counts the mutexes that are locked. Include it in one file of a program, and link
+/// allocations.cpp.
 #pragma once
 
 #include <atomic>
