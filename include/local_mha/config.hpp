@@ -104,6 +104,10 @@ struct LocalMHAConfig {
   bool use_rotary_pos_emb = true;
   /// Each head's output times `sigmoid(to_v_gate(x))`.
   bool gate_values_per_head = false;
+  /// A bias is added to the queries, keys and values that are projected.
+  bool qkv_bias = false;
+  /// A bias is added to the result.
+  bool out_bias = false;
 
   /// Options without a use do not count.
   friend bool operator==(const LocalMHAConfig& a, const LocalMHAConfig& b) {
@@ -111,7 +115,8 @@ struct LocalMHAConfig {
     return detail::meaning_of(a) == detail::meaning_of(b) && a.dim == b.dim &&
            a.dim_head == b.dim_head && a.heads == b.heads && a.prenorm == b.prenorm &&
            a.qk_rmsnorm == b.qk_rmsnorm && qk_scale_of(a) == qk_scale_of(b) &&
-           a.gate_values_per_head == b.gate_values_per_head;
+           a.gate_values_per_head == b.gate_values_per_head && a.qkv_bias == b.qkv_bias &&
+           a.out_bias == b.out_bias;
   }
 };
 

@@ -29,9 +29,11 @@ void initialize(LocalMHAParameters<Scalar>& p, RandomSequence& random) {
   p.q_scale.setOnes();
   p.k_scale.setOnes();
   initialize_linear<Scalar>(p.to_qkv, p.to_qkv.cols(), random);
+  initialize_linear<Scalar>(p.to_qkv_bias, p.to_qkv.cols(), random);
   initialize_linear<Scalar>(p.to_v_gate_weight, p.to_v_gate_weight.cols(), random);
   initialize_linear<Scalar>(p.to_v_gate_bias, p.to_v_gate_weight.cols(), random);
   initialize_linear<Scalar>(p.to_out, p.to_out.cols(), random);
+  initialize_linear<Scalar>(p.to_out_bias, p.to_out.cols(), random);
 }
 
 template <typename Scalar>

@@ -503,6 +503,7 @@ class LocalMHA {
         const auto make = [&](Index group, const QkNorm<Scalar>& norm, Tensor<Scalar, 4>& to) {
           const Index h = group % heads();
           project(weights_->to_qkv, group, x_.data(), 1, [&](Index) { return normed.data(); });
+          add_qkv_bias(group, rows, rows.begin, normed.data());
           if (config().qk_rmsnorm) norm.apply(normed.data());
           store_block(dim_head(), rows.end - rows.begin, normed.data(),
                       [&](Index r) { return &to(b, h, rows.begin + r, 0); });
@@ -616,6 +617,16 @@ class LocalMHA {
                    finish);
     }
 
+    // Adds to_qkv's bias to a head's block whose first row is `first`. What is none of `rows`
+    // becomes 0, as it is without a bias.
+    void add_qkv_bias(Index group, const Range& rows, Index first, Scalar* block) const {
+      if (!config().qkv_bias) return;
+      add_bias(dim_head(), weights_->parameters.to_qkv_bias.data() + group * dim_head(), block);
+      const Range lanes = Range{rows.begin - first, rows.end - first}.clipped_to({0, count});
+      clear_other_lanes(dim_head(), {static_cast<int>(lanes.begin), static_cast<int>(lanes.end)},
+                        block);
+    }
+
     void make_gates(Past<Scalar>& past, const Range& rows, const Range& loaded) {
       if (!config().gate_values_per_head) return;
       project_into(
@@ -642,17 +653,22 @@ class LocalMHA {
     void make_head(Scratch& scratch, Past<Scalar>& past, const Range& made, const Range& asked,
                    Index h) {
       project_head(scratch, past.queries(h), h, asked, made, [&](Index first, Scalar* queries) {
+        add_qkv_bias(h, asked, first, queries);
         save(&Saved::q, queries, first, h);
         if (config().qk_rmsnorm) weights_->q_norm.apply(queries);
         weights_->attention.place_queries(dim_head(), queries, first);
       });
       project_head(scratch, past.keys(h), heads() + h, made, made, [&](Index first, Scalar* keys) {
+        add_qkv_bias(heads() + h, made, first, keys);
         save(&Saved::k, keys, first, h);
         if (config().qk_rmsnorm) weights_->k_norm.apply(keys);
         weights_->attention.place_keys(dim_head(), keys, first);
       });
       project_head(scratch, past.values(h), 2 * heads() + h, made, made,
-                   [&](Index first, Scalar* values) { save(&Saved::v, values, first, h); });
+                   [&](Index first, Scalar* values) {
+                     add_qkv_bias(2 * heads() + h, made, first, values);
+                     save(&Saved::v, values, first, h);
+                   });
       const Range blocks = blocks_of(made);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         past.values(h).note_finite(block);
@@ -696,8 +712,14 @@ class LocalMHA {
         else
           project(weight, 0, some_rows, out_.data(), blocks.end - blocks.begin, block_of_y);
       });
-      if (single) return;
+      const Scalar* const bias =
+          config().out_bias ? weights_->parameters.to_out_bias.data() : nullptr;
+      if (single) {
+        for (Index c = 0; bias != nullptr && c < dim(); ++c) y[c] += bias[c];
+        return;
+      }
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
+        if (bias != nullptr) add_bias(dim(), bias, block_of_y(block - blocks.begin));
         store_lanes(dim(), lanes, block_of_y(block - blocks.begin),
                     [&](Index r) { return y + (block * count + r - rows.begin) * dim(); });
       });

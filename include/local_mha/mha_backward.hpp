@@ -6,7 +6,8 @@
 ///     g_out = gate ⊙ g_heads                        g_gate = σ' · Σ_c g_heads · out
 ///     g_q, g_k, g_v = attention's backward(g_out)   through rotary and QkNorm
 ///     g_x = [g_q | g_k | g_v] · W_qkv               dW_qkv += [g_q | g_k | g_v]ᵀ · x
-///     through the gates' projection and LayerNorm
+///     biases: the sums over the positions           db_out += Σ g_y,  db_qkv += Σ [g_q | g_k |
+///     g_v] through the gates' projection and LayerNorm
 #pragma once
 
 #include <algorithm>
@@ -37,13 +38,14 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 template <typename Scalar>
-std::array<std::span<const Scalar>, 8> numbers_of(const LocalMHAParameters<Scalar>& p) {
+std::array<std::span<const Scalar>, 10> numbers_of(const LocalMHAParameters<Scalar>& p) {
   const auto numbers = [](const auto& tensor) {
     return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
   };
-  return {numbers(p.to_qkv),           numbers(p.to_out),        numbers(p.norm_weight),
-          numbers(p.norm_bias),        numbers(p.q_scale),       numbers(p.k_scale),
-          numbers(p.to_v_gate_weight), numbers(p.to_v_gate_bias)};
+  return {numbers(p.to_qkv),           numbers(p.to_out),         numbers(p.norm_weight),
+          numbers(p.norm_bias),        numbers(p.q_scale),        numbers(p.k_scale),
+          numbers(p.to_v_gate_weight), numbers(p.to_v_gate_bias), numbers(p.to_qkv_bias),
+          numbers(p.to_out_bias)};
 }
 
 }  // namespace detail
@@ -150,6 +152,8 @@ class LayerBackward {
     StretchSums<Scalar> scale_sums;  // of each head
     StretchSums<Scalar> norm_sums;
     StretchSums<Scalar> gate_sums;
+    StretchSums<Scalar> qkv_sums;
+    StretchSums<Scalar> out_sums;
     // Of a worker.
     struct Room {
       BlockArray<Scalar> block;
@@ -184,6 +188,8 @@ class LayerBackward {
     if (config().qk_rmsnorm)
       between.scale_sums.prepare(saved.batch * heads() * scale_stretches(), 2 * dim_head());
     if (config().prenorm) between.norm_sums.prepare(stretches, 2 * dim());
+    if (config().qkv_bias) between.qkv_sums.prepare(stretches, 3 * heads() * dim_head());
+    if (config().out_bias) between.out_sums.prepare(stretches, dim());
     between.to_out.pack(weights().to_out.transpose(), dim_head());
     between.to_qkv.pack(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
     if (gates) {
@@ -249,7 +255,7 @@ class LayerBackward {
   void project_out(const Device& device, const Scalar* x, const Scalar* grad_y,
                    LocalMHAParameters<Scalar>& gradients) {
     const PackedWeight<Scalar>& weight = between_.to_out;
-    over_stretches(device, [&](Room& rooms, Index, const Range& blocks) {
+    over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
       Scalar* const room = rooms.block[0];
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         clear_filling_gates(block);
@@ -260,6 +266,7 @@ class LayerBackward {
         }
         normed_panels_.put(block, 0, dim(), room);
         load_rows(grad_y, block, grad_y_[block]);
+        if (config().out_bias) add(dim(), grad_y_[block], between_.out_sums[stretch]);
       }
       for (Index h = 0; h < heads(); ++h) {
         project(weight, h, grad_y_[blocks.begin], blocks.end - blocks.begin,
@@ -271,6 +278,7 @@ class LayerBackward {
                         out_panels_,
                         Groups::of(heads(), dim_head(), panel_channels<Scalar>(dim_head())),
                         gradients.to_out.data());
+    if (config().out_bias) between_.out_sums.add_to(gradients.to_out_bias);
   }
 
   // A projection multiplies what fills up the gates' channels by 0.
@@ -414,6 +422,11 @@ class LayerBackward {
           add(heads(), grad_gates_[blocks.begin + b], gate_sums[stretch]);
         }
       }
+      if (config().qkv_bias)
+        for (Index block = blocks.begin; block < blocks.end; ++block)
+          for (Index group = 0; group < 3 * heads(); ++group)
+            add(dim_head(), grad_qkv_[block] + group * head_size(),
+                between_.qkv_sums[stretch] + group * dim_head() * count);
       Scalar* const room = rooms.block[0];
       for (Index b = 0; b < size; ++b) {
         const Index block = blocks.begin + b;
@@ -430,6 +443,7 @@ class LayerBackward {
       norm_sums.add_to(gradients.norm_bias, dim());
     }
     if (gates) gate_sums.add_to(gradients.to_v_gate_bias);
+    if (config().qkv_bias) between_.qkv_sums.add_to(gradients.to_qkv_bias);
   }
 
   static void add(Index channels, const Scalar* from, Scalar* to) {

@@ -45,6 +45,8 @@ struct LocalMHAParameters {
   Vector<Scalar> k_scale;              ///< `[dim_head]`, qk_rmsnorm
   RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
   Vector<Scalar> to_v_gate_bias;       ///< `[heads]`, gate_values_per_head
+  Vector<Scalar> to_qkv_bias;          ///< `[3·heads·dim_head]`, qkv_bias: as to_qkv's rows
+  Vector<Scalar> to_out_bias;          ///< `[dim]`, out_bias
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalMHAParameters zeros(const LocalMHAConfig& config) {
@@ -65,6 +67,8 @@ struct LocalMHAParameters {
       p.to_v_gate_weight.setZero(config.heads, config.dim);
       p.to_v_gate_bias.setZero(config.heads);
     }
+    if (config.qkv_bias) p.to_qkv_bias.setZero(3 * inner);
+    if (config.out_bias) p.to_out_bias.setZero(config.dim);
     return p;
   }
 
@@ -76,7 +80,9 @@ struct LocalMHAParameters {
            detail::same_shape(q_scale, other.q_scale) &&
            detail::same_shape(k_scale, other.k_scale) &&
            detail::same_shape(to_v_gate_weight, other.to_v_gate_weight) &&
-           detail::same_shape(to_v_gate_bias, other.to_v_gate_bias);
+           detail::same_shape(to_v_gate_bias, other.to_v_gate_bias) &&
+           detail::same_shape(to_qkv_bias, other.to_qkv_bias) &&
+           detail::same_shape(to_out_bias, other.to_out_bias);
   }
 
   /// See for_each_parameter().
@@ -90,9 +96,11 @@ struct LocalMHAParameters {
     visit_used("norm.weight", p.norm_weight);
     visit_used("norm.bias", p.norm_bias);
     visit_used("to_qkv.weight", p.to_qkv);
+    visit_used("to_qkv.bias", p.to_qkv_bias);
     visit_used("to_v_gate.0.weight", p.to_v_gate_weight);
     visit_used("to_v_gate.0.bias", p.to_v_gate_bias);
     visit_used("to_out.weight", p.to_out);
+    visit_used("to_out.bias", p.to_out_bias);
   }
 };
 
@@ -267,6 +275,8 @@ void add(LocalMHAParameters<Scalar>& to, const LocalMHAParameters<Scalar>& from)
   to.k_scale += from.k_scale;
   to.to_v_gate_weight += from.to_v_gate_weight;
   to.to_v_gate_bias += from.to_v_gate_bias;
+  to.to_qkv_bias += from.to_qkv_bias;
+  to.to_out_bias += from.to_out_bias;
 }
 template <typename Scalar>
 void add(FeedForwardParameters<Scalar>& to, const FeedForwardParameters<Scalar>& from) {

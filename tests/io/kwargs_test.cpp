@@ -390,7 +390,9 @@ TEST(ToKwargs, ComeBack) {
                                    .look_backward = 0,
                                    .look_forward = 0,
                                    .use_rotary_pos_emb = false,
-                                   .gate_values_per_head = true},
+                                   .gate_values_per_head = true,
+                                   .qkv_bias = true,
+                                   .out_bias = true},
                     local_mha_config);
   expect_round_trip(LocalTransformerConfig{.num_tokens = 3, .max_seq_len = 5, .dim = 4, .depth = 0},
                     local_transformer_config);

@@ -768,6 +768,20 @@ TEST(AddLocalMha, WritesTheStateDictOfPython) {
   EXPECT_EQ(flatten(load_local_mha<double>(file, "net.").parameters), flatten(parameters));
 }
 
+TEST(LocalMhaWeights, MayHaveSeparateBiases) {
+  const LocalMHAConfig config{
+      .dim = 6, .window_size = 3, .dim_head = 4, .heads = 2, .qkv_bias = true, .out_bias = true};
+  const auto parameters = numbered(LocalMHAParameters<double>::zeros(config));
+  SafetensorsWriter fused;
+  add_local_mha(fused, config, parameters);
+  const SafetensorsFile file = reread(fused);
+  SafetensorsWriter writer = copy(file, without("param/to_qkv.bias"));
+  const char* const names[] = {"param/to_q.bias", "param/to_k.bias", "param/to_v.bias"};
+  for (int part = 0; part < 3; ++part)
+    writer.add(names[part], local_mha::Vector<double>(parameters.to_qkv_bias.segment(part * 8, 8)));
+  EXPECT_EQ(flatten(load_local_mha<double>(reread(writer)).parameters), flatten(parameters));
+}
+
 TEST(AddLocalTransformer, WritesTheStateDictOfPython) {
   for (const bool dynamic : {false, true}) {
     const LocalTransformerConfig config{.num_tokens = 5,

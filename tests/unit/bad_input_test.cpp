@@ -128,11 +128,14 @@ PaddingMask mask_of(Index batch, Index n) {
 }
 
 template <typename Change>
-std::function<void()> layer_weights(Change change) {
-  return [change] {
-    auto parameters = LocalMHAParameters<double>::zeros(layer_config());
+std::function<void()> layer_weights(
+    Change change, std::function<void(LocalMHAConfig&)> configure = [](LocalMHAConfig&) {}) {
+  return [change, configure] {
+    LocalMHAConfig config = layer_config();
+    configure(config);
+    auto parameters = LocalMHAParameters<double>::zeros(config);
     change(parameters);
-    LocalMHA<double>(layer_config(), parameters);
+    LocalMHA<double>(config, parameters);
   };
 }
 
@@ -577,6 +580,22 @@ std::vector<BadInput> layer_arguments() {
        layer_weights([](P& p) { p.to_v_gate_bias.resize(8); }),
        {"to_v_gate.0.bias", "[2, 1]", "[8, 1]"},
        "LocalMHA::LocalMHA"},
+      {"NoBiasOfTheProjection",
+       layer_weights([](P& p) { p.to_qkv_bias.resize(0); }, [](C& c) { c.qkv_bias = true; }),
+       {"to_qkv.bias", "[36, 1]"},
+       "LocalMHA::LocalMHA"},
+      {"BiasOfTheProjectionOfOtherHeads",
+       layer_weights([](P& p) { p.to_qkv_bias.resize(12); }, [](C& c) { c.qkv_bias = true; }),
+       {"to_qkv.bias", "[36, 1]", "[12, 1]"},
+       "LocalMHA::LocalMHA"},
+      {"BiasOfTheOutputThatTheConfigurationDoesNotUse",
+       layer_weights([](P& p) { p.to_out_bias.resize(12); }),
+       {"to_out.bias", "no such tensor"},
+       "LocalMHA::LocalMHA"},
+      {"SavedWithABias",
+       layer_backward([](C& c) { c.qkv_bias = true; }),
+       {"saved", "configuration", "another"},
+       "LocalMHA::backward"},
       {"WeightsThatTheConfigurationDoesNotUse",
        [] {
          LocalMHAConfig plain = layer_config();
@@ -1620,6 +1639,7 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "StretchSums::add_to",
         "StretchSums::prepare",
         "Tiling::is_next",
+        "add_bias",
         "add_weight_gradient",
         "block_to_panels",
         "for_each_stretch",

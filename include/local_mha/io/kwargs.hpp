@@ -150,6 +150,12 @@ void take_attention_options(KeywordArguments& kwargs, Config& config) {
                                                         : describe(*channels));
 }
 
+/// What the Python module does not have, under the names of the configuration's members.
+inline void take_layer_options(KeywordArguments& kwargs, LocalMHAConfig& config) {
+  kwargs.optional("qkv_bias", config.qkv_bias);
+  kwargs.optional("out_bias", config.out_bias);
+}
+
 template <typename Value>
 void put(nlohmann::json& kwargs, const char* key, const std::optional<Value>& value) {
   if (value) kwargs[key] = *value;
@@ -167,6 +173,12 @@ void put_attention_options(nlohmann::json& kwargs, const Config& config) {
   kwargs["look_backward"] = config.look_backward;
   put(kwargs, "look_forward", config.look_forward);
   kwargs["gate_values_per_head"] = config.gate_values_per_head;
+}
+
+/// Only where they are not at their defaults, so that Python takes what it can compute.
+inline void put_layer_options(nlohmann::json& kwargs, const LocalMHAConfig& config) {
+  if (config.qkv_bias) kwargs["qkv_bias"] = true;
+  if (config.out_bias) kwargs["out_bias"] = true;
 }
 
 }  // namespace detail
@@ -225,6 +237,7 @@ inline LocalMHAConfig local_mha_config(const nlohmann::json& kwargs) {
   arguments.optional("prenorm", config.prenorm);
   arguments.optional("use_rotary_pos_emb", config.use_rotary_pos_emb);
   detail::take_attention_options(arguments, config);
+  detail::take_layer_options(arguments, config);
   arguments.reject_unknown();
   detail::resolve_xpos(config.use_rotary_pos_emb, "window_size", config.window_size,
                        config.use_xpos, config.xpos_scale_base);
@@ -298,6 +311,7 @@ inline nlohmann::json to_kwargs(const LocalMHAConfig& config) {
   kwargs["prenorm"] = config.prenorm;
   kwargs["use_rotary_pos_emb"] = config.use_rotary_pos_emb;
   detail::put_attention_options(kwargs, config);
+  detail::put_layer_options(kwargs, config);
   return kwargs;
 }
 

@@ -169,6 +169,20 @@ class StateDictReader {
       read(*stored[i], {matrix.data() + i * size, size});
   }
 
+  /// Their biases, `[size]` each, in the same way.
+  void stacked(bool used, const std::string& name, const std::array<std::string, 3>& parts,
+               Vector<Scalar>& vector, Index size) {
+    if (!used) return;
+    const bool apart = !has(name) && (has(parts[0]) || has(parts[1]) || has(parts[2]));
+    if (!apart) return tensor(true, name, vector, 3 * size);
+    std::array<const Stored*, 3> stored{};
+    for (std::size_t i = 0; i < parts.size(); ++i) stored[i] = &required(parts[i], {size});
+    vector.resize(3 * size);
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      read(*stored[i],
+           {vector.data() + static_cast<Index>(i) * size, static_cast<std::size_t>(size)});
+  }
+
   /// `branch.` where the module of a layer stands in a residual connection of its own.
   std::string branch(const std::string& layer) const {
     const auto first = names_.lower_bound(layer + "branch.");
@@ -327,6 +341,11 @@ class StateDictWriter {
     tensor(true, name, matrix, 3 * rows, cols);
   }
 
+  void stacked(bool used, const std::string& name, const std::array<std::string, 3>& /*parts*/,
+               const Vector<Scalar>& vector, Index size) {
+    tensor(used, name, vector, 3 * size);
+  }
+
   static std::string branch(const std::string& /*layer*/) { return "branch."; }
 
   template <typename Layer>
@@ -368,6 +387,9 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
   state_dict.stacked(prefix + "to_qkv.weight",
                      {prefix + "to_q.weight", prefix + "to_k.weight", prefix + "to_v.weight"},
                      p.to_qkv, inner, config.dim);
+  state_dict.stacked(config.qkv_bias, prefix + "to_qkv.bias",
+                     {prefix + "to_q.bias", prefix + "to_k.bias", prefix + "to_v.bias"},
+                     p.to_qkv_bias, inner);
   state_dict.tensor(config.qk_rmsnorm, prefix + "q_scale", p.q_scale, config.dim_head);
   state_dict.tensor(config.qk_rmsnorm, prefix + "k_scale", p.k_scale, config.dim_head);
   if (config.use_rotary_pos_emb)
@@ -377,6 +399,7 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
                     config.dim);
   state_dict.tensor(gated, prefix + "to_v_gate.0.bias", p.to_v_gate_bias, config.heads);
   state_dict.tensor(true, prefix + "to_out.weight", p.to_out, config.dim, inner);
+  state_dict.tensor(config.out_bias, prefix + "to_out.bias", p.to_out_bias, config.dim);
 }
 
 /// Goes through the weights of a FeedForward.

@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: MIT
+// LocalMHA's options beside those of the Python package: forward against loops that are written out
+// here, backward against their central differences, as a stream, on threads, and in used memory.
+#define EIGEN_USE_THREADS
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <functional>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <local_mha/local_mha.hpp>
+
+#include "support/differences.hpp"
+#include "support/library.hpp"
+#include "support/random_case.hpp"
+
+namespace layer_options_test {
+
+using local_mha::Index;
+using local_mha::LocalMHA;
+using local_mha::LocalMHAConfig;
+using local_mha::LocalMHAParameters;
+using local_mha::Tensor;
+using reference::Array;
+using reference::Int;
+using support::array;
+using support::Length;
+using support::tensor;
+
+template <typename Real>
+struct Result {
+  Array<Real> y;
+  Array<Real> probabilities;   // [B, H, N, N]
+  Real largest_magnitude = 0;  // of a score's terms
+};
+
+/// The whole layer for one position after the other.
+template <typename Real>
+class Naive {
+ public:
+  Naive(const LocalMHAConfig& config, const reference::Parameters<Real>& parameters)
+      : c_(config), p_(parameters) {}
+
+  Result<Real> operator()(const reference::LayerInputs<Real>& in) const {
+    const Int batch = in.x.shape[0], n = in.x.shape[1];
+    Result<Real> result{Array<Real>(in.x.shape), Array<Real>({batch, c_.heads, n, n})};
+    for (Int b = 0; b < batch; ++b) {
+      std::vector<std::vector<Real>> x;
+      std::vector<std::vector<Real>> q, k, v;
+      for (Int i = 0; i < n; ++i) {
+        x.push_back(normed_input(&in.x.data[in.x.offset(b, i, 0)]));
+        const auto qkv = linear(x.back(), "to_qkv");
+        const auto inner = qkv.size() / 3;
+        const auto part = [&](std::size_t j) {
+          return std::vector<Real>(qkv.begin() + static_cast<long>(j * inner),
+                                   qkv.begin() + static_cast<long>((j + 1) * inner));
+        };
+        q.push_back(normed(part(0), "q"));
+        k.push_back(normed(part(1), "k"));
+        v.push_back(part(2));
+      }
+      for (Int i = 0; i < n; ++i) {
+        std::vector<Real> heads;
+        for (Int h = 0; h < c_.heads; ++h) {
+          const auto out = attend(in, b, h, i, q, k, v, result);
+          const Real gate = c_.gate_values_per_head ? gate_of(x[at(i)], h) : Real(1);
+          for (const Real value : out) heads.push_back(gate * value);
+        }
+        const auto y = linear(heads, "to_out");
+        std::copy(y.begin(), y.end(), &result.y.data[result.y.offset(b, i, 0)]);
+      }
+    }
+    return result;
+  }
+
+ private:
+  static std::size_t at(Int i) { return static_cast<std::size_t>(i); }
+  const Array<Real>& weight(const std::string& name) const { return p_.at(name); }
+
+  std::vector<Real> linear(const std::vector<Real>& x, const std::string& name) const {
+    const Array<Real>& w = weight(name + ".weight");
+    std::vector<Real> y(at(w.shape[0]), Real(0));
+    for (Int o = 0; o < w.shape[0]; ++o) {
+      for (Int c = 0; c < w.shape[1]; ++c) y[at(o)] += w(o, c) * x[at(c)];
+      if (p_.count(name + ".bias") > 0) y[at(o)] += weight(name + ".bias")(o);
+    }
+    return y;
+  }
+
+  Real gate_of(const std::vector<Real>& x, Int h) const {
+    Real sum = weight("to_v_gate.0.bias")(h);
+    for (Int c = 0; c < c_.dim; ++c) sum += weight("to_v_gate.0.weight")(h, c) * x[at(c)];
+    return 1 / (1 + std::exp(-sum));
+  }
+
+  std::vector<Real> normed_input(const Real* from) const {
+    std::vector<Real> x(from, from + c_.dim);
+    if (!c_.prenorm) return x;
+    Real mean = 0, square = 0;
+    for (const Real value : x) mean += value / static_cast<Real>(c_.dim);
+    for (const Real value : x) square += (value - mean) * (value - mean);
+    const Real root = std::sqrt(square / static_cast<Real>(c_.dim) + static_cast<Real>(1e-5L));
+    for (Int c = 0; c < c_.dim; ++c)
+      x[at(c)] = (x[at(c)] - mean) / root * weight("norm.weight")(c) + weight("norm.bias")(c);
+    return x;
+  }
+
+  std::vector<Real> normed(std::vector<Real> x, const std::string& which) const {
+    if (!c_.qk_rmsnorm) return x;
+    for (Int h = 0; h < c_.heads; ++h) {
+      Real square = 0;
+      for (Int c = 0; c < c_.dim_head; ++c)
+        square += x[at(h * c_.dim_head + c)] * x[at(h * c_.dim_head + c)];
+      const Real norm = std::max(std::sqrt(square), static_cast<Real>(1e-12L));
+      for (Int c = 0; c < c_.dim_head; ++c)
+        x[at(h * c_.dim_head + c)] *= weight(which + "_scale")(c) / norm;
+    }
+    return x;
+  }
+
+  bool sees(Int i, Int j) const {
+    const Int w = c_.window_size, back = c_.look_backward;
+    const Int ahead = c_.look_forward.value_or(c_.causal ? 0 : 1);
+    if (c_.causal && j > i) return false;
+    if (j / w < i / w - back || j / w > i / w + ahead) return false;
+    return !c_.exact_windowsize || (i - j <= back * w && j - i <= ahead * w);
+  }
+
+  double softmax_scale() const {
+    if (c_.qk_rmsnorm) return c_.qk_scale;
+    return 1 / std::sqrt(static_cast<double>(c_.dim_head));
+  }
+
+  // The score of query i and key j, in front of the bias.
+  Real score(const Real* q, const Real* k, Int distance, Real& largest) const {
+    const Int turned = c_.use_rotary_pos_emb ? c_.dim_head : 0;
+    Real sum = 0, size = 0;
+    for (Int m = 0; m < turned / 2; ++m) {
+      const Int first = m;
+      const Int second = m + turned / 2;
+      const Real frequency =
+          std::pow(static_cast<Real>(10000), static_cast<Real>(-2 * m) / static_cast<Real>(turned));
+      const Real angle = static_cast<Real>(distance) * frequency;
+      Real factor = 1;
+      if (c_.use_xpos) {
+        const Real base =
+            static_cast<Real>(c_.xpos_scale_base.value_or(std::sqrt(static_cast<double>(c_.dim))));
+        const Real d = static_cast<Real>(c_.dim_head);
+        factor = std::pow((static_cast<Real>(2 * m) + static_cast<Real>(0.4L) * d) /
+                              (static_cast<Real>(1.4L) * d),
+                          static_cast<Real>(distance) / base);
+      }
+      const Real along = q[first] * k[first] + q[second] * k[second];
+      const Real across = q[first] * k[second] - q[second] * k[first];
+      sum += factor * (along * std::cos(angle) + across * std::sin(angle));
+      size += factor * (std::abs(q[first] * k[first]) + std::abs(q[second] * k[second]) +
+                        std::abs(q[first] * k[second]) + std::abs(q[second] * k[first]));
+    }
+    for (Int c = turned; c < c_.dim_head; ++c) {
+      sum += q[c] * k[c];
+      size += std::abs(q[c] * k[c]);
+    }
+    const Real scale = static_cast<Real>(softmax_scale());
+    largest = std::max(largest, std::abs(scale) * size);
+    return scale * sum;
+  }
+
+  std::vector<Real> attend(const reference::LayerInputs<Real>& in, Int b, Int h, Int i,
+                           const std::vector<std::vector<Real>>& q,
+                           const std::vector<std::vector<Real>>& k,
+                           const std::vector<std::vector<Real>>& v, Result<Real>& result) const {
+    const Int w = c_.window_size, n = static_cast<Int>(q.size());
+    const Int ahead = c_.look_forward.value_or(c_.causal ? 0 : 1);
+    std::vector<std::pair<Real, Int>> scores;
+    Real most = -std::numeric_limits<Real>::infinity();
+    for (Int j = 0; j < n; ++j) {
+      if (!sees(i, j) || (!in.masked.empty() && in.masked[at(b * n + j)] != 0)) continue;
+      Real s = score(&q[at(i)][at(h * c_.dim_head)], &k[at(j)][at(h * c_.dim_head)],
+                     i - j + ahead * w, result.largest_magnitude);
+      if (!in.bias.empty())
+        s += in.bias(h % in.bias.shape[0], i % w, j - (i / w - c_.look_backward) * w);
+      scores.emplace_back(s, j);
+      most = std::max(most, s);
+    }
+    Real sum = 0;
+    std::vector<Real> out(at(c_.dim_head), Real(0));
+    for (auto& [s, j] : scores) sum += s = std::exp(s - most);
+    for (const auto& [s, j] : scores) {
+      result.probabilities(b, h, i, j) = s / sum;
+      for (Int c = 0; c < c_.dim_head; ++c)
+        out[at(c)] += s / sum * v[at(j)][at(h * c_.dim_head + c)];
+    }
+    return out;
+  }
+
+  const LocalMHAConfig& c_;
+  const reference::Parameters<Real>& p_;
+};
+
+/// A random layer with an option of this test.
+struct Option {
+  const char* name;
+  std::function<void(Random&, LocalMHAConfig&)> set;
+};
+
+void set_biases(Random& random, LocalMHAConfig& config) {
+  config.qkv_bias = random.chance(0.75);
+  config.out_bias = !config.qkv_bias || random.chance(0.5);
+}
+
+const std::vector<Option>& options() {
+  static const std::vector<Option> all = {
+      {"Biases", set_biases},
+  };
+  return all;
+}
+
+support::LayerCase option_case(const Option& option, std::uint64_t seed,
+                               Length length = Length::Short) {
+  support::LayerCase c = support::layer_case(seed, length);
+  Random random(seed + 1000);
+  option.set(random, c.config);
+  c.parameters = support::random_parameters(
+      random, support::named<double>(LocalMHAParameters<double>::zeros(c.config)));
+  return c;
+}
+
+std::string describe(const LocalMHAConfig& c) {
+  std::ostringstream text;
+  text << support::describe(c) << ", qkv_bias " << c.qkv_bias << ", out_bias " << c.out_bias;
+  return text.str();
+}
+
+template <typename Scalar>
+LocalMHA<Scalar> layer(const support::LayerCase& c) {
+  return LocalMHA<Scalar>(c.config, support::layer_parameters<Scalar>(c.config, c.parameters));
+}
+
+template <typename Real>
+Result<Real> naive(const support::LayerCase& c) {
+  const auto parameters = reference::cast<Real>(c.parameters);
+  return Naive<Real>(c.config, parameters)(support::cast<Real>(c.in));
+}
+
+/// What the library is given.
+template <typename Scalar>
+struct Inputs {
+  explicit Inputs(const support::LayerCase& c)
+      : x(tensor<Scalar, 3>(c.in.x)),
+        bias_numbers(support::bias_tensor<Scalar>(c.in.bias)),
+        mask(support::padding_mask(c.in.masked, c.in.x.shape[0], c.in.x.shape[1])) {}
+  std::optional<local_mha::TensorView<const Scalar, 3>> bias() const {
+    return support::optional_view(bias_numbers);
+  }
+  Tensor<Scalar, 3> x;
+  Tensor<Scalar, 3> bias_numbers;
+  local_mha::PaddingMask mask;
+};
+
+template <typename Scalar>
+class LayerOptions : public testing::Test {};
+TYPED_TEST_SUITE(LayerOptions, support::Scalars, support::ScalarNames);
+
+template <typename Scalar>
+void expect_naive(const Option& option, Length length, std::uint64_t cases) {
+  int failures = 0;
+  for (std::uint64_t seed = 1; seed <= cases && failures < 3; ++seed) {
+    const auto c = option_case(option, seed, length);
+    const auto precise = naive<support::Precise<Scalar>>(c);
+    const auto rough = naive<Scalar>(c);
+    const Inputs<Scalar> in(c);
+    // Biases are values of their own.
+    const double size = std::max({c.size(), 1.0, static_cast<double>(support::largest(rough.y))});
+    const auto result =
+        support::close(array(layer<Scalar>(c).forward(in.x, in.mask, in.bias())), precise.y,
+                       support::tolerance<Scalar>(support::largest_error(rough.y, precise.y), size,
+                                                  static_cast<double>(precise.largest_magnitude) +
+                                                      support::largest(c.in.bias)));
+    if (!result) ++failures;
+    EXPECT_TRUE(result) << option.name << ", seed " << seed << ", N " << c.in.x.shape[1] << ", "
+                        << describe(c.config);
+  }
+}
+
+TYPED_TEST(LayerOptions, AreWhatTheyAreCalled) {
+  for (const Option& option : options()) expect_naive<TypeParam>(option, Length::Short, 300);
+}
+
+TYPED_TEST(LayerOptions, AreWhatTheyAreCalledInLongSequences) {
+  for (const Option& option : options()) expect_naive<TypeParam>(option, Length::Long, 6);
+}
+
+template <typename Scalar>
+struct Gradients {
+  Tensor<Scalar, 3> x;
+  LocalMHAParameters<Scalar> parameters;
+  Tensor<Scalar, 3> bias;
+};
+
+template <typename Scalar, typename Device>
+Gradients<Scalar> gradients_of(const Device& device, const support::LayerCase& c,
+                               const Array<double>& weights,
+                               typename LocalMHA<Scalar>::Workspace& workspace,
+                               typename LocalMHA<Scalar>::Saved& saved) {
+  const auto mha = layer<Scalar>(c);
+  const Inputs<Scalar> in(c);
+  Tensor<Scalar, 3> y(in.x.dimensions());
+  mha.forward_saving_into(device, y, workspace, saved, in.x, in.mask, in.bias());
+  EXPECT_TRUE(support::same_bits(y, mha.forward(in.x, in.mask, in.bias())));
+  Gradients<Scalar> g{Tensor<Scalar, 3>(in.x.dimensions()),
+                      LocalMHAParameters<Scalar>::zeros(c.config), in.bias_numbers};
+  g.bias.setZero();
+  mha.backward_into(device, g.x, workspace, g.parameters, saved, tensor<Scalar, 3>(weights), in.x,
+                    in.mask, in.bias(), {}, in.bias() ? &g.bias : nullptr);
+  return g;
+}
+
+template <typename Scalar>
+void expect_gradients(const Option& option, std::uint64_t seed, Length length = Length::Short) {
+  const auto c = option_case(option, seed, length);
+  if (c.in.x.data.empty()) return;
+  Random random(seed);
+  const auto weights = random.array(c.in.x.shape);
+  // What other configurations left in them must not matter.
+  static typename LocalMHA<Scalar>::Workspace workspace;
+  static typename LocalMHA<Scalar>::Saved saved;
+  const auto g = gradients_of<Scalar>(Eigen::DefaultDevice(), c, weights, workspace, saved);
+  const auto parameters = reference::cast<long double>(c.parameters);
+  const auto in = support::cast<long double>(c.in);
+  const auto loss = [&](const auto& p, const auto& inputs) {
+    const auto y = Naive<long double>(c.config, p)(inputs).y;
+    long double sum = 0;
+    for (std::size_t i = 0; i < y.data.size(); ++i)
+      sum += y.data[i] * static_cast<long double>(weights.data[i]);
+    return sum;
+  };
+  const double largest_score =
+      static_cast<double>(Naive<long double>(c.config, parameters)(in).largest_magnitude) +
+      support::largest(c.in.bias);
+  const double tolerance = support::tolerance_of_differences<Scalar> * (1 + largest_score);
+  const double x = std::max(3e-3, support::largest(c.in.x) / 3);
+  const double inner = c.config.prenorm ? 1 : c.config.qkv_bias ? std::max(1.0, x) : x;
+  const support::Sizes of_x{inner / x, inner}, of_weights{inner, inner};
+  const std::string what =
+      std::string(option.name) + ", seed " + std::to_string(seed) + ", " + describe(c.config);
+  support::expect_gradient(
+      random, array(g.x), c.in.x,
+      [&](const auto& values) {
+        auto moved = in;
+        moved.x = values;
+        return loss(parameters, moved);
+      },
+      tolerance, what + ", x", of_x);
+  if (!c.in.bias.empty())
+    support::expect_gradient(
+        random, array(g.bias), c.in.bias,
+        [&](const auto& values) {
+          auto moved = in;
+          moved.bias = values;
+          return loss(parameters, moved);
+        },
+        tolerance, what + ", attn_bias", of_weights);
+  for (const auto& [name, gradient] : support::named<Scalar>(g.parameters))
+    support::expect_gradient(
+        random, gradient, c.parameters.at(name),
+        [&, moving = name](const auto& values) {
+          auto moved = parameters;
+          moved[moving] = values;
+          return loss(moved, in);
+        },
+        tolerance, what + ", " + name, of_weights);
+}
+
+TYPED_TEST(LayerOptions, HaveTheirGradients) {
+  for (const Option& option : options()) {
+    int compared = 0;
+    for (std::uint64_t seed = 1; compared < 20; ++seed) {
+      const auto c = option_case(option, seed);
+      if (c.in.x.data.size() > 400 || c.in.x.empty()) continue;
+      ++compared;
+      expect_gradients<TypeParam>(option, seed);
+    }
+  }
+}
+
+TYPED_TEST(LayerOptions, HaveTheirGradientsInALongSequence) {
+  for (const Option& option : options()) expect_gradients<TypeParam>(option, 1, Length::Long);
+}
+
+TYPED_TEST(LayerOptions, Stream) {
+  using Scalar = TypeParam;
+  for (const Option& option : options())
+    for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+      const auto c = option_case(option, seed, seed % 10 == 0 ? Length::Long : Length::Short);
+      const auto mha = layer<Scalar>(c);
+      const Inputs<Scalar> in(c);
+      const auto whole = mha.forward(in.x, in.mask, in.bias());
+      const Index batch = c.in.x.shape[0], n = c.in.x.shape[1], dim = c.config.dim;
+      const double tolerance =
+          32 * std::numeric_limits<Scalar>::epsilon() *
+          std::max({c.size(), 1.0, static_cast<double>(support::largest(array(whole)))}) *
+          (1 + static_cast<double>(naive<double>(c).largest_magnitude) +
+           support::largest(c.in.bias));
+      Random random(seed);
+      for (const Index chunk : {1, 3, 7, 0}) {  // 0: of any size
+        typename LocalMHA<Scalar>::Stream stream(mha, {.batch = batch}, in.bias());
+        Tensor<Scalar, 3> together(whole.dimensions());
+        Index answered = 0;
+        const auto take = [&](const Tensor<Scalar, 3>& y) {
+          for (Index b = 0; b < batch; ++b)
+            for (Index i = 0; i < y.dimension(1); ++i)
+              for (Index d = 0; d < dim; ++d) together(b, answered + i, d) = y(b, i, d);
+          answered += y.dimension(1);
+        };
+        for (Index i = 0; i < n;) {
+          const Index size = std::min<Index>(chunk > 0 ? chunk : random.integer(1, 100), n - i);
+          Tensor<Scalar, 3> x(batch, size, dim);
+          Tensor<bool, 2> masked(batch, size);
+          for (Index b = 0; b < batch; ++b)
+            for (Index r = 0; r < size; ++r) {
+              masked(b, r) =
+                  !c.in.masked.empty() && c.in.masked[static_cast<std::size_t>(b * n + i + r)] != 0;
+              for (Index d = 0; d < dim; ++d) x(b, r, d) = in.x(b, i + r, d);
+            }
+          take(stream.push(x, local_mha::PaddingMask::masked(masked)));
+          i += size;
+        }
+        take(stream.flush());
+        ASSERT_EQ(answered, n);
+        EXPECT_TRUE(support::close(array(together), array(whole), tolerance))
+            << option.name << ", seed " << seed << ", chunks of " << chunk << ", "
+            << describe(c.config);
+      }
+    }
+}
+
+// The same bits on any number of threads, and whatever the memory held: NaN from a call before.
+TYPED_TEST(LayerOptions, GiveTheSameBitsOnThreadsAndInUsedMemory) {
+  using Scalar = TypeParam;
+  Eigen::ThreadPool pool(3);
+  const Eigen::ThreadPoolDevice device(&pool, 3);
+  for (const Option& option : options())
+    for (std::uint64_t seed = 1; seed <= 30; ++seed) {
+      const auto c = option_case(option, seed, seed % 5 == 0 ? Length::Long : Length::Short);
+      Random random(seed);
+      const auto weights = random.array(c.in.x.shape);
+      typename LocalMHA<Scalar>::Workspace workspace, used;
+      typename LocalMHA<Scalar>::Saved saved, kept;
+      const auto one = gradients_of<Scalar>(Eigen::DefaultDevice(), c, weights, workspace, saved);
+      {
+        const auto mha = layer<Scalar>(c);
+        Tensor<Scalar, 3> nothing(one.x.dimensions()), y(one.x.dimensions());
+        nothing.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
+        mha.forward_saving_into(device, y, used, kept, nothing);
+        auto ignored = LocalMHAParameters<Scalar>::zeros(c.config);
+        mha.backward_into(device, y, used, ignored, kept, nothing, nothing);
+      }
+      const auto other = gradients_of<Scalar>(device, c, weights, used, kept);
+      const std::string what =
+          std::string(option.name) + ", seed " + std::to_string(seed) + ", " + describe(c.config);
+      EXPECT_TRUE(support::same_bits(one.x, other.x)) << what;
+      const auto of_other = support::named<Scalar>(other.parameters);
+      for (const auto& [name, gradient] : support::named<Scalar>(one.parameters))
+        EXPECT_EQ(gradient.data, of_other.at(name).data) << what << ", " << name;
+    }
+}
+
+TYPED_TEST(LayerOptions, CountInTheProbabilities) {
+  using Scalar = TypeParam;
+  for (const Option& option : options())
+    for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+      const auto c = option_case(option, seed);
+      const Inputs<Scalar> in(c);
+      const auto precise = naive<support::Precise<Scalar>>(c);
+      const double tolerance = support::tolerance<Scalar>(
+          support::largest_error(naive<Scalar>(c).probabilities, precise.probabilities), 1,
+          static_cast<double>(precise.largest_magnitude) + support::largest(c.in.bias));
+      EXPECT_TRUE(
+          support::close(array(layer<Scalar>(c).attention_probabilities(in.x, in.mask, in.bias())),
+                         precise.probabilities, tolerance))
+          << option.name << ", seed " << seed << ", " << describe(c.config);
+    }
+}
+
+}  // namespace layer_options_test
