@@ -61,7 +61,7 @@ struct SavedLayer {
   /// Becomes room for a batch of sequences; memory that is large enough stays. Until complete(), it
   /// is that of no layer.
   void prepare(const LocalMHAConfig& layer, Index batch_size, Index length) {
-    config = of_nothing;
+    config.dim_head = config.heads = 0;
     batch = batch_size;
     seqlen = length;
     const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
@@ -101,9 +101,10 @@ struct SavedLayer {
       reject("x", "what forward_saving() was given", "other numbers");
   }
 
-  static constexpr LocalMHAConfig of_nothing{.dim_head = 0, .heads = 0};
+  /// The configuration of no layer.
+  static LocalMHAConfig of_nothing() { return {.dim_head = 0, .heads = 0}; }
 
-  LocalMHAConfig config = of_nothing;
+  LocalMHAConfig config = of_nothing();
   Index batch = 0;
   Index seqlen = 0;
   detail::SavedCall<Scalar> call;

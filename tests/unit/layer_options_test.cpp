@@ -133,21 +133,26 @@ class Naive {
   }
 
   double softmax_scale() const {
+    if (c_.scale) return *c_.scale;
     if (c_.qk_rmsnorm) return c_.qk_scale;
     return 1 / std::sqrt(static_cast<double>(c_.dim_head));
   }
 
   // The score of query i and key j, in front of the bias.
   Real score(const Real* q, const Real* k, Int distance, Real& largest) const {
-    const Int turned = c_.use_rotary_pos_emb ? c_.dim_head : 0;
+    const auto& rotary = c_.rotary;
+    const Int turned = c_.use_rotary_pos_emb ? rotary.rotary_dim.value_or(c_.dim_head) : 0;
+    const bool halves = rotary.pairing == local_mha::RotaryPairing::halves;
     Real sum = 0, size = 0;
     for (Int m = 0; m < turned / 2; ++m) {
-      const Int first = m;
-      const Int second = m + turned / 2;
-      const Real frequency =
-          std::pow(static_cast<Real>(10000), static_cast<Real>(-2 * m) / static_cast<Real>(turned));
+      const Int first = halves ? m : 2 * m;
+      const Int second = halves ? m + turned / 2 : 2 * m + 1;
+      const Real frequency = rotary.inv_freq.empty()
+                                 ? std::pow(static_cast<Real>(rotary.theta),
+                                            static_cast<Real>(-2 * m) / static_cast<Real>(turned))
+                                 : static_cast<Real>(rotary.inv_freq[at(m)]);
       const Real angle = static_cast<Real>(distance) * frequency;
-      Real factor = 1;
+      auto factor = static_cast<Real>(rotary.factor * rotary.factor);
       if (c_.use_xpos) {
         const Real base =
             static_cast<Real>(c_.xpos_scale_base.value_or(std::sqrt(static_cast<double>(c_.dim))));
@@ -214,9 +219,36 @@ void set_biases(Random& random, LocalMHAConfig& config) {
   config.out_bias = !config.qkv_bias || random.chance(0.5);
 }
 
+void set_rotary(Random& random, LocalMHAConfig& config) {
+  auto& rotary = config.rotary;
+  rotary.theta = random.pick({1.0, 500.0, 10000.0, 1e6});
+  config.use_rotary_pos_emb = config.dim_head > 1;
+  config.use_xpos = config.use_xpos && config.dim_head % 2 == 0;
+  if (!config.use_rotary_pos_emb || (config.use_xpos && random.chance(0.5))) return;
+  config.use_xpos = false;
+  if (config.dim_head % 2 != 0 || random.chance(0.6))
+    rotary.rotary_dim = 2 * random.integer(1, config.dim_head / 2);
+  if (random.chance(0.5)) rotary.pairing = local_mha::RotaryPairing::interleaved;
+  if (random.chance(0.4))
+    for (Index m = 0; m < rotary.rotary_dim.value_or(config.dim_head) / 2; ++m)
+      rotary.inv_freq.push_back(random.uniform(-0.1, 1));
+  if (random.chance(0.4)) rotary.factor = random.uniform(0.5, 1.5);
+}
+
+void set_scale(Random& random, LocalMHAConfig& config) {
+  config.scale = random.pick({0.0, 0.2, 1.0, -0.7});
+}
+
 const std::vector<Option>& options() {
   static const std::vector<Option> all = {
       {"Biases", set_biases},
+      {"Rotary", set_rotary},
+      {"Scale", set_scale},
+      {"All",
+       [](Random& random, LocalMHAConfig& config) {
+         for (const auto& set : {set_biases, set_rotary, set_scale})
+           if (random.chance(0.6)) set(random, config);
+       }},
   };
   return all;
 }
@@ -233,7 +265,10 @@ support::LayerCase option_case(const Option& option, std::uint64_t seed,
 
 std::string describe(const LocalMHAConfig& c) {
   std::ostringstream text;
-  text << support::describe(c) << ", qkv_bias " << c.qkv_bias << ", out_bias " << c.out_bias;
+  text << support::describe(c) << ", qkv_bias " << c.qkv_bias << ", out_bias " << c.out_bias
+       << ", rotary " << c.rotary.theta << " dim " << c.rotary.rotary_dim.value_or(-1)
+       << " pairing " << static_cast<int>(c.rotary.pairing) << " factor " << c.rotary.factor
+       << " given " << c.rotary.inv_freq.size() << ", scale " << c.scale.value_or(-99);
   return text.str();
 }
 
@@ -289,7 +324,7 @@ void expect_naive(const Option& option, Length length, std::uint64_t cases) {
 }
 
 TYPED_TEST(LayerOptions, AreWhatTheyAreCalled) {
-  for (const Option& option : options()) expect_naive<TypeParam>(option, Length::Short, 300);
+  for (const Option& option : options()) expect_naive<TypeParam>(option, Length::Short, 100);
 }
 
 TYPED_TEST(LayerOptions, AreWhatTheyAreCalledInLongSequences) {
@@ -346,7 +381,8 @@ void expect_gradients(const Option& option, std::uint64_t seed, Length length = 
   const double tolerance = support::tolerance_of_differences<Scalar> * (1 + largest_score);
   const double x = std::max(3e-3, support::largest(c.in.x) / 3);
   const double inner = c.config.prenorm ? 1 : c.config.qkv_bias ? std::max(1.0, x) : x;
-  const support::Sizes of_x{inner / x, inner}, of_weights{inner, inner};
+  const double size = c.config.out_bias ? std::max(1.0, inner) : inner;
+  const support::Sizes of_x{inner / x, size}, of_weights{inner, size};
   const std::string what =
       std::string(option.name) + ", seed " + std::to_string(seed) + ", " + describe(c.config);
   support::expect_gradient(
@@ -380,7 +416,7 @@ void expect_gradients(const Option& option, std::uint64_t seed, Length length = 
 TYPED_TEST(LayerOptions, HaveTheirGradients) {
   for (const Option& option : options()) {
     int compared = 0;
-    for (std::uint64_t seed = 1; compared < 20; ++seed) {
+    for (std::uint64_t seed = 1; compared < 10; ++seed) {
       const auto c = option_case(option, seed);
       if (c.in.x.data.size() > 400 || c.in.x.empty()) continue;
       ++compared;
@@ -486,6 +522,144 @@ TYPED_TEST(LayerOptions, CountInTheProbabilities) {
                          precise.probabilities, tolerance))
           << option.name << ", seed " << seed << ", " << describe(c.config);
     }
+}
+
+// LocalAttention alone, as a layer whose projections take q, k and v from its input.
+template <typename Scalar>
+struct AttentionAsLayer {
+  AttentionAsLayer(const local_mha::RotaryConfig& rotary, Index dim_head, bool causal)
+      : config{.dim = 3 * dim_head,
+               .window_size = 40,
+               .dim_head = dim_head,
+               .heads = 1,
+               .causal = causal,
+               .rotary = rotary},
+        attention(attention_config(config)),
+        layer([&] {
+          auto parameters = LocalMHAParameters<Scalar>::zeros(config);
+          parameters.to_qkv.setIdentity();
+          parameters.to_out.setIdentity();
+          return LocalMHA<Scalar>(config, parameters);
+        }()) {}
+
+  /// Channels `[part·D, …)` as those of a head.
+  Tensor<Scalar, 4> part(const Tensor<Scalar, 3>& x, Index part) const {
+    Tensor<Scalar, 4> to(x.dimension(0), 1, x.dimension(1), config.dim_head);
+    for (Index b = 0; b < to.dimension(0); ++b)
+      for (Index i = 0; i < to.dimension(2); ++i)
+        for (Index c = 0; c < config.dim_head; ++c)
+          to(b, 0, i, c) = x(b, i, part * config.dim_head + c);
+    return to;
+  }
+
+  LocalMHAConfig config;
+  local_mha::LocalAttention<Scalar> attention;
+  LocalMHA<Scalar> layer;
+};
+
+TYPED_TEST(LayerOptions, OfRotaryAreThoseOfTheAttention) {
+  using Scalar = TypeParam;
+  const double tolerance = 64 * std::numeric_limits<Scalar>::epsilon();
+  for (std::uint64_t seed = 1; seed <= 24; ++seed) {
+    Random random(seed);
+    LocalMHAConfig drawn{.dim = 1, .window_size = 1};
+    drawn.dim_head = random.pick<Index>({2, 3, 8, 17, 64});
+    set_rotary(random, drawn);
+    const AttentionAsLayer<Scalar> both(drawn.rotary, drawn.dim_head, seed % 2 == 0);
+    const Index n = random.integer(1, 300);
+    const auto x = tensor<Scalar, 3>(random.array({2, n, both.config.dim}));
+    const auto q = both.part(x, 0), k = both.part(x, 1), v = both.part(x, 2);
+
+    typename LocalMHA<Scalar>::Saved of_layer;
+    const auto y = both.layer.forward_saving(of_layer, x);
+    const auto saved = both.attention.forward_saving(q, k, v);
+    EXPECT_TRUE(support::close(array(saved.out), array(both.part(y, 0)), tolerance)) << seed;
+
+    auto grad_y = tensor<Scalar, 3>(random.array({2, n, both.config.dim}));
+    auto ignored = LocalMHAParameters<Scalar>::zeros(both.config);
+    const auto grad_x = both.layer.backward(ignored, of_layer, grad_y, x);
+    const auto g = both.attention.backward(saved, both.part(grad_y, 0), q, k, v);
+    const Tensor<Scalar, 4>* const grads[] = {&g.q, &g.k, &g.v};
+    for (Index part = 0; part < 3; ++part)
+      EXPECT_TRUE(
+          support::close(array(*grads[part]), array(both.part(grad_x, part)), 16 * tolerance))
+          << seed << ", part " << part;
+
+    typename local_mha::LocalAttention<Scalar>::Stream stream(both.attention, 1,
+                                                              both.config.dim_head, {.batch = 2});
+    const auto first = stream.push(q, k, v);
+    const auto rest = stream.flush();
+    for (Index b = 0; b < 2; ++b)
+      for (Index i = 0; i < n; ++i)
+        for (Index c = 0; c < both.config.dim_head; ++c) {
+          const Index in = first.dimension(2);
+          const Scalar got = i < in ? first(b, 0, i, c) : rest(b, 0, i - in, c);
+          ASSERT_TRUE(support::near(got, saved.out(b, 0, i, c), tolerance)) << seed;
+        }
+  }
+}
+
+// Two keys at distances that differ: the score depends on nothing but the distance, at any place.
+TEST(RotaryOptions, RowsOfTablesAreTheFormula) {
+  for (const bool interleaved : {false, true}) {
+    local_mha::RotaryConfig rotary{.theta = 100, .rotary_dim = 4, .factor = 1.25};
+    if (interleaved) rotary.pairing = local_mha::RotaryPairing::interleaved;
+    const local_mha::RotaryEmbedding<double> embedding(7, {}, rotary);
+    Random random(3);
+    local_mha::RowMatrix<double> q(5, 7), k(5, 7);
+    for (Index i = 0; i < q.size(); ++i)
+      q.data()[i] = random.normal(), k.data()[i] = random.normal();
+    const auto scores =
+        (embedding.rotate_queries(q, 1000) * embedding.rotate_keys(k).transpose()).eval();
+    for (Index i = 0; i < 5; ++i)
+      for (Index j = 0; j < 5; ++j) {
+        double expected = 0;
+        for (Index m = 0; m < 2; ++m) {
+          const Index a = interleaved ? 2 * m : m, b = interleaved ? 2 * m + 1 : m + 2;
+          const double angle = static_cast<double>(1000 + i - j) * (m == 0 ? 1 : 0.1);
+          expected += 1.25 * 1.25 *
+                      ((q(i, a) * k(j, a) + q(i, b) * k(j, b)) * std::cos(angle) +
+                       (q(i, a) * k(j, b) - q(i, b) * k(j, a)) * std::sin(angle));
+        }
+        for (Index c = 4; c < 7; ++c) expected += q(i, c) * k(j, c);
+        EXPECT_NEAR(scores(i, j), expected, 1e-12);
+      }
+  }
+}
+
+TEST(Equality, CountsTheOptionsThatHaveAUse) {
+  const LocalMHAConfig plain{.dim = 8, .window_size = 4, .dim_head = 4};
+  LocalMHAConfig other = plain;
+  EXPECT_EQ(plain, other);
+  other.rotary.rotary_dim = 4;
+  EXPECT_EQ(plain, other);
+  other.rotary.rotary_dim = 2;
+  EXPECT_NE(plain, other);
+  other.use_rotary_pos_emb = false;
+  LocalMHAConfig without = plain;
+  without.use_rotary_pos_emb = false;
+  EXPECT_EQ(without, other);
+  other = plain;
+  other.rotary.theta = 100;
+  EXPECT_NE(plain, other);
+  LocalMHAConfig given = plain;
+  given.rotary.inv_freq = other.rotary.inv_freq = {1, 0.5};
+  EXPECT_EQ(given, other);
+  other.rotary.inv_freq = {1, 0.25};
+  EXPECT_NE(given, other);
+  other = plain;
+  other.scale = 2;
+  EXPECT_NE(plain, other);
+  LocalMHAConfig scaled = other;
+  other.qk_rmsnorm = scaled.qk_rmsnorm = true;
+  scaled.qk_scale = 3;
+  EXPECT_EQ(scaled, other);
+  other = plain;
+  other.qkv_bias = true;
+  EXPECT_NE(plain, other);
+  other = plain;
+  other.out_bias = true;
+  EXPECT_NE(plain, other);
 }
 
 }  // namespace layer_options_test

@@ -4,7 +4,9 @@
 ///
 /// The arguments are those of local-attention 1.11.2. One that is absent or null has the Python
 /// default. An unknown one, one of the wrong type and one that asks for what this library does not
-/// have is an error that names it; so is every value that validate() rejects.
+/// have is an error that names it; so is every value that validate() rejects. Options that Python
+/// does not have are there under the names of the configuration's members (`softmax_scale` for a
+/// layer's `scale`), and are written only where they are not at their defaults.
 #pragma once
 
 #include <cmath>
@@ -34,9 +36,13 @@ namespace detail {
 class KeywordArguments {
  public:
   /// \param module the Python module, for errors
-  KeywordArguments(std::string_view module, const nlohmann::json& kwargs)
-      : module_(module), kwargs_(kwargs) {
-    if (!kwargs.is_object()) reject("kwargs", "a JSON object", describe(kwargs));
+  /// \param argument the argument of it that these are members of; empty: none
+  KeywordArguments(std::string_view module, const nlohmann::json& kwargs,
+                   std::string_view argument = "")
+      : module_(module), prefix_(argument), kwargs_(kwargs) {
+    if (!kwargs.is_object())
+      reject(argument.empty() ? "kwargs" : argument, "a JSON object", describe(kwargs));
+    if (!prefix_.empty()) prefix_ += '.';
   }
 
   /// Null if absent or null.
@@ -49,7 +55,25 @@ class KeywordArguments {
   /// Sets `member` unless the argument is absent or null.
   template <typename Member>
   void optional(std::string_view key, Member& member) {
-    if (const nlohmann::json* value = find(key)) convert(key, *value, member);
+    if (const nlohmann::json* value = find(key))
+      convert(prefix_ + std::string(key), *value, member);
+  }
+
+  /// One of some words.
+  template <typename Member>
+  void choice(std::string_view key, Member& member,
+              std::initializer_list<std::pair<std::string_view, Member>> words) {
+    const nlohmann::json* value = find(key);
+    if (value == nullptr) return;
+    std::string all;
+    for (const auto& [word, meaning] : words) {
+      if (*value == word) {
+        member = meaning;
+        return;
+      }
+      all += (all.empty() ? "" : ", ") + std::string(word);
+    }
+    reject(prefix_ + std::string(key), "one of " + all, describe(*value));
   }
 
   template <typename Member>
@@ -83,7 +107,9 @@ class KeywordArguments {
         all += (all.empty() ? "" : ", ") + name;
       }
       if (!known)
-        reject(printable(key), "a keyword argument of " + module_ + " (" + all + ")",
+        reject(prefix_ + printable(key),
+               (prefix_.empty() ? "a keyword argument of " : "a member of an argument of ") +
+                   module_ + " (" + all + ")",
                describe(value));
     }
   }
@@ -93,6 +119,12 @@ class KeywordArguments {
   static void convert(std::string_view key, const nlohmann::json& value,
                       std::optional<Member>& member) {
     convert(key, value, member.emplace());
+  }
+
+  static void convert(std::string_view key, const nlohmann::json& value,
+                      std::vector<double>& member) {
+    if (!value.is_array()) reject(key, "an array of numbers", describe(value));
+    for (const nlohmann::json& number : value) convert(key, number, member.emplace_back());
   }
 
   static void convert(std::string_view key, const nlohmann::json& value, bool& member) {
@@ -111,6 +143,7 @@ class KeywordArguments {
   }
 
   std::string module_;
+  std::string prefix_;
   const nlohmann::json& kwargs_;
   std::vector<std::string> known_;
 };
@@ -150,10 +183,26 @@ void take_attention_options(KeywordArguments& kwargs, Config& config) {
                                                         : describe(*channels));
 }
 
-/// What the Python module does not have, under the names of the configuration's members.
+/// RotaryConfig, an object with its members. Python has none.
+inline void take_rotary(std::string_view module, KeywordArguments& kwargs, RotaryConfig& rotary) {
+  const nlohmann::json* given = kwargs.find("rotary");
+  if (given == nullptr) return;
+  KeywordArguments members(module, *given, "rotary");
+  members.optional("theta", rotary.theta);
+  members.optional("rotary_dim", rotary.rotary_dim);
+  members.choice("pairing", rotary.pairing,
+                 {{"halves", RotaryPairing::halves}, {"interleaved", RotaryPairing::interleaved}});
+  members.optional("inv_freq", rotary.inv_freq);
+  members.optional("factor", rotary.factor);
+  members.reject_unknown();
+}
+
+/// What the Python module does not have. `scale` it hands on to its attention twice, and fails.
 inline void take_layer_options(KeywordArguments& kwargs, LocalMHAConfig& config) {
   kwargs.optional("qkv_bias", config.qkv_bias);
   kwargs.optional("out_bias", config.out_bias);
+  kwargs.optional("softmax_scale", config.scale);
+  take_rotary("LocalMHA", kwargs, config.rotary);
 }
 
 template <typename Value>
@@ -175,10 +224,23 @@ void put_attention_options(nlohmann::json& kwargs, const Config& config) {
   kwargs["gate_values_per_head"] = config.gate_values_per_head;
 }
 
+/// Only if it is not the default.
+inline void put_rotary(nlohmann::json& kwargs, const RotaryConfig& rotary) {
+  if (rotary == RotaryConfig{}) return;
+  nlohmann::json& members = kwargs["rotary"] = nlohmann::json::object();
+  members["theta"] = rotary.theta;
+  put(members, "rotary_dim", rotary.rotary_dim);
+  members["pairing"] = rotary.pairing == RotaryPairing::halves ? "halves" : "interleaved";
+  if (!rotary.inv_freq.empty()) members["inv_freq"] = rotary.inv_freq;
+  members["factor"] = rotary.factor;
+}
+
 /// Only where they are not at their defaults, so that Python takes what it can compute.
 inline void put_layer_options(nlohmann::json& kwargs, const LocalMHAConfig& config) {
   if (config.qkv_bias) kwargs["qkv_bias"] = true;
   if (config.out_bias) kwargs["out_bias"] = true;
+  put(kwargs, "softmax_scale", config.scale);
+  put_rotary(kwargs, config.rotary);
 }
 
 }  // namespace detail
@@ -206,6 +268,7 @@ inline LocalAttentionConfig local_attention_config(const nlohmann::json& kwargs)
   arguments.optional("use_rotary_pos_emb", config.use_rotary_pos_emb);
   arguments.optional("use_xpos", config.use_xpos);
   arguments.optional("xpos_scale_base", config.xpos_scale_base);
+  detail::take_rotary("LocalAttention", arguments, config.rotary);
   // Deprecated: [channels of a head, heads], of which Python reads the first.
   if (const nlohmann::json* channels = arguments.find("rel_pos_emb_config")) {
     if (!channels->is_array() || channels->empty() ||
@@ -296,6 +359,7 @@ inline nlohmann::json to_kwargs(const LocalAttentionConfig& config) {
   detail::put(kwargs, "xpos_scale_base", config.xpos_scale_base);
   if (config.use_xpos && !config.xpos_scale_base && config.dim)
     kwargs["xpos_scale_base"] = std::sqrt(static_cast<double>(*config.dim));
+  detail::put_rotary(kwargs, config.rotary);
   return kwargs;
 }
 

@@ -24,6 +24,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/io/safetensors.hpp>
+#include <local_mha/ops/rotary.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
@@ -40,12 +41,11 @@ enum class RotaryBuffers : std::uint8_t {
 
 namespace detail {
 
-/// `10000^(-2m/D)`, `m < D/2`: the buffer `inv_freq` of the rotary embedding.
-inline Vector<double> rotary_frequencies(Index dim_head) {
-  Vector<double> frequencies(dim_head / 2);
-  for (Index m = 0; m < frequencies.size(); ++m)
-    frequencies[m] = std::pow(10000., static_cast<double>(-2 * m) / static_cast<double>(dim_head));
-  return frequencies;
+/// `θ_m`: the buffer `inv_freq` of the rotary embedding.
+inline Vector<double> rotary_frequencies(Index dim_head, const RotaryConfig& rotary) {
+  const std::vector<double> frequencies = local_mha::detail::frequencies_of(rotary, dim_head);
+  return Eigen::Map<const Vector<double>>(frequencies.data(),
+                                          static_cast<Index>(frequencies.size()));
 }
 
 /// `(2m + 0.4·D) / (1.4·D)`, `m < D/2`: the buffer `scale` of xPos.
@@ -213,9 +213,9 @@ class StateDictReader {
   }
 
   /// The buffers of the rotary embedding, which may be there or not.
-  void rotary_buffers(const std::string& prefix, Index dim_head) {
-    rotary_buffer(prefix + "inv_freq", rotary_frequencies(dim_head));
-    rotary_buffer(prefix + "scale", xpos_scales(dim_head));
+  void rotary_buffers(const std::string& prefix, Index dim_head, const RotaryConfig& rotary) {
+    rotary_buffer(prefix + "inv_freq", rotary_frequencies(dim_head, rotary));
+    rotary_buffer(prefix + "scale", xpos_scales(rotary.rotary_dim.value_or(dim_head)));
   }
 
   /// \throws SafetensorsError if a tensor under the prefix was not read
@@ -296,7 +296,7 @@ class StateDictReader {
     const std::vector<double> values = file_.read<double>(full_name);
     for (std::size_t m = 0; m < values.size(); ++m) {
       const double wanted = expected[static_cast<Index>(m)];
-      if (!(std::abs(values[m] - wanted) <= tolerance * wanted))
+      if (!(std::abs(values[m] - wanted) <= tolerance * std::abs(wanted)))
         throw SafetensorsError(
             stored.file, full_name, stored.offset + m * size_of(stored.dtype),
             "expected " + nlohmann::json(wanted).dump() + " at " + std::to_string(m) + ", got " +
@@ -365,8 +365,8 @@ class StateDictWriter {
   }
 
   /// Python's `load_state_dict` would miss them.
-  void rotary_buffers(const std::string& prefix, Index dim_head) {
-    writer_.add(prefix_ + prefix + "inv_freq", rotary_frequencies(dim_head),
+  void rotary_buffers(const std::string& prefix, Index dim_head, const RotaryConfig& rotary) {
+    writer_.add(prefix_ + prefix + "inv_freq", rotary_frequencies(dim_head, rotary),
                 dtype_ == Dtype::F64 ? Dtype::F64 : Dtype::F32);
   }
 
@@ -393,7 +393,7 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
   state_dict.tensor(config.qk_rmsnorm, prefix + "q_scale", p.q_scale, config.dim_head);
   state_dict.tensor(config.qk_rmsnorm, prefix + "k_scale", p.k_scale, config.dim_head);
   if (config.use_rotary_pos_emb)
-    state_dict.rotary_buffers(prefix + "attn_fn.rel_pos.", config.dim_head);
+    state_dict.rotary_buffers(prefix + "attn_fn.rel_pos.", config.dim_head, config.rotary);
   const bool gated = config.gate_values_per_head;
   state_dict.tensor(gated, prefix + "to_v_gate.0.weight", p.to_v_gate_weight, config.heads,
                     config.dim);
