@@ -43,6 +43,26 @@ struct RotaryConfig {
   friend bool operator==(const RotaryConfig&, const RotaryConfig&) = default;
 };
 
+/// How queries and keys are normalized.
+enum class QkNormKind : std::uint8_t {
+  none,
+  /// `x / max(‖x‖₂, 1e-12) ⊙ scale` of each head, and the scores times `qk_scale`.
+  l2,
+  /// `x / √(mean(x²) + eps) ⊙ weight` of each head, as Qwen 3 and Gemma 3 have it.
+  rms,
+  /// The same over the channels of all heads, as OLMo 2 and 3 have it.
+  rms_all,
+};
+
+/// Normalization of queries and keys.
+struct QkNormConfig {
+  QkNormKind kind = QkNormKind::none;
+  /// Of the root mean squares; from 1e-30 to 1e30.
+  double eps = 1e-6;
+
+  friend bool operator==(const QkNormConfig&, const QkNormConfig&) = default;
+};
+
 /// Windows ahead that a query sees.
 template <typename Config>
 Index resolved_look_forward(const Config& config) {
@@ -109,6 +129,9 @@ struct LocalAttentionConfig {
 
 struct LocalMHAConfig;
 
+/// How a layer normalizes queries and keys: `qk_rmsnorm` is QkNormKind::l2.
+inline QkNormKind resolved_qk_norm(const LocalMHAConfig& config);
+
 /// Factor of a layer's scores; empty: `dim_head^-0.5`.
 inline std::optional<double> resolved_scale(const LocalMHAConfig& config);
 
@@ -128,7 +151,8 @@ struct LocalMHAConfig {
   bool causal = false;
   /// Layer normalization of the input.
   bool prenorm = false;
-  /// L2 normalization of queries and keys, times learned scales (the field calls it RMSNorm).
+  /// L2 normalization of queries and keys, times learned scales (the field calls it RMSNorm): the
+  /// same as `qk_norm = {.kind = QkNormKind::l2}`.
   bool qk_rmsnorm = false;
   /// Factor of the scores if `qk_rmsnorm`; otherwise it is `dim_head^-0.5`. See `scale`.
   double qk_scale = 8;
@@ -154,21 +178,33 @@ struct LocalMHAConfig {
   RotaryConfig rotary = {};
   /// Factor of the scores. Empty: `qk_scale` if `qk_rmsnorm`, else `dim_head^-0.5`.
   std::optional<double> scale = {};
+  /// Normalization of queries and keys.
+  QkNormConfig qk_norm = {};
 
   /// Options without a use do not count.
   friend bool operator==(const LocalMHAConfig& a, const LocalMHAConfig& b) {
+    const auto qk_eps_of = [](const LocalMHAConfig& c) {
+      const bool rms = resolved_qk_norm(c) >= QkNormKind::rms;
+      return rms ? c.qk_norm.eps : 0;
+    };
     return detail::meaning_of(a) == detail::meaning_of(b) && a.dim == b.dim &&
            a.dim_head == b.dim_head && a.heads == b.heads && a.prenorm == b.prenorm &&
-           a.qk_rmsnorm == b.qk_rmsnorm && resolved_scale(a) == resolved_scale(b) &&
+           resolved_qk_norm(a) == resolved_qk_norm(b) && qk_eps_of(a) == qk_eps_of(b) &&
+           resolved_scale(a) == resolved_scale(b) &&
            a.gate_values_per_head == b.gate_values_per_head && a.qkv_bias == b.qkv_bias &&
            a.out_bias == b.out_bias &&
            (!a.use_rotary_pos_emb || detail::same_rotary(a.rotary, b.rotary, a.dim_head));
   }
 };
 
+inline QkNormKind resolved_qk_norm(const LocalMHAConfig& config) {
+  return config.qk_rmsnorm ? QkNormKind::l2 : config.qk_norm.kind;
+}
+
 inline std::optional<double> resolved_scale(const LocalMHAConfig& config) {
   if (config.scale) return config.scale;
-  return config.qk_rmsnorm ? std::optional<double>(config.qk_scale) : std::nullopt;
+  const bool l2 = resolved_qk_norm(config) == QkNormKind::l2;
+  return l2 ? std::optional<double>(config.qk_scale) : std::nullopt;
 }
 
 /// What LocalTransformer computes. The members after `use_dynamic_pos_bias` are handed to every
@@ -267,6 +303,33 @@ inline void require_look_around(const LocalAttentionConfig& config) {
   if (look_forward > most_windows) reject("look_forward", "at most 2^20 windows", look_forward);
 }
 
+// Numbers that lie between those that float has.
+inline void require_eps(std::string_view argument, double eps) {
+  if (!(eps >= 1e-30 && eps <= 1e30)) reject(argument, "a number from 1e-30 to 1e30", eps);
+}
+
+inline void require_qk_norm(bool qk_rmsnorm, const QkNormConfig& norm) {
+  const bool rms = norm.kind == QkNormKind::rms || norm.kind == QkNormKind::rms_all;
+  if (!rms && norm.kind != QkNormKind::none && norm.kind != QkNormKind::l2)
+    reject("qk_norm.kind", "none, l2, rms or rms_all", static_cast<int>(norm.kind));
+  if (qk_rmsnorm && rms)
+    reject("qk_norm.kind", "none or l2, because qk_rmsnorm is the latter",
+           norm.kind == QkNormKind::rms ? "rms" : "rms_all");
+  if (rms) require_eps("qk_norm.eps", norm.eps);
+}
+
+// Channels of the weights of QkNormKind::rms and rms_all; 0: there are none.
+inline Index qk_norm_channels(const LocalMHAConfig& config) {
+  switch (resolved_qk_norm(config)) {
+    case QkNormKind::rms:
+      return config.dim_head;
+    case QkNormKind::rms_all:
+      return config.heads * config.dim_head;
+    default:
+      return 0;
+  }
+}
+
 // \param dim channels of a head, which `dim_name` says
 inline void require_rotary(const RotaryConfig& rotary, std::string_view dim_name, Index dim) {
   if (!rotary.rotary_dim && dim % 2 != 0)
@@ -356,6 +419,7 @@ inline void validate(const LocalMHAConfig& config) {
   detail::require_product("heads", config.heads, config.dim_head);
   detail::require_product("dim", config.dim, 3 * config.heads * config.dim_head);
   detail::require_finite("qk_scale", config.qk_scale);
+  detail::require_qk_norm(config.qk_rmsnorm, config.qk_norm);
   validate(attention_config(config));
 }
 

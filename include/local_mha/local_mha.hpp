@@ -19,6 +19,7 @@
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/qk_norm.hpp>
+#include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/sampling.hpp>
 #include <local_mha/parameters.hpp>

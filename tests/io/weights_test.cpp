@@ -768,6 +768,26 @@ TEST(AddLocalMha, WritesTheStateDictOfPython) {
   EXPECT_EQ(flatten(load_local_mha<double>(file, "net.").parameters), flatten(parameters));
 }
 
+TEST(LocalMhaWeights, OfWhatPythonDoesNotHaveComeBack) {
+  for (const auto kind : {local_mha::QkNormKind::rms, local_mha::QkNormKind::rms_all}) {
+    LocalMHAConfig config{.dim = 6, .window_size = 3, .dim_head = 5, .heads = 2};
+    config.qkv_bias = config.out_bias = true;
+    config.rotary = {.rotary_dim = 4, .inv_freq = {0.5, -0.125}, .factor = 1.5};
+    config.scale = 0.3;
+    config.qk_norm.kind = kind;
+    const auto parameters = numbered(LocalMHAParameters<double>::zeros(config));
+    SafetensorsWriter writer;
+    add_local_mha(writer, config, parameters);
+    const SafetensorsFile file = reread(writer);
+    EXPECT_EQ(file.read<double>("param/attn_fn.rel_pos.inv_freq"), config.rotary.inv_freq);
+    EXPECT_EQ(file.read<double>("param/q_norm.weight").size(),
+              kind == local_mha::QkNormKind::rms ? 5U : 10U);
+    const auto loaded = load_local_mha<double>(file);
+    EXPECT_EQ(loaded.config, config);
+    EXPECT_EQ(flatten(loaded.parameters), flatten(parameters));
+  }
+}
+
 TEST(LocalMhaWeights, MayHaveSeparateBiases) {
   const LocalMHAConfig config{
       .dim = 6, .window_size = 3, .dim_head = 4, .heads = 2, .qkv_bias = true, .out_bias = true};

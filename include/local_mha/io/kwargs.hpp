@@ -9,6 +9,7 @@
 /// layer's `scale`), and are written only where they are not at their defaults.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -60,9 +61,9 @@ class KeywordArguments {
   }
 
   /// One of some words.
-  template <typename Member>
-  void choice(std::string_view key, Member& member,
-              std::initializer_list<std::pair<std::string_view, Member>> words) {
+  /// \param words pairs of a word and what it means
+  template <typename Member, typename Words>
+  void choice(std::string_view key, Member& member, const Words& words) {
     const nlohmann::json* value = find(key);
     if (value == nullptr) return;
     std::string all;
@@ -183,6 +184,12 @@ void take_attention_options(KeywordArguments& kwargs, Config& config) {
                                                         : describe(*channels));
 }
 
+/// The words for members of RotaryConfig.
+inline constexpr std::array rotary_pairings{
+    std::pair<std::string_view, RotaryPairing>{"halves", RotaryPairing::halves},
+    std::pair<std::string_view, RotaryPairing>{"interleaved", RotaryPairing::interleaved},
+};
+
 /// RotaryConfig, an object with its members. Python has none.
 inline void take_rotary(std::string_view module, KeywordArguments& kwargs, RotaryConfig& rotary) {
   const nlohmann::json* given = kwargs.find("rotary");
@@ -190,10 +197,27 @@ inline void take_rotary(std::string_view module, KeywordArguments& kwargs, Rotar
   KeywordArguments members(module, *given, "rotary");
   members.optional("theta", rotary.theta);
   members.optional("rotary_dim", rotary.rotary_dim);
-  members.choice("pairing", rotary.pairing,
-                 {{"halves", RotaryPairing::halves}, {"interleaved", RotaryPairing::interleaved}});
+  members.choice("pairing", rotary.pairing, rotary_pairings);
   members.optional("inv_freq", rotary.inv_freq);
   members.optional("factor", rotary.factor);
+  members.reject_unknown();
+}
+
+/// The words for members of QkNormConfig.
+inline constexpr std::array qk_norm_kinds{
+    std::pair<std::string_view, QkNormKind>{"none", QkNormKind::none},
+    std::pair<std::string_view, QkNormKind>{"l2", QkNormKind::l2},
+    std::pair<std::string_view, QkNormKind>{"rms", QkNormKind::rms},
+    std::pair<std::string_view, QkNormKind>{"rms_all", QkNormKind::rms_all},
+};
+
+/// QkNormConfig, an object with its members. Python has none.
+inline void take_qk_norm(KeywordArguments& kwargs, QkNormConfig& norm) {
+  const nlohmann::json* given = kwargs.find("qk_norm");
+  if (given == nullptr) return;
+  KeywordArguments members("LocalMHA", *given, "qk_norm");
+  members.choice("kind", norm.kind, qk_norm_kinds);
+  members.optional("eps", norm.eps);
   members.reject_unknown();
 }
 
@@ -203,6 +227,7 @@ inline void take_layer_options(KeywordArguments& kwargs, LocalMHAConfig& config)
   kwargs.optional("out_bias", config.out_bias);
   kwargs.optional("softmax_scale", config.scale);
   take_rotary("LocalMHA", kwargs, config.rotary);
+  take_qk_norm(kwargs, config.qk_norm);
 }
 
 template <typename Value>
@@ -224,13 +249,19 @@ void put_attention_options(nlohmann::json& kwargs, const Config& config) {
   kwargs["gate_values_per_head"] = config.gate_values_per_head;
 }
 
+template <typename Value, typename Words>
+void put_choice(nlohmann::json& kwargs, const char* key, const Value& value, const Words& words) {
+  for (const auto& [word, meaning] : words)
+    if (meaning == value) kwargs[key] = word;
+}
+
 /// Only if it is not the default.
 inline void put_rotary(nlohmann::json& kwargs, const RotaryConfig& rotary) {
   if (rotary == RotaryConfig{}) return;
   nlohmann::json& members = kwargs["rotary"] = nlohmann::json::object();
   members["theta"] = rotary.theta;
   put(members, "rotary_dim", rotary.rotary_dim);
-  members["pairing"] = rotary.pairing == RotaryPairing::halves ? "halves" : "interleaved";
+  put_choice(members, "pairing", rotary.pairing, rotary_pairings);
   if (!rotary.inv_freq.empty()) members["inv_freq"] = rotary.inv_freq;
   members["factor"] = rotary.factor;
 }
@@ -241,6 +272,10 @@ inline void put_layer_options(nlohmann::json& kwargs, const LocalMHAConfig& conf
   if (config.out_bias) kwargs["out_bias"] = true;
   put(kwargs, "softmax_scale", config.scale);
   put_rotary(kwargs, config.rotary);
+  if (config.qk_norm == QkNormConfig{}) return;
+  nlohmann::json& norm = kwargs["qk_norm"] = nlohmann::json::object();
+  put_choice(norm, "kind", config.qk_norm.kind, qk_norm_kinds);
+  norm["eps"] = config.qk_norm.eps;
 }
 
 }  // namespace detail

@@ -390,8 +390,12 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
   state_dict.stacked(config.qkv_bias, prefix + "to_qkv.bias",
                      {prefix + "to_q.bias", prefix + "to_k.bias", prefix + "to_v.bias"},
                      p.to_qkv_bias, inner);
-  state_dict.tensor(config.qk_rmsnorm, prefix + "q_scale", p.q_scale, config.dim_head);
-  state_dict.tensor(config.qk_rmsnorm, prefix + "k_scale", p.k_scale, config.dim_head);
+  const bool l2 = resolved_qk_norm(config) == QkNormKind::l2;
+  state_dict.tensor(l2, prefix + "q_scale", p.q_scale, config.dim_head);
+  state_dict.tensor(l2, prefix + "k_scale", p.k_scale, config.dim_head);
+  const Index normed = local_mha::detail::qk_norm_channels(config);
+  state_dict.tensor(normed > 0, prefix + "q_norm.weight", p.q_norm_weight, normed);
+  state_dict.tensor(normed > 0, prefix + "k_norm.weight", p.k_norm_weight, normed);
   if (config.use_rotary_pos_emb)
     state_dict.rotary_buffers(prefix + "attn_fn.rel_pos.", config.dim_head, config.rotary);
   const bool gated = config.gate_values_per_head;
