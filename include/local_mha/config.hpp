@@ -43,6 +43,23 @@ struct RotaryConfig {
   friend bool operator==(const RotaryConfig&, const RotaryConfig&) = default;
 };
 
+/// How a layer normalizes its input.
+enum class NormKind : std::uint8_t {
+  /// `(x − mean) / √(var + eps) ⊙ weight + bias`
+  layer,
+  /// `x / √(mean(x²) + eps) ⊙ weight`
+  rms,
+};
+
+/// Normalization of a layer's input.
+struct NormConfig {
+  NormKind kind = NormKind::layer;
+  /// From 1e-30 to 1e30.
+  double eps = 1e-5;
+
+  friend bool operator==(const NormConfig&, const NormConfig&) = default;
+};
+
 /// How queries and keys are normalized.
 enum class QkNormKind : std::uint8_t {
   none,
@@ -149,7 +166,7 @@ struct LocalMHAConfig {
   double dropout = 0;
   /// A query sees no later position.
   bool causal = false;
-  /// Layer normalization of the input.
+  /// Normalization of the input, as `norm` says: by default a layer normalization.
   bool prenorm = false;
   /// L2 normalization of queries and keys, times learned scales (the field calls it RMSNorm): the
   /// same as `qk_norm = {.kind = QkNormKind::l2}`.
@@ -180,6 +197,8 @@ struct LocalMHAConfig {
   std::optional<double> scale = {};
   /// Normalization of queries and keys.
   QkNormConfig qk_norm = {};
+  /// Which normalization `prenorm` is.
+  NormConfig norm = {};
 
   /// Options without a use do not count.
   friend bool operator==(const LocalMHAConfig& a, const LocalMHAConfig& b) {
@@ -192,7 +211,7 @@ struct LocalMHAConfig {
            resolved_qk_norm(a) == resolved_qk_norm(b) && qk_eps_of(a) == qk_eps_of(b) &&
            resolved_scale(a) == resolved_scale(b) &&
            a.gate_values_per_head == b.gate_values_per_head && a.qkv_bias == b.qkv_bias &&
-           a.out_bias == b.out_bias &&
+           a.out_bias == b.out_bias && (!a.prenorm || a.norm == b.norm) &&
            (!a.use_rotary_pos_emb || detail::same_rotary(a.rotary, b.rotary, a.dim_head));
   }
 };
@@ -308,6 +327,12 @@ inline void require_eps(std::string_view argument, double eps) {
   if (!(eps >= 1e-30 && eps <= 1e30)) reject(argument, "a number from 1e-30 to 1e30", eps);
 }
 
+inline void require_norm(const NormConfig& norm) {
+  if (norm.kind != NormKind::layer && norm.kind != NormKind::rms)
+    reject("norm.kind", "layer or rms", static_cast<int>(norm.kind));
+  require_eps("norm.eps", norm.eps);
+}
+
 inline void require_qk_norm(bool qk_rmsnorm, const QkNormConfig& norm) {
   const bool rms = norm.kind == QkNormKind::rms || norm.kind == QkNormKind::rms_all;
   if (!rms && norm.kind != QkNormKind::none && norm.kind != QkNormKind::l2)
@@ -419,6 +444,7 @@ inline void validate(const LocalMHAConfig& config) {
   detail::require_product("heads", config.heads, config.dim_head);
   detail::require_product("dim", config.dim, 3 * config.heads * config.dim_head);
   detail::require_finite("qk_scale", config.qk_scale);
+  if (config.prenorm) detail::require_norm(config.norm);
   detail::require_qk_norm(config.qk_rmsnorm, config.qk_norm);
   validate(attention_config(config));
 }

@@ -29,8 +29,8 @@
 #include <local_mha/initialization.hpp>
 #include <local_mha/mha_backward.hpp>
 #include <local_mha/ops/activations.hpp>
-#include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/parameters.hpp>
@@ -298,7 +298,12 @@ class LocalMHA {
     Weights(const LocalMHAConfig& layer_config, Parameters given)
         : config(layer_config), attention(attention_config(config)), parameters(std::move(given)) {
       const Parameters& p = parameters;
-      if (config.prenorm) norm = LayerNorm<Scalar>(p.norm_weight, p.norm_bias);
+      if (config.prenorm) {
+        const double eps = config.norm.eps;
+        norm = config.norm.kind == NormKind::layer
+                   ? Prenorm<Scalar>(LayerNorm<Scalar>(p.norm_weight, p.norm_bias, eps))
+                   : Prenorm<Scalar>(RmsNorm<Scalar>(p.norm_weight, eps));
+      }
       const auto rms = [&](const Vector<Scalar>& weight) {
         return RmsNorm<Scalar>(weight, config.qk_norm.eps);
       };
@@ -326,7 +331,7 @@ class LocalMHA {
     LocalMHAConfig config;
     LocalAttention<Scalar> attention;
     Parameters parameters;
-    LayerNorm<Scalar> norm;
+    Prenorm<Scalar> norm;
     QkNorm<Scalar> q_norm;
     QkNorm<Scalar> k_norm;
     std::array<RmsNorm<Scalar>, 2> norms_of_all;  // of queries and of keys, all heads together

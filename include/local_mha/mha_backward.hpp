@@ -6,8 +6,9 @@
 ///     g_out = gate ⊙ g_heads                        g_gate = σ' · Σ_c g_heads · out
 ///     g_q, g_k, g_v = attention's backward(g_out)   through rotary and QkNorm, or RmsNorm
 ///     g_x = [g_q | g_k | g_v] · W_qkv               dW_qkv += [g_q | g_k | g_v]ᵀ · x
-///     biases: the sums over the positions           db_out += Σ g_y,  db_qkv += Σ [g_q | g_k |
-///     g_v] through the gates' projection and LayerNorm
+///     through the gates' projection and the norm of the input
+///
+/// The gradients of biases are sums over the positions, of `g_y` and of `[g_q | g_k | g_v]`.
 #pragma once
 
 #include <algorithm>
@@ -27,8 +28,8 @@
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
@@ -136,7 +137,7 @@ class LayerBackward {
     const LocalMHAConfig& config;
     const LocalMHAParameters<Scalar>& parameters;
     const LocalAttention<Scalar>& attention;
-    const LayerNorm<Scalar>& norm;
+    const Prenorm<Scalar>& norm;
     const QkNorm<Scalar>& q_norm;
     const QkNorm<Scalar>& k_norm;
     const std::array<RmsNorm<Scalar>, 2>& norms_of_all;
@@ -489,7 +490,7 @@ class LayerBackward {
     });
     if (config().prenorm) {
       norm_sums.add_to(gradients.norm_weight);
-      norm_sums.add_to(gradients.norm_bias, dim());
+      norm_sums.add_to(gradients.norm_bias, dim());  // if there is one
     }
     if (gates) gate_sums.add_to(gradients.to_v_gate_bias);
     if (config().qkv_bias) between_.qkv_sums.add_to(gradients.to_qkv_bias);

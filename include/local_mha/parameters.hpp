@@ -40,7 +40,7 @@ struct LocalMHAParameters {
   RowMatrix<Scalar> to_qkv;            ///< `[3·heads·dim_head, dim]`: q, k, v; a head's rows adjoin
   RowMatrix<Scalar> to_out;            ///< `[dim, heads·dim_head]`
   Vector<Scalar> norm_weight;          ///< `[dim]`, prenorm
-  Vector<Scalar> norm_bias;            ///< `[dim]`, prenorm
+  Vector<Scalar> norm_bias;            ///< `[dim]`, prenorm of NormKind::layer
   Vector<Scalar> q_scale;              ///< `[dim_head]`, QkNormKind::l2
   Vector<Scalar> k_scale;              ///< `[dim_head]`, QkNormKind::l2
   RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
@@ -59,7 +59,7 @@ struct LocalMHAParameters {
     p.to_out.setZero(config.dim, inner);
     if (config.prenorm) {
       p.norm_weight.setZero(config.dim);
-      p.norm_bias.setZero(config.dim);
+      if (config.norm.kind == NormKind::layer) p.norm_bias.setZero(config.dim);
     }
     if (resolved_qk_norm(config) == QkNormKind::l2) {
       p.q_scale.setZero(config.dim_head);

@@ -268,6 +268,8 @@ std::vector<Wrong> wrong_kwargs() {
       m("RotaryTheta", R"(, "rotary": {"theta": 0.5})", "rotary.theta: expected a finite number"),
       m("QkNormKind", R"(, "qk_norm": {"kind": "layer"})",
         "qk_norm.kind: expected one of none, l2, rms, rms_all, got"),
+      m("NormEps", R"(, "prenorm": true, "norm": {"eps": 0})",
+        "norm.eps: expected a number from 1e-30 to 1e30, got 0"),
       m("QkNormTwice", R"(, "qk_rmsnorm": true, "qk_norm": {"kind": "rms"})",
         "qk_norm.kind: expected none or l2, because qk_rmsnorm is the latter, got rms"),
       m("QkvBias", R"(, "qkv_bias": 1)", "qkv_bias: expected true or false, got 1"),
@@ -447,11 +449,13 @@ TEST(ToKwargs, KeepTheSquareRootThatStandsForAnEmptyXposScaleBase) {
 
 TEST(ToKwargs, HaveWhatPythonDoesNotOnlyWhereItIsAskedFor) {
   const LocalMHAConfig plain{.dim = 24, .window_size = 6};
-  for (const char* key : {"qkv_bias", "out_bias", "softmax_scale", "rotary", "qk_norm"})
+  for (const char* key : {"qkv_bias", "out_bias", "softmax_scale", "rotary", "qk_norm", "norm"})
     EXPECT_FALSE(to_kwargs(plain).contains(key)) << key;
   LocalMHAConfig all{.dim = 24, .window_size = 6, .dim_head = 12};
   all.qkv_bias = all.out_bias = true;
   all.scale = 1. / 3;
+  all.prenorm = true;
+  all.norm = {.kind = local_mha::NormKind::rms, .eps = 1e-6};
   all.qk_norm = {.kind = local_mha::QkNormKind::rms_all, .eps = 1e-5};
   all.rotary = {.theta = 1e6,
                 .rotary_dim = 4,

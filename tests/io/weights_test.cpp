@@ -775,6 +775,8 @@ TEST(LocalMhaWeights, OfWhatPythonDoesNotHaveComeBack) {
     config.rotary = {.rotary_dim = 4, .inv_freq = {0.5, -0.125}, .factor = 1.5};
     config.scale = 0.3;
     config.qk_norm.kind = kind;
+    config.prenorm = true;
+    config.norm.kind = local_mha::NormKind::rms;
     const auto parameters = numbered(LocalMHAParameters<double>::zeros(config));
     SafetensorsWriter writer;
     add_local_mha(writer, config, parameters);

@@ -102,12 +102,15 @@ class Naive {
   std::vector<Real> normed_input(const Real* from) const {
     std::vector<Real> x(from, from + c_.dim);
     if (!c_.prenorm) return x;
+    const bool rms = c_.norm.kind == local_mha::NormKind::rms;
     Real mean = 0, square = 0;
-    for (const Real value : x) mean += value / static_cast<Real>(c_.dim);
+    for (const Real value : x) mean += rms ? 0 : value / static_cast<Real>(c_.dim);
     for (const Real value : x) square += (value - mean) * (value - mean);
-    const Real root = std::sqrt(square / static_cast<Real>(c_.dim) + static_cast<Real>(1e-5L));
+    const Real root =
+        std::sqrt(square / static_cast<Real>(c_.dim) + static_cast<Real>(c_.norm.eps));
     for (Int c = 0; c < c_.dim; ++c)
-      x[at(c)] = (x[at(c)] - mean) / root * weight("norm.weight")(c) + weight("norm.bias")(c);
+      x[at(c)] = (x[at(c)] - mean) / root * weight("norm.weight")(c) +
+                 (rms ? Real(0) : weight("norm.bias")(c));
     return x;
   }
 
@@ -263,15 +266,23 @@ void set_qk_norm(Random& random, LocalMHAConfig& config) {
   config.qk_rmsnorm = false;
 }
 
+void set_norm(Random& random, LocalMHAConfig& config) {
+  config.prenorm = config.dim > 2;
+  config.norm = {
+      .kind = random.chance(0.75) ? local_mha::NormKind::rms : local_mha::NormKind::layer,
+      .eps = random.pick({1e-6, 1e-5, 1e-3})};
+}
+
 const std::vector<Option>& options() {
   static const std::vector<Option> all = {
       {"Biases", set_biases},
       {"Rotary", set_rotary},
       {"Scale", set_scale},
       {"QkNorm", set_qk_norm},
+      {"Norm", set_norm},
       {"All",
        [](Random& random, LocalMHAConfig& config) {
-         for (const auto& set : {set_biases, set_rotary, set_scale, set_qk_norm})
+         for (const auto& set : {set_biases, set_rotary, set_scale, set_qk_norm, set_norm})
            if (random.chance(0.6)) set(random, config);
        }},
   };
@@ -294,7 +305,8 @@ std::string describe(const LocalMHAConfig& c) {
        << ", rotary " << c.rotary.theta << " dim " << c.rotary.rotary_dim.value_or(-1)
        << " pairing " << static_cast<int>(c.rotary.pairing) << " factor " << c.rotary.factor
        << " given " << c.rotary.inv_freq.size() << ", scale " << c.scale.value_or(-99)
-       << ", qk_norm " << static_cast<int>(c.qk_norm.kind) << " eps " << c.qk_norm.eps;
+       << ", qk_norm " << static_cast<int>(c.qk_norm.kind) << " eps " << c.qk_norm.eps << ", norm "
+       << static_cast<int>(c.norm.kind) << " eps " << c.norm.eps;
   return text.str();
 }
 
@@ -726,6 +738,12 @@ TEST(Equality, CountsTheOptionsThatHaveAUse) {
   EXPECT_EQ(scaled, other);
   other.qk_norm.eps = 2;
   EXPECT_NE(scaled, other);
+  other = plain;
+  other.norm.kind = local_mha::NormKind::rms;
+  EXPECT_EQ(plain, other);
+  LocalMHAConfig normed = plain;
+  normed.prenorm = other.prenorm = true;
+  EXPECT_NE(normed, other);
   other = plain;
   other.qkv_bias = true;
   EXPECT_NE(plain, other);

@@ -211,15 +211,22 @@ inline constexpr std::array qk_norm_kinds{
     std::pair<std::string_view, QkNormKind>{"rms_all", QkNormKind::rms_all},
 };
 
-/// QkNormConfig, an object with its members. Python has none.
-inline void take_qk_norm(KeywordArguments& kwargs, QkNormConfig& norm) {
-  const nlohmann::json* given = kwargs.find("qk_norm");
+/// QkNormConfig or NormConfig, an object with its members. Python has none.
+template <typename Norm, typename Words>
+void take_norm(KeywordArguments& kwargs, std::string_view key, const Words& kinds, Norm& norm) {
+  const nlohmann::json* given = kwargs.find(key);
   if (given == nullptr) return;
-  KeywordArguments members("LocalMHA", *given, "qk_norm");
-  members.choice("kind", norm.kind, qk_norm_kinds);
+  KeywordArguments members("LocalMHA", *given, key);
+  members.choice("kind", norm.kind, kinds);
   members.optional("eps", norm.eps);
   members.reject_unknown();
 }
+
+/// The words for members of NormConfig.
+inline constexpr std::array norm_kinds{
+    std::pair<std::string_view, NormKind>{"layer", NormKind::layer},
+    std::pair<std::string_view, NormKind>{"rms", NormKind::rms},
+};
 
 /// What the Python module does not have. `scale` it hands on to its attention twice, and fails.
 inline void take_layer_options(KeywordArguments& kwargs, LocalMHAConfig& config) {
@@ -227,7 +234,8 @@ inline void take_layer_options(KeywordArguments& kwargs, LocalMHAConfig& config)
   kwargs.optional("out_bias", config.out_bias);
   kwargs.optional("softmax_scale", config.scale);
   take_rotary("LocalMHA", kwargs, config.rotary);
-  take_qk_norm(kwargs, config.qk_norm);
+  take_norm(kwargs, "qk_norm", qk_norm_kinds, config.qk_norm);
+  take_norm(kwargs, "norm", norm_kinds, config.norm);
 }
 
 template <typename Value>
@@ -266,16 +274,22 @@ inline void put_rotary(nlohmann::json& kwargs, const RotaryConfig& rotary) {
   members["factor"] = rotary.factor;
 }
 
+template <typename Norm, typename Words>
+void put_norm(nlohmann::json& kwargs, const char* key, const Words& kinds, const Norm& norm) {
+  if (norm == Norm{}) return;
+  nlohmann::json& members = kwargs[key] = nlohmann::json::object();
+  put_choice(members, "kind", norm.kind, kinds);
+  members["eps"] = norm.eps;
+}
+
 /// Only where they are not at their defaults, so that Python takes what it can compute.
 inline void put_layer_options(nlohmann::json& kwargs, const LocalMHAConfig& config) {
   if (config.qkv_bias) kwargs["qkv_bias"] = true;
   if (config.out_bias) kwargs["out_bias"] = true;
   put(kwargs, "softmax_scale", config.scale);
   put_rotary(kwargs, config.rotary);
-  if (config.qk_norm == QkNormConfig{}) return;
-  nlohmann::json& norm = kwargs["qk_norm"] = nlohmann::json::object();
-  put_choice(norm, "kind", config.qk_norm.kind, qk_norm_kinds);
-  norm["eps"] = config.qk_norm.eps;
+  put_norm(kwargs, "qk_norm", qk_norm_kinds, config.qk_norm);
+  put_norm(kwargs, "norm", norm_kinds, config.norm);
 }
 
 }  // namespace detail

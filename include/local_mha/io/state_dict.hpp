@@ -383,7 +383,8 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
                       const LocalMHAConfig& config, Parameters& p) {
   const Index inner = config.heads * config.dim_head;
   state_dict.tensor(config.prenorm, prefix + "norm.weight", p.norm_weight, config.dim);
-  state_dict.tensor(config.prenorm, prefix + "norm.bias", p.norm_bias, config.dim);
+  state_dict.tensor(config.prenorm && config.norm.kind == NormKind::layer, prefix + "norm.bias",
+                    p.norm_bias, config.dim);
   state_dict.stacked(prefix + "to_qkv.weight",
                      {prefix + "to_q.weight", prefix + "to_k.weight", prefix + "to_v.weight"},
                      p.to_qkv, inner, config.dim);

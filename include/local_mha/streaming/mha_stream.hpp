@@ -143,6 +143,9 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     if (resolved_qk_norm(config) >= QkNormKind::rms)
       text << (config.qk_norm.kind == QkNormKind::rms ? "rms " : "rms_all ") << config.qk_norm.eps
            << ", ";
+    if (config.prenorm && config.norm != NormConfig{})
+      text << (config.norm.kind == NormKind::layer ? "layer norm " : "rms norm ") << config.norm.eps
+           << ", ";
     text << detail::description_of(layer.attention(), Window(layer.attention().config()),
                                    attn_bias);
     return text.str();
