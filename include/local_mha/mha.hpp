@@ -442,7 +442,7 @@ class LocalMHA {
               (std::max)(spread_size(weights.to_qkv), spread_size(weights.to_out)))),
           projected_(make_block_buffer<Scalar>(gates_row() + heads())) {
       if (norms_all_heads()) {
-        raw_ = make_block_buffer<Scalar>(2 * stretch * heads() * head_size());
+        raw_ = make_block_buffer<Scalar>(2 * stretch * heads() * dim_head() * count);
         inverses_ = make_block_buffer<Scalar>(2 * stretch * count);
       }
       const Index reach =
@@ -685,7 +685,7 @@ class LocalMHA {
     // \param part 0: queries, 1: keys
     // \param i block of the rows that are loaded
     Scalar* raw(Index part, Index i, Index h) {
-      return raw_.data() + ((part * stretch + i) * heads() + h) * head_size();
+      return raw_.data() + ((part * stretch + i) * heads() + h) * dim_head() * count;
     }
     Scalar* inverse(Index part, Index i) { return inverses_.data() + (part * stretch + i) * count; }
 
@@ -721,10 +721,8 @@ class LocalMHA {
         const Range blocks = blocks_of(part == 0 ? asked : made);
         for (Index block = blocks.begin; block < blocks.end; ++block) {
           Scalar* to = inverse(part, block - first_block);
-          // What fills up the heads is 0.
           weights_->norms_of_all[to_size(part)]
-              .inverse(heads() * padded_channels<Scalar>(dim_head()),
-                       raw(part, block - first_block, 0))
+              .inverse(raw(part, block - first_block, 0))
               .store(to);
           if (saved_ != nullptr)
             std::copy_n(to, count, saved_->inverses[first_saved_ + block] + part * count);

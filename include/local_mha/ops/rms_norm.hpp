@@ -38,10 +38,10 @@ class RmsNorm {
   Index dim() const { return weight_.size(); }
 
   /// `r` of each position of a block.
-  /// \param block `[channels][block_rows]`: all `dim()` channels, and any that are 0
-  LOCAL_MHA_INLINE L inverse(Index channels, const Scalar* block) const {
+  /// \param block `[dim][block_rows]`
+  LOCAL_MHA_INLINE L inverse(const Scalar* block) const {
     const L root = detail::root_of_squares(
-        channels, block, mean_factor(),
+        dim(), block, mean_factor(),
         [&](const L& square) { return square + L::broadcast(typename L::Value(eps_)); },
         [](const L& x) { return x; });
     return L::broadcast(Scalar(1)) / root;
@@ -58,7 +58,7 @@ class RmsNorm {
 
   /// Normalizes each position of a block in place.
   /// \param block `[dim][block_rows]`
-  void apply(Scalar* block) const { apply(0, dim(), inverse(dim(), block), block, block); }
+  void apply(Scalar* block) const { apply(0, dim(), inverse(block), block, block); }
 
   /// The first step back: `g` becomes `g ⊙ weight`.
   /// \param first, channels the part
@@ -97,7 +97,7 @@ class RmsNorm {
   /// \param grad the same shape
   /// \param sums the same shape: the gradient of the weight is added here, a value for each lane
   void apply_backward(const Scalar* x, Scalar* grad, Scalar* sums) const {
-    const L r = inverse(dim(), x);
+    const L r = inverse(x);
     end_backward(dim(), r, begin_backward(0, dim(), r, x, grad, sums), x, grad);
   }
 
@@ -106,7 +106,7 @@ class RmsNorm {
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
     if (x.cols() != dim()) reject("x", std::to_string(dim()) + " columns", x.cols());
     return map_blocks<Scalar>(x, dim(), 1, [&](Index, const Scalar* in, Scalar* out) {
-      apply(0, dim(), inverse(dim(), in), in, out);
+      apply(0, dim(), inverse(in), in, out);
     });
   }
 
