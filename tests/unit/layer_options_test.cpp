@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <functional>
 #include <limits>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -469,6 +471,8 @@ TYPED_TEST(LayerOptions, HaveTheirGradientsInALongSequence) {
 
 TYPED_TEST(LayerOptions, Stream) {
   using Scalar = TypeParam;
+  Eigen::ThreadPool pool(3);
+  const Eigen::ThreadPoolDevice device(&pool, 3);
   for (const Option& option : options())
     for (std::uint64_t seed = 1; seed <= 40; ++seed) {
       const auto c = option_case(option, seed, seed % 10 == 0 ? Length::Long : Length::Short);
@@ -507,6 +511,15 @@ TYPED_TEST(LayerOptions, Stream) {
         }
         take(stream.flush());
         ASSERT_EQ(answered, n);
+        if (chunk == 7) {  // on threads, which share the heads
+          typename LocalMHA<Scalar>::Stream shared(mha, {.batch = batch, .max_threads = 3},
+                                                   in.bias());
+          const Tensor<Scalar, 3> ahead = shared.push(device, in.x, in.mask);
+          const Tensor<Scalar, 3> behind = shared.flush(device);
+          typename LocalMHA<Scalar>::Stream alone(mha, {.batch = batch}, in.bias());
+          EXPECT_TRUE(support::same_bits(ahead, alone.push(in.x, in.mask)));
+          EXPECT_TRUE(support::same_bits(behind, alone.flush()));
+        }
         EXPECT_TRUE(support::close(array(together), array(whole), tolerance))
             << option.name << ", seed " << seed << ", chunks of " << chunk << ", "
             << describe(c.config);
@@ -699,6 +712,42 @@ TYPED_TEST(LayerOptions, OfNormsTakeNumbersOfAnySize) {
     auto gradients = LocalMHAParameters<Scalar>::zeros(config);
     const auto grad_x = mha.backward(gradients, saved, y, x);
     for (const Scalar g : array(grad_x).data) EXPECT_TRUE(std::isfinite(g));
+  }
+}
+
+// The state of a stream says of which options it is.
+TEST(StreamStates, AreThoseOfTheirOptions) {
+  const LocalMHAConfig plain{
+      .dim = 24, .window_size = 5, .dim_head = 8, .heads = 3, .prenorm = true};
+  std::vector<LocalMHAConfig> configs(12, plain);
+  configs[1].qkv_bias = true;
+  configs[2].out_bias = true;
+  configs[3].rotary.theta = 100;
+  configs[4].rotary.rotary_dim = 4;
+  configs[5].rotary.pairing = local_mha::RotaryPairing::interleaved;
+  configs[6].rotary.factor = 1.5;
+  configs[7].rotary.inv_freq = {1, 0.5, 0.25, 0.125};
+  configs[8].scale = 1;
+  configs[9].qk_norm.kind = local_mha::QkNormKind::rms;
+  configs[10].qk_norm.kind = local_mha::QkNormKind::rms_all;
+  configs[11].norm.kind = local_mha::NormKind::rms;
+  Tensor<float, 3> x(1, 9, 24);
+  x.setRandom();
+  for (std::size_t i = 0; i < configs.size(); ++i) {
+    LocalMHA<float>::Stream from(LocalMHA<float>{configs[i]});
+    from.push(x);
+    std::ostringstream saved;
+    from.save(saved);
+    for (std::size_t j = 0; j < configs.size(); ++j) {
+      LocalMHA<float>::Stream to(LocalMHA<float>{configs[j]});
+      std::istringstream in(saved.str());
+      if (i == j) {
+        to.load(in);
+        EXPECT_TRUE(support::same_bits(from.push(x), to.push(x))) << i;
+      } else {
+        EXPECT_THROW(to.load(in), std::invalid_argument) << i << ", " << j;
+      }
+    }
   }
 }
 
