@@ -10,11 +10,75 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// Which channels of a head the rotary embedding turns together.
+enum class RotaryPairing : std::uint8_t {
+  /// `m` and `m + rotary_dim/2`, as GPT-NeoX and the models of Hugging Face have them.
+  halves,
+  /// `2m` and `2m + 1`, as RoFormer and GPT-J have them.
+  interleaved,
+};
+
+/// How the rotary embedding turns: pair `m < rotary_dim/2` by the angle `θ_m` from a position to
+/// the next.
+struct RotaryConfig {
+  /// `θ_m = theta^(−2m/rotary_dim)`; at least 1.
+  double theta = 10000;
+  /// The first channels of a head, which turn; the others stay. Even. Empty: all.
+  std::optional<Index> rotary_dim = {};
+  /// The channels of a pair.
+  RotaryPairing pairing = RotaryPairing::halves;
+  /// `θ_m` themselves, `[rotary_dim/2]`, as YaRN and other scalings make them: then `theta` has no
+  /// use. Empty: those of `theta`.
+  std::vector<double> inv_freq = {};
+  /// Multiplies cosines and sines, and so its square the scores of the channels that turn.
+  double factor = 1;
+
+  friend bool operator==(const RotaryConfig&, const RotaryConfig&) = default;
+};
+
+/// How a layer normalizes its input.
+enum class NormKind : std::uint8_t {
+  /// `(x − mean) / √(var + eps) ⊙ weight + bias`
+  layer,
+  /// `x / √(mean(x²) + eps) ⊙ weight`
+  rms,
+};
+
+/// Normalization of a layer's input.
+struct NormConfig {
+  NormKind kind = NormKind::layer;
+  /// From 1e-30 to 1e30.
+  double eps = 1e-5;
+
+  friend bool operator==(const NormConfig&, const NormConfig&) = default;
+};
+
+/// How queries and keys are normalized.
+enum class QkNormKind : std::uint8_t {
+  none,
+  /// `x / max(‖x‖₂, 1e-12) ⊙ scale` of each head, and the scores times `qk_scale`.
+  l2,
+  /// `x / √(mean(x²) + eps) ⊙ weight` of each head, as Qwen 3 and Gemma 3 have it.
+  rms,
+  /// The same over the channels of all heads, as OLMo 2 and 3 have it.
+  rms_all,
+};
+
+/// Normalization of queries and keys.
+struct QkNormConfig {
+  QkNormKind kind = QkNormKind::none;
+  /// Of the root mean squares; from 1e-30 to 1e30.
+  double eps = 1e-6;
+
+  friend bool operator==(const QkNormConfig&, const QkNormConfig&) = default;
+};
 
 /// Windows ahead that a query sees.
 template <typename Config>
@@ -32,6 +96,13 @@ auto meaning_of(const Config& config) {
                     resolved_look_forward(config), config.dropout, config.exact_windowsize,
                     config.use_rotary_pos_emb, config.use_xpos,
                     config.use_xpos ? config.xpos_scale_base : no_base);
+}
+
+// Whether embeddings of heads of `dim` channels turn in the same way.
+inline bool same_rotary(const RotaryConfig& a, const RotaryConfig& b, Index dim) {
+  return a.rotary_dim.value_or(dim) == b.rotary_dim.value_or(dim) && a.pairing == b.pairing &&
+         a.inv_freq == b.inv_freq && (a.theta == b.theta || !a.inv_freq.empty()) &&
+         a.factor == b.factor;
 }
 
 }  // namespace detail
@@ -62,13 +133,24 @@ struct LocalAttentionConfig {
   bool use_xpos = false;
   /// Distance over which xPos decays by `ζ`, at least 0.5. Empty: `√dim`.
   std::optional<double> xpos_scale_base = {};
+  /// How the rotary embedding turns. With xPos, only `theta` may differ from the default.
+  RotaryConfig rotary = {};
 
   /// Options without a use do not count.
   friend bool operator==(const LocalAttentionConfig& a, const LocalAttentionConfig& b) {
     return detail::meaning_of(a) == detail::meaning_of(b) && a.shared_qk == b.shared_qk &&
-           a.dim == b.dim && a.scale == b.scale;
+           a.dim == b.dim && a.scale == b.scale &&
+           (!a.dim || !a.use_rotary_pos_emb || detail::same_rotary(a.rotary, b.rotary, *a.dim));
   }
 };
+
+struct LocalMHAConfig;
+
+/// How a layer normalizes queries and keys: `qk_rmsnorm` is QkNormKind::l2.
+inline QkNormKind resolved_qk_norm(const LocalMHAConfig& config);
+
+/// Factor of a layer's scores; empty: `dim_head^-0.5`.
+inline std::optional<double> resolved_scale(const LocalMHAConfig& config);
 
 /// What LocalMHA computes: LocalAttention between two projections.
 struct LocalMHAConfig {
@@ -84,11 +166,12 @@ struct LocalMHAConfig {
   double dropout = 0;
   /// A query sees no later position.
   bool causal = false;
-  /// Layer normalization of the input.
+  /// Normalization of the input, as `norm` says: by default a layer normalization.
   bool prenorm = false;
-  /// L2 normalization of queries and keys, times learned scales (the field calls it RMSNorm).
+  /// L2 normalization of queries and keys, times learned scales (the field calls it RMSNorm): the
+  /// same as `qk_norm = {.kind = QkNormKind::l2}`.
   bool qk_rmsnorm = false;
-  /// Factor of the scores if `qk_rmsnorm`; otherwise it is `dim_head^-0.5`.
+  /// Factor of the scores if `qk_rmsnorm`; otherwise it is `dim_head^-0.5`. See `scale`.
   double qk_scale = 8;
   /// xPos: the rotary scores decay with distance.
   bool use_xpos = false;
@@ -104,16 +187,44 @@ struct LocalMHAConfig {
   bool use_rotary_pos_emb = true;
   /// Each head's output times `sigmoid(to_v_gate(x))`.
   bool gate_values_per_head = false;
+  /// A bias is added to the queries, keys and values that are projected.
+  bool qkv_bias = false;
+  /// A bias is added to the result.
+  bool out_bias = false;
+  /// How the rotary embedding turns. With xPos, only `theta` may differ from the default.
+  RotaryConfig rotary = {};
+  /// Factor of the scores. Empty: `qk_scale` if `qk_rmsnorm`, else `dim_head^-0.5`.
+  std::optional<double> scale = {};
+  /// Normalization of queries and keys.
+  QkNormConfig qk_norm = {};
+  /// Which normalization `prenorm` is.
+  NormConfig norm = {};
 
   /// Options without a use do not count.
   friend bool operator==(const LocalMHAConfig& a, const LocalMHAConfig& b) {
-    const auto qk_scale_of = [](const LocalMHAConfig& c) { return c.qk_rmsnorm ? c.qk_scale : 0; };
+    const auto qk_eps_of = [](const LocalMHAConfig& c) {
+      const bool rms = resolved_qk_norm(c) >= QkNormKind::rms;
+      return rms ? c.qk_norm.eps : 0;
+    };
     return detail::meaning_of(a) == detail::meaning_of(b) && a.dim == b.dim &&
            a.dim_head == b.dim_head && a.heads == b.heads && a.prenorm == b.prenorm &&
-           a.qk_rmsnorm == b.qk_rmsnorm && qk_scale_of(a) == qk_scale_of(b) &&
-           a.gate_values_per_head == b.gate_values_per_head;
+           resolved_qk_norm(a) == resolved_qk_norm(b) && qk_eps_of(a) == qk_eps_of(b) &&
+           resolved_scale(a) == resolved_scale(b) &&
+           a.gate_values_per_head == b.gate_values_per_head && a.qkv_bias == b.qkv_bias &&
+           a.out_bias == b.out_bias && (!a.prenorm || a.norm == b.norm) &&
+           (!a.use_rotary_pos_emb || detail::same_rotary(a.rotary, b.rotary, a.dim_head));
   }
 };
+
+inline QkNormKind resolved_qk_norm(const LocalMHAConfig& config) {
+  return config.qk_rmsnorm ? QkNormKind::l2 : config.qk_norm.kind;
+}
+
+inline std::optional<double> resolved_scale(const LocalMHAConfig& config) {
+  if (config.scale) return config.scale;
+  const bool l2 = resolved_qk_norm(config) == QkNormKind::l2;
+  return l2 ? std::optional<double>(config.qk_scale) : std::nullopt;
+}
 
 /// What LocalTransformer computes. The members after `use_dynamic_pos_bias` are handed to every
 /// LocalMHA, as the Python module does with its further keyword arguments.
@@ -211,6 +322,72 @@ inline void require_look_around(const LocalAttentionConfig& config) {
   if (look_forward > most_windows) reject("look_forward", "at most 2^20 windows", look_forward);
 }
 
+// Numbers that lie between those that float has.
+inline void require_eps(std::string_view argument, double eps) {
+  if (!(eps >= 1e-30 && eps <= 1e30)) reject(argument, "a number from 1e-30 to 1e30", eps);
+}
+
+inline void require_norm(const NormConfig& norm) {
+  if (norm.kind != NormKind::layer && norm.kind != NormKind::rms)
+    reject("norm.kind", "layer or rms", static_cast<int>(norm.kind));
+  require_eps("norm.eps", norm.eps);
+}
+
+inline void require_qk_norm(bool qk_rmsnorm, const QkNormConfig& norm) {
+  const bool rms = norm.kind == QkNormKind::rms || norm.kind == QkNormKind::rms_all;
+  if (!rms && norm.kind != QkNormKind::none && norm.kind != QkNormKind::l2)
+    reject("qk_norm.kind", "none, l2, rms or rms_all", static_cast<int>(norm.kind));
+  if (qk_rmsnorm && rms)
+    reject("qk_norm.kind", "none or l2, because qk_rmsnorm is the latter",
+           norm.kind == QkNormKind::rms ? "rms" : "rms_all");
+  if (rms) require_eps("qk_norm.eps", norm.eps);
+}
+
+// Channels of the weights of QkNormKind::rms and rms_all; 0: there are none.
+inline Index qk_norm_channels(const LocalMHAConfig& config) {
+  switch (resolved_qk_norm(config)) {
+    case QkNormKind::rms:
+      return config.dim_head;
+    case QkNormKind::rms_all:
+      return config.heads * config.dim_head;
+    default:
+      return 0;
+  }
+}
+
+// \param dim channels of a head, which `dim_name` says
+inline void require_rotary(const RotaryConfig& rotary, std::string_view dim_name, Index dim) {
+  if (!rotary.rotary_dim && dim % 2 != 0)
+    reject(dim_name, "an even number, because rotary pairs the channels of a head", dim);
+  const Index turned = rotary.rotary_dim.value_or(dim);
+  if (turned < 2 || turned > dim || turned % 2 != 0)
+    reject("rotary.rotary_dim",
+           "an even number from 2 to the " + std::to_string(dim) + " channels of a head", turned);
+  if (!(std::isfinite(rotary.theta) && rotary.theta >= 1))
+    reject("rotary.theta", "a finite number of at least 1", rotary.theta);
+  if (rotary.pairing != RotaryPairing::halves && rotary.pairing != RotaryPairing::interleaved)
+    reject("rotary.pairing", "halves or interleaved", static_cast<int>(rotary.pairing));
+  if (!rotary.inv_freq.empty() && static_cast<Index>(rotary.inv_freq.size()) != turned / 2)
+    reject("rotary.inv_freq", std::to_string(turned / 2) + " frequencies, or none",
+           rotary.inv_freq.size());
+  // Of an angle beyond any of a position, double has no digits left.
+  for (const double frequency : rotary.inv_freq)
+    if (!(std::abs(frequency) <= 0x1p20))
+      reject("rotary.inv_freq", "frequencies of at most 2^20", frequency);
+  if (!(std::isfinite(rotary.factor) && rotary.factor > 0))
+    reject("rotary.factor", "a positive finite number", rotary.factor);
+}
+
+// xPos is defined for all channels in halves.
+inline void require_rotary_of_xpos(const RotaryConfig& rotary, Index dim) {
+  if (rotary.rotary_dim.value_or(dim) != dim || rotary.pairing != RotaryPairing::halves ||
+      !rotary.inv_freq.empty() || rotary.factor != 1)
+    reject("use_xpos",
+           "false, because xPos is of a rotary embedding of all channels, in halves, without given "
+           "frequencies and factor",
+           true);
+}
+
 }  // namespace detail
 
 /// \throws std::invalid_argument naming the first member that is out of range
@@ -222,8 +399,7 @@ inline void validate(const LocalAttentionConfig& config) {
   if (config.dim) {
     detail::require_at_least("dim", *config.dim, 1);
     detail::require_dim_head("dim", *config.dim);
-    if (config.use_rotary_pos_emb && *config.dim % 2 != 0)
-      reject("dim", "an even number, because rotary pairs the channels of a head", *config.dim);
+    if (config.use_rotary_pos_emb) detail::require_rotary(config.rotary, "dim", *config.dim);
   }
   if (config.use_xpos) {
     if (!config.dim || !config.use_rotary_pos_emb)
@@ -233,6 +409,7 @@ inline void validate(const LocalAttentionConfig& config) {
       if (!(*config.xpos_scale_base >= 0.5))
         reject("xpos_scale_base", "at least 0.5", *config.xpos_scale_base);
     }
+    detail::require_rotary_of_xpos(config.rotary, *config.dim);
   }
 }
 
@@ -247,11 +424,12 @@ inline LocalAttentionConfig attention_config(const LocalMHAConfig& config) {
       .shared_qk = false,
       .dim = config.dim_head,
       .exact_windowsize = config.exact_windowsize,
-      .scale = config.qk_rmsnorm ? std::optional<double>(config.qk_scale) : std::nullopt,
+      .scale = resolved_scale(config),
       .use_rotary_pos_emb = config.use_rotary_pos_emb,
       .use_xpos = config.use_xpos,
       .xpos_scale_base =
           config.xpos_scale_base.value_or(std::sqrt(static_cast<double>(config.dim))),
+      .rotary = config.rotary,
   };
 }
 
@@ -262,12 +440,12 @@ inline void validate(const LocalMHAConfig& config) {
   detail::require_at_least("dim_head", config.dim_head, 1);
   detail::require_dim_head("dim_head", config.dim_head);
   detail::require_at_least("heads", config.heads, 1);
-  if (config.use_rotary_pos_emb && config.dim_head % 2 != 0)
-    reject("dim_head", "an even number, because rotary pairs the channels of a head",
-           config.dim_head);
+  if (config.use_rotary_pos_emb) detail::require_rotary(config.rotary, "dim_head", config.dim_head);
   detail::require_product("heads", config.heads, config.dim_head);
   detail::require_product("dim", config.dim, 3 * config.heads * config.dim_head);
   detail::require_finite("qk_scale", config.qk_scale);
+  if (config.prenorm) detail::require_norm(config.norm);
+  detail::require_qk_norm(config.qk_rmsnorm, config.qk_norm);
   validate(attention_config(config));
 }
 

@@ -24,6 +24,7 @@
   EXTERN template class LocalTransformer<Scalar>;                                             \
   EXTERN template class FeedForward<Scalar>;                                                  \
   EXTERN template class LayerNorm<Scalar>;                                                    \
+  EXTERN template class RmsNorm<Scalar>;                                                      \
   EXTERN template class Linear<Scalar>;                                                       \
   EXTERN template class DynamicPositionBias<Scalar>;                                          \
   EXTERN template class SequenceStream<Scalar>;                                               \

@@ -28,10 +28,14 @@ void initialize(LocalMHAParameters<Scalar>& p, RandomSequence& random) {
   p.norm_weight.setOnes();
   p.q_scale.setOnes();
   p.k_scale.setOnes();
+  p.q_norm_weight.setOnes();
+  p.k_norm_weight.setOnes();
   initialize_linear<Scalar>(p.to_qkv, p.to_qkv.cols(), random);
+  initialize_linear<Scalar>(p.to_qkv_bias, p.to_qkv.cols(), random);
   initialize_linear<Scalar>(p.to_v_gate_weight, p.to_v_gate_weight.cols(), random);
   initialize_linear<Scalar>(p.to_v_gate_bias, p.to_v_gate_weight.cols(), random);
   initialize_linear<Scalar>(p.to_out, p.to_out.cols(), random);
+  initialize_linear<Scalar>(p.to_out_bias, p.to_out.cols(), random);
 }
 
 template <typename Scalar>

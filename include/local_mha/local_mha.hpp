@@ -18,7 +18,9 @@
 #include <local_mha/ops/feed_forward.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
+#include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/sampling.hpp>
 #include <local_mha/parameters.hpp>

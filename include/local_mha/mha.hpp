@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <iterator>
 #include <limits>
@@ -28,9 +29,10 @@
 #include <local_mha/initialization.hpp>
 #include <local_mha/mha_backward.hpp>
 #include <local_mha/ops/activations.hpp>
-#include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
+#include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -258,8 +260,9 @@ class LocalMHA {
     const Weights& w = *weights_;
     auto& grad_bias = workspace.grad_bias_;
     grad_bias.prepare(grad_attn_bias != nullptr ? attn_bias : Bias(), config().heads);
-    detail::LayerBackward<Scalar>({w.config, w.parameters, w.attention, w.norm, w.q_norm, w.k_norm},
-                                  saved, workspace.backward_, thread_count(device))
+    detail::LayerBackward<Scalar>(
+        {w.config, w.parameters, w.attention, w.norm, w.q_norm, w.k_norm, w.norms_of_all}, saved,
+        workspace.backward_, thread_count(device))
         .run(device, inputs, saved.call.options().training, x.data(), grad_y.data(), grad_x.data(),
              gradients, grad_bias);
     if (grad_attn_bias != nullptr) grad_bias.add_to(*grad_attn_bias);
@@ -295,10 +298,29 @@ class LocalMHA {
     Weights(const LocalMHAConfig& layer_config, Parameters given)
         : config(layer_config), attention(attention_config(config)), parameters(std::move(given)) {
       const Parameters& p = parameters;
-      if (config.prenorm) norm = LayerNorm<Scalar>(p.norm_weight, p.norm_bias);
-      if (config.qk_rmsnorm) {
-        q_norm = QkNorm<Scalar>(p.q_scale);
-        k_norm = QkNorm<Scalar>(p.k_scale);
+      if (config.prenorm) {
+        const double eps = config.norm.eps;
+        norm = config.norm.kind == NormKind::layer
+                   ? Prenorm<Scalar>(LayerNorm<Scalar>(p.norm_weight, p.norm_bias, eps))
+                   : Prenorm<Scalar>(RmsNorm<Scalar>(p.norm_weight, eps));
+      }
+      const auto rms = [&](const Vector<Scalar>& weight) {
+        return RmsNorm<Scalar>(weight, config.qk_norm.eps);
+      };
+      switch (resolved_qk_norm(config)) {
+        case QkNormKind::none:
+          break;
+        case QkNormKind::l2:
+          q_norm = QkNorm<Scalar>(p.q_scale);
+          k_norm = QkNorm<Scalar>(p.k_scale);
+          break;
+        case QkNormKind::rms:
+          q_norm = QkNorm<Scalar>(rms(p.q_norm_weight));
+          k_norm = QkNorm<Scalar>(rms(p.k_norm_weight));
+          break;
+        case QkNormKind::rms_all:
+          norms_of_all = {rms(p.q_norm_weight), rms(p.k_norm_weight)};
+          break;
       }
       const Index dim_head = config.dim_head;
       to_qkv = PackedWeight<Scalar>(p.to_qkv, dim_head);
@@ -309,9 +331,10 @@ class LocalMHA {
     LocalMHAConfig config;
     LocalAttention<Scalar> attention;
     Parameters parameters;
-    LayerNorm<Scalar> norm;
+    Prenorm<Scalar> norm;
     QkNorm<Scalar> q_norm;
     QkNorm<Scalar> k_norm;
+    std::array<RmsNorm<Scalar>, 2> norms_of_all;  // of queries and of keys, all heads together
     PackedWeight<Scalar> to_qkv;
     PackedWeight<Scalar> to_v_gate;
     PackedWeight<Scalar> to_out;
@@ -418,6 +441,10 @@ class LocalMHA {
           spread_(make_block_buffer<Scalar>(
               (std::max)(spread_size(weights.to_qkv), spread_size(weights.to_out)))),
           projected_(make_block_buffer<Scalar>(gates_row() + heads())) {
+      if (norms_all_heads()) {
+        raw_ = make_block_buffer<Scalar>(2 * stretch * heads() * dim_head() * count);
+        inverses_ = make_block_buffer<Scalar>(2 * stretch * count);
+      }
       const Index reach =
           (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
       const Index most_channels = padded_channels<Scalar>((std::max)(heads(), dim_head()));
@@ -460,6 +487,7 @@ class LocalMHA {
         if (task.kind == TaskOrder::Kind::make) {
           load(Eigen::DefaultDevice(), rows, x + first);
           make_gates(past, rows, rows);
+          project_together(Eigen::DefaultDevice(), rows, rows);
           for (Index h = 0; h < heads(); ++h) make_head(scratch_.front(), past, rows, rows, h);
         } else {
           for (Index h = 0; h < heads(); ++h) attend(scratch_.front(), past, rows, h);
@@ -500,16 +528,23 @@ class LocalMHA {
       for (Index block = 0; block * count < seqlen_; ++block) {
         const Range rows{block * count, (std::min)((block + 1) * count, seqlen_)};
         load(Eigen::DefaultDevice(), rows, x + rows.begin * dim());
-        const auto make = [&](Index group, const QkNorm<Scalar>& norm, Tensor<Scalar, 4>& to) {
-          const Index h = group % heads();
-          project(weights_->to_qkv, group, x_.data(), 1, [&](Index) { return normed.data(); });
-          if (config().qk_rmsnorm) norm.apply(normed.data());
+        project_together(Eigen::DefaultDevice(), rows, rows);
+        const auto make = [&](Index part, Index h, Tensor<Scalar, 4>& to) {
+          if (norms_all_heads()) {
+            normalize_together(part, 0, h, normed.data());
+          } else {
+            const Index group = part * heads() + h;
+            project(weights_->to_qkv, group, x_.data(), 1, [&](Index) { return normed.data(); });
+            add_qkv_bias(group, rows, rows.begin, normed.data());
+            const QkNorm<Scalar>& norm = part == 0 ? weights_->q_norm : weights_->k_norm;
+            if (norm) norm.apply(normed.data());
+          }
           store_block(dim_head(), rows.end - rows.begin, normed.data(),
                       [&](Index r) { return &to(b, h, rows.begin + r, 0); });
         };
         for (Index h = 0; h < heads(); ++h) {
-          make(h, weights_->q_norm, q);
-          make(heads() + h, weights_->k_norm, k);
+          make(0, h, q);
+          make(1, h, k);
         }
       }
     }
@@ -577,30 +612,20 @@ class LocalMHA {
     }
     Index gates_row() const { return 3 * heads() * dim_head(); }
 
-    // Projects rows by the weights of a group, and makes each block of the result what it is to be
-    // in the ring by `finish(first_row, block)`. Rows that a block had before stay.
-    // \param loaded the rows that are in x_; a single one is in projected_, from `first_row` on
-    template <typename Finish>
-    void project_into(Scratch& scratch, Ring<Scalar>& ring, const PackedWeight<Scalar>& weight,
-                      Index group, Index first_row, const Range& rows, const Range& loaded,
-                      Finish&& finish) {
+    // Puts rows into a ring: `make(blocks, target)` makes their blocks, block `b` at `target(b)`,
+    // and `finish(first_row, block)` makes each what it is to be there. Rows that a block had
+    // before stay.
+    template <typename Make, typename Finish>
+    void put_rows(Scratch& scratch, Ring<Scalar>& ring, const Range& rows, bool single, Make&& make,
+                  Finish&& finish) {
       const Range blocks = blocks_of(rows);
+      if (blocks.begin == blocks.end) return;
       const int first_lane = static_cast<int>(rows.begin % count);
       Scalar* const begun = scratch.begun.data();
       const auto target = [&](Index block) {
         return first_lane > 0 && block == blocks.begin ? begun : ring[block];
       };
-      const bool single = is_single(loaded);
-      if (blocks.begin == blocks.end) return;
-      if (single) {
-        Scalar* block = target(blocks.begin);
-        if (first_lane == 0) std::fill(block, block + weight.group_rows() * count, Scalar(0));
-        for (Index c = 0; c < weight.group_rows(); ++c)
-          block[c * count + first_lane] = projected_[to_size(first_row + c)];
-      } else {
-        project(weight, group, x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
-                blocks.end - blocks.begin, [&](Index i) { return target(blocks.begin + i); });
-      }
+      make(blocks, target);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         finish(block * count, target(block));
       if (first_lane > 0 && single)
@@ -609,11 +634,106 @@ class LocalMHA {
         ring.put_lanes(blocks.begin, first_lane, begun);
     }
 
+    // The same of rows that the weights of a group project.
+    // \param loaded the rows that are in x_; a single one is in projected_, from `first_row` on
+    template <typename Finish>
+    void project_into(Scratch& scratch, Ring<Scalar>& ring, const PackedWeight<Scalar>& weight,
+                      Index group, Index first_row, const Range& rows, const Range& loaded,
+                      Finish&& finish) {
+      const bool single = is_single(loaded);
+      put_rows(
+          scratch, ring, rows, single,
+          [&](const Range& blocks, auto&& target) {
+            if (single)
+              return put_projected(weight.group_rows(), first_row, rows.begin % count,
+                                   target(blocks.begin));
+            project(weight, group,
+                    x_.data() + (blocks.begin - loaded.begin / count) * dim() * count,
+                    blocks.end - blocks.begin, [&](Index i) { return target(blocks.begin + i); });
+          },
+          finish);
+    }
+
+    // A lane of a block from projected_; if it is the first, the others become 0.
+    void put_projected(Index channels, Index first_row, Index lane, Scalar* block) const {
+      if (lane == 0) std::fill(block, block + channels * count, Scalar(0));
+      for (Index c = 0; c < channels; ++c)
+        block[c * count + lane] = projected_[to_size(first_row + c)];
+    }
+
     template <typename Finish>
     void project_head(Scratch& scratch, Ring<Scalar>& ring, Index group, const Range& rows,
                       const Range& loaded, Finish&& finish) {
       project_into(scratch, ring, weights_->to_qkv, group, group * dim_head(), rows, loaded,
                    finish);
+    }
+
+    // Adds to_qkv's bias to a head's block whose first row is `first`. What is none of `rows`
+    // becomes 0, as it is without a bias.
+    void add_qkv_bias(Index group, const Range& rows, Index first, Scalar* block) const {
+      if (!config().qkv_bias) return;
+      add_bias(dim_head(), weights_->parameters.to_qkv_bias.data() + group * dim_head(), block);
+      const Range lanes = Range{rows.begin - first, rows.end - first}.clipped_to({0, count});
+      clear_other_lanes(dim_head(), {static_cast<int>(lanes.begin), static_cast<int>(lanes.end)},
+                        block);
+    }
+
+    // Queries and keys are normalized over all heads.
+    bool norms_all_heads() const { return resolved_qk_norm(config()) == QkNormKind::rms_all; }
+
+    // Blocks that are projected, but not yet normalized, and what they are to be multiplied with.
+    // \param part 0: queries, 1: keys
+    // \param i block of the rows that are loaded
+    Scalar* raw(Index part, Index i, Index h) {
+      return raw_.data() + ((part * stretch + i) * heads() + h) * dim_head() * count;
+    }
+    Scalar* inverse(Index part, Index i) { return inverses_.data() + (part * stretch + i) * count; }
+
+    // Projects queries of the rows `asked` and keys of the rows `made`, which are loaded, of all
+    // heads: before any of them is known, none can be normalized. The threads of the device share
+    // the heads.
+    template <typename Device>
+    void project_together(const Device& device, const Range& made, const Range& asked) {
+      if (!norms_all_heads()) return;
+      const Index first_block = made.begin / count;
+      parallel_for(
+          device, (std::min)(workers(device), 2 * heads()), 2 * heads(), [&](Index, Index group) {
+            const Index part = group / heads();
+            const Range& rows = part == 0 ? asked : made;
+            const Range blocks = blocks_of(rows);
+            const auto target = [&](Index block) {
+              return raw(part, block - first_block, group % heads());
+            };
+            if (blocks.begin == blocks.end) return;
+            if (is_single(made)) {
+              std::fill_n(target(blocks.begin), dim_head() * count, Scalar(0));
+              put_projected(dim_head(), group * dim_head(), rows.begin % count,
+                            target(blocks.begin));
+            } else {
+              project(weights_->to_qkv, group,
+                      x_.data() + (blocks.begin - first_block) * dim() * count,
+                      blocks.end - blocks.begin, [&](Index i) { return target(blocks.begin + i); });
+            }
+            for (Index block = blocks.begin; block < blocks.end; ++block)
+              add_qkv_bias(group, rows, block * count, target(block));
+          });
+      for (Index part = 0; part < 2; ++part) {
+        const Range blocks = blocks_of(part == 0 ? asked : made);
+        for (Index block = blocks.begin; block < blocks.end; ++block) {
+          Scalar* to = inverse(part, block - first_block);
+          weights_->norms_of_all[to_size(part)]
+              .inverse(raw(part, block - first_block, 0))
+              .store(to);
+          if (saved_ != nullptr)
+            std::copy_n(to, count, saved_->inverses[first_saved_ + block] + part * count);
+        }
+      }
+    }
+
+    // A head's block that project_together() made.
+    void normalize_together(Index part, Index i, Index h, Scalar* to) {
+      weights_->norms_of_all[to_size(part)].apply(
+          h * dim_head(), dim_head(), Lanes<Scalar>::load(inverse(part, i)), raw(part, i, h), to);
     }
 
     void make_gates(Past<Scalar>& past, const Range& rows, const Range& loaded) {
@@ -638,21 +758,49 @@ class LocalMHA {
                   (saved_->*part)[first_saved_ + first / count] + h * head_size());
     }
 
+    // Queries (part 0) or keys (part 1) of a head as the kernel takes them.
+    void make_normed(Scratch& scratch, Ring<Scalar>& ring, Index part, const Range& rows,
+                     const Range& made, Index h) {
+      const auto saved_part = part == 0 ? &Saved::q : &Saved::k;
+      const auto place = [&](Index first, Scalar* block) {
+        if (part == 0)
+          weights_->attention.place_queries(dim_head(), block, first);
+        else
+          weights_->attention.place_keys(dim_head(), block, first);
+      };
+      if (norms_all_heads()) {
+        put_rows(
+            scratch, ring, rows, is_single(made),
+            [&](const Range& blocks, auto&& target) {
+              for (Index block = blocks.begin; block < blocks.end; ++block) {
+                const Index i = block - made.begin / count;
+                save(saved_part, raw(part, i, h), block * count, h);
+                normalize_together(part, i, h, target(block));
+              }
+            },
+            place);
+        return;
+      }
+      const QkNorm<Scalar>& norm = part == 0 ? weights_->q_norm : weights_->k_norm;
+      const Index group = part * heads() + h;
+      project_head(scratch, ring, group, rows, made, [&](Index first, Scalar* block) {
+        add_qkv_bias(group, rows, first, block);
+        save(saved_part, block, first, h);
+        if (norm) norm.apply(block);
+        place(first, block);
+      });
+    }
+
     // Queries of the rows `asked`, keys and values of the rows `made`, which are loaded.
     void make_head(Scratch& scratch, Past<Scalar>& past, const Range& made, const Range& asked,
                    Index h) {
-      project_head(scratch, past.queries(h), h, asked, made, [&](Index first, Scalar* queries) {
-        save(&Saved::q, queries, first, h);
-        if (config().qk_rmsnorm) weights_->q_norm.apply(queries);
-        weights_->attention.place_queries(dim_head(), queries, first);
-      });
-      project_head(scratch, past.keys(h), heads() + h, made, made, [&](Index first, Scalar* keys) {
-        save(&Saved::k, keys, first, h);
-        if (config().qk_rmsnorm) weights_->k_norm.apply(keys);
-        weights_->attention.place_keys(dim_head(), keys, first);
-      });
+      make_normed(scratch, past.queries(h), 0, asked, made, h);
+      make_normed(scratch, past.keys(h), 1, made, made, h);
       project_head(scratch, past.values(h), 2 * heads() + h, made, made,
-                   [&](Index first, Scalar* values) { save(&Saved::v, values, first, h); });
+                   [&](Index first, Scalar* values) {
+                     add_qkv_bias(2 * heads() + h, made, first, values);
+                     save(&Saved::v, values, first, h);
+                   });
       const Range blocks = blocks_of(made);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         past.values(h).note_finite(block);
@@ -696,8 +844,14 @@ class LocalMHA {
         else
           project(weight, 0, some_rows, out_.data(), blocks.end - blocks.begin, block_of_y);
       });
-      if (single) return;
+      const Scalar* const bias =
+          config().out_bias ? weights_->parameters.to_out_bias.data() : nullptr;
+      if (single) {
+        for (Index c = 0; bias != nullptr && c < dim(); ++c) y[c] += bias[c];
+        return;
+      }
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
+        if (bias != nullptr) add_bias(dim(), bias, block_of_y(block - blocks.begin));
         store_lanes(dim(), lanes, block_of_y(block - blocks.begin),
                     [&](Index r) { return y + (block * count + r - rows.begin) * dim(); });
       });
@@ -718,6 +872,9 @@ class LocalMHA {
     BlockBuffer<Scalar> spread_;
     BlockBuffer<Scalar> projected_;  // what it is projected to: `[to_qkv's rows, gates]`
     bool one_by_one_ = false;
+    // If queries and keys are normalized over all heads: see project_together().
+    BlockBuffer<Scalar> raw_;       // [queries, keys][block][head][channel][count]
+    BlockBuffer<Scalar> inverses_;  // [queries, keys][block][count]
     std::vector<AttentionHead<Scalar>> heads_;
     std::vector<Dropout<Scalar>> dropouts_;
     Saved* saved_ = nullptr;  // null: nothing is kept
@@ -810,6 +967,7 @@ void LocalMHA<Scalar>::Flow::step(const Device& device, Past<Scalar>& past, cons
   load(device, made, x);
   make_gates(past, asked, made);
   if (made.begin == made.end && answered.begin == answered.end) return;
+  project_together(device, made, asked);
   parallel_for(device, (std::min)(workers(device), heads()), heads(), [&](Index worker, Index h) {
     Scratch& scratch = scratch_[to_size(worker)];
     make_head(scratch, past, made, asked, h);

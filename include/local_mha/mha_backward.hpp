@@ -4,9 +4,11 @@
 ///
 ///     g_heads = g_y · W_out                         dW_out += g_yᵀ · (gate ⊙ out)
 ///     g_out = gate ⊙ g_heads                        g_gate = σ' · Σ_c g_heads · out
-///     g_q, g_k, g_v = attention's backward(g_out)   through rotary and QkNorm
+///     g_q, g_k, g_v = attention's backward(g_out)   through rotary and QkNorm, or RmsNorm
 ///     g_x = [g_q | g_k | g_v] · W_qkv               dW_qkv += [g_q | g_k | g_v]ᵀ · x
-///     through the gates' projection and LayerNorm
+///     through the gates' projection and the norm of the input
+///
+/// The gradients of biases are sums over the positions, of `g_y` and of `[g_q | g_k | g_v]`.
 #pragma once
 
 #include <algorithm>
@@ -26,9 +28,10 @@
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
+#include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
@@ -37,13 +40,14 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 template <typename Scalar>
-std::array<std::span<const Scalar>, 8> numbers_of(const LocalMHAParameters<Scalar>& p) {
+std::array<std::span<const Scalar>, 12> numbers_of(const LocalMHAParameters<Scalar>& p) {
   const auto numbers = [](const auto& tensor) {
     return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
   };
-  return {numbers(p.to_qkv),           numbers(p.to_out),        numbers(p.norm_weight),
-          numbers(p.norm_bias),        numbers(p.q_scale),       numbers(p.k_scale),
-          numbers(p.to_v_gate_weight), numbers(p.to_v_gate_bias)};
+  return {numbers(p.to_qkv),           numbers(p.to_out),         numbers(p.norm_weight),
+          numbers(p.norm_bias),        numbers(p.q_scale),        numbers(p.k_scale),
+          numbers(p.to_v_gate_weight), numbers(p.to_v_gate_bias), numbers(p.to_qkv_bias),
+          numbers(p.to_out_bias),      numbers(p.q_norm_weight),  numbers(p.k_norm_weight)};
 }
 
 }  // namespace detail
@@ -59,7 +63,7 @@ struct SavedLayer {
   /// Becomes room for a batch of sequences; memory that is large enough stays. Until complete(), it
   /// is that of no layer.
   void prepare(const LocalMHAConfig& layer, Index batch_size, Index length) {
-    config = of_nothing;
+    config.dim_head = config.heads = 0;
     batch = batch_size;
     seqlen = length;
     const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
@@ -67,6 +71,7 @@ struct SavedLayer {
       part->prepare(blocks, layer.heads * padded_channels<Scalar>(layer.dim_head));
     lse.prepare(blocks, 2 * layer.heads);
     gates.prepare(layer.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(layer.heads));
+    inverses.prepare(resolved_qk_norm(layer) == QkNormKind::rms_all ? blocks : 0, 2);
   }
 
   /// Becomes that of a layer and a call.
@@ -99,9 +104,10 @@ struct SavedLayer {
       reject("x", "what forward_saving() was given", "other numbers");
   }
 
-  static constexpr LocalMHAConfig of_nothing{.dim_head = 0, .heads = 0};
+  /// The configuration of no layer.
+  static LocalMHAConfig of_nothing() { return {.dim_head = 0, .heads = 0}; }
 
-  LocalMHAConfig config = of_nothing;
+  LocalMHAConfig config = of_nothing();
   Index batch = 0;
   Index seqlen = 0;
   detail::SavedCall<Scalar> call;
@@ -116,6 +122,8 @@ struct SavedLayer {
   BlockArray<Scalar> out;    ///< of the attention, before the gates
   BlockArray<Scalar> lse;    ///< `[block][head][2][block_rows]`, as AttentionKernel leaves it
   BlockArray<Scalar> gates;  ///< `[block][padded head][block_rows]`, after the sigmoid
+  /// Of QkNormKind::rms_all, `[block][queries, keys][block_rows]`: see RmsNorm::inverse().
+  BlockArray<Scalar> inverses;
 };
 
 namespace detail {
@@ -129,9 +137,10 @@ class LayerBackward {
     const LocalMHAConfig& config;
     const LocalMHAParameters<Scalar>& parameters;
     const LocalAttention<Scalar>& attention;
-    const LayerNorm<Scalar>& norm;
+    const Prenorm<Scalar>& norm;
     const QkNorm<Scalar>& q_norm;
     const QkNorm<Scalar>& k_norm;
+    const std::array<RmsNorm<Scalar>, 2>& norms_of_all;
   };
 
   /// What lies between the steps, of all positions.
@@ -147,9 +156,11 @@ class LayerBackward {
     PackedWeight<Scalar> to_out;
     PackedWeight<Scalar> to_qkv;
     PackedWeight<Scalar> to_v_gate;
-    StretchSums<Scalar> scale_sums;  // of each head
+    StretchSums<Scalar> scale_sums;  // of each head, or of all
     StretchSums<Scalar> norm_sums;
     StretchSums<Scalar> gate_sums;
+    StretchSums<Scalar> qkv_sums;
+    StretchSums<Scalar> out_sums;
     // Of a worker.
     struct Room {
       BlockArray<Scalar> block;
@@ -181,9 +192,13 @@ class LayerBackward {
     grad_qkv_.prepare(rows_.count(), 3 * heads() * head_channels());
     const Index stretches = ceil_div(rows_.count(), stretch_blocks);
     const bool gates = config().gate_values_per_head;
-    if (config().qk_rmsnorm)
+    if (norms_all_heads())
+      between.scale_sums.prepare(stretches, 2 * heads() * dim_head());
+    else if (norms_each_head())
       between.scale_sums.prepare(saved.batch * heads() * scale_stretches(), 2 * dim_head());
     if (config().prenorm) between.norm_sums.prepare(stretches, 2 * dim());
+    if (config().qkv_bias) between.qkv_sums.prepare(stretches, 3 * heads() * dim_head());
+    if (config().out_bias) between.out_sums.prepare(stretches, dim());
     between.to_out.pack(weights().to_out.transpose(), dim_head());
     between.to_qkv.pack(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
     if (gates) {
@@ -233,6 +248,8 @@ class LayerBackward {
   Index dim_head() const { return config().dim_head; }
   Index head_channels() const { return padded_channels<Scalar>(dim_head()); }
   Index head_size() const { return head_channels() * count; }
+  bool norms_each_head() const { return static_cast<bool>(layer_.q_norm); }
+  bool norms_all_heads() const { return layer_.norms_of_all.front().dim() > 0; }
   Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
   // Blocks of a sequence whose gradients of the scales are added up in the scalar.
   static constexpr Index scale_stretch = 256;
@@ -249,7 +266,7 @@ class LayerBackward {
   void project_out(const Device& device, const Scalar* x, const Scalar* grad_y,
                    LocalMHAParameters<Scalar>& gradients) {
     const PackedWeight<Scalar>& weight = between_.to_out;
-    over_stretches(device, [&](Room& rooms, Index, const Range& blocks) {
+    over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
       Scalar* const room = rooms.block[0];
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         clear_filling_gates(block);
@@ -260,6 +277,7 @@ class LayerBackward {
         }
         normed_panels_.put(block, 0, dim(), room);
         load_rows(grad_y, block, grad_y_[block]);
+        if (config().out_bias) add(dim(), grad_y_[block], between_.out_sums[stretch]);
       }
       for (Index h = 0; h < heads(); ++h) {
         project(weight, h, grad_y_[blocks.begin], blocks.end - blocks.begin,
@@ -271,6 +289,7 @@ class LayerBackward {
                         out_panels_,
                         Groups::of(heads(), dim_head(), panel_channels<Scalar>(dim_head())),
                         gradients.to_out.data());
+    if (config().out_bias) between_.out_sums.add_to(gradients.to_out_bias);
   }
 
   // A projection multiplies what fills up the gates' channels by 0.
@@ -328,12 +347,20 @@ class LayerBackward {
     }
 
     void load_queries(Index block, Scalar* to) const {
-      copy(saved(layer.saved_.q, block), to);
-      if (layer.config().qk_rmsnorm) layer.layer_.q_norm.apply(to);
+      load_normed(0, saved(layer.saved_.q, block), layer.layer_.q_norm, block, to);
     }
     void load_keys(Index block, Scalar* to) const {
-      copy(saved(layer.saved_.k, block), to);
-      if (layer.config().qk_rmsnorm) layer.layer_.k_norm.apply(to);
+      load_normed(1, saved(layer.saved_.k, block), layer.layer_.k_norm, block, to);
+    }
+    void load_normed(std::size_t part, const Scalar* from, const QkNorm<Scalar>& norm, Index block,
+                     Scalar* to) const {
+      const Index channels = layer.dim_head();
+      if (layer.norms_all_heads())
+        return layer.layer_.norms_of_all[part].apply(
+            h * channels, channels, layer.saved_inverse(static_cast<Index>(part), at(block)), from,
+            to);
+      copy(from, to);
+      if (norm) norm.apply(to);
     }
     void load_values(Index block, Scalar* to) const { copy(saved(layer.saved_.v, block), to); }
     void load_out(Index block, Scalar* to) const { copy(saved(layer.saved_.out, block), to); }
@@ -342,12 +369,12 @@ class LayerBackward {
       std::copy_n(layer.saved_.lse[at(block)] + 2 * h * count, 2 * count, to);
     }
     void store_grad_queries(Index block, Scalar* from) const {
-      if (layer.config().qk_rmsnorm)
+      if (layer.norms_each_head())
         layer.layer_.q_norm.apply_backward(saved(layer.saved_.q, block), from, sums(block));
       put_grad(0, block, from);
     }
     void store_grad_keys(Index block, Scalar* from, Scalar* /*room*/) const {
-      if (layer.config().qk_rmsnorm)
+      if (layer.norms_each_head())
         layer.layer_.k_norm.apply_backward(saved(layer.saved_.k, block), from,
                                            sums(block) + layer.dim_head() * count);
       put_grad(1, block, from);
@@ -381,9 +408,40 @@ class LayerBackward {
     };
     layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
                                    dim_head(), head_of, grad_bias, training);
-    if (!config().qk_rmsnorm) return;
-    scale_sums.add_to(gradients.q_scale);
-    scale_sums.add_to(gradients.k_scale, dim_head());
+    if (norms_all_heads()) normalize_back(device);
+    // Those that the configuration has not are empty.
+    const Index channels = norms_all_heads() ? heads() * dim_head() : dim_head();
+    for (Vector<Scalar>* of_queries : {&gradients.q_scale, &gradients.q_norm_weight})
+      scale_sums.add_to(*of_queries);
+    for (Vector<Scalar>* of_keys : {&gradients.k_scale, &gradients.k_norm_weight})
+      scale_sums.add_to(*of_keys, channels);
+  }
+
+  L saved_inverse(Index part, Index block) const {
+    return L::load(saved_.inverses[block] + part * count);
+  }
+
+  // Through the normalization over all heads.
+  template <ThreadDevice Device>
+  void normalize_back(const Device& device) {
+    over_stretches(device, [&](Room&, Index stretch, const Range& blocks) {
+      for (Index block = blocks.begin; block < blocks.end; ++block)
+        for (Index part = 0; part < 2; ++part) {
+          const RmsNorm<Scalar>& norm = layer_.norms_of_all[static_cast<std::size_t>(part)];
+          const L inverse = saved_inverse(part, block);
+          const Scalar* x = (part == 0 ? saved_.q : saved_.k)[block];
+          Scalar* grad = grad_qkv_[block] + part * heads() * head_size();
+          Scalar* sums = between_.scale_sums[stretch] + part * heads() * dim_head() * count;
+          L along = L::zero();
+          for (Index h = 0; h < heads(); ++h)
+            along = along + norm.begin_backward(h * dim_head(), dim_head(), inverse,
+                                                x + h * head_size(), grad + h * head_size(),
+                                                sums + h * dim_head() * count);
+          for (Index h = 0; h < heads(); ++h)
+            norm.end_backward(dim_head(), inverse, along, x + h * head_size(),
+                              grad + h * head_size());
+        }
+    });
   }
 
   // From the gradients of queries, keys, values and gates to those of x and the weights.
@@ -414,6 +472,11 @@ class LayerBackward {
           add(heads(), grad_gates_[blocks.begin + b], gate_sums[stretch]);
         }
       }
+      if (config().qkv_bias)
+        for (Index block = blocks.begin; block < blocks.end; ++block)
+          for (Index group = 0; group < 3 * heads(); ++group)
+            add(dim_head(), grad_qkv_[block] + group * head_size(),
+                between_.qkv_sums[stretch] + group * dim_head() * count);
       Scalar* const room = rooms.block[0];
       for (Index b = 0; b < size; ++b) {
         const Index block = blocks.begin + b;
@@ -427,9 +490,10 @@ class LayerBackward {
     });
     if (config().prenorm) {
       norm_sums.add_to(gradients.norm_weight);
-      norm_sums.add_to(gradients.norm_bias, dim());
+      norm_sums.add_to(gradients.norm_bias, dim());  // if there is one
     }
     if (gates) gate_sums.add_to(gradients.to_v_gate_bias);
+    if (config().qkv_bias) between_.qkv_sums.add_to(gradients.to_qkv_bias);
   }
 
   static void add(Index channels, const Scalar* from, Scalar* to) {

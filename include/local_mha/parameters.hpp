@@ -40,11 +40,15 @@ struct LocalMHAParameters {
   RowMatrix<Scalar> to_qkv;            ///< `[3·heads·dim_head, dim]`: q, k, v; a head's rows adjoin
   RowMatrix<Scalar> to_out;            ///< `[dim, heads·dim_head]`
   Vector<Scalar> norm_weight;          ///< `[dim]`, prenorm
-  Vector<Scalar> norm_bias;            ///< `[dim]`, prenorm
-  Vector<Scalar> q_scale;              ///< `[dim_head]`, qk_rmsnorm
-  Vector<Scalar> k_scale;              ///< `[dim_head]`, qk_rmsnorm
+  Vector<Scalar> norm_bias;            ///< `[dim]`, prenorm of NormKind::layer
+  Vector<Scalar> q_scale;              ///< `[dim_head]`, QkNormKind::l2
+  Vector<Scalar> k_scale;              ///< `[dim_head]`, QkNormKind::l2
   RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
   Vector<Scalar> to_v_gate_bias;       ///< `[heads]`, gate_values_per_head
+  Vector<Scalar> to_qkv_bias;          ///< `[3·heads·dim_head]`, qkv_bias: as to_qkv's rows
+  Vector<Scalar> to_out_bias;          ///< `[dim]`, out_bias
+  Vector<Scalar> q_norm_weight;        ///< `[dim_head]`, or rms_all `[heads·dim_head]`: QkNormKind
+  Vector<Scalar> k_norm_weight;        ///< the same
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalMHAParameters zeros(const LocalMHAConfig& config) {
@@ -55,9 +59,9 @@ struct LocalMHAParameters {
     p.to_out.setZero(config.dim, inner);
     if (config.prenorm) {
       p.norm_weight.setZero(config.dim);
-      p.norm_bias.setZero(config.dim);
+      if (config.norm.kind == NormKind::layer) p.norm_bias.setZero(config.dim);
     }
-    if (config.qk_rmsnorm) {
+    if (resolved_qk_norm(config) == QkNormKind::l2) {
       p.q_scale.setZero(config.dim_head);
       p.k_scale.setZero(config.dim_head);
     }
@@ -65,6 +69,10 @@ struct LocalMHAParameters {
       p.to_v_gate_weight.setZero(config.heads, config.dim);
       p.to_v_gate_bias.setZero(config.heads);
     }
+    p.q_norm_weight.setZero(detail::qk_norm_channels(config));
+    p.k_norm_weight.setZero(detail::qk_norm_channels(config));
+    if (config.qkv_bias) p.to_qkv_bias.setZero(3 * inner);
+    if (config.out_bias) p.to_out_bias.setZero(config.dim);
     return p;
   }
 
@@ -76,7 +84,11 @@ struct LocalMHAParameters {
            detail::same_shape(q_scale, other.q_scale) &&
            detail::same_shape(k_scale, other.k_scale) &&
            detail::same_shape(to_v_gate_weight, other.to_v_gate_weight) &&
-           detail::same_shape(to_v_gate_bias, other.to_v_gate_bias);
+           detail::same_shape(to_v_gate_bias, other.to_v_gate_bias) &&
+           detail::same_shape(to_qkv_bias, other.to_qkv_bias) &&
+           detail::same_shape(to_out_bias, other.to_out_bias) &&
+           detail::same_shape(q_norm_weight, other.q_norm_weight) &&
+           detail::same_shape(k_norm_weight, other.k_norm_weight);
   }
 
   /// See for_each_parameter().
@@ -90,9 +102,13 @@ struct LocalMHAParameters {
     visit_used("norm.weight", p.norm_weight);
     visit_used("norm.bias", p.norm_bias);
     visit_used("to_qkv.weight", p.to_qkv);
+    visit_used("to_qkv.bias", p.to_qkv_bias);
+    visit_used("q_norm.weight", p.q_norm_weight);
+    visit_used("k_norm.weight", p.k_norm_weight);
     visit_used("to_v_gate.0.weight", p.to_v_gate_weight);
     visit_used("to_v_gate.0.bias", p.to_v_gate_bias);
     visit_used("to_out.weight", p.to_out);
+    visit_used("to_out.bias", p.to_out_bias);
   }
 };
 
@@ -267,6 +283,10 @@ void add(LocalMHAParameters<Scalar>& to, const LocalMHAParameters<Scalar>& from)
   to.k_scale += from.k_scale;
   to.to_v_gate_weight += from.to_v_gate_weight;
   to.to_v_gate_bias += from.to_v_gate_bias;
+  to.to_qkv_bias += from.to_qkv_bias;
+  to.to_out_bias += from.to_out_bias;
+  to.q_norm_weight += from.q_norm_weight;
+  to.k_norm_weight += from.k_norm_weight;
 }
 template <typename Scalar>
 void add(FeedForwardParameters<Scalar>& to, const FeedForwardParameters<Scalar>& from) {

@@ -255,6 +255,24 @@ std::vector<Wrong> wrong_kwargs() {
       {"TransformerNothing", "t", "{}", "num_tokens: expected a value"},
       {"TransformerNoDepth", "t", R"({"num_tokens": 1, "max_seq_len": 1, "dim": 2})",
        "depth: expected a value, because LocalTransformer has no default for it, got none"},
+      // What Python does not have.
+      m("RotaryNumber", R"(, "rotary": 3)", "rotary: expected a JSON object, got 3"),
+      m("RotaryUnknown", R"(, "rotary": {"base": 3})",
+        "rotary.base: expected a member of an argument of LocalMHA (theta, rotary_dim,"),
+      m("RotaryPairing", R"(, "rotary": {"pairing": "pairs"})",
+        "rotary.pairing: expected one of halves, interleaved, got"),
+      m("RotaryFrequencies", R"(, "rotary": {"inv_freq": 1})",
+        "rotary.inv_freq: expected an array of numbers, got 1"),
+      m("RotaryFrequency", R"(, "rotary": {"inv_freq": [1, "2"]})",
+        "rotary.inv_freq: expected a number, got"),
+      m("RotaryTheta", R"(, "rotary": {"theta": 0.5})", "rotary.theta: expected a finite number"),
+      m("QkNormKind", R"(, "qk_norm": {"kind": "layer"})",
+        "qk_norm.kind: expected one of none, l2, rms, rms_all, got"),
+      m("NormEps", R"(, "prenorm": true, "norm": {"eps": 0})",
+        "norm.eps: expected a number from 1e-30 to 1e30, got 0"),
+      m("QkNormTwice", R"(, "qk_rmsnorm": true, "qk_norm": {"kind": "rms"})",
+        "qk_norm.kind: expected none or l2, because qk_rmsnorm is the latter, got rms"),
+      m("QkvBias", R"(, "qkv_bias": 1)", "qkv_bias: expected true or false, got 1"),
       // Unknown.
       a("Unknown", R"(, "heads": 3)",
         "heads: expected a keyword argument of LocalAttention (window"),
@@ -390,7 +408,9 @@ TEST(ToKwargs, ComeBack) {
                                    .look_backward = 0,
                                    .look_forward = 0,
                                    .use_rotary_pos_emb = false,
-                                   .gate_values_per_head = true},
+                                   .gate_values_per_head = true,
+                                   .qkv_bias = true,
+                                   .out_bias = true},
                     local_mha_config);
   expect_round_trip(LocalTransformerConfig{.num_tokens = 3, .max_seq_len = 5, .dim = 4, .depth = 0},
                     local_transformer_config);
@@ -425,6 +445,28 @@ TEST(ToKwargs, KeepTheSquareRootThatStandsForAnEmptyXposScaleBase) {
       .num_tokens = 3, .max_seq_len = 5, .dim = 36, .depth = 1, .use_xpos = true};
   EXPECT_EQ(to_kwargs(model)["xpos_scale_base"], 6.);
   EXPECT_FALSE(to_kwargs(LocalMHAConfig{.dim = 25, .window_size = 6}).contains("xpos_scale_base"));
+}
+
+TEST(ToKwargs, HaveWhatPythonDoesNotOnlyWhereItIsAskedFor) {
+  const LocalMHAConfig plain{.dim = 24, .window_size = 6};
+  for (const char* key : {"qkv_bias", "out_bias", "softmax_scale", "rotary", "qk_norm", "norm"})
+    EXPECT_FALSE(to_kwargs(plain).contains(key)) << key;
+  LocalMHAConfig all{.dim = 24, .window_size = 6, .dim_head = 12};
+  all.qkv_bias = all.out_bias = true;
+  all.scale = 1. / 3;
+  all.prenorm = true;
+  all.norm = {.kind = local_mha::NormKind::rms, .eps = 1e-6};
+  all.qk_norm = {.kind = local_mha::QkNormKind::rms_all, .eps = 1e-5};
+  all.rotary = {.theta = 1e6,
+                .rotary_dim = 4,
+                .pairing = local_mha::RotaryPairing::interleaved,
+                .inv_freq = {1, 1. / 3},
+                .factor = 1.1};
+  expect_round_trip(all, local_mha_config);
+  EXPECT_EQ(local_mha_config(to_kwargs(all)), all);
+  const LocalAttentionConfig inner{.window_size = 6, .dim = 12, .rotary = all.rotary};
+  EXPECT_FALSE(to_kwargs(LocalAttentionConfig{.window_size = 6}).contains("rotary"));
+  EXPECT_EQ(local_attention_config(to_kwargs(inner)), inner);
 }
 
 TEST(ToKwargs, OfATransformerAskForPlainResidualConnections) {

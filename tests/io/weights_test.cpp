@@ -768,6 +768,42 @@ TEST(AddLocalMha, WritesTheStateDictOfPython) {
   EXPECT_EQ(flatten(load_local_mha<double>(file, "net.").parameters), flatten(parameters));
 }
 
+TEST(LocalMhaWeights, OfWhatPythonDoesNotHaveComeBack) {
+  for (const auto kind : {local_mha::QkNormKind::rms, local_mha::QkNormKind::rms_all}) {
+    LocalMHAConfig config{.dim = 6, .window_size = 3, .dim_head = 5, .heads = 2};
+    config.qkv_bias = config.out_bias = true;
+    config.rotary = {.rotary_dim = 4, .inv_freq = {0.5, -0.125}, .factor = 1.5};
+    config.scale = 0.3;
+    config.qk_norm.kind = kind;
+    config.prenorm = true;
+    config.norm.kind = local_mha::NormKind::rms;
+    const auto parameters = numbered(LocalMHAParameters<double>::zeros(config));
+    SafetensorsWriter writer;
+    add_local_mha(writer, config, parameters);
+    const SafetensorsFile file = reread(writer);
+    EXPECT_EQ(file.read<double>("param/attn_fn.rel_pos.inv_freq"), config.rotary.inv_freq);
+    EXPECT_EQ(file.read<double>("param/q_norm.weight").size(),
+              kind == local_mha::QkNormKind::rms ? 5U : 10U);
+    const auto loaded = load_local_mha<double>(file);
+    EXPECT_EQ(loaded.config, config);
+    EXPECT_EQ(flatten(loaded.parameters), flatten(parameters));
+  }
+}
+
+TEST(LocalMhaWeights, MayHaveSeparateBiases) {
+  const LocalMHAConfig config{
+      .dim = 6, .window_size = 3, .dim_head = 4, .heads = 2, .qkv_bias = true, .out_bias = true};
+  const auto parameters = numbered(LocalMHAParameters<double>::zeros(config));
+  SafetensorsWriter fused;
+  add_local_mha(fused, config, parameters);
+  const SafetensorsFile file = reread(fused);
+  SafetensorsWriter writer = copy(file, without("param/to_qkv.bias"));
+  const char* const names[] = {"param/to_q.bias", "param/to_k.bias", "param/to_v.bias"};
+  for (int part = 0; part < 3; ++part)
+    writer.add(names[part], local_mha::Vector<double>(parameters.to_qkv_bias.segment(part * 8, 8)));
+  EXPECT_EQ(flatten(load_local_mha<double>(reread(writer)).parameters), flatten(parameters));
+}
+
 TEST(AddLocalTransformer, WritesTheStateDictOfPython) {
   for (const bool dynamic : {false, true}) {
     const LocalTransformerConfig config{.num_tokens = 5,

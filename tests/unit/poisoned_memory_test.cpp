@@ -91,7 +91,17 @@ std::vector<LocalMHAConfig> layers() {
   LocalMHAConfig rotary = all;
   rotary.use_rotary_pos_emb = true;
   rotary.use_xpos = true;
-  return {all, plain, rotary};
+  // A bias makes what is no position something else than 0, unless it is left out there.
+  LocalMHAConfig further = all;
+  further.qk_rmsnorm = false;
+  further.qkv_bias = further.out_bias = true;
+  further.qk_norm.kind = local_mha::QkNormKind::rms_all;
+  further.norm.kind = local_mha::NormKind::rms;
+  LocalMHAConfig each_head = further;
+  each_head.use_rotary_pos_emb = true;
+  each_head.rotary = {.rotary_dim = 6, .pairing = local_mha::RotaryPairing::interleaved};
+  each_head.qk_norm.kind = local_mha::QkNormKind::rms;
+  return {all, plain, rotary, further, each_head};
 }
 
 // Whether a workspace holds numbers that no call makes: the rotary embedding's.

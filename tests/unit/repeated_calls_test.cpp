@@ -106,12 +106,24 @@ TYPED_TEST(RepeatedCalls, OfTheAttention) {
   }
 }
 
+/// Options beside those of the Python package, the frequencies of the rotary embedding in memory of
+/// their own.
+void set_further_options(LocalMHAConfig& config) {
+  config.qk_rmsnorm = false;
+  config.qkv_bias = config.out_bias = true;
+  config.rotary.inv_freq = {1, 0.5, 0.1};
+  config.qk_norm.kind = local_mha::QkNormKind::rms_all;
+  config.norm.kind = local_mha::NormKind::rms;
+}
+
 TYPED_TEST(RepeatedCalls, OfTheLayer) {
-  for (const bool causal : {true, false}) {
+  for (const auto& [causal, further] :
+       {std::pair(true, false), std::pair(false, false), std::pair(true, true)}) {
     LocalMHAConfig config{.dim = 10, .window_size = 9, .dim_head = 6, .heads = 3, .dropout = 0.2};
     config.causal = causal;
     config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
     config.xpos_scale_base = nan;  // there is no xPos
+    if (further) set_further_options(config);
     LocalMHA<float> layer(config, 1);
     LocalMHA<float>::Workspace workspace;
     LocalMHA<float>::Saved saved;
@@ -138,9 +150,12 @@ TYPED_TEST(RepeatedCalls, OfTheLayer) {
 
 TYPED_TEST(RepeatedCalls, OfStreams) {
   LocalMHAConfig config{.dim = 10, .window_size = 9, .dim_head = 6, .heads = 3, .causal = true};
-  const LocalMHA<float> layer(config, 1);
-  for (const Index batch : {1, 4}) {
-    LocalMHA<float>::Stream stream(layer, {.batch = batch, .max_threads = 3});
+  LocalMHAConfig with_more = config;
+  set_further_options(with_more);
+  const LocalMHA<float> layers[] = {LocalMHA<float>(config, 1), LocalMHA<float>(with_more, 1)};
+  for (const auto& [batch, further] :
+       {std::pair(1, 0), std::pair(4, 0), std::pair(1, 1), std::pair(4, 1)}) {
+    LocalMHA<float>::Stream stream(layers[further], {.batch = batch, .max_threads = 3});
     const auto x = tensor<float, 3>(Random(1).array({batch, 40, 10}));
     Tensor<float, 3> y(batch, 40, 10);
     const auto push = [&](Index n) {

@@ -177,9 +177,12 @@ class LocalAttention {
 
     void prepare_backward(const LocalAttention& attention, const Window& window, Index seqlen,
                           Index dim_head, Index workers) {
-      const BackwardShape shape{attention.config_, window, dim_head};
-      if (shape_back_ != shape) flows_back_.clear();
-      shape_back_ = shape;
+      // Not copied where it is the same: frequencies take memory.
+      if (!shape_back_ || shape_back_->config != attention.config_ ||
+          shape_back_->window != window || shape_back_->dim_head != dim_head) {
+        flows_back_.clear();
+        shape_back_ = BackwardShape{attention.config_, window, dim_head};
+      }
       detail::provide(
           flows_back_, workers, [&](const auto& flow) { return flow.serves(seqlen); },
           [&] {
@@ -196,7 +199,6 @@ class LocalAttention {
       LocalAttentionConfig config;
       Window window;
       Index dim_head;
-      friend bool operator==(const BackwardShape&, const BackwardShape&) = default;
     };
 
     std::vector<Flow> flows_;
@@ -212,7 +214,7 @@ class LocalAttention {
     std::optional<double> base;
     if (config.use_xpos)
       base = config.xpos_scale_base.value_or(std::sqrt(static_cast<double>(*config.dim)));
-    rotary_.emplace(*config.dim, base);
+    rotary_.emplace(*config.dim, base, config.rotary);
   }
 
   LocalAttention(const LocalAttention&) = default;

@@ -4,9 +4,12 @@
 ///
 /// The arguments are those of local-attention 1.11.2. One that is absent or null has the Python
 /// default. An unknown one, one of the wrong type and one that asks for what this library does not
-/// have is an error that names it; so is every value that validate() rejects.
+/// have is an error that names it; so is every value that validate() rejects. Options that Python
+/// does not have are there under the names of the configuration's members (`softmax_scale` for a
+/// layer's `scale`), and are written only where they are not at their defaults.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -34,9 +37,13 @@ namespace detail {
 class KeywordArguments {
  public:
   /// \param module the Python module, for errors
-  KeywordArguments(std::string_view module, const nlohmann::json& kwargs)
-      : module_(module), kwargs_(kwargs) {
-    if (!kwargs.is_object()) reject("kwargs", "a JSON object", describe(kwargs));
+  /// \param argument the argument of it that these are members of; empty: none
+  KeywordArguments(std::string_view module, const nlohmann::json& kwargs,
+                   std::string_view argument = "")
+      : module_(module), prefix_(argument), kwargs_(kwargs) {
+    if (!kwargs.is_object())
+      reject(argument.empty() ? "kwargs" : argument, "a JSON object", describe(kwargs));
+    if (!prefix_.empty()) prefix_ += '.';
   }
 
   /// Null if absent or null.
@@ -49,7 +56,25 @@ class KeywordArguments {
   /// Sets `member` unless the argument is absent or null.
   template <typename Member>
   void optional(std::string_view key, Member& member) {
-    if (const nlohmann::json* value = find(key)) convert(key, *value, member);
+    if (const nlohmann::json* value = find(key))
+      convert(prefix_ + std::string(key), *value, member);
+  }
+
+  /// One of some words.
+  /// \param words pairs of a word and what it means
+  template <typename Member, typename Words>
+  void choice(std::string_view key, Member& member, const Words& words) {
+    const nlohmann::json* value = find(key);
+    if (value == nullptr) return;
+    std::string all;
+    for (const auto& [word, meaning] : words) {
+      if (*value == word) {
+        member = meaning;
+        return;
+      }
+      all += (all.empty() ? "" : ", ") + std::string(word);
+    }
+    reject(prefix_ + std::string(key), "one of " + all, describe(*value));
   }
 
   template <typename Member>
@@ -83,7 +108,9 @@ class KeywordArguments {
         all += (all.empty() ? "" : ", ") + name;
       }
       if (!known)
-        reject(printable(key), "a keyword argument of " + module_ + " (" + all + ")",
+        reject(prefix_ + printable(key),
+               (prefix_.empty() ? "a keyword argument of " : "a member of an argument of ") +
+                   module_ + " (" + all + ")",
                describe(value));
     }
   }
@@ -93,6 +120,12 @@ class KeywordArguments {
   static void convert(std::string_view key, const nlohmann::json& value,
                       std::optional<Member>& member) {
     convert(key, value, member.emplace());
+  }
+
+  static void convert(std::string_view key, const nlohmann::json& value,
+                      std::vector<double>& member) {
+    if (!value.is_array()) reject(key, "an array of numbers", describe(value));
+    for (const nlohmann::json& number : value) convert(key, number, member.emplace_back());
   }
 
   static void convert(std::string_view key, const nlohmann::json& value, bool& member) {
@@ -111,6 +144,7 @@ class KeywordArguments {
   }
 
   std::string module_;
+  std::string prefix_;
   const nlohmann::json& kwargs_;
   std::vector<std::string> known_;
 };
@@ -150,6 +184,60 @@ void take_attention_options(KeywordArguments& kwargs, Config& config) {
                                                         : describe(*channels));
 }
 
+/// The words for members of RotaryConfig.
+inline constexpr std::array rotary_pairings{
+    std::pair<std::string_view, RotaryPairing>{"halves", RotaryPairing::halves},
+    std::pair<std::string_view, RotaryPairing>{"interleaved", RotaryPairing::interleaved},
+};
+
+/// RotaryConfig, an object with its members. Python has none.
+inline void take_rotary(std::string_view module, KeywordArguments& kwargs, RotaryConfig& rotary) {
+  const nlohmann::json* given = kwargs.find("rotary");
+  if (given == nullptr) return;
+  KeywordArguments members(module, *given, "rotary");
+  members.optional("theta", rotary.theta);
+  members.optional("rotary_dim", rotary.rotary_dim);
+  members.choice("pairing", rotary.pairing, rotary_pairings);
+  members.optional("inv_freq", rotary.inv_freq);
+  members.optional("factor", rotary.factor);
+  members.reject_unknown();
+}
+
+/// The words for members of QkNormConfig.
+inline constexpr std::array qk_norm_kinds{
+    std::pair<std::string_view, QkNormKind>{"none", QkNormKind::none},
+    std::pair<std::string_view, QkNormKind>{"l2", QkNormKind::l2},
+    std::pair<std::string_view, QkNormKind>{"rms", QkNormKind::rms},
+    std::pair<std::string_view, QkNormKind>{"rms_all", QkNormKind::rms_all},
+};
+
+/// QkNormConfig or NormConfig, an object with its members. Python has none.
+template <typename Norm, typename Words>
+void take_norm(KeywordArguments& kwargs, std::string_view key, const Words& kinds, Norm& norm) {
+  const nlohmann::json* given = kwargs.find(key);
+  if (given == nullptr) return;
+  KeywordArguments members("LocalMHA", *given, key);
+  members.choice("kind", norm.kind, kinds);
+  members.optional("eps", norm.eps);
+  members.reject_unknown();
+}
+
+/// The words for members of NormConfig.
+inline constexpr std::array norm_kinds{
+    std::pair<std::string_view, NormKind>{"layer", NormKind::layer},
+    std::pair<std::string_view, NormKind>{"rms", NormKind::rms},
+};
+
+/// What the Python module does not have. `scale` it hands on to its attention twice, and fails.
+inline void take_layer_options(KeywordArguments& kwargs, LocalMHAConfig& config) {
+  kwargs.optional("qkv_bias", config.qkv_bias);
+  kwargs.optional("out_bias", config.out_bias);
+  kwargs.optional("softmax_scale", config.scale);
+  take_rotary("LocalMHA", kwargs, config.rotary);
+  take_norm(kwargs, "qk_norm", qk_norm_kinds, config.qk_norm);
+  take_norm(kwargs, "norm", norm_kinds, config.norm);
+}
+
 template <typename Value>
 void put(nlohmann::json& kwargs, const char* key, const std::optional<Value>& value) {
   if (value) kwargs[key] = *value;
@@ -167,6 +255,41 @@ void put_attention_options(nlohmann::json& kwargs, const Config& config) {
   kwargs["look_backward"] = config.look_backward;
   put(kwargs, "look_forward", config.look_forward);
   kwargs["gate_values_per_head"] = config.gate_values_per_head;
+}
+
+template <typename Value, typename Words>
+void put_choice(nlohmann::json& kwargs, const char* key, const Value& value, const Words& words) {
+  for (const auto& [word, meaning] : words)
+    if (meaning == value) kwargs[key] = word;
+}
+
+/// Only if it is not the default.
+inline void put_rotary(nlohmann::json& kwargs, const RotaryConfig& rotary) {
+  if (rotary == RotaryConfig{}) return;
+  nlohmann::json& members = kwargs["rotary"] = nlohmann::json::object();
+  members["theta"] = rotary.theta;
+  put(members, "rotary_dim", rotary.rotary_dim);
+  put_choice(members, "pairing", rotary.pairing, rotary_pairings);
+  if (!rotary.inv_freq.empty()) members["inv_freq"] = rotary.inv_freq;
+  members["factor"] = rotary.factor;
+}
+
+template <typename Norm, typename Words>
+void put_norm(nlohmann::json& kwargs, const char* key, const Words& kinds, const Norm& norm) {
+  if (norm == Norm{}) return;
+  nlohmann::json& members = kwargs[key] = nlohmann::json::object();
+  put_choice(members, "kind", norm.kind, kinds);
+  members["eps"] = norm.eps;
+}
+
+/// Only where they are not at their defaults, so that Python takes what it can compute.
+inline void put_layer_options(nlohmann::json& kwargs, const LocalMHAConfig& config) {
+  if (config.qkv_bias) kwargs["qkv_bias"] = true;
+  if (config.out_bias) kwargs["out_bias"] = true;
+  put(kwargs, "softmax_scale", config.scale);
+  put_rotary(kwargs, config.rotary);
+  put_norm(kwargs, "qk_norm", qk_norm_kinds, config.qk_norm);
+  put_norm(kwargs, "norm", norm_kinds, config.norm);
 }
 
 }  // namespace detail
@@ -194,6 +317,7 @@ inline LocalAttentionConfig local_attention_config(const nlohmann::json& kwargs)
   arguments.optional("use_rotary_pos_emb", config.use_rotary_pos_emb);
   arguments.optional("use_xpos", config.use_xpos);
   arguments.optional("xpos_scale_base", config.xpos_scale_base);
+  detail::take_rotary("LocalAttention", arguments, config.rotary);
   // Deprecated: [channels of a head, heads], of which Python reads the first.
   if (const nlohmann::json* channels = arguments.find("rel_pos_emb_config")) {
     if (!channels->is_array() || channels->empty() ||
@@ -225,6 +349,7 @@ inline LocalMHAConfig local_mha_config(const nlohmann::json& kwargs) {
   arguments.optional("prenorm", config.prenorm);
   arguments.optional("use_rotary_pos_emb", config.use_rotary_pos_emb);
   detail::take_attention_options(arguments, config);
+  detail::take_layer_options(arguments, config);
   arguments.reject_unknown();
   detail::resolve_xpos(config.use_rotary_pos_emb, "window_size", config.window_size,
                        config.use_xpos, config.xpos_scale_base);
@@ -283,6 +408,7 @@ inline nlohmann::json to_kwargs(const LocalAttentionConfig& config) {
   detail::put(kwargs, "xpos_scale_base", config.xpos_scale_base);
   if (config.use_xpos && !config.xpos_scale_base && config.dim)
     kwargs["xpos_scale_base"] = std::sqrt(static_cast<double>(*config.dim));
+  detail::put_rotary(kwargs, config.rotary);
   return kwargs;
 }
 
@@ -298,6 +424,7 @@ inline nlohmann::json to_kwargs(const LocalMHAConfig& config) {
   kwargs["prenorm"] = config.prenorm;
   kwargs["use_rotary_pos_emb"] = config.use_rotary_pos_emb;
   detail::put_attention_options(kwargs, config);
+  detail::put_layer_options(kwargs, config);
   return kwargs;
 }
 

@@ -24,6 +24,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/io/safetensors.hpp>
+#include <local_mha/ops/rotary.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
@@ -40,12 +41,11 @@ enum class RotaryBuffers : std::uint8_t {
 
 namespace detail {
 
-/// `10000^(-2m/D)`, `m < D/2`: the buffer `inv_freq` of the rotary embedding.
-inline Vector<double> rotary_frequencies(Index dim_head) {
-  Vector<double> frequencies(dim_head / 2);
-  for (Index m = 0; m < frequencies.size(); ++m)
-    frequencies[m] = std::pow(10000., static_cast<double>(-2 * m) / static_cast<double>(dim_head));
-  return frequencies;
+/// `θ_m`: the buffer `inv_freq` of the rotary embedding.
+inline Vector<double> rotary_frequencies(Index dim_head, const RotaryConfig& rotary) {
+  const std::vector<double> frequencies = local_mha::detail::frequencies_of(rotary, dim_head);
+  return Eigen::Map<const Vector<double>>(frequencies.data(),
+                                          static_cast<Index>(frequencies.size()));
 }
 
 /// `(2m + 0.4·D) / (1.4·D)`, `m < D/2`: the buffer `scale` of xPos.
@@ -169,6 +169,20 @@ class StateDictReader {
       read(*stored[i], {matrix.data() + i * size, size});
   }
 
+  /// Their biases, `[size]` each, in the same way.
+  void stacked(bool used, const std::string& name, const std::array<std::string, 3>& parts,
+               Vector<Scalar>& vector, Index size) {
+    if (!used) return;
+    const bool apart = !has(name) && (has(parts[0]) || has(parts[1]) || has(parts[2]));
+    if (!apart) return tensor(true, name, vector, 3 * size);
+    std::array<const Stored*, 3> stored{};
+    for (std::size_t i = 0; i < parts.size(); ++i) stored[i] = &required(parts[i], {size});
+    vector.resize(3 * size);
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      read(*stored[i],
+           {vector.data() + static_cast<Index>(i) * size, static_cast<std::size_t>(size)});
+  }
+
   /// `branch.` where the module of a layer stands in a residual connection of its own.
   std::string branch(const std::string& layer) const {
     const auto first = names_.lower_bound(layer + "branch.");
@@ -199,9 +213,9 @@ class StateDictReader {
   }
 
   /// The buffers of the rotary embedding, which may be there or not.
-  void rotary_buffers(const std::string& prefix, Index dim_head) {
-    rotary_buffer(prefix + "inv_freq", rotary_frequencies(dim_head));
-    rotary_buffer(prefix + "scale", xpos_scales(dim_head));
+  void rotary_buffers(const std::string& prefix, Index dim_head, const RotaryConfig& rotary) {
+    rotary_buffer(prefix + "inv_freq", rotary_frequencies(dim_head, rotary));
+    rotary_buffer(prefix + "scale", xpos_scales(rotary.rotary_dim.value_or(dim_head)));
   }
 
   /// \throws SafetensorsError if a tensor under the prefix was not read
@@ -282,7 +296,7 @@ class StateDictReader {
     const std::vector<double> values = file_.read<double>(full_name);
     for (std::size_t m = 0; m < values.size(); ++m) {
       const double wanted = expected[static_cast<Index>(m)];
-      if (!(std::abs(values[m] - wanted) <= tolerance * wanted))
+      if (!(std::abs(values[m] - wanted) <= tolerance * std::abs(wanted)))
         throw SafetensorsError(
             stored.file, full_name, stored.offset + m * size_of(stored.dtype),
             "expected " + nlohmann::json(wanted).dump() + " at " + std::to_string(m) + ", got " +
@@ -327,6 +341,11 @@ class StateDictWriter {
     tensor(true, name, matrix, 3 * rows, cols);
   }
 
+  void stacked(bool used, const std::string& name, const std::array<std::string, 3>& /*parts*/,
+               const Vector<Scalar>& vector, Index size) {
+    tensor(used, name, vector, 3 * size);
+  }
+
   static std::string branch(const std::string& /*layer*/) { return "branch."; }
 
   template <typename Layer>
@@ -346,8 +365,8 @@ class StateDictWriter {
   }
 
   /// Python's `load_state_dict` would miss them.
-  void rotary_buffers(const std::string& prefix, Index dim_head) {
-    writer_.add(prefix_ + prefix + "inv_freq", rotary_frequencies(dim_head),
+  void rotary_buffers(const std::string& prefix, Index dim_head, const RotaryConfig& rotary) {
+    writer_.add(prefix_ + prefix + "inv_freq", rotary_frequencies(dim_head, rotary),
                 dtype_ == Dtype::F64 ? Dtype::F64 : Dtype::F32);
   }
 
@@ -364,19 +383,28 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
                       const LocalMHAConfig& config, Parameters& p) {
   const Index inner = config.heads * config.dim_head;
   state_dict.tensor(config.prenorm, prefix + "norm.weight", p.norm_weight, config.dim);
-  state_dict.tensor(config.prenorm, prefix + "norm.bias", p.norm_bias, config.dim);
+  state_dict.tensor(config.prenorm && config.norm.kind == NormKind::layer, prefix + "norm.bias",
+                    p.norm_bias, config.dim);
   state_dict.stacked(prefix + "to_qkv.weight",
                      {prefix + "to_q.weight", prefix + "to_k.weight", prefix + "to_v.weight"},
                      p.to_qkv, inner, config.dim);
-  state_dict.tensor(config.qk_rmsnorm, prefix + "q_scale", p.q_scale, config.dim_head);
-  state_dict.tensor(config.qk_rmsnorm, prefix + "k_scale", p.k_scale, config.dim_head);
+  state_dict.stacked(config.qkv_bias, prefix + "to_qkv.bias",
+                     {prefix + "to_q.bias", prefix + "to_k.bias", prefix + "to_v.bias"},
+                     p.to_qkv_bias, inner);
+  const bool l2 = resolved_qk_norm(config) == QkNormKind::l2;
+  state_dict.tensor(l2, prefix + "q_scale", p.q_scale, config.dim_head);
+  state_dict.tensor(l2, prefix + "k_scale", p.k_scale, config.dim_head);
+  const Index normed = local_mha::detail::qk_norm_channels(config);
+  state_dict.tensor(normed > 0, prefix + "q_norm.weight", p.q_norm_weight, normed);
+  state_dict.tensor(normed > 0, prefix + "k_norm.weight", p.k_norm_weight, normed);
   if (config.use_rotary_pos_emb)
-    state_dict.rotary_buffers(prefix + "attn_fn.rel_pos.", config.dim_head);
+    state_dict.rotary_buffers(prefix + "attn_fn.rel_pos.", config.dim_head, config.rotary);
   const bool gated = config.gate_values_per_head;
   state_dict.tensor(gated, prefix + "to_v_gate.0.weight", p.to_v_gate_weight, config.heads,
                     config.dim);
   state_dict.tensor(gated, prefix + "to_v_gate.0.bias", p.to_v_gate_bias, config.heads);
   state_dict.tensor(true, prefix + "to_out.weight", p.to_out, config.dim, inner);
+  state_dict.tensor(config.out_bias, prefix + "to_out.bias", p.to_out_bias, config.dim);
 }
 
 /// Goes through the weights of a FeedForward.

@@ -171,7 +171,8 @@ inline LocalAttentionConfig load_local_attention(const SafetensorsFile& file,
   const LocalAttentionConfig config =
       detail::config_of(file, "LocalAttention", local_attention_config);
   detail::StateDictReader<double> reader(file, detail::prefix_of(file, prefix), buffers);
-  if (config.dim && config.use_rotary_pos_emb) reader.rotary_buffers("rel_pos.", *config.dim);
+  if (config.dim && config.use_rotary_pos_emb)
+    reader.rotary_buffers("rel_pos.", *config.dim, config.rotary);
   reader.reject_unexpected();
   return config;
 }

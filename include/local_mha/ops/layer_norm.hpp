@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/sum.hpp>
@@ -20,13 +21,16 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class LayerNorm {
  public:
+  /// Where none is given.
   static constexpr double eps = 1e-5;
 
   LayerNorm() = default;
   /// \param weight, bias `[dim]`, at least 1 channel
-  /// \throws std::invalid_argument if their sizes differ or are 0
-  LayerNorm(Vector<Scalar> weight, Vector<Scalar> bias)
-      : weight_(std::move(weight)), bias_(std::move(bias)) {
+  /// \param eps_of_variance from 1e-30 to 1e30
+  /// \throws std::invalid_argument if their sizes differ or are 0, or eps is out of range
+  LayerNorm(Vector<Scalar> weight, Vector<Scalar> bias, double eps_of_variance = eps)
+      : weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps_of_variance) {
+    detail::require_eps("eps_of_variance", eps_of_variance);
     if (dim() < 1) reject("weight", "at least 1 channel", dim());
     if (bias_.size() != weight_.size())
       reject("bias", std::to_string(weight_.size()) + " values, as the weight has", bias_.size());
@@ -160,7 +164,7 @@ class LayerNorm {
     });
     const L deviation = detail::root_of_squares(
         dim(), block, factor,
-        [](const L& variance) { return variance + L::broadcast(typename L::Value(eps)); },
+        [&](const L& variance) { return variance + L::broadcast(typename L::Value(eps_)); },
         [&](const L& x) { return of.centred(x); });
     of.scale = L::broadcast(Scalar(1)) / deviation;
     return of;
@@ -168,6 +172,7 @@ class LayerNorm {
 
   Vector<Scalar> weight_;
   Vector<Scalar> bias_;
+  double eps_ = eps;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -235,6 +235,16 @@ void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, I
   project(weight, group, {0, weight.group_rows()}, x, blocks, y);
 }
 
+/// Adds a bias to each position of a block.
+/// \param bias `[channels]`
+/// \param block `[channels][block_rows]`
+template <typename Scalar>
+void add_bias(Index channels, const Scalar* bias, Scalar* block) {
+  using L = Lanes<Scalar>;
+  for (Index c = 0; c < channels; ++c, block += L::count)
+    (L::load(block) + L::broadcast(bias[c])).store(block);
+}
+
 namespace detail {
 
 /// How project_lane() reads a panel: its rows at one column at a time, where they fill at least 32

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Normalization of queries and keys: `y = x / max(‖x‖₂, eps) ⊙ scale` over the channels of a head.
+/// Normalization of queries and keys over the channels of a head: `y = x / max(‖x‖₂, 1e-12) ⊙
+/// scale`, or RmsNorm.
 ///
-/// The field calls it RMSNorm (`qk_rmsnorm`); it is one up to the constant `√dim_head`.
-/// A. Henry et al., "Query-Key Normalization for Transformers", 2020.
+/// The field calls the former RMSNorm, too (`qk_rmsnorm`); it is one up to the constant
+/// `√dim_head`. A. Henry et al., "Query-Key Normalization for Transformers", 2020.
 #pragma once
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -15,6 +17,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/ops/rms_norm.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -84,16 +87,24 @@ void l2_normalize_backward(Index channels, const Scalar* x, Scalar* grad) {
 template <typename Scalar>
 class QkNorm {
  public:
+  /// None.
   QkNorm() = default;
+  /// By the length.
   /// \param scale `[dim_head]`
   explicit QkNorm(Vector<Scalar> scale) : scale_(std::move(scale)) {}
+  /// By the root mean square.
+  /// \param rms of `dim_head` channels
+  explicit QkNorm(RmsNorm<Scalar> rms) : rms_(std::move(rms)) {}
 
-  Index dim_head() const { return scale_.size(); }
+  /// Whether there is one.
+  explicit operator bool() const { return dim_head() > 0; }
+  Index dim_head() const { return rms_ ? rms_->dim() : scale_.size(); }
 
   /// Normalizes each position of a block in place.
   /// \param block `[dim_head][block_rows]`
   void apply(Scalar* block) const {
     using L = Lanes<Scalar>;
+    if (rms_) return rms_->apply(block);
     const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), block);
     for (Index c = 0; c < dim_head(); ++c)
       (scale_[c] * (L::load(block + c * L::count) * inverse)).store(block + c * L::count);
@@ -105,6 +116,7 @@ class QkNorm {
   /// \param sums the same shape: the gradient of the scale is added here, a value for each lane
   void apply_backward(const Scalar* x, Scalar* grad, Scalar* sums) const {
     using L = Lanes<Scalar>;
+    if (rms_) return rms_->apply_backward(x, grad, sums);
     const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), x);
     for (Index c = 0; c < dim_head(); ++c) {
       Scalar* sum = sums + c * L::count;
@@ -127,6 +139,7 @@ class QkNorm {
 
  private:
   Vector<Scalar> scale_;
+  std::optional<RmsNorm<Scalar>> rms_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -2,11 +2,14 @@
 /// \file
 /// Rotary position embedding and its decay xPos, for any position in any scalar type.
 ///
-/// A pair of channels `(m, m + D/2)` of a query at `i` and a key at `j` is turned so that its share
-/// of the score is that of the distance `r = i − j`, times a decay:
+/// A pair of channels, `(m, m + D/2)` or `(2m, 2m + 1)`, of a query at `i` and a key at `j` is
+/// turned so that its share of the score is that of the distance `r = i − j`, times a decay:
 ///
 ///     ((q₁k₁ + q₂k₂)·cos(rθ_m) + (q₁k₂ − q₂k₁)·sin(rθ_m)) · ζ_m^(r / xpos_scale_base)
-///     θ_m = 10000^(−2m/D),   ζ_m = (2m + 0.4·D) / (1.4·D),   without xPos ζ_m = 1
+///     θ_m = theta^(−2m/D),   ζ_m = (2m + 0.4·D) / (1.4·D),   without xPos ζ_m = 1
+///
+/// where `D` channels of a head turn, and others follow. RotaryConfig says how: frequencies `θ_m`
+/// may be given, and a factor on cosine and sine, whose square then multiplies the share.
 ///
 /// J. Su et al., "RoFormer", 2021; Y. Sun et al., "A Length-Extrapolatable Transformer", 2022.
 ///
@@ -19,6 +22,8 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
@@ -38,34 +43,76 @@ LOCAL_MHA_INLINE void rotate_pair(const Scalar* a, const Scalar* b, const Factor
   (sine * x + cosine * y).store(to_b);
 }
 
+/// The pairs of a head's channels that turn: pair `m` is `m·step` and `m·step + gap`. The channels
+/// behind them stay.
+struct RotaryPairs {
+  Index channels = 0;  ///< of a head
+  Index count = 0;
+  Index step = 0;
+  Index gap = 0;
+
+  /// Channels that turn.
+  Index turned() const { return 2 * count; }
+};
+
 /// Turns every position of a block by the same angles.
-/// \param turns for each pair of channels cosine and sine, times a decay: `[dim_head/2][2]`
+/// \param turns for each pair of channels cosine and sine, times a decay: `[pairs.count][2]`
 template <typename Scalar>
-void turn_all(Index dim_head, const Scalar* block, const Scalar* turns, Scalar* turned) {
+void turn_all(const RotaryPairs& pairs, const Scalar* block, const Scalar* turns, Scalar* turned) {
   constexpr Index count = block_rows<Scalar>;
-  const Index half = dim_head / 2;
-  for (Index m = 0; m < half; ++m)
-    rotate_pair<Scalar>(block + m * count, block + (m + half) * count, turns[2 * m],
-                        turns[2 * m + 1], turned + m * count, turned + (m + half) * count);
+  const Index gap = pairs.gap * count;
+  for (Index m = 0; m < pairs.count; ++m) {
+    const Index at = m * pairs.step * count;
+    rotate_pair<Scalar>(block + at, block + at + gap, turns[2 * m], turns[2 * m + 1], turned + at,
+                        turned + at + gap);
+  }
+  std::copy(block + pairs.turned() * count, block + pairs.channels * count,
+            turned + pairs.turned() * count);
 }
 
 /// The transpose of turn_all(), added: `sum += turnsᵀ · block`.
 template <typename Scalar>
-void turn_all_back(Index dim_head, const Scalar* block, const Scalar* turns, Scalar* sum) {
+void turn_all_back(const RotaryPairs& pairs, const Scalar* block, const Scalar* turns,
+                   Scalar* sum) {
   using L = Lanes<Scalar>;
   constexpr Index count = block_rows<Scalar>;
-  const Index half = dim_head / 2;
-  for (Index m = 0; m < half; ++m) {
+  for (Index m = 0; m < pairs.count; ++m) {
     const Scalar cosine = turns[2 * m];
     const Scalar sine = turns[2 * m + 1];
-    const L x = L::load(block + m * count);
-    const L y = L::load(block + (m + half) * count);
-    Scalar* a = sum + m * count;
-    Scalar* b = sum + (m + half) * count;
+    const Index first = m * pairs.step * count;
+    const Index second = first + pairs.gap * count;
+    const L x = L::load(block + first);
+    const L y = L::load(block + second);
+    Scalar* a = sum + first;
+    Scalar* b = sum + second;
     (L::load(a) + (cosine * x + sine * y)).store(a);
     (L::load(b) + (cosine * y - sine * x)).store(b);
   }
+  for (Index c = pairs.turned(); c < pairs.channels; ++c)
+    (L::load(sum + c * count) + L::load(block + c * count)).store(sum + c * count);
 }
+
+namespace detail {
+
+/// The pairs of heads of `dim_head` channels.
+inline RotaryPairs pairs_of(const RotaryConfig& rotary, Index dim_head) {
+  const Index half = rotary.rotary_dim.value_or(dim_head) / 2;
+  if (rotary.pairing == RotaryPairing::interleaved) return {dim_head, half, 2, 1};
+  return {dim_head, half, 1, half};
+}
+
+/// `θ_m` of each pair, in radians per position.
+inline std::vector<double> frequencies_of(const RotaryConfig& rotary, Index dim_head) {
+  if (!rotary.inv_freq.empty()) return rotary.inv_freq;
+  const Index turned = rotary.rotary_dim.value_or(dim_head);
+  std::vector<double> frequencies;
+  for (Index m = 0; m < turned / 2; ++m)
+    frequencies.push_back(
+        std::pow(rotary.theta, -2 * static_cast<double>(m) / static_cast<double>(turned)));
+  return frequencies;
+}
+
+}  // namespace detail
 
 /// Tables for the queries and keys of every head.
 template <typename Scalar>
@@ -73,29 +120,37 @@ class RotaryEmbedding {
  public:
   RotaryEmbedding() = default;
 
-  /// \param dim_head channels of a head, even
+  /// \param dim_head channels of a head, even unless `rotary.rotary_dim` says how many turn
   /// \param xpos_scale_base distance over which a score decays by `ζ_m`; empty: no xPos
-  /// \throws std::invalid_argument if dim_head is odd or not positive, or the base is below 0.5
-  explicit RotaryEmbedding(Index dim_head, std::optional<double> xpos_scale_base = {})
-      : dim_head_(checked(dim_head, xpos_scale_base)),
+  /// \param rotary how they turn
+  /// \throws std::invalid_argument if dim_head is odd or not positive, the base is below 0.5, or
+  ///         naming the member of `rotary` that is out of range or has no xPos
+  explicit RotaryEmbedding(Index dim_head, std::optional<double> xpos_scale_base = {},
+                           const RotaryConfig& rotary = {})
+      : pairs_(checked(dim_head, xpos_scale_base, rotary)),
+        frequencies_(detail::frequencies_of(rotary, dim_head)),
         xpos_scale_base_(xpos_scale_base),
         group_(group_length(xpos_scale_base)) {
-    queries_ = make_block_buffer<Scalar>(group_ * dim_head);
-    keys_ = make_block_buffer<Scalar>(group_ * dim_head);
+    queries_ = make_block_buffer<Scalar>(group_ * pairs_.turned());
+    keys_ = make_block_buffer<Scalar>(group_ * pairs_.turned());
+    const double factor = rotary.factor;
     for (Index place = 0; place < group_; ++place)
-      for (Index m = 0; m < dim_head / 2; ++m) {
+      for (Index m = 0; m < pairs_.count; ++m) {
         const Turn turn = turn_by(static_cast<double>(place), m);
         // The key's turn is undone by the score's product: same angle, inverse decay.
         const double square = turn.cosine * turn.cosine + turn.sine * turn.sine;
         const Index at = table_place(place, m);
-        queries_[static_cast<std::size_t>(at)] = Scalar(turn.cosine);
-        queries_[static_cast<std::size_t>(at + count)] = Scalar(turn.sine);
-        keys_[static_cast<std::size_t>(at)] = Scalar(turn.cosine / square);
-        keys_[static_cast<std::size_t>(at + count)] = Scalar(turn.sine / square);
+        queries_[static_cast<std::size_t>(at)] = Scalar(factor * turn.cosine);
+        queries_[static_cast<std::size_t>(at + count)] = Scalar(factor * turn.sine);
+        keys_[static_cast<std::size_t>(at)] = Scalar(factor * (turn.cosine / square));
+        keys_[static_cast<std::size_t>(at + count)] = Scalar(factor * (turn.sine / square));
       }
   }
 
-  Index dim_head() const { return dim_head_; }
+  Index dim_head() const { return pairs_.channels; }
+  const RotaryPairs& pairs() const { return pairs_; }
+  /// `θ_m`, `[pairs().count]`
+  const std::vector<double>& frequencies() const { return frequencies_; }
   /// Positions in a group, a multiple of block_rows.
   Index group() const { return group_; }
 
@@ -111,9 +166,10 @@ class RotaryEmbedding {
   }
   void apply_back_to_keys(Scalar* block, Index first) const { apply<true>(keys_, block, first); }
 
-  /// `cos` and `sin` of `distance·θ_m`, both times `ζ_m^(distance / xpos_scale_base)`, `[D/2][2]`.
+  /// `cos` and `sin` of `distance·θ_m`, both times `ζ_m^(distance / xpos_scale_base)`,
+  /// `[pairs().count][2]`: without the factor, which the turns by the place have.
   void turns(Index distance, Scalar* to) const {
-    for (Index m = 0; m < dim_head_ / 2; ++m) {
+    for (Index m = 0; m < pairs_.count; ++m) {
       const Turn turn = turn_by(static_cast<double>(distance), m);
       to[2 * m] = Scalar(turn.cosine);
       to[2 * m + 1] = Scalar(turn.sine);
@@ -126,8 +182,8 @@ class RotaryEmbedding {
   RowMatrix<Scalar> rotate_keys(const Eigen::Ref<const RowMatrix<Scalar>>& keys) const {
     check_rows("keys", keys.rows(), keys.cols());
     Index first = 0;
-    return map_blocks<Scalar>(keys, dim_head_, 1, [&](Index, const Scalar* in, Scalar* out) {
-      std::copy(in, in + dim_head_ * count, out);
+    return map_blocks<Scalar>(keys, dim_head(), 1, [&](Index, const Scalar* in, Scalar* out) {
+      std::copy(in, in + dim_head() * count, out);
       apply_to_keys(out, first);
       first += count;
     });
@@ -141,14 +197,14 @@ class RotaryEmbedding {
   RowMatrix<Scalar> rotate_queries(const Eigen::Ref<const RowMatrix<Scalar>>& queries,
                                    Index distance = 0) const {
     check_rows("queries", queries.rows(), queries.cols());
-    auto step = make_block_buffer<Scalar>(dim_head_);
+    auto step = make_block_buffer<Scalar>(pairs_.turned());
     turns(distance, step.data());
-    auto placed = make_block_buffer<Scalar>(dim_head_ * count);
+    auto placed = make_block_buffer<Scalar>(dim_head() * count);
     Index first = 0;
-    return map_blocks<Scalar>(queries, dim_head_, 1, [&](Index, const Scalar* in, Scalar* out) {
-      std::copy(in, in + dim_head_ * count, placed.data());
+    return map_blocks<Scalar>(queries, dim_head(), 1, [&](Index, const Scalar* in, Scalar* out) {
+      std::copy(in, in + dim_head() * count, placed.data());
       apply_to_queries(placed.data(), first);
-      turn_all(dim_head_, placed.data(), step.data(), out);
+      turn_all(pairs_, placed.data(), step.data(), out);
       first += count;
     });
   }
@@ -157,16 +213,20 @@ class RotaryEmbedding {
   static constexpr Index count = block_rows<Scalar>;
 
   void check_rows(const char* argument, Index rows, Index columns) const {
-    if (columns != dim_head_) reject(argument, std::to_string(dim_head_) + " columns", columns);
+    if (columns != dim_head()) reject(argument, std::to_string(dim_head()) + " columns", columns);
     if (rows > group_) reject(argument, "at most " + std::to_string(group_) + " rows", rows);
   }
 
-  static Index checked(Index dim_head, const std::optional<double>& xpos_scale_base) {
+  static RotaryPairs checked(Index dim_head, const std::optional<double>& xpos_scale_base,
+                             const RotaryConfig& rotary) {
     detail::require_dim_head("dim_head", dim_head);
-    if (dim_head % 2 != 0) reject("dim_head", "a positive even number", dim_head);
-    if (xpos_scale_base && !(std::isfinite(*xpos_scale_base) && *xpos_scale_base >= 0.5))
-      reject("xpos_scale_base", "a finite number of at least 0.5", *xpos_scale_base);
-    return dim_head;
+    detail::require_rotary(rotary, "dim_head", dim_head);
+    if (xpos_scale_base) {
+      if (!(std::isfinite(*xpos_scale_base) && *xpos_scale_base >= 0.5))
+        reject("xpos_scale_base", "a finite number of at least 0.5", *xpos_scale_base);
+      detail::require_rotary_of_xpos(rotary, dim_head);
+    }
+    return detail::pairs_of(rotary, dim_head);
   }
 
   struct Turn {
@@ -187,9 +247,9 @@ class RotaryEmbedding {
   }
 
   Turn turn_by(double distance, Index m) const {
-    const double dim = static_cast<double>(dim_head_);
+    const double dim = static_cast<double>(pairs_.turned());
     const double two_m = 2 * static_cast<double>(m);
-    const double angle = distance * std::pow(10000.0, -two_m / dim);
+    const double angle = distance * frequencies_[static_cast<std::size_t>(m)];
     const double decay =
         xpos_scale_base_ ? std::pow((two_m + 0.4 * dim) / (1.4 * dim), distance / *xpos_scale_base_)
                          : 1.0;
@@ -198,24 +258,24 @@ class RotaryEmbedding {
 
   // Tables are [block of the group][m][cosine, sine][block_rows].
   Index table_place(Index place, Index m) const {
-    return place / count * dim_head_ * count + m * 2 * count + place % count;
+    return place / count * pairs_.turned() * count + m * 2 * count + place % count;
   }
 
   template <bool Back>
   void apply(const BlockBuffer<Scalar>& table, Scalar* block, Index first) const {
     using L = Lanes<Scalar>;
-    const Index half = dim_head_ / 2;
-    const Scalar* turn = table.data() + first % group_ * dim_head_;
-    for (Index m = 0; m < half; ++m, turn += 2 * count) {
-      Scalar* a = block + m * count;
-      Scalar* b = block + (m + half) * count;
+    const Scalar* turn = table.data() + first % group_ * pairs_.turned();
+    for (Index m = 0; m < pairs_.count; ++m, turn += 2 * count) {
+      Scalar* a = block + m * pairs_.step * count;
+      Scalar* b = a + pairs_.gap * count;
       // The transpose of a turn is the turn the other way, with the same decay.
       const L sine = L::load(turn + count);
       rotate_pair<Scalar>(a, b, L::load(turn), Back ? L::zero() - sine : sine, a, b);
     }
   }
 
-  Index dim_head_ = 0;
+  RotaryPairs pairs_;
+  std::vector<double> frequencies_;
   std::optional<double> xpos_scale_base_;
   Index group_ = 0;
   BlockBuffer<Scalar> queries_;
@@ -232,26 +292,26 @@ class RotarySteps {
   /// \throws std::invalid_argument if they are negative, or `rotary` is default-constructed
   RotarySteps(const RotaryEmbedding<Scalar>& rotary, Index shift, Index behind, Index ahead)
       : group_(checked(rotary, behind, ahead)),
-        dim_head_(rotary.dim_head()),
+        pairs_(rotary.pairs()),
         first_(-ceil_div(ahead, rotary.group())),
         turns_(make_block_buffer<Scalar>((ceil_div(behind, rotary.group()) - first_ + 1) *
-                                         rotary.dim_head())) {
-    const Index steps = static_cast<Index>(turns_.size()) / rotary.dim_head();
+                                         pairs_.turned())) {
+    const Index steps = static_cast<Index>(turns_.size()) / pairs_.turned();
     for (Index step = 0; step < steps; ++step)
       rotary.turns((first_ + step) * rotary.group() + shift,
-                   turns_.data() + step * rotary.dim_head());
+                   turns_.data() + step * pairs_.turned());
   }
 
   Index group() const { return group_; }
 
   /// \param groups_back from the queries' group to the keys'
   void turn_queries(const Scalar* block, Index groups_back, Scalar* turned) const {
-    turn_all(dim_head_, block, turns_.data() + (groups_back - first_) * dim_head_, turned);
+    turn_all(pairs_, block, turns_.data() + (groups_back - first_) * pairs_.turned(), turned);
   }
 
   /// Adds, to the gradient of turn_queries()' input, what that of its result makes of it.
   void turn_gradients_back(const Scalar* block, Index groups_back, Scalar* sum) const {
-    turn_all_back(dim_head_, block, turns_.data() + (groups_back - first_) * dim_head_, sum);
+    turn_all_back(pairs_, block, turns_.data() + (groups_back - first_) * pairs_.turned(), sum);
   }
 
  private:
@@ -263,7 +323,7 @@ class RotarySteps {
   }
 
   Index group_ = 0;
-  Index dim_head_ = 0;
+  RotaryPairs pairs_;
   Index first_ = 0;
   BlockBuffer<Scalar> turns_;
 };

@@ -135,8 +135,18 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     std::ostringstream text = detail::plain_text();
     text << std::boolalpha << "LocalMHA, dim " << config.dim << ", heads " << config.heads
          << ", dim_head " << config.dim_head << ", prenorm " << config.prenorm << ", qk_rmsnorm "
-         << config.qk_rmsnorm << ", gates " << config.gate_values_per_head << ", "
-         << detail::description_of(layer.attention(), Window(layer.attention().config()),
+         << (resolved_qk_norm(config) == QkNormKind::l2) << ", gates "
+         << config.gate_values_per_head << ", ";
+    if (config.qkv_bias) text << "qkv_bias, ";
+    if (config.out_bias) text << "out_bias, ";
+    text.precision(17);
+    if (resolved_qk_norm(config) >= QkNormKind::rms)
+      text << (config.qk_norm.kind == QkNormKind::rms ? "rms " : "rms_all ") << config.qk_norm.eps
+           << ", ";
+    if (config.prenorm && config.norm != NormConfig{})
+      text << (config.norm.kind == NormKind::layer ? "layer norm " : "rms norm ") << config.norm.eps
+           << ", ";
+    text << detail::description_of(layer.attention(), Window(layer.attention().config()),
                                    attn_bias);
     return text.str();
   }

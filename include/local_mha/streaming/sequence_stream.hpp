@@ -388,6 +388,12 @@ std::string description_of(const Attention& attention, const Window& window,
   text.precision(17);
   if (config.xpos_scale_base) text << " over " << *config.xpos_scale_base;
   if (config.scale) text << ", scale " << *config.scale;
+  if (attention.rotary() && config.rotary != RotaryConfig{}) {
+    text << ", rotary " << attention.rotary()->pairs().count
+         << (config.rotary.pairing == RotaryPairing::halves ? " halves" : " interleaved")
+         << " times " << config.rotary.factor << " by";
+    for (const double frequency : attention.rotary()->frequencies()) text << ' ' << frequency;
+  }
   if (attn_bias) text << ", attn_bias " << to_string(attn_bias->dimensions());
   return text.str();
 }

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The normalization of a layer's input: LayerNorm or RmsNorm.
+#pragma once
+
+#include <utility>
+
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/layer_norm.hpp>
+#include <local_mha/ops/rms_norm.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// One of the two, with the calls that they have in common.
+template <typename Scalar>
+class Prenorm {
+ public:
+  /// None.
+  Prenorm() = default;
+  explicit Prenorm(LayerNorm<Scalar> norm) : layer_(std::move(norm)) {}
+  explicit Prenorm(RmsNorm<Scalar> norm) : rms_(std::move(norm)) {}
+
+  /// Normalizes each position of a block in place.
+  /// \param block `[dim][block_rows]`
+  void apply(Scalar* block) const {
+    if (is_rms())
+      rms_.apply(block);
+    else
+      layer_.apply(block);
+  }
+
+  /// Turns the gradient of apply()'s result into that of its input, in place.
+  /// \param x `[dim][block_rows]`, what apply() was given
+  /// \param grad the same shape
+  /// \param sums `[2·dim][block_rows]`: the gradients of the weight and, if it has one, the bias
+  ///        are added here, a value for each lane
+  void apply_backward(const Scalar* x, Scalar* grad, Scalar* sums) const {
+    if (is_rms())
+      rms_.apply_backward(x, grad, sums);
+    else
+      layer_.apply_backward(x, grad, sums);
+  }
+
+ private:
+  bool is_rms() const { return rms_.dim() > 0; }
+
+  LayerNorm<Scalar> layer_;
+  RmsNorm<Scalar> rms_;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI
