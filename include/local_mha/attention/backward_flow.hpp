@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The attention's backward pass through one head of one sequence.
+/// The attention's backward pass through the heads of one sequence that share keys and values.
 ///
 /// Query blocks come in the order of the sequence. Keys and values enter a ring just before they
 /// are seen, with room for their gradients beside them, and leave when no query to come sees them:
@@ -8,13 +8,18 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <optional>
+#include <vector>
 
 #include <local_mha/attention/backward_kernel.hpp>
+#include <local_mha/attention/head.hpp>
+#include <local_mha/attention/placement.hpp>
 #include <local_mha/attention/ring.hpp>
-#include <local_mha/attention/tile.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/window.hpp>
+#include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
@@ -36,9 +41,9 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
   return (partial[0] + partial[1]) + (partial[2] + partial[3]);
 }
 
-/// Room for the backward pass of heads of one shape, one after the other.
+/// Room for the backward pass of heads of one shape, one group after the other.
 ///
-/// A head is given as an object with
+/// A head of queries is given as an object with
 ///
 ///     load_queries(block, to), load_keys(block, to)         before positions and scale
 ///     load_values(block, to), load_grad_out(block, to), load_out(block, to)
@@ -52,18 +57,30 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
 ///     add_upcoming(queries, keys, finished_keys, to)        blocks that are next
 ///
 /// each of which takes the index of a block and a block `[channels][block_rows]`. What is loaded
-/// for rows that do not exist must be 0; what is stored may be changed.
+/// for rows that do not exist must be 0; what is stored may be changed. Keys and values are those
+/// of the first head of a group.
 template <typename Scalar>
 class AttentionBackwardFlow {
  public:
-  /// \param steps of the rotary embedding, if there is one
-  AttentionBackwardFlow(const Window& window, Index seqlen, Index dim_head, Index dim_value,
-                        double softmax_scale, std::optional<RotarySteps<Scalar>> steps)
+  /// One head of a group.
+  struct Member {
+    /// What the queries see; its steps are set here.
+    AttentionHead<Scalar> head = {};
+    std::optional<Dropout<Scalar>> dropout = {};
+    /// Null, or the gradient of the head's bias, to be added to.
+    Scalar* grad_bias = nullptr;
+    /// The same of its sink.
+    LongSum<Scalar>* grad_sink = nullptr;
+  };
+
+  /// \param changes_scores heads have a function of the scores
+  AttentionBackwardFlow(const detail::Placement<Scalar>& placement, const Window& window,
+                        Index seqlen, Index dim_head, Index dim_value, bool changes_scores)
       : window_(window),
         made_for_(seqlen),
         seqlen_(seqlen),
-        softmax_scale_(softmax_scale),
-        steps_(std::move(steps)) {
+        softmax_scale_(placement.softmax_scale(dim_head)),
+        steps_(placement.steps(window, seqlen)) {
     const Index reach =
         (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
     const Index kept =
@@ -72,8 +89,8 @@ class AttentionBackwardFlow {
     values_ = Ring<Scalar>(dim_value, kept);
     grad_keys_ = Ring<Scalar>(panel_channels<Scalar>(dim_head), kept);
     grad_values_ = Ring<Scalar>(panel_channels<Scalar>(dim_value), kept);
-    kernel_ =
-        AttentionBackwardKernel<Scalar>(dim_head, dim_value, (std::min)(reach + count, seqlen));
+    kernel_ = AttentionBackwardKernel<Scalar>(dim_head, dim_value,
+                                              (std::min)(reach + count, seqlen), changes_scores);
     queries_ = make_block_buffer<Scalar>(dim_head * count);
     grad_queries_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_head) * count);
     grad_out_ = make_block_buffer<Scalar>(dim_value * count);
@@ -85,15 +102,23 @@ class AttentionBackwardFlow {
   /// Whether there is room for heads of `seqlen` rows.
   bool serves(Index seqlen) const { return window_.room_serves(made_for_, seqlen, 2 * count); }
 
+  /// Room for the members of a group, to be filled for run().
+  std::vector<Member>& members(Index number) {
+    members_.resize(static_cast<std::size_t>(number));
+    return members_;
+  }
+
   /// \param rotary null: none
-  /// \param head what the queries see; its steps are set here
-  /// \param grad_bias null, or the gradient of the head's bias, to be added to
-  template <typename Head>
-  void run(const RotaryEmbedding<Scalar>* rotary, AttentionHead<Scalar> head, Head&& in_and_out,
-           Scalar* grad_bias) {
+  /// \param member_of `member_of(i)` gives the blocks of member `i`
+  template <typename MemberOf>
+  void run(const RotaryEmbedding<Scalar>* rotary, MemberOf&& member_of) {
     rotary_ = rotary;
-    seqlen_ = head.seqlen;
-    head.steps = steps_ ? &*steps_ : nullptr;
+    seqlen_ = members_.front().head.seqlen;
+    for (Member& member : members_) {
+      member.head.steps = steps_ ? &*steps_ : nullptr;
+      member.head.dropout = member.dropout ? &*member.dropout : nullptr;
+    }
+    auto keys = member_of(Index{0});
     const Index blocks = ceil_div(seqlen_, count);
     Index made = 0;
     Index finished = 0;
@@ -102,22 +127,28 @@ class AttentionBackwardFlow {
       const Range seen =
           window_.keys_of({first, first + (std::min)(count, seqlen_ - first)}, seqlen_);
       for (; finished < (std::min)(made, seen.begin / count); ++finished)
-        finish_keys(finished, in_and_out);
-      for (; made * count < seen.end; ++made) make_keys(made, in_and_out);
-      make_queries(block, in_and_out);
-      kernel_.upcoming().clear();
-      in_and_out.add_upcoming(block + 1, made, finished, kernel_.upcoming());
-      kernel_.differentiate(head,
-                            {.first = first,
-                             .queries = queries_.data(),
-                             .grad_out = grad_out_.data(),
-                             .lse = lse_.data(),
-                             .delta = delta_.data(),
-                             .grad_queries = grad_queries_.data()},
-                            keys_, values_, grad_keys_, grad_values_, grad_bias);
-      finish_queries(block, in_and_out);
+        finish_keys(finished, keys);
+      for (; made * count < seen.end; ++made) make_keys(made, keys);
+      for (std::size_t i = 0; i < members_.size(); ++i) {
+        auto queries = member_of(static_cast<Index>(i));
+        make_queries(block, queries);
+        add_to_sink(members_[i]);
+        kernel_.upcoming().clear();
+        if (i + 1 == members_.size())
+          member_of(Index{0}).add_upcoming(block + 1, made, finished, kernel_.upcoming());
+        kernel_.differentiate(members_[i].head,
+                              {.first = first,
+                               .queries = queries_.data(),
+                               .grad_out = grad_out_.data(),
+                               .lse = lse_.data(),
+                               .delta = delta_.data(),
+                               .grad_queries = grad_queries_.data()},
+                              {&keys_, &values_, &grad_keys_, &grad_values_}, {},
+                              members_[i].grad_bias);
+        finish_queries(block, queries);
+      }
     }
-    for (; finished < made; ++finished) finish_keys(finished, in_and_out);
+    for (; finished < made; ++finished) finish_keys(finished, keys);
   }
 
  private:
@@ -135,6 +166,22 @@ class AttentionBackwardFlow {
     head.load_out(block, out_.data());
     head.load_lse(block, lse_.data());
     dot(dim_value(), grad_out_.data(), out_.data()).store(delta_.data());
+  }
+
+  // d sink = −Σ_i p_i,sink · delta_i
+  void add_to_sink(const Member& member) {
+    if (member.grad_sink == nullptr) return;
+    for (Index r = 0; r < count; ++r) {
+      const auto at = static_cast<std::size_t>(r);
+      // Nothing but the sink, or no query: then there is no delta.
+      if (delta_[at] == Scalar(0)) continue;
+      const auto lse = binary_log_sum_exp<Scalar>({lse_[at], lse_[at + count]});
+      using std::exp;
+      using Sum = LongSum<Scalar>;
+      *member.grad_sink -=
+          exp(Sum(ln_2) * ((Sum(member.head.sink) - Sum(lse.nearest)) - Sum(lse.rest))) *
+          Sum(delta_[at]);
+    }
   }
 
   template <typename Head>
@@ -178,6 +225,7 @@ class AttentionBackwardFlow {
   Ring<Scalar> grad_keys_;    // panels
   Ring<Scalar> grad_values_;  // panels
   AttentionBackwardKernel<Scalar> kernel_;
+  std::vector<Member> members_;
   BlockBuffer<Scalar> queries_;
   BlockBuffer<Scalar> grad_queries_;
   BlockBuffer<Scalar> grad_out_;

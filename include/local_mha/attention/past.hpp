@@ -28,13 +28,16 @@ class Past {
     Index kept = 1;
     /// Queries wait for keys ahead; otherwise later rows do not need them.
     bool queries_wait = false;
+    /// Heads of keys and values; 0: as many.
+    Index kv_heads = 0;
   };
 
   Past() = default;
   explicit Past(const Size& size)
       : size_(size),
         queries_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.waiting)),
-        keys_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.kept)),
+        keys_(to_size(size.kv_heads > 0 ? size.kv_heads : size.heads),
+              Ring<Scalar>(size.dim_head, size.kept)),
         values_(keys_) {
     if (size.gated) gates_ = Ring<Scalar>(size.heads, size.waiting);
   }
@@ -44,7 +47,7 @@ class Past {
   bool serves(const Size& size) const {
     return size_.heads == size.heads && size_.dim_head == size.dim_head &&
            size_.gated == size.gated && size_.waiting >= size.waiting && size_.kept >= size.kept &&
-           size_.queries_wait == size.queries_wait;
+           size_.queries_wait == size.queries_wait && size_.kv_heads == size.kv_heads;
   }
   Ring<Scalar>& queries(Index h) { return queries_[to_size(h)]; }
   Ring<Scalar>& keys(Index h) { return keys_[to_size(h)]; }

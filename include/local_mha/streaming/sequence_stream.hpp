@@ -189,6 +189,9 @@ class StreamedSequence {
                              Index max_rollback) {
     const Index reach = window.reach_behind() + window.reach_ahead();
     constexpr Index most = Index{1} << 36;
+    if (window.is_endless())
+      reject("token_window", "bounded ends, because a stream keeps what a query sees",
+             "an unbounded one");
     const Index each = 3 * size.heads * padded_channels<Scalar>(size.dim_head);
     if (reach > most / each)
       reject("window_size", "a look-around whose keys and values are at most 2^36 numbers",
@@ -388,6 +391,14 @@ std::string description_of(const Attention& attention, const Window& window,
   text.precision(17);
   if (config.xpos_scale_base) text << " over " << *config.xpos_scale_base;
   if (config.scale) text << ", scale " << *config.scale;
+  if (config.token_window)
+    text << ", token_window " << config.token_window->left << " " << config.token_window->right;
+  if (config.first_keys > 0) text << ", first_keys " << config.first_keys;
+  if (config.score.soft_cap) text << ", soft_cap " << *config.score.soft_cap;
+  if (!config.score.alibi_slopes.empty()) {
+    text << ", alibi_slopes";
+    for (const double slope : config.score.alibi_slopes) text << ' ' << slope;
+  }
   if (attn_bias) text << ", attn_bias " << to_string(attn_bias->dimensions());
   return text.str();
 }
