@@ -215,7 +215,11 @@ struct Arguments {
       bias = tensor<Scalar, 3>(
           c.bias, {c.biases, c.bias.empty() ? 0 : c.bias_rows(), c.bias.empty() ? 0 : c.columns()});
     call.cu_seqlens = c.cu_seqlens;
-    if (c.bias.empty()) return;
+    if (c.global.empty()) return;
+    global = Tensor<bool, 2>(c.batch, c.n);
+    for (Index i = 0; i < c.batch * c.n; ++i)
+      global.data()[i] = c.global[static_cast<std::size_t>(i)] != 0;
+    call.global_rows = global;
   }
   std::optional<TensorView<const Scalar, 3>> attn_bias() const {
     if (bias.size() == 0) return std::nullopt;
@@ -232,6 +236,7 @@ struct Arguments {
   Tensor<Scalar, 1> sinks;
   Tensor<Scalar, 3> bias;
   Tensor<Scalar, 2> relative;
+  Tensor<bool, 2> global;
   PaddingMask mask;
   LocalAttentionCall call;
 };
@@ -472,8 +477,17 @@ TEST(Sliding, Sinks) { expect_all({.sinks = true}, 200); }
 TEST(Sliding, PackedSequences) { expect_all({.packed = true}, 200); }
 TEST(Sliding, FunctionsOfScores) { expect_all({.scores = true}, 200); }
 TEST(Sliding, RelativeBiases) { expect_all({.bias = true}, 200); }
+TEST(Sliding, FirstKeys) { expect_all({.first = true}, 200); }
+TEST(Sliding, GlobalRows) { expect_all({.global = true}, 200); }
 TEST(Sliding, AllTogether) {
-  expect_all({.heads = true, .sinks = true, .packed = true, .scores = true, .bias = true}, 300);
+  expect_all({.heads = true,
+              .sinks = true,
+              .packed = true,
+              .scores = true,
+              .bias = true,
+              .first = true,
+              .global = true},
+             300);
 }
 
 }  // namespace sliding_test

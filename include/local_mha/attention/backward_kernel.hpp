@@ -96,23 +96,24 @@ class AttentionBackwardKernel {
   void differentiate(const AttentionHead<Scalar>& head, const QueryGradients<Scalar>& block,
                      const GradientStore<Scalar>& window, const GradientStore<Scalar>& pinned,
                      Scalar* grad_bias) {
-    const Index dim_head = window.keys->channels();
-    const Index dim_value = window.values->channels();
-    const Strip shown{Tile(head, block.first), window, nullptr};
-    std::fill(block.grad_queries, block.grad_queries + padded_channels<Scalar>(dim_head) * count,
+    std::fill(block.grad_queries,
+              block.grad_queries + padded_channels<Scalar>(window.keys->channels()) * count,
               Scalar(0));
-    if (shown.tile.queries.begin >= shown.tile.queries.end) return;
-    block_to_panels(dim_value, block.grad_out, grad_out_panels_.data());
-    if (head.steps == nullptr) block_to_panels(dim_head, block.queries, query_panels_.data());
-    finite_queries_ = local_mha::all_finite(block.queries, dim_head * count) &&
-                      local_mha::all_finite(block.grad_out, dim_value * count);
-    const auto take = [&](const Strip& strip) {
-      if (strip.tile.keys.begin < strip.tile.keys.end) differentiate(head, block, strip, grad_bias);
-    };
-    take(shown);
+    take_queries(head, block, window);
+    take({Tile(head, block.first), window, nullptr}, head, block, grad_bias);
     if (head.pinned == nullptr) return;
-    take({Tile::before_window(head, block.first), pinned, head.pinned->blocks().data()});
-    take({Tile::after_window(head, block.first), pinned, head.pinned->blocks().data()});
+    const Index* const blocks = head.pinned->blocks().data();
+    take({Tile::before_window(head, block.first), pinned, blocks}, head, block, grad_bias);
+    take({Tile::after_window(head, block.first), pinned, blocks}, head, block, grad_bias);
+  }
+
+  /// The same of all of some keys, which are part of what the queries see: their gradients are
+  /// added to.
+  void differentiate_part(const AttentionHead<Scalar>& head, const QueryGradients<Scalar>& block,
+                          const Range& keys, const GradientStore<Scalar>& store,
+                          Scalar* grad_bias) {
+    take_queries(head, block, store);
+    take({Tile::all_of(head, block.first, keys), store, nullptr}, head, block, grad_bias);
   }
 
  private:
@@ -126,6 +127,9 @@ class AttentionBackwardKernel {
 
     Index block_in_sequence(Index block) const { return blocks == nullptr ? block : blocks[block]; }
     Index row(Index key) const { return block_in_sequence(key / count) * count + key % count; }
+    const RotarySteps<Scalar>* steps(const AttentionHead<Scalar>& head) const {
+      return blocks == nullptr ? head.steps : head.pinned_steps;
+    }
   };
 
   // Keys that one micro-kernel of the scores takes, all of one block.
@@ -160,8 +164,20 @@ class AttentionBackwardKernel {
 
   static BlockBuffer<Scalar> room(Index lanes) { return make_block_buffer<Scalar>(lanes * count); }
 
-  void differentiate(const AttentionHead<Scalar>& head, const QueryGradients<Scalar>& block,
-                     const Strip& strip, Scalar* grad_bias) {
+  void take_queries(const AttentionHead<Scalar>& head, const QueryGradients<Scalar>& block,
+                    const GradientStore<Scalar>& store) {
+    const Index dim_head = store.keys->channels();
+    const Index dim_value = store.values->channels();
+    block_to_panels(dim_value, block.grad_out, grad_out_panels_.data());
+    if (head.steps == nullptr) block_to_panels(dim_head, block.queries, query_panels_.data());
+    finite_queries_ = local_mha::all_finite(block.queries, dim_head * count) &&
+                      local_mha::all_finite(block.grad_out, dim_value * count);
+  }
+
+  void take(const Strip& strip, const AttentionHead<Scalar>& head,
+            const QueryGradients<Scalar>& block, Scalar* grad_bias) {
+    if (strip.tile.keys.begin >= strip.tile.keys.end) return;
+    const RotarySteps<Scalar>* const steps = strip.steps(head);
     const Tile& tile = strip.tile;
     const Ring<Scalar>& keys = *strip.store.keys;
     const Ring<Scalar>& values = *strip.store.values;
@@ -171,13 +187,12 @@ class AttentionBackwardKernel {
     LaneRange cursor{0, 0};
     for (Range segment{tile.keys.begin / group * group, 0}; segment.begin < tile.keys.end;
          segment.begin = segment.end) {
-      segment.end = (std::min)(segment_end(head, strip, segment.begin), tile.keys.end);
+      segment.end = (std::min)(segment_end(steps, strip, segment.begin), tile.keys.end);
       const Scalar* queries = block.queries;
       Index groups_back = 0;
-      if (head.steps != nullptr) {
-        groups_back =
-            block.first / head.steps->group() - strip.row(segment.begin) / head.steps->group();
-        head.steps->turn_queries(queries, groups_back, turned_.data());
+      if (steps != nullptr) {
+        groups_back = block.first / steps->group() - strip.row(segment.begin) / steps->group();
+        steps->turn_queries(queries, groups_back, turned_.data());
         queries = turned_.data();
         block_to_panels(keys.channels(), queries, query_panels_.data());
       }
@@ -186,7 +201,7 @@ class AttentionBackwardKernel {
       if (grad_bias != nullptr) add_to_bias(head, strip, segment, grad_bias);
       if (head.score) multiply_by_derivatives(segment);
       Scalar* grad_queries = block.grad_queries;
-      if (head.steps != nullptr) {
+      if (steps != nullptr) {
         std::fill(grad_turned_.begin(), grad_turned_.end(), Scalar(0));
         grad_queries = grad_turned_.data();
       }
@@ -196,16 +211,16 @@ class AttentionBackwardKernel {
       } else {
         add_seen(tile, segment, strip.store, grad_queries);
       }
-      if (head.steps != nullptr)
-        head.steps->turn_gradients_back(grad_queries, groups_back, block.grad_queries);
+      if (steps != nullptr)
+        steps->turn_gradients_back(grad_queries, groups_back, block.grad_queries);
     }
   }
 
   // Segments end where the queries must be turned anew.
-  static Index segment_end(const AttentionHead<Scalar>& head, const Strip& strip, Index begin) {
+  static Index segment_end(const RotarySteps<Scalar>* steps, const Strip& strip, Index begin) {
     const Index end = begin / count * count + segment_keys;
-    if (head.steps == nullptr) return end;
-    const Index length = head.steps->group();
+    if (steps == nullptr) return end;
+    const Index length = steps->group();
     if (strip.blocks == nullptr) return (std::min)(end, (begin / length + 1) * length);
     Index block = begin / count + 1;
     while (block * count < (std::min)(end, strip.tile.keys.end) &&

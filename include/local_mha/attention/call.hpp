@@ -31,6 +31,9 @@ struct LocalAttentionCall {
   /// Packed sequences, if not empty: rows `[cu_seqlens[s], cu_seqlens[s + 1])` of a batch of 1 are
   /// a sequence of their own, in every rule. `[S + 1]`, from 0, never falling, to N.
   std::span<const Index> cu_seqlens = {};
+  /// Rows that every query of their sequence sees, and that see every key of it, whatever else
+  /// says: `[B, N]`, true = global.
+  std::optional<TensorView<const bool, 2>> global_rows = {};
 };
 
 /// Learned numbers that take part in the softmax.
@@ -119,6 +122,11 @@ class SavedCall {
     cu_seqlens_.assign(options.cu_seqlens.begin(), options.cu_seqlens.end());
     options_ = options;
     options_.cu_seqlens = {};
+    options_.global_rows.reset();
+    global_rows_.reset();
+    if (options.global_rows)
+      global_rows_.emplace(Eigen::TensorMap<const Tensor<bool, 2>>(
+          options.global_rows->data(), options.global_rows->dimensions()));
     bias_.take(attn_bias);
     relative_bias_.take(terms.relative_bias);
     sinks_.take(terms.sinks);
@@ -129,6 +137,7 @@ class SavedCall {
   LocalAttentionCall options() const {
     LocalAttentionCall options = options_;
     options.cu_seqlens = cu_seqlens_;
+    if (global_rows_) options.global_rows = *global_rows_;
     return options;
   }
 
@@ -146,6 +155,13 @@ class SavedCall {
     require_same("cu_seqlens", !options.cu_seqlens.empty(),
                  std::equal(options.cu_seqlens.begin(), options.cu_seqlens.end(),
                             cu_seqlens_.begin(), cu_seqlens_.end()),
+                 true);
+    require_same("global_rows", options.global_rows.has_value(),
+                 options.global_rows && global_rows_ &&
+                     TensorView<const bool, 2>(*global_rows_).dimensions() ==
+                         options.global_rows->dimensions() &&
+                     std::equal(global_rows_->data(), global_rows_->data() + global_rows_->size(),
+                                options.global_rows->data()),
                  true);
     bias_.require_same("attn_bias", attn_bias);
     relative_bias_.require_same("relative_bias", terms.relative_bias);
@@ -184,6 +200,7 @@ class SavedCall {
   PaddingMask mask_;
   LocalAttentionCall options_;
   std::vector<Index> cu_seqlens_;
+  std::optional<Tensor<bool, 2>> global_rows_;
   Known<3> bias_;
   Known<2> relative_bias_;
   Known<1> sinks_;

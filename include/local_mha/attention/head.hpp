@@ -36,6 +36,8 @@ struct AttentionHead {
 
   /// Steps between groups of positions; null: no rotary embedding.
   const RotarySteps<Scalar>* steps = nullptr;
+  /// The same as far as pinned rows are.
+  const RotarySteps<Scalar>* pinned_steps = nullptr;
   /// What becomes of scores before a bias is added.
   ScoreFunction<Scalar> score;
   /// `[w, (1 + lb + lf)·w]`; null: none.

@@ -83,6 +83,15 @@ class AttentionInputs {
     cu_seqlens_ = cu_seqlens;
   }
 
+  /// Rows that everyone sees, and that see everyone of their sequence.
+  /// \param global `[batch, seqlen]`, true = global; must outlive this
+  /// \throws std::invalid_argument if it has another shape
+  void add_global(const std::optional<TensorView<const bool, 2>>& global) {
+    if (!global) return;
+    require_shape("global_rows", global->dimensions(), {batch_, seqlen_});
+    global_ = global->data();
+  }
+
   /// What becomes of scores; what it calls must outlive this.
   void set_score(const ScoreFunction<Scalar>& score) { score_ = score; }
 
@@ -108,7 +117,22 @@ class AttentionInputs {
     return longest;
   }
 
-  /// What the kernel gets for head `h` of a sequence, but for rotary and dropout.
+  /// Flags of a sequence's rows, true = global; null: none is.
+  const bool* global(Index sequence) const {
+    return global_ == nullptr ? nullptr : global_ + item(sequence) * seqlen_ + rows(sequence).begin;
+  }
+  /// Whether some rows may be seen from anywhere.
+  bool pins() const { return window_.first_keys() > 0 || global_ != nullptr; }
+
+  /// The rows that stay visible to a sequence's queries.
+  void assign_pinned(Index sequence, PinnedRows<Scalar>& pinned) const {
+    const Range in_item = rows(sequence);
+    const std::uint8_t* masked = mask_ != nullptr ? mask_->row(item(sequence)) : nullptr;
+    pinned.assign(in_item.end - in_item.begin, window_.first_keys(), global(sequence),
+                  [&](Index row) { return masked != nullptr && masked[in_item.begin + row] != 0; });
+  }
+
+  /// What the kernel gets for head `h` of a sequence, but for rotary, dropout and pinned rows.
   AttentionHead<Scalar> head(Index sequence, Index h) const {
     const Index b = item(sequence);
     const Range in_item = rows(sequence);
@@ -167,6 +191,7 @@ class AttentionInputs {
   Bias attn_bias_;
   const Scalar* sinks_ = nullptr;
   std::span<const Index> cu_seqlens_;
+  const bool* global_ = nullptr;
   ScoreFunction<Scalar> score_;
 };
 

@@ -107,8 +107,25 @@ class AttentionKernel {
       done = tile.single() && head.dropout == nullptr && channels <= window.keys->channels();
       if (done) attend_one(strips, queries, out, lse);
     }
-    if (!done) attend_block(strips, queries, out, lse);
+    if (!done) {
+      Softmax softmax(head.sink);
+      attend_block(strips, queries, softmax, true, true, out, lse);
+    }
     clear_rest(tile, channels, out, lse);
+  }
+
+  /// Attends to all of some keys, which are part of what the queries see.
+  /// \param softmax, out those of the parts before; `SoftmaxState(head.sink)` and anything at first
+  /// \param begins, ends this is the first part, and the last one
+  template <typename Values>
+  void attend_part(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
+                   const Range& keys, const KeyStore<Scalar, Values>& store,
+                   SoftmaxState<Scalar>& softmax, bool begins, bool ends, Scalar* out,
+                   Scalar* lse) {
+    const Tile tile = Tile::all_of(head, first, keys);
+    attend_block(Strips<Values>(head, tile, store), queries, softmax, begins, ends, out,
+                 ends ? lse : nullptr);
+    if (ends) clear_rest(tile, store.values->channels(), out, lse);
   }
 
  private:
@@ -126,6 +143,9 @@ class AttentionKernel {
     const Index* blocks;  // of the store in the sequence; null: the same
 
     Index block_in_sequence(Index block) const { return blocks == nullptr ? block : blocks[block]; }
+    const RotarySteps<Scalar>* steps(const AttentionHead<Scalar>& head) const {
+      return blocks == nullptr ? head.steps : head.pinned_steps;
+    }
   };
 
   // Those of a tile, none of which is empty but for the first.
@@ -168,27 +188,28 @@ class AttentionKernel {
     int number = 0;
   };
 
+  // `begins`: there is no out yet; `ends`: it is divided by the sum.
   template <typename Values>
-  void attend_block(const Strips<Values>& strips, const Scalar* queries, Scalar* out, Scalar* lse) {
+  void attend_block(const Strips<Values>& strips, const Scalar* queries, Softmax& softmax,
+                    bool begins, bool ends, Scalar* out, Scalar* lse) {
     const AttentionHead<Scalar>& head = strips.head;
     const Index channels = strips.strips->store.values->channels();
     Index micro_kernels = 0;
     for (const Strip<Values>& strip : strips)
       micro_kernels += micro_kernels_of(strip.tile->keys.end - strip.tile->keys.begin, channels);
     upcoming_.spread_over(micro_kernels);
-    Softmax softmax(head.sink);
     const Strip<Values>* strip = strips.begin();
     Index next = first_of(*strip);
-    bool first_chunk = true;
     do {
       const Chunk<Values> chunk = take_chunk(strips, strip, next);
       L maximum = softmax.maximum;
       for (const auto& piece : chunk) maximum = score(head, piece, queries, maximum);
       const L rescale = softmax.rise(maximum);
       for (const auto& piece : chunk) exponentiate(head, piece, softmax);
-      const L factor = strip == strips.end() ? softmax.weight() : L::broadcast(Scalar(1));
-      accumulate(chunk, channels, first_chunk ? nullptr : &rescale, factor, out);
-      first_chunk = false;
+      const bool last = ends && strip == strips.end();
+      const L factor = last ? softmax.weight() : L::broadcast(Scalar(1));
+      accumulate(chunk, channels, begins ? nullptr : &rescale, factor, out);
+      begins = false;
     } while (strip != strips.end());
     if (lse != nullptr) softmax.log_sum_exp(lse);
   }
@@ -243,16 +264,17 @@ class AttentionKernel {
     LaneRange cursor_of_lanes{0, 0};
     std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
+    const RotarySteps<Scalar>* const steps = strip.steps(head);
     const bool plain_scores = !head.score;
     auto cursor = keys.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = (std::min)((begin / count + 1) * count, chunk.end);
       const Index first_key = strip.block_in_sequence(begin / count) * count;
-      if (head.steps != nullptr) {
-        const Index back = tile.first / head.steps->group() - first_key / head.steps->group();
+      if (steps != nullptr) {
+        const Index back = tile.first / steps->group() - first_key / steps->group();
         if (back != groups_back) {
           groups_back = back;
-          head.steps->turn_queries(queries, back, turned_.data());
+          steps->turn_queries(queries, back, turned_.data());
           turned = turned_.data();
         }
       }
@@ -488,6 +510,7 @@ class AttentionKernel {
     constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
     const Tile& tile = *strip.tile;
     const Ring<Scalar>& keys = *strip.store.keys;
+    const RotarySteps<Scalar>* const steps = strip.steps(head);
     const int lane = tile.queries.begin;
     const Scalar* turned = queries + lane;
     const BiasRow<Scalar> bias =
@@ -496,14 +519,13 @@ class AttentionKernel {
     Scalar* to = scores_.data();
     for (Index block = blocks.begin; block < blocks.end;) {
       Index until = blocks.end;
-      if (head.steps != nullptr) {
+      if (steps != nullptr) {
         const auto group_of = [&](Index b) {
-          return strip.block_in_sequence(b) * count / head.steps->group();
+          return strip.block_in_sequence(b) * count / steps->group();
         };
         const Index group_of_keys = group_of(block);
         for (until = block + 1; until < blocks.end && group_of(until) == group_of_keys;) ++until;
-        head.steps->turn_queries(queries, tile.first / head.steps->group() - group_of_keys,
-                                 turned_.data());
+        steps->turn_queries(queries, tile.first / steps->group() - group_of_keys, turned_.data());
         turned = turned_.data() + lane;
       }
       for (; block < until; block += together) {

@@ -53,28 +53,34 @@ class LocalAttention {
     using FlowBack = AttentionBackwardFlow<Scalar>;
 
     void prepare(const LocalAttention& attention, const Window& window, Index seqlen,
-                 Index dim_head, Index dim_value, Index workers) {
-      if (made_for_ != attention.config_) flows_.clear();
-      made_for_ = attention.config_;
+                 Index dim_head, Index dim_value, bool pins, Index group, Index workers) {
+      if (made_for_ != attention.config_) {
+        flows_.clear();
+        made_for_ = attention.config_;
+      }
       detail::provide(
           flows_, workers,
-          [&](const Flow& flow) { return flow.fits(window, seqlen, dim_head, dim_value); },
-          [&] { return Flow(attention.placement_, window, seqlen, dim_head, dim_value); });
-      for (Flow& flow : flows_) flow.use(attention.placement_);
+          [&](const Flow& flow) { return flow.fits(window, seqlen, dim_head, dim_value, pins); },
+          [&] { return Flow(attention.placement_, window, seqlen, dim_head, dim_value, pins); });
+      for (Flow& flow : flows_) flow.use(attention.placement_, group);
     }
     Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
 
     void prepare_backward(const LocalAttention& attention, const Window& window, Index seqlen,
-                          Index dim_head, bool changes_scores, Index workers) {
-      const BackwardShape shape{attention.config_, window, dim_head, changes_scores};
-      if (shape_back_ != shape) flows_back_.clear();
-      shape_back_ = shape;
+                          Index dim_head, bool changes_scores, bool pins, Index group,
+                          Index workers) {
+      if (!shape_back_ ||
+          !shape_back_->is(attention.config_, window, dim_head, changes_scores, pins)) {
+        flows_back_.clear();
+        shape_back_ = BackwardShape{attention.config_, window, dim_head, changes_scores, pins};
+      }
       detail::provide(
           flows_back_, workers, [&](const FlowBack& flow) { return flow.serves(seqlen); },
           [&] {
             return FlowBack(attention.placement_, window, seqlen, dim_head, dim_head,
-                            changes_scores);
+                            changes_scores, pins);
           });
+      for (FlowBack& flow : flows_back_) flow.members(group);
     }
     FlowBack& flow_back(Index worker) { return flows_back_[static_cast<std::size_t>(worker)]; }
 
@@ -83,7 +89,13 @@ class LocalAttention {
       Window window;
       Index dim_head;
       bool changes_scores;
-      friend bool operator==(const BackwardShape&, const BackwardShape&) = default;
+      bool pins;
+
+      bool is(const LocalAttentionConfig& other, const Window& other_window, Index channels,
+              bool changes, bool pinned) const {
+        return config == other && window == other_window && dim_head == channels &&
+               changes_scores == changes && pins == pinned;
+      }
     };
 
     std::optional<LocalAttentionConfig> made_for_;
@@ -262,7 +274,9 @@ class LocalAttention {
                              Index dim_head, const BiasGradients& grad_bias) const {
     workspace.prepare_backward(
         *this, inputs.window(), inputs.longest(), dim_head, static_cast<bool>(inputs.score()),
+        inputs.pins(), inputs.group(),
         (std::min)(thread_count(device), tasks_back(inputs, batch, grad_bias)));
+    workspace.grad_sinks_.prepare(inputs.sinks() != nullptr ? batch * inputs.heads() : 0);
   }
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
@@ -280,7 +294,6 @@ class LocalAttention {
     const AttentionDropout dropout{config_.dropout, training};
     prepare_differentiate(device, workspace, inputs, batch, dim_head, grad_bias);
     detail::SinkGradients<Scalar>& grad_sinks = workspace.grad_sinks_;
-    grad_sinks.prepare(inputs.sinks() != nullptr ? batch * inputs.heads() : 0);
     const auto run = [&](Index worker, Index b, Index first_head, Index sequence) {
       auto& flow = workspace.flow_back(worker);
       Index h = first_head;
@@ -292,7 +305,8 @@ class LocalAttention {
         member.grad_sink = grad_sinks.of_head(b * inputs.heads() + h);
         ++h;
       }
-      flow.run(rotary(), [&](Index i) { return head_of(sequence, first_head + i); });
+      flow.run(rotary(), inputs, sequence,
+               [&](Index i) { return head_of(sequence, first_head + i); });
     };
     // What adds to one sum does so in the order of the batch.
     parallel_for(device, (std::min)(thread_count(device), tasks), tasks,
@@ -403,6 +417,7 @@ class LocalAttention {
     if (config_.shared_qk && kv_heads != inputs.heads())
       reject("k", "as many heads as q has, because they are the same (shared_qk)", kv_heads);
     inputs.cut(call.cu_seqlens);
+    inputs.add_global(call.global_rows);
     inputs.add_sinks(terms.sinks);
     score_.check_heads(inputs.heads());
     inputs.set_score(score());
@@ -472,7 +487,8 @@ void LocalAttention<Scalar, Score>::attend(const Device& device, Workspace& work
   const Index cheap_reach = ceil_div(reach, 16 * count);
   const Runs runs(batch * inputs.kv_heads(), blocks, cheap_reach, thread_count(device));
   const Index workers = (std::min)(thread_count(device), runs.tasks());
-  workspace.prepare(*this, window, longest, dim_head, dim_value, workers);
+  workspace.prepare(*this, window, longest, dim_head, dim_value, inputs.pins(), inputs.group(),
+                    workers);
   const AttentionDropout dropout{config_.dropout, training};
   const auto attend_rows = [&, n = seqlen, d = dim_head](Index worker, Index item, Index sequence,
                                                          Index kv_head, const Range& some) {

@@ -20,35 +20,49 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class PinnedRows {
  public:
-  /// Becomes the rows `[0, first)` and those with a flag.
-  /// \param flags of `seqlen` rows, 1 = pinned; null: none is
-  /// \param masked flags of rows that nobody sees; null: none is
-  void assign(Index seqlen, Index first, const std::uint8_t* flags, const std::uint8_t* masked) {
+  /// Becomes the rows `[0, first)` and those with a flag. Memory is used again.
+  /// \param flags of `seqlen` rows; null: none is pinned
+  /// \param is_masked `is_masked(row)`: nobody sees the row
+  template <typename IsMasked>
+  void assign(Index seqlen, Index first, const bool* flags, IsMasked&& is_masked) {
     blocks_.clear();
     hidden_.clear();
+    not_flagged_.clear();
     places_ = 0;
     any_hidden_ = false;
     const Index end = flags != nullptr ? seqlen : (std::min)(first, seqlen);
     for (Index begin = 0; begin < end; begin += count) {
       const auto is_pinned = [&](Index row) {
-        if (row >= seqlen || (masked != nullptr && masked[row] != 0)) return false;
-        return row < first || (flags != nullptr && flags[row] != 0);
+        return row < seqlen && (row < first || (flags != nullptr && flags[row])) && !is_masked(row);
       };
       Index last = -1;
       for (Index r = 0; r < count; ++r)
         if (is_pinned(begin + r)) last = r;
-      if (last < 0) continue;
+      // The blocks of the first rows are all there, so that they lie at their own places.
+      if (last < 0 && begin >= first) continue;
       any_hidden_ = any_hidden_ || places_ < static_cast<Index>(hidden_.size());
       for (Index r = 0; r < count; ++r) {
         hidden_.push_back(is_pinned(begin + r) ? 0 : 1);
         any_hidden_ = any_hidden_ || (r < last && hidden_.back() != 0);
+        if (flags != nullptr)
+          not_flagged_.push_back(is_pinned(begin + r) && flags[begin + r] ? 0 : 1);
       }
-      places_ = static_cast<Index>(blocks_.size()) * count + last + 1;
+      if (last >= 0) places_ = static_cast<Index>(blocks_.size()) * count + last + 1;
       blocks_.push_back(begin / count);
     }
   }
+  /// Makes room for as many first rows.
+  void reserve(Index first) {
+    blocks_.reserve(static_cast<std::size_t>(ceil_div(first, count)));
+    hidden_.reserve(static_cast<std::size_t>(ceil_div(first, count) * count));
+  }
 
   bool empty() const { return blocks_.empty(); }
+  /// The place of a block of the sequence; −1 if none of its rows is pinned.
+  Index place_of_block(Index block) const {
+    const auto at = std::lower_bound(blocks_.begin(), blocks_.end(), block);
+    return at != blocks_.end() && *at == block ? static_cast<Index>(at - blocks_.begin()) : -1;
+  }
   /// Indices of the blocks in the sequence.
   const std::vector<Index>& blocks() const { return blocks_; }
   /// One past the last pinned row's place.
@@ -62,12 +76,17 @@ class PinnedRows {
   }
   /// A flag for each place, 1 = not pinned; null if all up to places() are.
   const std::uint8_t* hidden() const { return any_hidden_ ? hidden_.data() : nullptr; }
+  /// A flag for each place, 1 = not pinned by a flag; null if none is.
+  const std::uint8_t* not_flagged() const {
+    return not_flagged_.empty() ? nullptr : not_flagged_.data();
+  }
 
  private:
   static constexpr Index count = block_rows<Scalar>;
 
   std::vector<Index> blocks_;
   std::vector<std::uint8_t> hidden_;
+  std::vector<std::uint8_t> not_flagged_;
   Index places_ = 0;
   bool any_hidden_ = false;
 };

@@ -52,6 +52,12 @@ class Placement {
     if (rotary_) rotary_->apply_to_keys(block, first);
   }
 
+  /// Those between any two rows.
+  std::optional<RotarySteps<Scalar>> all_steps(const Window& window, Index seqlen) const {
+    if (!rotary_) return std::nullopt;
+    return RotarySteps<Scalar>(*rotary_, window.rotary_shift(), seqlen, seqlen);
+  }
+
   /// The steps of the rotary embedding in sequences of `seqlen` rows.
   std::optional<RotarySteps<Scalar>> steps(const Window& window, Index seqlen) const {
     if (!rotary_) return std::nullopt;

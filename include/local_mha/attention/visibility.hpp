@@ -35,7 +35,17 @@ class QueryTile {
     seqlen_ = head.seqlen;
   }
 
-  /// Pinned rows before and after what the window shows; keys are their places.
+  /// All of some keys.
+  static QueryTile all_of(const AttentionHead<Scalar>& head, Index first_row, const Range& keys) {
+    QueryTile tile(head, first_row, head.masked, head.masked_begin,
+                   [&](Index) { return keys.clipped_to(head.unmasked); });
+    tile.shared_qk_ = head.shared_qk;
+    tile.seqlen_ = head.seqlen;
+    return tile;
+  }
+
+  /// Pinned rows before and after what the window shows; keys are their places. First rows that the
+  /// window does not show lie before it, or are not seen yet.
   static QueryTile before_window(const AttentionHead<Scalar>& head, Index first_row) {
     const PinnedRows<Scalar>& pinned = *head.pinned;
     return {head, first_row, pinned.hidden(), 0,
@@ -43,8 +53,11 @@ class QueryTile {
   }
   static QueryTile after_window(const AttentionHead<Scalar>& head, Index first_row) {
     const PinnedRows<Scalar>& pinned = *head.pinned;
-    return {head, first_row, pinned.hidden(), 0, [&](Index row) {
-              return Range{pinned.place_of(in_window(head, row).end), pinned.places()};
+    const std::uint8_t* const hidden = pinned.not_flagged();
+    return {head, first_row, hidden, 0, [&](Index row) {
+              const Index end = in_window(head, row).end;
+              return Range{hidden == nullptr ? pinned.places() : pinned.place_of(end),
+                           pinned.places()};
             }};
   }
 

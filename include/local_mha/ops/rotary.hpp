@@ -242,6 +242,17 @@ class RotarySteps {
                    turns_.data() + step * rotary.dim_head());
   }
 
+  /// Becomes as many steps, up to that over `last` groups: to follow queries that go far from keys
+  /// that stay. Allocates nothing.
+  /// \param rotary, shift those that this was made with
+  void move_to(const RotaryEmbedding<Scalar>& rotary, Index shift, Index last) {
+    const Index steps = static_cast<Index>(turns_.size()) / dim_head_;
+    if (first_ == last - steps + 1) return;
+    first_ = last - steps + 1;
+    for (Index step = 0; step < steps; ++step)
+      rotary.turns((first_ + step) * rotary.group() + shift, turns_.data() + step * dim_head_);
+  }
+
   Index group() const { return group_; }
 
   /// \param groups_back from the queries' group to the keys'

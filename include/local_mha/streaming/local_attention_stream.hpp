@@ -62,10 +62,16 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
                  config.max_rollback));
     constexpr Index endless = (std::numeric_limits<Index>::max)();
     steps_ = attention.rotary_steps(window, endless);
-    const Index range = window.reach_behind() + window.reach_ahead() + count;
+    const Index range =
+        window.reach_behind() + window.reach_ahead() + window.first_keys() + 4 * count;
     const Index block = padded_channels<Scalar>(dim_head) * count;
-    workers_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
-                    {AttentionKernel<Scalar>(dim_head, range), make_block_buffer<Scalar>(block)});
+    workers_.assign(
+        static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
+        {AttentionKernel<Scalar>(dim_head, range), make_block_buffer<Scalar>(block), {}});
+    if (window.first_keys() == 0 || attention.rotary() == nullptr) return;
+    for (Worker& worker : workers_)
+      worker.pinned_steps.emplace(*attention.rotary(), window.rotary_shift(), window.first_keys(),
+                                  0);
   }
   Stream(const Stream&) = default;
   Stream(Stream&&) = default;
@@ -130,6 +136,8 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   struct Worker {
     AttentionKernel<Scalar> kernel;
     BlockBuffer<Scalar> block;
+    // To the first keys, from where the queries are.
+    std::optional<RotarySteps<Scalar>> pinned_steps;
   };
 
   // The first row of the first head, and how many rows a head has.
@@ -151,6 +159,8 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
     if (call.training) reject("training", "none, because a stream does not train", "one");
     if (!call.cu_seqlens.empty())
       reject("cu_seqlens", "none, because a stream takes whole sequences", "some");
+    if (call.global_rows)
+      reject("global_rows", "none, because queries see them before they come", "some");
     std::ostringstream text = detail::plain_text();
     text << "LocalAttention, heads " << heads << ", dim_head " << dim_head << ", "
          << detail::description_of(attention, attention.window(call), attn_bias);
@@ -202,6 +212,7 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
         take(worker, past.values(h), made, first(inputs.v, h), [](Index, Scalar*) {});
         for_each_block<Scalar>(made,
                                [&](Index block, LaneRange) { past.values(h).note_finite(block); });
+        past.pin(h, made);
       }
       for (Index h = 0; h < heads_; ++h) {
         take(worker, past.queries(h), made, first(inputs.q, h),
@@ -210,6 +221,7 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
         sequence.show(answered, head);
         head.steps = steps_ ? &*steps_ : nullptr;
         head.shared_qk = attention_.config_.shared_qk;
+        head.pinned_steps = worker.pinned_steps ? &*worker.pinned_steps : nullptr;
         Scalar* to =
             result.data() +
             (((b * heads_ + h) * result.dimension(2)) + answered.begin - out.begin) * dim_head_;
@@ -235,9 +247,15 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   // Answers queries. \param to the first one's row
   void attend(Worker& worker, Past<Scalar>& past, Index h, Index kv_head,
               const AttentionHead<Scalar>& head, const Range& queries, Scalar* to) const {
+    using Store = KeyStore<Scalar, Ring<Scalar>>;
     for_each_block<Scalar>(queries, [&](Index block, LaneRange lanes) {
-      worker.kernel.attend(head, block * count, past.queries(h)[block], past.keys(kv_head),
-                           past.values(kv_head), worker.block.data());
+      if (head.pinned_steps != nullptr)
+        worker.pinned_steps->move_to(*attention_.rotary(), window_.rotary_shift(),
+                                     block * count / head.pinned_steps->group());
+      worker.kernel.attend(head, block * count, past.queries(h)[block],
+                           Store{&past.keys(kv_head), &past.values(kv_head)},
+                           {past.pinned_keys(kv_head), past.pinned_values(kv_head)},
+                           worker.block.data());
       store_lanes(dim_head_, lanes, worker.block.data(),
                   [&](Index r) { return to + (block * count + r - queries.begin) * dim_head_; });
     });
