@@ -136,10 +136,9 @@ class AttentionKernel {
   static constexpr int half_keys = Tiling<Scalar>::half_keys;
 
   // Keys one after the other in a store, and what the tile's queries see of them.
-  template <typename Values>
-  struct Strip {
+  struct KeyStrip {
     const Tile* tile;
-    KeyStore<Scalar, Values> store;
+    const Ring<Scalar>* keys;
     const Index* blocks;  // of the store in the sequence; null: the same
 
     Index block_in_sequence(Index block) const { return blocks == nullptr ? block : blocks[block]; }
@@ -147,17 +146,22 @@ class AttentionKernel {
       return blocks == nullptr ? head.steps : head.pinned_steps;
     }
   };
+  template <typename Values>
+  struct Strip : KeyStrip {
+    const Values* values;
+  };
 
   // Those of a tile, none of which is empty but for the first.
   template <typename Values>
   struct Strips {
     Strips(const AttentionHead<Scalar>& of_head, const Tile& tile,
            const KeyStore<Scalar, Values>& window)
-        : head(of_head), strips{{&tile, window, nullptr}} {}
+        : head(of_head), strips{{{&tile, window.keys, nullptr}, window.values}} {}
 
     void add(const Tile& tile, const KeyStore<Scalar, Values>& store,
              const PinnedRows<Scalar>& rows) {
-      if (tile.keys.begin < tile.keys.end) strips[number++] = {&tile, store, rows.blocks().data()};
+      if (tile.keys.begin < tile.keys.end)
+        strips[number++] = {{&tile, store.keys, rows.blocks().data()}, store.values};
     }
     const Strip<Values>* begin() const { return strips; }
     const Strip<Values>* end() const { return strips + number; }
@@ -168,14 +172,17 @@ class AttentionKernel {
   };
 
   // Keys of a strip whose scores lie one after the other.
-  template <typename Values>
-  struct Piece {
-    const Strip<Values>* strip;
+  struct KeyPiece {
+    const KeyStrip* strip;
     Range keys;
     Scalar* scores;  // of the first key's block
 
     const Tile& tile() const { return *strip->tile; }
     Scalar* score(Index key) const { return scores + (key - keys.begin / count * count) * count; }
+  };
+  template <typename Values>
+  struct Piece : KeyPiece {
+    const Values* values;
   };
 
   // Those whose scores are kept at once.
@@ -193,7 +200,7 @@ class AttentionKernel {
   void attend_block(const Strips<Values>& strips, const Scalar* queries, Softmax& softmax,
                     bool begins, bool ends, Scalar* out, Scalar* lse) {
     const AttentionHead<Scalar>& head = strips.head;
-    const Index channels = strips.strips->store.values->channels();
+    const Index channels = strips.strips->values->channels();
     Index micro_kernels = 0;
     for (const Strip<Values>& strip : strips)
       micro_kernels += micro_kernels_of(strip.tile->keys.end - strip.tile->keys.begin, channels);
@@ -214,10 +221,7 @@ class AttentionKernel {
     if (lse != nullptr) softmax.log_sum_exp(lse);
   }
 
-  template <typename Values>
-  static Index first_of(const Strip<Values>& strip) {
-    return strip.tile->keys.begin / group * group;
-  }
+  static Index first_of(const KeyStrip& strip) { return strip.tile->keys.begin / group * group; }
 
   // As many keys as have room, from `next` of `strip` on, which move on.
   template <typename Values>
@@ -226,7 +230,8 @@ class AttentionKernel {
     for (Index taken = 0; strip != strips.end() && taken < chunk_keys;) {
       const Index end =
           (std::min)(next / count * count + (chunk_keys - taken), strip->tile->keys.end);
-      chunk.pieces[chunk.number++] = {strip, {next, end}, scores_.data() + taken * count};
+      chunk.pieces[chunk.number++] = {{strip, {next, end}, scores_.data() + taken * count},
+                                      strip->values};
       taken += ceil_div(end, count) * count - next / count * count;
       next = end;
       if (end < strip->tile->keys.end) break;
@@ -252,12 +257,11 @@ class AttentionKernel {
   }
 
   // scores[key][query] of a piece, −∞ where a query does not see a key. Returns the maximum so far.
-  template <typename Values>
-  L score(const AttentionHead<Scalar>& head, const Piece<Values>& piece, const Scalar* queries,
+  L score(const AttentionHead<Scalar>& head, const KeyPiece& piece, const Scalar* queries,
           L maximum) {
     const Tile& tile = piece.tile();
-    const Strip<Values>& strip = *piece.strip;
-    const Ring<Scalar>& keys = *strip.store.keys;
+    const KeyStrip& strip = *piece.strip;
+    const Ring<Scalar>& keys = *strip.keys;
     const Range& chunk = piece.keys;
     const Scalar* turned = queries;
     Index groups_back = (std::numeric_limits<Index>::min)();
@@ -314,8 +318,9 @@ class AttentionKernel {
   }
 
   // Applies the head's function to scores, and adds the bias. Returns their maximum.
-  static L change(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
-                  Index number, const Scalar* bias, Scalar* scores) {
+  static LOCAL_MHA_NOINLINE L change(const AttentionHead<Scalar>& head, const Tile& tile,
+                                     Index first_key, Index number, const Scalar* bias,
+                                     Scalar* scores) {
     head.score.apply({head.index, tile.first, first_key}, number, scores);
     L largest = L::broadcast(Softmax::lowest());
     for (Index i = 0; i < number; ++i, scores += count) {
@@ -354,7 +359,8 @@ class AttentionKernel {
   // Puts −∞ where a query does not see a key, and the self score where it is its own.
   // Returns the maximum so far.
   // `cursor` starts as {0, 0} and is kept for the keys that follow.
-  static L hide(const Tile& tile, const Range& keys, Scalar* scores, LaneRange& cursor, L maximum) {
+  static LOCAL_MHA_INLINE L hide(const Tile& tile, const Range& keys, Scalar* scores,
+                                 LaneRange& cursor, L maximum) {
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
     for (Index key = keys.begin; key < keys.end; ++key, scores += count) {
       L score = L::load(scores);
@@ -370,9 +376,7 @@ class AttentionKernel {
   }
 
   // Turns the scores of a piece into 2^(score − maximum), and adds them to the sum.
-  template <typename Values>
-  void exponentiate(const AttentionHead<Scalar>& head, const Piece<Values>& piece,
-                    Softmax& softmax) {
+  void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece& piece, Softmax& softmax) {
     const Softmax fixed = softmax;
     L sum = softmax.sum;
     Scalar* scores = piece.score(piece.keys.begin);
@@ -387,8 +391,7 @@ class AttentionKernel {
   }
 
   // The denominator counts what is dropped.
-  template <typename Values>
-  void drop(const Dropout<Scalar>& dropout, const Piece<Values>& piece) {
+  void drop(const Dropout<Scalar>& dropout, const KeyPiece& piece) {
     constexpr Index together = Dropout<Scalar>::together;
     L factors[together];
     for (Index octet = piece.keys.begin / together; octet * together < piece.keys.end; ++octet) {
@@ -412,7 +415,7 @@ class AttentionKernel {
     constexpr int most = Tiling<Scalar>::values;
     for (const auto& piece : chunk)
       for (Index block = piece.keys.begin / count; block * count < piece.keys.end; ++block)
-        if (!piece.strip->store.values->finite(block))
+        if (!piece.values->finite(block))
           return accumulate_seen(chunk, values_channels, rescale, factor, out);
     const Index channels = padded_channels<Scalar>(values_channels);
     for (Index c = 0; c < channels;) {
@@ -434,7 +437,7 @@ class AttentionKernel {
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] =
         rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
     for (const auto& piece : chunk) {
-      const Values& values = *piece.strip->store.values;
+      const Values& values = *piece.values;
       const Index last = piece.keys.end;
       auto cursor = values.cursor(piece.keys.begin / count);
       for (Index begin = piece.keys.begin; begin < last; cursor.advance()) {
@@ -460,7 +463,7 @@ class AttentionKernel {
     for (Index c = 0; c < channels; ++c, out += count) {
       L sum = rescale == nullptr ? L::zero() : *rescale * L::load(out);
       for (const auto& piece : chunk) {
-        const Values& values = *piece.strip->store.values;
+        const Values& values = *piece.values;
         LaneRange lanes_cursor{0, 0};
         auto cursor = values.cursor(piece.keys.begin / count);
         for (Index key = piece.keys.begin; key < piece.keys.end; ++key) {
@@ -481,7 +484,7 @@ class AttentionKernel {
   void attend_one(const Strips<Ring<Scalar>>& strips, const Scalar* queries, Scalar* out,
                   Scalar* lse) {
     const AttentionHead<Scalar>& head = strips.head;
-    const Index channels = strips.strips->store.values->channels();
+    const Index channels = strips.strips->values->channels();
     const Index most_blocks = std::ssize(scores_) / count;
     std::fill_n(sums_.data(), channels * count, Scalar(0));
     Softmax softmax(head.sink);
@@ -496,7 +499,7 @@ class AttentionKernel {
         if (any) rescale_sums(channels, rescale);
         any = true;
         softmax.sum = softmax.sum + L::broadcast(exponentiate_one(blocks, softmax));
-        add_values(*strip.tile, blocks, *strip.store.values);
+        add_values(*strip.tile, blocks, *strip.values);
       }
     }
     if (lse != nullptr) softmax.log_sum_exp(lse);
@@ -505,11 +508,11 @@ class AttentionKernel {
   }
 
   // scores[key] of whole blocks, −∞ where the query does not see a key.
-  void score_one(const AttentionHead<Scalar>& head, const Strip<Ring<Scalar>>& strip,
-                 const Range& blocks, const Scalar* queries) {
+  void score_one(const AttentionHead<Scalar>& head, const KeyStrip& strip, const Range& blocks,
+                 const Scalar* queries) {
     constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
     const Tile& tile = *strip.tile;
-    const Ring<Scalar>& keys = *strip.store.keys;
+    const Ring<Scalar>& keys = *strip.keys;
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const int lane = tile.queries.begin;
     const Scalar* turned = queries + lane;
