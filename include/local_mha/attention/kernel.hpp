@@ -430,8 +430,8 @@ class AttentionKernel {
   }
 
   template <int Channels, typename Values>
-  void accumulate_channels(const Chunk<Values>& chunk, Index c, const L* rescale, const L& factor,
-                           Scalar* out) {
+  LOCAL_MHA_NOINLINE void accumulate_channels(const Chunk<Values>& chunk, Index c, const L* rescale,
+                                              const L& factor, Scalar* out) {
     out += c * count;
     L acc[Channels][1];
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] =
