@@ -107,9 +107,33 @@ inline bool same_rotary(const RotaryConfig& a, const RotaryConfig& b, Index dim)
 
 }  // namespace detail
 
+/// Positions before and after its own that a query sees: at `i` those at `j` with
+/// `i − left ≤ j ≤ i + right`. See attention/token_window.hpp for the conventions of others.
+struct TokenWindow {
+  /// As far as the sequence goes.
+  static constexpr Index unbounded = (std::numeric_limits<Index>::max)();
+
+  Index left = 0;
+  Index right = 0;
+
+  bool bounded() const { return left != unbounded && right != unbounded; }
+  friend bool operator==(const TokenWindow&, const TokenWindow&) = default;
+};
+
+/// What becomes of a score `s` of query `i` and key `j` in head `h`, before a bias is added. At
+/// most one of these; a functor of your own is a template argument of LocalAttention.
+struct ScoreConfig {
+  /// `soft_cap · tanh(s / soft_cap)`, positive. Empty: none.
+  std::optional<double> soft_cap = {};
+  /// ALiBi, `s − alibi_slopes[h] · |i − j|`, `[heads]`. Empty: none.
+  std::vector<double> alibi_slopes = {};
+
+  friend bool operator==(const ScoreConfig&, const ScoreConfig&) = default;
+};
+
 /// What LocalAttention computes. `w` = window_size; windows are counted, not tokens.
 struct LocalAttentionConfig {
-  /// Positions in a window (bucket), at least 1. Required.
+  /// Positions in a window (bucket), at least 1. Required, unless there is a token window.
   Index window_size = 0;
   /// A query sees no later position.
   bool causal = false;
@@ -135,11 +159,19 @@ struct LocalAttentionConfig {
   std::optional<double> xpos_scale_base = {};
   /// How the rotary embedding turns. With xPos, only `theta` may differ from the default.
   RotaryConfig rotary = {};
+  /// Takes the place of `window_size`, `look_backward` and `look_forward`, which stay at their
+  /// defaults. With `right` = 0, the attention is causal.
+  std::optional<TokenWindow> token_window = {};
+  /// Rows at the begin of a sequence that every query sees, too (not before they come if causal).
+  Index first_keys = 0;
+  /// What becomes of scores.
+  ScoreConfig score = {};
 
   /// Options without a use do not count.
   friend bool operator==(const LocalAttentionConfig& a, const LocalAttentionConfig& b) {
     return detail::meaning_of(a) == detail::meaning_of(b) && a.shared_qk == b.shared_qk &&
-           a.dim == b.dim && a.scale == b.scale &&
+           a.dim == b.dim && a.scale == b.scale && a.token_window == b.token_window &&
+           a.first_keys == b.first_keys && a.score == b.score &&
            (!a.dim || !a.use_rotary_pos_emb || detail::same_rotary(a.rotary, b.rotary, *a.dim));
   }
 };
@@ -310,6 +342,30 @@ inline void require_bias_size(std::string_view argument, Index heads, Index wind
            window_size);
 }
 
+// A token window, and nothing else that says what a query sees.
+inline void require_token_window(const LocalAttentionConfig& config) {
+  const auto [left, right] = *config.token_window;
+  require_at_least("token_window.left", left, 0);
+  require_at_least("token_window.right", right, 0);
+  if (config.window_size != 0)
+    reject("window_size", "0, because a token window takes its place", config.window_size);
+  if (config.look_backward != 1)
+    reject("look_backward", "1, because a token window takes its place", config.look_backward);
+  if (config.look_forward)
+    reject("look_forward", "none, because a token window takes its place", *config.look_forward);
+  if (config.causal && right > 0)
+    reject("token_window.right", "0, because the attention is causal", right);
+}
+
+inline void require_score(const ScoreConfig& score) {
+  if (score.soft_cap && !(std::isfinite(*score.soft_cap) && *score.soft_cap > 0))
+    reject("score.soft_cap", "a finite positive number", *score.soft_cap);
+  for (const double slope : score.alibi_slopes) require_finite("score.alibi_slopes", slope);
+  if (score.soft_cap && !score.alibi_slopes.empty())
+    reject("score.alibi_slopes", "none, because there is a soft_cap", score.alibi_slopes.size(),
+           " slopes");
+}
+
 inline void require_look_around(const LocalAttentionConfig& config) {
   require_at_least("look_backward", config.look_backward, 0);
   const Index look_forward = resolved_look_forward(config);
@@ -392,8 +448,14 @@ inline void require_rotary_of_xpos(const RotaryConfig& rotary, Index dim) {
 
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LocalAttentionConfig& config) {
-  detail::require_at_least("window_size", config.window_size, 1);
-  detail::require_look_around(config);
+  if (config.token_window) {
+    detail::require_token_window(config);
+  } else {
+    detail::require_at_least("window_size", config.window_size, 1);
+    detail::require_look_around(config);
+  }
+  detail::require_at_least("first_keys", config.first_keys, 0);
+  detail::require_score(config.score);
   detail::require_probability("dropout", config.dropout);
   if (config.scale) detail::require_finite("scale", *config.scale);
   if (config.dim) {

@@ -43,11 +43,11 @@
   EXTERN template void LocalAttention<Scalar>::forward_into(                                     \
       const Device&, TensorView<Scalar, 4>, Workspace&, TensorView<const Scalar, 4>,             \
       TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, const PaddingMask&, const Bias&, \
-      const LocalAttentionCall&) const;                                                          \
+      const LocalAttentionCall&, const Terms&) const;                                            \
   EXTERN template void LocalAttention<Scalar>::backward_into(                                    \
       const Device&, Gradients&, Workspace&, const Saved&, TensorView<const Scalar, 4>,          \
       TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, TensorView<const Scalar, 4>,     \
-      const PaddingMask&, const Bias&, const LocalAttentionCall&) const;                         \
+      const PaddingMask&, const Bias&, const LocalAttentionCall&, const Terms&) const;           \
   EXTERN template void LocalAttention<Scalar>::Stream::push_into(                                \
       const Device&, TensorView<Scalar, 4>, TensorView<const Scalar, 4>,                         \
       TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, const PaddingMask&);             \

@@ -403,11 +403,9 @@ class LayerBackward {
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
               typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
     StretchSums<Scalar>& scale_sums = between_.scale_sums;
-    const auto head_of = [&](Index head) {
-      return Head{*this, head / heads(), head % heads(), scale_sums};
-    };
-    layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
-                                   dim_head(), head_of, grad_bias, training);
+    const auto head_of = [&](Index b, Index h) { return Head{*this, b, h, scale_sums}; };
+    layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, dim_head(), head_of,
+                                   grad_bias, training);
     if (norms_all_heads()) normalize_back(device);
     // Those that the configuration has not are empty.
     const Index channels = norms_all_heads() ? heads() * dim_head() : dim_head();
@@ -521,8 +519,8 @@ void LayerBackward<Scalar>::run(const Device& device, const AttentionInputs<Scal
                                 const Scalar* grad_y, Scalar* grad_x,
                                 LocalMHAParameters<Scalar>& gradients,
                                 typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
-  layer_.attention.prepare_differentiate(device, workspace_, inputs, saved_.batch, saved_.seqlen,
-                                         dim_head(), grad_bias);
+  layer_.attention.prepare_differentiate(device, workspace_, inputs, saved_.batch, dim_head(),
+                                         grad_bias);
   project_out(device, x, grad_y, gradients);
   attend(device, inputs, training, gradients, grad_bias);
   project_in(device, x, grad_x, gradients);

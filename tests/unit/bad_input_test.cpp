@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include <local_mha/attention/token_window.hpp>
+
 #include "support/library.hpp"
 #include "support/public_names.hpp"
 
@@ -117,6 +119,22 @@ std::function<void()> attend(const Tensor<float, 4>& q, const Tensor<float, 4>& 
   return [=] { LocalAttention<float>(attention_config()).forward(q, k, v); };
 }
 
+/// An attention of a token window.
+LocalAttention<float> of_tokens(Index left, Index right) {
+  LocalAttentionConfig config;
+  config.token_window = {left, right};
+  return LocalAttention<float>(config);
+}
+
+/// forward() of packed sequences, `[batch, 3, 10, 8]`.
+std::function<void()> attend_packed(Index batch, std::vector<Index> cu_seqlens, Index first = 0) {
+  return [=] {
+    const auto q = heads(batch, 3, 10, 8);
+    LocalAttention<float>(attention_config())
+        .forward(q, q, q, {}, {}, {.first_position = first, .cu_seqlens = cu_seqlens});
+  };
+}
+
 Tensor<float, 3> zeros(Index a, Index b, Index c) {
   Tensor<float, 3> t(a, b, c);
   t.setZero();
@@ -198,6 +216,46 @@ std::vector<BadInput> attention_configurations() {
       {"NoWindow",
        [] { LocalAttention<float>{C{}}; },
        {"window_size", "at least 1", "got 0"},
+       "LocalAttention::LocalAttention"},
+      {"NegativeLeft",
+       attention([](C& c) { c = {}, c.token_window = {-1, 0}; }),
+       {"token_window.left", "at least 0", "got -1"},
+       "LocalAttention::LocalAttention"},
+      {"NegativeRight",
+       attention([](C& c) { c = {}, c.token_window = {0, -2}; }),
+       {"token_window.right", "at least 0", "got -2"},
+       "LocalAttention::LocalAttention"},
+      {"TwoWindows",
+       attention([](C& c) { c.token_window = {3, 0}; }),
+       {"window_size", "token window", "got 4"},
+       "LocalAttention::LocalAttention"},
+      {"LookBackwardOfATokenWindow",
+       attention([](C& c) { c = {}, c.token_window = {3, 0}, c.look_backward = 2; }),
+       {"look_backward", "token window", "got 2"},
+       "LocalAttention::LocalAttention"},
+      {"LookForwardOfATokenWindow",
+       attention([](C& c) { c = {}, c.token_window = {3, 0}, c.look_forward = 0; }),
+       {"look_forward", "token window", "got 0"},
+       "LocalAttention::LocalAttention"},
+      {"CausalWindowThatSeesAhead",
+       attention([](C& c) { c = {}, c.token_window = {3, 1}, c.causal = true; }),
+       {"token_window.right", "causal", "got 1"},
+       "LocalAttention::LocalAttention"},
+      {"NegativeFirstKeys",
+       attention([](C& c) { c.first_keys = -1; }),
+       {"first_keys", "at least 0", "got -1"},
+       "LocalAttention::LocalAttention"},
+      {"SoftCapOfZero",
+       attention([](C& c) { c.score.soft_cap = 0; }),
+       {"soft_cap", "positive", "got 0"},
+       "LocalAttention::LocalAttention"},
+      {"SlopeOfNaN",
+       attention([](C& c) { c.score.alibi_slopes = {1, nan}; }),
+       {"alibi_slopes", "finite", "nan"},
+       "LocalAttention::LocalAttention"},
+      {"TwoScores",
+       attention([](C& c) { c.score = {.soft_cap = 5, .alibi_slopes = {1, 1, 1}}; }),
+       {"alibi_slopes", "soft_cap", "3 slopes"},
        "LocalAttention::LocalAttention"},
       {"NegativeWindow",
        attention([](C& c) { c.window_size = -3; }),
@@ -517,6 +575,94 @@ std::vector<BadInput> attention_arguments() {
       {"ValuesOfOtherBatch",
        attend(q, q, heads(1, 3, 10, 8)),
        {"v", "[2, 3, 10, 8]", "[1, 3, 10, 8]"},
+       "LocalAttention::forward"},
+      {"KeysOfHeadsThatDoNotDivide",
+       attend(q, heads(2, 2, 10, 8), heads(2, 2, 10, 8)),
+       {"k", "divides", "3", "got 2"},
+       "LocalAttention::forward"},
+      {"SharedKeysOfFewerHeads",
+       [q] {
+         LocalAttention<float>({.window_size = 4, .shared_qk = true})
+             .forward(q, heads(2, 1, 10, 8), heads(2, 1, 10, 8));
+       },
+       {"k", "shared_qk", "got 1"},
+       "LocalAttention::forward"},
+      {"SinksOfOtherHeads",
+       [q] {
+         Tensor<float, 1> sinks(2);
+         LocalAttention<float>(attention_config()).forward(q, q, q, {}, {}, {}, {.sinks = sinks});
+       },
+       {"sinks", "[3]", "[2]"},
+       "LocalAttention::forward"},
+      {"RelativeBiasOfALookAround",
+       [q] {
+         Tensor<float, 2> bias(3, 9);
+         LocalAttention<float>(attention_config())
+             .forward(q, q, q, {}, {}, {}, {.relative_bias = bias});
+       },
+       {"relative_bias", "token windows"},
+       "LocalAttention::forward"},
+      {"RelativeBiasOfAnEndlessWindow",
+       [q] {
+         Tensor<float, 2> bias(3, 9);
+         of_tokens(local_mha::TokenWindow::unbounded, 0)
+             .forward(q, q, q, {}, {}, {}, {.relative_bias = bias});
+       },
+       {"relative_bias", "bounded"},
+       "LocalAttention::forward"},
+      {"RelativeBiasOfOtherWidth",
+       [q] {
+         Tensor<float, 2> bias(3, 9);
+         of_tokens(3, 2).forward(q, q, q, {}, {}, {}, {.relative_bias = bias});
+       },
+       {"relative_bias", "[any, 6]", "[3, 9]"},
+       "LocalAttention::forward"},
+      {"RelativeBiasOfOtherHeads",
+       [q] {
+         Tensor<float, 2> bias(2, 6);
+         of_tokens(3, 2).forward(q, q, q, {}, {}, {}, {.relative_bias = bias});
+       },
+       {"relative_bias", "3 (heads) or 1", "got 2"},
+       "LocalAttention::forward"},
+      {"BiasOfATokenWindow",
+       [q] { of_tokens(3, 2).forward(q, q, q, {}, zeros(3, 1, 6)); },
+       {"attn_bias", "relative_bias"},
+       "LocalAttention::forward"},
+      {"WindowAtTheCallOfATokenWindow",
+       [q] {
+         LocalAttentionConfig config{.dim = 8, .use_xpos = true};
+         config.token_window = {3, 2};
+         LocalAttention<float>(config).forward(q, q, q, {}, {}, {.window_size = 5});
+       },
+       {"window_size", "token window", "got 5"},
+       "LocalAttention::forward"},
+      {"SlopesOfOtherHeads",
+       [q] {
+         LocalAttentionConfig config = attention_config();
+         config.score.alibi_slopes = {0.5, 0.25};
+         LocalAttention<float>(config).forward(q, q, q);
+       },
+       {"alibi_slopes", "3 slopes", "got 2"},
+       "LocalAttention::forward"},
+      {"SegmentsOfABatch",
+       attend_packed(2, {0, 10}),
+       {"cu_seqlens", "batch of 2"},
+       "LocalAttention::forward"},
+      {"SegmentsNotFromZero",
+       attend_packed(1, {1, 10}),
+       {"cu_seqlens", "0 at first", "got 1"},
+       "LocalAttention::forward"},
+      {"SegmentsThatFall",
+       attend_packed(1, {0, 7, 5, 10}),
+       {"cu_seqlens", "never fall", "5 after 7"},
+       "LocalAttention::forward"},
+      {"SegmentsOfOtherLength",
+       attend_packed(1, {0, 7, 9}),
+       {"cu_seqlens", "10 (rows)", "got 9"},
+       "LocalAttention::forward"},
+      {"SegmentsFromAPosition",
+       attend_packed(1, {0, 10}, 3),
+       {"first_position", "got 3"},
        "LocalAttention::forward"},
       {"ValuesOfOtherHeads",
        attend(q, q, heads(2, 1, 10, 8)),
@@ -1184,6 +1330,50 @@ std::vector<BadInput> further_component_arguments() {
        [] { mask_of(2, 5).row(2); },
        {"b", "0 to 1", "got 2"},
        "PaddingMask::row"},
+      {"VisibleToARowThatIsNone",
+       [] { local_mha::Window(attention_config()).keys_visible(-1); },
+       {"i", "at least 0", "got -1"},
+       "Window::keys_visible"},
+      {"VisibleToARowBehindTheLast",
+       [] { local_mha::Window(attention_config()).keys_visible(5, 5); },
+       {"i", "a row of 5", "got 5"},
+       "Window::keys_visible"},
+      {"BandOfNoWindow",
+       [] { local_mha::token_windows::lookaround_exact(0, 1, 1); },
+       {"window_size", "got 0"},
+       "lookaround_exact"},
+      {"SlidingWindowOfNothing",
+       [] { local_mha::token_windows::hugging_face(0); },
+       {"sliding_window", "at least 1", "got 0"},
+       "hugging_face"},
+      {"LocalAttentionOfLess",
+       [] { local_mha::token_windows::modernbert(-1); },
+       {"local_attention", "at least 0", "got -1"},
+       "modernbert"},
+      {"AttentionWindowOfLess",
+       [] { local_mha::token_windows::longformer(-2); },
+       {"attention_window", "at least 0", "got -2"},
+       "longformer"},
+      {"LocalRadiusOfLess",
+       [] { local_mha::token_windows::long_t5(-1); },
+       {"local_radius", "at least 0", "got -1"},
+       "long_t5"},
+      {"ChunksAfterACausalOne",
+       [] { local_mha::token_windows::reformer(4, 1, 1, true); },
+       {"chunks_after", "causal", "got 1"},
+       "reformer"},
+      {"FlashWindowBelowUnbounded",
+       [] { local_mha::token_windows::flash(-2, 0); },
+       {"left", "-1 for unbounded", "got -2"},
+       "flash"},
+      {"OnnxWindowBelowUnbounded",
+       [] { local_mha::token_windows::onnx(0, -5); },
+       {"right", "-1 for unbounded", "got -5"},
+       "onnx"},
+      {"LocalWindowSizeOfNothing",
+       [] { local_mha::token_windows::onnx_runtime(0); },
+       {"local_window_size", "at least 1", "got 0"},
+       "onnx_runtime"},
       {"WindowOfNoPositions",
        [] { local_mha::Window(attention_config(), 0); },
        {"window_size", "at least 1", "got 0"},
@@ -1641,6 +1831,24 @@ std::vector<BadInput> streams() {
        of_model(nothing, {.batch = -1}),
        {"batch", "at least 1", "got -1"},
        "LocalTransformer::Stream::Stream"},
+      {"AttentionStreamOfAnEndlessWindow",
+       [] {
+         const auto endless = of_tokens(local_mha::TokenWindow::unbounded, 0);
+         AttentionStream(endless, 2, 8);
+       },
+       {"token_window", "bounded", "unbounded"},
+       "LocalAttention::Stream::Stream"},
+      {"AttentionStreamOfKeyHeadsThatDoNotDivide",
+       [] { AttentionStream(of_tokens(3, 0), 3, 8, {}, {}, {}, {}, 2); },
+       {"k", "divides", "got 2"},
+       "LocalAttention::Stream::Stream"},
+      {"AttentionStreamOfSegments",
+       [] {
+         const std::vector<Index> cu_seqlens{0};
+         AttentionStream(of_tokens(3, 0), 3, 8, {}, {}, {.cu_seqlens = cu_seqlens});
+       },
+       {"cu_seqlens", "none"},
+       "LocalAttention::Stream::Stream"},
       {"ModelPushOfATokenThatIsNone",
        of_model([](ModelStream& stream) { stream.push(tokens({1, 10})); }),
        {"tokens", "0 to 9", "got 10"},
@@ -1685,10 +1893,14 @@ std::vector<BadInput> streams() {
 /// Public functions that cannot be given bad input, and why.
 const std::map<std::string, std::set<std::string>>& without_bad_input() {
   static const std::map<std::string, std::set<std::string>> reasons{
+      {"functions of scores that come from kernels",
+       {"ALiBi::derivative", "ALiBi::operator()", "ScoreWithDerivative::derivative",
+        "ScoreWithDerivative::operator()", "SoftCap::derivative", "SoftCap::operator()",
+        "with_derivative"}},
       {"any number will do",
        {"Philox::Philox", "Philox::apply", "Philox::operator()", "RandomSequence::RandomSequence",
         "Range::clipped_to", "Range::contains", "Training::of_part", "gelu", "normal", "sigmoid",
-        "silu", "silu_derivative"}},
+        "silu", "silu_derivative", "tanh"}},
       {"any object will do, for its making is checked",
        {"DynamicPositionBiasParameters::visit_each",
         "FeedForward::Workspace::Workspace",
@@ -1722,11 +1934,9 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
        {"Window::attends", "Window::room_serves", "Window::complete", "Window::keys",
         "Window::keys_of", "Window::look_around_begin", "Window::place_in_bucket"}},
       {"for the layer, which has checked what it passes on",
-       {"LocalAttention::BiasGradients::add_to", "LocalAttention::BiasGradients::prepare",
-        "LocalAttention::BiasGradients::sum", "LocalAttention::prepare_differentiate",
-        "SavedLayer::complete", "set_shape", "LocalAttention::differentiate",
-        "LocalAttention::place_keys", "LocalAttention::place_queries",
-        "LocalAttention::rotary_steps", "SavedLayer::prepare"}},
+       {"LocalAttention::prepare_differentiate", "SavedLayer::complete", "set_shape",
+        "LocalAttention::differentiate", "LocalAttention::place_keys",
+        "LocalAttention::place_queries", "LocalAttention::rotary_steps", "SavedLayer::prepare"}},
       {"blocks of memory, whose layout the documentation gives",
        {"BatchBlocks::row",
         "BatchBlocks::rows",
@@ -1790,13 +2000,19 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
 const std::set<std::string>& kernel_headers() {
   static const std::set<std::string> headers{"attention/backward_flow.hpp",
                                              "attention/backward_kernel.hpp",
+                                             "attention/forward_flow.hpp",
+                                             "attention/head.hpp",
                                              "attention/kernel.hpp",
                                              "attention/log_sum_exp.hpp",
                                              "attention/narrow_kernel.hpp",
                                              "attention/past.hpp",
+                                             "attention/pinned.hpp",
                                              "attention/ring.hpp",
                                              "attention/rows.hpp",
-                                             "attention/tile.hpp",
+                                             "attention/score.hpp",
+                                             "attention/score_function.hpp",
+                                             "attention/softmax.hpp",
+                                             "attention/visibility.hpp",
                                              "core/block.hpp",
                                              "core/lanes.hpp",
                                              "core/parallel.hpp",

@@ -1,20 +1,28 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The attention's backward pass through one head of one sequence.
+/// The attention's backward pass through the heads of one sequence that share keys and values.
 ///
 /// Query blocks come in the order of the sequence. Keys and values enter a ring just before they
 /// are seen, with room for their gradients beside them, and leave when no query to come sees them:
-/// the scratch memory is the look-around, whatever the length of the sequence.
+/// the scratch memory is the look-around, whatever the length of the sequence. Pinned rows stay to
+/// the end, and so do the gradients of global queries, whom a key meets just before it leaves.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <limits>
 #include <optional>
+#include <vector>
 
 #include <local_mha/attention/backward_kernel.hpp>
+#include <local_mha/attention/head.hpp>
+#include <local_mha/attention/inputs.hpp>
+#include <local_mha/attention/placement.hpp>
 #include <local_mha/attention/ring.hpp>
-#include <local_mha/attention/tile.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/window.hpp>
+#include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
@@ -36,9 +44,9 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
   return (partial[0] + partial[1]) + (partial[2] + partial[3]);
 }
 
-/// Room for the backward pass of heads of one shape, one after the other.
+/// Room for the backward pass of heads of one shape, one group after the other.
 ///
-/// A head is given as an object with
+/// A head of queries is given as an object with
 ///
 ///     load_queries(block, to), load_keys(block, to)         before positions and scale
 ///     load_values(block, to), load_grad_out(block, to), load_out(block, to)
@@ -52,18 +60,34 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
 ///     add_upcoming(queries, keys, finished_keys, to)        blocks that are next
 ///
 /// each of which takes the index of a block and a block `[channels][block_rows]`. What is loaded
-/// for rows that do not exist must be 0; what is stored may be changed.
+/// for rows that do not exist must be 0; what is stored may be changed. Keys and values are those
+/// of the first head of a group.
 template <typename Scalar>
 class AttentionBackwardFlow {
  public:
-  /// \param steps of the rotary embedding, if there is one
-  AttentionBackwardFlow(const Window& window, Index seqlen, Index dim_head, Index dim_value,
-                        double softmax_scale, std::optional<RotarySteps<Scalar>> steps)
+  /// One head of a group.
+  struct Member {
+    /// What the queries see; its steps are set here.
+    AttentionHead<Scalar> head = {};
+    std::optional<Dropout<Scalar>> dropout = {};
+    /// Null, or the gradient of the head's bias, to be added to.
+    Scalar* grad_bias = nullptr;
+    /// The same of its sink.
+    LongSum<Scalar>* grad_sink = nullptr;
+  };
+
+  /// \param changes_scores heads have a function of the scores
+  /// \param pins some rows may be seen from anywhere
+  AttentionBackwardFlow(const detail::Placement<Scalar>& placement, const Window& window,
+                        Index seqlen, Index dim_head, Index dim_value, bool changes_scores,
+                        bool pins)
       : window_(window),
         made_for_(seqlen),
         seqlen_(seqlen),
-        softmax_scale_(softmax_scale),
-        steps_(std::move(steps)) {
+        softmax_scale_(placement.softmax_scale(dim_head)),
+        pins_(pins),
+        steps_(placement.steps(window, seqlen)) {
+    if (pins) all_steps_ = placement.all_steps(window, seqlen);
     const Index reach =
         (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
     const Index kept =
@@ -72,52 +96,95 @@ class AttentionBackwardFlow {
     values_ = Ring<Scalar>(dim_value, kept);
     grad_keys_ = Ring<Scalar>(panel_channels<Scalar>(dim_head), kept);
     grad_values_ = Ring<Scalar>(panel_channels<Scalar>(dim_value), kept);
-    kernel_ =
-        AttentionBackwardKernel<Scalar>(dim_head, dim_value, (std::min)(reach + count, seqlen));
+    kernel_ = AttentionBackwardKernel<Scalar>(
+        dim_head, dim_value, pins ? seqlen + count : (std::min)(reach + count, seqlen),
+        changes_scores);
     queries_ = make_block_buffer<Scalar>(dim_head * count);
     grad_queries_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_head) * count);
     grad_out_ = make_block_buffer<Scalar>(dim_value * count);
     out_ = make_block_buffer<Scalar>((std::max)(dim_head, dim_value) * count);
     lse_ = make_block_buffer<Scalar>(2 * count);
     delta_ = make_block_buffer<Scalar>(count);
+    const Index first_keys = (std::min)(window.first_keys(), seqlen);
+    pinned_.reserve(first_keys);
+    make_pinned_room(ceil_div(first_keys, count));
   }
 
   /// Whether there is room for heads of `seqlen` rows.
-  bool serves(Index seqlen) const { return window_.room_serves(made_for_, seqlen, 2 * count); }
+  bool serves(Index seqlen) const {
+    return window_.room_serves(made_for_, seqlen, 2 * count) && (!pins_ || seqlen <= made_for_);
+  }
+
+  /// Room for the members of a group, to be filled for run().
+  std::vector<Member>& members(Index number) {
+    members_.resize(static_cast<std::size_t>(number));
+    return members_;
+  }
 
   /// \param rotary null: none
-  /// \param head what the queries see; its steps are set here
-  /// \param grad_bias null, or the gradient of the head's bias, to be added to
-  template <typename Head>
-  void run(const RotaryEmbedding<Scalar>* rotary, AttentionHead<Scalar> head, Head&& in_and_out,
-           Scalar* grad_bias) {
+  /// \param inputs, sequence those of the members
+  /// \param member_of `member_of(i)` gives the blocks of member `i`
+  template <typename MemberOf>
+  void run(const RotaryEmbedding<Scalar>* rotary, const detail::AttentionInputs<Scalar>& inputs,
+           Index sequence, MemberOf&& member_of) {
     rotary_ = rotary;
-    seqlen_ = head.seqlen;
-    head.steps = steps_ ? &*steps_ : nullptr;
+    seqlen_ = members_.front().head.seqlen;
+    global_ = inputs.global(sequence);
+    if (pins_) inputs.assign_pinned(sequence, pinned_);
+    for (Member& member : members_) {
+      member.head.steps = steps_ ? &*steps_ : nullptr;
+      member.head.pinned_steps = all_steps_ ? &*all_steps_ : nullptr;
+      member.head.pinned = pinned_.empty() ? nullptr : &pinned_;
+      member.head.dropout = member.dropout ? &*member.dropout : nullptr;
+    }
+    auto keys = member_of(Index{0});
+    make_pinned(keys);
+    make_global(member_of);
     const Index blocks = ceil_div(seqlen_, count);
     Index made = 0;
     Index finished = 0;
+    std::size_t next_global = 0;
     for (Index block = 0; block < blocks; ++block) {
       const Index first = block * count;
       const Range seen =
           window_.keys_of({first, first + (std::min)(count, seqlen_ - first)}, seqlen_);
       for (; finished < (std::min)(made, seen.begin / count); ++finished)
-        finish_keys(finished, in_and_out);
-      for (; made * count < seen.end; ++made) make_keys(made, in_and_out);
-      make_queries(block, in_and_out);
-      kernel_.upcoming().clear();
-      in_and_out.add_upcoming(block + 1, made, finished, kernel_.upcoming());
-      kernel_.differentiate(head,
-                            {.first = first,
-                             .queries = queries_.data(),
-                             .grad_out = grad_out_.data(),
-                             .lse = lse_.data(),
-                             .delta = delta_.data(),
-                             .grad_queries = grad_queries_.data()},
-                            keys_, values_, grad_keys_, grad_values_, grad_bias);
-      finish_queries(block, in_and_out);
+        finish_keys(finished, keys);
+      for (; made * count < seen.end; ++made) make_keys(made, keys);
+      const bool some_global = has_global(block);
+      for (std::size_t i = 0; i < members_.size(); ++i) {
+        auto queries = member_of(static_cast<Index>(i));
+        make_queries(block, queries);
+        if (some_global) keep_lanes(block, false);
+        add_to_sink(members_[i]);
+        kernel_.upcoming().clear();
+        if (i + 1 == members_.size())
+          member_of(Index{0}).add_upcoming(block + 1, made, finished, kernel_.upcoming());
+        kernel_.differentiate(
+            members_[i].head,
+            {.first = first,
+             .queries = queries_.data(),
+             .grad_out = grad_out_.data(),
+             .lse = lse_.data(),
+             .delta = delta_.data(),
+             .grad_queries = grad_queries_.data()},
+            {&keys_, &values_, &grad_keys_, &grad_values_},
+            {&pinned_keys_, &pinned_values_, &pinned_grad_keys_, &pinned_grad_values_},
+            members_[i].grad_bias);
+        // The other lanes of a block with global queries are done at the end, too.
+        if (some_global)
+          add(dim_head() * count, grad_queries_.data(), global_blocks_[next_global++].grad.data());
+        else
+          finish_queries(block, queries);
+      }
     }
-    for (; finished < made; ++finished) finish_keys(finished, in_and_out);
+    for (; finished < made; ++finished) finish_keys(finished, keys);
+    finish_pinned(keys);
+    for (const GlobalBlock& global : global_blocks_) {
+      auto queries = member_of(global.member);
+      std::copy(global.grad.begin(), global.grad.end(), grad_queries_.begin());
+      finish_queries(global.block, queries);
+    }
   }
 
  private:
@@ -137,15 +204,150 @@ class AttentionBackwardFlow {
     dot(dim_value(), grad_out_.data(), out_.data()).store(delta_.data());
   }
 
+  void make_pinned_room(Index blocks) {
+    if (blocks == 0) return;
+    if (pinned_keys_.capacity() >= blocks && pinned_keys_.channels() == dim_head()) return;
+    pinned_keys_ = Ring<Scalar>(dim_head(), blocks);
+    pinned_values_ = Ring<Scalar>(dim_value(), blocks);
+    pinned_grad_keys_ = Ring<Scalar>(grad_keys_.channels(), blocks);
+    pinned_grad_values_ = Ring<Scalar>(grad_values_.channels(), blocks);
+  }
+
+  // Keys of pinned rows, each at its place; their gradients come together there.
+  template <typename Head>
+  void make_pinned(Head& head) {
+    const auto number = static_cast<Index>(pinned_.blocks().size());
+    if (number == 0) return;
+    make_pinned_room(number);
+    for (Index at = 0; at < number; ++at)
+      make_keys(pinned_.blocks()[static_cast<std::size_t>(at)], at, head,
+                {pinned_keys_, pinned_values_, pinned_grad_keys_, pinned_grad_values_});
+  }
+
+  template <typename Head>
+  void finish_pinned(Head& head) {
+    for (std::size_t at = 0; at < pinned_.blocks().size(); ++at)
+      store_keys(pinned_.blocks()[at], head, pinned_grad_keys_[static_cast<Index>(at)],
+                 pinned_grad_values_[static_cast<Index>(at)]);
+  }
+
+  bool has_global(Index block) const {
+    if (global_ == nullptr) return false;
+    const bool* flags = global_ + block * count;
+    return std::any_of(flags, flags + (std::min)(count, seqlen_ - block * count),
+                       [](bool flag) { return flag; });
+  }
+
+  // Of the block of queries that is made, keeps those that are global, or those that are not: the
+  // others have no gradient and see nothing.
+  void keep_lanes(Index block, bool global) {
+    for (Index r = 0; r < count; ++r) {
+      const Index row = block * count + r;
+      if (row < seqlen_ && global_[row] == global) continue;
+      for (Index c = 0; c < dim_value(); ++c)
+        grad_out_[static_cast<std::size_t>(c * count + r)] = Scalar(0);
+      delta_[static_cast<std::size_t>(r)] = Scalar(0);
+      lse_[static_cast<std::size_t>(r)] = Scalar(-std::numeric_limits<double>::infinity());
+      lse_[static_cast<std::size_t>(count + r)] = Scalar(0);
+    }
+  }
+
+  // A block of queries of which some are global, of one head.
+  struct GlobalBlock {
+    Index member = 0;
+    Index block = 0;
+    BlockBuffer<Scalar> queries;
+    BlockBuffer<Scalar> grad_out;
+    BlockBuffer<Scalar> lse;
+    BlockBuffer<Scalar> delta;
+    BlockBuffer<Scalar> grad;  // of the queries
+  };
+
+  template <typename MemberOf>
+  void make_global(MemberOf&& member_of) {
+    std::size_t number = 0;
+    for (Index block = 0; block < ceil_div(seqlen_, count) && global_ != nullptr; ++block) {
+      if (!has_global(block)) continue;
+      for (std::size_t i = 0; i < members_.size(); ++i) {
+        if (number == global_blocks_.size()) global_blocks_.emplace_back();
+        GlobalBlock& global = global_blocks_[number++];
+        auto queries = member_of(static_cast<Index>(i));
+        make_queries(block, queries);
+        keep_lanes(block, true);
+        add_to_sink(members_[i]);
+        global.member = static_cast<Index>(i);
+        global.block = block;
+        global.queries = queries_;
+        global.grad_out = grad_out_;
+        global.lse = lse_;
+        global.delta = delta_;
+        global.grad.assign(grad_queries_.size(), Scalar(0));
+      }
+    }
+    global_blocks_.resize(number);
+  }
+
+  // What global queries give to a block of keys, and take from it.
+  void meet_global(Index block) {
+    const Range rows{block * count, (std::min)((block + 1) * count, seqlen_)};
+    kernel_.upcoming().clear();
+    for (GlobalBlock& global : global_blocks_) {
+      Member& member = members_[static_cast<std::size_t>(global.member)];
+      AttentionHead<Scalar> head = member.head;
+      head.steps = head.pinned_steps;
+      kernel_.differentiate_part(head,
+                                 {.first = global.block * count,
+                                  .queries = global.queries.data(),
+                                  .grad_out = global.grad_out.data(),
+                                  .lse = global.lse.data(),
+                                  .delta = global.delta.data(),
+                                  .grad_queries = global.grad.data()},
+                                 rows, {&keys_, &values_, &grad_keys_, &grad_values_},
+                                 member.grad_bias);
+    }
+  }
+
+  static void add(Index size, const Scalar* from, Scalar* to) {
+    for (Index i = 0; i < size; ++i) to[i] = to[i] + from[i];
+  }
+
+  // d sink = −Σ_i p_i,sink · delta_i
+  void add_to_sink(const Member& member) {
+    if (member.grad_sink == nullptr) return;
+    for (Index r = 0; r < count; ++r) {
+      const auto at = static_cast<std::size_t>(r);
+      // Nothing but the sink, or no query: then there is no delta.
+      if (delta_[at] == Scalar(0)) continue;
+      const auto lse = binary_log_sum_exp<Scalar>({lse_[at], lse_[at + count]});
+      using std::exp;
+      using Sum = LongSum<Scalar>;
+      *member.grad_sink -=
+          exp(Sum(ln_2) * ((Sum(member.head.sink) - Sum(lse.nearest)) - Sum(lse.rest))) *
+          Sum(delta_[at]);
+    }
+  }
+
+  struct Store {
+    Ring<Scalar>& keys;
+    Ring<Scalar>& values;
+    Ring<Scalar>& grad_keys;
+    Ring<Scalar>& grad_values;
+  };
+
   template <typename Head>
   void make_keys(Index block, Head& head) {
-    head.load_keys(block, keys_[block]);
-    if (rotary_ != nullptr) rotary_->apply_to_keys(keys_[block], block * count);
-    head.load_values(block, values_[block]);
-    keys_.note_finite(block);
-    values_.note_finite(block);
-    std::fill_n(grad_keys_[block], grad_keys_.channels() * count, Scalar(0));
-    std::fill_n(grad_values_[block], grad_values_.channels() * count, Scalar(0));
+    make_keys(block, block, head, {keys_, values_, grad_keys_, grad_values_});
+  }
+  // Block `block` of the sequence as block `at` of a store.
+  template <typename Head>
+  void make_keys(Index block, Index at, Head& head, const Store& store) {
+    head.load_keys(block, store.keys[at]);
+    if (rotary_ != nullptr) rotary_->apply_to_keys(store.keys[at], block * count);
+    head.load_values(block, store.values[at]);
+    store.keys.note_finite(at);
+    store.values.note_finite(at);
+    std::fill_n(store.grad_keys[at], store.grad_keys.channels() * count, Scalar(0));
+    std::fill_n(store.grad_values[at], store.grad_values.channels() * count, Scalar(0));
   }
 
   template <typename Head>
@@ -157,13 +359,23 @@ class AttentionBackwardFlow {
 
   template <typename Head>
   void finish_keys(Index block, Head& head) {
-    panels_to_block(dim_head(), grad_keys_[block], out_.data());
+    if (!global_blocks_.empty()) meet_global(block);
+    const Index at = pinned_.place_of_block(block);
+    if (at < 0) return store_keys(block, head, grad_keys_[block], grad_values_[block]);
+    add(grad_keys_.channels() * count, grad_keys_[block], pinned_grad_keys_[at]);
+    add(grad_values_.channels() * count, grad_values_[block], pinned_grad_values_[at]);
+  }
+
+  // \param grad_keys, grad_values panels
+  template <typename Head>
+  void store_keys(Index block, Head& head, const Scalar* grad_keys, const Scalar* grad_values) {
+    panels_to_block(dim_head(), grad_keys, out_.data());
     if (rotary_ != nullptr) rotary_->apply_back_to_keys(out_.data(), block * count);
     // The queries that the kernel had were scaled for powers of 2.
     scale_block(dim_head(), Scalar(ln_2), out_.data());
     // The next queries are not loaded yet.
     head.store_grad_keys(block, out_.data(), queries_.data());
-    panels_to_block(dim_value(), grad_values_[block], out_.data());
+    panels_to_block(dim_value(), grad_values, out_.data());
     head.store_grad_values(block, out_.data());
   }
 
@@ -172,18 +384,28 @@ class AttentionBackwardFlow {
   Index seqlen_;
   double softmax_scale_;
   const RotaryEmbedding<Scalar>* rotary_ = nullptr;
+  bool pins_;
   std::optional<RotarySteps<Scalar>> steps_;
+  std::optional<RotarySteps<Scalar>> all_steps_;
   Ring<Scalar> keys_;
   Ring<Scalar> values_;
   Ring<Scalar> grad_keys_;    // panels
   Ring<Scalar> grad_values_;  // panels
   AttentionBackwardKernel<Scalar> kernel_;
+  std::vector<Member> members_;
   BlockBuffer<Scalar> queries_;
   BlockBuffer<Scalar> grad_queries_;
   BlockBuffer<Scalar> grad_out_;
   BlockBuffer<Scalar> out_;
   BlockBuffer<Scalar> lse_;
   BlockBuffer<Scalar> delta_;
+  PinnedRows<Scalar> pinned_;
+  Ring<Scalar> pinned_keys_;
+  Ring<Scalar> pinned_values_;
+  Ring<Scalar> pinned_grad_keys_;    // panels
+  Ring<Scalar> pinned_grad_values_;  // panels
+  const bool* global_ = nullptr;
+  std::vector<GlobalBlock> global_blocks_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

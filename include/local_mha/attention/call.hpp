@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -27,6 +28,22 @@ struct LocalAttentionCall {
   Index first_position = 0;
   /// Training mode, in which dropout acts. Empty: evaluation.
   std::optional<Training> training = {};
+  /// Packed sequences, if not empty: rows `[cu_seqlens[s], cu_seqlens[s + 1])` of a batch of 1 are
+  /// a sequence of their own, in every rule. `[S + 1]`, from 0, never falling, to N.
+  std::span<const Index> cu_seqlens = {};
+  /// Rows that every query of their sequence sees, and that see every key of it, whatever else
+  /// says: `[B, N]`, true = global.
+  std::optional<TensorView<const bool, 2>> global_rows = {};
+};
+
+/// Learned numbers that take part in the softmax.
+template <typename Scalar>
+struct AttentionTerms {
+  /// `[H or 1, left + right + 1]`, of a token window whose ends are bounded: the score of query `i`
+  /// and key `j` has `relative_bias[h, j − i + left]` added.
+  std::optional<TensorView<const Scalar, 2>> relative_bias = {};
+  /// `[H]`: scores without a value, one for each query, which take their share of the softmax.
+  std::optional<TensorView<const Scalar, 1>> sinks = {};
 };
 
 namespace detail {
@@ -99,43 +116,94 @@ class SavedCall {
  public:
   using Bias = std::optional<TensorView<const Scalar, 3>>;
 
-  void take(const PaddingMask& mask, const Bias& attn_bias, const LocalAttentionCall& options) {
+  void take(const PaddingMask& mask, const Bias& attn_bias, const LocalAttentionCall& options,
+            const AttentionTerms<Scalar>& terms = {}) {
     mask_.assign(mask);
+    cu_seqlens_.assign(options.cu_seqlens.begin(), options.cu_seqlens.end());
     options_ = options;
-    bias_shape_.reset();
-    if (!attn_bias) return;
-    bias_.take(numbers_of(*attn_bias));
-    bias_shape_ = attn_bias->dimensions();
+    options_.cu_seqlens = {};
+    options_.global_rows.reset();
+    global_rows_.reset();
+    if (options.global_rows)
+      global_rows_.emplace(Eigen::TensorMap<const Tensor<bool, 2>>(
+          options.global_rows->data(), options.global_rows->dimensions()));
+    bias_.take(attn_bias);
+    relative_bias_.take(terms.relative_bias);
+    sinks_.take(terms.sinks);
   }
 
   const PaddingMask& mask() const { return mask_; }
-  const LocalAttentionCall& options() const { return options_; }
+  /// Valid as long as this.
+  LocalAttentionCall options() const {
+    LocalAttentionCall options = options_;
+    options.cu_seqlens = cu_seqlens_;
+    if (global_rows_) options.global_rows = *global_rows_;
+    return options;
+  }
 
   /// \throws std::invalid_argument if a mask or an option is given and is not that of the call, or
-  ///         the bias is not
+  ///         the bias or a term is not
   void require_same_call(const PaddingMask& mask, const Bias& attn_bias,
-                         const LocalAttentionCall& options) const {
+                         const LocalAttentionCall& options,
+                         const AttentionTerms<Scalar>& terms = {}) const {
     require_same("mask", static_cast<bool>(mask), mask, mask_);
     require_same("window_size", options.window_size.has_value(), options.window_size,
                  options_.window_size);
     require_same("first_position", options.first_position != 0, options.first_position,
                  options_.first_position);
     require_same("training", options.training.has_value(), options.training, options_.training);
-    const auto describe = [](const std::optional<std::array<Index, 3>>& shape) {
-      return shape ? to_string(*shape) : std::string("none");
-    };
-    const auto shape = attn_bias ? std::optional(attn_bias->dimensions()) : std::nullopt;
-    if (shape != bias_shape_)
-      reject("attn_bias", "that of forward_saving(), " + describe(bias_shape_), describe(shape));
-    if (attn_bias && !bias_.is_of(numbers_of(*attn_bias)))
-      reject("attn_bias", "that of forward_saving()", "another");
+    require_same("cu_seqlens", !options.cu_seqlens.empty(),
+                 std::equal(options.cu_seqlens.begin(), options.cu_seqlens.end(),
+                            cu_seqlens_.begin(), cu_seqlens_.end()),
+                 true);
+    require_same("global_rows", options.global_rows.has_value(),
+                 options.global_rows && global_rows_ &&
+                     TensorView<const bool, 2>(*global_rows_).dimensions() ==
+                         options.global_rows->dimensions() &&
+                     std::equal(global_rows_->data(), global_rows_->data() + global_rows_->size(),
+                                options.global_rows->data()),
+                 true);
+    bias_.require_same("attn_bias", attn_bias);
+    relative_bias_.require_same("relative_bias", terms.relative_bias);
+    sinks_.require_same("sinks", terms.sinks);
   }
 
  private:
+  // A tensor that may be there, by its shape and a sample.
+  template <int Rank>
+  class Known {
+   public:
+    using View = std::optional<TensorView<const Scalar, Rank>>;
+
+    void take(const View& tensor) {
+      shape_.reset();
+      if (!tensor) return;
+      numbers_.take(numbers_of(*tensor));
+      shape_ = tensor->dimensions();
+    }
+    void require_same(std::string_view argument, const View& tensor) const {
+      const auto describe = [](const auto& shape) {
+        return shape ? to_string(*shape) : std::string("none");
+      };
+      const auto shape = tensor ? std::optional(tensor->dimensions()) : std::nullopt;
+      if (shape != shape_)
+        reject(argument, "that of forward_saving(), " + describe(shape_), describe(shape));
+      if (tensor && !numbers_.is_of(numbers_of(*tensor)))
+        reject(argument, "that of forward_saving()", "another");
+    }
+
+   private:
+    std::optional<std::array<Index, static_cast<std::size_t>(Rank)>> shape_;
+    Sample<Scalar> numbers_;
+  };
+
   PaddingMask mask_;
   LocalAttentionCall options_;
-  std::optional<std::array<Index, 3>> bias_shape_;
-  Sample<Scalar> bias_;
+  std::vector<Index> cu_seqlens_;
+  std::optional<Tensor<bool, 2>> global_rows_;
+  Known<3> bias_;
+  Known<2> relative_bias_;
+  Known<1> sinks_;
 };
 
 }  // namespace detail

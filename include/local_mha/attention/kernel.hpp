@@ -8,8 +8,11 @@
 /// Lanes are queries: the scores of a key are one Lanes, `[key][query]`, so that the softmax is
 /// vertical and keys and values are read as they lie, one value broadcast at a time. The scores of
 /// up to `chunk_keys` keys are kept; longer windows go on with the softmax online: maximum, sum and
-/// output so far are rescaled (M. Milakov, N. Gimelshein, "Online normalizer calculation for
-/// softmax", 2018). Scores are in units of log 2, because 2^x is what a processor makes.
+/// output so far are rescaled.
+///
+/// Keys come in strips: what the window shows, and rows that are pinned before and after it. The
+/// parts that may be exchanged are visibility.hpp (who sees a key), score.hpp (what a score is),
+/// softmax.hpp, and where keys and values lie (Ring, Rows).
 ///
 /// A key that a query does not see contributes exactly nothing, whatever its key and value hold.
 #pragma once
@@ -21,8 +24,11 @@
 #include <optional>
 #include <type_traits>
 
+#include <local_mha/attention/head.hpp>
 #include <local_mha/attention/ring.hpp>
-#include <local_mha/attention/tile.hpp>
+#include <local_mha/attention/score.hpp>
+#include <local_mha/attention/softmax.hpp>
+#include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
@@ -34,6 +40,14 @@
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// Where keys and values lie.
+/// \tparam Values a Ring, or Rows
+template <typename Scalar, typename Values>
+struct KeyStore {
+  const Ring<Scalar>* keys = nullptr;
+  const Values* values = nullptr;
+};
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -53,9 +67,6 @@ class AttentionKernel {
         sums_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
 
-  /// Below every score, and finite, so that its difference to −∞ is −∞.
-  static Scalar lowest() { return Scalar(-Eigen::NumTraits<Scalar>::highest() * Scalar(0.25)); }
-
   /// Memory that attend() fetches while it computes.
   Upcoming<Scalar>& upcoming() { return upcoming_; }
 
@@ -72,58 +83,161 @@ class AttentionKernel {
   template <typename Values>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {
+    attend(head, first, queries, KeyStore<Scalar, Values>{&keys, &values}, {}, out, lse);
+  }
+
+  /// The same with rows that are pinned.
+  /// \param window the blocks that the window shows
+  /// \param pinned those of `head.pinned`, one after the other, if there are any
+  template <typename Values>
+  void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
+              const KeyStore<Scalar, Values>& window, const KeyStore<Scalar, Values>& pinned,
+              Scalar* out, Scalar* lse = nullptr) {
     const Tile tile(head, first);
+    Strips<Values> strips(head, tile, window);
+    std::optional<Tile> before, after;
+    if (head.pinned != nullptr) {
+      strips.add(before.emplace(Tile::before_window(head, first)), pinned, *head.pinned);
+      strips.add(after.emplace(Tile::after_window(head, first)), pinned, *head.pinned);
+    }
+    const Index channels = window.values->channels();
     bool done = false;
     if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
       // Lanes are keys, so that a single query costs what it reads.
-      done = tile.single() && head.dropout == nullptr && values.channels() <= keys.channels();
-      if (done) attend_one(head, tile, queries, keys, values, out, lse);
+      done = tile.single() && head.dropout == nullptr && channels <= window.keys->channels();
+      if (done) attend_one(strips, queries, out, lse);
     }
-    if (!done) attend_block(head, tile, queries, keys, values, out, lse);
-    clear_rest(tile, values.channels(), out, lse);
+    if (!done) {
+      Softmax softmax(head.sink);
+      attend_block(strips, queries, softmax, true, true, out, lse);
+    }
+    clear_rest(tile, channels, out, lse);
   }
 
-  /// `maximum` of scores in units of log 2 and `sum` of `2^(score − maximum)`, to logarithms.
-  /// \param lse `[2][block_rows]`
-  static void log_sum_exp(const L& maximum, const L& sum, Scalar* lse) {
-    alignas(64) Scalar sums[count];
-    sum.store(sums);
-    maximum.store(lse);
-    for (Index r = 0; r < count; ++r) {
-      const LogSumExp<Scalar> parts = natural_log_sum_exp(lse[r], sums[r]);
-      lse[r] = parts.nearest;
-      lse[count + r] = parts.rest;
-    }
+  /// Attends to all of some keys, which are part of what the queries see.
+  /// \param softmax, out those of the parts before; `SoftmaxState(head.sink)` and anything at first
+  /// \param begins, ends this is the first part, and the last one
+  template <typename Values>
+  void attend_part(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
+                   const Range& keys, const KeyStore<Scalar, Values>& store,
+                   SoftmaxState<Scalar>& softmax, bool begins, bool ends, Scalar* out,
+                   Scalar* lse) {
+    const Tile tile = Tile::all_of(head, first, keys);
+    attend_block(Strips<Values>(head, tile, store), queries, softmax, begins, ends, out,
+                 ends ? lse : nullptr);
+    if (ends) clear_rest(tile, store.values->channels(), out, lse);
   }
 
  private:
   using Tile = QueryTile<Scalar>;
+  using Softmax = SoftmaxState<Scalar>;
   static constexpr Index group = Tiling<Scalar>::rows;
   static constexpr int half = Tile::half;
   static constexpr int half_keys = Tiling<Scalar>::half_keys;
 
+  // Keys one after the other in a store, and what the tile's queries see of them.
+  struct KeyStrip {
+    const Tile* tile;
+    const Ring<Scalar>* keys;
+    const Index* blocks;  // of the store in the sequence; null: the same
+
+    Index block_in_sequence(Index block) const { return blocks == nullptr ? block : blocks[block]; }
+    const RotarySteps<Scalar>* steps(const AttentionHead<Scalar>& head) const {
+      return blocks == nullptr ? head.steps : head.pinned_steps;
+    }
+  };
   template <typename Values>
-  void attend_block(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
-                    const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse) {
-    upcoming_.spread_over(micro_kernels(tile.keys.end - tile.keys.begin, values.channels()));
-    const L one = L::broadcast(Scalar(1));
-    L maximum = L::broadcast(lowest());
-    L sum = L::zero();
-    Range chunk{tile.keys.begin / group * group, 0};
+  struct Strip : KeyStrip {
+    const Values* values;
+  };
+
+  // Those of a tile, none of which is empty but for the first.
+  template <typename Values>
+  struct Strips {
+    Strips(const AttentionHead<Scalar>& of_head, const Tile& tile,
+           const KeyStore<Scalar, Values>& window)
+        : head(of_head), strips{{{&tile, window.keys, nullptr}, window.values}} {}
+
+    void add(const Tile& tile, const KeyStore<Scalar, Values>& store,
+             const PinnedRows<Scalar>& rows) {
+      if (tile.keys.begin < tile.keys.end)
+        strips[number++] = {{&tile, store.keys, rows.blocks().data()}, store.values};
+    }
+    const Strip<Values>* begin() const { return strips; }
+    const Strip<Values>* end() const { return strips + number; }
+
+    const AttentionHead<Scalar>& head;
+    Strip<Values> strips[3];
+    int number = 1;
+  };
+
+  // Keys of a strip whose scores lie one after the other.
+  struct KeyPiece {
+    const KeyStrip* strip;
+    Range keys;
+    Scalar* scores;  // of the first key's block
+
+    const Tile& tile() const { return *strip->tile; }
+    Scalar* score(Index key) const { return scores + (key - keys.begin / count * count) * count; }
+  };
+  template <typename Values>
+  struct Piece : KeyPiece {
+    const Values* values;
+  };
+
+  // Those whose scores are kept at once.
+  template <typename Values>
+  struct Chunk {
+    const Piece<Values>* begin() const { return pieces; }
+    const Piece<Values>* end() const { return pieces + number; }
+
+    Piece<Values> pieces[3];
+    int number = 0;
+  };
+
+  // `begins`: there is no out yet; `ends`: it is divided by the sum.
+  template <typename Values>
+  void attend_block(const Strips<Values>& strips, const Scalar* queries, Softmax& softmax,
+                    bool begins, bool ends, Scalar* out, Scalar* lse) {
+    const AttentionHead<Scalar>& head = strips.head;
+    const Index channels = strips.strips->values->channels();
+    Index micro_kernels = 0;
+    for (const Strip<Values>& strip : strips)
+      micro_kernels += micro_kernels_of(strip.tile->keys.end - strip.tile->keys.begin, channels);
+    upcoming_.spread_over(micro_kernels);
+    const Strip<Values>* strip = strips.begin();
+    Index next = first_of(*strip);
     do {
-      chunk.end = (std::min)(chunk.begin / count * count + chunk_keys, tile.keys.end);
-      const L before = maximum;
-      maximum = score(head, tile, chunk, queries, keys, maximum);
-      const L rescale = exp2(before - maximum);
-      sum = exponentiate(head, tile, chunk, maximum, rescale * sum);
-      const bool first_chunk = chunk.begin <= tile.keys.begin;
-      const bool last_chunk = chunk.end == tile.keys.end;
-      // The output of a query that sees nothing is 0, and so is its sum.
-      const L factor = last_chunk ? one / select_negative(L::zero() - sum, sum, sum + one) : one;
-      accumulate(head, tile, chunk, values, first_chunk ? nullptr : &rescale, factor, out);
-      chunk.begin = chunk.end;
-    } while (chunk.begin < tile.keys.end);
-    if (lse != nullptr) log_sum_exp(maximum, sum, lse);
+      const Chunk<Values> chunk = take_chunk(strips, strip, next);
+      L maximum = softmax.maximum;
+      for (const auto& piece : chunk) maximum = score(head, piece, queries, maximum);
+      const L rescale = softmax.rise(maximum);
+      for (const auto& piece : chunk) exponentiate(head, piece, softmax);
+      const bool last = ends && strip == strips.end();
+      const L factor = last ? softmax.weight() : L::broadcast(Scalar(1));
+      accumulate(chunk, channels, begins ? nullptr : &rescale, factor, out);
+      begins = false;
+    } while (strip != strips.end());
+    if (lse != nullptr) softmax.log_sum_exp(lse);
+  }
+
+  static Index first_of(const KeyStrip& strip) { return strip.tile->keys.begin / group * group; }
+
+  // As many keys as have room, from `next` of `strip` on, which move on.
+  template <typename Values>
+  Chunk<Values> take_chunk(const Strips<Values>& strips, const Strip<Values>*& strip, Index& next) {
+    Chunk<Values> chunk;
+    for (Index taken = 0; strip != strips.end() && taken < chunk_keys;) {
+      const Index end =
+          (std::min)(next / count * count + (chunk_keys - taken), strip->tile->keys.end);
+      chunk.pieces[chunk.number++] = {{strip, {next, end}, scores_.data() + taken * count},
+                                      strip->values};
+      taken += ceil_div(end, count) * count - next / count * count;
+      next = end;
+      if (end < strip->tile->keys.end) break;
+      if (++strip != strips.end()) next = first_of(*strip);
+    }
+    return chunk;
   }
 
   // Whoever reads whole blocks relies on it.
@@ -137,62 +251,87 @@ class AttentionKernel {
   }
 
   // Those that fetch what is upcoming.
-  static Index micro_kernels(Index keys, Index dim_value) {
+  static Index micro_kernels_of(Index keys, Index dim_value) {
     return keys / Tiling<Scalar>::keys +
            keys / count * ceil_div(dim_value, Index{Tiling<Scalar>::values});
   }
 
-  Scalar* score_row(const Range& chunk, Index key) {
-    return scores_.data() + (key - chunk.begin / count * count) * count;
-  }
-
-  // scores[key][query] of a chunk, −∞ where a query does not see a key. Returns the maximum so far.
-  L score(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-          const Scalar* queries, const Ring<Scalar>& keys, L maximum) {
+  // scores[key][query] of a piece, −∞ where a query does not see a key. Returns the maximum so far.
+  L score(const AttentionHead<Scalar>& head, const KeyPiece& piece, const Scalar* queries,
+          L maximum) {
+    const Tile& tile = piece.tile();
+    const KeyStrip& strip = *piece.strip;
+    const Ring<Scalar>& keys = *strip.keys;
+    const Range& chunk = piece.keys;
     const Scalar* turned = queries;
     Index groups_back = (std::numeric_limits<Index>::min)();
-    LaneRange lanes{0, 0};
+    LaneRange cursor_of_lanes{0, 0};
     std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
+    const RotarySteps<Scalar>* const steps = strip.steps(head);
+    const bool plain_scores = !head.score;
     auto cursor = keys.cursor(chunk.begin / count);
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = (std::min)((begin / count + 1) * count, chunk.end);
-      if (head.steps != nullptr) {
-        const Index back = tile.first / head.steps->group() - begin / head.steps->group();
+      const Index first_key = strip.block_in_sequence(begin / count) * count;
+      if (steps != nullptr) {
+        const Index back = tile.first / steps->group() - first_key / steps->group();
         if (back != groups_back) {
           groups_back = back;
-          head.steps->turn_queries(queries, back, turned_.data());
+          steps->turn_queries(queries, back, turned_.data());
           turned = turned_.data();
         }
       }
-      if (bias_rows) bias_rows->gather(begin / count * count, bias_.data());
+      if (bias_rows) bias_rows->gather(first_key, bias_.data());
       const Index block_end = begin / count * count + count;
       for (Index key = begin; key < end;) {
         constexpr Index most = Tiling<Scalar>::keys;
         const Scalar* from = cursor.block() + key % count * keys.position_stride();
         const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
-        Scalar* to = score_row(chunk, key);
+        // A function of the scores comes before the bias.
+        const Scalar* bias_at_once = plain_scores ? bias : nullptr;
+        Scalar* to = piece.score(key);
         const int lane = tile.half_that_sees({key, key + half_keys});
         if (half_keys > 0 && lane >= 0 &&
             Tiling<Scalar>::template is_next<half_keys>(block_end - key)) {
-          score_keys<(std::max)(1, half_keys), 2>(keys, from, turned + lane,
-                                                  bias ? bias + lane : nullptr, to + lane);
-          maximum = hide(head, tile, {key, key + half_keys}, to, lanes, maximum);
+          score_keys<(std::max)(1, half_keys), 2>(
+              keys, from, turned + lane, bias_at_once ? bias_at_once + lane : nullptr, to + lane);
+          if (!plain_scores) change(head, tile, first_key + key % count, half_keys, bias, to);
+          maximum = hide(tile, {key, key + half_keys}, to, cursor_of_lanes, maximum);
           key += half_keys;
           continue;
         }
         upcoming_.fetch();
         const bool many = Tiling<Scalar>::template is_next<most>(block_end - key);
-        const L largest = many ? score_keys<most>(keys, from, turned, bias, to)
-                               : score_keys<group>(keys, from, turned, bias, to);
+        L largest = many ? score_keys<most>(keys, from, turned, bias_at_once, to)
+                         : score_keys<group>(keys, from, turned, bias_at_once, to);
         const Range scored{key, key + (many ? most : group)};
-        maximum = tile.plain(head, scored) ? (max)(maximum, largest)
-                                           : hide(head, tile, scored, to, lanes, maximum);
+        if (!plain_scores)
+          largest = change(head, tile, first_key + key % count, scored.end - key, bias, to);
+        maximum = tile.plain(scored) ? (max)(maximum, largest)
+                                     : hide(tile, scored, to, cursor_of_lanes, maximum);
         key = scored.end;
       }
       begin = end;
     }
     return maximum;
+  }
+
+  // Applies the head's function to scores, and adds the bias. Returns their maximum.
+  static LOCAL_MHA_NOINLINE L change(const AttentionHead<Scalar>& head, const Tile& tile,
+                                     Index first_key, Index number, const Scalar* bias,
+                                     Scalar* scores) {
+    head.score.apply({head.index, tile.first, first_key}, number, scores);
+    L largest = L::broadcast(Softmax::lowest());
+    for (Index i = 0; i < number; ++i, scores += count) {
+      L score = L::load(scores);
+      if (bias != nullptr) {
+        score = fma(Scalar(log2_e), L::load(bias + i * count), score);
+        score.store(scores);
+      }
+      largest = (max)(largest, score);
+    }
+    return largest;
   }
 
   // scores[key][query] of keys of one block, for as many queries as the lanes hold. Returns their
@@ -219,48 +358,51 @@ class AttentionKernel {
 
   // Puts −∞ where a query does not see a key, and the self score where it is its own.
   // Returns the maximum so far.
-  // `lanes` starts as {0, 0} and is kept for the keys that follow.
-  static L hide(const AttentionHead<Scalar>& head, const Tile& tile, const Range& keys,
-                Scalar* scores, LaneRange& lanes, L maximum) {
+  // `cursor` starts as {0, 0} and is kept for the keys that follow.
+  static LOCAL_MHA_INLINE L hide(const Tile& tile, const Range& keys, Scalar* scores,
+                                 LaneRange& cursor, L maximum) {
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
     for (Index key = keys.begin; key < keys.end; ++key, scores += count) {
       L score = L::load(scores);
-      if (head.shared_qk && tile.first <= key && key < tile.first + count) {
-        const int self = static_cast<int>(key - tile.first);
+      const int self = tile.self_lane(key);
+      if (self >= 0)
         score = select_lanes(self, self + 1, L::broadcast(binary_self_score<Scalar>()), score);
-      }
-      tile.advance(lanes, key);
-      const bool masked = key < head.seqlen && head.is_masked(key);
-      score = select_lanes(lanes.begin, masked ? 0 : lanes.end, score, nothing);
+      const LaneRange lanes = tile.that_see(key, cursor);
+      score = select_lanes(lanes.begin, lanes.end, score, nothing);
       score.store(scores);
       maximum = (max)(maximum, score);
     }
     return maximum;
   }
 
-  // Turns the scores of a chunk into 2^(score − maximum). Returns their sum, added to `sum`.
-  L exponentiate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-                 const L& maximum, L sum) {
-    Scalar* scores = score_row(chunk, chunk.begin);
-    LOCAL_MHA_UNROLL_4 for (Index key = chunk.begin; key < chunk.end; ++key, scores += count) {
-      const L p = exp2(L::load(scores) - maximum);
+  // Turns the scores of a piece into 2^(score − maximum), and adds them to the sum.
+  void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece& piece, Softmax& softmax) {
+    const Softmax fixed = softmax;
+    L sum = softmax.sum;
+    Scalar* scores = piece.score(piece.keys.begin);
+    LOCAL_MHA_UNROLL_4 for (Index key = piece.keys.begin; key < piece.keys.end;
+                            ++key, scores += count) {
+      const L p = fixed.term(L::load(scores));
       sum = sum + p;
       p.store(scores);
     }
-    if (head.dropout != nullptr) drop(*head.dropout, tile, chunk);
-    return sum;
+    softmax.sum = sum;
+    if (head.dropout != nullptr) drop(*head.dropout, piece);
   }
 
   // The denominator counts what is dropped.
-  void drop(const Dropout<Scalar>& dropout, const Tile& tile, const Range& chunk) {
+  void drop(const Dropout<Scalar>& dropout, const KeyPiece& piece) {
     constexpr Index together = Dropout<Scalar>::together;
     L factors[together];
-    for (Index octet = chunk.begin / together; octet * together < chunk.end; ++octet) {
-      dropout.factors(tile.first, octet, factors);
+    for (Index octet = piece.keys.begin / together; octet * together < piece.keys.end; ++octet) {
+      const Index first = octet * together;
+      const Index in_sequence =
+          piece.strip->block_in_sequence(first / count) * count + first % count;
+      dropout.factors(piece.tile().first, in_sequence / together, factors);
       for (Index i = 0; i < together; ++i) {
-        const Index key = octet * together + i;
-        if (!chunk.contains(key)) continue;
-        Scalar* p = score_row(chunk, key);
+        const Index key = first + i;
+        if (!piece.keys.contains(key)) continue;
+        Scalar* p = piece.score(key);
         (L::load(p) * factors[i]).store(p);
       }
     }
@@ -268,106 +410,126 @@ class AttentionKernel {
 
   // out = (rescale·out + Σ_key p[key]·v[key])·factor; without `rescale` there is no out yet.
   template <typename Values>
-  void accumulate(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-                  const Values& values, const L* rescale, const L& factor, Scalar* out) {
+  void accumulate(const Chunk<Values>& chunk, Index values_channels, const L* rescale,
+                  const L& factor, Scalar* out) {
     constexpr int most = Tiling<Scalar>::values;
-    for (Index block = chunk.begin / count; block * count < chunk.end; ++block)
-      if (!values.finite(block))
-        return accumulate_seen(head, tile, chunk, values, rescale, factor, out);
-    const Index channels = padded_channels<Scalar>(values.channels());
+    for (const auto& piece : chunk)
+      for (Index block = piece.keys.begin / count; block * count < piece.keys.end; ++block)
+        if (!piece.values->finite(block))
+          return accumulate_seen(chunk, values_channels, rescale, factor, out);
+    const Index channels = padded_channels<Scalar>(values_channels);
     for (Index c = 0; c < channels;) {
       if (Tiling<Scalar>::template is_next<most>(channels - c)) {
-        accumulate_channels<most>(chunk, values, c, rescale, factor, out);
+        accumulate_channels<most>(chunk, c, rescale, factor, out);
         c += most;
       } else {
-        accumulate_channels<group>(chunk, values, c, rescale, factor, out);
+        accumulate_channels<group>(chunk, c, rescale, factor, out);
         c += group;
       }
     }
   }
 
   template <int Channels, typename Values>
-  void accumulate_channels(const Range& chunk, const Values& values, Index c, const L* rescale,
-                           const L& factor, Scalar* out) {
+  LOCAL_MHA_NOINLINE void accumulate_channels(const Chunk<Values>& chunk, Index c, const L* rescale,
+                                              const L& factor, Scalar* out) {
     out += c * count;
     L acc[Channels][1];
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] =
         rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
-    auto cursor = values.cursor(chunk.begin / count);
-    for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
-      const Index end = (std::min)((begin / count + 1) * count, chunk.end);
-      const Scalar* block = cursor.block() + c * values.channel_stride();
-      const Scalar* const p[1] = {score_row(chunk, begin)};
-      upcoming_.fetch();
-      if (end - begin == count)
-        multiply(count, block, values.channel_stride(), values.position_stride(), p, acc);
-      else
-        multiply(end - begin, block + begin % count * values.position_stride(),
-                 values.channel_stride(), values.position_stride(), p, acc);
-      begin = end;
+    for (const auto& piece : chunk) {
+      const Values& values = *piece.values;
+      const Index last = piece.keys.end;
+      auto cursor = values.cursor(piece.keys.begin / count);
+      for (Index begin = piece.keys.begin; begin < last; cursor.advance()) {
+        const Index end = (std::min)((begin / count + 1) * count, last);
+        const Scalar* block = cursor.block() + c * values.channel_stride();
+        const Scalar* const p[1] = {piece.score(begin)};
+        upcoming_.fetch();
+        if (end - begin == count)
+          multiply(count, block, values.channel_stride(), values.position_stride(), p, acc);
+        else
+          multiply(end - begin, block + begin % count * values.position_stride(),
+                   values.channel_stride(), values.position_stride(), p, acc);
+        begin = end;
+      }
     }
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)(acc[r][0] * factor).store(out + r * count);
   }
 
   // Where there is a NaN or an infinity, which 0 does not cancel: leaves out what is not seen.
   template <typename Values>
-  void accumulate_seen(const AttentionHead<Scalar>& head, const Tile& tile, const Range& chunk,
-                       const Values& values, const L* rescale, const L& factor, Scalar* out) {
-    for (Index c = 0; c < values.channels(); ++c, out += count) {
+  void accumulate_seen(const Chunk<Values>& chunk, Index channels, const L* rescale,
+                       const L& factor, Scalar* out) {
+    for (Index c = 0; c < channels; ++c, out += count) {
       L sum = rescale == nullptr ? L::zero() : *rescale * L::load(out);
-      LaneRange lanes{0, 0};
-      auto cursor = values.cursor(chunk.begin / count);
-      for (Index key = chunk.begin; key < chunk.end; ++key) {
-        if (key % count == 0 && key > chunk.begin) cursor.advance();
-        tile.advance(lanes, key);
-        if (head.is_masked(key)) continue;
-        const Scalar& value =
-            cursor.block()[c * values.channel_stride() + key % count * values.position_stride()];
-        const L more = fma(value, L::load(score_row(chunk, key)), sum);
-        sum = select_lanes(lanes.begin, lanes.end, more, sum);
+      for (const auto& piece : chunk) {
+        const Values& values = *piece.values;
+        LaneRange lanes_cursor{0, 0};
+        auto cursor = values.cursor(piece.keys.begin / count);
+        for (Index key = piece.keys.begin; key < piece.keys.end; ++key) {
+          if (key % count == 0 && key > piece.keys.begin) cursor.advance();
+          const LaneRange lanes = piece.tile().that_see(key, lanes_cursor);
+          if (lanes.begin >= lanes.end) continue;
+          const Scalar& value =
+              cursor.block()[c * values.channel_stride() + key % count * values.position_stride()];
+          const L more = fma(value, L::load(piece.score(key)), sum);
+          sum = select_lanes(lanes.begin, lanes.end, more, sum);
+        }
       }
       (sum * factor).store(out);
     }
   }
 
   // attend() for a single query, whose lane of `out` it writes.
-  void attend_one(const AttentionHead<Scalar>& head, const Tile& tile, const Scalar* queries,
-                  const Ring<Scalar>& keys, const Ring<Scalar>& values, Scalar* out, Scalar* lse) {
-    const Index last = ceil_div(tile.keys.end, count);
+  void attend_one(const Strips<Ring<Scalar>>& strips, const Scalar* queries, Scalar* out,
+                  Scalar* lse) {
+    const AttentionHead<Scalar>& head = strips.head;
+    const Index channels = strips.strips->values->channels();
     const Index most_blocks = std::ssize(scores_) / count;
-    std::fill_n(sums_.data(), values.channels() * count, Scalar(0));
-    Scalar maximum = lowest();
-    Scalar sum(0);
-    for (Range blocks{tile.keys.begin / count, 0}; blocks.begin < last; blocks.begin = blocks.end) {
-      blocks.end = (std::min)(blocks.begin + most_blocks, last);
-      score_one(head, tile, blocks, queries + tile.queries.begin, keys);
-      const Scalar before = maximum;
-      maximum = (std::max)(before, largest_one(blocks));
-      if (sum != Scalar(0)) sum = sum * rescale_sums(values.channels(), before - maximum);
-      sum += exponentiate_one(blocks, maximum);
-      add_values(head, tile, blocks, values);
+    std::fill_n(sums_.data(), channels * count, Scalar(0));
+    Softmax softmax(head.sink);
+    bool any = false;
+    for (const Strip<Ring<Scalar>>& strip : strips) {
+      const Index last = ceil_div(strip.tile->keys.end, count);
+      for (Range blocks{strip.tile->keys.begin / count, 0}; blocks.begin < last;
+           blocks.begin = blocks.end) {
+        blocks.end = (std::min)(blocks.begin + most_blocks, last);
+        score_one(head, strip, blocks, queries);
+        const L rescale = softmax.rise((max)(softmax.maximum, L::broadcast(largest_one(blocks))));
+        if (any) rescale_sums(channels, rescale);
+        any = true;
+        softmax.sum = softmax.sum + L::broadcast(exponentiate_one(blocks, softmax));
+        add_values(*strip.tile, blocks, *strip.values);
+      }
     }
-    if (lse != nullptr) log_sum_exp(L::broadcast(maximum), L::broadcast(sum), lse);
-    // The output of a query that sees nothing is 0, and so is its sum.
-    const Scalar factor = Scalar(1) / (sum == Scalar(0) ? Scalar(1) : sum);
-    store_sums(values.channels(), factor, out + tile.queries.begin);
+    if (lse != nullptr) softmax.log_sum_exp(lse);
+    const int lane = strips.strips->tile->queries.begin;
+    store_sums(channels, softmax.weight(), out + lane);
   }
 
   // scores[key] of whole blocks, −∞ where the query does not see a key.
-  void score_one(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
-                 const Scalar* query, const Ring<Scalar>& keys) {
+  void score_one(const AttentionHead<Scalar>& head, const KeyStrip& strip, const Range& blocks,
+                 const Scalar* queries) {
     constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
-    const Scalar* turned = query;
+    const Tile& tile = *strip.tile;
+    const Ring<Scalar>& keys = *strip.keys;
+    const RotarySteps<Scalar>* const steps = strip.steps(head);
+    const int lane = tile.queries.begin;
+    const Scalar* turned = queries + lane;
+    const BiasRow<Scalar> bias =
+        head.attn_bias != nullptr ? BiasRow<Scalar>(head, tile.first + lane) : BiasRow<Scalar>();
     auto cursor = keys.cursor(blocks.begin);
     Scalar* to = scores_.data();
     for (Index block = blocks.begin; block < blocks.end;) {
       Index until = blocks.end;
-      if (head.steps != nullptr) {
-        const Index group_of_keys = block * count / head.steps->group();
-        until = (std::min)(until, (group_of_keys + 1) * head.steps->group() / count);
-        head.steps->turn_queries(query - tile.queries.begin,
-                                 tile.first / head.steps->group() - group_of_keys, turned_.data());
-        turned = turned_.data() + tile.queries.begin;
+      if (steps != nullptr) {
+        const auto group_of = [&](Index b) {
+          return strip.block_in_sequence(b) * count / steps->group();
+        };
+        const Index group_of_keys = group_of(block);
+        for (until = block + 1; until < blocks.end && group_of(until) == group_of_keys;) ++until;
+        steps->turn_queries(queries, tile.first / steps->group() - group_of_keys, turned_.data());
+        turned = turned_.data() + lane;
       }
       for (; block < until; block += together) {
         // Where there are fewer blocks, the last one is taken again, to no effect.
@@ -384,42 +546,44 @@ class AttentionKernel {
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
           if (b < fresh) acc[0][b].store(to + b * count);
         }
-        for (int b = 0; b < fresh; ++b, to += count) finish_one(head, tile, block + b, to);
+        for (int b = 0; b < fresh; ++b, to += count)
+          finish_one(head, tile, bias, block + b, strip.block_in_sequence(block + b) * count, to);
       }
       block = until;
     }
   }
 
-  // Adds the bias to the scores of a block of keys, and hides what the query does not see.
-  static void finish_one(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
+  // Applies the head's function to the scores of a block of keys, adds the bias, and hides what the
+  // query does not see.
+  // \param first_row of the keys, in the sequence
+  static void finish_one(const AttentionHead<Scalar>& head, const Tile& tile,
+                         const BiasRow<Scalar>& bias, Index block, Index first_row,
                          Scalar* scores) {
-    const Index query = tile.first + tile.queries.begin;
+    const int lane = tile.queries.begin;
     const Index first = block * count;
-    const Scalar* bias = nullptr;
-    Index look_around = 0;
-    if (head.attn_bias != nullptr) {
-      bias = head.attn_bias + head.window->place_in_bucket(query) * head.window->look_around();
-      look_around = head.window->look_around_begin(query);
-    }
-    if (tile.plain(head, {first, first + count})) {
-      if (bias != nullptr)
-        fma(Scalar(log2_e), L::load_unaligned(bias + (first - look_around)), L::load(scores))
-            .store(scores);
+    if (head.score) head.score.apply({head.index, tile.first + lane, first_row, true}, 1, scores);
+    const bool has_bias = head.attn_bias != nullptr;
+    const bool bias_at_once =
+        has_bias && bias.keys().begin <= first_row && first_row + count <= bias.keys().end;
+    const bool plain = tile.plain({first, first + count});
+    if (plain && (!has_bias || bias_at_once)) {
+      if (has_bias)
+        fma(Scalar(log2_e), L::load_unaligned(bias.at(first_row)), L::load(scores)).store(scores);
       return;
     }
     for (Index r = 0; r < count; ++r) {
       const Index key = first + r;
-      if (!tile.keys.contains(key) || head.is_masked(key))
+      if (!tile.sees(lane, key))
         scores[r] = Scalar(-std::numeric_limits<double>::infinity());
-      else if (head.shared_qk && key == query)
+      else if (tile.self_lane(key) == lane)
         scores[r] = binary_self_score<Scalar>();
-      else if (bias != nullptr)
-        scores[r] = scores[r] + Scalar(log2_e) * bias[key - look_around];
+      else if (has_bias)
+        scores[r] = scores[r] + Scalar(log2_e) * bias.of(first_row + r);
     }
   }
 
   Scalar largest_one(const Range& blocks) const {
-    L most = L::broadcast(lowest());
+    L most = L::broadcast(Softmax::lowest());
     for (Index i = 0; i < blocks.end - blocks.begin; ++i)
       most = (max)(most, L::load(scores_.data() + i * count));
     alignas(64) Scalar lanes[count];
@@ -428,29 +592,25 @@ class AttentionKernel {
   }
 
   // Turns the scores into 2^(score − maximum). Returns their sum.
-  Scalar exponentiate_one(const Range& blocks, const Scalar& maximum) {
-    const L all = L::broadcast(maximum);
+  Scalar exponentiate_one(const Range& blocks, const Softmax& softmax) {
     L sums = L::zero();
     for (Index i = 0; i < blocks.end - blocks.begin; ++i) {
       Scalar* scores = scores_.data() + i * count;
-      const L p = exp2(L::load(scores) - all);
+      const L p = softmax.term(L::load(scores));
       sums = sums + p;
       p.store(scores);
     }
     return sum_of_lanes(sums);
   }
 
-  // Multiplies what was summed up below another maximum by 2^difference, which it returns.
-  Scalar rescale_sums(Index channels, const Scalar& difference) {
+  void rescale_sums(Index channels, const L& rescale) {
     alignas(64) Scalar factor[count];
-    exp2(L::broadcast(difference)).store(factor);
+    rescale.store(factor);
     scale_block(channels, factor[0], sums_.data());
-    return factor[0];
   }
 
   // sums[channel] += Σ_key p[key]·v[key], lane by lane.
-  void add_values(const AttentionHead<Scalar>& head, const Tile& tile, const Range& blocks,
-                  const Ring<Scalar>& values) {
+  void add_values(const Tile& tile, const Range& blocks, const Ring<Scalar>& values) {
     Scalar* const sums = sums_.data();
     const Scalar* scores = scores_.data();
     auto cursor = values.cursor(blocks.begin);
@@ -464,15 +624,18 @@ class AttentionKernel {
       else if (values.finite(block))
         add_values<1>(values.channels(), scores, cursor, sums);
       else
-        add_seen_values(head, tile, block, values, scores, cursor, sums);
+        add_seen_values(tile, block, values, scores, cursor, sums);
       block += some;
       scores += some * count;
     }
   }
 
-  // out[channel] = factor·Σ_lane sums[channel][lane]
-  void store_sums(Index channels, const Scalar& factor, Scalar* out) const {
+  // out[channel] = weight·Σ_lane sums[channel][lane]
+  void store_sums(Index channels, const L& weight, Scalar* out) const {
     const Scalar* const sums = sums_.data();
+    alignas(64) Scalar weights[count];
+    weight.store(weights);
+    const Scalar factor = weights[0];
     alignas(64) Scalar rows[count * L::folded];
     alignas(64) Scalar lanes[count];
     Index c = 0;
@@ -503,14 +666,12 @@ class AttentionKernel {
 
   // The same of one block with a NaN or an infinity, which 0 does not cancel: leaves out what is
   // not seen.
-  static void add_seen_values(const AttentionHead<Scalar>& head, const Tile& tile, Index block,
-                              const Ring<Scalar>& values, const Scalar* scores,
-                              typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
+  static void add_seen_values(const Tile& tile, Index block, const Ring<Scalar>& values,
+                              const Scalar* scores, typename Ring<Scalar>::Cursor& cursor,
+                              Scalar* sums) {
     alignas(64) Scalar unseen[count];
-    for (Index r = 0; r < count; ++r) {
-      const Index key = block * count + r;
-      unseen[r] = Scalar(tile.keys.contains(key) && !head.is_masked(key) ? 0 : -1);
-    }
+    for (Index r = 0; r < count; ++r)
+      unseen[r] = Scalar(tile.sees(tile.queries.begin, block * count + r) ? 0 : -1);
     const L p = L::load(scores);
     for (Index c = 0; c < values.channels() * count; c += count) {
       const L v = select_negative(L::load(unseen), L::zero(), L::load(cursor.block() + c));

@@ -13,7 +13,8 @@
 #include <limits>
 #include <type_traits>
 
-#include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/head.hpp>
+#include <local_mha/attention/softmax.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/window.hpp>
@@ -38,8 +39,9 @@ class NarrowKernel {
 
   /// True if heads of these sizes can be attended here. AttentionKernel is for all others.
   static bool fits(const AttentionHead<Scalar>& head, Index dim_head, Index dim_value) {
-    const bool plain = head.steps == nullptr && head.masked == nullptr &&
-                       head.attn_bias == nullptr && head.dropout == nullptr && !head.shared_qk;
+    const bool plain = head.steps == nullptr && head.masked == nullptr && head.pinned == nullptr &&
+                       !head.score && head.attn_bias == nullptr && head.dropout == nullptr &&
+                       !head.shared_qk;
     // Summing over the channels costs as much for few of them as for many.
     const Index most = most_keys * (std::min<Index>)(dim_head, 64) / 64;
     return plain && L::vectorized && dim_head % count == 0 && dim_value % count == 0 &&
@@ -60,7 +62,7 @@ class NarrowKernel {
     for (Index r = 0; r < rows_; ++r)
       multiply_channels(r, dim_head, scale, q + (first + r) * dim_head, k);
     sum_channels();
-    softmax(lse);
+    softmax(head.sink, lse);
     for (Index r = 0; r < rows_; ++r) weight_values(r, dim_value, v, out + (first + r) * dim_value);
   }
 
@@ -134,21 +136,22 @@ class NarrowKernel {
     }
   }
 
-  void softmax(Scalar* lse) {
+  void softmax(const Scalar& sink, Scalar* lse) {
     Scalar* scores = scores_.data();
-    L maximum = L::broadcast(AttentionKernel<Scalar>::lowest());
+    SoftmaxState<Scalar> softmax(sink);
+    L maximum = softmax.maximum;
     for (Index place = 0; place < places_; ++place)
       maximum = (max)(maximum, L::load(scores + place * count));
-    L sum = L::zero();
+    softmax.rise(maximum);
     for (Index place = 0; place < places_; ++place) {
-      const L p = exp2(L::load(scores + place * count) - maximum);
-      sum = sum + p;
+      const L p = softmax.term(L::load(scores + place * count));
+      softmax.sum = softmax.sum + p;
       p.store(scores + place * count);
     }
-    if (lse != nullptr) AttentionKernel<Scalar>::log_sum_exp(maximum, sum, lse);
-    const L factor = L::broadcast(Scalar(1)) / sum;
+    if (lse != nullptr) softmax.log_sum_exp(lse);
+    const L weight = softmax.weight();
     for (Index place = 0; place < places_; ++place)
-      (factor * L::load(scores + place * count)).store(scores + place * count);
+      (weight * L::load(scores + place * count)).store(scores + place * count);
   }
 
   // out = Σ_key weight[key]·v[key]

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 #include <local_mha/attention/ring.hpp>
@@ -28,14 +29,22 @@ class Past {
     Index kept = 1;
     /// Queries wait for keys ahead; otherwise later rows do not need them.
     bool queries_wait = false;
+    /// Heads of keys and values; 0: as many.
+    Index kv_heads = 0;
+    /// First blocks of keys and values, which stay.
+    Index pinned = 0;
   };
 
   Past() = default;
   explicit Past(const Size& size)
       : size_(size),
         queries_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.waiting)),
-        keys_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.kept)),
-        values_(keys_) {
+        keys_(to_size(size.kv_heads > 0 ? size.kv_heads : size.heads),
+              Ring<Scalar>(size.dim_head, size.kept)),
+        values_(keys_),
+        pinned_keys_(size.pinned > 0 ? keys_.size() : 0,
+                     Ring<Scalar>(size.dim_head, (std::max<Index>)(1, size.pinned))),
+        pinned_values_(pinned_keys_) {
     if (size.gated) gates_ = Ring<Scalar>(size.heads, size.waiting);
   }
 
@@ -44,12 +53,32 @@ class Past {
   bool serves(const Size& size) const {
     return size_.heads == size.heads && size_.dim_head == size.dim_head &&
            size_.gated == size.gated && size_.waiting >= size.waiting && size_.kept >= size.kept &&
-           size_.queries_wait == size.queries_wait;
+           size_.queries_wait == size.queries_wait && size_.kv_heads == size.kv_heads &&
+           size_.pinned >= size.pinned;
   }
   Ring<Scalar>& queries(Index h) { return queries_[to_size(h)]; }
   Ring<Scalar>& keys(Index h) { return keys_[to_size(h)]; }
   Ring<Scalar>& values(Index h) { return values_[to_size(h)]; }
   Ring<Scalar>& gates() { return gates_; }
+  /// Null: nothing is pinned.
+  Ring<Scalar>* pinned_keys(Index h) {
+    return size_.pinned > 0 ? &pinned_keys_[to_size(h)] : nullptr;
+  }
+  Ring<Scalar>* pinned_values(Index h) {
+    return size_.pinned > 0 ? &pinned_values_[to_size(h)] : nullptr;
+  }
+
+  /// Keeps those of some rows that are pinned, which keys(h) and values(h) have.
+  void pin(Index h, const Range& rows) {
+    constexpr Index count = block_rows<Scalar>;
+    for (Index block = rows.begin / count; block < size_.pinned && block * count < rows.end;
+         ++block)
+      for (const auto& [from, to] :
+           {std::pair{&keys(h), pinned_keys(h)}, std::pair{&values(h), pinned_values(h)}}) {
+        std::copy_n((*from)[block], size_.dim_head * count, (*to)[block]);
+        to->note_finite(block);
+      }
+  }
 
   /// Calls `visit(ring, waits)` for every ring that later rows need; `waits`: of queries or gates.
   template <typename Self, typename Visit>
@@ -60,6 +89,12 @@ class Past {
     for (auto& queries : past.queries_) visit(queries, true);
     if (past.size_.gated) visit(past.gates_, true);
   }
+  /// The same for those that hold pinned rows, `visit(ring)`.
+  template <typename Self, typename Visit>
+  static void for_each_pinned_ring(Self& past, Visit&& visit) {
+    for (auto& keys : past.pinned_keys_) visit(keys);
+    for (auto& values : past.pinned_values_) visit(values);
+  }
 
  private:
   static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
@@ -68,6 +103,8 @@ class Past {
   std::vector<Ring<Scalar>> queries_;
   std::vector<Ring<Scalar>> keys_;
   std::vector<Ring<Scalar>> values_;
+  std::vector<Ring<Scalar>> pinned_keys_;
+  std::vector<Ring<Scalar>> pinned_values_;
   Ring<Scalar> gates_;
 };
 

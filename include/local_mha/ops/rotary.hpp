@@ -302,6 +302,18 @@ class RotarySteps {
                    turns_.data() + step * pairs_.turned());
   }
 
+  /// Becomes as many steps, up to that over `last` groups: to follow queries that go far from keys
+  /// that stay. Allocates nothing.
+  /// \param rotary, shift those that this was made with
+  void move_to(const RotaryEmbedding<Scalar>& rotary, Index shift, Index last) {
+    const Index steps = static_cast<Index>(turns_.size()) / pairs_.turned();
+    if (first_ == last - steps + 1) return;
+    first_ = last - steps + 1;
+    for (Index step = 0; step < steps; ++step)
+      rotary.turns((first_ + step) * rotary.group() + shift,
+                   turns_.data() + step * pairs_.turned());
+  }
+
   Index group() const { return group_; }
 
   /// \param groups_back from the queries' group to the keys'

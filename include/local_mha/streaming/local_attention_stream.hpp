@@ -25,8 +25,8 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The same for queries, keys and values as LocalMHA::Stream for a layer's input: chunks of any
 /// size, at every position the result of forward() of the whole sequence, constant memory.
-template <typename Scalar>
-class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
+template <typename Scalar, typename Score>
+class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   using Base = SequenceStream<Scalar>;
   using Sequence = detail::StreamedSequence<Scalar>;
 
@@ -34,28 +34,44 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   /// \param attention copied
   /// \param heads, dim_head of the queries, keys and values
   /// \param attn_bias as for forward(), for all pushes; copied
-  /// \param call as for forward(), for all pushes; without training
+  /// \param call as for forward(), for all pushes; without training and packed sequences
+  /// \param terms as for forward(), for all pushes; copied
+  /// \param kv_heads of the keys and values, if there are fewer
   /// \throws std::invalid_argument naming the argument that does not fit
   Stream(const LocalAttention& attention, Index heads, Index dim_head,
          const StreamConfig& config = {}, const Bias& attn_bias = {},
-         const LocalAttentionCall& call = {})
-      : Base(config, describe(attention, heads, dim_head, attn_bias, call)),
+         const LocalAttentionCall& call = {}, const Terms& terms = {},
+         std::optional<Index> kv_heads = {})
+      : Base(config, describe(attention, heads, dim_head, attn_bias, call, terms,
+                              kv_heads.value_or(heads))),
         attention_(attention),
         heads_(heads),
+        kv_heads_(kv_heads.value_or(heads)),
         dim_head_(dim_head),
         window_(attention.window(call)) {
     const Window& window = window_;
-    attn_bias_ =
-        detail::AttentionInputs<Scalar>(window, config.batch, heads, attn_bias).copy_of_bias();
+    detail::AttentionInputs<Scalar> inputs(window, config.batch, heads,
+                                           attention.bias_of(window, heads, attn_bias, terms));
+    attention.add_options(inputs, kv_heads_, call, terms);
+    bias_ = inputs.copy_of_bias();
+    if (terms.sinks)
+      sinks_.emplace(Eigen::TensorMap<const Tensor<Scalar, 1>>(terms.sinks->data(), heads));
     this->sequences_.assign(
         static_cast<std::size_t>(config.batch),
-        Sequence(window, {.heads = heads, .dim_head = dim_head}, stretch, config.max_rollback));
+        Sequence(window, {.heads = heads, .dim_head = dim_head, .kv_heads = kv_heads_}, stretch,
+                 config.max_rollback));
     constexpr Index endless = (std::numeric_limits<Index>::max)();
     steps_ = attention.rotary_steps(window, endless);
-    const Index range = window.reach_behind() + window.reach_ahead() + count;
+    const Index range =
+        window.reach_behind() + window.reach_ahead() + window.first_keys() + 4 * count;
     const Index block = padded_channels<Scalar>(dim_head) * count;
-    workers_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
-                    {AttentionKernel<Scalar>(dim_head, range), make_block_buffer<Scalar>(block)});
+    workers_.assign(
+        static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
+        {AttentionKernel<Scalar>(dim_head, range), make_block_buffer<Scalar>(block), {}});
+    if (window.first_keys() == 0 || attention.rotary() == nullptr) return;
+    for (Worker& worker : workers_)
+      worker.pinned_steps.emplace(*attention.rotary(), window.rotary_shift(), window.first_keys(),
+                                  0);
   }
   Stream(const Stream&) = default;
   Stream(Stream&&) = default;
@@ -120,6 +136,8 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   struct Worker {
     AttentionKernel<Scalar> kernel;
     BlockBuffer<Scalar> block;
+    // To the first keys, from where the queries are.
+    std::optional<RotarySteps<Scalar>> pinned_steps;
   };
 
   // The first row of the first head, and how many rows a head has.
@@ -131,24 +149,33 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   };
 
   static std::string describe(const LocalAttention& attention, Index heads, Index dim_head,
-                              const Bias& attn_bias, const LocalAttentionCall& call) {
+                              const Bias& attn_bias, const LocalAttentionCall& call,
+                              const Terms& terms, Index kv_heads) {
     detail::require_at_least("heads", heads, 1);
     detail::require_dim_head("dim_head", dim_head);
     if (attention.config_.dim && dim_head != *attention.config_.dim)
       reject("dim_head", std::to_string(*attention.config_.dim) + ", the configuration's dim",
              dim_head);
     if (call.training) reject("training", "none, because a stream does not train", "one");
+    if (!call.cu_seqlens.empty())
+      reject("cu_seqlens", "none, because a stream takes whole sequences", "some");
+    if (call.global_rows)
+      reject("global_rows", "none, because queries see them before they come", "some");
     std::ostringstream text = detail::plain_text();
     text << "LocalAttention, heads " << heads << ", dim_head " << dim_head << ", "
          << detail::description_of(attention, attention.window(call), attn_bias);
+    if (kv_heads != heads) text << ", kv_heads " << kv_heads;
+    if (terms.relative_bias)
+      text << ", relative_bias " << to_string(terms.relative_bias->dimensions());
+    if (terms.sinks) text << ", sinks";
     return text.str();
   }
 
   void check_arguments(const TensorView<const Scalar, 4>& q, const TensorView<const Scalar, 4>& k,
                        const TensorView<const Scalar, 4>& v, const PaddingMask& mask) const {
     require_shape("q", q.dimensions(), {this->batch(), heads_, -1, dim_head_});
-    require_shape("k", k.dimensions(), q.dimensions());
-    require_shape("v", v.dimensions(), q.dimensions());
+    require_shape("k", k.dimensions(), {this->batch(), kv_heads_, q.dimension(2), dim_head_});
+    require_shape("v", v.dimensions(), k.dimensions());
     this->check_push(q.dimension(2), mask);
   }
   void check_room(const TensorView<Scalar, 4>& out, Index rows) const {
@@ -168,30 +195,37 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   void move(Worker& worker, Sequence& sequence, const Range& in, const Range& out,
             const Inputs& inputs, const std::uint8_t* masked, const TensorView<Scalar, 4>& result,
             Index b, Complete&& complete) const {
-    const detail::AttentionInputs<Scalar> shown(window_, this->batch(), heads_,
-                                                attn_bias_ ? Bias(*attn_bias_) : Bias());
+    detail::AttentionInputs<Scalar> shown(window_, this->batch(), heads_,
+                                          bias_ ? Bias(*bias_) : Bias());
+    shown.share_keys(kv_heads_);
+    if (sinks_) shown.add_sinks(TensorView<const Scalar, 1>(*sinks_));
+    shown.set_score(attention_.score());
     Past<Scalar>& past = sequence.past();
     flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
       sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
-      for (Index h = 0; h < heads_; ++h) {
-        const auto first = [&](const Scalar* x) {
-          return x + (h * inputs.rows + made.begin - in.begin) * dim_head_;
-        };
-        take(worker, past.queries(h), made, first(inputs.q),
-             [&](Index row, Scalar* block) { attention_.place_queries(dim_head_, block, row); });
-        take(worker, past.keys(h), made, first(inputs.k),
+      const auto first = [&](const Scalar* x, Index h) {
+        return x + (h * inputs.rows + made.begin - in.begin) * dim_head_;
+      };
+      for (Index h = 0; h < kv_heads_; ++h) {
+        take(worker, past.keys(h), made, first(inputs.k, h),
              [&](Index row, Scalar* block) { attention_.place_keys(dim_head_, block, row); });
-        take(worker, past.values(h), made, first(inputs.v), [](Index, Scalar*) {});
+        take(worker, past.values(h), made, first(inputs.v, h), [](Index, Scalar*) {});
         for_each_block<Scalar>(made,
                                [&](Index block, LaneRange) { past.values(h).note_finite(block); });
+        past.pin(h, made);
+      }
+      for (Index h = 0; h < heads_; ++h) {
+        take(worker, past.queries(h), made, first(inputs.q, h),
+             [&](Index row, Scalar* block) { attention_.place_queries(dim_head_, block, row); });
         AttentionHead<Scalar> head = shown.head(b, h);
         sequence.show(answered, head);
         head.steps = steps_ ? &*steps_ : nullptr;
         head.shared_qk = attention_.config_.shared_qk;
+        head.pinned_steps = worker.pinned_steps ? &*worker.pinned_steps : nullptr;
         Scalar* to =
             result.data() +
             (((b * heads_ + h) * result.dimension(2)) + answered.begin - out.begin) * dim_head_;
-        attend(worker, past, h, head, answered, to);
+        attend(worker, past, h, h / shown.group(), head, answered, to);
       }
     });
   }
@@ -211,11 +245,17 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
   }
 
   // Answers queries. \param to the first one's row
-  void attend(Worker& worker, Past<Scalar>& past, Index h, const AttentionHead<Scalar>& head,
-              const Range& queries, Scalar* to) const {
+  void attend(Worker& worker, Past<Scalar>& past, Index h, Index kv_head,
+              const AttentionHead<Scalar>& head, const Range& queries, Scalar* to) const {
+    using Store = KeyStore<Scalar, Ring<Scalar>>;
     for_each_block<Scalar>(queries, [&](Index block, LaneRange lanes) {
-      worker.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
-                           past.values(h), worker.block.data());
+      if (head.pinned_steps != nullptr)
+        worker.pinned_steps->move_to(*attention_.rotary(), window_.rotary_shift(),
+                                     block * count / head.pinned_steps->group());
+      worker.kernel.attend(head, block * count, past.queries(h)[block],
+                           Store{&past.keys(kv_head), &past.values(kv_head)},
+                           {past.pinned_keys(kv_head), past.pinned_values(kv_head)},
+                           worker.block.data());
       store_lanes(dim_head_, lanes, worker.block.data(),
                   [&](Index r) { return to + (block * count + r - queries.begin) * dim_head_; });
     });
@@ -223,20 +263,20 @@ class LocalAttention<Scalar>::Stream : public SequenceStream<Scalar> {
 
   LocalAttention attention_;
   Index heads_;
+  Index kv_heads_;
   Index dim_head_;
   Window window_;
-  std::optional<Tensor<Scalar, 3>> attn_bias_;
+  std::optional<Tensor<Scalar, 3>> bias_;
+  std::optional<Tensor<Scalar, 1>> sinks_;
   std::optional<RotarySteps<Scalar>> steps_;
   std::vector<Worker> workers_;
 };
 
-template <typename Scalar>
+template <typename Scalar, typename Score>
 template <ThreadDevice Device>
-void LocalAttention<Scalar>::Stream::push_into(const Device& device, TensorView<Scalar, 4> out,
-                                               TensorView<const Scalar, 4> q,
-                                               TensorView<const Scalar, 4> k,
-                                               TensorView<const Scalar, 4> v,
-                                               const PaddingMask& mask) {
+void LocalAttention<Scalar, Score>::Stream::push_into(
+    const Device& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
+    TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask) {
   check_arguments(q, k, v, mask);
   const Index n = q.dimension(2);
   check_room(out, this->results_of(n));
@@ -247,15 +287,17 @@ void LocalAttention<Scalar>::Stream::push_into(const Device& device, TensorView<
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Range in{sequence.position(), sequence.position() + n};
     const Index head = b * heads_ * n * dim_head_;
+    const Index kv_head = b * kv_heads_ * n * dim_head_;
     move(worker, sequence, in, {sequence.answered(), sequence.complete(in.end)},
-         {q.data() + head, k.data() + head, v.data() + head, n}, mask.row(b), out, b,
+         {q.data() + head, k.data() + kv_head, v.data() + kv_head, n}, mask.row(b), out, b,
          [&](Index rows) { return sequence.complete(rows); });
   });
 }
 
-template <typename Scalar>
+template <typename Scalar, typename Score>
 template <ThreadDevice Device>
-void LocalAttention<Scalar>::Stream::flush_into(const Device& device, TensorView<Scalar, 4> out) {
+void LocalAttention<Scalar, Score>::Stream::flush_into(const Device& device,
+                                                       TensorView<Scalar, 4> out) {
   check_room(out, this->results_of_flush());
   run(device, [&](Worker& worker, Index b) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];

@@ -69,7 +69,10 @@ class StreamedSequence {
     size.queries_wait = ahead > 0;
     size.kept = ceil_div(reach, count) + spare;
     size.waiting = ahead > 0 ? ceil_div(ahead, count) + spare : stretch + 1;
+    size.pinned = ceil_div(window.first_keys(), count);
     past_ = Past<Scalar>(size);
+    pinned_.reserve(window.first_keys());
+    pinned_masked_.assign(static_cast<std::size_t>(window.first_keys()), 0);
     masked_.assign(static_cast<std::size_t>(2 * size.kept * count), 0);
   }
 
@@ -86,6 +89,7 @@ class StreamedSequence {
   void reset() {
     position_ = furthest_ = masked_begin_ = masked_end_ = oldest_key_ = oldest_query_ = 0;
     ended_ = false;
+    note_pinned();
   }
 
   /// Makes room for rows that follow.
@@ -95,6 +99,9 @@ class StreamedSequence {
     note_masked(rows, masked);
     position_ = rows.end;
     furthest_ = (std::max)(furthest_, rows.end);
+    for (Index row = rows.begin; row < (std::min)(rows.end, window_.first_keys()); ++row)
+      pinned_masked_[static_cast<std::size_t>(row)] = masked_at(row);
+    if (rows.begin < window_.first_keys()) note_pinned();
     const auto oldest = [&](Index capacity) {
       return (ceil_div(furthest_, count) - capacity) * count;
     };
@@ -112,6 +119,7 @@ class StreamedSequence {
     const bool sees_masked = masked_end_ > window_.keys(queries.begin).begin;
     head.masked = sees_masked ? masked_.data() : nullptr;
     head.masked_begin = masked_begin_;
+    head.pinned = pinned_.empty() ? nullptr : &pinned_;
   }
 
   /// Whether the rings hold what going on from an earlier position needs.
@@ -131,6 +139,7 @@ class StreamedSequence {
     position_ -= n;
     masked_end_ = (std::min)(masked_end_, position_);
     ended_ = false;
+    note_pinned();
   }
 
   void save(StateWriter& to) const {
@@ -143,6 +152,13 @@ class StreamedSequence {
     Past<Scalar>::for_each_ring(past_, [&](const Ring<Scalar>& ring, bool of_queries) {
       const Index begin = of_queries ? (std::min)(oldest_query_, position_) : oldest_key_;
       for (Index row = begin; row < position_; ++row)
+        for (Index c = 0; c < ring.channels(); ++c)
+          to.put(ring[row / count][c * count + row % count]);
+    });
+    const Index pinned = (std::min)(position_, window_.first_keys());
+    for (Index row = 0; row < pinned; ++row) to.put(pinned_masked_[static_cast<std::size_t>(row)]);
+    Past<Scalar>::for_each_pinned_ring(past_, [&](const Ring<Scalar>& ring) {
+      for (Index row = 0; row < pinned; ++row)
         for (Index c = 0; c < ring.channels(); ++c)
           to.put(ring[row / count][c * count + row % count]);
     });
@@ -180,6 +196,18 @@ class StreamedSequence {
       for (Index block = oldest_row / count; block * count < position_; ++block)
         ring.note_finite(block);
     });
+    const Index pinned = (std::min)(position_, window_.first_keys());
+    for (Index row = 0; row < pinned; ++row)
+      pinned_masked_[static_cast<std::size_t>(row)] = from.get<std::uint8_t>() != 0;
+    Past<Scalar>::for_each_pinned_ring(past_, [&](Ring<Scalar>& ring) {
+      for (Index block = 0; block * count < pinned; ++block)
+        std::fill_n(ring[block], ring.channels() * count, Scalar(0));
+      for (Index row = 0; row < pinned; ++row)
+        for (Index c = 0; c < ring.channels(); ++c)
+          ring[row / count][c * count + row % count] = from.get<Scalar>();
+      for (Index block = 0; block * count < pinned; ++block) ring.note_finite(block);
+    });
+    note_pinned();
   }
 
  private:
@@ -189,6 +217,9 @@ class StreamedSequence {
                              Index max_rollback) {
     const Index reach = window.reach_behind() + window.reach_ahead();
     constexpr Index most = Index{1} << 36;
+    if (window.is_endless())
+      reject("token_window", "bounded ends, because a stream keeps what a query sees",
+             "an unbounded one");
     const Index each = 3 * size.heads * padded_channels<Scalar>(size.dim_head);
     if (reach > most / each)
       reject("window_size", "a look-around whose keys and values are at most 2^36 numbers",
@@ -197,6 +228,12 @@ class StreamedSequence {
       reject("max_rollback", "positions whose keys and values are at most 2^36 numbers",
              max_rollback);
     return reach;
+  }
+
+  // Of the first keys, those that have come.
+  void note_pinned() {
+    pinned_.assign(position_, window_.first_keys(), nullptr,
+                   [&](Index row) { return pinned_masked_[static_cast<std::size_t>(row)] != 0; });
   }
 
   // What stands in a block beside the rows of the sequence is nothing from before.
@@ -242,6 +279,9 @@ class StreamedSequence {
   std::vector<std::uint8_t> masked_;
   Index masked_begin_ = 0;
   Index masked_end_ = 0;
+  // Of the first keys.
+  PinnedRows<Scalar> pinned_;
+  std::vector<std::uint8_t> pinned_masked_;
 };
 
 }  // namespace detail
@@ -393,6 +433,14 @@ std::string description_of(const Attention& attention, const Window& window,
          << (config.rotary.pairing == RotaryPairing::halves ? " halves" : " interleaved")
          << " times " << config.rotary.factor << " by";
     for (const double frequency : attention.rotary()->frequencies()) text << ' ' << frequency;
+  }
+  if (config.token_window)
+    text << ", token_window " << config.token_window->left << " " << config.token_window->right;
+  if (config.first_keys > 0) text << ", first_keys " << config.first_keys;
+  if (config.score.soft_cap) text << ", soft_cap " << *config.score.soft_cap;
+  if (!config.score.alibi_slopes.empty()) {
+    text << ", alibi_slopes";
+    for (const double slope : config.score.alibi_slopes) text << ' ' << slope;
   }
   if (attn_bias) text << ", attn_bias " << to_string(attn_bias->dimensions());
   return text.str();

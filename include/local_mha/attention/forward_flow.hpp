@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The attention's forward pass through the heads of one sequence that share keys and values.
+///
+/// Query blocks come in the order of the sequence. Keys and values enter a ring just before they
+/// are seen: the scratch memory is the look-around, whatever the length of the sequence. Rows that
+/// are pinned are there all the time, and global queries, which see all, come after the others.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include <local_mha/attention/head.hpp>
+#include <local_mha/attention/inputs.hpp>
+#include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/narrow_kernel.hpp>
+#include <local_mha/attention/placement.hpp>
+#include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/rows.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/ops/dropout.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// Dropout of each head of each sequence; none in evaluation.
+struct AttentionDropout {
+  double probability = 0;
+  std::optional<Training> training = {};
+
+  /// \param head `s·H + h`
+  template <typename Scalar>
+  std::optional<Dropout<Scalar>> of_head(Index head) const {
+    if (!training || probability == 0) return std::nullopt;
+    return Dropout<Scalar>(probability, training->seed, static_cast<std::uint32_t>(head));
+  }
+};
+
+/// Room for heads of one shape, one group after the other.
+template <typename Scalar>
+class AttentionForwardFlow {
+ public:
+  /// One head of one sequence, `[seqlen, channels]` each.
+  struct Rows {
+    const Scalar* q;
+    const Scalar* k;
+    const Scalar* v;
+    Scalar* out;
+    // [seqlen] each, or null: not wanted.
+    Scalar* lse = nullptr;
+    Scalar* lse_rest = nullptr;
+  };
+
+  /// \param pins some rows may be seen from anywhere
+  AttentionForwardFlow(const detail::Placement<Scalar>& placement, const Window& window,
+                       Index seqlen, Index dim_head, Index dim_value, bool pins)
+      : placement_(&placement),
+        window_(window),
+        made_for_(seqlen),
+        dim_head_(dim_head),
+        dim_value_(dim_value),
+        pins_(pins),
+        steps_(placement.steps(window, seqlen)) {
+    if (pins) all_steps_ = placement.all_steps(window, seqlen);
+    const Index reach =
+        (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
+    const Index kept =
+        (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+    keys_ = Ring<Scalar>(dim_head, kept);
+    // Values need no change, and are read as fast where they lie.
+    if (local_mha::Rows<Scalar>::fits(dim_value))
+      value_rows_.emplace(dim_value, kept);
+    else
+      values_ = Ring<Scalar>(dim_value, kept);
+    // With pinned rows, what a query sees is all there is, beside what blocks are rounded up by.
+    kernel_ = AttentionKernel<Scalar>(
+        dim_head, pins ? 2 * seqlen + 4 * count : (std::min)(reach + count, seqlen));
+    queries_ = make_block_buffer<Scalar>(dim_head * count);
+    out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
+    const Index first_keys = (std::min)(window.first_keys(), seqlen);
+    pinned_.reserve(first_keys);
+    make_pinned_room(ceil_div(first_keys, count));
+  }
+
+  /// Whether there is room for such heads, of the placement that it was made with.
+  bool fits(const Window& window, Index seqlen, Index dim_head, Index dim_value, bool pins) const {
+    return window_ == window && window.room_serves(made_for_, seqlen, 2 * count) &&
+           dim_head_ == dim_head && dim_value_ == dim_value &&
+           (!pins || (pins_ && seqlen <= made_for_));
+  }
+  /// For the runs that follow: a placement of the same configuration, and heads of a group.
+  void use(const detail::Placement<Scalar>& placement, Index group) {
+    placement_ = &placement;
+    members_.resize(static_cast<std::size_t>(group));
+  }
+
+  /// Queries `[begin, end)` of a sequence, in blocks, of all heads of a group.
+  /// \param rows_of `rows_of(h)` gives the Rows of head `h`
+  template <typename RowsOf>
+  void run(const detail::AttentionInputs<Scalar>& inputs, Index sequence, Index kv_head,
+           const Range& queries, const AttentionDropout& dropout, RowsOf&& rows_of);
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  // Keys of all rows that are there at once for global queries.
+  static constexpr Index part_blocks = AttentionKernel<Scalar>::chunk_keys / count;
+
+  struct Member {
+    AttentionHead<Scalar> head;
+    std::optional<Dropout<Scalar>> dropout;
+    Rows rows;
+    bool narrow = false;
+  };
+
+  template <typename RowsOf>
+  void take_members(const detail::AttentionInputs<Scalar>& inputs, Index sequence, Index kv_head,
+                    const AttentionDropout& dropout, RowsOf&& rows_of) {
+    if (pins_) inputs.assign_pinned(sequence, pinned_);
+    Index h = kv_head * inputs.group();
+    for (Member& member : members_) {
+      member.head = inputs.head(sequence, h);
+      member.head.steps = steps_ ? &*steps_ : nullptr;
+      member.head.pinned_steps = all_steps_ ? &*all_steps_ : nullptr;
+      member.head.pinned = pinned_.empty() ? nullptr : &pinned_;
+      member.head.shared_qk = placement_->shared_qk();
+      member.dropout = dropout.template of_head<Scalar>(sequence * inputs.heads() + h);
+      member.head.dropout = member.dropout ? &*member.dropout : nullptr;
+      member.rows = rows_of(h++);
+      member.narrow = NarrowKernel<Scalar>::fits(member.head, dim_head_, dim_value_);
+    }
+    seqlen_ = members_.front().head.seqlen;
+  }
+
+  // One block of queries of one head.
+  void attend(Member& member, Index first) {
+    const Rows& rows = member.rows;
+    Scalar* lse = rows.lse != nullptr ? lse_.data() : nullptr;
+    if (member.narrow) {
+      narrow_kernel_.attend(member.head, first, dim_head_, dim_value_,
+                            placement_->score_scale(dim_head_), rows.q, rows.k, rows.v, rows.out,
+                            lse);
+    } else {
+      load(queries_.data(), first / count, dim_head_, rows.q);
+      placement_->place_queries(dim_head_, queries_.data(), first);
+      if (value_rows_)
+        kernel_.attend(member.head, first, queries_.data(),
+                       KeyStore<Scalar, local_mha::Rows<Scalar>>{&keys_, &*value_rows_},
+                       {&pinned_keys_, &pinned_value_rows_}, out_.data(), lse);
+      else
+        kernel_.attend(member.head, first, queries_.data(),
+                       KeyStore<Scalar, Ring<Scalar>>{&keys_, &values_},
+                       {&pinned_keys_, &pinned_values_}, out_.data(), lse);
+      store_block(dim_value_, rows_at(first), out_.data(),
+                  [&](Index r) { return rows.out + (first + r) * dim_value_; });
+    }
+    if (lse == nullptr) return;
+    std::copy_n(lse, rows_at(first), rows.lse + first);
+    std::copy_n(lse + count, rows_at(first), rows.lse_rest + first);
+  }
+
+  // Queries that see nothing but the sink.
+  void see_nothing(const Member& member, Index first) {
+    const Rows& rows = member.rows;
+    std::fill_n(rows.out + first * dim_value_, rows_at(first) * dim_value_, Scalar(0));
+    if (rows.lse == nullptr) return;
+    SoftmaxState<Scalar>(member.head.sink).log_sum_exp(lse_.data());
+    std::copy_n(lse_.data(), rows_at(first), rows.lse + first);
+    std::copy_n(lse_.data() + count, rows_at(first), rows.lse_rest + first);
+  }
+
+  Index rows_at(Index first) const { return (std::min)(count, seqlen_ - first); }
+
+  // The rows of the next block of queries, and of the keys that it will be the first to see.
+  void fetch_next(std::size_t member, Index query, Index key) {
+    kernel_.upcoming().clear();
+    const auto add = [&](const Scalar* rows, Index first, Index channels) {
+      if (first < seqlen_)
+        kernel_.upcoming().add(rows + first * channels, rows_at(first) * channels);
+    };
+    const bool last = member + 1 == members_.size();
+    const Rows& next = members_[last ? 0 : member + 1].rows;
+    add(next.q, last ? query + count : query, dim_head_);
+    add(next.out, last ? query + count : query, dim_value_);
+    if (!last) return;
+    add(next.k, key, dim_head_);
+    add(next.v, key, dim_value_);
+  }
+
+  // Block `block` of the sequence as block `at` of a store.
+  void make_key_block(Ring<Scalar>& keys, Index at, Index block, const Scalar* k) {
+    load(keys[at], block, dim_head_, k);
+    placement_->place_keys(dim_head_, keys[at], block * count);
+  }
+  void make_value_block(Ring<Scalar>& values, Index at, Index block, const Scalar* v) {
+    load(values[at], block, dim_value_, v);
+    values.note_finite(at);
+  }
+
+  void make_keys(Index block, const Scalar* k, const Scalar* v) {
+    make_key_block(keys_, block, block, k);
+    if (value_rows_) return value_rows_->note_finite(block);
+    make_value_block(values_, block, block, v);
+  }
+
+  void make_pinned_room(Index blocks) {
+    if (blocks == 0) return;
+    if (pinned_keys_.capacity() >= blocks && pinned_keys_.channels() == dim_head_) return;
+    pinned_keys_ = Ring<Scalar>(dim_head_, blocks);
+    if (value_rows_) {
+      pinned_value_rows_ = local_mha::Rows<Scalar>(dim_value_, blocks);
+      pinned_v_.reserve(static_cast<std::size_t>(blocks * count * dim_value_));
+    } else {
+      pinned_values_ = Ring<Scalar>(dim_value_, blocks);
+    }
+  }
+
+  void make_pinned(const Scalar* k, const Scalar* v) {
+    const std::vector<Index>& blocks = pinned_.blocks();
+    const auto number = static_cast<Index>(blocks.size());
+    if (number == 0) return;
+    make_pinned_room(number);
+    for (Index at = 0; at < number; ++at)
+      make_key_block(pinned_keys_, at, blocks[static_cast<std::size_t>(at)], k);
+    if (!value_rows_) {
+      for (Index at = 0; at < number; ++at)
+        make_value_block(pinned_values_, at, blocks[static_cast<std::size_t>(at)], v);
+      return;
+    }
+    pinned_v_.assign(static_cast<std::size_t>(number * count * dim_value_), Scalar(0));
+    for (Index at = 0; at < number; ++at) {
+      const Index first = blocks[static_cast<std::size_t>(at)] * count;
+      std::copy_n(v + first * dim_value_, rows_at(first) * dim_value_,
+                  pinned_v_.data() + at * count * dim_value_);
+    }
+    pinned_value_rows_.view(pinned_v_.data(), number * count);
+    for (Index at = 0; at < number; ++at) pinned_value_rows_.note_finite(at);
+  }
+
+  // A block of queries of which some are global, of one head.
+  struct GlobalBlock {
+    Member* member;
+    Index block;
+    SoftmaxState<Scalar> softmax;
+  };
+
+  // The global ones of the queries `[begin, end)`, in blocks: all keys pass them, part by part.
+  void attend_global(const bool* global, const Range& queries) {
+    global_blocks_.clear();
+    for (Index block = queries.begin; block < queries.end; ++block) {
+      const bool* flags = global + block * count;
+      if (std::none_of(flags, flags + rows_at(block * count), [](bool flag) { return flag; }))
+        continue;
+      for (Member& member : members_)
+        global_blocks_.push_back({&member, block, SoftmaxState<Scalar>(member.head.sink)});
+    }
+    if (global_blocks_.empty()) return;
+    if (all_keys_.capacity() < part_blocks) {
+      all_keys_ = Ring<Scalar>(dim_head_, part_blocks);
+      if (value_rows_)
+        all_value_rows_ = local_mha::Rows<Scalar>(dim_value_, part_blocks);
+      else
+        all_values_ = Ring<Scalar>(dim_value_, part_blocks);
+      part_kernel_ = AttentionKernel<Scalar>(dim_head_, part_blocks * count);
+    }
+    const auto number = static_cast<Index>(global_blocks_.size());
+    const Index out_size = padded_channels<Scalar>(dim_value_) * count;
+    resize_without_values(global_queries_, number * dim_head_ * count);
+    resize_without_values(global_out_, number * out_size);
+    const auto queries_of = [&](Index i) { return global_queries_.data() + i * dim_head_ * count; };
+    const auto out_of = [&](Index i) { return global_out_.data() + i * out_size; };
+    const auto at = [&](Index i) -> GlobalBlock& {
+      return global_blocks_[static_cast<std::size_t>(i)];
+    };
+    for (Index i = 0; i < number; ++i) {
+      load(queries_of(i), at(i).block, dim_head_, at(i).member->rows.q);
+      placement_->place_queries(dim_head_, queries_of(i), at(i).block * count);
+    }
+    const Rows& rows = members_.front().rows;
+    if (value_rows_) all_value_rows_.view(rows.v, seqlen_);
+    const Index blocks = ceil_div(seqlen_, count);
+    for (Range part{0, 0}; part.begin < blocks; part.begin = part.end) {
+      part.end = (std::min)(part.begin + part_blocks, blocks);
+      for (Index block = part.begin; block < part.end; ++block) {
+        make_key_block(all_keys_, block, block, rows.k);
+        if (value_rows_)
+          all_value_rows_.note_finite(block);
+        else
+          make_value_block(all_values_, block, block, rows.v);
+      }
+      const Range keys{part.begin * count, (std::min)(part.end * count, seqlen_)};
+      for (Index i = 0; i < number; ++i) {
+        AttentionHead<Scalar> head = at(i).member->head;
+        head.steps = head.pinned_steps;
+        const auto attend_to = [&](const auto& store) {
+          part_kernel_.attend_part(head, at(i).block * count, queries_of(i), keys, store,
+                                   at(i).softmax, part.begin == 0, part.end == blocks, out_of(i),
+                                   lse_.data());
+        };
+        if (value_rows_)
+          attend_to(KeyStore<Scalar, local_mha::Rows<Scalar>>{&all_keys_, &all_value_rows_});
+        else
+          attend_to(KeyStore<Scalar, Ring<Scalar>>{&all_keys_, &all_values_});
+        if (part.end == blocks) store_global(global, at(i), out_of(i));
+      }
+    }
+  }
+
+  // Those of the block's queries that are global.
+  void store_global(const bool* global, const GlobalBlock& of, const Scalar* out) {
+    const Rows& rows = of.member->rows;
+    const Index first = of.block * count;
+    for (Index r = 0; r < rows_at(first); ++r) {
+      if (!global[first + r]) continue;
+      const auto lane = static_cast<int>(r);
+      store_lanes(dim_value_, {lane, lane + 1}, out,
+                  [&](Index i) { return rows.out + (first + i) * dim_value_; });
+      if (rows.lse == nullptr) continue;
+      rows.lse[first + r] = lse_[static_cast<std::size_t>(r)];
+      rows.lse_rest[first + r] = lse_[static_cast<std::size_t>(count + r)];
+    }
+  }
+
+  // One block of the rows `[seqlen][channels]`.
+  void load(Scalar* to, Index block, Index channels, const Scalar* from) const {
+    const Scalar* first = from + block * count * channels;
+    load_block(channels, rows_at(block * count), [&](Index r) { return first + r * channels; }, to);
+  }
+
+  const detail::Placement<Scalar>* placement_;
+  Window window_;
+  Index made_for_;
+  Index seqlen_ = 0;
+  Index dim_head_;
+  Index dim_value_;
+  bool pins_;
+  std::optional<RotarySteps<Scalar>> steps_;
+  std::optional<RotarySteps<Scalar>> all_steps_;
+  Ring<Scalar> keys_;
+  Ring<Scalar> values_;
+  std::optional<local_mha::Rows<Scalar>> value_rows_;
+  AttentionKernel<Scalar> kernel_;
+  NarrowKernel<Scalar> narrow_kernel_;
+  BlockBuffer<Scalar> queries_;
+  BlockBuffer<Scalar> out_;
+  BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(2 * count);
+  std::vector<Member> members_;
+  PinnedRows<Scalar> pinned_;
+  Ring<Scalar> pinned_keys_;
+  Ring<Scalar> pinned_values_;
+  local_mha::Rows<Scalar> pinned_value_rows_;
+  BlockBuffer<Scalar> pinned_v_;
+  // Of global queries, if there are any.
+  AttentionKernel<Scalar> part_kernel_;
+  Ring<Scalar> all_keys_;
+  Ring<Scalar> all_values_;
+  local_mha::Rows<Scalar> all_value_rows_;
+  std::vector<GlobalBlock> global_blocks_;
+  BlockBuffer<Scalar> global_queries_;
+  BlockBuffer<Scalar> global_out_;
+};
+
+template <typename Scalar>
+template <typename RowsOf>
+void AttentionForwardFlow<Scalar>::run(const detail::AttentionInputs<Scalar>& inputs,
+                                       Index sequence, Index kv_head, const Range& queries,
+                                       const AttentionDropout& dropout, RowsOf&& rows_of) {
+  take_members(inputs, sequence, kv_head, dropout, rows_of);
+  const AttentionHead<Scalar>& head = members_.front().head;
+  const Rows& rows = members_.front().rows;
+  if (value_rows_) value_rows_->view(rows.v, seqlen_);
+  make_pinned(rows.k, rows.v);
+  Index made = 0;
+  for (Index block = queries.begin; block < queries.end; ++block) {
+    const Index first = block * count;
+    const Range seen =
+        window_.keys_of({first, first + rows_at(first)}, seqlen_).clipped_to(head.unmasked);
+    if (seen.begin >= seen.end && pinned_.empty()) {
+      for (const Member& member : members_) see_nothing(member, first);
+      continue;
+    }
+    if (!members_.front().narrow)
+      for (made = (std::max)(made, seen.begin / count); made * count < seen.end; ++made)
+        make_keys(made, rows.k, rows.v);
+    for (std::size_t i = 0; i < members_.size(); ++i) {
+      if (!members_[i].narrow) fetch_next(i, first, made * count);
+      attend(members_[i], first);
+    }
+  }
+  if (const bool* global = inputs.global(sequence)) attend_global(global, queries);
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What a call sees of its sequences: checked once, then asked for each head.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include <local_mha/attention/head.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+namespace detail {
+
+/// The sequences of a batch, or the segments of a packed one, their heads, and what their queries
+/// see.
+template <typename Scalar>
+class AttentionInputs {
+ public:
+  using Bias = std::optional<TensorView<const Scalar, 3>>;
+  using Sinks = std::optional<TensorView<const Scalar, 1>>;
+
+  /// \param mask must outlive this
+  /// \throws std::invalid_argument if the mask or the bias does not fit
+  AttentionInputs(const Window& window, Index batch, Index heads, Index seqlen,
+                  const PaddingMask& mask, const Bias& attn_bias)
+      : AttentionInputs(window, batch, heads, attn_bias) {
+    seqlen_ = seqlen;
+    mask_ = &mask;
+    if (mask) require_shape("mask", mask.shape(), {batch, seqlen});
+  }
+
+  /// Of streams, whose rows and masks come bit by bit.
+  AttentionInputs(const Window& window, Index batch, Index heads, const Bias& attn_bias)
+      : window_(window), batch_(batch), heads_(heads), kv_heads_(heads), attn_bias_(attn_bias) {
+    if (!attn_bias) return;
+    require_shape("attn_bias", attn_bias->dimensions(), {-1, window.size(), window.look_around()});
+    const Index biases = attn_bias->dimension(0);
+    if (biases != batch * heads && biases != heads && biases != 1)
+      reject("attn_bias",
+             "a first dimension of " + std::to_string(batch * heads) + " (batch x heads), " +
+                 std::to_string(heads) + " (heads) or 1",
+             biases);
+  }
+
+  /// Heads that adjoin read one head of keys and values.
+  /// \throws std::invalid_argument unless the heads divide
+  void share_keys(Index kv_heads) {
+    if (kv_heads < 0 || (kv_heads == 0) != (heads_ == 0) ||
+        (kv_heads > 0 && heads_ % kv_heads != 0))
+      reject("k", "a number of heads that divides those of q, " + std::to_string(heads_), kv_heads);
+    kv_heads_ = kv_heads;
+  }
+
+  /// \param sinks `[heads]`, must outlive this
+  /// \throws std::invalid_argument if it has another shape
+  void add_sinks(const Sinks& sinks) {
+    if (!sinks) return;
+    require_shape("sinks", sinks->dimensions(), {heads_});
+    sinks_ = sinks->data();
+  }
+
+  /// Rows are segments `[cu_seqlens[s], cu_seqlens[s + 1])`, each a sequence of its own.
+  /// \param cu_seqlens empty: no segments; must outlive this
+  /// \throws std::invalid_argument if that is not what they are
+  void cut(std::span<const Index> cu_seqlens) {
+    if (cu_seqlens.empty()) return;
+    if (batch_ != 1) reject("cu_seqlens", "none unless the batch is 1", "a batch of ", batch_);
+    if (cu_seqlens.front() != 0) reject("cu_seqlens", "0 at first", cu_seqlens.front());
+    for (std::size_t s = 1; s < cu_seqlens.size(); ++s)
+      if (cu_seqlens[s] < cu_seqlens[s - 1])
+        reject("cu_seqlens", "numbers that never fall", cu_seqlens[s], " after ",
+               cu_seqlens[s - 1]);
+    if (cu_seqlens.back() != seqlen_)
+      reject("cu_seqlens", std::to_string(seqlen_) + " (rows) at last", cu_seqlens.back());
+    cu_seqlens_ = cu_seqlens;
+  }
+
+  /// Rows that everyone sees, and that see everyone of their sequence.
+  /// \param global `[batch, seqlen]`, true = global; must outlive this
+  /// \throws std::invalid_argument if it has another shape
+  void add_global(const std::optional<TensorView<const bool, 2>>& global) {
+    if (!global) return;
+    require_shape("global_rows", global->dimensions(), {batch_, seqlen_});
+    global_ = global->data();
+  }
+
+  /// What becomes of scores; what it calls must outlive this.
+  void set_score(const ScoreFunction<Scalar>& score) { score_ = score; }
+
+  /// Sequences that see nothing of one another.
+  Index sequences() const {
+    return cu_seqlens_.empty() ? batch_ : static_cast<Index>(cu_seqlens_.size()) - 1;
+  }
+  /// Those of an item of the batch.
+  Range sequences_of(Index b) const {
+    return cu_seqlens_.empty() ? Range{b, b + 1} : Range{0, sequences()};
+  }
+  /// The item of the batch that holds a sequence, and its rows there.
+  Index item(Index sequence) const { return cu_seqlens_.empty() ? sequence : 0; }
+  Range rows(Index sequence) const {
+    if (cu_seqlens_.empty()) return {0, seqlen_};
+    const Index* begin = cu_seqlens_.data() + sequence;
+    return {begin[0], begin[1]};
+  }
+  Index longest() const {
+    Index longest = cu_seqlens_.empty() ? seqlen_ : 0;
+    for (Index s = 0; s < sequences() && !cu_seqlens_.empty(); ++s)
+      longest = (std::max)(longest, rows(s).end - rows(s).begin);
+    return longest;
+  }
+
+  /// Flags of a sequence's rows, true = global; null: none is.
+  const bool* global(Index sequence) const {
+    return global_ == nullptr ? nullptr : global_ + item(sequence) * seqlen_ + rows(sequence).begin;
+  }
+  /// Whether some rows may be seen from anywhere.
+  bool pins() const { return window_.first_keys() > 0 || global_ != nullptr; }
+
+  /// The rows that stay visible to a sequence's queries.
+  void assign_pinned(Index sequence, PinnedRows<Scalar>& pinned) const {
+    const Range in_item = rows(sequence);
+    const std::uint8_t* masked = mask_ != nullptr ? mask_->row(item(sequence)) : nullptr;
+    pinned.assign(in_item.end - in_item.begin, window_.first_keys(), global(sequence),
+                  [&](Index row) { return masked != nullptr && masked[in_item.begin + row] != 0; });
+  }
+
+  /// What the kernel gets for head `h` of a sequence, but for rotary, dropout and pinned rows.
+  AttentionHead<Scalar> head(Index sequence, Index h) const {
+    const Index b = item(sequence);
+    const Range in_item = rows(sequence);
+    AttentionHead<Scalar> head;
+    head.index = h;
+    head.window = &window_;
+    head.seqlen = in_item.end - in_item.begin;
+    head.queries = {0, head.seqlen};
+    const std::uint8_t* masked = mask_ != nullptr ? mask_->row(b) : nullptr;
+    head.masked = masked != nullptr ? masked + in_item.begin : nullptr;
+    head.unmasked = unmasked(head.masked, head.seqlen);
+    // A padding mask's only say is where its sequence ends.
+    if (head.masked != nullptr &&
+        std::none_of(head.masked + head.unmasked.begin, head.masked + head.unmasked.end,
+                     [](std::uint8_t flag) { return flag != 0; }))
+      head.masked = nullptr;
+    head.score = score_;
+    if (attn_bias_) {
+      const Index bias = (b * heads_ + h) % attn_bias_->dimension(0);
+      head.attn_bias = attn_bias_->data() + bias * window_.size() * window_.look_around();
+    }
+    if (sinks_ != nullptr) head.sink = Scalar(log2_e) * sinks_[h];
+    return head;
+  }
+
+  Index heads() const { return heads_; }
+  Index kv_heads() const { return kv_heads_; }
+  /// Heads that read the same keys and values.
+  Index group() const { return kv_heads_ > 0 ? heads_ / kv_heads_ : 1; }
+  const Window& window() const { return window_; }
+  /// The sinks, or null.
+  const Scalar* sinks() const { return sinks_; }
+  const ScoreFunction<Scalar>& score() const { return score_; }
+  /// The bias, for what outlives it.
+  std::optional<Tensor<Scalar, 3>> copy_of_bias() const {
+    if (!attn_bias_) return std::nullopt;
+    return Eigen::TensorMap<const Tensor<Scalar, 3>>(attn_bias_->data(), attn_bias_->dimensions());
+  }
+
+ private:
+  // From the first to the last key that is not masked.
+  static Range unmasked(const std::uint8_t* masked, Index seqlen) {
+    Range keys{0, seqlen};
+    if (masked == nullptr) return keys;
+    while (keys.begin < keys.end && masked[keys.begin] != 0) ++keys.begin;
+    while (keys.begin < keys.end && masked[keys.end - 1] != 0) --keys.end;
+    return keys;
+  }
+
+  Window window_;
+  Index batch_;
+  Index heads_;
+  Index kv_heads_;
+  Index seqlen_ = 0;
+  const PaddingMask* mask_ = nullptr;
+  Bias attn_bias_;
+  const Scalar* sinks_ = nullptr;
+  std::span<const Index> cu_seqlens_;
+  const bool* global_ = nullptr;
+  ScoreFunction<Scalar> score_;
+};
+
+}  // namespace detail
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Which keys the queries of a block see: the ranges that kernels go through, and what they hide at
+/// the edges.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <local_mha/attention/head.hpp>
+#include <local_mha/attention/pinned.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/window.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// A block of queries and a run of keys, of which each query sees a range.
+///
+/// Both ends of what is seen grow along the lanes, so that the lanes that see a key are a range,
+/// whose ends grow with the key.
+template <typename Scalar>
+class QueryTile {
+ public:
+  static constexpr Index count = block_rows<Scalar>;
+  static constexpr int half = static_cast<int>(count / 2);
+
+  /// What the window shows.
+  /// \param first_row the block's first, a row of the sequence
+  QueryTile(const AttentionHead<Scalar>& head, Index first_row)
+      : QueryTile(head, first_row, head.masked, head.masked_begin,
+                  [&](Index row) { return in_window(head, row); }) {
+    shared_qk_ = head.shared_qk;
+    seqlen_ = head.seqlen;
+  }
+
+  /// All of some keys.
+  static QueryTile all_of(const AttentionHead<Scalar>& head, Index first_row, const Range& keys) {
+    QueryTile tile(head, first_row, head.masked, head.masked_begin,
+                   [&](Index) { return keys.clipped_to(head.unmasked); });
+    tile.shared_qk_ = head.shared_qk;
+    tile.seqlen_ = head.seqlen;
+    return tile;
+  }
+
+  /// Pinned rows before and after what the window shows; keys are their places. First rows that the
+  /// window does not show lie before it, or are not seen yet.
+  static QueryTile before_window(const AttentionHead<Scalar>& head, Index first_row) {
+    const PinnedRows<Scalar>& pinned = *head.pinned;
+    return {head, first_row, pinned.hidden(), 0,
+            [&](Index row) { return Range{0, pinned.place_of(in_window(head, row).begin)}; }};
+  }
+  static QueryTile after_window(const AttentionHead<Scalar>& head, Index first_row) {
+    const PinnedRows<Scalar>& pinned = *head.pinned;
+    const std::uint8_t* const hidden = pinned.not_flagged();
+    return {head, first_row, hidden, 0, [&](Index row) {
+              const Index end = in_window(head, row).end;
+              return Range{hidden == nullptr ? pinned.places() : pinned.place_of(end),
+                           pinned.places()};
+            }};
+  }
+
+  /// The lanes that see a key.
+  /// \param cursor `{0, 0}` at first, then that of an earlier key
+  LaneRange that_see(Index key, LaneRange& cursor) const {
+    while (cursor.begin < count && seen[cursor.begin].end <= key) ++cursor.begin;
+    while (cursor.end < count && seen[cursor.end].begin <= key) ++cursor.end;
+    return {cursor.begin, is_masked(key) ? 0 : cursor.end};
+  }
+
+  /// Lanes outside of which no query sees any of the keys `[key, key + number)`, masks apart.
+  LaneRange that_see_any(Index key, Index number, LaneRange& cursor) const {
+    that_see(key, cursor);
+    const int begin = cursor.begin;
+    that_see(key + number - 1, cursor);
+    return {begin, cursor.end};
+  }
+
+  /// Whether the query of a lane sees a key.
+  bool sees(Index lane, Index key) const { return seen[lane].contains(key) && !is_masked(key); }
+
+  /// The first lane of the half outside of which no query sees any of `some` keys; -1: there is
+  /// none.
+  int half_that_sees(const Range& some) const {
+    if (some.end <= upper_begin_) return 0;
+    return some.begin >= lower_end_ ? half : -1;
+  }
+
+  /// The lane whose own position a key is, if its score is then another (shared_qk); -1: none.
+  int self_lane(Index key) const {
+    return shared_qk_ && first <= key && key < first + count ? static_cast<int>(key - first) : -1;
+  }
+
+  /// Whether every query of the tile sees every one of the keys, and none is special. Lanes that
+  /// are no queries do not count.
+  bool plain(const Range& some) const {
+    if (some.begin < by_all.begin || some.end > by_all.end) return false;
+    if (shared_qk_ && some.begin < first + count && first < some.end) return false;
+    if (masked_ == nullptr) return true;
+    const std::uint8_t* masked = masked_ + (some.begin - masked_begin_);
+    return std::none_of(masked, masked + (some.end - some.begin),
+                        [](std::uint8_t flag) { return flag != 0; });
+  }
+
+  /// Whether every lane is a query.
+  bool whole() const { return queries.begin == 0 && queries.end == count; }
+  bool single() const { return queries.end - queries.begin == 1; }
+
+  /// Row of the sequence of the first lane.
+  Index first;
+  /// The lanes that are queries.
+  LaneRange queries;
+  /// What each lane sees, masks inside of it apart.
+  Range seen[count];
+  /// What any lane sees.
+  Range keys;
+  /// What all lanes see that are queries.
+  Range by_all;
+
+ private:
+  template <typename Seen>
+  QueryTile(const AttentionHead<Scalar>& head, Index first_row, const std::uint8_t* masked,
+            Index masked_begin, Seen&& seen_by)
+      : first(first_row), masked_(masked), masked_begin_(masked_begin) {
+    const Index begin = (std::max<Index>)(0, head.queries.begin - first_row);
+    const Index end = (std::min)(count, head.queries.end - first_row);
+    queries = {static_cast<int>(begin), static_cast<int>(end)};
+    for (Index r = begin; r < end; ++r) seen[r] = seen_by(first_row + r);
+    keys = {seen[begin].begin, seen[end - 1].end};
+    by_all = {seen[end - 1].begin, seen[begin].end};
+    if (keys.begin >= keys.end) keys = {0, 0};
+    for (Index r = 0; r < begin; ++r) seen[r] = {keys.begin, keys.begin};
+    for (Index r = end; r < count; ++r) seen[r] = {keys.end, keys.end};
+    lower_end_ = seen[half - 1].end;
+    upper_begin_ = seen[half].begin;
+    seqlen_ = keys.end;
+  }
+
+  static Range in_window(const AttentionHead<Scalar>& head, Index row) {
+    return head.window->keys(row).clipped_to(head.unmasked);
+  }
+
+  // What fills up the last block has no flag.
+  bool is_masked(Index key) const {
+    return masked_ != nullptr && key < seqlen_ && masked_[key - masked_begin_] != 0;
+  }
+
+  const std::uint8_t* masked_;
+  Index masked_begin_;
+  Index seqlen_;
+  bool shared_qk_ = false;
+  // The end of what the first half of the queries sees, and the begin of what the second does.
+  Index lower_end_;
+  Index upper_begin_;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END
