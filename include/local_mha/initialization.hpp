@@ -16,11 +16,14 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 /// `nn.Linear`: weight and bias uniform in `±1/√in` (Kaiming uniform with a = √5).
+template <typename Scalar>
+void initialize_linear(Scalar* numbers, Index size, Index in, RandomSequence& random) {
+  const double bound = in > 0 ? 1 / std::sqrt(static_cast<double>(in)) : 0;
+  for (Index i = 0; i < size; ++i) numbers[i] = Scalar((2 * random.uniform() - 1) * bound);
+}
 template <typename Scalar, typename Tensor>
 void initialize_linear(Tensor& tensor, Index in, RandomSequence& random) {
-  const double bound = in > 0 ? 1 / std::sqrt(static_cast<double>(in)) : 0;
-  for (Index i = 0; i < tensor.size(); ++i)
-    tensor.data()[i] = Scalar((2 * random.uniform() - 1) * bound);
+  initialize_linear(tensor.data(), tensor.size(), in, random);
 }
 
 template <typename Scalar>

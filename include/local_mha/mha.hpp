@@ -298,34 +298,25 @@ class LocalMHA {
     Weights(const LocalMHAConfig& layer_config, Parameters given)
         : config(layer_config), attention(attention_config(config)), parameters(std::move(given)) {
       const Parameters& p = parameters;
-      if (config.prenorm) {
-        const double eps = config.norm.eps;
-        norm = config.norm.kind == NormKind::layer
-                   ? Prenorm<Scalar>(LayerNorm<Scalar>(p.norm_weight, p.norm_bias, eps))
-                   : Prenorm<Scalar>(RmsNorm<Scalar>(p.norm_weight, eps));
-      }
-      const auto rms = [&](const Vector<Scalar>& weight) {
-        return RmsNorm<Scalar>(weight, config.qk_norm.eps);
-      };
-      switch (resolved_qk_norm(config)) {
-        case QkNormKind::none:
-          break;
-        case QkNormKind::l2:
-          q_norm = QkNorm<Scalar>(p.q_scale);
-          k_norm = QkNorm<Scalar>(p.k_scale);
-          break;
-        case QkNormKind::rms:
-          q_norm = QkNorm<Scalar>(rms(p.q_norm_weight));
-          k_norm = QkNorm<Scalar>(rms(p.k_norm_weight));
-          break;
-        case QkNormKind::rms_all:
-          norms_of_all = {rms(p.q_norm_weight), rms(p.k_norm_weight)};
-          break;
-      }
+      if (config.prenorm) norm = Prenorm<Scalar>(config.norm, p.norm_weight, p.norm_bias);
+      make_norm(p.q_scale, p.q_norm_weight, q_norm, norms_of_all[0]);
+      make_norm(p.k_scale, p.k_norm_weight, k_norm, norms_of_all[1]);
       const Index dim_head = config.dim_head;
       to_qkv = PackedWeight<Scalar>(p.to_qkv, dim_head);
       if (config.gate_values_per_head) to_v_gate = PackedWeight<Scalar>(p.to_v_gate_weight);
       to_out = PackedWeight<Scalar>(p.to_out, 0, dim_head, padded_channels<Scalar>(dim_head));
+    }
+
+    // That of queries or of keys, which is of each head or of all.
+    LOCAL_MHA_NOINLINE void make_norm(const Vector<Scalar>& scale, const Vector<Scalar>& weight,
+                                      QkNorm<Scalar>& of_each, RmsNorm<Scalar>& of_all) const {
+      if (scale.size() > 0) of_each = QkNorm<Scalar>(scale);
+      if (weight.size() == 0) return;
+      RmsNorm<Scalar> rms(weight, config.qk_norm.eps);
+      if (config.qk_norm.kind == QkNormKind::rms)
+        of_each = QkNorm<Scalar>(std::move(rms));
+      else
+        of_all = std::move(rms);
     }
 
     LocalMHAConfig config;
@@ -442,8 +433,7 @@ class LocalMHA {
               (std::max)(spread_size(weights.to_qkv), spread_size(weights.to_out)))),
           projected_(make_block_buffer<Scalar>(gates_row() + heads())) {
       if (norms_all_heads()) {
-        raw_ = make_block_buffer<Scalar>(2 * stretch * heads() * dim_head() * count);
-        inverses_ = make_block_buffer<Scalar>(2 * stretch * count);
+        raw_ = make_block_buffer<Scalar>(2 * stretch * (heads() * dim_head() + 1) * count);
       }
       const Index reach =
           (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
@@ -685,9 +675,10 @@ class LocalMHA {
     // \param part 0: queries, 1: keys
     // \param i block of the rows that are loaded
     Scalar* raw(Index part, Index i, Index h) {
-      return raw_.data() + ((part * stretch + i) * heads() + h) * dim_head() * count;
+      const Index block = heads() * dim_head() + 1;
+      return raw_.data() + ((part * stretch + i) * block + h * dim_head()) * count;
     }
-    Scalar* inverse(Index part, Index i) { return inverses_.data() + (part * stretch + i) * count; }
+    Scalar* inverse(Index part, Index i) { return raw(part, i, heads()); }
 
     // Projects queries of the rows `asked` and keys of the rows `made`, which are loaded, of all
     // heads: before any of them is known, none can be normalized. The threads of the device share
@@ -873,8 +864,7 @@ class LocalMHA {
     BlockBuffer<Scalar> projected_;  // what it is projected to: `[to_qkv's rows, gates]`
     bool one_by_one_ = false;
     // If queries and keys are normalized over all heads: see project_together().
-    BlockBuffer<Scalar> raw_;       // [queries, keys][block][head][channel][count]
-    BlockBuffer<Scalar> inverses_;  // [queries, keys][block][count]
+    BlockBuffer<Scalar> raw_;  // [queries, keys][block][channels of all heads, inverse][count]
     std::vector<AttentionHead<Scalar>> heads_;
     std::vector<Dropout<Scalar>> dropouts_;
     Saved* saved_ = nullptr;  // null: nothing is kept

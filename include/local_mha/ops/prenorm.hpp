@@ -3,8 +3,7 @@
 /// The normalization of a layer's input: LayerNorm or RmsNorm.
 #pragma once
 
-#include <utility>
-
+#include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/rms_norm.hpp>
@@ -17,8 +16,15 @@ class Prenorm {
  public:
   /// None.
   Prenorm() = default;
-  explicit Prenorm(LayerNorm<Scalar> norm) : layer_(std::move(norm)) {}
-  explicit Prenorm(RmsNorm<Scalar> norm) : rms_(std::move(norm)) {}
+  /// \param weight `[dim]`, at least 1 channel
+  /// \param bias `[dim]`; of NormKind::rms there is none
+  /// \throws std::invalid_argument if a size or eps is out of range
+  Prenorm(const NormConfig& config, const Vector<Scalar>& weight, const Vector<Scalar>& bias) {
+    if (config.kind == NormKind::layer)
+      layer_ = LayerNorm<Scalar>(weight, bias, config.eps);
+    else
+      rms_ = RmsNorm<Scalar>(weight, config.eps);
+  }
 
   /// Normalizes each position of a block in place.
   /// \param block `[dim][block_rows]`

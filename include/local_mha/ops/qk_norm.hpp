@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 #include <string>
 #include <utility>
 
@@ -98,13 +97,13 @@ class QkNorm {
 
   /// Whether there is one.
   explicit operator bool() const { return dim_head() > 0; }
-  Index dim_head() const { return rms_ ? rms_->dim() : scale_.size(); }
+  Index dim_head() const { return is_rms() ? rms_.dim() : scale_.size(); }
 
   /// Normalizes each position of a block in place.
   /// \param block `[dim_head][block_rows]`
   void apply(Scalar* block) const {
     using L = Lanes<Scalar>;
-    if (rms_) return rms_->apply(block);
+    if (is_rms()) return rms_.apply(block);
     const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), block);
     for (Index c = 0; c < dim_head(); ++c)
       (scale_[c] * (L::load(block + c * L::count) * inverse)).store(block + c * L::count);
@@ -116,7 +115,7 @@ class QkNorm {
   /// \param sums the same shape: the gradient of the scale is added here, a value for each lane
   void apply_backward(const Scalar* x, Scalar* grad, Scalar* sums) const {
     using L = Lanes<Scalar>;
-    if (rms_) return rms_->apply_backward(x, grad, sums);
+    if (is_rms()) return rms_.apply_backward(x, grad, sums);
     const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), x);
     for (Index c = 0; c < dim_head(); ++c) {
       Scalar* sum = sums + c * L::count;
@@ -138,8 +137,10 @@ class QkNorm {
   }
 
  private:
+  bool is_rms() const { return rms_.dim() > 0; }
+
   Vector<Scalar> scale_;
-  std::optional<RmsNorm<Scalar>> rms_;
+  RmsNorm<Scalar> rms_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
