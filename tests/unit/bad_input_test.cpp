@@ -1968,6 +1968,7 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "RotaryEmbedding::apply_to_keys",
         "RotaryEmbedding::apply_to_queries",
         "RotaryEmbedding::turns",
+        "RotarySteps::move_to",
         "RotarySteps::turn_gradients_back",
         "RotarySteps::turn_queries",
         "StretchSums::StretchSums",

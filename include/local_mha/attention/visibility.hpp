@@ -29,36 +29,20 @@ class QueryTile {
   /// What the window shows.
   /// \param first_row the block's first, a row of the sequence
   QueryTile(const AttentionHead<Scalar>& head, Index first_row)
-      : QueryTile(head, first_row, head.masked, head.masked_begin,
-                  [&](Index row) { return in_window(head, row); }) {
-    shared_qk_ = head.shared_qk;
-    seqlen_ = head.seqlen;
-  }
+      : QueryTile(head, first_row, Part::window, {}) {}
 
   /// All of some keys.
   static QueryTile all_of(const AttentionHead<Scalar>& head, Index first_row, const Range& keys) {
-    QueryTile tile(head, first_row, head.masked, head.masked_begin,
-                   [&](Index) { return keys.clipped_to(head.unmasked); });
-    tile.shared_qk_ = head.shared_qk;
-    tile.seqlen_ = head.seqlen;
-    return tile;
+    return {head, first_row, Part::all, keys};
   }
 
   /// Pinned rows before and after what the window shows; keys are their places. First rows that the
   /// window does not show lie before it, or are not seen yet.
   static QueryTile before_window(const AttentionHead<Scalar>& head, Index first_row) {
-    const PinnedRows<Scalar>& pinned = *head.pinned;
-    return {head, first_row, pinned.hidden(), 0,
-            [&](Index row) { return Range{0, pinned.place_of(in_window(head, row).begin)}; }};
+    return {head, first_row, Part::before, {}};
   }
   static QueryTile after_window(const AttentionHead<Scalar>& head, Index first_row) {
-    const PinnedRows<Scalar>& pinned = *head.pinned;
-    const std::uint8_t* const hidden = pinned.not_flagged();
-    return {head, first_row, hidden, 0, [&](Index row) {
-              const Index end = in_window(head, row).end;
-              return Range{hidden == nullptr ? pinned.places() : pinned.place_of(end),
-                           pinned.places()};
-            }};
+    return {head, first_row, Part::after, {}};
   }
 
   /// The lanes that see a key.
@@ -119,14 +103,21 @@ class QueryTile {
   Range by_all;
 
  private:
-  template <typename Seen>
-  QueryTile(const AttentionHead<Scalar>& head, Index first_row, const std::uint8_t* masked,
-            Index masked_begin, Seen&& seen_by)
-      : first(first_row), masked_(masked), masked_begin_(masked_begin) {
+  enum class Part { window, all, before, after };
+
+  LOCAL_MHA_NOINLINE QueryTile(const AttentionHead<Scalar>& head, Index first_row, Part part,
+                               const Range& all_keys)
+      : first(first_row), masked_(head.masked), masked_begin_(head.masked_begin) {
+    if (part == Part::before || part == Part::after) {
+      masked_ = part == Part::before ? head.pinned->hidden() : head.pinned->not_flagged();
+      masked_begin_ = 0;
+    } else {
+      shared_qk_ = head.shared_qk;
+    }
     const Index begin = (std::max<Index>)(0, head.queries.begin - first_row);
     const Index end = (std::min)(count, head.queries.end - first_row);
     queries = {static_cast<int>(begin), static_cast<int>(end)};
-    for (Index r = begin; r < end; ++r) seen[r] = seen_by(first_row + r);
+    for (Index r = begin; r < end; ++r) seen[r] = seen_by(head, first_row + r, part, all_keys);
     keys = {seen[begin].begin, seen[end - 1].end};
     by_all = {seen[end - 1].begin, seen[begin].end};
     if (keys.begin >= keys.end) keys = {0, 0};
@@ -134,21 +125,26 @@ class QueryTile {
     for (Index r = end; r < count; ++r) seen[r] = {keys.end, keys.end};
     lower_end_ = seen[half - 1].end;
     upper_begin_ = seen[half].begin;
-    seqlen_ = keys.end;
   }
 
-  static Range in_window(const AttentionHead<Scalar>& head, Index row) {
-    return head.window->keys(row).clipped_to(head.unmasked);
+  static Range seen_by(const AttentionHead<Scalar>& head, Index row, Part part,
+                       const Range& all_keys) {
+    if (part == Part::all) return all_keys.clipped_to(head.unmasked);
+    const Range shown = head.window->keys(row).clipped_to(head.unmasked);
+    if (part == Part::window) return shown;
+    const PinnedRows<Scalar>& pinned = *head.pinned;
+    if (part == Part::before) return {0, pinned.place_of(shown.begin)};
+    return {pinned.not_flagged() == nullptr ? pinned.places() : pinned.place_of(shown.end),
+            pinned.places()};
   }
 
   // What fills up the last block has no flag.
   bool is_masked(Index key) const {
-    return masked_ != nullptr && key < seqlen_ && masked_[key - masked_begin_] != 0;
+    return masked_ != nullptr && key < keys.end && masked_[key - masked_begin_] != 0;
   }
 
   const std::uint8_t* masked_;
   Index masked_begin_;
-  Index seqlen_;
   bool shared_qk_ = false;
   // The end of what the first half of the queries sees, and the begin of what the second does.
   Index lower_end_;
