@@ -2,6 +2,8 @@
 // What sliding-window layers add to the look-around: token windows, fewer key and value heads,
 // sinks, packed sequences, functions of scores, relative biases, first keys, global rows. Forward,
 // backward and as a stream, against plain loops.
+#define EIGEN_USE_THREADS
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,6 +14,7 @@
 #include <sstream>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <local_mha/attention/token_window.hpp>
@@ -735,6 +738,46 @@ TEST(Streams, GoBackAndAreLoadedWithFirstKeys) {
     for (Index h = 0; h < 2; ++h)
       for (Index m = 0; m < 8; ++m) ASSERT_NEAR(y(0, h, 0, m), whole(0, h, i, m), 1e-12) << i;
   }
+}
+
+// Cuts of the work into tasks do not change a bit.
+TEST(Sliding, GivesTheSameBitsOnAnyNumberOfThreads) {
+  Eigen::ThreadPool pool(4);
+  over(30, [&](std::uint64_t seed) {
+    const Case c = draw(seed,
+                        {.heads = true,
+                         .sinks = true,
+                         .packed = true,
+                         .scores = true,
+                         .bias = true,
+                         .first = true,
+                         .global = true},
+                        400);
+    const Arguments<float> a(c);
+    const LocalAttention<float> attention(c.config);
+    const auto pass = [&](const auto& device) {
+      const auto saved =
+          attention.forward_saving(device, a.q, a.k, a.v, a.mask, a.attn_bias(), a.call, a.terms());
+      auto gradients = attention.backward(device, saved, saved.out, a.q, a.k, a.v, {},
+                                          a.attn_bias(), {}, a.terms());
+      return std::pair(saved.out, std::move(gradients));
+    };
+    const auto [out, gradients] = pass(Eigen::DefaultDevice());
+    const auto same = [&](const auto& x, const auto& y) {
+      ASSERT_EQ(x.size(), y.size());
+      for (Index i = 0; i < x.size(); ++i) ASSERT_EQ(x.data()[i], y.data()[i]) << c.text();
+    };
+    for (const int threads : {2, 4}) {
+      const auto [other, others] = pass(Eigen::ThreadPoolDevice(&pool, threads));
+      same(out, other);
+      same(gradients.q, others.q);
+      same(gradients.k, others.k);
+      same(gradients.v, others.v);
+      if (gradients.sinks) same(*gradients.sinks, *others.sinks);
+      if (gradients.relative_bias) same(*gradients.relative_bias, *others.relative_bias);
+      if (gradients.attn_bias) same(*gradients.attn_bias, *others.attn_bias);
+    }
+  });
 }
 
 }  // namespace sliding_test
