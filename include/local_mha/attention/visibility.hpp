@@ -103,7 +103,7 @@ class QueryTile {
   Range by_all;
 
  private:
-  enum class Part { window, all, before, after };
+  enum class Part : std::uint8_t { window, all, before, after };
 
   LOCAL_MHA_NOINLINE QueryTile(const AttentionHead<Scalar>& head, Index first_row, Part part,
                                const Range& all_keys)

@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <optional>
 #include <string>
@@ -106,6 +107,7 @@ inline std::vector<double> frequencies_of(const RotaryConfig& rotary, Index dim_
   if (!rotary.inv_freq.empty()) return rotary.inv_freq;
   const Index turned = rotary.rotary_dim.value_or(dim_head);
   std::vector<double> frequencies;
+  frequencies.reserve(static_cast<std::size_t>(turned) / 2);
   for (Index m = 0; m < turned / 2; ++m)
     frequencies.push_back(
         std::pow(rotary.theta, -2 * static_cast<double>(m) / static_cast<double>(turned)));
