@@ -19,6 +19,7 @@
 
 // What depends on the scalar alone: the classes, but for their members that are templates.
 #define LOCAL_MHA_TEMPLATES_OF(EXTERN, Scalar)                                                \
+  EXTERN template class AttentionForwardFlow<Scalar>;                                         \
   EXTERN template class LocalAttention<Scalar>;                                               \
   EXTERN template class LocalMHA<Scalar>;                                                     \
   EXTERN template class LocalTransformer<Scalar>;                                             \
