@@ -435,8 +435,7 @@ class LocalMHA {
       if (norms_all_heads()) {
         raw_ = make_block_buffer<Scalar>(2 * stretch * (heads() * dim_head() + 1) * count);
       }
-      const Index reach =
-          (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
+      const Index reach = window.reach(seqlen);
       const Index most_channels = padded_channels<Scalar>((std::max)(heads(), dim_head()));
       scratch_.assign(to_size((std::min)(threads, heads())),
                       {AttentionKernel<Scalar>(dim_head(), (std::min)(reach + count, seqlen)),

@@ -88,10 +88,8 @@ class AttentionBackwardFlow {
         pins_(pins),
         steps_(placement.steps(window, seqlen)) {
     if (pins) all_steps_ = placement.all_steps(window, seqlen);
-    const Index reach =
-        (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
-    const Index kept =
-        (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+    const Index reach = window.reach(seqlen);
+    const Index kept = window.blocks_seen(seqlen, count);
     keys_ = Ring<Scalar>(dim_head, kept);
     values_ = Ring<Scalar>(dim_value, kept);
     grad_keys_ = Ring<Scalar>(panel_channels<Scalar>(dim_head), kept);

@@ -65,10 +65,8 @@ class AttentionForwardFlow {
         pins_(pins),
         steps_(placement.steps(window, seqlen)) {
     if (pins) all_steps_ = placement.all_steps(window, seqlen);
-    const Index reach =
-        (std::min)(window.reach_behind(), seqlen) + (std::min)(window.reach_ahead(), seqlen);
-    const Index kept =
-        (std::max<Index>)(1, (std::min)(ceil_div(reach, count) + 2, ceil_div(seqlen, count)));
+    const Index reach = window.reach(seqlen);
+    const Index kept = window.blocks_seen(seqlen, count);
     keys_ = Ring<Scalar>(dim_head, kept);
     // Values need no change, and are read as fast where they lie.
     if (local_mha::Rows<Scalar>::fits(dim_value))

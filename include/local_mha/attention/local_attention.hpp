@@ -473,8 +473,7 @@ void LocalAttention<Scalar, Score>::attend(const Device& device, Workspace& work
   const Index dim_value = v.channels;
   const Window& window = inputs.window();
   const Index longest = inputs.longest();
-  const Index reach =
-      (std::min)(window.reach_behind(), longest) + (std::min)(window.reach_ahead(), longest);
+  const Index reach = window.reach(longest);
   // Segments of an item follow one another.
   const auto blocks_of = [&](Index sequence) {
     const Range rows = inputs.rows(sequence);

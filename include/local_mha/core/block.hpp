@@ -25,9 +25,6 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 inline constexpr Index block_rows = Lanes<Scalar>::count;
 
-/// `ceil(a / b)` of non-negative numbers
-constexpr Index ceil_div(Index a, Index b) { return a / b + (a % b != 0); }
-
 /// Memory that starts at a cache line. Much of it is asked for in huge pages: blocks far apart, as
 /// in gradients, would each miss the cache of the page table.
 template <typename Scalar>

@@ -13,4 +13,7 @@ using Index = Eigen::Index;
 static_assert(sizeof(Index) >= 8,
               "positions are counted in 64 bits: EIGEN_DEFAULT_DENSE_INDEX_TYPE");
 
+/// `ceil(a / b)` of non-negative numbers
+constexpr Index ceil_div(Index a, Index b) { return a / b + (a % b != 0); }
+
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -354,12 +354,28 @@ bool all_finite(const Scalar* values, Index size) {
 
 namespace detail {
 
+/// `2^n`, of a number whose low bits are the exponent of `2^n` with its bias.
+template <typename Packet>
+LOCAL_MHA_INLINE Packet power_of_two(const Packet& exponent, float) {
+  using namespace Eigen::internal;
+  using Integers = typename unpacket_traits<Packet>::integer_packet;
+  return preinterpret<Packet>(plogical_shift_left<23>(preinterpret<Integers>(exponent)));
+}
+#if defined(__GNUC__)
+/// Eigen has no packets of 64-bit integers to shift, and its pldexp takes twice as long as the rest
+/// of exp2_packet().
+template <typename Packet>
+LOCAL_MHA_INLINE Packet power_of_two(const Packet& exponent, double) {
+  using Integers [[gnu::vector_size(sizeof(Packet))]] = std::int64_t;
+  return std::bit_cast<Packet>(std::bit_cast<Integers>(exponent) << 52);
+}
+#endif
+
 /// `2^x` for `x <= 0`: rounds `x` to an integer by adding a number so large that no fraction is
 /// left, and takes the rest of at most 1/2 through a minimax polynomial. 2e-7 relative in float.
 template <typename Packet>
 LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, float) {
   using namespace Eigen::internal;
-  using Integers = typename unpacket_traits<Packet>::integer_packet;
   const auto all = [](float c) { return pset1<Packet>(c); };
   // The low bits of `shifted` are the exponent of 2^round(x) with its bias: those of 0 at -127.
   const Packet magic = all(12582912.0F + 127.0F);
@@ -371,7 +387,7 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, float) {
   y = pmadd(y, r, all(0.2402234903802036F));
   y = pmadd(y, r, all(0.69314718055994529F));
   y = pmadd(y, r, all(1.0F));
-  return pmul(y, preinterpret<Packet>(plogical_shift_left<23>(preinterpret<Integers>(shifted))));
+  return pmul(y, power_of_two(shifted, float{}));
 }
 
 /// The same in double, 2e-16 relative.
@@ -405,10 +421,7 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, double) {
   }
   const Packet y = pmadd(odd, r, even);
 #if defined(__GNUC__)
-  // Eigen has no packets of 64-bit integers to shift, and its pldexp takes twice as long as the
-  // rest.
-  using Integers [[gnu::vector_size(sizeof(Packet))]] = std::int64_t;
-  return pmul(y, std::bit_cast<Packet>(std::bit_cast<Integers>(shifted) << 52));
+  return pmul(y, power_of_two(shifted, double{}));
 #else
   return pandnot(pldexp(y, n), pcmp_lt(x, pset1<Packet>(-1022.0)));
 #endif

@@ -3,9 +3,7 @@
 /// The hyperbolic tangent of Lanes, exact to a few units in the last place.
 #pragma once
 
-#include <bit>
 #include <cmath>
-#include <cstdint>
 #include <type_traits>
 
 #include <local_mha/core/lanes.hpp>
@@ -45,18 +43,11 @@ LOCAL_MHA_INLINE Packet exp2_minus_one(const Packet& y) {
   Packet slope = pset1<Packet>(static_cast<Scalar>(c[terms - 1]));
   LOCAL_MHA_UNROLL for (int n = terms - 2; n >= 0; --n) slope =
       pmadd(slope, r, pset1<Packet>(static_cast<Scalar>(c[n])));
-  Packet power;
-  if constexpr (!wide) {
-    using Integers = typename unpacket_traits<Packet>::integer_packet;
-    power = preinterpret<Packet>(plogical_shift_left<23>(preinterpret<Integers>(shifted)));
-  } else {
 #if defined(__GNUC__)
-    using Integers [[gnu::vector_size(sizeof(Packet))]] = std::int64_t;
-    power = std::bit_cast<Packet>(std::bit_cast<Integers>(shifted) << 52);
+  const Packet power = power_of_two(shifted, Scalar{});
 #else
-    power = pldexp(pset1<Packet>(Scalar(1)), psub(shifted, magic));
+  const Packet power = pldexp(pset1<Packet>(Scalar(1)), psub(shifted, magic));
 #endif
-  }
   return pmadd(power, pmul(r, slope), psub(power, pset1<Packet>(Scalar(1))));
 }
 

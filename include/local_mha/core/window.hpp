@@ -136,6 +136,16 @@ class Window {
     return (std::max)(exact_ ? ahead_ : ahead_ + (size_ - 1), first_keys_ - 1);
   }
 
+  /// Rows beside its own that a query row can see in sequences of `seqlen` rows.
+  Index reach(Index seqlen) const {
+    return (std::min)(reach_behind(), seqlen) + (std::min)(reach_ahead(), seqlen);
+  }
+  /// Blocks of `rows` rows that a block of queries sees at most, at least 1.
+  Index blocks_seen(Index seqlen, Index rows) const {
+    const Index most = (std::min)(ceil_div(reach(seqlen), rows) + 2, ceil_div(seqlen, rows));
+    return (std::max<Index>)(1, most);
+  }
+
   /// Whether the room that a look-around takes in sequences of `made_for` rows does in those of
   /// `seqlen`, too: they are no longer, or the look-around ends before both.
   /// \param margin rows beside the look-around
