@@ -529,7 +529,7 @@ class LocalMHA {
             if (norm) norm.apply(normed.data());
           }
           store_block(dim_head(), rows.end - rows.begin, normed.data(),
-                      [&](Index r) { return &to(b, h, rows.begin + r, 0); });
+                      StridedRows{&to(b, h, rows.begin, 0), dim_head()});
         };
         for (Index h = 0; h < heads(); ++h) {
           make(0, h, q);
@@ -571,8 +571,7 @@ class LocalMHA {
       if (is_single(rows)) return project_single(device, rows.begin % count, x);
       Scalar* to = x_.data();
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
-        const auto row = [&](Index r) { return x + (block * count + r - rows.begin) * dim(); };
-        load_lanes(dim(), lanes, row, to);
+        load_lanes(dim(), lanes, StridedRows{x, dim(), block * count - rows.begin}, to);
         if (config().prenorm) {
           weights_->norm.apply(to);
           clear_other_lanes(dim(), lanes, to);
@@ -586,7 +585,7 @@ class LocalMHA {
     void project_single(const Device& device, Index lane, const Scalar* x) {
       if (config().prenorm) {
         const LaneRange lanes{static_cast<int>(lane), static_cast<int>(lane + 1)};
-        load_lanes(dim(), lanes, [&](Index) { return x; }, x_.data());
+        load_lanes(dim(), lanes, StridedRows{x, dim(), -lane}, x_.data());
         weights_->norm.apply(x_.data());
         spread_lane(weights_->to_qkv, x_.data() + lane, count, spread_.data());
       } else {
@@ -843,7 +842,7 @@ class LocalMHA {
       for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
         if (bias != nullptr) add_bias(dim(), bias, block_of_y(block - blocks.begin));
         store_lanes(dim(), lanes, block_of_y(block - blocks.begin),
-                    [&](Index r) { return y + (block * count + r - rows.begin) * dim(); });
+                    StridedRows{y, dim(), block * count - rows.begin});
       });
     }
 

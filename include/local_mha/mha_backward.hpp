@@ -256,9 +256,7 @@ class LayerBackward {
   Index scale_stretches() const { return ceil_div(rows_.of_sequence(), scale_stretch); }
 
   void load_rows(const Scalar* from, Index block, Scalar* to) const {
-    load_block(
-        dim(), rows_.rows(block), [&](Index r) { return from + (rows_.row(block) + r) * dim(); },
-        to);
+    load_block(dim(), rows_.rows(block), StridedRows{from, dim(), rows_.row(block)}, to);
   }
 
   // From the gradient of y to those of the heads' outputs and gates, and of to_out.
@@ -483,7 +481,7 @@ class LayerBackward {
           layer_.norm.apply_backward(room, grad[b], norm_sums[stretch]);
         }
         store_block(dim(), rows_.rows(block), grad[b],
-                    [&](Index r) { return grad_x + (rows_.row(block) + r) * dim(); });
+                    StridedRows{grad_x, dim(), rows_.row(block)});
       }
     });
     if (config().prenorm) {

@@ -13,8 +13,9 @@ namespace support {
 inline std::atomic<long> locks{0};
 }  // namespace support
 
-// A sanitizer has functions of its own here, too. Elsewhere than with glibc, nothing is counted.
-#if COUNTS_ALLOCATIONS && defined(__GLIBC__)
+// A sanitizer has functions of its own here, too, and a static program no next function. Elsewhere
+// than with glibc, nothing is counted.
+#if COUNTS_ALLOCATIONS && defined(__GLIBC__) && !defined(LOCAL_MHA_TEST_STATIC)
 #define COUNTS_LOCKS 1
 #include <dlfcn.h>
 #include <pthread.h>

@@ -153,7 +153,7 @@ class AttentionForwardFlow {
                        KeyStore<Scalar, Ring<Scalar>>{&keys_, &values_},
                        {&pinned_keys_, &pinned_values_}, out_.data(), lse);
       store_block(dim_value_, rows_at(first), out_.data(),
-                  [&](Index r) { return rows.out + (first + r) * dim_value_; });
+                  StridedRows{rows.out, dim_value_, first});
     }
     if (lse == nullptr) return;
     std::copy_n(lse, rows_at(first), rows.lse + first);
@@ -314,8 +314,7 @@ class AttentionForwardFlow {
     for (Index r = 0; r < rows_at(first); ++r) {
       if (!global[first + r]) continue;
       const auto lane = static_cast<int>(r);
-      store_lanes(dim_value_, {lane, lane + 1}, out,
-                  [&](Index i) { return rows.out + (first + i) * dim_value_; });
+      store_lanes(dim_value_, {lane, lane + 1}, out, StridedRows{rows.out, dim_value_, first});
       if (rows.lse == nullptr) continue;
       rows.lse[first + r] = lse_[static_cast<std::size_t>(r)];
       rows.lse_rest[first + r] = lse_[static_cast<std::size_t>(count + r)];
@@ -324,8 +323,8 @@ class AttentionForwardFlow {
 
   // One block of the rows `[seqlen][channels]`.
   void load(Scalar* to, Index block, Index channels, const Scalar* from) const {
-    const Scalar* first = from + block * count * channels;
-    load_block(channels, rows_at(block * count), [&](Index r) { return first + r * channels; }, to);
+    const Index first = block * count;
+    load_block(channels, rows_at(first), StridedRows{from, channels, first}, to);
   }
 
   const detail::Placement<Scalar>* placement_;

@@ -75,12 +75,10 @@ struct RowsHead {
 
   Index rows_of(Index block) const { return (std::min)(count, seqlen - block * count); }
   void load(const Scalar* rows, Index block, Scalar* to) const {
-    const Scalar* first = rows + block * count * channels;
-    load_block(channels, rows_of(block), [&](Index r) { return first + r * channels; }, to);
+    load_block(channels, rows_of(block), StridedRows{rows, channels, block * count}, to);
   }
   void store(Scalar* rows, Index block, const Scalar* from) const {
-    Scalar* first = rows + block * count * channels;
-    store_block(channels, rows_of(block), from, [&](Index r) { return first + r * channels; });
+    store_block(channels, rows_of(block), from, StridedRows{rows, channels, block * count});
   }
 };
 

@@ -97,6 +97,17 @@ void provide(std::vector<Room>& rooms, Index number, Serves&& serves, Make&& mak
 
 }  // namespace detail
 
+/// Rows of numbers that lie `stride` apart, of which `first` is the one that is called 0. One type
+/// for all of them, so that what transposes them is compiled once.
+template <typename T>
+struct StridedRows {
+  T* data;
+  Index stride;
+  Index first = 0;
+
+  T* operator()(Index r) const { return data + (first + r) * stride; }
+};
+
 /// Transposes `rows` positions of `channels` values into a block; the remaining positions become 0.
 /// \param row `row(r)` points to the `channels` values of position `r`, `0 <= r < rows`
 /// \param block `[channels][block_rows]`, aligned
@@ -196,13 +207,13 @@ void map_rows(Index rows, Index channels, const Scalar* x, Index x_stride, Index
     const Index blocks = (std::min)(together, ceil_div(rows - begin, count));
     const auto rows_of = [&](Index b) { return (std::min)(count, rows - begin - b * count); };
     for (Index b = 0; b < blocks; ++b) {
-      const auto row = [&](Index r) { return x + (begin + b * count + r) * x_stride; };
-      load_block(channels, rows_of(b), row, in + b * channels * count);
+      load_block(channels, rows_of(b), StridedRows{x, x_stride, begin + b * count},
+                 in + b * channels * count);
     }
     apply(blocks, in, out);
     for (Index b = 0; b < blocks; ++b) {
-      const auto row = [&](Index r) { return y + (begin + b * count + r) * out_channels; };
-      store_block(out_channels, rows_of(b), out + b * out_channels * count, row);
+      store_block(out_channels, rows_of(b), out + b * out_channels * count,
+                  StridedRows{y, out_channels, begin + b * count});
     }
   }
 }

@@ -195,14 +195,11 @@ class FeedForward {
 
   void load_rows(const Eigen::Ref<const RowMatrix<Scalar>>& x, const BatchBlocks& rows, Index block,
                  Scalar* to) const {
-    load_block(
-        dim_, rows.rows(block),
-        [&](Index r) { return x.data() + (rows.row(block) + r) * x.outerStride(); }, to);
+    load_block(dim_, rows.rows(block), StridedRows{x.data(), x.outerStride(), rows.row(block)}, to);
   }
   void store_rows(const Scalar* from, const BatchBlocks& rows, Index block,
                   RowMatrix<Scalar>& y) const {
-    store_block(dim_, rows.rows(block), from,
-                [&](Index r) { return y.data() + (rows.row(block) + r) * dim_; });
+    store_block(dim_, rows.rows(block), from, StridedRows{y.data(), dim_, rows.row(block)});
   }
 
   template <ThreadDevice Device>

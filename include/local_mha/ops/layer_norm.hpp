@@ -116,9 +116,8 @@ class LayerNorm {
     };
     Index first = 0;
     auto grad_x = map_blocks<Scalar>(grad_y, dim(), 1, [&](Index, const Scalar* in, Scalar* out) {
-      load_block(
-          dim(), (std::min)(count, x.rows() - first),
-          [&](Index r) { return x.data() + (first + r) * x.outerStride(); }, at.data());
+      load_block(dim(), (std::min)(count, x.rows() - first),
+                 StridedRows{x.data(), x.outerStride(), first}, at.data());
       std::copy(in, in + dim() * count, out);
       apply_backward(at.data(), out, sums.data());
       first += count;

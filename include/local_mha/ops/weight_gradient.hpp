@@ -40,9 +40,7 @@ void block_to_panels(Index channels, const Scalar* block, Scalar* panels,
                      Index panel_stride = block_rows<Scalar> * block_rows<Scalar>) {
   constexpr Index count = block_rows<Scalar>;
   for (Index c = 0; c < channels; c += count, panels += panel_stride)
-    load_block(
-        count, (std::min)(count, channels - c), [&](Index r) { return block + (c + r) * count; },
-        panels);
+    load_block(count, (std::min)(count, channels - c), StridedRows{block, count, c}, panels);
 }
 
 /// The reverse of block_to_panels().
@@ -51,7 +49,7 @@ void panels_to_block(Index channels, const Scalar* panels, Scalar* block) {
   constexpr Index count = block_rows<Scalar>;
   for (Index c = 0; c < channels; c += count)
     store_block(count, (std::min)(count, channels - c), panels + c * count,
-                [&](Index r) { return block + (c + r) * count; });
+                StridedRows{block, count, c});
 }
 
 /// Blocks of many positions, `[blocks][channels][block_rows]`, without values until they are
@@ -348,11 +346,10 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
     BlockArray<Scalar> made(blocks.end - blocks.begin, in);
     for (Index b = blocks.begin; b < blocks.end; ++b) {
       Scalar* grad = grad_blocks[b];
-      load_block(
-          in, rows.rows(b), [&](Index r) { return &x.coeffRef(rows.row(b) + r, 0); }, made[0]);
+      load_block(in, rows.rows(b), StridedRows{x.data(), x.outerStride(), rows.row(b)}, made[0]);
       x_panels.put(b, 0, in, made[0]);
-      load_block(
-          out, rows.rows(b), [&](Index r) { return &grad_y.coeffRef(rows.row(b) + r, 0); }, grad);
+      load_block(out, rows.rows(b), StridedRows{grad_y.data(), grad_y.outerStride(), rows.row(b)},
+                 grad);
       for (Index c = 0; c < out; ++c) {
         Scalar* sum = sums[stretch] + c * L::count;
         (L::load(sum) + L::load(grad + c * L::count)).store(sum);
@@ -362,7 +359,7 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
             [&](Index b) { return made[b]; });
     for (Index b = blocks.begin; b < blocks.end; ++b)
       store_block(in, rows.rows(b), made[b - blocks.begin],
-                  [&](Index r) { return &grad_x(rows.row(b) + r, 0); });
+                  StridedRows{grad_x.data(), in, rows.row(b)});
   });
   add_weight_gradient(device, rows.count(), grad_blocks[0], grad_blocks.stride(), Groups::of(out),
                       x_panels, Groups::of(in), grad_weight.data());

@@ -207,16 +207,14 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
         return x + (h * inputs.rows + made.begin - in.begin) * dim_head_;
       };
       for (Index h = 0; h < kv_heads_; ++h) {
-        take(worker, past.keys(h), made, first(inputs.k, h),
-             [&](Index row, Scalar* block) { attention_.place_keys(dim_head_, block, row); });
-        take(worker, past.values(h), made, first(inputs.v, h), [](Index, Scalar*) {});
+        take(worker, past.keys(h), made, first(inputs.k, h), &LocalAttention::place_keys);
+        take(worker, past.values(h), made, first(inputs.v, h), nullptr);
         for_each_block<Scalar>(made,
                                [&](Index block, LaneRange) { past.values(h).note_finite(block); });
         past.pin(h, made);
       }
       for (Index h = 0; h < heads_; ++h) {
-        take(worker, past.queries(h), made, first(inputs.q, h),
-             [&](Index row, Scalar* block) { attention_.place_queries(dim_head_, block, row); });
+        take(worker, past.queries(h), made, first(inputs.q, h), &LocalAttention::place_queries);
         AttentionHead<Scalar> head = shown.head(b, h);
         sequence.show(answered, head);
         head.steps = steps_ ? &*steps_ : nullptr;
@@ -230,16 +228,16 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
     });
   }
 
-  // Takes rows into a ring, each block made what it is to be there by `finish(first_row, block)`.
-  template <typename Finish>
+  // What turns and scales a block of queries or keys.
+  using Place = void (LocalAttention::*)(Index channels, Scalar* block, Index first_row) const;
+
+  // Takes rows into a ring, as `place` puts them there, unless it is null.
   void take(Worker& worker, Ring<Scalar>& ring, const Range& rows, const Scalar* from,
-            Finish&& finish) const {
+            Place place) const {
     for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
       Scalar* room = lanes.begin > 0 ? worker.block.data() : ring[block];
-      load_lanes(
-          dim_head_, lanes,
-          [&](Index r) { return from + (block * count + r - rows.begin) * dim_head_; }, room);
-      finish(block * count, room);
+      load_lanes(dim_head_, lanes, StridedRows{from, dim_head_, block * count - rows.begin}, room);
+      if (place != nullptr) (attention_.*place)(dim_head_, room, block * count);
       if (lanes.begin > 0) ring.put_lanes(block, lanes.begin, room);
     });
   }
@@ -257,7 +255,7 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
                            {past.pinned_keys(kv_head), past.pinned_values(kv_head)},
                            worker.block.data());
       store_lanes(dim_head_, lanes, worker.block.data(),
-                  [&](Index r) { return to + (block * count + r - queries.begin) * dim_head_; });
+                  StridedRows{to, dim_head_, block * count - queries.begin});
     });
   }
 
