@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // A bool tensor does not say its polarity, so it is no PaddingMask.
-#include <local_mha/local_mha.hpp>
+#include <local_mha/mha.hpp>
 
 void call(const local_mha::LocalMHA<float>& mha, const local_mha::Tensor<float, 3>& x,
           const local_mha::Tensor<bool, 2>& mask) {

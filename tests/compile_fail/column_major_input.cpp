@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Eigen's default layout is column-major; taking such a tensor would transpose it silently.
-#include <local_mha/local_mha.hpp>
+#include <local_mha/mha.hpp>
 
 #ifdef CORRECTED
 using Input = Eigen::Tensor<float, 3, Eigen::RowMajor>;

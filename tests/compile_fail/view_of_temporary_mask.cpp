@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // A mask that looks at flags does not look at those of a temporary tensor.
-#include <local_mha/local_mha.hpp>
+#include <local_mha/core/mask.hpp>
 
 local_mha::Tensor<bool, 2> flags();
 
