@@ -286,6 +286,15 @@ class LocalMHA {
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
+    const auto refuse = [](bool used, const char* member) {
+      if (used) reject(member, "its default, because the layer does not have it yet", "another");
+    };
+    refuse(resolved_kv_heads(config) != config.heads, "kv_heads");
+    refuse(config.token_window.has_value(), "token_window");
+    refuse(config.score != ScoreConfig{}, "score");
+    refuse(config.sinks, "sinks");
+    refuse(config.relative_bias, "relative_bias");
+    refuse(config.first_keys != 0, "first_keys");
     return config;
   }
   static Parameters fitting(Parameters parameters, const Parameters& shapes) {

@@ -40,14 +40,24 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 template <typename Scalar>
-std::array<std::span<const Scalar>, 12> numbers_of(const LocalMHAParameters<Scalar>& p) {
+std::array<std::span<const Scalar>, 14> numbers_of(const LocalMHAParameters<Scalar>& p) {
   const auto numbers = [](const auto& tensor) {
     return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
   };
-  return {numbers(p.to_qkv),           numbers(p.to_out),         numbers(p.norm_weight),
-          numbers(p.norm_bias),        numbers(p.q_scale),        numbers(p.k_scale),
-          numbers(p.to_v_gate_weight), numbers(p.to_v_gate_bias), numbers(p.to_qkv_bias),
-          numbers(p.to_out_bias),      numbers(p.q_norm_weight),  numbers(p.k_norm_weight)};
+  return {numbers(p.to_qkv),
+          numbers(p.to_out),
+          numbers(p.norm_weight),
+          numbers(p.norm_bias),
+          numbers(p.q_scale),
+          numbers(p.k_scale),
+          numbers(p.to_v_gate_weight),
+          numbers(p.to_v_gate_bias),
+          numbers(p.to_qkv_bias),
+          numbers(p.to_out_bias),
+          numbers(p.q_norm_weight),
+          numbers(p.k_norm_weight),
+          numbers(p.sinks),
+          numbers(p.relative_bias)};
 }
 
 }  // namespace detail
