@@ -288,10 +288,6 @@ class LocalMHA {
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
-    const auto refuse = [](bool used, const char* member) {
-      if (used) reject(member, "its default, because the layer does not have it yet", "another");
-    };
-    refuse(config.first_keys != 0, "first_keys");
     return config;
   }
   static Parameters fitting(Parameters parameters, const Parameters& shapes) {
@@ -444,6 +440,8 @@ class LocalMHA {
 
   // A worker's memory, and the steps by which rows of a sequence pass the layer in it.
   class Flow {
+    using Store = KeyStore<Scalar, Ring<Scalar>>;
+
    public:
     // \param seqlen of the longest sequence
     // \param threads that step() uses at most
@@ -464,9 +462,17 @@ class LocalMHA {
         raw_ = make_block_buffer<Scalar>(2 * stretch * (heads() * dim_head() + 1) * count);
       }
       const Index reach = window.reach(seqlen);
+      const Index first_keys = (std::min)(window.first_keys(), seqlen);
+      if (first_keys > 0 && weights.attention.rotary() != nullptr)
+        pinned_steps_.emplace(*weights.attention.rotary(), window.rotary_shift(),
+                              first_keys + stretch * count, 0);
+      pinned_.reserve(first_keys);
+      // Beside the window's keys, pinned ones in whole blocks.
+      const Index range =
+          first_keys > 0 ? reach + first_keys + 4 * count : (std::min)(reach + count, seqlen);
       const Index most_channels = padded_channels<Scalar>((std::max)(heads(), dim_head()));
       scratch_.assign(to_size((std::min)(threads, heads())),
-                      {AttentionKernel<Scalar>(dim_head(), (std::min)(reach + count, seqlen)),
+                      {AttentionKernel<Scalar>(dim_head(), range),
                        make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
       dropouts_.reserve(to_size(config().dropout > 0 ? heads() : 0));
@@ -508,6 +514,7 @@ class LocalMHA {
           for (Index kv_head = 0; kv_head < kv_heads(); ++kv_head)
             make_heads(scratch_.front(), past, rows, rows, kv_head);
         } else {
+          move_pinned_steps(rows);
           for (Index h = 0; h < heads(); ++h) attend(scratch_.front(), past, rows, h);
           project_out(Eigen::DefaultDevice(), rows, y + first);
         }
@@ -517,9 +524,11 @@ class LocalMHA {
     void take_heads(const detail::AttentionInputs<Scalar>& inputs, Index b,
                     const std::optional<Training>& training) {
       make_dropouts(b, training);
+      if (inputs.pins()) inputs.assign_pinned(b, pinned_);
       take_heads([&](Index h) {
         AttentionHead<Scalar> head = inputs.head(b, h);
         head.dropout = dropouts_.empty() ? nullptr : &dropouts_[to_size(h)];
+        head.pinned = inputs.pins() ? &pinned_ : nullptr;
         return head;
       });
     }
@@ -530,6 +539,7 @@ class LocalMHA {
       for (Index h = 0; h < heads(); ++h) {
         heads_[to_size(h)] = head_of(h);
         heads_[to_size(h)].steps = steps_ ? &*steps_ : nullptr;
+        heads_[to_size(h)].pinned_steps = pinned_steps_ ? &*pinned_steps_ : nullptr;
       }
     }
 
@@ -832,6 +842,14 @@ class LocalMHA {
       const Range blocks = blocks_of(made);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         past.values(kv_head).note_finite(block);
+      past.pin(kv_head, made);
+    }
+
+    // Those from a stretch of queries to the first keys.
+    void move_pinned_steps(const Range& queries) {
+      if (pinned_steps_ && queries.begin < queries.end)
+        pinned_steps_->move_to(*weights_->attention.rotary(), heads_.front().window->rotary_shift(),
+                               (queries.end - 1) / pinned_steps_->group());
     }
 
     void attend(Scratch& scratch, Past<Scalar>& past, const Range& rows, Index h) {
@@ -843,8 +861,9 @@ class LocalMHA {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
         Scalar* lse =
             saved_ != nullptr ? saved_->lse[first_saved_ + block] + 2 * h * count : nullptr;
-        scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(kv_head),
-                              past.values(kv_head), out, lse);
+        scratch.kernel.attend(head, block * count, past.queries(h)[block],
+                              Store{&past.keys(kv_head), &past.values(kv_head)},
+                              {past.pinned_keys(kv_head), past.pinned_values(kv_head)}, out, lse);
         save(&Saved::out, out, block * count, h);
         if (!config().gate_values_per_head) continue;
         const auto gate = Lanes<Scalar>::load(past.gates()[block] + h * count);
@@ -892,6 +911,8 @@ class LocalMHA {
     Index seqlen_;
     Index threads_;
     std::optional<RotarySteps<Scalar>> steps_;
+    std::optional<RotarySteps<Scalar>> pinned_steps_;
+    PinnedRows<Scalar> pinned_;     // of the sequence
     std::vector<Scratch> scratch_;  // of each thread
     BlockBuffer<Scalar> x_;         // [block][dim][count], after step 1
     BlockBuffer<Scalar> out_;       // [block][head][channel][count], of the heads
@@ -920,7 +941,8 @@ class LocalMHA {
             .gated = config().gate_values_per_head,
             .waiting = (std::min)(waiting, blocks),
             .kept = (std::min)(ceil_div(behind, count) + waiting, blocks),
-            .kv_heads = resolved_kv_heads(config())};
+            .kv_heads = resolved_kv_heads(config()),
+            .pinned = ceil_div((std::min)(window.first_keys(), seqlen), count)};
   }
 
   // Takes rows of sequence `b` of a stream in, and answers rows, a stretch at a time.
@@ -997,6 +1019,7 @@ void LocalMHA<Scalar>::Flow::step(const Device& device, Past<Scalar>& past, cons
   make_gates(past, asked, made);
   if (made.begin == made.end && answered.begin == answered.end) return;
   project_together(device, made, asked);
+  move_pinned_steps(answered);
   parallel_for(device, (std::min)(workers(device), kv_heads()), kv_heads(),
                [&](Index worker, Index kv_head) {
                  Scratch& scratch = scratch_[to_size(worker)];

@@ -59,7 +59,6 @@ SlidingLayerCase layer_case(std::uint64_t seed, Index most = 60) {
     const double size = std::max(1e-3, support::largest(bias));
     bias = random.array({c.options.heads, bias.shape[1]}, size);
   }
-  o.first_keys = 0;
   o.cu_seqlens.clear();
   c.attention.options = o;
   return c;
@@ -268,7 +267,7 @@ TYPED_TEST(LayerSliding, IsTheReferenceForwardAndBackward) {
   std::map<std::string, int> seen;
   for (std::uint64_t seed = 1; seed <= 400; ++seed) expect_reference<TypeParam>(seed, 60, seen);
   for (const char* option : {"token_window", "unbounded", "kv_heads", "soft_cap", "alibi", "sinks",
-                             "relative_bias", "dropout"})
+                             "relative_bias", "first_keys", "dropout"})
     EXPECT_GT(seen[option], 10) << option;
 }
 
