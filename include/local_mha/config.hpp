@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <local_mha/core/error.hpp>
@@ -184,11 +185,14 @@ inline QkNormKind resolved_qk_norm(const LocalMHAConfig& config);
 /// Factor of a layer's scores; empty: `dim_head^-0.5`.
 inline std::optional<double> resolved_scale(const LocalMHAConfig& config);
 
+/// A layer's heads of keys and values; empty: as many as heads.
+inline Index resolved_kv_heads(const LocalMHAConfig& config);
+
 /// What LocalMHA computes: LocalAttention between two projections.
 struct LocalMHAConfig {
   /// Channels of the input and the output. Required.
   Index dim = 0;
-  /// Positions in a window (bucket), at least 1. Required.
+  /// Positions in a window (bucket), at least 1. Required, unless there is a token window.
   Index window_size = 0;
   /// Channels of a head.
   Index dim_head = 64;
@@ -231,6 +235,21 @@ struct LocalMHAConfig {
   QkNormConfig qk_norm = {};
   /// Which normalization `prenorm` is.
   NormConfig norm = {};
+  /// Heads of keys and values, a divisor of `heads`: head `h` of the queries reads head
+  /// `⌊h / (heads/kv_heads)⌋`. Empty: as many as heads.
+  std::optional<Index> kv_heads = {};
+  /// Takes the place of `window_size`, `look_backward` and `look_forward`, which stay at their
+  /// defaults. With `right` = 0, the attention is causal.
+  std::optional<TokenWindow> token_window = {};
+  /// What becomes of scores.
+  ScoreConfig score = {};
+  /// A learned score for each head, which takes its share of the softmax and has no value.
+  bool sinks = false;
+  /// A learned bias for each head and distance, added to the scores; needs a token window with
+  /// bounded ends.
+  bool relative_bias = false;
+  /// Rows at the begin of a sequence that every query sees, too (not before they come if causal).
+  Index first_keys = 0;
 
   /// Options without a use do not count.
   friend bool operator==(const LocalMHAConfig& a, const LocalMHAConfig& b) {
@@ -244,6 +263,9 @@ struct LocalMHAConfig {
            resolved_scale(a) == resolved_scale(b) &&
            a.gate_values_per_head == b.gate_values_per_head && a.qkv_bias == b.qkv_bias &&
            a.out_bias == b.out_bias && (!a.prenorm || a.norm == b.norm) &&
+           resolved_kv_heads(a) == resolved_kv_heads(b) && a.token_window == b.token_window &&
+           a.score == b.score && a.sinks == b.sinks && a.relative_bias == b.relative_bias &&
+           a.first_keys == b.first_keys &&
            (!a.use_rotary_pos_emb || detail::same_rotary(a.rotary, b.rotary, a.dim_head));
   }
 };
@@ -256,6 +278,10 @@ inline std::optional<double> resolved_scale(const LocalMHAConfig& config) {
   if (config.scale) return config.scale;
   const bool l2 = resolved_qk_norm(config) == QkNormKind::l2;
   return l2 ? std::optional<double>(config.qk_scale) : std::nullopt;
+}
+
+inline Index resolved_kv_heads(const LocalMHAConfig& config) {
+  return config.kv_heads.value_or(config.heads);
 }
 
 /// What LocalTransformer computes. The members after `use_dynamic_pos_bias` are handed to every
@@ -399,13 +425,13 @@ inline void require_qk_norm(bool qk_rmsnorm, const QkNormConfig& norm) {
   if (rms) require_eps("qk_norm.eps", norm.eps);
 }
 
-// Channels of the weights of QkNormKind::rms and rms_all; 0: there are none.
-inline Index qk_norm_channels(const LocalMHAConfig& config) {
+// Channels of the weights of QkNormKind::rms and rms_all of so many heads; 0: there are none.
+inline Index qk_norm_channels(const LocalMHAConfig& config, Index heads) {
   switch (resolved_qk_norm(config)) {
     case QkNormKind::rms:
       return config.dim_head;
     case QkNormKind::rms_all:
-      return config.heads * config.dim_head;
+      return heads * config.dim_head;
     default:
       return 0;
   }
@@ -492,23 +518,58 @@ inline LocalAttentionConfig attention_config(const LocalMHAConfig& config) {
       .xpos_scale_base =
           config.xpos_scale_base.value_or(std::sqrt(static_cast<double>(config.dim))),
       .rotary = config.rotary,
+      .token_window = config.token_window,
+      .first_keys = config.first_keys,
+      .score = config.score,
   };
 }
+
+namespace detail {
+
+// Heads that a layer projects to: queries, then keys, then values.
+inline Index qkv_heads(const LocalMHAConfig& config) {
+  return config.heads + 2 * resolved_kv_heads(config);
+}
+
+// Columns of the relative bias; 0: there is none.
+inline Index relative_bias_columns(const LocalMHAConfig& config) {
+  return config.relative_bias ? config.token_window->left + config.token_window->right + 1 : 0;
+}
+
+inline void require_relative_bias(const LocalMHAConfig& config) {
+  if (!config.token_window || !config.token_window->bounded())
+    reject("relative_bias", "false, because it is for token windows with bounded ends", true);
+  for (const auto& [name, side] :
+       {std::pair<const char*, Index>{"token_window.left", config.token_window->left},
+        std::pair<const char*, Index>{"token_window.right", config.token_window->right}})
+    if (side > (Index{1} << 40) / config.heads)
+      reject(name, "a side whose relative_bias has at most 2^40 values", side);
+}
+
+}  // namespace detail
 
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LocalMHAConfig& config) {
   detail::require_at_least("dim", config.dim, 1);
-  detail::require_at_least("window_size", config.window_size, 1);
+  if (!config.token_window) detail::require_at_least("window_size", config.window_size, 1);
   detail::require_at_least("dim_head", config.dim_head, 1);
   detail::require_dim_head("dim_head", config.dim_head);
   detail::require_at_least("heads", config.heads, 1);
   if (config.use_rotary_pos_emb) detail::require_rotary(config.rotary, "dim_head", config.dim_head);
   detail::require_product("heads", config.heads, config.dim_head);
-  detail::require_product("dim", config.dim, 3 * config.heads * config.dim_head);
+  const Index kv_heads = resolved_kv_heads(config);
+  if (kv_heads < 1 || config.heads % kv_heads != 0)
+    reject("kv_heads", "a divisor of the " + std::to_string(config.heads) + " heads", kv_heads);
+  detail::require_product("dim", config.dim, detail::qkv_heads(config) * config.dim_head);
   detail::require_finite("qk_scale", config.qk_scale);
   if (config.prenorm) detail::require_norm(config.norm);
   detail::require_qk_norm(config.qk_rmsnorm, config.qk_norm);
   validate(attention_config(config));
+  const std::size_t slopes = config.score.alibi_slopes.size();
+  if (slopes > 0 && slopes != static_cast<std::size_t>(config.heads))
+    reject("score.alibi_slopes", std::to_string(config.heads) + " slopes, one for each head",
+           slopes);
+  if (config.relative_bias) detail::require_relative_bias(config);
 }
 
 /// The layers inside a transformer.

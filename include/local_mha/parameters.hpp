@@ -37,7 +37,8 @@ void for_each_parameter(Parameters& parameters, Visitor&& visit) {
 /// Weights of LocalMHA. What the configuration does not use is empty.
 template <typename Scalar>
 struct LocalMHAParameters {
-  RowMatrix<Scalar> to_qkv;            ///< `[3·heads·dim_head, dim]`: q, k, v; a head's rows adjoin
+  /// `[(heads + 2·kv_heads)·dim_head, dim]`: q, k, v; a head's rows adjoin
+  RowMatrix<Scalar> to_qkv;
   RowMatrix<Scalar> to_out;            ///< `[dim, heads·dim_head]`
   Vector<Scalar> norm_weight;          ///< `[dim]`, prenorm
   Vector<Scalar> norm_bias;            ///< `[dim]`, prenorm of NormKind::layer
@@ -45,17 +46,23 @@ struct LocalMHAParameters {
   Vector<Scalar> k_scale;              ///< `[dim_head]`, QkNormKind::l2
   RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
   Vector<Scalar> to_v_gate_bias;       ///< `[heads]`, gate_values_per_head
-  Vector<Scalar> to_qkv_bias;          ///< `[3·heads·dim_head]`, qkv_bias: as to_qkv's rows
+  Vector<Scalar> to_qkv_bias;          ///< qkv_bias: as to_qkv's rows
   Vector<Scalar> to_out_bias;          ///< `[dim]`, out_bias
   Vector<Scalar> q_norm_weight;        ///< `[dim_head]`, or rms_all `[heads·dim_head]`: QkNormKind
-  Vector<Scalar> k_norm_weight;        ///< the same
+  Vector<Scalar> k_norm_weight;        ///< the same, of kv_heads
+  Vector<Scalar> sinks;                ///< `[heads]`, sinks; 0 at first
+  /// `[heads, left + right + 1]`, relative_bias: column `j − i + left` is that of query `i` and key
+  /// `j`; 0 at first
+  RowMatrix<Scalar> relative_bias;
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalMHAParameters zeros(const LocalMHAConfig& config) {
     validate(config);
     const Index inner = config.heads * config.dim_head;
     LocalMHAParameters p;
-    p.to_qkv.setZero(3 * inner, config.dim);
+    const Index kv_heads = resolved_kv_heads(config);
+    const Index qkv = detail::qkv_heads(config) * config.dim_head;
+    p.to_qkv.setZero(qkv, config.dim);
     p.to_out.setZero(config.dim, inner);
     if (config.prenorm) {
       p.norm_weight.setZero(config.dim);
@@ -69,10 +76,13 @@ struct LocalMHAParameters {
       p.to_v_gate_weight.setZero(config.heads, config.dim);
       p.to_v_gate_bias.setZero(config.heads);
     }
-    p.q_norm_weight.setZero(detail::qk_norm_channels(config));
-    p.k_norm_weight.setZero(detail::qk_norm_channels(config));
-    if (config.qkv_bias) p.to_qkv_bias.setZero(3 * inner);
+    p.q_norm_weight.setZero(detail::qk_norm_channels(config, config.heads));
+    p.k_norm_weight.setZero(detail::qk_norm_channels(config, kv_heads));
+    if (config.qkv_bias) p.to_qkv_bias.setZero(qkv);
     if (config.out_bias) p.to_out_bias.setZero(config.dim);
+    if (config.sinks) p.sinks.setZero(config.heads);
+    if (config.relative_bias)
+      p.relative_bias.setZero(config.heads, detail::relative_bias_columns(config));
     return p;
   }
 
@@ -88,7 +98,9 @@ struct LocalMHAParameters {
            detail::same_shape(to_qkv_bias, other.to_qkv_bias) &&
            detail::same_shape(to_out_bias, other.to_out_bias) &&
            detail::same_shape(q_norm_weight, other.q_norm_weight) &&
-           detail::same_shape(k_norm_weight, other.k_norm_weight);
+           detail::same_shape(k_norm_weight, other.k_norm_weight) &&
+           detail::same_shape(sinks, other.sinks) &&
+           detail::same_shape(relative_bias, other.relative_bias);
   }
 
   /// See for_each_parameter().
@@ -109,6 +121,8 @@ struct LocalMHAParameters {
     visit_used("to_v_gate.0.bias", p.to_v_gate_bias);
     visit_used("to_out.weight", p.to_out);
     visit_used("to_out.bias", p.to_out_bias);
+    visit_used("sinks", p.sinks);
+    visit_used("relative_bias", p.relative_bias);
   }
 };
 
@@ -287,6 +301,8 @@ void add(LocalMHAParameters<Scalar>& to, const LocalMHAParameters<Scalar>& from)
   to.to_out_bias += from.to_out_bias;
   to.q_norm_weight += from.q_norm_weight;
   to.k_norm_weight += from.k_norm_weight;
+  to.sinks += from.sinks;
+  to.relative_bias += from.relative_bias;
 }
 template <typename Scalar>
 void add(FeedForwardParameters<Scalar>& to, const FeedForwardParameters<Scalar>& from) {

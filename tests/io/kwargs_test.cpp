@@ -273,6 +273,31 @@ std::vector<Wrong> wrong_kwargs() {
       m("QkNormTwice", R"(, "qk_rmsnorm": true, "qk_norm": {"kind": "rms"})",
         "qk_norm.kind: expected none or l2, because qk_rmsnorm is the latter, got rms"),
       m("QkvBias", R"(, "qkv_bias": 1)", "qkv_bias: expected true or false, got 1"),
+      m("KvHeads", R"(, "kv_heads": 3)", "kv_heads: expected a divisor of the 8 heads, got 3"),
+      m("KvHeadsNone", R"(, "kv_heads": 0)", "kv_heads: expected a divisor of the 8 heads, got 0"),
+      m("TokenWindowType", R"(, "token_window": 4)", "token_window: expected a JSON object, got 4"),
+      m("TokenWindowMember", R"(, "token_window": {"back": 4})",
+        "token_window.back: expected a member of an argument of LocalMHA (left, right), got 4"),
+      m("TokenWindowToo", R"(, "token_window": {"left": 4})",
+        "window_size: expected 0, because a token window takes its place, got 6"),
+      {"TokenWindowEnd", "m", R"({"dim": 24, "token_window": {"left": -2}})",
+       "token_window.left: expected at least 0, got -2"},
+      {"NoWindow", "m", R"({"dim": 24, "token_window": null})",
+       "window_size: expected at least 1, got 0"},
+      m("SoftCap", R"(, "score": {"soft_cap": 0})",
+        "score.soft_cap: expected a finite positive number, got 0"),
+      m("AlibiSlopes", R"(, "score": {"alibi_slopes": [1, 2, 3]})",
+        "score.alibi_slopes: expected 8 slopes, one for each head, got 3"),
+      m("Sinks", R"(, "sinks": 1)", "sinks: expected true or false, got 1"),
+      m("RelativeBias", R"(, "relative_bias": true)",
+        "relative_bias: expected false, because it is for token windows with bounded ends, got"),
+      {"RelativeBiasEnd", "m",
+       R"({"dim": 24, "token_window": {"left": 3, "right": -1}, "relative_bias": true})",
+       "relative_bias: expected false, because it is for token windows with bounded ends, got"},
+      {"RelativeBiasSize", "m",
+       R"({"dim": 24, "token_window": {"left": 1099511627776}, "relative_bias": true})",
+       "token_window.left: expected a side whose relative_bias has at most 2^40 values, got 10995"},
+      m("FirstKeys", R"(, "first_keys": -1)", "first_keys: expected at least 0, got -1"),
       // Unknown.
       a("Unknown", R"(, "heads": 3)",
         "heads: expected a keyword argument of LocalAttention (window"),
@@ -449,7 +474,9 @@ TEST(ToKwargs, KeepTheSquareRootThatStandsForAnEmptyXposScaleBase) {
 
 TEST(ToKwargs, HaveWhatPythonDoesNotOnlyWhereItIsAskedFor) {
   const LocalMHAConfig plain{.dim = 24, .window_size = 6};
-  for (const char* key : {"qkv_bias", "out_bias", "softmax_scale", "rotary", "qk_norm", "norm"})
+  for (const char* key :
+       {"qkv_bias", "out_bias", "softmax_scale", "rotary", "qk_norm", "norm", "kv_heads",
+        "token_window", "score", "sinks", "relative_bias", "first_keys"})
     EXPECT_FALSE(to_kwargs(plain).contains(key)) << key;
   LocalMHAConfig all{.dim = 24, .window_size = 6, .dim_head = 12};
   all.qkv_bias = all.out_bias = true;
@@ -464,6 +491,21 @@ TEST(ToKwargs, HaveWhatPythonDoesNotOnlyWhereItIsAskedFor) {
                 .factor = 1.1};
   expect_round_trip(all, local_mha_config);
   EXPECT_EQ(local_mha_config(to_kwargs(all)), all);
+  LocalMHAConfig sliding{.dim = 24, .heads = 2, .kv_heads = 1};
+  sliding.score.soft_cap = 1. / 3;
+  sliding.sinks = sliding.relative_bias = true;
+  sliding.first_keys = 4;
+  for (const local_mha::TokenWindow window : {local_mha::TokenWindow{.left = 3, .right = 5},
+                                              local_mha::TokenWindow{.left = 0, .right = 0}}) {
+    sliding.token_window = window;
+    expect_round_trip(sliding, local_mha_config);
+    EXPECT_EQ(local_mha_config(to_kwargs(sliding)), sliding);
+  }
+  sliding.relative_bias = false;
+  sliding.score = {.alibi_slopes = {0.5, 1. / 3}};
+  sliding.token_window = {local_mha::TokenWindow::unbounded, 2};
+  EXPECT_EQ(to_kwargs(sliding)["token_window"]["left"], -1);
+  EXPECT_EQ(local_mha_config(to_kwargs(sliding)), sliding);
   const LocalAttentionConfig inner{.window_size = 6, .dim = 12, .rotary = all.rotary};
   EXPECT_FALSE(to_kwargs(LocalAttentionConfig{.window_size = 6}).contains("rotary"));
   EXPECT_EQ(local_attention_config(to_kwargs(inner)), inner);

@@ -790,6 +790,40 @@ TEST(LocalMhaWeights, OfWhatPythonDoesNotHaveComeBack) {
   }
 }
 
+TEST(LocalMhaWeights, OfSlidingWindowsComeBack) {
+  LocalMHAConfig config{.dim = 6, .dim_head = 4, .heads = 6, .kv_heads = 2};
+  config.token_window = {.left = 3, .right = 2};
+  config.qkv_bias = config.sinks = config.relative_bias = true;
+  config.qk_norm.kind = local_mha::QkNormKind::rms_all;
+  const auto parameters = numbered(LocalMHAParameters<double>::zeros(config));
+  SafetensorsWriter writer;
+  add_local_mha(writer, config, parameters);
+  const SafetensorsFile file = reread(writer);
+  EXPECT_EQ(file.entries().at("param/to_qkv.weight").shape, (std::vector<Index>{40, 6}));
+  EXPECT_EQ(file.entries().at("param/q_norm.weight").shape, (std::vector<Index>{24}));
+  EXPECT_EQ(file.entries().at("param/k_norm.weight").shape, (std::vector<Index>{8}));
+  EXPECT_EQ(file.entries().at("param/sinks").shape, (std::vector<Index>{6}));
+  EXPECT_EQ(file.entries().at("param/relative_bias").shape, (std::vector<Index>{6, 6}));
+  const auto loaded = load_local_mha<double>(file);
+  EXPECT_EQ(loaded.config, config);
+  EXPECT_EQ(flatten(loaded.parameters), flatten(parameters));
+  // Projections that stand apart have the rows of their own heads.
+  SafetensorsWriter apart = copy(file, [](const std::string& name) {
+    return name.starts_with("param/to_qkv.") ? std::nullopt : std::optional(name);
+  });
+  Index row = 0;
+  for (const auto& [name, rows] :
+       {std::pair{"to_q", Index{24}}, std::pair{"to_k", Index{8}}, std::pair{"to_v", Index{8}}}) {
+    const std::string prefix = std::string("param/") + name;
+    apart.add(prefix + ".weight",
+              local_mha::RowMatrix<double>(parameters.to_qkv.middleRows(row, rows)));
+    apart.add(prefix + ".bias",
+              local_mha::Vector<double>(parameters.to_qkv_bias.segment(row, rows)));
+    row += rows;
+  }
+  EXPECT_EQ(flatten(load_local_mha<double>(reread(apart)).parameters), flatten(parameters));
+}
+
 TEST(LocalMhaWeights, MayHaveSeparateBiases) {
   const LocalMHAConfig config{
       .dim = 6, .window_size = 3, .dim_head = 4, .heads = 2, .qkv_bias = true, .out_bias = true};

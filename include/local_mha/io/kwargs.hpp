@@ -228,6 +228,29 @@ inline constexpr std::array norm_kinds{
     std::pair<std::string_view, NormKind>{"rms", NormKind::rms},
 };
 
+/// TokenWindow, an object with its members, of which −1 is unbounded.
+inline void take_token_window(KeywordArguments& kwargs, std::optional<TokenWindow>& window) {
+  const nlohmann::json* given = kwargs.find("token_window");
+  if (given == nullptr) return;
+  window.emplace();
+  KeywordArguments members("LocalMHA", *given, "token_window");
+  members.optional("left", window->left);
+  members.optional("right", window->right);
+  members.reject_unknown();
+  for (Index* side : {&window->left, &window->right})
+    if (*side == -1) *side = TokenWindow::unbounded;
+}
+
+/// ScoreConfig, an object with its members.
+inline void take_score(KeywordArguments& kwargs, ScoreConfig& score) {
+  const nlohmann::json* given = kwargs.find("score");
+  if (given == nullptr) return;
+  KeywordArguments members("LocalMHA", *given, "score");
+  members.optional("soft_cap", score.soft_cap);
+  members.optional("alibi_slopes", score.alibi_slopes);
+  members.reject_unknown();
+}
+
 /// What the Python module does not have. `scale` it hands on to its attention twice, and fails.
 inline void take_layer_options(KeywordArguments& kwargs, LocalMHAConfig& config) {
   kwargs.optional("qkv_bias", config.qkv_bias);
@@ -236,6 +259,12 @@ inline void take_layer_options(KeywordArguments& kwargs, LocalMHAConfig& config)
   take_rotary("LocalMHA", kwargs, config.rotary);
   take_norm(kwargs, "qk_norm", qk_norm_kinds, config.qk_norm);
   take_norm(kwargs, "norm", norm_kinds, config.norm);
+  kwargs.optional("kv_heads", config.kv_heads);
+  take_token_window(kwargs, config.token_window);
+  take_score(kwargs, config.score);
+  kwargs.optional("sinks", config.sinks);
+  kwargs.optional("relative_bias", config.relative_bias);
+  kwargs.optional("first_keys", config.first_keys);
 }
 
 template <typename Value>
@@ -282,6 +311,22 @@ void put_norm(nlohmann::json& kwargs, const char* key, const Words& kinds, const
   members["eps"] = norm.eps;
 }
 
+inline void put_token_window(nlohmann::json& kwargs, const std::optional<TokenWindow>& window) {
+  if (!window) return;
+  const auto side = [](Index size) { return size == TokenWindow::unbounded ? -1 : size; };
+  nlohmann::json& members = kwargs["token_window"] = nlohmann::json::object();
+  members["left"] = side(window->left);
+  members["right"] = side(window->right);
+}
+
+/// Only if it is not the default.
+inline void put_score(nlohmann::json& kwargs, const ScoreConfig& score) {
+  if (score == ScoreConfig{}) return;
+  nlohmann::json& members = kwargs["score"] = nlohmann::json::object();
+  put(members, "soft_cap", score.soft_cap);
+  if (!score.alibi_slopes.empty()) members["alibi_slopes"] = score.alibi_slopes;
+}
+
 /// Only where they are not at their defaults, so that Python takes what it can compute.
 inline void put_layer_options(nlohmann::json& kwargs, const LocalMHAConfig& config) {
   if (config.qkv_bias) kwargs["qkv_bias"] = true;
@@ -290,6 +335,12 @@ inline void put_layer_options(nlohmann::json& kwargs, const LocalMHAConfig& conf
   put_rotary(kwargs, config.rotary);
   put_norm(kwargs, "qk_norm", qk_norm_kinds, config.qk_norm);
   put_norm(kwargs, "norm", norm_kinds, config.norm);
+  put(kwargs, "kv_heads", config.kv_heads);
+  put_token_window(kwargs, config.token_window);
+  put_score(kwargs, config.score);
+  if (config.sinks) kwargs["sinks"] = true;
+  if (config.relative_bias) kwargs["relative_bias"] = true;
+  if (config.first_keys != 0) kwargs["first_keys"] = config.first_keys;
 }
 
 }  // namespace detail
@@ -341,7 +392,10 @@ inline LocalMHAConfig local_mha_config(const nlohmann::json& kwargs) {
   detail::KeywordArguments arguments("LocalMHA", kwargs);
   LocalMHAConfig config;
   arguments.required("dim", config.dim);
-  arguments.required("window_size", config.window_size);
+  if (kwargs.is_object() && kwargs.contains("token_window"))
+    arguments.optional("window_size", config.window_size);
+  else
+    arguments.required("window_size", config.window_size);
   arguments.optional("dim_head", config.dim_head);
   arguments.optional("heads", config.heads);
   arguments.optional("dropout", config.dropout);
@@ -416,7 +470,7 @@ inline nlohmann::json to_kwargs(const LocalAttentionConfig& config) {
 inline nlohmann::json to_kwargs(const LocalMHAConfig& config) {
   nlohmann::json kwargs = nlohmann::json::object();
   kwargs["dim"] = config.dim;
-  kwargs["window_size"] = config.window_size;
+  if (!config.token_window) kwargs["window_size"] = config.window_size;
   kwargs["dim_head"] = config.dim_head;
   kwargs["heads"] = config.heads;
   kwargs["dropout"] = config.dropout;

@@ -106,6 +106,8 @@ inline std::string_view remedy(std::string_view name) {
   return "";
 }
 
+inline Index total(const std::array<Index, 3>& sizes) { return sizes[0] + sizes[1] + sizes[2]; }
+
 /// Reads tensors under a prefix, and knows which were read.
 template <typename Scalar>
 class StateDictReader {
@@ -156,31 +158,27 @@ class StateDictReader {
     read(stored, {vector.data(), static_cast<std::size_t>(size)});
   }
 
-  /// Projections of the same input, `[rows, cols]` each, in one tensor or one each.
+  /// Projections of the same input, in one tensor or one each.
+  /// \param rows of each, with `cols` columns
   void stacked(const std::string& name, const std::array<std::string, 3>& parts,
-               RowMatrix<Scalar>& matrix, Index rows, Index cols) {
-    const bool apart = !has(name) && (has(parts[0]) || has(parts[1]) || has(parts[2]));
-    if (!apart) return tensor(true, name, matrix, 3 * rows, cols);
+               RowMatrix<Scalar>& matrix, const std::array<Index, 3>& rows, Index cols) {
+    if (!apart(name, parts)) return tensor(true, name, matrix, total(rows), cols);
     std::array<const Stored*, 3> stored{};
-    for (std::size_t i = 0; i < parts.size(); ++i) stored[i] = &required(parts[i], {{rows, cols}});
-    matrix.resize(3 * rows, cols);
-    const auto size = static_cast<std::size_t>(rows * cols);
     for (std::size_t i = 0; i < parts.size(); ++i)
-      read(*stored[i], {matrix.data() + i * size, size});
+      stored[i] = &required(parts[i], {{rows[i], cols}});
+    matrix.resize(total(rows), cols);
+    read_each(stored, {rows[0] * cols, rows[1] * cols, rows[2] * cols}, matrix.data());
   }
 
-  /// Their biases, `[size]` each, in the same way.
+  /// Their biases, in the same way.
   void stacked(bool used, const std::string& name, const std::array<std::string, 3>& parts,
-               Vector<Scalar>& vector, Index size) {
+               Vector<Scalar>& vector, const std::array<Index, 3>& sizes) {
     if (!used) return;
-    const bool apart = !has(name) && (has(parts[0]) || has(parts[1]) || has(parts[2]));
-    if (!apart) return tensor(true, name, vector, 3 * size);
+    if (!apart(name, parts)) return tensor(true, name, vector, total(sizes));
     std::array<const Stored*, 3> stored{};
-    for (std::size_t i = 0; i < parts.size(); ++i) stored[i] = &required(parts[i], {size});
-    vector.resize(3 * size);
-    for (std::size_t i = 0; i < parts.size(); ++i)
-      read(*stored[i],
-           {vector.data() + static_cast<Index>(i) * size, static_cast<std::size_t>(size)});
+    for (std::size_t i = 0; i < parts.size(); ++i) stored[i] = &required(parts[i], {sizes[i]});
+    vector.resize(total(sizes));
+    read_each(stored, sizes, vector.data());
   }
 
   /// `branch.` where the module of a layer stands in a residual connection of its own.
@@ -233,6 +231,17 @@ class StateDictReader {
   using Stored = std::pair<const std::string, TensorEntry>;
 
   bool has(const std::string& name) const { return names_.contains(name); }
+
+  bool apart(const std::string& name, const std::array<std::string, 3>& parts) const {
+    return !has(name) && (has(parts[0]) || has(parts[1]) || has(parts[2]));
+  }
+
+  // One tensor after the other.
+  void read_each(const std::array<const Stored*, 3>& stored, const std::array<Index, 3>& sizes,
+                 Scalar* to) const {
+    for (std::size_t i = 0; i < stored.size(); to += sizes[i++])
+      read(*stored[i], {to, static_cast<std::size_t>(sizes[i])});
+  }
 
   // Inputs, outputs and gradients may stand beside a state dict that has no prefix.
   static bool is_of_case(const std::string& name) {
@@ -337,13 +346,13 @@ class StateDictWriter {
   }
 
   void stacked(const std::string& name, const std::array<std::string, 3>& /*parts*/,
-               const RowMatrix<Scalar>& matrix, Index rows, Index cols) {
-    tensor(true, name, matrix, 3 * rows, cols);
+               const RowMatrix<Scalar>& matrix, const std::array<Index, 3>& rows, Index cols) {
+    tensor(true, name, matrix, total(rows), cols);
   }
 
   void stacked(bool used, const std::string& name, const std::array<std::string, 3>& /*parts*/,
-               const Vector<Scalar>& vector, Index size) {
-    tensor(used, name, vector, 3 * size);
+               const Vector<Scalar>& vector, const std::array<Index, 3>& sizes) {
+    tensor(used, name, vector, total(sizes));
   }
 
   static std::string branch(const std::string& /*layer*/) { return "branch."; }
@@ -382,21 +391,24 @@ template <typename StateDict, typename Parameters>
 void visit_state_dict(StateDict& state_dict, const std::string& prefix,
                       const LocalMHAConfig& config, Parameters& p) {
   const Index inner = config.heads * config.dim_head;
+  const Index kv_inner = resolved_kv_heads(config) * config.dim_head;
+  const std::array<Index, 3> qkv{inner, kv_inner, kv_inner};
   state_dict.tensor(config.prenorm, prefix + "norm.weight", p.norm_weight, config.dim);
   state_dict.tensor(config.prenorm && config.norm.kind == NormKind::layer, prefix + "norm.bias",
                     p.norm_bias, config.dim);
   state_dict.stacked(prefix + "to_qkv.weight",
                      {prefix + "to_q.weight", prefix + "to_k.weight", prefix + "to_v.weight"},
-                     p.to_qkv, inner, config.dim);
+                     p.to_qkv, qkv, config.dim);
   state_dict.stacked(config.qkv_bias, prefix + "to_qkv.bias",
                      {prefix + "to_q.bias", prefix + "to_k.bias", prefix + "to_v.bias"},
-                     p.to_qkv_bias, inner);
+                     p.to_qkv_bias, qkv);
   const bool l2 = resolved_qk_norm(config) == QkNormKind::l2;
   state_dict.tensor(l2, prefix + "q_scale", p.q_scale, config.dim_head);
   state_dict.tensor(l2, prefix + "k_scale", p.k_scale, config.dim_head);
-  const Index normed = local_mha::detail::qk_norm_channels(config);
-  state_dict.tensor(normed > 0, prefix + "q_norm.weight", p.q_norm_weight, normed);
-  state_dict.tensor(normed > 0, prefix + "k_norm.weight", p.k_norm_weight, normed);
+  const Index q_normed = local_mha::detail::qk_norm_channels(config, config.heads);
+  const Index k_normed = local_mha::detail::qk_norm_channels(config, resolved_kv_heads(config));
+  state_dict.tensor(q_normed > 0, prefix + "q_norm.weight", p.q_norm_weight, q_normed);
+  state_dict.tensor(k_normed > 0, prefix + "k_norm.weight", p.k_norm_weight, k_normed);
   if (config.use_rotary_pos_emb)
     state_dict.rotary_buffers(prefix + "attn_fn.rel_pos.", config.dim_head, config.rotary);
   const bool gated = config.gate_values_per_head;
@@ -405,6 +417,9 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
   state_dict.tensor(gated, prefix + "to_v_gate.0.bias", p.to_v_gate_bias, config.heads);
   state_dict.tensor(true, prefix + "to_out.weight", p.to_out, config.dim, inner);
   state_dict.tensor(config.out_bias, prefix + "to_out.bias", p.to_out_bias, config.dim);
+  state_dict.tensor(config.sinks, prefix + "sinks", p.sinks, config.heads);
+  state_dict.tensor(config.relative_bias, prefix + "relative_bias", p.relative_bias, config.heads,
+                    local_mha::detail::relative_bias_columns(config));
 }
 
 /// Goes through the weights of a FeedForward.
