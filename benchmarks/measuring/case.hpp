@@ -43,6 +43,17 @@ struct Case {
   Index padding = 0;     ///< a padding mask of random lengths
   Index bias = 0;        ///< an attn_bias for each head
   Index dropout = 0;     ///< percent, attention
+  /// `i − left ≤ j ≤ i + right` in place of the look-around
+  Index token_window = 0;
+  Index left = 0;
+  Index right = 0;
+  Index kv_heads = 0;    ///< heads of keys and values; 0: as many as of queries
+  Index sinks = 0;       ///< a logit for each head that takes its share of the softmax
+  Index soft_cap = 0;    ///< `soft_cap · tanh(score / soft_cap)`, attention
+  Index alibi = 0;       ///< `score − 2^(−8(h + 1)/heads) · |i − j|`, attention
+  Index first_keys = 0;  ///< rows that all later ones see, too
+  Index packed = 0;      ///< attention: sequences of this length on average, from a tenth to 1.9
+  Index biases = 0;      ///< of a layer's projections
   /// Of the attention: the backward pass alone. Of a layer: forward and backward, a step of
   /// training.
   Index backward = 0;
@@ -50,6 +61,11 @@ struct Case {
 
   Index look_forward() const { return causal != 0 ? 0 : 1; }
   Index inner() const { return heads * dim_head; }
+  Index heads_of_keys() const { return kv_heads > 0 ? kv_heads : heads; }
+  /// The head of keys and values that head `h` of queries reads.
+  Index head_of_keys(Index h) const { return h / (heads / heads_of_keys()); }
+  /// Rows of to_qkv.
+  Index projected() const { return (heads + 2 * heads_of_keys()) * dim_head; }
   bool of_layer() const { return subject != "attention" && subject != "naive_attention"; }
   bool of_one_position() const { return subject == "decode" || subject == "eigen_vectors"; }
   bool of_eigen() const { return subject == "eigen_product" || subject == "eigen_vectors"; }
@@ -73,6 +89,16 @@ struct Case {
     visit("padding", c.padding);
     visit("bias", c.bias);
     visit("dropout", c.dropout);
+    visit("token_window", c.token_window);
+    visit("left", c.left);
+    visit("right", c.right);
+    visit("kv_heads", c.kv_heads);
+    visit("sinks", c.sinks);
+    visit("soft_cap", c.soft_cap);
+    visit("alibi", c.alibi);
+    visit("first_keys", c.first_keys);
+    visit("packed", c.packed);
+    visit("biases", c.biases);
     visit("backward", c.backward);
     visit("threads", c.threads);
   }
@@ -152,6 +178,21 @@ struct Case {
     // Which the check of the gradients rests on.
     if (c.backward != 0 && c.subject == "layer" && c.qk_rmsnorm == 0)
       throw bad("backward of a layer needs qk_rmsnorm");
+    if (c.token_window == 0 && (c.left != 0 || c.right != 0))
+      throw bad("left and right are those of a token_window:1");
+    if (c.heads % c.heads_of_keys() != 0) throw bad("kv_heads divides heads");
+    if (c.packed != 0 && (c.batch != 1 || c.first_keys != 0 || c.packed < 10))
+      throw bad("packed is 10 or more, with a batch of 1 and without first_keys");
+    const bool other_rules = c.kv_heads != 0 || c.sinks != 0 || c.soft_cap != 0 || c.alibi != 0 ||
+                             c.first_keys != 0 || c.packed != 0;
+    if (other_rules && (c.backward != 0 || c.padding != 0 || c.bias != 0 || c.rotary != 0))
+      throw bad("these rules are measured forward, without padding, bias and rotary");
+    if ((other_rules || c.token_window != 0) && c.subject == "naive_attention")
+      throw bad("naive_attention is that of the look-around");
+    if (c.subject != "attention" &&
+        (c.soft_cap != 0 || c.alibi != 0 || c.first_keys != 0 || c.packed != 0))
+      throw bad("soft_cap, alibi, first_keys and packed are for attention");
+    if (c.biases != 0 && !c.of_layer()) throw bad("biases are for a layer");
     if (c.threads < 1 || c.threads > 1024) throw bad("expected 1 to 1024 threads");
     if (c.threads > 1 && (c.of_eigen() || c.subject == "naive_attention"))
       throw bad("threads are for the library's own");
@@ -168,9 +209,22 @@ struct Case {
     return all;
   }
 
-  /// Does query `i` see key `j` of a sequence whose keys from `length` on are masked?
+  /// Where packed sequences begin, and the end of the last.
+  std::vector<Index> cu_seqlens() const {
+    std::vector<Index> ends{0};
+    Random random(8);
+    while (packed > 0 && ends.back() < seqlen)
+      ends.push_back(
+          std::min(seqlen, ends.back() + packed - packed * 9 / 10 + random.below(packed * 9 / 5)));
+    return ends;
+  }
+
+  /// Does query `i` see key `j` of a sequence whose keys from `length` on are masked? Of packed
+  /// sequences, this is about one alone.
   bool sees(Index i, Index j, Index length) const {
     if (j < 0 || j >= length) return false;
+    if (j < first_keys && (j <= i || causal == 0)) return true;
+    if (token_window != 0) return i - left <= j && j <= i + right;
     if (causal != 0 && j > i) return false;
     const Index buckets_back = i / window_size - j / window_size;
     if (buckets_back > 1 || buckets_back < -look_forward()) return false;
@@ -181,6 +235,8 @@ struct Case {
   /// Keys that query `i` sees, in their order.
   std::vector<Index> seen(Index i, Index length) const {
     std::vector<Index> keys;
+    for (Index j = 0; j < std::min(first_keys, first_candidate(i)); ++j)
+      if (sees(i, j, length)) keys.push_back(j);
     for (Index j = first_candidate(i); j < last_candidate(i); ++j)
       if (sees(i, j, length)) keys.push_back(j);
     return keys;
@@ -192,6 +248,18 @@ struct Case {
     if (of_one_position())
       return static_cast<double>(heads * static_cast<Index>(seen(seqlen - 1, seqlen).size()));
     double total = 0;
+    if (token_window != 0 || first_keys != 0 || packed != 0) {
+      std::vector<Index> sequences = lengths();
+      const std::vector<Index> ends = cu_seqlens();
+      if (packed != 0) {
+        sequences.clear();
+        for (std::size_t s = 1; s < ends.size(); ++s) sequences.push_back(ends[s] - ends[s - 1]);
+      }
+      for (const Index length : sequences)
+        for (Index i = 0; i < (packed != 0 ? length : seqlen); ++i)
+          total += static_cast<double>(seen(i, length).size());
+      return total * static_cast<double>(heads);
+    }
     std::optional<double> of_inner_bucket;
     for (const Index length : lengths())
       for (Index bucket = 0; bucket * window_size < seqlen; ++bucket) {
@@ -214,11 +282,11 @@ struct Case {
   double tokens() const { return static_cast<double>(of_one_position() ? 1 : batch * seqlen); }
 
   /// A pair takes `2·dim_head` for its score and as many for its value; a token of the layer
-  /// `2·dim·inner` for each of q, k, v and the output. On the way back there are two products for
-  /// each of a projection, and five for two of the attention.
+  /// `2·dim·inner` for each of q, k, v (of kv_heads) and the output. On the way back there are two
+  /// products for each of a projection, and five for two of the attention.
   double flops() const {
     const double projections =
-        of_layer() ? 2 * tokens() * static_cast<double>(dim * 4 * inner()) : 0;
+        of_layer() ? 2 * tokens() * static_cast<double>(dim * (projected() + inner())) : 0;
     if (of_eigen()) return projections;
     const double attention = 4 * static_cast<double>(dim_head) * pairs();
     if (backward == 0) return projections + attention;
@@ -227,9 +295,11 @@ struct Case {
 
  private:
   Index first_candidate(Index i) const {
+    if (token_window != 0) return std::max<Index>(0, i - left);
     return std::max<Index>(0, (i / window_size - 1) * window_size);
   }
   Index last_candidate(Index i) const {
+    if (token_window != 0) return std::min(seqlen, i + right + 1);
     return std::min(seqlen, (i / window_size + 1 + look_forward()) * window_size);
   }
 };

@@ -24,13 +24,14 @@ inline std::vector<Index> sampled_rows(const Case& c) {
 }
 
 /// `q·k`; with rotary each channel pair `(m, m + D/2)` turned by `r·θ_m` and, with xPos, times
-/// `ζ_m^(r / xpos_scale_base)`, `r = i − j + lf·w`.
+/// `ζ_m^(r / xpos_scale_base)`, `r = i − j + lf·w`, or `i − j` with a token window.
 inline double exact_score(const Case& c, const Eigen::VectorXd& q, const Eigen::VectorXd& k,
                           Index i, Index j) {
   if (c.rotary == 0) return q.dot(k);
   const auto d = static_cast<double>(c.dim_head);
   const double base = std::sqrt(c.dim > 0 ? static_cast<double>(c.dim) : d);
-  const auto r = static_cast<double>(i - j + c.look_forward() * c.window_size);
+  const Index shift = c.token_window != 0 ? 0 : c.look_forward() * c.window_size;
+  const auto r = static_cast<double>(i - j + shift);
   const Index half = c.dim_head / 2;
   double score = 0;
   for (Index m = 0; m < half; ++m) {
@@ -70,20 +71,29 @@ inline double exact_dropout(const Case& c, std::uint64_t seed, Index i, Index j)
 /// \param bias_at `bias_at(column)` of the attention bias' row `i mod w`; column 0 is the first key
 ///        of the bucket before
 /// \param dropout_seed of the first head of the first sequence
+/// \param h the head, and \param sink its logit, if there are sinks
 template <typename BiasAt>
 Eigen::VectorXd exact_attention(const Case& c, const Eigen::VectorXd& q, const Eigen::MatrixXd& k,
                                 const Eigen::MatrixXd& v, const std::vector<Index>& seen, Index i,
                                 double softmax_scale, BiasAt&& bias_at,
-                                std::uint64_t dropout_seed = 0) {
+                                std::uint64_t dropout_seed = 0, Index h = 0, double sink = 0) {
   if (seen.empty()) return Eigen::VectorXd::Zero(c.dim_head);
   Eigen::VectorXd p(static_cast<Index>(seen.size()));
   for (Index t = 0; t < p.size(); ++t) {
     const Index j = seen[static_cast<std::size_t>(t)];
     p[t] = softmax_scale * exact_score(c, q, k.row(t), i, j);
+    if (c.soft_cap != 0) {
+      const auto cap = static_cast<double>(c.soft_cap);
+      p[t] = cap * std::tanh(p[t] / cap);
+    }
+    if (c.alibi != 0)
+      p[t] -= std::exp2(-8 * static_cast<double>(h + 1) / static_cast<double>(c.heads)) *
+              static_cast<double>(std::abs(i - j));
     if (c.bias != 0) p[t] += bias_at(j - (i / c.window_size - 1) * c.window_size);
   }
-  p = (p.array() - p.maxCoeff()).exp();
-  p /= p.sum();
+  const double largest = c.sinks != 0 ? std::max(sink, p.maxCoeff()) : p.maxCoeff();
+  p = (p.array() - largest).exp();
+  p /= p.sum() + (c.sinks != 0 ? std::exp(sink - largest) : 0);
   for (Index t = 0; t < p.size(); ++t)
     p[t] *= exact_dropout(c, dropout_seed, i, seen[static_cast<std::size_t>(t)]);
   return v.transpose() * p;

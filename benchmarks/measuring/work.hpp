@@ -118,10 +118,18 @@ template <typename Scalar>
 class AttentionWork : public Work {
  public:
   explicit AttentionWork(const Case& c)
-      : Work(c), lengths_(c.lengths()), q_(shape()), k_(shape()), v_(shape()), out_(shape()) {
+      : Work(c),
+        lengths_(c.lengths()),
+        cu_seqlens_(c.cu_seqlens()),
+        q_(shape(c.heads)),
+        k_(shape(c.heads_of_keys())),
+        v_(shape(c.heads_of_keys())),
+        sinks_(c.heads),
+        out_(shape(c.heads)) {
     out_.setZero();
     Random random(1);
     for (auto* input : {&q_, &k_, &v_}) random.fill(*input);
+    random.fill(sinks_);
     if (c.bias != 0) {
       bias_.emplace(c.heads, c.window_size, (2 + c.look_forward()) * c.window_size);
       random.fill(*bias_);
@@ -136,19 +144,26 @@ class AttentionWork : public Work {
     Comparison comparison;
     for (const Index b : {Index{0}, c.batch - 1})
       for (const Index h : {Index{0}, c.heads - 1})
-        for (const Index i : sampled_rows(c)) {
-          const auto rows_of = [&](const local_mha::Tensor<Scalar, 4>& t) {
-            return Rows<Scalar>(&t(b, h, 0, 0), c.seqlen, c.dim_head);
+        for (const Index row : sampled_rows(c)) {
+          // Of packed sequences, the row's own.
+          const auto next = std::upper_bound(cu_seqlens_.begin() + 1, cu_seqlens_.end(), row);
+          const Index first = c.packed != 0 ? *std::prev(next) : 0;
+          const Index end = c.packed != 0 ? *next : lengths_[static_cast<std::size_t>(b)];
+          const Index i = row - first;
+          const auto rows_of = [&](const local_mha::Tensor<Scalar, 4>& t, Index head) {
+            return Rows<Scalar>(&t(b, head, first, 0), c.seqlen - first, c.dim_head);
           };
-          const auto seen = c.seen(i, lengths_[static_cast<std::size_t>(b)]);
+          const Index kv = c.head_of_keys(h);
+          const auto seen = c.seen(i, end - first);
           const Eigen::VectorXd exact = exact_attention(
-              c, rows_of(q_).row(i).template cast<double>(), select_rows<Scalar>(rows_of(k_), seen),
-              select_rows<Scalar>(rows_of(v_), seen), seen, i, scale,
+              c, rows_of(q_, h).row(i).template cast<double>(),
+              select_rows<Scalar>(rows_of(k_, kv), seen),
+              select_rows<Scalar>(rows_of(v_, kv), seen), seen, i, scale,
               [&](Index column) {
                 return static_cast<double>((*bias_)(h, i % c.window_size, column));
               },
-              seed);
-          comparison.add(rows_of(out_).row(i), exact);
+              seed, h, static_cast<double>(sinks_(h)));
+          comparison.add(rows_of(out_, h).row(i), exact);
         }
     return comparison.relative();
   }
@@ -156,12 +171,14 @@ class AttentionWork : public Work {
  protected:
   static constexpr std::uint64_t seed = 3;  // of dropout
 
-  std::array<Index, 4> shape() const {
-    return {of().batch, of().heads, of().seqlen, of().dim_head};
+  std::array<Index, 4> shape(Index heads) const {
+    return {of().batch, heads, of().seqlen, of().dim_head};
   }
 
   std::vector<Index> lengths_;
+  std::vector<Index> cu_seqlens_;
   local_mha::Tensor<Scalar, 4> q_, k_, v_;
+  local_mha::Tensor<Scalar, 1> sinks_;
   std::optional<local_mha::Tensor<Scalar, 3>> bias_;
   local_mha::Tensor<Scalar, 4> out_;
 };
@@ -181,20 +198,39 @@ class LocalAttentionWork final : public AttentionWork<Scalar> {
   void run() override {
     threads_.call([&](const auto& device) {
       attention_.forward_into(device, this->out_, workspace_, this->q_, this->k_, this->v_, mask_,
-                              view_of_bias_, call());
+                              view_of_bias_, call_of_case(), terms());
     });
   }
 
  private:
+  local_mha::LocalAttentionCall call_of_case() const {
+    local_mha::LocalAttentionCall of_case = call();
+    if (this->of().packed != 0) of_case.cu_seqlens = this->cu_seqlens_;
+    return of_case;
+  }
+  local_mha::AttentionTerms<Scalar> terms() const {
+    local_mha::AttentionTerms<Scalar> terms;
+    if (this->of().sinks != 0) terms.sinks = this->sinks_;
+    return terms;
+  }
   static local_mha::LocalAttentionCall call() {
     return {.training = local_mha::Training{.seed = AttentionWork<Scalar>::seed}};
   }
 
   static local_mha::LocalAttentionConfig configuration(const Case& c) {
     local_mha::LocalAttentionConfig config;
-    config.window_size = c.window_size;
     config.causal = c.causal != 0;
-    config.exact_windowsize = c.exact != 0;
+    if (c.token_window != 0) {
+      config.token_window = {c.left, c.right};
+    } else {
+      config.window_size = c.window_size;
+      config.exact_windowsize = c.exact != 0;
+    }
+    config.first_keys = c.first_keys;
+    if (c.soft_cap != 0) config.score.soft_cap = static_cast<double>(c.soft_cap);
+    for (Index h = 0; c.alibi != 0 && h < c.heads; ++h)
+      config.score.alibi_slopes.push_back(
+          std::exp2(-8 * static_cast<double>(h + 1) / static_cast<double>(c.heads)));
     if (c.rotary != 0) config.dim = c.dim_head;
     config.use_xpos = c.xpos != 0;
     config.dropout = static_cast<double>(c.dropout) / 100;
@@ -218,7 +254,7 @@ class AttentionBackwardWork final : public AttentionWork<Scalar> {
       : AttentionWork<Scalar>(c),
         attention_(LocalAttentionWork<Scalar>::configuration(c)),
         threads_(c.threads),
-        grad_out_(this->shape()),
+        grad_out_(this->shape(c.heads)),
         saved_(attention_.forward_saving(this->q_, this->k_, this->v_, {}, {}, call())) {
     Random random(4);
     random.fill(grad_out_);
@@ -283,6 +319,8 @@ class LayerWork : public Work {
     parameters_ = local_mha::LocalMHAParameters<Scalar>::zeros(configuration(c));
     random.fill(parameters_.to_qkv, 1 / std::sqrt(static_cast<double>(c.dim)));
     random.fill(parameters_.to_out, 1 / std::sqrt(static_cast<double>(c.inner())));
+    for (auto* bias : {&parameters_.to_qkv_bias, &parameters_.to_out_bias, &parameters_.sinks})
+      random.fill(*bias);
     for (auto* scale : {&parameters_.q_scale, &parameters_.k_scale}) {
       random.fill(*scale, 0.1);
       scale->array() += Scalar(1);
@@ -295,13 +333,19 @@ class LayerWork : public Work {
   static local_mha::LocalMHAConfig configuration(const Case& c) {
     local_mha::LocalMHAConfig config;
     config.dim = c.dim;
-    config.window_size = c.window_size;
+    if (c.token_window != 0)
+      config.token_window = {c.left, c.right};
+    else
+      config.window_size = c.window_size;
     config.dim_head = c.dim_head;
     config.heads = c.heads;
+    if (c.kv_heads != 0) config.kv_heads = c.kv_heads;
+    config.sinks = c.sinks != 0;
+    config.qkv_bias = config.out_bias = c.biases != 0;
     config.causal = c.causal != 0;
     config.qk_rmsnorm = c.qk_rmsnorm != 0;
     config.use_xpos = c.xpos != 0;
-    config.exact_windowsize = c.exact != 0;
+    if (c.token_window == 0) config.exact_windowsize = c.exact != 0;
     return config;
   }
 
@@ -322,21 +366,31 @@ class LayerWork : public Work {
     const double scale = c.qk_rmsnorm != 0 ? 8 : 1 / std::sqrt(static_cast<double>(c.dim_head));
     Eigen::VectorXd heads(c.inner());
     for (Index h = 0; h < c.heads; ++h) {
-      const auto projected = [&](const Eigen::MatrixXd& rows, Index part) -> Eigen::MatrixXd {
-        return rows * p.to_qkv.middleRows((part * c.heads + h) * c.dim_head, c.dim_head)
-                          .template cast<double>()
-                          .transpose();
+      // By the head `at` of to_qkv.
+      const auto projected = [&](const Eigen::MatrixXd& rows, Index at) -> Eigen::MatrixXd {
+        Eigen::MatrixXd made =
+            rows *
+            p.to_qkv.middleRows(at * c.dim_head, c.dim_head).template cast<double>().transpose();
+        if (c.biases != 0)
+          made.rowwise() += p.to_qkv_bias.segment(at * c.dim_head, c.dim_head)
+                                .template cast<double>()
+                                .transpose();
+        return made;
       };
-      Eigen::MatrixXd q = projected(own, 0);
-      Eigen::MatrixXd k = projected(looked_at, 1);
+      const Index kv = c.heads + c.head_of_keys(h);
+      Eigen::MatrixXd q = projected(own, h);
+      Eigen::MatrixXd k = projected(looked_at, kv);
       if (c.qk_rmsnorm != 0) {
         q = (q.rowwise().normalized() * p.q_scale.template cast<double>().asDiagonal()).eval();
         k = (k.rowwise().normalized() * p.k_scale.template cast<double>().asDiagonal()).eval();
       }
       heads.segment(h * c.dim_head, c.dim_head) = exact_attention(
-          c, q.row(0), k, projected(looked_at, 2), seen, i, scale, [](Index) { return 0.0; });
+          c, q.row(0), k, projected(looked_at, kv + c.heads_of_keys()), seen, i, scale,
+          [](Index) { return 0.0; }, 0, h, c.sinks != 0 ? static_cast<double>(p.sinks[h]) : 0);
     }
-    return p.to_out.template cast<double>() * heads;
+    Eigen::VectorXd y = p.to_out.template cast<double>() * heads;
+    if (c.biases != 0) y += p.to_out_bias.template cast<double>();
+    return y;
   }
 
   local_mha::Tensor<Scalar, 3> x_;
@@ -440,7 +494,7 @@ class EigenProductWork final : public LayerWork<Scalar> {
   void run() override {
     const Case& c = this->of();
     const auto& p = this->parameters_;
-    qkv_.resize(c.batch * c.seqlen, 3 * c.inner());
+    qkv_.resize(c.batch * c.seqlen, c.projected());
     y_.resize(c.batch * c.seqlen, c.dim);
     const Rows<Scalar> x(this->x_.data(), c.batch * c.seqlen, c.dim);
     qkv_.noalias() = x * p.to_qkv.transpose();

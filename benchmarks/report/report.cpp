@@ -46,6 +46,13 @@ struct ShareBar {
   double bar;      ///< percent; 0: shown beside the others
 };
 
+constexpr const char* modernbert_layer =
+    "layer/float/seqlen:8192/dim:768/heads:12/dim_head:64/window_size:64/causal:0/token_window:1/"
+    "left:64/right:64";
+constexpr const char* gpt_oss_options =
+    "/float/seqlen:8192/dim:2880/heads:64/dim_head:64/window_size:128/token_window:1/left:127/"
+    "kv_heads:8/sinks:1/biases:1";
+
 std::vector<ShareBar> share_bars() {
   const std::string attention = "attention/float/seqlen:8192/";
   const std::string plain = "layer/float/seqlen:8192/";
@@ -84,6 +91,7 @@ std::vector<ShareBar> share_bars() {
       {"layer, dim 256, 4 heads, w=128", plain + "dim:256/heads:4/dim_head:64/window_size:128", 80},
       {"layer, dim 768, 12 heads, w=128, non-causal",
        plain + "dim:768/heads:12/dim_head:64/window_size:128/causal:0", 82},
+      {"ModernBERT's layer, dim 768, 12 heads, {64, 64}", modernbert_layer, 85},
       {"layer, dim 192, 3 heads, w=64", plain + "dim:192/heads:3/dim_head:64/window_size:64", 74},
       {"layer, double, dim 512, 8 heads, w=256", layer_of("double", 8192), 78},
       {"Eigen's product at the layer's shapes, dim 512, 8 heads",
@@ -92,6 +100,31 @@ std::vector<ShareBar> share_bars() {
        "eigen_product/double/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256", 0},
       {"naive attention in Eigen expressions, D=64, w=256",
        "naive_attention/float/seqlen:8192/dim_head:64/window_size:256", 0},
+  };
+}
+
+/// Cases beside others of the main build: by how many points of the peak they lie above.
+struct PointsBar {
+  std::string name;
+  std::string of;
+  std::string other;
+  double bar;  ///< below 0: they may lie under them
+};
+
+std::vector<PointsBar> points_bars() {
+  const std::string attention = "attention/float/seqlen:8192/";
+  const std::string w256 = attention_w256;
+  const std::string eight = attention + "heads:8/dim_head:64/window_size:256";
+  return {
+      {"token window {255, 0}, over the look-around of 255", w256 + "/token_window:1/left:255",
+       attention + "dim_head:64/window_size:255", -1},
+      {"ALiBi, over plain, D=64, w=256", w256 + "/alibi:1", w256, -8},
+      {"soft-cap, over plain, D=64, w=256", w256 + "/soft_cap:50", w256, -12},
+      {"8 query heads on 2 key heads, over 8 on 8, D=64, w=256", eight + "/kv_heads:2", eight, 3},
+      {"packed sequences of 1000 +- 900 rows, over one, D=64, w=256", w256 + "/packed:1000", w256,
+       -5},
+      {"sinks, over plain, D=64, w=256", w256 + "/sinks:1", w256, -1},
+      {"4 first keys, over plain, D=64, w=256", w256 + "/first_keys:4", w256, -3},
   };
 }
 
@@ -279,11 +312,23 @@ class Report {
     say("the bars, in " + std::to_string(settings_.rounds) + " rounds");
     std::vector<std::string> cases;
     for (const ShareBar& bar : share_bars()) cases.push_back(bar.of);
+    for (const PointsBar& bar : points_bars())
+      for (const std::string& of : {bar.of, bar.other})
+        if (std::find(cases.begin(), cases.end(), of) == cases.end()) cases.push_back(of);
     main_.measure(cases, settings_.rounds, 0.05);
     for (const ShareBar& bar : share_bars()) {
       std::string name = bar.name;
       if (bar.of == layer_of("float", 8192)) name += ", " + main_.compiler();
       rows_.push_back(share_row(name, bar.of, main_.figures(bar.of), bar.bar));
+    }
+    for (const PointsBar& bar : points_bars()) {
+      const Figures& of = main_.figures(bar.of);
+      rows_.push_back({.name = bar.name,
+                       .figure = 100 * (of.share - main_.figures(bar.other).share),
+                       .bar = bar.bar,
+                       .unit = "points",
+                       .of = bar.of,
+                       .tokens_per_second = of.tokens / of.seconds});
     }
     peak_["float"] = main_.figures(attention_w256).peak * 1e-9;
     peak_["double"] = main_.figures(layer_of("double", 8192)).peak * 1e-9;
@@ -371,6 +416,15 @@ class Report {
          .figure = 100 * build.figures(layer).seconds / build.figures(of("prefill")).seconds,
          .bar = 95,
          .unit = "%"});
+    const std::string step_of_gpt_oss = std::string("decode") + gpt_oss_options;
+    const std::string products = std::string("eigen_vectors") + gpt_oss_options;
+    build.measure({step_of_gpt_oss, products}, settings_.rounds, 0.05);
+    rows_.push_back(
+        {.name = "a step of gpt-oss' layer, against its two products by Eigen",
+         .figure = build.figures(step_of_gpt_oss).seconds / build.figures(products).seconds,
+         .bar = 1.35,
+         .unit = "times",
+         .at_most = true});
     note_wrong(build, "streams");
   }
 
