@@ -258,8 +258,10 @@ struct PanelReading {
   static constexpr int columns = P::count / rows;
   /// How often a value of the position is needed: a single time, it is broadcast.
   static constexpr int copies = columns == 1 ? 1 : rows;
+  /// Panels that are read at a time.
+  static constexpr int panels = 4;
   /// One sum would wait for its own additions.
-  static constexpr int sums = (std::max)(1, 8 / P::packets);
+  static constexpr int sums = (std::max)(1, 8 / P::packets / panels);
 
   static LOCAL_MHA_INLINE P multiply_add(const Scalar* x, const Scalar* weights, const P& sum) {
     if constexpr (columns == 1)
@@ -290,8 +292,53 @@ void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Index x_st
   std::fill(spread + weight.depth() * copies, spread + spread_size(weight), Scalar(0));
 }
 
-/// project() of a single position. Its lanes are rows of the weight: a panel is multiplied as it
-/// lies, one after the other, because memory answers a reader in order fastest.
+namespace detail {
+
+/// `Panels` panels of a group from that of `row` on, for project_lane().
+template <int Panels, typename Scalar>
+LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar>& weight, Index group,
+                                          Index row, const Scalar* spread, Scalar* y,
+                                          Index y_stride) {
+  using Reading = PanelReading<Scalar>;
+  using P = typename Reading::P;
+  constexpr Index rows = Reading::rows;
+  constexpr Index x_step = Reading::columns * Reading::copies;
+  constexpr int sums = Reading::sums;
+  const Index steps = weight.panel_size() / P::count;
+  const Scalar* from[Panels];
+  P acc[Panels][sums];
+  LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+    from[p] = weight.panel(group, row / rows + p);
+    LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[p][s] = P::zero();
+  }
+  const Scalar* x = spread;
+  Index i = 0;
+  for (; i + sums <= steps; i += sums, x += sums * x_step) {
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+      LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[p][s] =
+          Reading::multiply_add(x + s * x_step, from[p] + (i + s) * P::count, acc[p][s]);
+    }
+  }
+  for (; i < steps; ++i, x += x_step) {
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[p][0] =
+        Reading::multiply_add(x, from[p] + i * P::count, acc[p][0]);
+  }
+  for (int p = 0; p < Panels; ++p, row += rows) {
+    LOCAL_MHA_UNROLL for (int s = 1; s < sums; ++s) acc[p][0] = acc[p][0] + acc[p][s];
+    alignas(64) Scalar sum[P::count];
+    acc[p][0].store(sum);
+    for (Index r = 0; r < (std::min)(rows, weight.group_rows() - row); ++r) {
+      for (Index lane = r + rows; lane < P::count; lane += rows) sum[r] = sum[r] + sum[lane];
+      y[(row + r) * y_stride] = sum[r];
+    }
+  }
+}
+
+}  // namespace detail
+
+/// project() of a single position. Its lanes are rows of the weight: panels are multiplied as they
+/// lie, several at a time, because memory answers that many readers in order faster than one. The
+/// order in which a row is summed does not depend on how many there are.
 /// \param some_rows those of the group that are computed, whole panels
 /// \param spread made by spread_lane()
 /// \param y `[group_rows]`, values `y_stride` apart: `block_rows` for a lane of a block
@@ -299,31 +346,13 @@ template <typename Scalar>
 void project_lane(const PackedWeight<Scalar>& weight, Index group, const Range& some_rows,
                   const Scalar* spread, Scalar* y, Index y_stride) {
   using Reading = detail::PanelReading<Scalar>;
-  using P = typename Reading::P;
   constexpr Index rows = Reading::rows;
-  constexpr Index x_step = Reading::columns * Reading::copies;
-  constexpr int sums = Reading::sums;
-  const Index steps = weight.panel_size() / P::count;
-  for (Index row = some_rows.begin; row < some_rows.end; row += rows) {
-    const Scalar* from = weight.panel(group, row / rows);
-    const Scalar* x = spread;
-    P acc[sums];
-    LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[s] = P::zero();
-    Index i = 0;
-    for (; i + sums <= steps; i += sums, x += sums * x_step, from += sums * P::count) {
-      LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[s] =
-          Reading::multiply_add(x + s * x_step, from + s * P::count, acc[s]);
-    }
-    for (; i < steps; ++i, x += x_step, from += P::count)
-      acc[0] = Reading::multiply_add(x, from, acc[0]);
-    LOCAL_MHA_UNROLL for (int s = 1; s < sums; ++s) acc[0] = acc[0] + acc[s];
-    alignas(64) Scalar sum[P::count];
-    acc[0].store(sum);
-    for (Index r = 0; r < (std::min)(rows, weight.group_rows() - row); ++r) {
-      for (Index lane = r + rows; lane < P::count; lane += rows) sum[r] = sum[r] + sum[lane];
-      y[(row + r) * y_stride] = sum[r];
-    }
-  }
+  constexpr int together = Reading::panels;
+  Index row = some_rows.begin;
+  for (; row + (together - 1) * rows < some_rows.end; row += together * rows)
+    detail::project_lane_panels<together>(weight, group, row, spread, y, y_stride);
+  for (; row < some_rows.end; row += rows)
+    detail::project_lane_panels<1>(weight, group, row, spread, y, y_stride);
 }
 
 /// The same for all rows of the group.
