@@ -11,6 +11,9 @@
 #include <string>
 #include <vector>
 
+#include <local_mha/io/attention_case.hpp>
+#include <local_mha/io/attention_layers.hpp>
+#include <local_mha/io/model_config.hpp>
 #include <local_mha/io/weights.hpp>
 
 #include "io/file_builder.hpp"
@@ -101,6 +104,29 @@ std::vector<BadInput> of_files() {
       {"set_case", writer([](Writer w) { set_case(w, {.kind = "\xff"}); }), "expected UTF-8"},
       {"set_case", writer([](Writer w) { set_case(w, {.kwargs = {{"x", "\xff"}}}); }),
        "expected UTF-8"},
+      {"read_model_config", [] { read_model_config("/"); }, "got a folder"},
+      {"attention_layer", [] { attention_layer(file, "", 1); }, "config: expected a JSON object"},
+      {"attention_layer", [] { attention_layer(file, "", {{"model_type", "mistral"}}, -1); },
+       "number: expected at least 0, got -1"},
+      {"load_attention", [] { load_attention<float>(file, "", {{"model_type", "llama"}}); },
+       "config.model_type: expected one of mistral, "},
+      {"load_attention_parameters", [] { load_attention_parameters<float>(file, "", {}); },
+       "dim: expected"},
+      {"attention_gradients",
+       [] {
+         const LocalMHAConfig config{.dim = 2, .window_size = 3};
+         attention_gradients<float>({.model_type = "", .config = config, .tensors = {}}, {});
+       },
+       "to_qkv.weight: expected shape"},
+      {"has_attention_case",
+       [] {
+         SafetensorsWriter with_case;
+         with_case.set_metadata("case", "1");
+         has_attention_case(SafetensorsFile::from_bytes(with_case.bytes()));
+       },
+       "case: expected an object"},
+      {"read_attention_case", [] { read_attention_case(file); },
+       "file: case.config: expected a JSON object"},
       {"local_attention_config", [] { local_attention_config(1); }, "expected a JSON object"},
       {"local_mha_config", [] { local_mha_config({{"dim", 4}}); }, "window_size: expected"},
       {"local_transformer_config", [] { local_transformer_config({{"dim", 4}}); },
