@@ -124,7 +124,7 @@ class LocalMHA {
   /// \param x `[B, N, dim]`
   /// \param mask keys that nobody attends, `[B, N]`
   /// \param attn_bias `[heads or 1, w, (1 + lb + lf)·w]`, or `[B·heads, …]`, one for each sequence;
-  ///        see LocalAttention::forward()
+  ///        see LocalAttention::forward(). None with a token window
   /// \param training dropout acts, with this seed; empty: evaluation
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit
@@ -259,13 +259,15 @@ class LocalMHA {
     const auto inputs = check_arguments(x, saved.call.mask(), attn_bias);
     const Weights& w = *weights_;
     auto& grad_bias = workspace.grad_bias_;
-    grad_bias.prepare(grad_attn_bias != nullptr ? attn_bias : Bias(), config().heads);
+    const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
+    grad_bias.prepare(wants_bias ? bias_of(inputs.window(), attn_bias) : Bias(), config().heads);
     detail::LayerBackward<Scalar>(
         {w.config, w.parameters, w.attention, w.norm, w.q_norm, w.k_norm, w.norms_of_all}, saved,
         workspace.backward_, thread_count(device))
         .run(device, inputs, saved.call.options().training, x.data(), grad_y.data(), grad_x.data(),
              gradients, grad_bias);
     if (grad_attn_bias != nullptr) grad_bias.add_to(*grad_attn_bias);
+    if (config().relative_bias) grad_bias.add_to(gradients.relative_bias.data());
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
@@ -289,11 +291,6 @@ class LocalMHA {
     const auto refuse = [](bool used, const char* member) {
       if (used) reject(member, "its default, because the layer does not have it yet", "another");
     };
-    refuse(resolved_kv_heads(config) != config.heads, "kv_heads");
-    refuse(config.token_window.has_value(), "token_window");
-    refuse(config.score != ScoreConfig{}, "score");
-    refuse(config.sinks, "sinks");
-    refuse(config.relative_bias, "relative_bias");
     refuse(config.first_keys != 0, "first_keys");
     return config;
   }
@@ -346,12 +343,34 @@ class LocalMHA {
                                                   const PaddingMask& mask,
                                                   const Bias& attn_bias) const {
     require_shape("x", x.dimensions(), {-1, -1, config().dim});
-    return {Window(attention().config()),
-            x.dimension(0),
-            config().heads,
-            x.dimension(1),
-            mask,
-            attn_bias};
+    const Window window(attention().config());
+    detail::AttentionInputs<Scalar> inputs(window, x.dimension(0), config().heads, x.dimension(1),
+                                           mask, bias_of(window, attn_bias));
+    attention().add_options(inputs, resolved_kv_heads(config()), {}, terms());
+    return inputs;
+  }
+
+  // What the queries of a stream see, but for their place.
+  detail::AttentionInputs<Scalar> shown_to(Index batch, const Bias& attn_bias) const {
+    const Window window(attention().config());
+    detail::AttentionInputs<Scalar> inputs(window, batch, config().heads,
+                                           bias_of(window, attn_bias));
+    attention().add_options(inputs, resolved_kv_heads(config()), {}, terms());
+    return inputs;
+  }
+
+  // What the attention takes of the weights.
+  typename LocalAttention<Scalar>::Terms terms() const {
+    typename LocalAttention<Scalar>::Terms terms;
+    const RowMatrix<Scalar>& bias = parameters().relative_bias;
+    if (config().relative_bias)
+      terms.relative_bias.emplace(bias.data(), std::array{bias.rows(), bias.cols()});
+    if (config().sinks) terms.sinks.emplace(parameters().sinks.data(), std::array{config().heads});
+    return terms;
+  }
+  // The bias of a call, or that of the weights.
+  Bias bias_of(const Window& window, const Bias& attn_bias) const {
+    return attention().bias_of(window, config().heads, attn_bias, terms());
   }
 
   // How the sequences of a batch pass the layer: one after the other, in stretches of rows, which
@@ -486,7 +505,8 @@ class LocalMHA {
           load(Eigen::DefaultDevice(), rows, x + first);
           make_gates(past, rows, rows);
           project_together(Eigen::DefaultDevice(), rows, rows);
-          for (Index h = 0; h < heads(); ++h) make_head(scratch_.front(), past, rows, rows, h);
+          for (Index kv_head = 0; kv_head < kv_heads(); ++kv_head)
+            make_heads(scratch_.front(), past, rows, rows, kv_head);
         } else {
           for (Index h = 0; h < heads(); ++h) attend(scratch_.front(), past, rows, h);
           project_out(Eigen::DefaultDevice(), rows, y + first);
@@ -531,7 +551,7 @@ class LocalMHA {
           if (norms_all_heads()) {
             normalize_together(part, 0, h, normed.data());
           } else {
-            const Index group = part * heads() + h;
+            const Index group = group_of(part, h);
             project(weights_->to_qkv, group, x_.data(), 1, [&](Index) { return normed.data(); });
             add_qkv_bias(group, rows, rows.begin, normed.data());
             const QkNorm<Scalar>& norm = part == 0 ? weights_->q_norm : weights_->k_norm;
@@ -540,10 +560,8 @@ class LocalMHA {
           store_block(dim_head(), rows.end - rows.begin, normed.data(),
                       [&](Index r) { return &to(b, h, rows.begin + r, 0); });
         };
-        for (Index h = 0; h < heads(); ++h) {
-          make(0, h, q);
-          make(1, h, k);
-        }
+        for (Index h = 0; h < heads(); ++h) make(0, h, q);
+        for (Index h = 0; h < kv_heads(); ++h) make(1, h, k);
       }
     }
 
@@ -557,6 +575,14 @@ class LocalMHA {
     const LocalMHAConfig& config() const { return config_; }
     Index dim() const { return config().dim; }
     Index heads() const { return config().heads; }
+    Index kv_heads() const { return resolved_kv_heads(config()); }
+    // Heads that read the same keys and values.
+    Index members() const { return heads() / kv_heads(); }
+    // Of the projections' weights.
+    // \param part 0: queries, 1: keys, 2: values
+    Index group_of(Index part, Index h) const {
+      return part == 0 ? h : heads() + (part - 1) * kv_heads() + h;
+    }
     Index dim_head() const { return config().dim_head; }
     Index head_size() const { return padded_channels<Scalar>(dim_head()) * count; }
     static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
@@ -601,14 +627,14 @@ class LocalMHA {
       } else {
         spread_lane(weights_->to_qkv, x, 1, spread_.data());
       }
-      parallel_for(device, workers(device), 3 * heads(), [&](Index, Index group) {
+      parallel_for(device, workers(device), detail::qkv_heads(config()), [&](Index, Index group) {
         project_lane(weights_->to_qkv, group, spread_.data(),
                      projected_.data() + group * dim_head(), 1);
       });
       if (config().gate_values_per_head)
         project_lane(weights_->to_v_gate, 0, spread_.data(), projected_.data() + gates_row(), 1);
     }
-    Index gates_row() const { return 3 * heads() * dim_head(); }
+    Index gates_row() const { return detail::qkv_heads(config()) * dim_head(); }
 
     // Puts rows into a ring: `make(blocks, target)` makes their blocks, block `b` at `target(b)`,
     // and `finish(first_row, block)` makes each what it is to be there. Rows that a block had
@@ -695,27 +721,25 @@ class LocalMHA {
     void project_together(const Device& device, const Range& made, const Range& asked) {
       if (!norms_all_heads()) return;
       const Index first_block = made.begin / count;
-      parallel_for(
-          device, (std::min)(workers(device), 2 * heads()), 2 * heads(), [&](Index, Index group) {
-            const Index part = group / heads();
-            const Range& rows = part == 0 ? asked : made;
-            const Range blocks = blocks_of(rows);
-            const auto target = [&](Index block) {
-              return raw(part, block - first_block, group % heads());
-            };
-            if (blocks.begin == blocks.end) return;
-            if (is_single(made)) {
-              std::fill_n(target(blocks.begin), dim_head() * count, Scalar(0));
-              put_projected(dim_head(), group * dim_head(), rows.begin % count,
-                            target(blocks.begin));
-            } else {
-              project(weights_->to_qkv, group,
-                      x_.data() + (blocks.begin - first_block) * dim() * count,
-                      blocks.end - blocks.begin, [&](Index i) { return target(blocks.begin + i); });
-            }
-            for (Index block = blocks.begin; block < blocks.end; ++block)
-              add_qkv_bias(group, rows, block * count, target(block));
-          });
+      const Index groups = heads() + kv_heads();
+      parallel_for(device, (std::min)(workers(device), groups), groups, [&](Index, Index group) {
+        const Index part = group < heads() ? 0 : 1;
+        const Range& rows = part == 0 ? asked : made;
+        const Range blocks = blocks_of(rows);
+        const auto target = [&](Index block) {
+          return raw(part, block - first_block, group - part * heads());
+        };
+        if (blocks.begin == blocks.end) return;
+        if (is_single(made)) {
+          std::fill_n(target(blocks.begin), dim_head() * count, Scalar(0));
+          put_projected(dim_head(), group * dim_head(), rows.begin % count, target(blocks.begin));
+        } else {
+          project(weights_->to_qkv, group, x_.data() + (blocks.begin - first_block) * dim() * count,
+                  blocks.end - blocks.begin, [&](Index i) { return target(blocks.begin + i); });
+        }
+        for (Index block = blocks.begin; block < blocks.end; ++block)
+          add_qkv_bias(group, rows, block * count, target(block));
+      });
       for (Index part = 0; part < 2; ++part) {
         const Range blocks = blocks_of(part == 0 ? asked : made);
         for (Index block = blocks.begin; block < blocks.end; ++block) {
@@ -781,7 +805,7 @@ class LocalMHA {
         return;
       }
       const QkNorm<Scalar>& norm = part == 0 ? weights_->q_norm : weights_->k_norm;
-      const Index group = part * heads() + h;
+      const Index group = group_of(part, h);
       project_head(scratch, ring, group, rows, made, [&](Index first, Scalar* block) {
         add_qkv_bias(group, rows, first, block);
         save(saved_part, block, first, h);
@@ -790,31 +814,37 @@ class LocalMHA {
       });
     }
 
-    // Queries of the rows `asked`, keys and values of the rows `made`, which are loaded.
-    void make_head(Scratch& scratch, Past<Scalar>& past, const Range& made, const Range& asked,
-                   Index h) {
-      make_normed(scratch, past.queries(h), 0, asked, made, h);
-      make_normed(scratch, past.keys(h), 1, made, made, h);
-      project_head(scratch, past.values(h), 2 * heads() + h, made, made,
+    // The heads that read one head of keys and values: queries of the rows `asked`, keys and values
+    // of the rows `made`, which are loaded.
+    void make_heads(Scratch& scratch, Past<Scalar>& past, const Range& made, const Range& asked,
+                    Index kv_head) {
+      for (Index i = 0; i < members(); ++i) {
+        const Index h = kv_head * members() + i;
+        make_normed(scratch, past.queries(h), 0, asked, made, h);
+      }
+      make_normed(scratch, past.keys(kv_head), 1, made, made, kv_head);
+      const Index group = group_of(2, kv_head);
+      project_head(scratch, past.values(kv_head), group, made, made,
                    [&](Index first, Scalar* values) {
-                     add_qkv_bias(2 * heads() + h, made, first, values);
-                     save(&Saved::v, values, first, h);
+                     add_qkv_bias(group, made, first, values);
+                     save(&Saved::v, values, first, kv_head);
                    });
       const Range blocks = blocks_of(made);
       for (Index block = blocks.begin; block < blocks.end; ++block)
-        past.values(h).note_finite(block);
+        past.values(kv_head).note_finite(block);
     }
 
     void attend(Scratch& scratch, Past<Scalar>& past, const Range& rows, Index h) {
       AttentionHead<Scalar>& head = heads_[to_size(h)];
       head.queries = rows;
+      const Index kv_head = h / members();
       const Range blocks = blocks_of(rows);
       for (Index block = blocks.begin; block < blocks.end; ++block) {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
         Scalar* lse =
             saved_ != nullptr ? saved_->lse[first_saved_ + block] + 2 * h * count : nullptr;
-        scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(h),
-                              past.values(h), out, lse);
+        scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(kv_head),
+                              past.values(kv_head), out, lse);
         save(&Saved::out, out, block * count, h);
         if (!config().gate_values_per_head) continue;
         const auto gate = Lanes<Scalar>::load(past.gates()[block] + h * count);
@@ -889,7 +919,8 @@ class LocalMHA {
             .dim_head = config().dim_head,
             .gated = config().gate_values_per_head,
             .waiting = (std::min)(waiting, blocks),
-            .kept = (std::min)(ceil_div(behind, count) + waiting, blocks)};
+            .kept = (std::min)(ceil_div(behind, count) + waiting, blocks),
+            .kv_heads = resolved_kv_heads(config())};
   }
 
   // Takes rows of sequence `b` of a stream in, and answers rows, a stretch at a time.
@@ -925,11 +956,11 @@ Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(TensorView<const Sca
   check_arguments(x, mask, attn_bias);
   const auto [batch, seqlen, dim] = x.dimensions();
   Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
-  Tensor<Scalar, 4> k(batch, config().heads, seqlen, config().dim_head);
+  Tensor<Scalar, 4> k(batch, resolved_kv_heads(config()), seqlen, config().dim_head);
   Flow projections(*weights_, Window(attention().config()), seqlen);
   for (Index b = 0; b < batch; ++b)
     projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
-  return attention().attention_probabilities(q, k, mask, attn_bias);
+  return attention().attention_probabilities(q, k, mask, attn_bias, {}, terms());
 }
 
 template <typename Scalar>
@@ -966,11 +997,13 @@ void LocalMHA<Scalar>::Flow::step(const Device& device, Past<Scalar>& past, cons
   make_gates(past, asked, made);
   if (made.begin == made.end && answered.begin == answered.end) return;
   project_together(device, made, asked);
-  parallel_for(device, (std::min)(workers(device), heads()), heads(), [&](Index worker, Index h) {
-    Scratch& scratch = scratch_[to_size(worker)];
-    make_head(scratch, past, made, asked, h);
-    attend(scratch, past, answered, h);
-  });
+  parallel_for(device, (std::min)(workers(device), kv_heads()), kv_heads(),
+               [&](Index worker, Index kv_head) {
+                 Scratch& scratch = scratch_[to_size(worker)];
+                 make_heads(scratch, past, made, asked, kv_head);
+                 for (Index i = 0; i < members(); ++i)
+                   attend(scratch, past, answered, kv_head * members() + i);
+               });
   project_out(device, answered, y);
 }
 

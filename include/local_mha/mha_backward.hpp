@@ -77,8 +77,10 @@ struct SavedLayer {
     batch = batch_size;
     seqlen = length;
     const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
-    for (BlockArray<Scalar>* part : {&q, &k, &v, &out})
-      part->prepare(blocks, layer.heads * padded_channels<Scalar>(layer.dim_head));
+    const Index channels = padded_channels<Scalar>(layer.dim_head);
+    for (BlockArray<Scalar>* part : {&q, &out}) part->prepare(blocks, layer.heads * channels);
+    for (BlockArray<Scalar>* part : {&k, &v})
+      part->prepare(blocks, resolved_kv_heads(layer) * channels);
     lse.prepare(blocks, 2 * layer.heads);
     gates.prepare(layer.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(layer.heads));
     inverses.prepare(resolved_qk_norm(layer) == QkNormKind::rms_all ? blocks : 0, 2);
@@ -124,8 +126,8 @@ struct SavedLayer {
   /// Samples by which x and the weights are known again.
   detail::Sample<Scalar> input;
   detail::Sample<Scalar> weights;
-  /// Blocks of all sequences, one after the other: `[block][head][padded channel][block_rows]`,
-  /// queries and keys as they were projected.
+  /// Blocks of all sequences, one after the other: `[block][head][padded channel][block_rows]`, of
+  /// keys and values those of the heads that they have; queries and keys as they were projected.
   BlockArray<Scalar> q;
   BlockArray<Scalar> k;
   BlockArray<Scalar> v;
@@ -199,15 +201,15 @@ class LayerBackward {
     grad_y_.prepare(rows_.count(), dim());
     out_panels_.prepare(rows_.count(), heads() * panel_channels<Scalar>(dim_head()));
     grad_out_.prepare(rows_.count(), heads() * head_channels());
-    grad_qkv_.prepare(rows_.count(), 3 * heads() * head_channels());
+    grad_qkv_.prepare(rows_.count(), qkv_heads() * head_channels());
     const Index stretches = ceil_div(rows_.count(), stretch_blocks);
     const bool gates = config().gate_values_per_head;
     if (norms_all_heads())
-      between.scale_sums.prepare(stretches, 2 * heads() * dim_head());
+      between.scale_sums.prepare(stretches, (heads() + kv_heads()) * dim_head());
     else if (norms_each_head())
       between.scale_sums.prepare(saved.batch * heads() * scale_stretches(), 2 * dim_head());
     if (config().prenorm) between.norm_sums.prepare(stretches, 2 * dim());
-    if (config().qkv_bias) between.qkv_sums.prepare(stretches, 3 * heads() * dim_head());
+    if (config().qkv_bias) between.qkv_sums.prepare(stretches, qkv_heads() * dim_head());
     if (config().out_bias) between.out_sums.prepare(stretches, dim());
     between.to_out.pack(weights().to_out.transpose(), dim_head());
     between.to_qkv.pack(weights().to_qkv.transpose(), 0, dim_head(), head_channels());
@@ -255,6 +257,8 @@ class LayerBackward {
   const LocalMHAParameters<Scalar>& weights() const { return layer_.parameters; }
   Index dim() const { return config().dim; }
   Index heads() const { return config().heads; }
+  Index kv_heads() const { return resolved_kv_heads(config()); }
+  Index qkv_heads() const { return detail::qkv_heads(config()); }
   Index dim_head() const { return config().dim_head; }
   Index head_channels() const { return padded_channels<Scalar>(dim_head()); }
   Index head_size() const { return head_channels() * count; }
@@ -333,14 +337,19 @@ class LayerBackward {
     LayerBackward& layer;
     Index b;
     Index h;
+    Index kv_head;
     StretchSums<Scalar>& scale_sums;
 
     Index at(Index block) const { return b * layer.rows_.of_sequence() + block; }
     const Scalar* saved(const BlockArray<Scalar>& blocks, Index block) const {
       return blocks[at(block)] + h * layer.head_size();
     }
+    const Scalar* saved_of_keys(const BlockArray<Scalar>& blocks, Index block) const {
+      return blocks[at(block)] + kv_head * layer.head_size();
+    }
     Scalar* grad(Index part, Index block) const {
-      return layer.grad_qkv_[at(block)] + (part * layer.heads() + h) * layer.head_size();
+      const Index head = part == 0 ? h : layer.heads() + (part - 1) * layer.kv_heads() + kv_head;
+      return layer.grad_qkv_[at(block)] + head * layer.head_size();
     }
     Scalar* sums(Index block) const {
       return scale_sums[(b * layer.heads() + h) * layer.scale_stretches() + block / scale_stretch];
@@ -360,19 +369,21 @@ class LayerBackward {
       load_normed(0, saved(layer.saved_.q, block), layer.layer_.q_norm, block, to);
     }
     void load_keys(Index block, Scalar* to) const {
-      load_normed(1, saved(layer.saved_.k, block), layer.layer_.k_norm, block, to);
+      load_normed(1, saved_of_keys(layer.saved_.k, block), layer.layer_.k_norm, block, to);
     }
     void load_normed(std::size_t part, const Scalar* from, const QkNorm<Scalar>& norm, Index block,
                      Scalar* to) const {
       const Index channels = layer.dim_head();
       if (layer.norms_all_heads())
         return layer.layer_.norms_of_all[part].apply(
-            h * channels, channels, layer.saved_inverse(static_cast<Index>(part), at(block)), from,
-            to);
+            (part == 0 ? h : kv_head) * channels, channels,
+            layer.saved_inverse(static_cast<Index>(part), at(block)), from, to);
       copy(from, to);
       if (norm) norm.apply(to);
     }
-    void load_values(Index block, Scalar* to) const { copy(saved(layer.saved_.v, block), to); }
+    void load_values(Index block, Scalar* to) const {
+      copy(saved_of_keys(layer.saved_.v, block), to);
+    }
     void load_out(Index block, Scalar* to) const { copy(saved(layer.saved_.out, block), to); }
     void load_grad_out(Index block, Scalar* to) const { copy(saved(layer.grad_out_, block), to); }
     void load_lse(Index block, Scalar* to) const {
@@ -385,7 +396,7 @@ class LayerBackward {
     }
     void store_grad_keys(Index block, Scalar* from, Scalar* /*room*/) const {
       if (layer.norms_each_head())
-        layer.layer_.k_norm.apply_backward(saved(layer.saved_.k, block), from,
+        layer.layer_.k_norm.apply_backward(saved_of_keys(layer.saved_.k, block), from,
                                            sums(block) + layer.dim_head() * count);
       put_grad(1, block, from);
     }
@@ -400,8 +411,8 @@ class LayerBackward {
         add(grad(0, queries));
       }
       if (keys < layer.rows_.of_sequence()) {
-        add(saved(layer.saved_.k, keys));
-        add(saved(layer.saved_.v, keys));
+        add(saved_of_keys(layer.saved_.k, keys));
+        add(saved_of_keys(layer.saved_.v, keys));
       }
       add(grad(1, finished_keys));
       add(grad(2, finished_keys));
@@ -413,9 +424,13 @@ class LayerBackward {
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
               typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
     StretchSums<Scalar>& scale_sums = between_.scale_sums;
-    const auto head_of = [&](Index b, Index h) { return Head{*this, b, h, scale_sums}; };
+    const auto head_of = [&](Index b, Index h) {
+      return Head{*this, b, h, h / inputs.group(), scale_sums};
+    };
     layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, dim_head(), head_of,
                                    grad_bias, training);
+    if (config().sinks)
+      layer_.attention.add_sink_gradients(workspace_, heads(), gradients.sinks.data());
     if (norms_all_heads()) normalize_back(device);
     // Those that the configuration has not are empty.
     const Index channels = norms_all_heads() ? heads() * dim_head() : dim_head();
@@ -441,11 +456,12 @@ class LayerBackward {
           Scalar* grad = grad_qkv_[block] + part * heads() * head_size();
           Scalar* sums = between_.scale_sums[stretch] + part * heads() * dim_head() * count;
           L along = L::zero();
-          for (Index h = 0; h < heads(); ++h)
+          const Index number = part == 0 ? heads() : kv_heads();
+          for (Index h = 0; h < number; ++h)
             along = along + norm.begin_backward(h * dim_head(), dim_head(), inverse,
                                                 x + h * head_size(), grad + h * head_size(),
                                                 sums + h * dim_head() * count);
-          for (Index h = 0; h < heads(); ++h)
+          for (Index h = 0; h < number; ++h)
             norm.end_backward(dim_head(), inverse, along, x + h * head_size(),
                               grad + h * head_size());
         }
@@ -458,7 +474,7 @@ class LayerBackward {
                   LocalMHAParameters<Scalar>& gradients) {
     const bool gates = config().gate_values_per_head;
     add_weight_gradient(device, rows_.count(), grad_qkv_[0], grad_qkv_.stride(),
-                        Groups::of(3 * heads(), dim_head(), head_channels()), normed_panels_,
+                        Groups::of(qkv_heads(), dim_head(), head_channels()), normed_panels_,
                         Groups::of(dim()), gradients.to_qkv.data());
     if (gates)
       add_weight_gradient(device, rows_.count(), grad_gates_[0], grad_gates_.stride(),
@@ -482,7 +498,7 @@ class LayerBackward {
       }
       if (config().qkv_bias)
         for (Index block = blocks.begin; block < blocks.end; ++block)
-          for (Index group = 0; group < 3 * heads(); ++group)
+          for (Index group = 0; group < qkv_heads(); ++group)
             add(dim_head(), grad_qkv_[block] + group * head_size(),
                 between_.qkv_sums[stretch] + group * dim_head() * count);
       Scalar* const room = rooms.block[0];

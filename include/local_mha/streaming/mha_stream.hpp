@@ -48,14 +48,14 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
                   const Bias& attn_bias = {})
       : Base(config, describe(layer, attn_bias)), layer_(layer) {
     const Window window(layer.attention().config());
-    const detail::AttentionInputs<Scalar> inputs(window, config.batch, layer.config().heads,
-                                                 attn_bias);
-    attn_bias_ = inputs.copy_of_bias();
+    const auto inputs = layer.shown_to(config.batch, attn_bias);
+    if (attn_bias) attn_bias_ = inputs.copy_of_bias();
     this->sequences_.assign(static_cast<std::size_t>(config.batch),
                             Sequence(window,
                                      {.heads = layer.config().heads,
                                       .dim_head = layer.config().dim_head,
-                                      .gated = layer.config().gate_values_per_head},
+                                      .gated = layer.config().gate_values_per_head,
+                                      .kv_heads = resolved_kv_heads(layer.config())},
                                      stretch, config.max_rollback));
     constexpr Index endless = (std::numeric_limits<Index>::max)();
     flows_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
@@ -139,6 +139,10 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
          << config.gate_values_per_head << ", ";
     if (config.qkv_bias) text << "qkv_bias, ";
     if (config.out_bias) text << "out_bias, ";
+    if (resolved_kv_heads(config) != config.heads)
+      text << "kv_heads " << resolved_kv_heads(config) << ", ";
+    if (config.sinks) text << "sinks, ";
+    if (config.relative_bias) text << "relative_bias, ";
     text.precision(17);
     if (resolved_qk_norm(config) >= QkNormKind::rms)
       text << (config.qk_norm.kind == QkNormKind::rms ? "rms " : "rms_all ") << config.qk_norm.eps
@@ -166,7 +170,8 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
     const auto results = [&](Index b) { return y.data() + b * y.dimension(1) * y.dimension(2); };
     const Index threads = (std::min)(thread_count(device), max_threads_);
     // Sharing heads keeps more threads at work, where there are so many heads.
-    if (this->batch() == 1 || (std::min)(threads, layer_.config().heads) > this->batch()) {
+    if (this->batch() == 1 ||
+        (std::min)(threads, resolved_kv_heads(layer_.config())) > this->batch()) {
       for (Index b = 0; b < this->batch(); ++b) task(device, flows_.front(), b, results(b));
       return;
     }
@@ -199,8 +204,7 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
 
   // What all queries see, but for their place.
   detail::AttentionInputs<Scalar> shown() const {
-    return {Window(layer_.attention().config()), this->batch(), layer_.config().heads,
-            attn_bias_ ? Bias(*attn_bias_) : Bias()};
+    return layer_.shown_to(this->batch(), attn_bias_ ? Bias(*attn_bias_) : Bias());
   }
 
   LocalMHA layer_;
