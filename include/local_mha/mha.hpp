@@ -14,12 +14,14 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include <local_mha/attention/kernel.hpp>
 #include <local_mha/attention/local_attention.hpp>
 #include <local_mha/attention/past.hpp>
+#include <local_mha/attention/sequence_blocks.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
@@ -54,7 +56,126 @@ template <typename Scalar>
 class LocalMHA {
   struct Weights;
   class Flow;
-  struct Plan;
+
+  static constexpr Index count = block_rows<Scalar>;
+  // Blocks that pass the weights together: enough to pay for reading them.
+  static constexpr Index stretch = (std::max)(6, 2 * Tiling<Scalar>::blocks);
+
+  // How sequences pass the layer: one after the other, in stretches of rows, which any worker may
+  // take. The last ones end in short stretches, so that the workers end together.
+  class Plan {
+   public:
+    // Becomes that of a call. Memory is used again.
+    void assign(const detail::AttentionInputs<Scalar>& inputs, Index threads) {
+      blocks.assign(inputs, count);
+      // Threads even out over several stretches each, which are not too short, for all the weights
+      // pass the cache for each.
+      const Index unit = Tiling<Scalar>::blocks;
+      const Index fair = blocks.count() / (4 * threads) / unit * unit;
+      rows_ = count * (threads == 1 ? stretch : std::clamp(fair, unit, stretch));
+      short_rows_ = threads == 1 ? rows_ : (std::min)(rows_, count * unit);
+      cut(inputs, threads);
+      workers = (std::min)(threads, tasks());
+      // Rows ahead lie in so many stretches, of which only the last ones of a sequence are short.
+      const Index reach = (std::min)(inputs.window().reach_ahead(), inputs.longest());
+      const Index ahead =
+          (std::min)(ceil_div(reach, short_rows_), ceil_div(reach, rows_) + most_short_);
+      waiting = 1 + ahead + (workers <= 1 ? 0 : 2 * workers);
+      count_pasts(inputs.sequences());
+    }
+
+    // Stretches of all sequences.
+    Index tasks() const { return starts_.back().task; }
+    Index sequence(Index task) const {
+      const auto after =
+          std::upper_bound(starts_.begin(), starts_.end(), task,
+                           [](Index t, const Start& start) { return t < start.task; });
+      return static_cast<Index>(after - starts_.begin()) - 1;
+    }
+    // Rows of the task's sequence.
+    Range range(Index task) const {
+      const Index s = sequence(task);
+      const Index i = task - start(s).task;
+      return {first_row(s, i), first_row(s, i + 1)};
+    }
+    // Stretches that must have come in before a stretch is answered.
+    Index needs(Index task, const Window& window) const {
+      const Index s = sequence(task);
+      const Index seen = window.keys_of(range(task), blocks.length(s)).end;
+      return (std::max)(task + 1, start(s).task + stretches_of(s, seen));
+    }
+    // The place of a sequence among `pasts`.
+    Index past(Index sequence) const { return start(sequence).number % pasts; }
+
+    detail::SequenceBlocks blocks;
+    Index workers = 1;
+    Index waiting = 1;  // stretches that come in before the first of them is answered
+    Index pasts = 0;    // of sequences that are under way
+
+    // Rows of a stretch.
+    Index rows() const { return rows_; }
+
+   private:
+    struct Start {
+      Index task = 0;    // the first one
+      Index number = 0;  // of the sequences before it that have rows
+      Index longs = 0;   // stretches that are not short
+    };
+    const Start& start(Index sequence) const { return starts_[static_cast<std::size_t>(sequence)]; }
+
+    void cut(const detail::AttentionInputs<Scalar>& inputs, Index threads) {
+      const Index sequences = inputs.sequences();
+      const Index all = blocks.first_row(sequences);
+      // Three short stretches for each thread even out the end: of the last sequence, or of the
+      // last segments.
+      const Index earliest =
+          inputs.packed() || sequences == 0 ? 0 : blocks.first_row(sequences - 1);
+      const Index shorts_begin =
+          threads == 1 ? all : (std::max)(all - 3 * threads * short_rows_, earliest);
+      starts_.resize(static_cast<std::size_t>(sequences) + 1);
+      most_short_ = 0;
+      Start next;
+      for (Index s = 0; s < sequences; ++s) {
+        const Index length = blocks.length(s);
+        const Index before = shorts_begin - blocks.first_row(s);
+        next.longs =
+            length <= before ? ceil_div(length, rows_) : (std::max<Index>)(0, before) / rows_;
+        starts_[static_cast<std::size_t>(s)] = next;
+        most_short_ = (std::max)(most_short_, stretches_of(s, length) - next.longs);
+        next.task += stretches_of(s, length);
+        next.number += length > 0 ? 1 : 0;
+      }
+      starts_.back() = next;
+    }
+
+    // A sequence takes the past of another one when that is answered: what comes in then is
+    // `waiting` stretches ahead at most.
+    void count_pasts(Index sequences) {
+      pasts = 0;
+      for (Index s = 0, later = 0; s < sequences; ++s) {
+        if (blocks.length(s) == 0) continue;
+        const Index free = start(s + 1).task + waiting - 1;
+        later = (std::max)(later, s + 1);
+        while (later < sequences && start(later).task < free) ++later;
+        pasts = (std::max)(pasts, start(later).number - start(s).number);
+      }
+    }
+
+    // Stretches of a sequence that hold its first `n` rows.
+    Index stretches_of(Index sequence, Index n) const {
+      const Index in_long = (std::min)(n, start(sequence).longs * rows_);
+      return ceil_div(in_long, rows_) + ceil_div(n - in_long, short_rows_);
+    }
+    Index first_row(Index sequence, Index i) const {
+      const Index in_long = (std::min)(i, start(sequence).longs);
+      return (std::min)(in_long * rows_ + (i - in_long) * short_rows_, blocks.length(sequence));
+    }
+
+    Index rows_ = count;
+    Index short_rows_ = count;
+    Index most_short_ = 0;                   // stretches of a sequence
+    std::vector<Start> starts_ = {Start{}};  // of each sequence, and all
+  };
 
  public:
   using Parameters = LocalMHAParameters<Scalar>;
@@ -71,21 +192,24 @@ class LocalMHA {
     friend LocalMHA;
 
     // Sequences follow one another through `pasts_`; workers share the one of a sequence.
-    void prepare(const LocalMHA& layer, const Window& window, Index seqlen, const Plan& plan) {
+    void prepare(const LocalMHA& layer, const detail::AttentionInputs<Scalar>& inputs,
+                 Index threads) {
+      plan_.assign(inputs, threads);
       const Weights& weights = *layer.weights_;
-      const typename Past<Scalar>::Size past = layer.size_of_past(window, seqlen, plan);
-      plan_ = plan;
+      const Window& window = inputs.window();
+      const Index longest = inputs.longest();
+      const typename Past<Scalar>::Size past = layer.size_of_past(window, longest, plan_);
       detail::provide(
-          flows_, plan.workers,
-          [&](const Flow& flow) { return flow.fits(weights, window, seqlen); },
-          [&] { return Flow(weights, window, seqlen); });
+          flows_, plan_.workers,
+          [&](const Flow& flow) { return flow.fits(weights, window, longest); },
+          [&] { return Flow(weights, window, longest); });
       detail::provide(
-          pasts_, plan.pasts, [&](const Past<Scalar>& kept) { return kept.serves(past); },
+          pasts_, plan_.pasts, [&](const Past<Scalar>& kept) { return kept.serves(past); },
           [&] { return Past<Scalar>(past); });
-      for (Flow& flow : flows_) flow.use(weights, seqlen);
+      for (Flow& flow : flows_) flow.use(weights);
       // Not to be moved, nor copied.
       if (!order_) order_ = std::make_unique<TaskOrder>();
-      order_->start(plan.tasks, plan.waiting);
+      order_->start(plan_.tasks(), plan_.waiting);
     }
 
     Plan plan_;
@@ -126,23 +250,26 @@ class LocalMHA {
   /// \param attn_bias `[heads or 1, w, (1 + lb + lf)·w]`, or `[B·heads, …]`, one for each sequence;
   ///        see LocalAttention::forward(). None with a token window
   /// \param training dropout acts, with this seed; empty: evaluation
+  /// \param cu_seqlens a batch of 1 holds sequences of any lengths, `[S + 1]` with the first row of
+  ///        each and `N` at last, which see nothing of one another; empty: it holds one
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit
   Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                            const Bias& attn_bias = {},
-                            std::optional<Training> training = {}) const {
-    return forward(Eigen::DefaultDevice(), x, mask, attn_bias, training);
+                            const Bias& attn_bias = {}, std::optional<Training> training = {},
+                            std::span<const Index> cu_seqlens = {}) const {
+    return forward(Eigen::DefaultDevice(), x, mask, attn_bias, training, cu_seqlens);
   }
 
   /// The same on the threads of a device; the same bits for any number of them.
   template <ThreadDevice Device>
   Tensor<Scalar, 3> forward(const Device& device, TensorView<const Scalar, 3> x,
                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                            std::optional<Training> training = {}) const {
-    check_arguments(x, mask, attn_bias);
+                            std::optional<Training> training = {},
+                            std::span<const Index> cu_seqlens = {}) const {
+    check_arguments(x, mask, attn_bias, cu_seqlens);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
-    forward_into(device, y, workspace, x, mask, attn_bias, training);
+    forward_into(device, y, workspace, x, mask, attn_bias, training, cu_seqlens);
     return y;
   }
 
@@ -154,13 +281,15 @@ class LocalMHA {
   template <ThreadDevice Device>
   void forward_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
                     TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                    const Bias& attn_bias = {}, std::optional<Training> training = {}) const {
-    flow(device, y, workspace, x, mask, attn_bias, training, nullptr);
+                    const Bias& attn_bias = {}, std::optional<Training> training = {},
+                    std::span<const Index> cu_seqlens = {}) const {
+    flow(device, y, workspace, x, mask, attn_bias, training, cu_seqlens, nullptr);
   }
   void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
                     const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                    std::optional<Training> training = {}) const {
-    forward_into(Eigen::DefaultDevice(), y, workspace, x, mask, attn_bias, training);
+                    std::optional<Training> training = {},
+                    std::span<const Index> cu_seqlens = {}) const {
+    forward_into(Eigen::DefaultDevice(), y, workspace, x, mask, attn_bias, training, cu_seqlens);
   }
 
   /// What forward_saving() keeps for backward().
@@ -172,17 +301,19 @@ class LocalMHA {
   Tensor<Scalar, 3> forward_saving(const Device& device, Saved& saved,
                                    TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
                                    const Bias& attn_bias = {},
-                                   std::optional<Training> training = {}) const {
-    check_arguments(x, mask, attn_bias);
+                                   std::optional<Training> training = {},
+                                   std::span<const Index> cu_seqlens = {}) const {
+    check_arguments(x, mask, attn_bias, cu_seqlens);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
-    forward_saving_into(device, y, workspace, saved, x, mask, attn_bias, training);
+    forward_saving_into(device, y, workspace, saved, x, mask, attn_bias, training, cu_seqlens);
     return y;
   }
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
                                    const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                                   std::optional<Training> training = {}) const {
-    return forward_saving(Eigen::DefaultDevice(), saved, x, mask, attn_bias, training);
+                                   std::optional<Training> training = {},
+                                   std::span<const Index> cu_seqlens = {}) const {
+    return forward_saving(Eigen::DefaultDevice(), saved, x, mask, attn_bias, training, cu_seqlens);
   }
 
   /// The same into given memory, also that of `saved`: see forward_into().
@@ -190,19 +321,21 @@ class LocalMHA {
   void forward_saving_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
                            Saved& saved, TensorView<const Scalar, 3> x,
                            const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                           std::optional<Training> training = {}) const {
-    check_arguments(x, mask, attn_bias);
+                           std::optional<Training> training = {},
+                           std::span<const Index> cu_seqlens = {}) const {
+    const auto inputs = check_arguments(x, mask, attn_bias, cu_seqlens);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
-    saved.prepare(config(), x.dimension(0), x.dimension(1));
-    flow(device, y, workspace, x, mask, attn_bias, training, &saved);
-    saved.complete(config(), parameters(), x, mask, attn_bias, training);
+    saved.prepare(config(), x.dimension(0), x.dimension(1), inputs);
+    flow(device, y, workspace, x, mask, attn_bias, training, cu_seqlens, &saved);
+    saved.complete(config(), parameters(), x, mask, attn_bias,
+                   {.training = training, .cu_seqlens = cu_seqlens});
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
-  /// \param saved what forward_saving() kept. It holds the mask and the training: here, they may be
-  ///        left out
+  /// \param saved what forward_saving() kept. It holds the mask, the training and packed sequences:
+  ///        here, the former may be left out
   /// \param grad_y `[B, N, dim]`
   /// \param x, attn_bias what forward_saving() was given
   /// \param grad_attn_bias null, or where that of attn_bias is added, in its shape
@@ -256,7 +389,8 @@ class LocalMHA {
                     attn_bias->dimensions());
     }
     if (x.size() == 0) return;
-    const auto inputs = check_arguments(x, saved.call.mask(), attn_bias);
+    const auto inputs =
+        check_arguments(x, saved.call.mask(), attn_bias, saved.call.options().cu_seqlens);
     const Weights& w = *weights_;
     auto& grad_bias = workspace.grad_bias_;
     const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
@@ -274,24 +408,18 @@ class LocalMHA {
   /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
   Tensor<Scalar, 4> attention_probabilities(TensorView<const Scalar, 3> x,
                                             const PaddingMask& mask = {},
-                                            const Bias& attn_bias = {}) const;
+                                            const Bias& attn_bias = {},
+                                            std::span<const Index> cu_seqlens = {}) const;
 
  private:
-  static constexpr Index count = block_rows<Scalar>;
-  // Blocks that pass the weights together: enough to pay for reading them.
-  static constexpr Index stretch = (std::max)(6, 2 * Tiling<Scalar>::blocks);
-
   template <ThreadDevice Device>
   void flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
             TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
-            const std::optional<Training>& training, Saved* saved) const;
+            const std::optional<Training>& training, std::span<const Index> cu_seqlens,
+            Saved* saved) const;
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
-    const auto refuse = [](bool used, const char* member) {
-      if (used) reject(member, "its default, because the layer does not have it yet", "another");
-    };
-    refuse(config.first_keys != 0, "first_keys");
     return config;
   }
   static Parameters fitting(Parameters parameters, const Parameters& shapes) {
@@ -340,13 +468,14 @@ class LocalMHA {
   const LocalAttention<Scalar>& attention() const { return weights_->attention; }
 
   detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 3>& x,
-                                                  const PaddingMask& mask,
-                                                  const Bias& attn_bias) const {
+                                                  const PaddingMask& mask, const Bias& attn_bias,
+                                                  std::span<const Index> cu_seqlens = {}) const {
     require_shape("x", x.dimensions(), {-1, -1, config().dim});
     const Window window(attention().config());
     detail::AttentionInputs<Scalar> inputs(window, x.dimension(0), config().heads, x.dimension(1),
                                            mask, bias_of(window, attn_bias));
-    attention().add_options(inputs, resolved_kv_heads(config()), {}, terms());
+    attention().add_options(inputs, resolved_kv_heads(config()), {.cu_seqlens = cu_seqlens},
+                            terms());
     return inputs;
   }
 
@@ -373,77 +502,10 @@ class LocalMHA {
     return attention().bias_of(window, config().heads, attn_bias, terms());
   }
 
-  // How the sequences of a batch pass the layer: one after the other, in stretches of rows, which
-  // any worker may take. The last sequence ends in short ones, so that the workers end together.
-  struct Plan {
-    Index batch = 0;
-    Index seqlen = 0;
-    Index rows = count;        // of a stretch
-    Index short_rows = count;  // of a short one
-    Index stretches = 0;       // of a sequence but the last
-    Index long_stretches = 0;  // of the last one
-    Index tasks = 0;           // stretches of all sequences
-    Index workers = 1;
-    Index waiting = 1;  // stretches that come in before the first of them is answered
-    Index pasts = 0;
-
-    Index sequence(Index task) const { return (std::min)(task / stretches, batch - 1); }
-    Range range(Index task) const {
-      const Index b = sequence(task);
-      const Index i = task - b * stretches;
-      return {first_row(b, i), first_row(b, i + 1)};
-    }
-    // Stretches that must have come in before a stretch is answered.
-    Index needs(Index task, const Window& window) const {
-      const Index b = sequence(task);
-      const Index seen = window.keys_of(range(task), seqlen).end;
-      return (std::max)(task + 1, b * stretches + stretches_of(b, seen));
-    }
-    // Stretches of sequence `b` that hold its first `n` rows.
-    Index stretches_of(Index b, Index n) const {
-      const Index in_long = (std::min)(n, long_stretches_of(b) * rows);
-      return ceil_div(in_long, rows) + ceil_div(n - in_long, short_rows);
-    }
-
-   private:
-    Index long_stretches_of(Index b) const { return b + 1 < batch ? stretches : long_stretches; }
-    Index first_row(Index b, Index i) const {
-      const Index in_long = (std::min)(i, long_stretches_of(b));
-      return (std::min)(in_long * rows + (i - in_long) * short_rows, seqlen);
-    }
-  };
-
-  Plan make_plan(const Window& window, Index batch, Index seqlen, Index threads) const {
-    Plan plan{.batch = batch, .seqlen = seqlen};
-    if (batch == 0 || seqlen == 0) return plan;
-    // Threads even out over several stretches each, which are not too short, for all the weights
-    // pass the cache for each.
-    const Index unit = Tiling<Scalar>::blocks;
-    const Index fair = batch * ceil_div(seqlen, count) / (4 * threads) / unit * unit;
-    plan.rows = count * (threads == 1 ? stretch : std::clamp(fair, unit, stretch));
-    plan.stretches = plan.long_stretches = ceil_div(seqlen, plan.rows);
-    plan.short_rows = plan.rows;
-    if (threads > 1) {
-      // Three short stretches for each thread even out the end.
-      plan.short_rows = (std::min)(plan.rows, count * unit);
-      plan.long_stretches =
-          (std::max<Index>)(0, seqlen - 3 * threads * plan.short_rows) / plan.rows;
-    }
-    plan.tasks = (batch - 1) * plan.stretches + plan.stretches_of(batch - 1, seqlen);
-    plan.workers = (std::min)(threads, plan.tasks);
-    // Rows ahead lie in so many stretches, of which only the last ones are short.
-    const Index reach = (std::min)(window.reach_ahead(), seqlen);
-    const Index short_stretches = plan.stretches_of(batch - 1, seqlen) - plan.long_stretches;
-    const Index ahead =
-        (std::min)(ceil_div(reach, plan.short_rows),
-                   ceil_div(reach, plan.rows) + (std::max<Index>)(0, short_stretches));
-    plan.waiting = 1 + ahead + (plan.workers == 1 ? 0 : 2 * plan.workers);
-    plan.pasts = (std::min)(batch, 1 + ceil_div(plan.waiting - 1, plan.stretches));
-    return plan;
-  }
-
   // A worker's memory, and the steps by which rows of a sequence pass the layer in it.
   class Flow {
+    using Store = KeyStore<Scalar, Ring<Scalar>>;
+
    public:
     // \param seqlen of the longest sequence
     // \param threads that step() uses at most
@@ -451,7 +513,6 @@ class LocalMHA {
         : weights_(&weights),
           config_(weights.config),
           made_for_(seqlen),
-          seqlen_(seqlen),
           threads_(threads),
           steps_(weights.attention.rotary_steps(window, seqlen)),
           x_(make_block_buffer<Scalar>(stretch * dim() * count)),
@@ -464,9 +525,17 @@ class LocalMHA {
         raw_ = make_block_buffer<Scalar>(2 * stretch * (heads() * dim_head() + 1) * count);
       }
       const Index reach = window.reach(seqlen);
+      const Index first_keys = (std::min)(window.first_keys(), seqlen);
+      if (first_keys > 0 && weights.attention.rotary() != nullptr)
+        pinned_steps_.emplace(*weights.attention.rotary(), window.rotary_shift(),
+                              first_keys + stretch * count, 0);
+      pinned_.reserve(first_keys);
+      // Beside the window's keys, pinned ones in whole blocks.
+      const Index range =
+          first_keys > 0 ? reach + first_keys + 4 * count : (std::min)(reach + count, seqlen);
       const Index most_channels = padded_channels<Scalar>((std::max)(heads(), dim_head()));
       scratch_.assign(to_size((std::min)(threads, heads())),
-                      {AttentionKernel<Scalar>(dim_head(), (std::min)(reach + count, seqlen)),
+                      {AttentionKernel<Scalar>(dim_head(), range),
                        make_block_buffer<Scalar>(most_channels * count)});
       heads_.resize(to_size(heads()));
       dropouts_.reserve(to_size(config().dropout > 0 ? heads() : 0));
@@ -475,11 +544,8 @@ class LocalMHA {
     bool fits(const Weights& weights, const Window& window, Index seqlen) const {
       return config_ == weights.config && window.room_serves(made_for_, seqlen, count);
     }
-    // What this fits: the weights and the sequences of the calls that follow.
-    void use(const Weights& weights, Index seqlen) {
-      weights_ = &weights;
-      seqlen_ = seqlen;
-    }
+    // What this fits: the weights of the calls that follow.
+    void use(const Weights& weights) { weights_ = &weights; }
 
     // Takes tasks until none is left.
     // \param x, y the batch
@@ -495,12 +561,12 @@ class LocalMHA {
       };
       Index sequence = -1;
       for (auto task = next(); task.kind != TaskOrder::Kind::none; order.end(task), task = next()) {
-        const Index b = plan.sequence(task.i);
-        if (b != std::exchange(sequence, b)) take_heads(inputs, b, training);
-        Past<Scalar>& past = workspace.pasts_[to_size(b % plan.pasts)];
-        first_saved_ = b * ceil_div(seqlen_, count);
+        const Index s = plan.sequence(task.i);
+        if (s != std::exchange(sequence, s)) take_heads(inputs, s, training);
+        Past<Scalar>& past = workspace.pasts_[to_size(plan.past(s))];
+        first_saved_ = plan.blocks.first_block(s);
         const Range rows = plan.range(task.i);
-        const Index first = (b * seqlen_ + rows.begin) * dim();
+        const Index first = (plan.blocks.first_row(s) + rows.begin) * dim();
         if (task.kind == TaskOrder::Kind::make) {
           load(Eigen::DefaultDevice(), rows, x + first);
           make_gates(past, rows, rows);
@@ -508,18 +574,21 @@ class LocalMHA {
           for (Index kv_head = 0; kv_head < kv_heads(); ++kv_head)
             make_heads(scratch_.front(), past, rows, rows, kv_head);
         } else {
+          move_pinned_steps(rows);
           for (Index h = 0; h < heads(); ++h) attend(scratch_.front(), past, rows, h);
           project_out(Eigen::DefaultDevice(), rows, y + first);
         }
       }
     }
 
-    void take_heads(const detail::AttentionInputs<Scalar>& inputs, Index b,
+    void take_heads(const detail::AttentionInputs<Scalar>& inputs, Index sequence,
                     const std::optional<Training>& training) {
-      make_dropouts(b, training);
+      make_dropouts(sequence, training);
+      if (inputs.pins()) inputs.assign_pinned(sequence, pinned_);
       take_heads([&](Index h) {
-        AttentionHead<Scalar> head = inputs.head(b, h);
+        AttentionHead<Scalar> head = inputs.head(sequence, h);
         head.dropout = dropouts_.empty() ? nullptr : &dropouts_[to_size(h)];
+        head.pinned = inputs.pins() ? &pinned_ : nullptr;
         return head;
       });
     }
@@ -530,6 +599,7 @@ class LocalMHA {
       for (Index h = 0; h < heads(); ++h) {
         heads_[to_size(h)] = head_of(h);
         heads_[to_size(h)].steps = steps_ ? &*steps_ : nullptr;
+        heads_[to_size(h)].pinned_steps = pinned_steps_ ? &*pinned_steps_ : nullptr;
       }
     }
 
@@ -540,11 +610,12 @@ class LocalMHA {
     void step(const Device& device, Past<Scalar>& past, const Range& made, const Range& asked,
               const Scalar* x, const Range& answered, Scalar* y);
 
-    // Normalized queries and keys of a whole sequence, before positions and scale.
+    // Normalized queries and keys of an item of the batch, before positions and scale.
     void queries_and_keys(const Scalar* x, Index b, Tensor<Scalar, 4>& q, Tensor<Scalar, 4>& k) {
       auto normed = make_block_buffer<Scalar>(head_size());
-      for (Index block = 0; block * count < seqlen_; ++block) {
-        const Range rows{block * count, (std::min)((block + 1) * count, seqlen_)};
+      const Index seqlen = q.dimension(2);
+      for (Index block = 0; block * count < seqlen; ++block) {
+        const Range rows{block * count, (std::min)((block + 1) * count, seqlen)};
         load(Eigen::DefaultDevice(), rows, x + rows.begin * dim());
         project_together(Eigen::DefaultDevice(), rows, rows);
         const auto make = [&](Index part, Index h, Tensor<Scalar, 4>& to) {
@@ -593,12 +664,12 @@ class LocalMHA {
     bool is_single(const Range& rows) const { return one_by_one_ && rows.end - rows.begin == 1; }
     static Range blocks_of(const Range& rows) { return local_mha::blocks_of<Scalar>(rows); }
 
-    void make_dropouts(Index b, const std::optional<Training>& training) {
+    void make_dropouts(Index sequence, const std::optional<Training>& training) {
       dropouts_.clear();
       if (!training || config().dropout <= 0) return;
       for (Index h = 0; h < heads(); ++h)
         dropouts_.emplace_back(config().dropout, training->seed,
-                               static_cast<std::uint32_t>(b * heads() + h));
+                               static_cast<std::uint32_t>(sequence * heads() + h));
     }
 
     template <typename Device>
@@ -832,6 +903,14 @@ class LocalMHA {
       const Range blocks = blocks_of(made);
       for (Index block = blocks.begin; block < blocks.end; ++block)
         past.values(kv_head).note_finite(block);
+      past.pin(kv_head, made);
+    }
+
+    // Those from a stretch of queries to the first keys.
+    void move_pinned_steps(const Range& queries) {
+      if (pinned_steps_ && queries.begin < queries.end)
+        pinned_steps_->move_to(*weights_->attention.rotary(), heads_.front().window->rotary_shift(),
+                               (queries.end - 1) / pinned_steps_->group());
     }
 
     void attend(Scratch& scratch, Past<Scalar>& past, const Range& rows, Index h) {
@@ -843,8 +922,9 @@ class LocalMHA {
         Scalar* out = out_.data() + ((block - blocks.begin) * heads() + h) * head_size();
         Scalar* lse =
             saved_ != nullptr ? saved_->lse[first_saved_ + block] + 2 * h * count : nullptr;
-        scratch.kernel.attend(head, block * count, past.queries(h)[block], past.keys(kv_head),
-                              past.values(kv_head), out, lse);
+        scratch.kernel.attend(head, block * count, past.queries(h)[block],
+                              Store{&past.keys(kv_head), &past.values(kv_head)},
+                              {past.pinned_keys(kv_head), past.pinned_values(kv_head)}, out, lse);
         save(&Saved::out, out, block * count, h);
         if (!config().gate_values_per_head) continue;
         const auto gate = Lanes<Scalar>::load(past.gates()[block] + h * count);
@@ -889,9 +969,10 @@ class LocalMHA {
     const Weights* weights_;  // of the call
     LocalMHAConfig config_;
     Index made_for_;
-    Index seqlen_;
     Index threads_;
     std::optional<RotarySteps<Scalar>> steps_;
+    std::optional<RotarySteps<Scalar>> pinned_steps_;
+    PinnedRows<Scalar> pinned_;     // of the sequence
     std::vector<Scratch> scratch_;  // of each thread
     BlockBuffer<Scalar> x_;         // [block][dim][count], after step 1
     BlockBuffer<Scalar> out_;       // [block][head][channel][count], of the heads
@@ -913,14 +994,15 @@ class LocalMHA {
   typename Past<Scalar>::Size size_of_past(const Window& window, Index seqlen,
                                            const Plan& plan) const {
     const Index behind = (std::min)(window.reach_behind(), seqlen);
-    const Index waiting = plan.waiting * plan.rows / count;
+    const Index waiting = plan.waiting * plan.rows() / count;
     const Index blocks = ceil_div(seqlen, count);
     return {.heads = config().heads,
             .dim_head = config().dim_head,
             .gated = config().gate_values_per_head,
             .waiting = (std::min)(waiting, blocks),
             .kept = (std::min)(ceil_div(behind, count) + waiting, blocks),
-            .kv_heads = resolved_kv_heads(config())};
+            .kv_heads = resolved_kv_heads(config()),
+            .pinned = ceil_div((std::min)(window.first_keys(), seqlen), count)};
   }
 
   // Takes rows of sequence `b` of a stream in, and answers rows, a stretch at a time.
@@ -933,7 +1015,7 @@ class LocalMHA {
                    const detail::AttentionInputs<Scalar>& inputs, Index b, const Range& in,
                    const Range& out, const Scalar* x, const std::uint8_t* masked, Scalar* y,
                    Complete&& complete) const {
-    flow.use(*weights_, (std::numeric_limits<Index>::max)());
+    flow.use(*weights_);
     flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
       sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
       flow.take_heads([&](Index h) {
@@ -950,17 +1032,18 @@ class LocalMHA {
 };
 
 template <typename Scalar>
-Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(TensorView<const Scalar, 3> x,
-                                                            const PaddingMask& mask,
-                                                            const Bias& attn_bias) const {
-  check_arguments(x, mask, attn_bias);
+Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(
+    TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
+    std::span<const Index> cu_seqlens) const {
+  check_arguments(x, mask, attn_bias, cu_seqlens);
   const auto [batch, seqlen, dim] = x.dimensions();
   Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
   Tensor<Scalar, 4> k(batch, resolved_kv_heads(config()), seqlen, config().dim_head);
   Flow projections(*weights_, Window(attention().config()), seqlen);
   for (Index b = 0; b < batch; ++b)
     projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
-  return attention().attention_probabilities(q, k, mask, attn_bias, {}, terms());
+  return attention().attention_probabilities(q, k, mask, attn_bias, {.cu_seqlens = cu_seqlens},
+                                             terms());
 }
 
 template <typename Scalar>
@@ -968,13 +1051,11 @@ template <ThreadDevice Device>
 void LocalMHA<Scalar>::flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
                             TensorView<const Scalar, 3> x, const PaddingMask& mask,
                             const Bias& attn_bias, const std::optional<Training>& training,
-                            Saved* saved) const {
-  const auto inputs = check_arguments(x, mask, attn_bias);
+                            std::span<const Index> cu_seqlens, Saved* saved) const {
+  const auto inputs = check_arguments(x, mask, attn_bias, cu_seqlens);
   require_shape("y", y.dimensions(), x.dimensions());
   detail::require_apart("y", y, "x", x);
-  const auto [batch, seqlen, dim] = x.dimensions();
-  const Plan plan = make_plan(inputs.window(), batch, seqlen, thread_count(device));
-  workspace.prepare(*this, inputs.window(), seqlen, plan);
+  workspace.prepare(*this, inputs, thread_count(device));
   const auto work = [&](Index worker, Index) {
     try {
       workspace.flows_[static_cast<std::size_t>(worker)].run(workspace, inputs, x.data(), y.data(),
@@ -984,7 +1065,7 @@ void LocalMHA<Scalar>::flow(const Device& device, TensorView<Scalar, 3> y, Works
       throw;
     }
   };
-  parallel_for(device, plan.workers, plan.workers, work);
+  parallel_for(device, workspace.plan_.workers, workspace.plan_.workers, work);
 }
 
 template <typename Scalar>
@@ -997,6 +1078,7 @@ void LocalMHA<Scalar>::Flow::step(const Device& device, Past<Scalar>& past, cons
   make_gates(past, asked, made);
   if (made.begin == made.end && answered.begin == answered.end) return;
   project_together(device, made, asked);
+  move_pinned_steps(answered);
   parallel_for(device, (std::min)(workers(device), kv_heads()), kv_heads(),
                [&](Index worker, Index kv_head) {
                  Scratch& scratch = scratch_[to_size(worker)];

@@ -21,7 +21,9 @@
 #include <vector>
 
 #include <local_mha/attention/call.hpp>
+#include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/local_attention.hpp>
+#include <local_mha/attention/sequence_blocks.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
@@ -72,11 +74,13 @@ struct SavedLayer {
 
   /// Becomes room for a batch of sequences; memory that is large enough stays. Until complete(), it
   /// is that of no layer.
-  void prepare(const LocalMHAConfig& layer, Index batch_size, Index length) {
+  void prepare(const LocalMHAConfig& layer, Index batch_size, Index length,
+               const detail::AttentionInputs<Scalar>& inputs) {
     config.dim_head = config.heads = 0;
     batch = batch_size;
     seqlen = length;
-    const Index blocks = batch * ceil_div(seqlen, block_rows<Scalar>);
+    rows.assign(inputs, block_rows<Scalar>);
+    const Index blocks = rows.count();
     const Index channels = padded_channels<Scalar>(layer.dim_head);
     for (BlockArray<Scalar>* part : {&q, &out}) part->prepare(blocks, layer.heads * channels);
     for (BlockArray<Scalar>* part : {&k, &v})
@@ -89,8 +93,8 @@ struct SavedLayer {
   /// Becomes that of a layer and a call.
   void complete(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
                 const PaddingMask& mask, const std::optional<View>& attn_bias,
-                const std::optional<Training>& training) {
-    call.take(mask, attn_bias, {.training = training});
+                const LocalAttentionCall& options) {
+    call.take(mask, attn_bias, options);
     input.take(detail::numbers_of(x));
     weights.take(detail::numbers_of(parameters));
     config = layer;
@@ -122,6 +126,7 @@ struct SavedLayer {
   LocalMHAConfig config = of_nothing();
   Index batch = 0;
   Index seqlen = 0;
+  detail::SequenceBlocks rows;
   detail::SavedCall<Scalar> call;
   /// Samples by which x and the weights are known again.
   detail::Sample<Scalar> input;
@@ -189,7 +194,7 @@ class LayerBackward {
       : layer_(layer),
         saved_(saved),
         between_(between),
-        rows_{saved.batch, saved.seqlen, block_rows<Scalar>},
+        rows_(saved.rows),
         normed_panels_(between.normed_panels),
         grad_y_(between.grad_y),
         out_panels_(between.out_panels),
@@ -265,9 +270,10 @@ class LayerBackward {
   bool norms_each_head() const { return static_cast<bool>(layer_.q_norm); }
   bool norms_all_heads() const { return layer_.norms_of_all.front().dim() > 0; }
   Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
-  // Blocks of a sequence whose gradients of the scales are added up in the scalar.
+  // Blocks of an item of the batch whose gradients of the scales are added up in the scalar.
   static constexpr Index scale_stretch = 256;
-  Index scale_stretches() const { return ceil_div(rows_.of_sequence(), scale_stretch); }
+  Index item_blocks() const { return rows_.count() / saved_.batch; }
+  Index scale_stretches() const { return ceil_div(item_blocks(), scale_stretch); }
 
   void load_rows(const Scalar* from, Index block, Scalar* to) const {
     load_block(
@@ -335,12 +341,14 @@ class LayerBackward {
   // A head of the attention, as AttentionBackwardFlow takes it.
   struct Head {
     LayerBackward& layer;
-    Index b;
+    Index b;  // of the batch
+    Index first_block;
+    Index block_count;
     Index h;
     Index kv_head;
     StretchSums<Scalar>& scale_sums;
 
-    Index at(Index block) const { return b * layer.rows_.of_sequence() + block; }
+    Index at(Index block) const { return first_block + block; }
     const Scalar* saved(const BlockArray<Scalar>& blocks, Index block) const {
       return blocks[at(block)] + h * layer.head_size();
     }
@@ -352,7 +360,9 @@ class LayerBackward {
       return layer.grad_qkv_[at(block)] + head * layer.head_size();
     }
     Scalar* sums(Index block) const {
-      return scale_sums[(b * layer.heads() + h) * layer.scale_stretches() + block / scale_stretch];
+      const Index in_item = at(block) - b * layer.item_blocks();
+      return scale_sums[(b * layer.heads() + h) * layer.scale_stretches() +
+                        in_item / scale_stretch];
     }
     void copy(const Scalar* from, Scalar* to) const {
       std::copy_n(from, layer.dim_head() * count, to);
@@ -404,13 +414,13 @@ class LayerBackward {
 
     void add_upcoming(Index queries, Index keys, Index finished_keys, Upcoming<Scalar>& to) const {
       const auto add = [&](const Scalar* block) { to.add(block, layer.dim_head() * count); };
-      if (queries < layer.rows_.of_sequence()) {
+      if (queries < block_count) {
         add(saved(layer.saved_.q, queries));
         add(saved(layer.saved_.out, queries));
         add(saved(layer.grad_out_, queries));
         add(grad(0, queries));
       }
-      if (keys < layer.rows_.of_sequence()) {
+      if (keys < block_count) {
         add(saved_of_keys(layer.saved_.k, keys));
         add(saved_of_keys(layer.saved_.v, keys));
       }
@@ -424,8 +434,14 @@ class LayerBackward {
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
               typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
     StretchSums<Scalar>& scale_sums = between_.scale_sums;
-    const auto head_of = [&](Index b, Index h) {
-      return Head{*this, b, h, h / inputs.group(), scale_sums};
+    const auto head_of = [&](Index sequence, Index h) {
+      return Head{*this,
+                  inputs.item(sequence),
+                  rows_.first_block(sequence),
+                  rows_.blocks_of(sequence),
+                  h,
+                  h / inputs.group(),
+                  scale_sums};
     };
     layer_.attention.differentiate(device, workspace_, inputs, saved_.batch, dim_head(), head_of,
                                    grad_bias, training);
@@ -528,7 +544,7 @@ class LayerBackward {
   Layer layer_;
   const SavedLayer<Scalar>& saved_;
   Between& between_;
-  BatchBlocks rows_;
+  const SequenceBlocks& rows_;
   PanelArray<Scalar>& normed_panels_;
   BlockArray<Scalar>& grad_y_;
   PanelArray<Scalar>& out_panels_;

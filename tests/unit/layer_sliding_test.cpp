@@ -59,8 +59,6 @@ SlidingLayerCase layer_case(std::uint64_t seed, Index most = 60) {
     const double size = std::max(1e-3, support::largest(bias));
     bias = random.array({c.options.heads, bias.shape[1]}, size);
   }
-  o.first_keys = 0;
-  o.cu_seqlens.clear();
   c.attention.options = o;
   return c;
 }
@@ -182,8 +180,8 @@ Gradients<Scalar> gradients_of(const Device& device, const Given<Scalar>& in,
   Gradients<Scalar> g{Tensor<Scalar, 3>(in.x.dimensions()), Tensor<Scalar, 3>(in.x.dimensions()),
                       LocalMHAParameters<Scalar>::zeros(in.layer.config()), in.bias_numbers};
   g.bias.setZero();
-  in.layer.forward_saving_into(device, g.y, workspace, saved, in.x, in.mask, in.bias(),
-                               in.training);
+  in.layer.forward_saving_into(device, g.y, workspace, saved, in.x, in.mask, in.bias(), in.training,
+                               in.cu_seqlens);
   in.layer.backward_into(device, g.x, workspace, g.parameters, saved, grad_y, in.x, {}, in.bias(),
                          {}, in.bias() ? &g.bias : nullptr);
   return g;
@@ -232,7 +230,8 @@ void expect_reference(std::uint64_t seed, Index most, std::map<std::string, int>
   static typename LocalMHA<Scalar>::Saved saved;
   const auto got =
       gradients_of<Scalar>(Eigen::DefaultDevice(), in, tensor<Scalar, 3>(grad_y), workspace, saved);
-  EXPECT_TRUE(support::same_bits(got.y, in.layer.forward(in.x, in.mask, in.bias(), in.training)))
+  EXPECT_TRUE(support::same_bits(
+      got.y, in.layer.forward(in.x, in.mask, in.bias(), in.training, in.cu_seqlens)))
       << what;
   const auto attended = reference::local_mha(c.options, reference::cast<Precise>(c.parameters),
                                              inputs_of<Precise>(c));
@@ -268,7 +267,7 @@ TYPED_TEST(LayerSliding, IsTheReferenceForwardAndBackward) {
   std::map<std::string, int> seen;
   for (std::uint64_t seed = 1; seed <= 400; ++seed) expect_reference<TypeParam>(seed, 60, seen);
   for (const char* option : {"token_window", "unbounded", "kv_heads", "soft_cap", "alibi", "sinks",
-                             "relative_bias", "dropout"})
+                             "relative_bias", "first_keys", "cu_seqlens", "dropout"})
     EXPECT_GT(seen[option], 10) << option;
 }
 
@@ -311,7 +310,7 @@ TYPED_TEST(LayerSliding, ShowsItsProbabilities) {
     };
     const auto precise = of(support::Precise<Scalar>());
     const auto rough = of(Scalar());
-    expect_close(array(in.layer.attention_probabilities(in.x, in.mask, in.bias())),
+    expect_close(array(in.layer.attention_probabilities(in.x, in.mask, in.bias(), in.cu_seqlens)),
                  rough.probabilities, precise.probabilities,
                  static_cast<double>(precise.largest_magnitude), 1,
                  "seed " + std::to_string(seed) + ": " + describe(c));

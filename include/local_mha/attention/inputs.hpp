@@ -95,6 +95,8 @@ class AttentionInputs {
   /// What becomes of scores; what it calls must outlive this.
   void set_score(const ScoreFunction<Scalar>& score) { score_ = score; }
 
+  /// Whether an item of the batch holds several sequences.
+  bool packed() const { return !cu_seqlens_.empty(); }
   /// Sequences that see nothing of one another.
   Index sequences() const {
     return cu_seqlens_.empty() ? batch_ : static_cast<Index>(cu_seqlens_.size()) - 1;

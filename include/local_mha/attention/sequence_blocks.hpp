@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Where the blocks of a batch of sequences lie, one after the other.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include <local_mha/core/types.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// The rows of a batch in blocks: each sequence, or segment of a packed one, starts a block of its
+/// own. Rows and blocks are counted through the batch.
+class SequenceBlocks {
+ public:
+  /// Becomes those of a batch. Memory is used again.
+  /// \param inputs the sequences and their rows, as AttentionInputs
+  template <typename Inputs>
+  void assign(const Inputs& inputs, Index block_rows) {
+    block_rows_ = block_rows;
+    begins_.resize(static_cast<std::size_t>(inputs.sequences()) + 1);
+    Begin begin;
+    for (Index s = 0; s < inputs.sequences(); ++s) {
+      at(s) = begin;
+      const Range rows = inputs.rows(s);
+      begin.row += rows.end - rows.begin;
+      begin.block += ceil_div(rows.end - rows.begin, block_rows);
+    }
+    begins_.back() = begin;
+  }
+
+  /// The first row and the first block of a sequence; one past the last sequence, all.
+  Index first_row(Index sequence) const { return at(sequence).row; }
+  Index first_block(Index sequence) const { return at(sequence).block; }
+  Index length(Index sequence) const { return first_row(sequence + 1) - first_row(sequence); }
+  Index blocks_of(Index sequence) const {
+    return first_block(sequence + 1) - first_block(sequence);
+  }
+  /// Blocks of all sequences.
+  Index count() const { return begins_.back().block; }
+
+  /// The first row of a block, and how many it holds.
+  Index row(Index block) const {
+    const Index s = sequence(block);
+    return first_row(s) + (block - first_block(s)) * block_rows_;
+  }
+  Index rows(Index block) const {
+    const Index s = sequence(block);
+    return (std::min)(block_rows_, length(s) - (block - first_block(s)) * block_rows_);
+  }
+
+ private:
+  struct Begin {
+    Index row = 0;
+    Index block = 0;
+  };
+
+  Begin& at(Index sequence) { return begins_[static_cast<std::size_t>(sequence)]; }
+  const Begin& at(Index sequence) const { return begins_[static_cast<std::size_t>(sequence)]; }
+
+  // Of the sequences that begin there, the last one has rows.
+  Index sequence(Index block) const {
+    const auto after =
+        std::upper_bound(begins_.begin(), begins_.end(), block,
+                         [](Index b, const Begin& begin) { return b < begin.block; });
+    return static_cast<Index>(after - begins_.begin()) - 1;
+  }
+
+  Index block_rows_ = 1;
+  std::vector<Begin> begins_ = {Begin{}};  // of each sequence, and all
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail
