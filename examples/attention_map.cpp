@@ -264,7 +264,7 @@ HeadProbabilities compute(const Head& options) {
   const CaseFiles files = options.case_path.empty()
                               ? CaseFiles::open(options.weights_path, "")
                               : CaseFiles::open(options.case_path, options.weights_path);
-  if (files.of_model)
+  if (!files.family.empty())
     reject("case", "a LocalMHA, LocalAttention or LocalTransformer, not a model's layer",
            io::printable(files.kind));
   if (options.text && files.kind != "LocalTransformer")

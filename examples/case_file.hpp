@@ -28,7 +28,7 @@ struct CaseFiles {
   io::SafetensorsFile weights;  ///< the state dict, and the configuration in its metadata
   std::string kind;             ///< LocalMHA, LocalAttention, LocalTransformer, or a model's class
   nlohmann::json call;          ///< further arguments of the call
-  bool of_model = false;        ///< an attention layer of a published model
+  std::string family = {};      ///< model_type of a published model's attention layer
 
   /// \param weights_path empty: the weights stand with the inputs
   /// \throws io::SafetensorsError if a file is malformed or the two describe different layers
@@ -36,13 +36,13 @@ struct CaseFiles {
     io::SafetensorsFile inputs(path);
     io::SafetensorsFile weights = weights_path.empty() ? inputs : io::SafetensorsFile(weights_path);
     const io::Case layer = io::read_case(weights);
-    if (io::has_attention_case(weights)) {
+    if (const std::string family = io::family_of_case(weights); !family.empty()) {
       if (!weights_path.empty())
         throw io::SafetensorsError(weights_path, "",
                                    "case: expected no model's layer, whose weights stand with its "
                                    "inputs, got '" +
                                        io::printable(layer.kind) + "'");
-      return {inputs, weights, layer.kind, layer.call, true};
+      return {inputs, weights, layer.kind, layer.call, family};
     }
     nlohmann::json call = layer.call;
     if (!weights_path.empty() && io::has_case(inputs)) {
@@ -59,7 +59,7 @@ struct CaseFiles {
           weights.file_name(), "",
           "case: kind: expected LocalMHA, LocalAttention or LocalTransformer, got '" +
               io::printable(layer.kind) + "'");
-    return {inputs, weights, layer.kind, std::move(call)};
+    return {inputs, weights, layer.kind, std::move(call), ""};
   }
 };
 

@@ -13,6 +13,7 @@
 
 #include <local_mha/io/attention_case.hpp>
 #include <local_mha/io/attention_layers.hpp>
+#include <local_mha/io/longformer_layers.hpp>
 #include <local_mha/io/model_config.hpp>
 #include <local_mha/io/weights.hpp>
 
@@ -118,15 +119,34 @@ std::vector<BadInput> of_files() {
          attention_gradients<float>({.model_type = "", .config = config, .tensors = {}}, {});
        },
        "to_qkv.weight: expected shape"},
-      {"has_attention_case",
+      {"family_of_case",
        [] {
          SafetensorsWriter with_case;
          with_case.set_metadata("case", "1");
-         has_attention_case(SafetensorsFile::from_bytes(with_case.bytes()));
+         family_of_case(SafetensorsFile::from_bytes(with_case.bytes()));
        },
        "case: expected an object"},
       {"read_attention_case", [] { read_attention_case(file); },
        "file: case.config: expected a JSON object"},
+      {"read_longformer_case", [] { read_longformer_case(file); },
+       "file: case.config: expected a JSON object"},
+      {"longformer_layer", [] { longformer_layer({{"model_type", "bert"}}); },
+       "config.model_type: expected longformer, got 'bert'"},
+      {"load_longformer", [] { load_longformer<float>(file, "", 1); },
+       "config: expected a JSON object"},
+      {"load_longformer_parameters", [] { load_longformer_parameters<float>(file, "", {}); },
+       "dim: expected"},
+      {"longformer_gradients",
+       [] { longformer_gradients<float>({{.dim = 2, .heads = 1, .attention_window = 2}, {}}, {}); },
+       "to_qkv.weight: expected shape"},
+      {"load_attention_parameters",
+       [] {
+         load_attention_parameters<float>(file, "",
+                                          {.model_type = "",
+                                           .config = {.dim = 2, .window_size = 3},
+                                           .tensors = {{"x", {2}, "to_out.weight", 2}}});
+       },
+       "layer.tensors: expected parts of the layer's weights, got 'x' for to_out.weight"},
       {"local_attention_config", [] { local_attention_config(1); }, "expected a JSON object"},
       {"local_mha_config", [] { local_mha_config({{"dim", 4}}); }, "window_size: expected"},
       {"local_transformer_config", [] { local_transformer_config({{"dim", 4}}); },

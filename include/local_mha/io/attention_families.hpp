@@ -23,6 +23,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/io/layer_tensors.hpp>
 #include <local_mha/io/model_config.hpp>
 #include <local_mha/io/rope.hpp>
 #include <local_mha/io/safetensors.hpp>
@@ -30,23 +31,6 @@
 #include <local_mha/io/state_dict.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
-
-/// A tensor of a model, and of which of a layer's weights it is a part.
-struct LayerTensor {
-  /// In the file, behind the layer's prefix.
-  std::string name;
-  std::vector<Index> shape;
-  /// LocalMHAParameters', as for_each_parameter() names it.
-  std::string parameter;
-  /// The parameter's row that is the tensor's first.
-  Index first_row = 0;
-  /// What the layer adds to the numbers in the file.
-  double offset = 0;
-  /// If not empty, the parameter is made of a table: `parameter(h, c) = tensor(rows[c], h)`.
-  std::vector<Index> rows = {};
-  /// Of a layer that another one shares the tensor with. Empty: this layer's.
-  std::string prefix = {};
-};
 
 /// A model's attention layer as a LocalMHA.
 struct AttentionLayer {
@@ -380,6 +364,9 @@ inline const AttentionFamily& family_of(const ModelConfig& config) {
     if (family.model_type == name) return family;
     all += (all.empty() ? "" : ", ") + std::string(family.model_type);
   }
+  if (name == "longformer")
+    reject(config.path("model_type"), "another one, because it is load_longformer() that reads it",
+           "'", name, "'");
   reject(config.path("model_type"), "one of " + all, "'", printable(type), "'");
 }
 

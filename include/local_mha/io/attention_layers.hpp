@@ -28,7 +28,9 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/initialization.hpp>
 #include <local_mha/io/attention_families.hpp>
+#include <local_mha/io/layer_tensors.hpp>
 #include <local_mha/io/model_config.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/state_dict.hpp>
@@ -36,41 +38,6 @@
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
-
-namespace detail {
-
-/// As it stands before the names of a layer's tensors.
-inline std::string layer_prefix(std::string prefix) {
-  if (!prefix.empty() && prefix.back() != '.' && prefix.back() != '/') prefix += '.';
-  return prefix;
-}
-
-/// The first number among the parts of a prefix.
-inline std::optional<Index> layer_number(std::string_view prefix) {
-  while (!prefix.empty()) {
-    const std::string_view part = prefix.substr(0, prefix.find('.'));
-    Index number = 0;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), number);
-    if (error == std::errc() && end == part.data() + part.size() && number >= 0) return number;
-    prefix.remove_prefix((std::min)(part.size() + 1, prefix.size()));
-  }
-  return std::nullopt;
-}
-
-/// The tensors of a parameter, one after the other.
-template <typename Visitor>
-void for_each_part(const AttentionLayer& layer, const std::string& parameter, Visitor&& visit) {
-  for (const LayerTensor& tensor : layer.tensors)
-    if (tensor.parameter == parameter) visit(tensor);
-}
-
-inline Index size_of(const std::vector<Index>& shape) {
-  Index size = 1;
-  for (const Index extent : shape) size *= extent;
-  return size;
-}
-
-}  // namespace detail
 
 /// What LocalMHA a model's layer is, and of which tensors.
 /// \param prefix stands before the names of the layer's tensors, such as
@@ -106,40 +73,16 @@ LocalMHAParameters<Scalar> load_attention_parameters(const SafetensorsFile& file
                                                      RotaryBuffers buffers = RotaryBuffers::check) {
   validate(layer.config);
   detail::StateDictReader<Scalar> reader(file, detail::layer_prefix(prefix), buffers);
-  const auto read_from = [&](const LayerTensor& tensor, const auto& read) {
-    if (tensor.prefix.empty()) return read(reader);
-    detail::StateDictReader<Scalar> other(file, tensor.prefix, buffers);
-    read(other);
-  };
   // All there is to object to, before memory is taken.
-  for (const LayerTensor& tensor : layer.tensors)
-    read_from(tensor, [&](auto& from) { from.require(tensor.name, tensor.shape); });
+  detail::LayerTensorReader<Scalar> tensors(file, reader, layer.tensors, buffers);
   for (const std::string& name : layer.buffers) reader.ignore(name);
   if (layer.config.use_rotary_pos_emb)
     reader.rotary_buffers("rotary_emb.", layer.config.dim_head, layer.config.rotary);
   reader.reject_unexpected();
 
   auto parameters = LocalMHAParameters<Scalar>::zeros(layer.config);
-  // Unless there is an output projection.
-  parameters.to_out.setIdentity();
-  for_each_parameter(parameters, [&](const std::string& name, auto& parameter) {
-    const Index cols = parameter.cols();
-    detail::for_each_part(layer, name, [&](const LayerTensor& tensor) {
-      const Index size = detail::size_of(tensor.shape);
-      const auto read = [&](Scalar* to) {
-        read_from(tensor, [&](auto& from) {
-          from.read_into(tensor.name, tensor.shape, {to, static_cast<std::size_t>(size)});
-        });
-        for (Index i = 0; tensor.offset != 0 && i < size; ++i) to[i] += Scalar(tensor.offset);
-      };
-      if (tensor.rows.empty()) return read(parameter.data() + tensor.first_row * cols);
-      RowMatrix<Scalar> table(tensor.shape[0], tensor.shape[1]);
-      read(table.data());
-      for (Index c = 0; c < cols; ++c)
-        for (Index h = 0; h < parameter.rows(); ++h)
-          parameter(h, c) = table(tensor.rows[static_cast<std::size_t>(c)], h);
-    });
-  });
+  parameters.to_out.setIdentity();  // unless there is an output projection
+  tensors.read(parameters);
   return parameters;
 }
 
@@ -170,24 +113,7 @@ std::map<std::string, std::vector<Scalar>> attention_gradients(
     const AttentionLayer& layer, const LocalMHAParameters<Scalar>& gradients) {
   local_mha::detail::require_same_shapes(gradients,
                                          LocalMHAParameters<Scalar>::zeros(layer.config));
-  std::map<std::string, std::vector<Scalar>> of_tensors;
-  for_each_parameter(gradients, [&](const std::string& name, const auto& gradient) {
-    detail::for_each_part(layer, name, [&](const LayerTensor& tensor) {
-      const auto size = static_cast<std::size_t>(detail::size_of(tensor.shape));
-      const Index cols = gradient.cols();
-      if (tensor.rows.empty()) {
-        const Scalar* first = gradient.data() + tensor.first_row * cols;
-        of_tensors.emplace(tensor.name, std::vector<Scalar>(first, first + size));
-        return;
-      }
-      RowMatrix<Scalar> table = RowMatrix<Scalar>::Zero(tensor.shape[0], tensor.shape[1]);
-      for (Index c = 0; c < cols; ++c)
-        for (Index h = 0; h < gradient.rows(); ++h)
-          table(tensor.rows[static_cast<std::size_t>(c)], h) += gradient(h, c);
-      of_tensors.emplace(tensor.name, std::vector<Scalar>(table.data(), table.data() + size));
-    });
-  });
-  return of_tensors;
+  return detail::tensor_gradients<Scalar>(layer.tensors, gradients);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::io
