@@ -178,6 +178,13 @@ std::function<void()> layer_backward(Change change, Index length = 10) {
   };
 }
 
+/// forward() of packed sequences, `[batch, 10, 12]`.
+std::function<void()> layer_packed(Index batch, std::vector<Index> cu_seqlens) {
+  return [=] {
+    LocalMHA<float>(layer_config()).forward(zeros(batch, 10, 12), {}, {}, {}, cu_seqlens);
+  };
+}
+
 /// backward() of a feed-forward 6 → 4 → 6 of 5 rows, with what another one saved.
 std::function<void()> feed_forward_backward(Index inner, Index rows, Index grad_inner = 4) {
   return [=] {
@@ -845,6 +852,114 @@ std::vector<BadInput> layer_arguments() {
            [](C& c) { c.qk_rmsnorm = false, c.qk_norm.kind = local_mha::QkNormKind::rms_all; }),
        {"k_norm.weight", "[12, 1]", "[6, 1]"},
        "LocalMHA::LocalMHA"},
+      {"KvHeadsThatDoNotDivide",
+       layer([](C& c) { c.heads = 4, c.kv_heads = 3; }),
+       {"kv_heads", "a divisor of the 4 heads", "3"},
+       "LocalMHA::LocalMHA"},
+      {"NoKvHeads",
+       layer([](C& c) { c.kv_heads = 0; }),
+       {"kv_heads", "a divisor of the 2 heads", "0"},
+       "LocalMHA::LocalMHA"},
+      {"LayerWithTwoWindows",
+       layer([](C& c) { c.token_window = {.left = 4, .right = 0}; }),
+       {"window_size", "0, because a token window takes its place", "4"},
+       "LocalMHA::LocalMHA"},
+      {"LayerWithAnEndBehindItself",
+       layer([](C& c) { c.window_size = 0, c.token_window = {.left = 4, .right = -1}; }),
+       {"token_window.right", "at least 0", "-1"},
+       "LocalMHA::LocalMHA"},
+      {"CausalLayerThatLooksAhead",
+       layer([](C& c) {
+         c.causal = true;
+         c.window_size = 0;
+         c.token_window = {.left = 4, .right = 1};
+       }),
+       {"token_window.right", "0, because the attention is causal", "1"},
+       "LocalMHA::LocalMHA"},
+      {"LayerWithASoftCapOfNothing",
+       layer([](C& c) { c.score.soft_cap = 0; }),
+       {"score.soft_cap", "a finite positive number", "0"},
+       "LocalMHA::LocalMHA"},
+      {"LayerWithSlopesOfOtherHeads",
+       layer([](C& c) { c.score.alibi_slopes = {1, 2, 3}; }),
+       {"score.alibi_slopes", "2 slopes, one for each head", "3"},
+       "LocalMHA::LocalMHA"},
+      {"RelativeBiasOfALookAround",
+       layer([](C& c) { c.relative_bias = true; }),
+       {"relative_bias", "token windows with bounded ends", "got 1"},
+       "LocalMHA::LocalMHA"},
+      {"RelativeBiasWithoutAnEnd",
+       layer([](C& c) {
+         c.window_size = 0;
+         c.token_window = {.left = local_mha::TokenWindow::unbounded, .right = 0};
+         c.relative_bias = true;
+       }),
+       {"relative_bias", "token windows with bounded ends", "got 1"},
+       "LocalMHA::LocalMHA"},
+      {"LayerWithFewerThanNoFirstKeys",
+       layer([](C& c) { c.first_keys = -1; }),
+       {"first_keys", "at least 0", "-1"},
+       "LocalMHA::LocalMHA"},
+      {"WeightsOfOtherKvHeads",
+       layer_weights([](P& p) { p.to_qkv.resize(36, 12); }, [](C& c) { c.kv_heads = 1; }),
+       {"to_qkv.weight", "[24, 12]", "[36, 12]"},
+       "LocalMHA::LocalMHA"},
+      {"NoSinks",
+       layer_weights([](P& p) { p.sinks.resize(0); }, [](C& c) { c.sinks = true; }),
+       {"sinks", "[2, 1]", "nothing"},
+       "LocalMHA::LocalMHA"},
+      {"SinksThatTheConfigurationDoesNotUse",
+       layer_weights([](P& p) { p.sinks.resize(2); }),
+       {"sinks", "no such tensor"},
+       "LocalMHA::LocalMHA"},
+      {"RelativeBiasOfAnotherWindow",
+       layer_weights([](P& p) { p.relative_bias.resize(2, 4); },
+                     [](C& c) {
+                       c.window_size = 0;
+                       c.token_window = {.left = 4, .right = 0};
+                       c.relative_bias = true;
+                     }),
+       {"relative_bias", "[2, 5]", "[2, 4]"},
+       "LocalMHA::LocalMHA"},
+      {"BiasOfALayerWithATokenWindow",
+       [] {
+         C config = layer_config();
+         config.window_size = 0;
+         config.token_window = {.left = 4, .right = 0};
+         const auto bias = zeros(1, 1, 5);
+         LocalMHA<float>(config).forward(zeros(2, 10, 12), {}, support::optional_view(bias));
+       },
+       {"attn_bias", "none, because a token window takes a relative_bias", "one"},
+       "LocalMHA::forward"},
+      {"StreamOfALayerWithoutAnEnd",
+       [] {
+         C config = layer_config();
+         config.window_size = 0;
+         config.token_window = {.left = local_mha::TokenWindow::unbounded, .right = 0};
+         LocalMHA<float>::Stream{LocalMHA<float>(config)};
+       },
+       {"token_window", "bounded ends", "an unbounded one"},
+       "LocalMHA::Stream::Stream"},
+      {"PackedBatchOfALayer",
+       layer_packed(2, {0, 10}),
+       {"cu_seqlens", "none unless the batch is 1", "a batch of 2"},
+       "LocalMHA::forward"},
+      {"PackedFromTheMiddleOfALayer",
+       layer_packed(1, {1, 10}),
+       {"cu_seqlens", "0 at first", "1"},
+       "LocalMHA::forward"},
+      {"PackedBackwardsInALayer",
+       layer_packed(1, {0, 7, 5, 10}),
+       {"cu_seqlens", "never fall", "5 after 7"},
+       "LocalMHA::forward"},
+      {"PackedTooShortInALayer",
+       layer_packed(1, {0, 7, 9}),
+       {"cu_seqlens", "10 (rows) at last", "9"},
+       "LocalMHA::forward"},
+      {"SavedWithASoftCap",
+       layer_backward([](C& c) { c.score.soft_cap = 3; }),
+       {"saved", "configuration", "another"},
+       "LocalMHA::backward"},
       {"SavedWithABias",
        layer_backward([](C& c) { c.qkv_bias = true; }),
        {"saved", "configuration", "another"},
@@ -1977,19 +2092,21 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "set_zero"}},
       {"std::runtime_error where it cannot be written", {"SequenceStream::save"}},
       {"these are the checks",
-       {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
+       {"LocalAttention::add_options", "LocalAttention::bias_of", "SavedLayer::check_arguments",
+        "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",
-       {"attention_config", "layer_config", "resolved_look_forward", "resolved_qk_norm",
-        "resolved_scale"}},
+       {"attention_config", "layer_config", "resolved_kv_heads", "resolved_look_forward",
+        "resolved_qk_norm", "resolved_scale"}},
       {"arithmetic of sizes, which others have checked", {"ceil_div"}},
       {"asked for each row, by those who know the sequence",
        {"Window::attends", "Window::room_serves", "Window::complete", "Window::keys",
         "Window::keys_of", "Window::look_around_begin", "Window::place_in_bucket", "Window::reach",
         "Window::blocks_seen"}},
       {"for the layer, which has checked what it passes on",
-       {"LocalAttention::prepare_differentiate", "SavedLayer::complete", "set_shape",
-        "LocalAttention::differentiate", "LocalAttention::place_keys",
-        "LocalAttention::place_queries", "LocalAttention::rotary_steps", "SavedLayer::prepare"}},
+       {"LocalAttention::add_sink_gradients", "LocalAttention::prepare_differentiate",
+        "SavedLayer::complete", "set_shape", "LocalAttention::differentiate",
+        "LocalAttention::place_keys", "LocalAttention::place_queries",
+        "LocalAttention::rotary_steps", "SavedLayer::prepare"}},
       {"blocks of memory, whose layout the documentation gives",
        {"BatchBlocks::row",
         "BatchBlocks::rows",

@@ -122,6 +122,14 @@ TYPED_TEST(GuardedMemory, IsEnoughForTheLayerAndItsStream) {
       config.causal = true;
       config.gate_values_per_head = n % 2 == 0;
       config.prenorm = dim > 2;
+      if (n % 3 == 0) {
+        config.heads = 4;
+        config.kv_heads = 2;
+        config.window_size = 0;
+        config.token_window = {.left = 7, .right = 0};
+        config.sinks = config.relative_bias = true;
+        config.first_keys = 2;
+      }
       const LocalMHA<Scalar> mha(config, 1);
       const auto x = tensor<Scalar, 3>(random.array({1, n, dim}));
       GuardedTensor<Scalar, 3> at_x(x, at), y(x.dimensions(), at), grad_x(x.dimensions(), at);

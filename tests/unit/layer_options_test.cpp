@@ -719,7 +719,7 @@ TYPED_TEST(LayerOptions, OfNormsTakeNumbersOfAnySize) {
 TEST(StreamStates, AreThoseOfTheirOptions) {
   const LocalMHAConfig plain{
       .dim = 24, .window_size = 5, .dim_head = 8, .heads = 3, .prenorm = true};
-  std::vector<LocalMHAConfig> configs(12, plain);
+  std::vector<LocalMHAConfig> configs(20, plain);
   configs[1].qkv_bias = true;
   configs[2].out_bias = true;
   configs[3].rotary.theta = 100;
@@ -731,6 +731,16 @@ TEST(StreamStates, AreThoseOfTheirOptions) {
   configs[9].qk_norm.kind = local_mha::QkNormKind::rms;
   configs[10].qk_norm.kind = local_mha::QkNormKind::rms_all;
   configs[11].norm.kind = local_mha::NormKind::rms;
+  configs[12].kv_heads = 1;
+  configs[13].sinks = true;
+  configs[14].first_keys = 2;
+  configs[15].score.soft_cap = 4;
+  configs[16].score.alibi_slopes = {1, 0.5, 0.25};
+  for (std::size_t i = 17; i < 20; ++i) {
+    configs[i].window_size = 0;
+    configs[i].token_window = {.left = i == 18 ? 6 : 5, .right = 5};
+  }
+  configs[19].relative_bias = true;
   Tensor<float, 3> x(1, 9, 24);
   x.setRandom();
   for (std::size_t i = 0; i < configs.size(); ++i) {
@@ -799,6 +809,21 @@ TEST(Equality, CountsTheOptionsThatHaveAUse) {
   other = plain;
   other.out_bias = true;
   EXPECT_NE(plain, other);
+  other = plain;
+  other.kv_heads = plain.heads;
+  EXPECT_EQ(plain, other);
+  other.kv_heads = 1;
+  EXPECT_NE(plain, other);
+  for (const auto& change : std::vector<std::function<void(LocalMHAConfig&)>>{
+           [](LocalMHAConfig& c) { c.token_window = {.left = 1, .right = 1}; },
+           [](LocalMHAConfig& c) { c.score.soft_cap = 1; },
+           [](LocalMHAConfig& c) { c.sinks = true; },
+           [](LocalMHAConfig& c) { c.relative_bias = true; },
+           [](LocalMHAConfig& c) { c.first_keys = 1; }}) {
+    other = plain;
+    change(other);
+    EXPECT_NE(plain, other);
+  }
 }
 
 }  // namespace layer_options_test

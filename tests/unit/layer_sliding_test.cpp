@@ -317,6 +317,154 @@ TYPED_TEST(LayerSliding, ShowsItsProbabilities) {
   }
 }
 
+/// Rows of a tensor `[1, N, dim]`.
+template <typename Scalar>
+Tensor<Scalar, 3> rows(const Tensor<Scalar, 3>& of, Index begin, Index end) {
+  Tensor<Scalar, 3> part(1, end - begin, of.dimension(2));
+  std::copy(of.data() + begin * of.dimension(2), of.data() + end * of.dimension(2), part.data());
+  return part;
+}
+
+// Each segment has the bits that it has alone, whatever its neighbours hold, and on any number of
+// threads; gradients of the weights are the sums of theirs.
+TYPED_TEST(LayerSliding, PackedSequencesAreWhatTheyAreAlone) {
+  using Scalar = TypeParam;
+  Eigen::ThreadPool pool(3);
+  const Eigen::ThreadPoolDevice device(&pool, 3);
+  typename LocalMHA<Scalar>::Workspace workspace, on_threads;
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    SlidingLayerCase c = layer_case(seed, 20);
+    c.attention.in.masked.clear();
+    c.attention.dropout = 0;
+    c.options.attention.cu_seqlens.clear();
+    const Given<Scalar> in(c);
+    Random random(seed);
+    std::vector<Index> cuts{0};
+    const Index most = random.pick<Index>({1, 3, 40, 700});
+    for (Index s = random.integer(1, 30); s > 0; --s)
+      cuts.push_back(cuts.back() + (random.chance(0.2) ? 0 : random.integer(0, most)));
+    if (random.chance(0.3)) cuts.push_back(cuts.back() + 1000);  // beside short ones
+    const std::string what = "seed " + std::to_string(seed) + ": " + describe(c);
+    const Index n = cuts.back(), dim = in.layer.config().dim;
+    const auto x = tensor<Scalar, 3>(random.array({1, n, dim}));
+    const auto grad_y = tensor<Scalar, 3>(random.array({1, n, dim}));
+    Tensor<Scalar, 3> y(1, n, dim), grad_x(1, n, dim), on_three(1, n, dim);
+    typename LocalMHA<Scalar>::Saved saved, other;
+    in.layer.forward_saving_into(Eigen::DefaultDevice(), y, workspace, saved, x, {}, in.bias(), {},
+                                 cuts);
+    in.layer.forward_saving_into(device, on_three, on_threads, other, x, {}, in.bias(), {}, cuts);
+    EXPECT_TRUE(support::same_bits(y, on_three)) << what;
+    auto gradients = LocalMHAParameters<Scalar>::zeros(in.layer.config());
+    auto of_three = gradients, sums = gradients;
+    in.layer.backward_into(Eigen::DefaultDevice(), grad_x, workspace, gradients, saved, grad_y, x,
+                           {}, in.bias());
+    in.layer.backward_into(device, on_three, on_threads, of_three, other, grad_y, x, {}, in.bias());
+    EXPECT_TRUE(support::same_bits(grad_x, on_three)) << what;
+    const auto named_of_three = support::named<Scalar>(of_three);
+    for (const auto& [name, gradient] : support::named<Scalar>(gradients))
+      EXPECT_EQ(gradient.data, named_of_three.at(name).data) << what << ", " << name;
+    for (std::size_t s = 0; s + 1 < cuts.size(); ++s) {
+      const auto alone = rows(x, cuts[s], cuts[s + 1]);
+      typename LocalMHA<Scalar>::Saved of_one;
+      EXPECT_TRUE(support::same_bits(in.layer.forward_saving(of_one, alone, {}, in.bias()),
+                                     rows(y, cuts[s], cuts[s + 1])))
+          << what << ", segment " << s;
+      EXPECT_TRUE(support::same_bits(
+          in.layer.backward(sums, of_one, rows(grad_y, cuts[s], cuts[s + 1]), alone, {}, in.bias()),
+          rows(grad_x, cuts[s], cuts[s + 1])))
+          << what << ", segment " << s;
+    }
+    const auto named_sums = support::named<Scalar>(sums);
+    for (const auto& [name, gradient] : support::named<Scalar>(gradients)) {
+      const auto& sum = named_sums.at(name);
+      EXPECT_TRUE(support::close(gradient, sum,
+                                 std::sqrt(std::numeric_limits<Scalar>::epsilon()) *
+                                     std::max(1.0, static_cast<double>(support::largest(sum)))))
+          << what << ", " << name;
+    }
+    if (n == 0) continue;
+    // One segment of NaN leaves the others as they are.
+    const auto s =
+        static_cast<std::size_t>(random.integer(0, static_cast<long long>(cuts.size()) - 2));
+    Tensor<Scalar, 3> spoilt = x;
+    std::fill(spoilt.data() + cuts[s] * dim, spoilt.data() + cuts[s + 1] * dim,
+              std::numeric_limits<Scalar>::quiet_NaN());
+    const auto beside = in.layer.forward(spoilt, {}, in.bias(), {}, cuts);
+    EXPECT_TRUE(support::same_bits(rows(beside, 0, cuts[s]), rows(y, 0, cuts[s]))) << what;
+    EXPECT_TRUE(support::same_bits(rows(beside, cuts[s + 1], n), rows(y, cuts[s + 1], n))) << what;
+  }
+}
+
+// The band of an exact look-around that does not look ahead, whose distances are not shifted.
+TYPED_TEST(LayerSliding, ATokenWindowIsTheLookAroundOfItsBand) {
+  using Scalar = TypeParam;
+  LocalMHAConfig look_around{.dim = 24, .window_size = 7, .dim_head = 6, .heads = 4};
+  look_around.causal = true;
+  look_around.look_backward = 2;
+  LocalMHAConfig band = look_around;
+  band.window_size = 0;
+  band.look_backward = 1;
+  band.token_window = {.left = 14, .right = 0};
+  const LocalMHA<Scalar> a(look_around, 3), b(band, 3);
+  Random random(1);
+  const auto x = tensor<Scalar, 3>(random.array({2, 100, 24}));
+  EXPECT_TRUE(support::same_bits(a.forward(x), b.forward(x)));
+  typename LocalMHA<Scalar>::Saved of_a, of_b;
+  a.forward_saving(of_a, x);
+  b.forward_saving(of_b, x);
+  auto grad_a = LocalMHAParameters<Scalar>::zeros(look_around), grad_b = grad_a;
+  EXPECT_TRUE(support::same_bits(a.backward(grad_a, of_a, x, x), b.backward(grad_b, of_b, x, x)));
+  EXPECT_EQ(grad_a.to_qkv, grad_b.to_qkv);
+}
+
+// Central differences of the library's own loss, in each number of a small layer's weights.
+TEST(LayerSlidingGradients, AreDifferences) {
+  for (const Index right : {0, 2}) {
+    LocalMHAConfig config{.dim = 5, .dim_head = 4, .heads = 4, .kv_heads = 2};
+    config.token_window = {.left = 3, .right = right};
+    config.score.soft_cap = 1.5;
+    config.sinks = config.relative_bias = true;
+    config.first_keys = 2;
+    Random random(static_cast<std::uint64_t>(right) + 1);
+    auto parameters = LocalMHAParameters<double>::zeros(config);
+    local_mha::for_each_parameter(parameters, [&](const std::string&, auto& weight) {
+      for (Index i = 0; i < weight.size(); ++i) weight.data()[i] = random.uniform(-1, 1);
+    });
+    const auto x = tensor<double, 3>(random.array({1, 23, 5}));
+    const auto grad_y = tensor<double, 3>(random.array({1, 23, 5}));
+    const std::vector<Index> cuts{0, 13, 13, 23};
+    const auto loss = [&] {
+      const Tensor<double, 3> y = LocalMHA<double>(config, parameters).forward(x, {}, {}, {}, cuts);
+      double sum = 0;
+      for (Index i = 0; i < y.size(); ++i) sum += y.data()[i] * grad_y.data()[i];
+      return sum;
+    };
+    const LocalMHA<double> layer(config, parameters);
+    LocalMHA<double>::Saved saved;
+    layer.forward_saving(saved, x, {}, {}, {}, cuts);
+    auto gradients = LocalMHAParameters<double>::zeros(config);
+    layer.backward(gradients, saved, grad_y, x);
+    const auto of_library = support::named<double>(gradients);
+    int compared = 0;
+    local_mha::for_each_parameter(parameters, [&](const std::string& name, auto& weight) {
+      for (Index i = 0; i < weight.size(); ++i) {
+        const double at = weight.data()[i];
+        const double h = 1e-5;
+        weight.data()[i] = at + h;
+        const double above = loss();
+        weight.data()[i] = at - h;
+        const double below = loss();
+        weight.data()[i] = at;
+        EXPECT_NEAR(of_library.at(name).data[static_cast<std::size_t>(i)],
+                    (above - below) / (2 * h), 1e-7)
+            << name << ", " << i;
+        ++compared;
+      }
+    });
+    EXPECT_EQ(compared, 32 * 5 + 5 * 16 + 4 + 4 * (4 + right));
+  }
+}
+
 /// A stream's results, one after the other.
 template <typename Scalar>
 class Together {

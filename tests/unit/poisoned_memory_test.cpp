@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -101,7 +102,24 @@ std::vector<LocalMHAConfig> layers() {
   each_head.use_rotary_pos_emb = true;
   each_head.rotary = {.rotary_dim = 6, .pairing = local_mha::RotaryPairing::interleaved};
   each_head.qk_norm.kind = local_mha::QkNormKind::rms;
-  return {all, plain, rotary, further, each_head};
+  // What sliding windows can have.
+  LocalMHAConfig sliding{.dim = 24, .dim_head = 12, .heads = 4, .kv_heads = 2};
+  sliding.use_rotary_pos_emb = false;
+  sliding.token_window = {.left = 6, .right = 2};
+  sliding.sinks = sliding.relative_bias = true;
+  sliding.qkv_bias = true;
+  sliding.qk_norm.kind = local_mha::QkNormKind::rms_all;
+  LocalMHAConfig capped = sliding;
+  capped.score.soft_cap = 2;
+  capped.qk_norm.kind = local_mha::QkNormKind::rms;
+  capped.first_keys = 3;
+  LocalMHAConfig slopes = sliding;
+  slopes.score.alibi_slopes = {1, 0.5, 0.25, 0.125};
+  slopes.relative_bias = false;
+  slopes.token_window = {.left = 40, .right = 0};
+  slopes.use_rotary_pos_emb = true;
+  slopes.first_keys = 20;
+  return {all, plain, rotary, further, each_head, sliding, capped, slopes};
 }
 
 // Whether a workspace holds numbers that no call makes: the rotary embedding's.
@@ -156,6 +174,46 @@ TYPED_TEST(PoisonedMemory, OfALayer) {
           EXPECT_EQ(bytes(back), bytes(grad_x));
           EXPECT_EQ(bytes_of_all(summed), bytes_of_all(gradients));
         }
+      }
+    }
+  }
+}
+
+// Segments of all lengths, each in blocks of its own.
+TYPED_TEST(PoisonedMemory, OfPackedSequencesInALayer) {
+  for (const LocalMHAConfig& config : layers()) {
+    const LocalMHA<TypeParam> layer(config, 7);
+    std::vector<Index> cuts{0};
+    for (const Index n : lengths<TypeParam>()) cuts.insert(cuts.end(), 1, cuts.back() + n);
+    cuts.insert(cuts.begin() + 2, cuts[2]);  // and one of none
+    std::sort(cuts.begin(), cuts.end());
+    const auto x = random<TypeParam, 3>({1, cuts.back(), config.dim}, 1);
+    const auto grad_y = random<TypeParam, 3>({1, cuts.back(), config.dim}, 2);
+    Tensor<TypeParam, 3> not_a_number(x.dimensions());
+    not_a_number.setConstant(TypeParam(nan));
+    const auto fresh = LocalMHAParameters<TypeParam>::zeros(config);
+    typename LocalMHA<TypeParam>::Saved saved;
+    const Tensor<TypeParam, 3> y = layer.forward_saving(saved, x, {}, {}, {}, cuts);
+    auto gradients = fresh;
+    const Tensor<TypeParam, 3> grad_x = layer.backward(gradients, saved, grad_y, x);
+    EXPECT_TRUE(all_finite<TypeParam>(bytes_of_all(gradients)));
+    for (int threads = 1; threads <= 3; ++threads) {
+      const Threads on(threads);
+      const long mark = AlignedMemory::instance().mark();
+      typename LocalMHA<TypeParam>::Workspace workspace;
+      typename LocalMHA<TypeParam>::Saved kept;
+      for (int call = 0; call < 3; ++call) {
+        Tensor<TypeParam, 3> to = not_a_number, back = not_a_number;
+        auto ignored = fresh;
+        layer.forward_saving_into(on.device, to, workspace, kept, not_a_number, {}, {}, {}, cuts);
+        layer.backward_into(on.device, back, workspace, ignored, kept, not_a_number, not_a_number);
+        if (!has_tables(config)) AlignedMemory::instance().poison_since(mark);
+        layer.forward_saving_into(on.device, to, workspace, kept, x, {}, {}, {}, cuts);
+        EXPECT_EQ(bytes(to), bytes(y));
+        auto summed = fresh;
+        layer.backward_into(on.device, back, workspace, summed, kept, grad_y, x);
+        EXPECT_EQ(bytes(back), bytes(grad_x));
+        EXPECT_EQ(bytes_of_all(summed), bytes_of_all(gradients));
       }
     }
   }

@@ -148,13 +148,55 @@ TYPED_TEST(RepeatedCalls, OfTheLayer) {
   }
 }
 
+/// What sliding windows can have, with rows that stay visible.
+LocalMHAConfig sliding_layer(Index right) {
+  LocalMHAConfig config{.dim = 10, .dim_head = 6, .heads = 6, .dropout = 0.2, .kv_heads = 2};
+  config.token_window = {.left = 17, .right = right};
+  config.score.alibi_slopes = {1, 0.5, 0.25, 0.125, 0.0625, 0.03125};
+  config.sinks = config.relative_bias = true;
+  config.first_keys = 3;
+  return config;
+}
+
+TYPED_TEST(RepeatedCalls, OfTheLayerWithASlidingWindow) {
+  for (const Index right : {0, 20}) {
+    const LocalMHAConfig config = sliding_layer(right);
+    const LocalMHA<float> layer(config, 1);
+    LocalMHA<float>::Workspace workspace;
+    LocalMHA<float>::Saved saved;
+    auto gradients = LocalMHA<float>::Parameters::zeros(config);
+    const Training training{.seed = 4};
+    const auto forth_and_back = [&](Index batch, Index seqlen, std::span<const Index> cu_seqlens) {
+      const auto x = tensor<float, 3>(Random(1).array({batch, seqlen, 10}));
+      const auto mask = PaddingMask::from_lengths(
+          std::vector<Index>(static_cast<std::size_t>(batch), seqlen / 2), seqlen);
+      Tensor<float, 3> y(batch, seqlen, 10), grad_x(batch, seqlen, 10);
+      const auto& device = this->threads.device;
+      return allocations_of([&] {
+        layer.forward_into(device, y, workspace, x, mask, {}, training, cu_seqlens);
+        layer.forward_saving_into(device, y, workspace, saved, x, mask, {}, training, cu_seqlens);
+        layer.backward_into(device, grad_x, workspace, gradients, saved, y, x);
+      });
+    };
+    expect_no_allocations_but_at_first(
+        [&](Index batch, Index seqlen) { return forth_and_back(batch, seqlen, {}); },
+        std::is_same_v<TypeParam, OnAPool>);
+    // Packed, the segments that a sequence of the batch has.
+    const std::vector<Index> cuts{0, 7, 7, 60, 61, 190};
+    forth_and_back(1, 190, cuts);
+    EXPECT_EQ(forth_and_back(1, 190, cuts), 0);
+    EXPECT_EQ(forth_and_back(1, 61, std::span(cuts).first(5)), 0);
+  }
+}
+
 TYPED_TEST(RepeatedCalls, OfStreams) {
   LocalMHAConfig config{.dim = 10, .window_size = 9, .dim_head = 6, .heads = 3, .causal = true};
   LocalMHAConfig with_more = config;
   set_further_options(with_more);
-  const LocalMHA<float> layers[] = {LocalMHA<float>(config, 1), LocalMHA<float>(with_more, 1)};
-  for (const auto& [batch, further] :
-       {std::pair(1, 0), std::pair(4, 0), std::pair(1, 1), std::pair(4, 1)}) {
+  const LocalMHA<float> layers[] = {LocalMHA<float>(config, 1), LocalMHA<float>(with_more, 1),
+                                    LocalMHA<float>(sliding_layer(0), 1)};
+  for (const auto& [batch, further] : {std::pair(1, 0), std::pair(4, 0), std::pair(1, 1),
+                                       std::pair(4, 1), std::pair(1, 2), std::pair(4, 2)}) {
     LocalMHA<float>::Stream stream(layers[further], {.batch = batch, .max_threads = 3});
     const auto x = tensor<float, 3>(Random(1).array({batch, 40, 10}));
     Tensor<float, 3> y(batch, 40, 10);
