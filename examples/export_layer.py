@@ -319,13 +319,14 @@ def _call_of(model, module, batch, seqlen, generator):
     with torch.no_grad():
         if config.model_type == "mimi":
             model.encoder_transformer(x)
-        elif config.model_type == "longformer":
-            global_mask = torch.zeros(batch, seqlen, dtype=torch.long)
-            global_mask[:, 0] = 1
-            model(inputs_embeds=x, global_attention_mask=global_mask)
         else:
             stack = model.get_encoder() if config.is_encoder_decoder else model
-            stack(inputs_embeds=x)
+            options = {}
+            if config.model_type in ("longformer", "led"):
+                global_mask = torch.zeros(batch, seqlen, dtype=torch.long)
+                global_mask[:, 0] = 1
+                options["global_attention_mask"] = global_mask
+            stack(inputs_embeds=x, **options)
     handle.remove()
     if not seen:
         raise ValueError("--layer: expected one that the model calls, got one that it does not")

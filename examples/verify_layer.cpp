@@ -494,7 +494,7 @@ void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outp
 template <typename Scalar>
 void compute(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   examples::window_size_of_call(files);
-  if (files.family == "longformer") return run_longformer<Scalar>(files.inputs, chunks, outputs);
+  if (io::is_longformer(files.family)) return run_longformer<Scalar>(files.inputs, chunks, outputs);
   if (!files.family.empty()) return ModelLayer<Scalar>(files).run(chunks, outputs);
   if (files.kind == "LocalMHA") return run_mha<Scalar>(files, chunks, outputs);
   if (files.kind == "LocalAttention") return run_attention<Scalar>(files, chunks, outputs);

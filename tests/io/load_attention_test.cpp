@@ -15,6 +15,7 @@
 #include <local_mha/core/random.hpp>
 #include <local_mha/io/attention_case.hpp>
 #include <local_mha/io/attention_layers.hpp>
+#include <local_mha/io/longformer_layers.hpp>
 #include <local_mha/local_mha.hpp>
 
 #include "io/file_builder.hpp"
@@ -398,6 +399,41 @@ TEST(LoadedAttention, SharesTheBiasOfLongT5sFirstBlock) {
   EXPECT_TRUE(says(without.error(), "config.local_radius: expected at most 2^24"));
   EXPECT_TRUE(says(long_t5("decoder.block.0.layer.0.SelfAttention").error(),
                    "prefix: expected a layer that slides, one of the encoder"));
+}
+
+TEST(LoadedAttention, OfMoshiHasWrappedProjections) {
+  Model model = decoder("moshi");
+  model.shapes.clear();
+  for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"})
+    model.shapes[name + std::string(".linear.weight")] = {12, 12};
+  const auto layer = model.load();
+  EXPECT_EQ(layer.parameters().to_out(3, 4),
+            model.file().read<double>(model.prefix + ".o_proj.linear.weight")[3 * 12 + 4]);
+}
+
+TEST(LoadedAttention, OfLongformerIsLoadedByItsOwnFunction) {
+  EXPECT_TRUE(says(decoder("longformer").error(),
+                   "config.model_type: expected another one, because it is load_longformer() that "
+                   "reads it, got 'longformer'"));
+  Model model{.prefix = "encoder.layers.1.self_attn.longformer_self_attn",
+              .config = {{"model_type", "led"},
+                         {"d_model", 6},
+                         {"encoder_attention_heads", 3},
+                         {"attention_window", {4, 8}}},
+              .shapes = {}};
+  for (const char* name : {"query", "key", "value"})
+    for (const char* of : {"", "_global"}) {
+      model.shapes[std::string(name) + of + ".weight"] = {6, 6};
+      model.shapes[std::string(name) + of + ".bias"] = {6};
+    }
+  const auto layer = io::load_longformer<double>(model.file(), model.prefix, model.config);
+  EXPECT_EQ(layer.config(), (local_mha::LongformerConfig{6, 3, 8, 0}));
+  EXPECT_EQ(layer.parameters().to_qkv_global(13, 2),
+            model.file().read<double>(model.prefix + ".value_global.weight")[6 + 2]);
+  EXPECT_THROW(io::longformer_layer(model.config), std::invalid_argument);
+  model.shapes.erase("key_global.bias");
+  EXPECT_THROW(io::load_longformer<double>(model.file(), model.prefix, model.config),
+               io::SafetensorsError);
 }
 
 TEST(LoadedAttention, OfReformerIsALocalLayer) {

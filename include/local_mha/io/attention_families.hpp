@@ -291,6 +291,9 @@ struct AttentionFamily {
   void (*special)(const LayerSource&, AttentionLayer&) = nullptr;
 };
 
+inline constexpr ProjectionNames moshi_projections{
+    .qkv = {"q_proj.linear", "k_proj.linear", "v_proj.linear"}, .out = "o_proj.linear"};
+
 // clang-format off
 inline const std::array attention_families{
     AttentionFamily{.model_type = "mistral"},
@@ -298,6 +301,8 @@ inline const std::array attention_families{
     AttentionFamily{.model_type = "ministral"},
     AttentionFamily{.model_type = "starcoder2", .bias = "use_bias"},
     AttentionFamily{.model_type = "mimi"},
+    AttentionFamily{.model_type = "moshi", .projections = moshi_projections},
+    AttentionFamily{.model_type = "kyutai_speech_to_text", .projections = moshi_projections},
     AttentionFamily{.model_type = "phi3", .projections = {.qkv = {"qkv_proj"}}},
     AttentionFamily{.model_type = "phimoe"},
     AttentionFamily{.model_type = "qwen2", .slides = from_a_layer_on},
@@ -364,7 +369,7 @@ inline const AttentionFamily& family_of(const ModelConfig& config) {
     if (family.model_type == name) return family;
     all += (all.empty() ? "" : ", ") + std::string(family.model_type);
   }
-  if (name == "longformer")
+  if (name == "longformer" || name == "led")
     reject(config.path("model_type"), "another one, because it is load_longformer() that reads it",
            "'", name, "'");
   reject(config.path("model_type"), "one of " + all, "'", printable(type), "'");
@@ -391,18 +396,24 @@ inline void require_sliding(const AttentionFamily& family, const LayerSource& so
   }
 }
 
-/// Sizes of the layer.
+/// Sizes of the layer. Where a family's own member is not there, Mistral's may be.
 inline void set_sizes(const SizeMembers& members, const LayerSource& source,
                       LocalMHAConfig& config) {
   const ModelConfig& from = source.config;
-  config.dim = from.size(members.dim);
-  const auto given = members.dim_head.empty() ? std::nullopt : from.find<Index>(members.dim_head);
+  const SizeMembers usual;
+  const auto name_of = [&](std::string_view own, std::string_view otherwise) {
+    return from.has(own) ? own : from.has(otherwise) ? otherwise : own;
+  };
+  config.dim = from.size(name_of(members.dim, usual.dim));
+  const auto given = members.dim_head.empty()
+                         ? std::nullopt
+                         : from.find<Index>(name_of(members.dim_head, usual.dim_head));
   if (given && *given < 1) reject(from.path(members.dim_head), "at least 1", *given);
   if (members.heads.empty()) {
     config.dim_head = given.value_or(members.dim_head_otherwise);
     config.heads = config.dim / config.dim_head;
   } else {
-    config.heads = from.size(members.heads);
+    config.heads = from.size(name_of(members.heads, usual.heads));
     const Index otherwise = members.dim_head_otherwise;
     config.dim_head = given.value_or(otherwise > 0 ? otherwise : config.dim / config.heads);
   }

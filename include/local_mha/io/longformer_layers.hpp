@@ -13,6 +13,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -35,19 +36,28 @@ struct LongformerLayer {
   std::vector<LayerTensor> tensors;
 };
 
+/// Whether models of this `model_type` have such layers: `longformer`, and the encoder of `led`.
+inline bool is_longformer(std::string_view model_type) {
+  return model_type == "longformer" || model_type == "led";
+}
+
 /// What a layer of a Longformer computes.
 /// \param config the model's `config.json`, or a part of it that has `model_type`, `hidden_size`,
-///   `num_attention_heads` and `attention_window`
+///   `num_attention_heads` and `attention_window`; LED's has `d_model` and
+///   `encoder_attention_heads`
 /// \param number of the layer in its stack; needed if windows differ
 /// \throws std::invalid_argument naming the member that is missing or out of range
 inline LongformerLayer longformer_layer(const nlohmann::json& config,
                                         std::optional<Index> number = {}) {
   const detail::ModelConfig members(config);
-  if (const auto type = members.required<std::string>("model_type"); type != "longformer")
-    reject(members.path("model_type"), "longformer", "'", printable(type), "'");
+  if (const auto type = members.required<std::string>("model_type"); !is_longformer(type))
+    reject(members.path("model_type"), "longformer or led", "'", printable(type), "'");
+  const auto size = [&](std::string_view name, std::string_view of_led) {
+    return members.size(members.has(of_led) ? of_led : name);
+  };
   LongformerLayer layer;
-  layer.config = {.dim = members.size("hidden_size"),
-                  .heads = members.size("num_attention_heads"),
+  layer.config = {.dim = size("hidden_size", "d_model"),
+                  .heads = size("num_attention_heads", "encoder_attention_heads"),
                   .attention_window = 0,
                   .dropout = members.get("attention_probs_dropout_prob", 0.0)};
   if (!members.is_array("attention_window"))
