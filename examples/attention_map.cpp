@@ -264,6 +264,9 @@ HeadProbabilities compute(const Head& options) {
   const CaseFiles files = options.case_path.empty()
                               ? CaseFiles::open(options.weights_path, "")
                               : CaseFiles::open(options.case_path, options.weights_path);
+  if (!files.family.empty())
+    reject("case", "a LocalMHA, LocalAttention or LocalTransformer, not a model's layer",
+           io::printable(files.kind));
   if (options.text && files.kind != "LocalTransformer")
     reject("--text", "a LocalTransformer to read it", files.kind);
   if (options.layer != 0 && files.kind != "LocalTransformer")

@@ -3,7 +3,8 @@
 /// Case files: inputs and outputs of a layer, with its weights or beside them.
 ///
 /// A case file is a safetensors file with `__metadata__["case"]` and tensors `param/…`, `input/…`,
-/// `output/…`, as `export_layer.py` writes it and `tests/golden/README.md` describes it.
+/// `output/…`, as `export_layer.py` writes it and `tests/golden/README.md` describes it; that of a
+/// published model's attention layer, `tests/golden_sliding/README.md`.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/io/attention_case.hpp>
 #include <local_mha/io/case.hpp>
 #include <local_mha/io/safetensors.hpp>
 
@@ -24,8 +26,9 @@ namespace local_mha::examples {
 struct CaseFiles {
   io::SafetensorsFile inputs;   ///< `input/…` and `output/…`
   io::SafetensorsFile weights;  ///< the state dict, and the configuration in its metadata
-  std::string kind;             ///< LocalMHA, LocalAttention or LocalTransformer
+  std::string kind;             ///< LocalMHA, LocalAttention, LocalTransformer, or a model's class
   nlohmann::json call;          ///< further arguments of the call
+  std::string family = {};      ///< model_type of a published model's attention layer
 
   /// \param weights_path empty: the weights stand with the inputs
   /// \throws io::SafetensorsError if a file is malformed or the two describe different layers
@@ -33,6 +36,14 @@ struct CaseFiles {
     io::SafetensorsFile inputs(path);
     io::SafetensorsFile weights = weights_path.empty() ? inputs : io::SafetensorsFile(weights_path);
     const io::Case layer = io::read_case(weights);
+    if (const std::string family = io::family_of_case(weights); !family.empty()) {
+      if (!weights_path.empty())
+        throw io::SafetensorsError(weights_path, "",
+                                   "case: expected no model's layer, whose weights stand with its "
+                                   "inputs, got '" +
+                                       io::printable(layer.kind) + "'");
+      return {inputs, weights, layer.kind, layer.call, family};
+    }
     nlohmann::json call = layer.call;
     if (!weights_path.empty() && io::has_case(inputs)) {
       const io::Case other = io::read_case(inputs);
@@ -48,7 +59,7 @@ struct CaseFiles {
           weights.file_name(), "",
           "case: kind: expected LocalMHA, LocalAttention or LocalTransformer, got '" +
               io::printable(layer.kind) + "'");
-    return {inputs, weights, layer.kind, std::move(call)};
+    return {inputs, weights, layer.kind, std::move(call), ""};
   }
 };
 

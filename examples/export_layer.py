@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes a Python LocalMHA, LocalAttention or LocalTransformer, with inputs and outputs, to a file
-that verify_layer checks.
+"""Writes a Python LocalMHA, LocalAttention or LocalTransformer, or the attention layer of a
+published model, with inputs and outputs, to a file that verify_layer checks.
 
 As a script, for a layer with random weights:
 
@@ -10,6 +10,16 @@ As a script, for a layer with random weights:
 or for a module that torch.save() wrote:
 
     export_layer.py case.safetensors --module layer.pt
+
+or for the attention layer of a model that transformers loads, by its name or folder:
+
+    export_layer.py case.safetensors --model mistralai/Mistral-7B-v0.1 --layer 0 --seqlen 200
+
+or of a small one of random weights, by its model_type:
+
+    export_layer.py case.safetensors --model mistral --config '{"hidden_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1,
+        "intermediate_size": 64, "vocab_size": 100, "sliding_window": 8}'
 
 With --gradients, those of inputs and weights, too.
 
@@ -29,10 +39,13 @@ that. The package masks the padding that it adds only when it gets a mask, so it
 For queries that see no key, Python gives the mean of all keys and local_mha gives zeros: choose a
 mask that leaves everyone something to see.
 
-Needs torch, and local-attention where a layer is made or loaded.
+Needs torch, and local-attention where a layer is made or loaded, or transformers where --model is:
+
+    pip install torch local-attention transformers
 """
 
 import argparse
+import contextlib
 import copy
 import ctypes
 import importlib
@@ -41,12 +54,15 @@ import json
 import re
 import sys
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None  # --help works without
 
 _DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
+    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
+    "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32", "torch.int16": "I16",
+    "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL",
 }
 
 KINDS = ("LocalMHA", "LocalAttention", "LocalTransformer")
@@ -62,7 +78,7 @@ def write_safetensors(path, tensors, metadata):
         tensor = tensors[name].detach().cpu().contiguous()
         size = tensor.numel() * tensor.element_size()
         parts.append(ctypes.string_at(tensor.data_ptr(), size) if size else b"")
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape),
+        header[name] = {"dtype": _DTYPES[str(tensor.dtype)], "shape": list(tensor.shape),
                         "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
@@ -256,6 +272,160 @@ def export_layer(module, path, *inputs, mask=None, attn_bias=None, window_size=N
                                       "source": f"export_layer.py, torch {torch.__version__}"})
 
 
+# Children by which an attention module is known.
+_PROJECTIONS = {"q_proj", "qkv_proj", "Wqkv", "query", "q"}
+
+
+def find_attention(model, layer):
+    """Name and module of a layer's self-attention: the first one whose name has the number."""
+    names = []
+    for name, module in model.named_modules():
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+        children = {child for child, _ in module.named_children()}
+        if number is None or "vision" in name or not children & _PROJECTIONS:
+            continue
+        if int(number.group(1)) == layer:
+            return name, module
+        names.append(name)
+    raise ValueError(f"--layer: expected a layer of the model ({', '.join(names[:50])}), "
+                     f"got {layer}")
+
+
+@contextlib.contextmanager
+def _float64_for_float32():
+    """Models turn positions, normalize and take the softmax in float32 whatever their weights are:
+    here, in float64."""
+    kept = torch.float32, torch.float, torch.Tensor.float, torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.float32 = torch.float = torch.float64
+    torch.Tensor.float = torch.Tensor.double
+    try:
+        yield
+    finally:
+        torch.float32, torch.float, torch.Tensor.float = kept[:3]
+        torch.set_default_dtype(kept[3])
+
+
+def _call_of(model, module, batch, seqlen, generator):
+    """The arguments that a model gives its module for random embeddings, and a mask of global rows
+    if it has them."""
+    seen = []
+    handle = module.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    config = model.config
+    size = getattr(config, "hidden_size", None) or config.d_model
+    x = torch.randn(batch, seqlen, size, generator=generator, dtype=torch.float64)
+    global_mask = None
+    with torch.no_grad():
+        if config.model_type == "mimi":
+            model.encoder_transformer(x)
+        else:
+            stack = model.get_encoder() if config.is_encoder_decoder else model
+            options = {}
+            if config.model_type in ("longformer", "led"):
+                global_mask = torch.zeros(batch, seqlen, dtype=torch.long)
+                global_mask[:, 0] = 1
+                options["global_attention_mask"] = global_mask
+            stack(inputs_embeds=x, **options)
+    handle.remove()
+    if not seen:
+        raise ValueError("--layer: expected one that the model calls, got one that it does not")
+    return (*seen[0], global_mask)
+
+
+def _rotary_of(args, kwargs):
+    """Frequencies and the factor on cosine and sine, as the cosines and sines that a module is
+    given tell them: those of position 1 are of the frequencies, and those of 0 the factor."""
+    for value in [*args, *kwargs.values()]:
+        if isinstance(value, tuple) and len(value) == 2 and all(map(torch.is_tensor, value)):
+            cos, sin = (tensor.reshape(-1, *tensor.shape[-2:])[0].double() for tensor in value)
+            break
+    else:
+        return None, None
+    half = cos.shape[-1] // 2
+    if torch.equal(cos[:, :half], cos[:, half:]):
+        cos, sin = cos[:, :half], sin[:, :half]
+    elif torch.equal(cos[:, 0::2], cos[:, 1::2]):
+        cos, sin = cos[:, 0::2], sin[:, 0::2]
+    return torch.atan2(sin[1], cos[1]), cos[0, 0].item()
+
+
+def export_model_layer(model, path, layer, batch=2, seqlen=50, seed=0, gradients=False):
+    """Writes the attention layer of a model of transformers, with what the model gives it for
+    random embeddings, and what it makes of that."""
+    if seqlen < 2:
+        raise ValueError(f"seqlen: expected at least 2, got {seqlen}")
+    import transformers
+
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+    model.config.use_cache = False
+    name, module = find_attention(model, layer)
+    window = getattr(model.config, "sliding_window", None)
+    if isinstance(window, int) and window >= seqlen:
+        print(f"export_layer.py: {seqlen} positions are all within the window of {window}: a "
+              "longer --seqlen says more", file=sys.stderr)
+    with _float64_for_float32():
+        args, kwargs, global_mask = _call_of(model, module, batch, seqlen, generator)
+        args = list(args)
+        given = kwargs.get("hidden_states", args[0] if args else None)
+        if given is None or given.dim() != 3:
+            raise ValueError(f"{name}: expected hidden states [B, N, dim], got another call")
+        x = given.detach().clone()
+        if "hidden_states" in kwargs:
+            kwargs["hidden_states"] = x
+        else:
+            args[0] = x
+        weights = dict(module.named_parameters())
+        for leaf in [x, *weights.values()]:
+            leaf.requires_grad_(gradients)
+        with torch.set_grad_enabled(gradients):
+            y = module(*args, **kwargs)
+            y = y if torch.is_tensor(y) else y[0]
+        tensors = {"param/" + key: value for key, value in module.state_dict().items()}
+        tensors.update({"input/x": x, "output/y": y})
+        if gradients:
+            grad_y = torch.randn(y.shape, dtype=y.dtype, generator=generator)
+            tensors["input/grad_y"] = grad_y
+            found = torch.autograd.grad(y, [x, *weights.values()], grad_y, allow_unused=True)
+            for key, leaf, gradient in zip(["x", *("param/" + key for key in weights)],
+                                           [x, *weights.values()], found):
+                tensors["grad/" + key] = torch.zeros_like(leaf) if gradient is None else gradient
+        frequencies, factor = _rotary_of(args, kwargs)
+        if frequencies is not None:
+            tensors["input/inv_freq"] = frequencies
+        if global_mask is not None:
+            tensors["input/global_mask"] = global_mask.to(torch.uint8)
+
+    config = getattr(model.config, "text_config", None) or model.config
+    case = {"kind": type(module).__name__, "family": config.model_type, "layer": layer,
+            "config": json.loads(config.to_json_string(use_diff=False)), "module": name,
+            "transformers": transformers.__version__}
+    if factor is not None:
+        case["rotary_scale"] = factor
+    write_safetensors(path, tensors, {"case": json.dumps(case),
+                                      "source": f"export_layer.py, torch {torch.__version__}"})
+
+
+def load_model(model, config=None, seed=0):
+    """A model of transformers by its name or folder; with a configuration, one of random weights
+    by its model_type."""
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise ImportError("--model needs transformers, which is not installed: "
+                          "pip install transformers") from None
+    if config is None:
+        return transformers.AutoModel.from_pretrained(model, attn_implementation="eager")
+    torch.manual_seed(seed)
+    made = transformers.AutoModel.from_config(
+        transformers.AutoConfig.for_model(model, **config), attn_implementation="eager")
+    with torch.no_grad():
+        for weight in made.parameters():  # many are 0 or 1 at first
+            weight += 0.1 * torch.randn_like(weight)
+    return made
+
+
 def _random_inputs(kind, module, kwargs, batch, seqlen, generator):
     if kind == "LocalTransformer":
         seqlen = min(seqlen, kwargs["max_seq_len"])
@@ -302,6 +472,13 @@ def main():
     parser.add_argument("--reference", metavar="PACKAGE",
                         help="where a layer of the same kind is imported from that takes the "
                         "weights and computes the outputs, if the first cannot be called (zeta's)")
+    parser.add_argument("--model", metavar="NAME",
+                        help="a model that transformers loads, by its name or folder: the "
+                        "attention of one of its layers is written")
+    parser.add_argument("--layer", type=int, default=0, help="of --model (%(default)s)")
+    parser.add_argument("--config", type=json.loads, metavar="JSON",
+                        help="makes --model one of random weights with this configuration; its "
+                        "name is a model_type")
     parser.add_argument("--batch", type=int, default=2, help="sequences (%(default)s)")
     parser.add_argument("--seqlen", type=int, default=50, help="positions (%(default)s)")
     parser.add_argument("--lengths", type=json.loads, metavar="JSON",
@@ -315,7 +492,16 @@ def main():
     args = parser.parse_args()
     if args.gradients and args.weights_only:
         parser.error("--gradients: expected without --weights-only")
+    if args.model and (args.module or args.kind or args.lengths or args.weights_only):
+        parser.error("--model: expected without --module, --kind, --lengths and --weights-only")
+    if args.config is not None and not args.model:
+        parser.error("--config: expected with --model")
+    if torch is None:
+        sys.exit("export_layer.py: needs torch, which is not installed: pip install torch")
 
+    if args.model:
+        return export_model_layer(load_model(args.model, args.config, args.seed), args.path,
+                                  args.layer, args.batch, args.seqlen, args.seed, args.gradients)
     torch.manual_seed(args.seed)
     if args.module:
         module = torch.load(args.module, map_location="cpu", weights_only=False)
@@ -324,7 +510,7 @@ def main():
         kind = args.kind
         module = _construct(kind, args.package, args.kwargs)
     else:
-        parser.error("expected --module, or --kind and --kwargs")
+        parser.error("expected --model, or --module, or --kind and --kwargs")
     kwargs = args.kwargs if args.kwargs is not None else infer_kwargs(module)
 
     inputs, mask = [], None

@@ -8,6 +8,7 @@
 #include <iomanip>
 #include <iostream>
 #include <limits>
+#include <map>
 #include <optional>
 #include <span>
 #include <sstream>
@@ -17,9 +18,13 @@
 
 #include <CLI/CLI.hpp>
 
+#include <local_mha/io/attention_case.hpp>
+#include <local_mha/io/attention_layers.hpp>
+#include <local_mha/io/longformer_layers.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/weights.hpp>
 #include <local_mha/local_mha.hpp>
+#include <local_mha/longformer.hpp>
 
 #include "case_file.hpp"
 #include "chunks.hpp"
@@ -247,6 +252,137 @@ void run_mha(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   outputs.add_gradients(gradients);
 }
 
+/// `[B, N, C]` from `[B, C, N]`, and the reverse.
+template <typename Scalar>
+Tensor<Scalar, 3> transposed(const Tensor<Scalar, 3>& t) {
+  return t.shuffle(std::array<Index, 3>{0, 2, 1});
+}
+
+/// Gives rows of padding, which may hold anything, what `output/y` has there.
+template <typename Scalar>
+void take_padding(const io::SafetensorsFile& file, const PaddingMask& mask, Tensor<Scalar, 3>& y) {
+  if (!mask || !file.contains("output/y")) return;
+  const auto expected = file.tensor<Scalar, 3>("output/y");
+  local_mha::require_shape("output/y", TensorView<const Scalar, 3>(expected).dimensions(),
+                           TensorView<const Scalar, 3>(y).dimensions());
+  for (Index b = 0; b < y.dimension(0); ++b)
+    for (Index i = 0; i < y.dimension(1); ++i)
+      if (mask.row(b)[i] != 0) y.chip(b, 0).chip(i, 0) = expected.chip(b, 0).chip(i, 0);
+}
+
+/// The gradients of a model's layer, `param/…` of its tensors.
+template <typename Scalar>
+void require_known_gradients(const io::SafetensorsFile& file,
+                             const std::vector<io::LayerTensor>& tensors) {
+  std::vector<std::string> known{"x"};
+  for (const io::LayerTensor& tensor : tensors) known.push_back("param/" + tensor.name);
+  require_known_gradients(file, std::move(known), local_mha::LocalMHAParameters<Scalar>(),
+                          file.contains("input/grad_y"));
+}
+
+template <typename Scalar>
+void add_gradients(const std::vector<io::LayerTensor>& tensors,
+                   const std::map<std::string, std::vector<Scalar>>& gradients, Outputs& outputs) {
+  for (const io::LayerTensor& tensor : tensors)
+    outputs.add<Scalar>("grad/param/" + tensor.name, tensor.shape, gradients.at(tensor.name));
+}
+
+/// The attention layer of a published model.
+template <typename Scalar>
+class ModelLayer {
+ public:
+  explicit ModelLayer(const CaseFiles& files)
+      : file_(files.inputs),
+        layer_(io::read_attention_case(file_)),
+        mha_(layer_.config, io::load_attention_parameters<Scalar>(file_, "param/", layer_)),
+        x_(rows("input/x")),
+        mask_(examples::read_mask(file_)) {}
+
+  void run(const Chunks& chunks, Outputs& outputs) const {
+    examples::require_known(
+        file_, "input/", {"x", "keep_mask", "grad_y", "inv_freq", "position_cos", "position_sin"});
+    examples::require_known(file_, "output/", {"y"});
+    require_known_gradients<Scalar>(file_, layer_.tensors);
+    if (chunks) return outputs.add("output/y", module_output(stream(*chunks)));
+    typename local_mha::LocalMHA<Scalar>::Saved saved;
+    outputs.add("output/y", module_output(mha_.forward_saving(saved, x_, mask_)));
+    if (file_.contains("input/grad_y")) add_all_gradients(saved, outputs);
+  }
+
+ private:
+  Tensor<Scalar, 3> rows(const char* name) const {
+    auto t = file_.tensor<Scalar, 3>(name);
+    return layer_.channels_first ? transposed(t) : t;
+  }
+  Tensor<Scalar, 3> as_of_module(const Tensor<Scalar, 3>& t) const {
+    return layer_.channels_first ? transposed(t) : t;
+  }
+
+  Tensor<Scalar, 3> stream(const examples::ChunkConfig& chunks) const {
+    typename local_mha::LocalMHA<Scalar>::Stream stream(mha_, {.batch = x_.dimension(0)});
+    if (mask_) local_mha::require_shape("mask", mask_.shape(), {x_.dimension(0), x_.dimension(1)});
+    return examples::in_chunks<Scalar, 3>(
+        {x_.dimension(0), x_.dimension(1), mha_.config().dim}, 1, chunks,
+        [&](Index begin, Index size) {
+          return stream.push(examples::positions_of(x_, 1, begin, size),
+                             examples::positions_of(mask_, begin, size));
+        },
+        [&] { return stream.flush(); });
+  }
+
+  Tensor<Scalar, 3> module_output(Tensor<Scalar, 3> y) const {
+    if (layer_.residual) y += x_;
+    y = as_of_module(y);
+    if (!layer_.channels_first) take_padding(file_, mask_, y);
+    return y;
+  }
+
+  void add_all_gradients(const typename local_mha::LocalMHA<Scalar>::Saved& saved,
+                         Outputs& outputs) const {
+    const Tensor<Scalar, 3> grad_y = rows("input/grad_y");
+    auto gradients = local_mha::LocalMHAParameters<Scalar>::zeros(mha_.config());
+    Tensor<Scalar, 3> grad_x = mha_.backward(gradients, saved, grad_y, x_, mask_);
+    if (layer_.residual) grad_x += grad_y;
+    outputs.add_gradient("x", as_of_module(grad_x));
+    add_gradients(layer_.tensors, io::attention_gradients(layer_, gradients), outputs);
+  }
+
+  const io::SafetensorsFile& file_;
+  io::AttentionLayer layer_;
+  local_mha::LocalMHA<Scalar> mha_;
+  Tensor<Scalar, 3> x_;
+  PaddingMask mask_;
+};
+
+template <typename Scalar>
+void run_longformer(const io::SafetensorsFile& file, const Chunks& chunks, Outputs& outputs) {
+  if (chunks)
+    local_mha::reject("--stream", "none, because global rows may come later than who sees them",
+                      chunks->size);
+  examples::require_known(file, "input/", {"x", "keep_mask", "global_mask", "grad_y"});
+  examples::require_known(file, "output/", {"y"});
+  const io::LongformerLayer layer = io::read_longformer_case(file);
+  const local_mha::LongformerAttention<Scalar> attention(
+      layer.config, io::load_longformer_parameters<Scalar>(file, "param/", layer));
+  require_known_gradients<Scalar>(file, layer.tensors);
+  const auto x = file.tensor<Scalar, 3>("input/x");
+  const PaddingMask mask = examples::read_mask(file);
+  Tensor<bool, 2> flags;
+  typename local_mha::LongformerAttention<Scalar>::GlobalRows global_rows;
+  if (file.contains("input/global_mask"))
+    global_rows = flags = file.tensor<bool, 2>("input/global_mask");
+  typename local_mha::LongformerAttention<Scalar>::Saved saved;
+  Tensor<Scalar, 3> y = attention.forward_saving(saved, x, global_rows, mask);
+  take_padding(file, mask, y);
+  outputs.add("output/y", y);
+  if (!file.contains("input/grad_y")) return;
+  auto gradients = local_mha::LongformerParameters<Scalar>::zeros(layer.config);
+  outputs.add_gradient(
+      "x",
+      attention.backward(gradients, saved, file.tensor<Scalar, 3>("input/grad_y"), x, global_rows));
+  add_gradients(layer.tensors, io::longformer_gradients(layer, gradients), outputs);
+}
+
 template <typename Scalar>
 void run_attention(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   examples::require_known(files.inputs, "input/",
@@ -358,6 +494,8 @@ void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outp
 template <typename Scalar>
 void compute(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   examples::window_size_of_call(files);
+  if (io::is_longformer(files.family)) return run_longformer<Scalar>(files.inputs, chunks, outputs);
+  if (!files.family.empty()) return ModelLayer<Scalar>(files).run(chunks, outputs);
   if (files.kind == "LocalMHA") return run_mha<Scalar>(files, chunks, outputs);
   if (files.kind == "LocalAttention") return run_attention<Scalar>(files, chunks, outputs);
   run_transformer<Scalar>(files, chunks, outputs);
@@ -424,10 +562,14 @@ int verify(const Options& options) {
     std::cout << '\n';
   }
   if (!options.output_path.empty()) {
-    io::Case described = io::read_case(files.weights);
-    described.call = files.call;
-    described.note = "outputs and gradients computed by local_mha in " + options.scalar;
-    set_case(outputs.computed(), described);
+    if (!files.family.empty()) {
+      outputs.computed().set_metadata("case", files.inputs.metadata().at("case"));
+    } else {
+      io::Case described = io::read_case(files.weights);
+      described.call = files.call;
+      described.note = "outputs and gradients computed by local_mha in " + options.scalar;
+      set_case(outputs.computed(), described);
+    }
     outputs.computed().write(options.output_path);
   }
   return std::ranges::all_of(outputs.comparisons(), &Comparison::passed) ? 0 : 1;
@@ -446,9 +588,10 @@ int run(int argc, char** argv) {
       "Exit status: 0 if every relative error is within the tolerance, 1 if not, 2 if the files\n"
       "cannot be used or hold nothing to compare.",
       "verify_layer");
-  app.add_option("case", options.case_path,
-                 "Inputs and expected outputs of a LocalMHA, LocalAttention or LocalTransformer, "
-                 "as export_layer.py writes them")
+  app.add_option(
+         "case", options.case_path,
+         "Inputs and expected outputs of a LocalMHA, LocalAttention or LocalTransformer, or "
+         "of an attention layer of a model, as export_layer.py writes them")
       ->required()
       ->type_name("CASE.safetensors");
   app.add_option("--weights", options.weights_path,

@@ -106,14 +106,13 @@ class LocalMHA {
     }
     // The place of a sequence among `pasts`.
     Index past(Index sequence) const { return start(sequence).number % pasts; }
+    // Rows of a stretch.
+    Index rows() const { return rows_; }
 
     detail::SequenceBlocks blocks;
     Index workers = 1;
     Index waiting = 1;  // stretches that come in before the first of them is answered
     Index pasts = 0;    // of sequences that are under way
-
-    // Rows of a stretch.
-    Index rows() const { return rows_; }
 
    private:
     struct Start {
@@ -334,8 +333,8 @@ class LocalMHA {
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
-  /// \param saved what forward_saving() kept. It holds the mask, the training and packed sequences:
-  ///        here, the former may be left out
+  /// \param saved what forward_saving() kept. It holds the mask, the training and the packed
+  ///        sequences: here, mask and training may be left out
   /// \param grad_y `[B, N, dim]`
   /// \param x, attn_bias what forward_saving() was given
   /// \param grad_attn_bias null, or where that of attn_bias is added, in its shape
@@ -394,7 +393,7 @@ class LocalMHA {
     const Weights& w = *weights_;
     auto& grad_bias = workspace.grad_bias_;
     const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
-    grad_bias.prepare(wants_bias ? bias_of(inputs.window(), attn_bias) : Bias(), config().heads);
+    grad_bias.prepare(wants_bias ? bias_of(attn_bias) : Bias(), config().heads);
     detail::LayerBackward<Scalar>(
         {w.config, w.parameters, w.attention, w.norm, w.q_norm, w.k_norm, w.norms_of_all}, saved,
         workspace.backward_, thread_count(device))
@@ -471,24 +470,23 @@ class LocalMHA {
                                                   const PaddingMask& mask, const Bias& attn_bias,
                                                   std::span<const Index> cu_seqlens = {}) const {
     require_shape("x", x.dimensions(), {-1, -1, config().dim});
-    const Window window(attention().config());
-    detail::AttentionInputs<Scalar> inputs(window, x.dimension(0), config().heads, x.dimension(1),
-                                           mask, bias_of(window, attn_bias));
-    attention().add_options(inputs, resolved_kv_heads(config()), {.cu_seqlens = cu_seqlens},
-                            terms());
+    detail::AttentionInputs<Scalar> inputs(Window(attention().config()), x.dimension(0),
+                                           config().heads, x.dimension(1), mask,
+                                           bias_of(attn_bias));
+    add_options(inputs);
+    inputs.cut(cu_seqlens);
     return inputs;
   }
 
   // What the queries of a stream see, but for their place.
   detail::AttentionInputs<Scalar> shown_to(Index batch, const Bias& attn_bias) const {
-    const Window window(attention().config());
-    detail::AttentionInputs<Scalar> inputs(window, batch, config().heads,
-                                           bias_of(window, attn_bias));
-    attention().add_options(inputs, resolved_kv_heads(config()), {}, terms());
+    detail::AttentionInputs<Scalar> inputs(Window(attention().config()), batch, config().heads,
+                                           bias_of(attn_bias));
+    add_options(inputs);
     return inputs;
   }
 
-  // What the attention takes of the weights.
+  // What the attention alone takes of the weights.
   typename LocalAttention<Scalar>::Terms terms() const {
     typename LocalAttention<Scalar>::Terms terms;
     const RowMatrix<Scalar>& bias = parameters().relative_bias;
@@ -497,9 +495,18 @@ class LocalMHA {
     if (config().sinks) terms.sinks.emplace(parameters().sinks.data(), std::array{config().heads});
     return terms;
   }
-  // The bias of a call, or that of the weights.
-  Bias bias_of(const Window& window, const Bias& attn_bias) const {
-    return attention().bias_of(window, config().heads, attn_bias, terms());
+  // The bias of a call, or that of the weights, which is one of windows of one position.
+  Bias bias_of(const Bias& attn_bias) const {
+    if (config().token_window && attn_bias)
+      reject("attn_bias", "none, because a token window takes a relative_bias", "one");
+    if (!config().relative_bias) return attn_bias;
+    const RowMatrix<Scalar>& bias = parameters().relative_bias;
+    return TensorView<const Scalar, 3>(bias.data(), {bias.rows(), 1, bias.cols()});
+  }
+  void add_options(detail::AttentionInputs<Scalar>& inputs) const {
+    inputs.share_keys(resolved_kv_heads(config()));
+    if (config().sinks) inputs.add_sinks(parameters().sinks.data());
+    inputs.set_score(attention().score());
   }
 
   // A worker's memory, and the steps by which rows of a sequence pass the layer in it.
@@ -509,7 +516,8 @@ class LocalMHA {
    public:
     // \param seqlen of the longest sequence
     // \param threads that step() uses at most
-    Flow(const Weights& weights, const Window& window, Index seqlen, Index threads = 1)
+    LOCAL_MHA_NOINLINE Flow(const Weights& weights, const Window& window, Index seqlen,
+                            Index threads = 1)
         : weights_(&weights),
           config_(weights.config),
           made_for_(seqlen),
@@ -852,8 +860,8 @@ class LocalMHA {
     }
 
     // Queries (part 0) or keys (part 1) of a head as the kernel takes them.
-    void make_normed(Scratch& scratch, Ring<Scalar>& ring, Index part, const Range& rows,
-                     const Range& made, Index h) {
+    LOCAL_MHA_NOINLINE void make_normed(Scratch& scratch, Ring<Scalar>& ring, Index part,
+                                        const Range& rows, const Range& made, Index h) {
       const auto saved_part = part == 0 ? &Saved::q : &Saved::k;
       const auto place = [&](Index first, Scalar* block) {
         if (part == 0)

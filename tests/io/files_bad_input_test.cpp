@@ -11,6 +11,10 @@
 #include <string>
 #include <vector>
 
+#include <local_mha/io/attention_case.hpp>
+#include <local_mha/io/attention_layers.hpp>
+#include <local_mha/io/longformer_layers.hpp>
+#include <local_mha/io/model_config.hpp>
 #include <local_mha/io/weights.hpp>
 
 #include "io/file_builder.hpp"
@@ -101,6 +105,48 @@ std::vector<BadInput> of_files() {
       {"set_case", writer([](Writer w) { set_case(w, {.kind = "\xff"}); }), "expected UTF-8"},
       {"set_case", writer([](Writer w) { set_case(w, {.kwargs = {{"x", "\xff"}}}); }),
        "expected UTF-8"},
+      {"read_model_config", [] { read_model_config("/"); }, "got a folder"},
+      {"attention_layer", [] { attention_layer(file, "", 1); }, "config: expected a JSON object"},
+      {"attention_layer", [] { attention_layer(file, "", {{"model_type", "mistral"}}, -1); },
+       "number: expected at least 0, got -1"},
+      {"load_attention", [] { load_attention<float>(file, "", {{"model_type", "llama"}}); },
+       "config.model_type: expected one of mistral, "},
+      {"load_attention_parameters", [] { load_attention_parameters<float>(file, "", {}); },
+       "dim: expected"},
+      {"attention_gradients",
+       [] {
+         const LocalMHAConfig config{.dim = 2, .window_size = 3};
+         attention_gradients<float>({.model_type = "", .config = config, .tensors = {}}, {});
+       },
+       "to_qkv.weight: expected shape"},
+      {"family_of_case",
+       [] {
+         SafetensorsWriter with_case;
+         with_case.set_metadata("case", "1");
+         family_of_case(SafetensorsFile::from_bytes(with_case.bytes()));
+       },
+       "case: expected an object"},
+      {"read_attention_case", [] { read_attention_case(file); },
+       "file: case.config: expected a JSON object"},
+      {"read_longformer_case", [] { read_longformer_case(file); },
+       "file: case.config: expected a JSON object"},
+      {"longformer_layer", [] { longformer_layer({{"model_type", "bert"}}); },
+       "config.model_type: expected longformer or led, got 'bert'"},
+      {"load_longformer", [] { load_longformer<float>(file, "", 1); },
+       "config: expected a JSON object"},
+      {"load_longformer_parameters", [] { load_longformer_parameters<float>(file, "", {}); },
+       "dim: expected"},
+      {"longformer_gradients",
+       [] { longformer_gradients<float>({{.dim = 2, .heads = 1, .attention_window = 2}, {}}, {}); },
+       "to_qkv.weight: expected shape"},
+      {"load_attention_parameters",
+       [] {
+         load_attention_parameters<float>(file, "",
+                                          {.model_type = "",
+                                           .config = {.dim = 2, .window_size = 3},
+                                           .tensors = {{"x", {2}, "to_out.weight", 2}}});
+       },
+       "layer.tensors: expected parts of the layer's weights, got 'x' for to_out.weight"},
       {"local_attention_config", [] { local_attention_config(1); }, "expected a JSON object"},
       {"local_mha_config", [] { local_mha_config({{"dim", 4}}); }, "window_size: expected"},
       {"local_transformer_config", [] { local_transformer_config({{"dim", 4}}); },
@@ -138,6 +184,7 @@ const std::map<std::string, std::set<std::string>> without_bad_input{
     {"takes any text, name or number",
      {"SafetensorsFile::contains", "SafetensorsError::SafetensorsError", "printable",
       "dtype_from_name", "to_float16", "to_bfloat16", "from_float16", "from_bfloat16"}},
+    {"of any other name, false", {"is_longformer"}},
     {"an unknown dtype is Dtype::Other",
      {"bits_of", "size_of", "name_of", "is_float", "is_integer"}},
     {"says what it is given", {"describe", "to_string", "to_kwargs", "has_case"}},

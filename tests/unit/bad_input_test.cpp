@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <local_mha/attention/token_window.hpp>
+#include <local_mha/longformer.hpp>
 
 #include "support/library.hpp"
 #include "support/public_names.hpp"
@@ -40,6 +41,11 @@ using local_mha::Vector;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr double infinity = std::numeric_limits<double>::infinity();
+
+local_mha::LongformerAttention<double> longformer() {
+  const local_mha::LongformerConfig config{.dim = 4, .heads = 2, .attention_window = 2};
+  return {config, local_mha::LongformerParameters<double>::zeros(config)};
+}
 
 struct BadInput {
   std::string name;
@@ -1086,6 +1092,46 @@ std::vector<BadInput> component_arguments() {
        [] { local_mha::RotaryEmbedding<double>(4, nan); },
        {"xpos_scale_base", "0.5", "nan"},
        "RotaryEmbedding::RotaryEmbedding"},
+      {"LongformerOfNoHeads",
+       [] { local_mha::LongformerParameters<double>::zeros({.dim = 4}); },
+       {"heads", "at least 1", "got 0"},
+       "LongformerParameters::zeros"},
+      {"LongformerOfAnOddWindow",
+       [] { local_mha::validate(local_mha::LongformerConfig{4, 2, 3}); },
+       {"attention_window", "an even number", "got 3"},
+       "validate"},
+      {"LongformerOfUnevenHeads",
+       [] { local_mha::validate(local_mha::LongformerConfig{4, 3, 2}); },
+       {"dim", "a multiple of the 3 heads", "got 4"},
+       "validate"},
+      {"LongformerOfOtherShapes",
+       [] {
+         auto p = local_mha::LongformerParameters<double>::zeros({4, 2, 2});
+         p.to_qkv_global.resize(3, 4);
+         local_mha::LongformerAttention<double>({4, 2, 2}, p);
+       },
+       {"to_qkv_global.weight", "[12, 4]", "[3, 4]"},
+       "LongformerAttention::LongformerAttention"},
+      {"LongformerInputOfOtherWidth",
+       [] { longformer().forward(Tensor<double, 3>(1, 2, 5)); },
+       {"x", "[any, any, 4]", "[1, 2, 5]"},
+       "LongformerAttention::forward"},
+      {"LongformerGlobalRowsOfOtherLength",
+       [] {
+         local_mha::LongformerAttention<double>::Saved saved;
+         const Tensor<bool, 2> global(1, 3);
+         longformer().forward_saving(saved, Tensor<double, 3>(1, 2, 4), global);
+       },
+       {"global_rows", "[1, 2]", "[1, 3]"},
+       "LongformerAttention::forward_saving"},
+      {"LongformerNotSaved",
+       [] {
+         auto gradients = local_mha::LongformerParameters<double>::zeros({4, 2, 2});
+         const Tensor<double, 3> x(1, 2, 4);
+         longformer().backward(gradients, {}, x, x);
+       },
+       {"saved", "[1, 2, 2, 2]", "[0, 0, 0, 0]"},
+       "LongformerAttention::backward"},
       {"FeedForwardOfOtherShapes",
        [] {
          auto p = local_mha::FeedForwardParameters<double>::zeros(6, 4);
@@ -2027,6 +2073,8 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "FeedForwardParameters::has_shapes_of",
         "DynamicPositionBiasParameters::has_shapes_of",
         "LocalMHAParameters::has_shapes_of",
+        "LongformerParameters::has_shapes_of",
+        "LongformerParameters::visit_each",
         "LocalTransformerParameters::has_shapes_of",
         "PaddingMask::assign",
         "LocalAttention::Stream::flush",
@@ -2044,8 +2092,7 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "set_zero"}},
       {"std::runtime_error where it cannot be written", {"SequenceStream::save"}},
       {"these are the checks",
-       {"LocalAttention::add_options", "LocalAttention::bias_of", "SavedLayer::check_arguments",
-        "refuse", "reject", "require_shape", "to_string"}},
+       {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",
        {"attention_config", "layer_config", "resolved_kv_heads", "resolved_look_forward",
         "resolved_qk_norm", "resolved_scale"}},

@@ -4,9 +4,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <fstream>
+#include <iostream>
 #include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include <local_mha/io/attention_layers.hpp>
 #include <local_mha/io/weights.hpp>
 #include <local_mha/local_mha.hpp>
 
@@ -56,6 +61,27 @@ TEST(Readme, LoadsALayer) {
   std::filesystem::current_path(folder);
 #include "weights.inc"
   EXPECT_EQ(mha.forward(file.tensor<float, 3>("input/x")).dimension(2), mha.config().dim);
+}
+
+// A program.
+#define main load_attention
+#include "load_attention.inc"
+#undef main
+
+TEST(Readme, LoadsALayerOfAPublishedModel) {
+  const auto folder = std::filesystem::temp_directory_path() / "local_mha_readme_test";
+  std::filesystem::create_directories(folder);
+  std::filesystem::current_path(folder);
+  local_mha::io::SafetensorsWriter model;
+  for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"})
+    model.add("model.layers.0.self_attn." + std::string(name) + ".weight", {8, 8},
+              std::vector<float>(64, 0.25F));
+  model.write("model.safetensors");
+  std::ofstream("config.json") << R"({"model_type": "mistral", "hidden_size": 8,
+                                      "num_attention_heads": 2, "sliding_window": 5})";
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(load_attention(), 0);
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "100 rows of layer 0\n");
 }
 
 TEST(Readme, TrainsAModel) {

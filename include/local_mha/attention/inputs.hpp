@@ -64,8 +64,9 @@ class AttentionInputs {
   void add_sinks(const Sinks& sinks) {
     if (!sinks) return;
     require_shape("sinks", sinks->dimensions(), {heads_});
-    sinks_ = sinks->data();
+    add_sinks(sinks->data());
   }
+  void add_sinks(const Scalar* sinks) { sinks_ = sinks; }
 
   /// Rows are segments `[cu_seqlens[s], cu_seqlens[s + 1])`, each a sequence of its own.
   /// \param cu_seqlens empty: no segments; must outlive this

@@ -320,7 +320,7 @@ class LocalAttention {
                  });
   }
 
-  /// Adds those of the sinks that the last differentiate() gave.
+  /// Adds the gradients of sinks that the last differentiate() gave.
   /// \param to `[heads]`
   static void add_sink_gradients(const Workspace& workspace, Index heads, Scalar* to) {
     workspace.grad_sinks_.add_to(heads, to);
@@ -364,36 +364,6 @@ class LocalAttention {
   /// The steps of the rotary embedding in sequences of `seqlen` rows.
   std::optional<RotarySteps<Scalar>> rotary_steps(const Window& window, Index seqlen) const {
     return placement_.steps(window, seqlen);
-  }
-
-  /// The bias of all places of a window: a relative one is that of windows of one position.
-  /// \throws std::invalid_argument if the configuration has no such bias, or it has another shape
-  Bias bias_of(const Window& window, Index heads, const Bias& attn_bias, const Terms& terms) const {
-    if (config_.token_window && attn_bias)
-      reject("attn_bias", "none, because a token window takes a relative_bias", "one");
-    if (!terms.relative_bias) return attn_bias;
-    if (!config_.token_window || !config_.token_window->bounded())
-      reject("relative_bias", "none, because that is for token windows with bounded ends", "one");
-    require_shape("relative_bias", terms.relative_bias->dimensions(), {-1, window.look_around()});
-    const auto [biases, columns] = terms.relative_bias->dimensions();
-    if (biases != heads && biases != 1)
-      reject("relative_bias", "a first dimension of " + std::to_string(heads) + " (heads) or 1",
-             biases);
-    return TensorView<const Scalar, 3>(terms.relative_bias->data(), {biases, 1, columns});
-  }
-
-  /// What is beside masks and biases.
-  /// \throws std::invalid_argument naming the argument that does not fit
-  void add_options(detail::AttentionInputs<Scalar>& inputs, Index kv_heads,
-                   const LocalAttentionCall& call, const Terms& terms) const {
-    inputs.share_keys(kv_heads);
-    if (config_.shared_qk && kv_heads != inputs.heads())
-      reject("k", "as many heads as q has, because they are the same (shared_qk)", kv_heads);
-    inputs.cut(call.cu_seqlens);
-    inputs.add_global(call.global_rows);
-    inputs.add_sinks(terms.sinks);
-    score_.check_heads(inputs.heads());
-    inputs.set_score(score());
   }
 
  private:
@@ -444,6 +414,34 @@ class LocalAttention {
                                            bias_of(rows, heads, attn_bias, terms));
     add_options(inputs, k.dimension(1), call, terms);
     return inputs;
+  }
+
+  // What is beside masks and biases.
+  void add_options(detail::AttentionInputs<Scalar>& inputs, Index kv_heads,
+                   const LocalAttentionCall& call, const Terms& terms) const {
+    inputs.share_keys(kv_heads);
+    if (config_.shared_qk && kv_heads != inputs.heads())
+      reject("k", "as many heads as q has, because they are the same (shared_qk)", kv_heads);
+    inputs.cut(call.cu_seqlens);
+    inputs.add_global(call.global_rows);
+    inputs.add_sinks(terms.sinks);
+    score_.check_heads(inputs.heads());
+    inputs.set_score(score());
+  }
+
+  // The bias of all places of a window: a relative one is that of windows of one position.
+  Bias bias_of(const Window& window, Index heads, const Bias& attn_bias, const Terms& terms) const {
+    if (config_.token_window && attn_bias)
+      reject("attn_bias", "none, because a token window takes a relative_bias", "one");
+    if (!terms.relative_bias) return attn_bias;
+    if (!config_.token_window || !config_.token_window->bounded())
+      reject("relative_bias", "none, because that is for token windows with bounded ends", "one");
+    require_shape("relative_bias", terms.relative_bias->dimensions(), {-1, window.look_around()});
+    const auto [biases, columns] = terms.relative_bias->dimensions();
+    if (biases != heads && biases != 1)
+      reject("relative_bias", "a first dimension of " + std::to_string(heads) + " (heads) or 1",
+             biases);
+    return TensorView<const Scalar, 3>(terms.relative_bias->data(), {biases, 1, columns});
   }
 
   Window window(const LocalAttentionCall& call) const {

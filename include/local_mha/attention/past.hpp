@@ -36,15 +36,13 @@ class Past {
   };
 
   Past() = default;
-  explicit Past(const Size& size)
+  LOCAL_MHA_NOINLINE explicit Past(const Size& size)
       : size_(size),
-        queries_(to_size(size.heads), Ring<Scalar>(size.dim_head, size.waiting)),
-        keys_(to_size(size.kv_heads > 0 ? size.kv_heads : size.heads),
-              Ring<Scalar>(size.dim_head, size.kept)),
-        values_(keys_),
-        pinned_keys_(size.pinned > 0 ? keys_.size() : 0,
-                     Ring<Scalar>(size.dim_head, (std::max<Index>)(1, size.pinned))),
-        pinned_values_(pinned_keys_) {
+        queries_(rings(size.heads, size.dim_head, size.waiting)),
+        keys_(rings_of_keys(size, size.kept)),
+        values_(rings_of_keys(size, size.kept)),
+        pinned_keys_(rings_of_keys(size, size.pinned)),
+        pinned_values_(rings_of_keys(size, size.pinned)) {
     if (size.gated) gates_ = Ring<Scalar>(size.heads, size.waiting);
   }
 
@@ -98,6 +96,17 @@ class Past {
 
  private:
   static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
+  static LOCAL_MHA_NOINLINE std::vector<Ring<Scalar>> rings(Index number, Index channels,
+                                                            Index blocks) {
+    std::vector<Ring<Scalar>> rings;
+    rings.reserve(to_size(number));
+    while (static_cast<Index>(rings.size()) < number) rings.emplace_back(channels, blocks);
+    return rings;
+  }
+  static std::vector<Ring<Scalar>> rings_of_keys(const Size& size, Index blocks) {
+    const Index kv_heads = size.kv_heads > 0 ? size.kv_heads : size.heads;
+    return rings(blocks > 0 ? kv_heads : 0, size.dim_head, blocks);
+  }
 
   Size size_;
   std::vector<Ring<Scalar>> queries_;

@@ -158,6 +158,20 @@ class StateDictReader {
     read(stored, {vector.data(), static_cast<std::size_t>(size)});
   }
 
+  bool has(const std::string& name) const { return names_.contains(name); }
+
+  /// A tensor that read_into() reads when there is memory for it.
+  void require(const std::string& name, const std::vector<Index>& shape) { required(name, shape); }
+  /// \param out as many elements as `shape` says
+  void read_into(const std::string& name, const std::vector<Index>& shape, std::span<Scalar> out) {
+    read(required(name, shape), out);
+  }
+
+  /// A tensor that may be there, and is no weight.
+  void ignore(const std::string& name) {
+    if (const auto found = names_.find(name); found != names_.end()) read_.insert(found->second);
+  }
+
   /// Projections of the same input, in one tensor or one each.
   /// \param rows of each, with `cols` columns
   void stacked(const std::string& name, const std::array<std::string, 3>& parts,
@@ -229,8 +243,6 @@ class StateDictReader {
 
  private:
   using Stored = std::pair<const std::string, TensorEntry>;
-
-  bool has(const std::string& name) const { return names_.contains(name); }
 
   bool apart(const std::string& name, const std::array<std::string, 3>& parts) const {
     return !has(name) && (has(parts[0]) || has(parts[1]) || has(parts[2]));
