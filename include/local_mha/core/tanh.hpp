@@ -68,8 +68,13 @@ LOCAL_MHA_INLINE Lanes<Scalar> tanh(const Lanes<Scalar>& x) {
       const Packet e = detail::exp2_minus_one<Scalar>(pmin(pmax(y, all(-most)), all(most)));
       return pdiv(e, padd(e, all(2)));
     } else {
-      using std::tanh;
-      return tanh(x.packet[i]);
+      using std::exp, std::tanh;
+      const Scalar& value = x.packet[i];
+      // A scalar of a user's may have no tanh.
+      if constexpr (requires { tanh(value); })
+        return tanh(value);
+      else
+        return Scalar(1) - Scalar(2) / (exp(Scalar(2) * value) + Scalar(1));
     }
   });
 }

@@ -83,7 +83,9 @@ class StateReader {
   StateReader(std::istream& in, std::string_view description) : in_(in) {
     if (get<std::uint64_t>() != state_magic) reject("state", "one that save() wrote", "other data");
     const auto size = get<std::uint64_t>();
-    if (size > 4096) reject("state", "one that save() wrote", "other data");
+    // More than a description has is not read to be shown.
+    if (size > (std::max<std::size_t>)(4096, description.size()))
+      reject("state", "one that save() wrote", "other data");
     std::string got(size, '\0');
     get(got.data(), static_cast<Index>(size));
     if (got != description) reject("state", "that of " + std::string(description), got);
