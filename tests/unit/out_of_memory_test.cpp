@@ -260,6 +260,56 @@ TEST(OutOfMemory, InCallsOfTheLayer) {
       [&](std::optional<Layer>& l) { return forward(*l); });
 }
 
+// With all that a sliding window can have, packed.
+TEST(OutOfMemory, InCallsOfALayerWithASlidingWindow) {
+  LocalMHAConfig config{.dim = 10, .dim_head = 6, .heads = 4, .kv_heads = 2};
+  config.token_window = {.left = 5, .right = 3};
+  config.score.soft_cap = 2;
+  config.sinks = config.relative_bias = true;
+  config.first_keys = 3;
+  struct Objects {
+    Layer layer;
+    Layer::Parameters gradients;
+    Layer::Workspace workspace = {};
+    Layer::Saved saved = {};
+    Tensor<float, 3> y{1, 47, 10};
+    Tensor<float, 3> grad_x{1, 47, 10};
+  };
+  const Layer layer(config, 1);
+  const auto x = random<3>(1, {1, 47, 10});
+  const auto small = random<3>(2, {1, 7, 10});
+  const std::vector<Index> cuts{0, 20, 20, 21, 47};
+  on_each_device([&](const auto& device) {
+    const auto make = [&] {
+      auto o = std::make_unique<Objects>(Objects{layer, Layer::Parameters::zeros(config)});
+      o->layer.forward_saving_into(device, TensorView<float, 3>(o->y.data(), {1, 7, 10}),
+                                   o->workspace, o->saved, small);
+      return o;
+    };
+    const auto make_saved = [&] {
+      auto o = make();
+      o->layer.forward_saving(o->saved, x, {}, {}, {}, cuts);
+      return o;
+    };
+    const auto backward = [&](Objects& o) {
+      o.layer.backward_into(device, o.grad_x, o.workspace, o.gradients, o.saved, x, x);
+    };
+    expect_as_it_was(
+        "forward_saving_into", make,
+        [&](Objects& o) {
+          o.layer.forward_saving_into(device, o.y, o.workspace, o.saved, x, {}, {}, {}, cuts);
+        },
+        [&](Objects& o) {
+          backward(o);
+          return numbers(o.y, o.grad_x, o.gradients);
+        });
+    expect_as_it_was(
+        "backward_into", make_saved, backward,
+        [&](Objects& o) { return numbers(o.grad_x, o.gradients); },
+        [&](const Objects& o) { return numbers(o.gradients); });
+  });
+}
+
 /// What a half-made saved would give must be refused, and not computed.
 TEST(OutOfMemory, LeavesNothingSavedThatIsNoCalls) {
   if (MEMORY_FAILS == 0) GTEST_SKIP() << "needs its own malloc";
