@@ -47,7 +47,7 @@ inline void validate(const LongformerConfig& config) {
   if (config.dim % config.heads != 0)
     reject("dim", "a multiple of the " + std::to_string(config.heads) + " heads", config.dim);
   detail::require_dim_head("dim / heads", config.dim / config.heads);
-  detail::require_product("dim", config.dim, 3 * config.dim);
+  detail::require_product("dim", config.dim, config.dim);
   detail::require_at_least("attention_window", config.attention_window, 0);
   if (config.attention_window % 2 != 0)
     reject("attention_window", "an even number", config.attention_window);

@@ -108,7 +108,7 @@ std::vector<BadInput> of_files() {
       {"read_model_config", [] { read_model_config("/"); }, "got a folder"},
       {"attention_layer", [] { attention_layer(file, "", 1); }, "config: expected a JSON object"},
       {"attention_layer", [] { attention_layer(file, "", {{"model_type", "mistral"}}, -1); },
-       "number: expected at least 0, got -1"},
+       "number: expected 0 to 2^30 - 1, got -1"},
       {"load_attention", [] { load_attention<float>(file, "", {{"model_type", "llama"}}); },
        "config.model_type: expected one of mistral, "},
       {"load_attention_parameters", [] { load_attention_parameters<float>(file, "", {}); },

@@ -182,6 +182,10 @@ TEST(LoadedAttention, KnowsWhichLayersSlide) {
   EXPECT_TRUE(says(past.error(), "config.layer_types: expected an element for layer 3, got 2"));
   past.prefix = "model.layers.0.self_attn";
   EXPECT_TRUE(says(past.error(), "which is 'full_attention' in config.layer_types"));
+  for (const char* prefix : {"model.layers.9223372036854775807.self_attn", "model.-1"}) {
+    past.prefix = prefix;
+    EXPECT_TRUE(says(past.error(), "prefix: expected the layer's number"));
+  }
   past.prefix = "attention";
   EXPECT_TRUE(says(past.error(),
                    "prefix: expected the layer's number, as in model.layers.0.self_attn, got "));
@@ -486,7 +490,7 @@ TEST(AttentionCase, NamesWhatItLacks) {
   const Json config = decoder("mistral").config;
   EXPECT_TRUE(says(error({{"family", "llama"}, {"config", config}}), "file: config.model_type: "));
   EXPECT_TRUE(says(error({{"family", "mistral"}, {"config", config}, {"layer", -1}}),
-                   "file: number: expected at least 0, got -1"));
+                   "file: number: expected 0 to 2^30 - 1, got -1"));
   EXPECT_EQ(error({{"family", "mistral"}, {"config", config}}), "no error");
 }
 

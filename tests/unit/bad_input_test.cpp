@@ -1096,6 +1096,13 @@ std::vector<BadInput> component_arguments() {
        [] { local_mha::LongformerParameters<double>::zeros({.dim = 4}); },
        {"heads", "at least 1", "got 0"},
        "LongformerParameters::zeros"},
+      {"LongformerOfTooManyChannels",
+       [] {
+         constexpr Index most = std::numeric_limits<Index>::max();
+         local_mha::validate(local_mha::LongformerConfig{most, most, 2});
+       },
+       {"dim", "at most 2^40", "got 9223372036854775807"},
+       "validate"},
       {"LongformerOfAnOddWindow",
        [] { local_mha::validate(local_mha::LongformerConfig{4, 2, 3}); },
        {"attention_window", "an even number", "got 3"},

@@ -53,7 +53,8 @@ inline AttentionLayer attention_layer(const SafetensorsFile& file, const std::st
                                       std::optional<Index> number = {}) {
   detail::ModelConfig members(config);
   if (members.is_object("text_config")) members = members.object("text_config");
-  if (number && *number < 0) reject("number", "at least 0", *number);
+  if (number && (*number < 0 || *number >= detail::most_layers))
+    reject("number", "0 to 2^30 - 1", *number);
   const std::string before = detail::layer_prefix(prefix);
   detail::StateDictReader<double> reader(file, before, RotaryBuffers::ignore);
   return detail::describe_layer(

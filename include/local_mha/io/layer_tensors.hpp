@@ -48,13 +48,18 @@ inline std::string layer_prefix(std::string prefix) {
   return prefix;
 }
 
+/// More layers than any stack has.
+inline constexpr Index most_layers = Index{1} << 30;
+
 /// The first number among the parts of a prefix.
 inline std::optional<Index> layer_number(std::string_view prefix) {
   while (!prefix.empty()) {
     const std::string_view part = prefix.substr(0, prefix.find('.'));
     Index number = 0;
     const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), number);
-    if (error == std::errc() && end == part.data() + part.size() && number >= 0) return number;
+    if (error == std::errc() && end == part.data() + part.size() && number >= 0 &&
+        number < most_layers)
+      return number;
     prefix.remove_prefix((std::min)(part.size() + 1, prefix.size()));
   }
   return std::nullopt;
