@@ -247,7 +247,7 @@ class LongformerAttention {
       RowMatrix<Scalar> grad_qkv(rows, 3 * config_.dim);
       Index begin = 0;
       for (const auto* grad : {&of_heads.q, &of_heads.k, &of_heads.v}) {
-        each_row(*grad, [&](Index row, Index h, auto channels) {
+        each_row(*grad, [&](Index row, Index h, const auto& channels) {
           grad_qkv.block(row, begin + h * channels.size(), 1, channels.size()) = channels;
         });
         begin += config_.dim;
@@ -318,7 +318,7 @@ class LongformerAttention {
   // The rows that are global, or those that are not.
   void put(const Tensor<Scalar, 4>& heads, const GlobalRows& global_rows, bool global,
            Tensor<Scalar, 3>& y) const {
-    each_row(heads, [&](Index row, Index h, auto channels) {
+    each_row(heads, [&](Index row, Index h, const auto& channels) {
       if (is_global(global_rows, row) == global)
         std::copy(channels.data(), channels.data() + channels.size(),
                   y.data() + row * config_.dim + h * channels.size());

@@ -60,7 +60,7 @@ auto read_layer_case(const SafetensorsFile& file, const Read& read) {
     parse_case(file, described);
     const ModelConfig members(described, "case");
     config = described.value("config", nlohmann::json());
-    ModelConfig(config, "case.config");
+    if (!config.is_object()) reject("case.config", "a JSON object", describe(config));
     config["model_type"] = members.required<std::string>("family");
     return read(config, members);
   } catch (const std::invalid_argument& error) {
