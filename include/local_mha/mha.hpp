@@ -537,7 +537,7 @@ class LocalMHA {
       if (first_keys > 0 && weights.attention.rotary() != nullptr)
         pinned_steps_.emplace(*weights.attention.rotary(), window.rotary_shift(),
                               first_keys + stretch * count, 0);
-      pinned_.reserve(first_keys);
+      pinned_.make_room(ceil_div(first_keys, count));
       // Beside the window's keys, pinned ones in whole blocks.
       const Index range =
           first_keys > 0 ? reach + first_keys + 4 * count : (std::min)(reach + count, seqlen);

@@ -78,8 +78,9 @@ struct AttentionRow {
   std::vector<Real> scores;         // of the seen keys
   std::vector<Real> probabilities;  // of the seen keys, in their order
   std::vector<Int> keys;            // the seen keys
-  Real lse = 0;                     // log of the sum of exponentials; unused if no key is seen
-  Real largest_magnitude = 0;       // of the scores' terms: rounding errors scale with it
+  // Log of the sum of exponentials, the sink's included.
+  Real lse = Real(-std::numeric_limits<double>::infinity());
+  Real largest_magnitude = 0;  // of the scores' terms: rounding errors scale with it
 };
 
 template <typename Real>
@@ -130,7 +131,10 @@ AttentionRow<Real> attend_row(const AttentionOptions& o, const AttentionInputs<R
     scores.push_back(score);
     row.keys.push_back(j);
   }
-  if (scores.empty()) return row;
+  if (scores.empty()) {
+    if (!in.sinks.empty()) row.lse = in.sinks(h);
+    return row;
+  }
 
   Real largest = *std::max_element(scores.begin(), scores.end());
   if (!in.sinks.empty()) largest = std::max(largest, in.sinks(h));
@@ -152,7 +156,7 @@ template <typename Real>
 struct AttentionResult {
   Array<Real> out;            // [B, H, N, D]
   Array<Real> probabilities;  // [B, H, N, N]
-  Array<Real> lse;  // [B, H, N], the sink's share included; -infinity where no key is seen
+  Array<Real> lse;            // [B, H, N], the sink's share included; -infinity of nothing
   Real largest_magnitude = 0;
 };
 
@@ -170,7 +174,7 @@ AttentionResult<Real> attention(const AttentionOptions& options, AttentionInputs
         for (Int c = 0; c < d; ++c) result.out(b, h, i, c) = row.out[static_cast<std::size_t>(c)];
         for (std::size_t s = 0; s < row.keys.size(); ++s)
           result.probabilities(b, h, i, row.keys[s]) = row.probabilities[s];
-        result.lse(b, h, i) = row.keys.empty() ? -std::numeric_limits<Real>::infinity() : row.lse;
+        result.lse(b, h, i) = row.lse;
         result.largest_magnitude = std::max(result.largest_magnitude, row.largest_magnitude);
       }
   return result;

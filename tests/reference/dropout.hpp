@@ -3,10 +3,12 @@
 /// What dropout keeps, by the published layout of counters.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "reference/array.hpp"
 
@@ -28,7 +30,7 @@ inline std::array<std::uint32_t, 4> philox(std::uint64_t key, std::array<std::ui
 }
 
 /// Whether the pair of query row `i` and key row `j` is kept: 16 bits of it are less than
-/// `65536 · keep`. Rows are those of the whole sequence, whatever segments it has.
+/// `65536 · keep`. Rows are those of their sequence.
 /// \param stream the head, counted over all sequences of the batch
 inline bool keeps(double dropout, std::uint64_t seed, Int stream, Int i, Int j) {
   const auto query = static_cast<std::uint64_t>(i), octet = static_cast<std::uint64_t>(j / 8);
@@ -41,12 +43,21 @@ inline bool keeps(double dropout, std::uint64_t seed, Int stream, Int i, Int j) 
   return static_cast<long>(bits) < std::lround((1 - dropout) * 65536);
 }
 
-/// Factors of the probabilities, as AttentionInputs take them.
+/// Factors of the probabilities, as AttentionInputs take them. A segment of packed sequences is
+/// what the sequence of its number in a batch is.
+/// \param cu_seqlens where segments begin and the last ends; empty: none
 template <typename Real>
 std::function<Real(Int, Int, Int, Int)> dropout_factors(double dropout, std::uint64_t seed,
-                                                        Int heads) {
-  return [=](Int b, Int h, Int i, Int j) {
-    return keeps(dropout, seed, b * heads + h, i, j)
+                                                        Int heads,
+                                                        std::vector<Int> cu_seqlens = {}) {
+  return [=](Int sequence, Int h, Int i, Int j) {
+    if (!cu_seqlens.empty()) {
+      const auto next = std::upper_bound(cu_seqlens.begin(), cu_seqlens.end(), i);
+      sequence = next - cu_seqlens.begin() - 1;
+      i -= *(next - 1);
+      j -= *(next - 1);
+    }
+    return keeps(dropout, seed, sequence * heads + h, i, j)
                ? static_cast<Real>(65536.0L /
                                    static_cast<long double>(std::lround((1 - dropout) * 65536)))
                : Real(0);

@@ -90,8 +90,8 @@ AttentionGradients<Real> attention_backward(const AttentionOptions& options,
     for (Int h = 0; h < heads; ++h)
       for (Int i = 0; i < n; ++i) {
         const AttentionRow<Real> row = attend_row(options, in, rotation, b, h, i);
-        if (row.keys.empty()) continue;
         to.lse(b, h, i) = row.lse;
+        if (row.keys.empty()) continue;
         const bool global = in.global_row(b, i);
         Array<Real>& of_queries = global && !in.global_q.empty() ? to.global_q : to.q;
         Array<Real>& of_keys = global && !in.global_k.empty() ? to.global_k : to.k;

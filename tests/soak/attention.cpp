@@ -31,8 +31,14 @@ class AttentionRun {
         v_(support::tensor<Scalar, 4>(draw_.v)),
         grad_out_(support::tensor<Scalar, 4>(draw_.grad_out)),
         bias_(support::bias_tensor<Scalar>(draw_.bias)),
+        relative_bias_(support::optional_tensor<Scalar, 2>(draw_.relative_bias)),
+        sinks_(support::optional_tensor<Scalar, 1>(draw_.sinks)),
+        global_(support::flag_tensor(draw_.places.global, draw_.batch(), draw_.seqlen())),
         view_(support::optional_view(bias_)),
-        mask_(support::padding_mask(draw_.masked, draw_.batch(), draw_.seqlen())) {
+        terms_{support::optional_view(relative_bias_), support::optional_view(sinks_)},
+        mask_(support::padding_mask(draw_.masked, draw_.batch(), draw_.seqlen())),
+        call_(draw_.packed_call()) {
+    call_.global_rows = support::optional_view(global_);
     check.description = describe(draw_);
   }
 
@@ -46,7 +52,7 @@ class AttentionRun {
 
     typename Attention::Saved saved;
     on_threads(threads, [&](const auto& device) {
-      saved = attention_.forward_saving(device, q_, k_, v_, mask_, view_, draw_.call);
+      saved = attention_.forward_saving(device, q_, k_, v_, mask_, view_, call_, terms_);
     });
     check_.compare("saved.out", saved.out.data(), expected.out);
     check_.compare("saved.lse", saved.lse.data(), expected.lse);
@@ -57,6 +63,13 @@ class AttentionRun {
     check_.equal("grad bias given", gradients_.attn_bias.has_value(), !draw_.bias.empty());
     if (gradients_.attn_bias)
       check_.compare("grad bias", gradients_.attn_bias->data(), expected.bias);
+    check_.equal("grad relative_bias given", gradients_.relative_bias.has_value(),
+                 !draw_.relative_bias.empty());
+    if (gradients_.relative_bias)
+      check_.compare("grad relative_bias", gradients_.relative_bias->data(),
+                     expected.relative_bias);
+    check_.equal("grad sinks given", gradients_.sinks.has_value(), !draw_.sinks.empty());
+    if (gradients_.sinks) check_.compare("grad sinks", gradients_.sinks->data(), expected.sinks);
 
     if (random_.chance(0.2)) repeat_at_once(out);
     if (random_.chance(0.1)) repeat_on_other_threads(saved);
@@ -71,7 +84,7 @@ class AttentionRun {
     Tensor<Scalar, 4> out(q_.dimensions());
     out.setConstant(nan_);
     on_threads(threads, [&](const auto& device) {
-      attention_.forward_into(device, out, workspace, q_, k_, v_, mask_, view_, draw_.call);
+      attention_.forward_into(device, out, workspace, q_, k_, v_, mask_, view_, call_, terms_);
     });
     return out;
   }
@@ -79,7 +92,7 @@ class AttentionRun {
   void backward(int threads, const typename Attention::Saved& saved) {
     on_threads(threads, [&](const auto& device) {
       attention_.backward_into(device, gradients_, workspace_, saved, grad_out_, q_, k_, v_, mask_,
-                               view_, draw_.call);
+                               view_, call_, terms_);
     });
   }
 
@@ -90,14 +103,19 @@ class AttentionRun {
         draw_.config.dim || random_.chance(0.8) ? draw_.dim_head() : random_.integer(1, 40);
     check_.description +=
         ", spoiled by N " + std::to_string(draw_.seqlen() + more) + " D " + std::to_string(d);
-    Tensor<Scalar, 4> nan(draw_.batch(), draw_.heads(), draw_.seqlen() + more, d);
-    nan.setConstant(nan_);
+    const Index n = draw_.seqlen() + more;
+    Tensor<Scalar, 4> q(draw_.batch(), draw_.heads(), n, d),
+        k(draw_.batch(), draw_.kv_heads(), n, d);
+    q.setConstant(nan_);
+    k.setConstant(nan_);
+    local_mha::LocalAttentionCall call = draw_.call;
+    if (more == 0 && random_.chance(0.5)) call = call_;
     on_threads(threads, [&](const auto& device) {
-      const auto saved = attention_.forward_saving(device, nan, nan, nan, {}, view_, draw_.call);
-      Tensor<Scalar, 4> out(nan.dimensions());
-      attention_.forward_into(device, out, workspace_, nan, nan, nan, {}, view_, draw_.call);
-      attention_.backward_into(device, gradients_, workspace_, saved, nan, nan, nan, nan, {}, view_,
-                               draw_.call);
+      const auto saved = attention_.forward_saving(device, q, k, k, {}, view_, call, terms_);
+      Tensor<Scalar, 4> out(q.dimensions());
+      attention_.forward_into(device, out, workspace_, q, k, k, {}, view_, call, terms_);
+      attention_.backward_into(device, gradients_, workspace_, saved, q, q, k, k, {}, view_, call,
+                               terms_);
     });
   }
 
@@ -112,7 +130,7 @@ class AttentionRun {
       if (i == 0)
         other = forward(threads, workspace);
       else
-        attention_.forward_into(other, workspace, q_, k_, v_, mask_, view_, draw_.call);
+        attention_.forward_into(other, workspace, q_, k_, v_, mask_, view_, call_, terms_);
     });
     for (const Tensor<Scalar, 4>& other : others)
       check_.same("out of calls at once", other.data(), out.data(), out.size());
@@ -129,6 +147,9 @@ class AttentionRun {
     same("grad v on other threads", gradients_.v, before.v);
     if (before.attn_bias)
       same("grad bias on other threads", *gradients_.attn_bias, *before.attn_bias);
+    if (before.relative_bias)
+      same("grad relative_bias on other threads", *gradients_.relative_bias, *before.relative_bias);
+    if (before.sinks) same("grad sinks on other threads", *gradients_.sinks, *before.sinks);
   }
 
   void repeat_without_allocating(const typename Attention::Saved& saved) {
@@ -138,12 +159,12 @@ class AttentionRun {
     on_threads(threads, [&](const auto& device) {
       check_.equal("allocations of a repeated forward_into()", allocations_of([&] {
                      attention_.forward_into(device, out, workspace_, q_, k_, v_, mask_, view_,
-                                             draw_.call);
+                                             call_, terms_);
                    }),
                    0L);
       check_.equal("allocations of a repeated backward_into()", allocations_of([&] {
                      attention_.backward_into(device, gradients_, workspace_, saved, grad_out_, q_,
-                                              k_, v_, mask_, view_, draw_.call);
+                                              k_, v_, mask_, view_, call_, terms_);
                    }),
                    0L);
     });
@@ -156,7 +177,7 @@ class AttentionRun {
     Tensor<Scalar, 4> other(q_.dimensions());
     fail_after(random_.integer(0, 20));
     try {
-      attention_.forward_into(other, workspace, q_, k_, v_, mask_, view_, draw_.call);
+      attention_.forward_into(other, workspace, q_, k_, v_, mask_, view_, call_, terms_);
     } catch (const std::bad_alloc&) {
     }
     fail_no_more();
@@ -170,8 +191,13 @@ class AttentionRun {
   Attention attention_;
   Tensor<Scalar, 4> q_, k_, v_, grad_out_;
   Tensor<Scalar, 3> bias_;
+  Tensor<Scalar, 2> relative_bias_;
+  Tensor<Scalar, 1> sinks_;
+  Tensor<bool, 2> global_;
   typename Attention::Bias view_;
+  typename Attention::Terms terms_;
   local_mha::PaddingMask mask_;
+  local_mha::LocalAttentionCall call_;
   typename Attention::Workspace workspace_;
   typename Attention::Gradients gradients_;
 };

@@ -170,6 +170,16 @@ Bounded<Scalar> sigmoid(const Bounded<Scalar>& x) {
       value, std::min(1.0, x.error / 4 + 4 * Bounded<Scalar>::unit * value + least) + 0 * x.error);
 }
 
+/// Its slope is nowhere larger than at the number nearest to 0.
+template <typename Scalar>
+Bounded<Scalar> tanh(const Bounded<Scalar>& x) {
+  const double value = std::tanh(x.value),
+               cosh = std::cosh(std::max(0.0, std::abs(x.value) - x.error));
+  return Bounded<Scalar>::rounded(value, std::min(2.0, x.error / (cosh * cosh)) +
+                                             4 * Bounded<Scalar>::unit * std::abs(value) +
+                                             0 * x.error);
+}
+
 /// Φ and φ have an absolute error, where they are not as good as 0 and 1.
 template <typename Scalar>
 double error_of_normal(const Bounded<Scalar>& x) {

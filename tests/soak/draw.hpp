@@ -63,10 +63,10 @@ void draw_rules(Random& random, Config& config) {
 
 /// A base, or none for the default. Where a key can lie further ahead than rotary's shift makes up
 /// for, xPos grows with distance; the base then keeps it from leaving a float's range.
+/// \param ahead so many positions further
 template <typename Config>
-void draw_xpos(Random& random, Config& config, Index window, double default_base) {
-  const bool grows = !config.causal && !config.exact_windowsize;
-  const double least = grows ? std::max(0.5, static_cast<double>(window) / 3) : 0.5;
+void draw_xpos(Random& random, Config& config, Index ahead, double default_base) {
+  const double least = std::max(0.5, static_cast<double>(ahead) / 3);
   config.use_xpos = true;
   if (default_base < least || random.chance(0.6))
     config.xpos_scale_base = std::max(least, random.pick({0.5, 1.0, 3.0, 7.5, 16.0, 64.0}));
@@ -147,13 +147,12 @@ inline double draw_poison(Random& random) {
   return random.pick({std::numeric_limits<double>::quiet_NaN(), infinity, -infinity});
 }
 
-/// `[heads or 1, w, keys]`: of any size, far from 0, and with entries that hide.
+/// Of any size, far from 0, and with entries that hide.
 template <typename Scalar>
-Array<double> draw_bias(Random& random, Index heads, Index window, Index keys) {
+Array<double> draw_bias(Random& random, std::vector<Int> shape) {
   const double size = random.pick({0.1, 1.0, 3.0});
   const double far = random.pick({0.0, 0.0, 0.0, 88.75, -200.0, 1e3, 1e4, -1e6});
-  Array<double> bias =
-      draw_numbers<Scalar>(random, {random.chance(0.5) ? heads : 1, window, keys}, size);
+  Array<double> bias = draw_numbers<Scalar>(random, std::move(shape), size);
   const double hidden = random.pick({0.0, 0.0, 0.05, 0.5});
   for (double& entry : bias.data) {
     entry = round_to<Scalar>(entry + far);
@@ -165,33 +164,12 @@ Array<double> draw_bias(Random& random, Index heads, Index window, Index keys) {
 }
 
 /// For the line of a case.
-inline std::string describe_bias(const Array<double>& bias) {
+inline std::string describe_bias(const Array<double>& bias, const char* name = " bias ") {
   if (bias.empty()) return "";
   const auto [least, most] = std::minmax_element(bias.data.begin(), bias.data.end());
   std::ostringstream text;
-  text << " bias " << bias.shape[0] << " x [" << *least << ", " << *most << "]";
+  text << name << bias.shape[0] << " x [" << *least << ", " << *most << "]";
   return text.str();
-}
-
-/// Whether dropout keeps a value, by the published layout of counters; places below 2^32.
-inline bool keeps(const local_mha::Philox& philox, double dropout, Int position, Int place,
-                  Int stream) {
-  const auto words =
-      philox({static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(place / 8), 0,
-              static_cast<std::uint32_t>(stream)});
-  const std::uint32_t word = words[static_cast<std::size_t>(place % 8 / 2)];
-  return (place % 2 == 0 ? word & 0xFFFF : word >> 16) < std::lround((1 - dropout) * 65536);
-}
-
-/// Factors of the probabilities, as AttentionInputs and LayerInputs take them.
-template <typename Scalar>
-std::function<Bounded<Scalar>(Int, Int, Int, Int)> dropout_factors(double dropout,
-                                                                   std::uint64_t seed, Int heads) {
-  return [=, philox = local_mha::Philox(seed)](Int b, Int h, Int i, Int j) {
-    const bool kept = keeps(philox, dropout, i, j, b * heads + h);
-    return kept ? Bounded<Scalar>(65536.0L / std::lround((1 - dropout) * 65536))
-                : Bounded<Scalar>(0.0);
-  };
 }
 
 /// The same numbers, known exactly.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // LocalMHA: results and gradients, in kept and poisoned room, on threads, at once, after failures.
 #include <limits>
+#include <span>
 #include <utility>
 
 #include <local_mha/extern.hpp>
@@ -48,8 +49,8 @@ class LayerRun {
 
     on_threads(threads, [&](const auto& device) {
       Tensor<Scalar, 3> same = nan_of(x_);
-      layer_.forward_saving_into(device, same, workspace_, saved_, x_, mask_, view_,
-                                 draw_.training);
+      layer_.forward_saving_into(device, same, workspace_, saved_, x_, mask_, view_, draw_.training,
+                                 draw_.places.cu_seqlens);
       check_.compare("y of forward_saving", same.data(), expected.y);
     });
     const Tensor<Scalar, 3> grad_x = backward(threads);
@@ -84,7 +85,8 @@ class LayerRun {
   Tensor<Scalar, 3> forward(int threads, typename Layer::Workspace& workspace) const {
     Tensor<Scalar, 3> y = nan_of(x_);
     on_threads(threads, [&](const auto& device) {
-      layer_.forward_into(device, y, workspace, x_, mask_, view_, draw_.training);
+      layer_.forward_into(device, y, workspace, x_, mask_, view_, draw_.training,
+                          draw_.places.cu_seqlens);
     });
     return y;
   }
@@ -107,11 +109,13 @@ class LayerRun {
     const Index more = random_.chance(0.3) ? random_.integer(1, 20) : 0;
     check_.description += ", spoiled by N " + std::to_string(draw_.seqlen() + more);
     Tensor<Scalar, 3> nan(draw_.batch(), draw_.seqlen() + more, draw_.config.dim);
+    std::span<const Index> cuts;
+    if (more == 0 && random_.chance(0.5)) cuts = draw_.places.cu_seqlens;
     nan.setConstant(nan_);
     Tensor<Scalar, 3> y(nan.dimensions());
     auto gradients = Parameters::zeros(draw_.config);
     on_threads(threads, [&](const auto& device) {
-      layer_.forward_saving_into(device, y, workspace_, saved_, nan, {}, view_);
+      layer_.forward_saving_into(device, y, workspace_, saved_, nan, {}, view_, {}, cuts);
       layer_.backward_into(device, y, workspace_, gradients, saved_, nan, nan, {}, view_);
     });
   }
@@ -144,7 +148,8 @@ class LayerRun {
     backward(threads);
     on_threads(threads, [&](const auto& device) {
       check_.equal("allocations of a repeated forward_into()", allocations_of([&] {
-                     layer_.forward_into(device, y, workspace_, x_, mask_, view_, draw_.training);
+                     layer_.forward_into(device, y, workspace_, x_, mask_, view_, draw_.training,
+                                         draw_.places.cu_seqlens);
                    }),
                    0L);
       check_.equal("allocations of a repeated backward_into()", allocations_of([&] {
@@ -186,7 +191,8 @@ class LayerRun {
     Tensor<Scalar, 3> other(x_.dimensions());
     fail_after(random_.integer(0, 30));
     try {
-      layer_.forward_into(other, workspace, x_, mask_, view_, draw_.training);
+      layer_.forward_into(other, workspace, x_, mask_, view_, draw_.training,
+                          draw_.places.cu_seqlens);
     } catch (const std::bad_alloc&) {
     }
     fail_no_more();

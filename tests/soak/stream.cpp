@@ -159,11 +159,14 @@ class AttentionSource {
  public:
   using Stream = typename LocalAttention<Scalar>::Stream;
 
-  explicit AttentionSource(Random& random) : draw_(draw_attention<Scalar>(random)) {
+  explicit AttentionSource(Random& random)
+      : draw_(draw_attention<Scalar>(random, Arrival::BitByBit)) {
     draw_.call.training.reset();
     attention_.emplace(draw_.config);
     expected_ = expected_of<Scalar>(draw_).out;
     bias_ = support::bias_tensor<Scalar>(draw_.bias);
+    relative_bias_ = support::optional_tensor<Scalar, 2>(draw_.relative_bias);
+    sinks_ = support::optional_tensor<Scalar, 1>(draw_.sinks);
   }
 
   std::string description() const { return "attention, " + describe(draw_); }
@@ -171,7 +174,9 @@ class AttentionSource {
   Index seqlen() const { return draw_.seqlen(); }
   Stream stream(const StreamConfig& config) const {
     return Stream(*attention_, draw_.heads(), draw_.dim_head(), config,
-                  support::optional_view(bias_), draw_.call);
+                  support::optional_view(bias_), draw_.call,
+                  {support::optional_view(relative_bias_), support::optional_view(sinks_)},
+                  draw_.kv_heads());
   }
 
   template <typename Device>
@@ -203,9 +208,10 @@ class AttentionSource {
 
  private:
   Tensor<Scalar, 4> rows(const Array<double>& from, Index begin, Index end) const {
-    Tensor<Scalar, 4> to(batch(), draw_.heads(), end - begin, draw_.dim_head());
+    const Index heads = from.shape[1];
+    Tensor<Scalar, 4> to(batch(), heads, end - begin, draw_.dim_head());
     for (Index b = 0; b < batch(); ++b)
-      for (Index h = 0; h < draw_.heads(); ++h)
+      for (Index h = 0; h < heads; ++h)
         for (Index i = begin; i < end; ++i)
           for (Index c = 0; c < draw_.dim_head(); ++c)
             to(b, h, i - begin, c) = static_cast<Scalar>(from(b, h, i, c));
@@ -216,6 +222,8 @@ class AttentionSource {
   std::optional<LocalAttention<Scalar>> attention_;
   Array<Bounded<Scalar>> expected_;
   Tensor<Scalar, 3> bias_;
+  Tensor<Scalar, 2> relative_bias_;
+  Tensor<Scalar, 1> sinks_;
 };
 
 /// Rows `[first, …)` of `[B, N, channels]`.
@@ -234,15 +242,13 @@ class LayerSource {
  public:
   using Stream = typename LocalMHA<Scalar>::Stream;
 
-  explicit LayerSource(Random& random) : draw_(draw_layer<Scalar>(random)) {
+  explicit LayerSource(Random& random) : draw_(draw_layer<Scalar>(random, Arrival::BitByBit)) {
     draw_.training.reset();
     auto parameters = local_mha::LocalMHAParameters<Scalar>::zeros(draw_.config);
     support::assign(parameters, draw_.parameters);
     layer_.emplace(draw_.config, std::move(parameters));
-    expected_ = reference::local_mha(
-                    layer_options<Scalar>(draw_.config), exact<Scalar>(draw_.parameters),
-                    reference::LayerInputs<Bounded<Scalar>>{
-                        exact<Scalar>(draw_.x), draw_.masked, exact<Scalar>(draw_.bias), {}})
+    expected_ = reference::local_mha(options_of<Scalar>(draw_), exact<Scalar>(draw_.parameters),
+                                     inputs_of<Scalar>(draw_))
                     .y;
     bias_ = support::bias_tensor<Scalar>(draw_.bias);
   }

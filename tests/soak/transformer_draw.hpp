@@ -52,7 +52,8 @@ TransformerDraw draw_transformer(Random& random) {
   if (config.use_dynamic_pos_bias)
     config.local_attn_window_size = std::min<Index>(config.local_attn_window_size, 6);
   else if (random.chance(0.3))
-    draw_xpos(random, config, config.local_attn_window_size,
+    draw_xpos(random, config,
+              config.causal || config.exact_windowsize ? 0 : config.local_attn_window_size,
               std::sqrt(static_cast<double>(config.dim)));
 
   if (random.chance(0.25)) {
@@ -103,18 +104,19 @@ reference::TransformerDropout<Bounded<Scalar>> dropout_of(const TransformerDraw&
   if (!t.training) return dropout;
   const auto seed_of = [training = *t.training](Int part) {
     const auto words =
-        local_mha::Philox(training.seed)({static_cast<std::uint32_t>(part), 0, 0, 1});
+        reference::philox(training.seed, {static_cast<std::uint32_t>(part), 0, 0, 1});
     return std::uint64_t{words[1]} << 32 | words[0];
   };
   const local_mha::LocalTransformerConfig& config = t.config;
   if (config.attn_dropout > 0)
     dropout.attention = [=, heads = config.heads, rate = config.attn_dropout](Int layer) {
-      return dropout_factors<Scalar>(rate, seed_of(2 * layer), heads);
+      return reference::dropout_factors<Bounded<Scalar>>(rate, seed_of(2 * layer), heads);
     };
   if (config.ff_dropout > 0)
     dropout.feed_forward = [=, rate = config.ff_dropout](Int layer) {
-      return [of_place = dropout_factors<Scalar>(rate, seed_of(2 * layer + 1), 1)](
-                 Int row, Int channel) { return of_place(0, 0, row, channel); };
+      return
+          [of_place = reference::dropout_factors<Bounded<Scalar>>(rate, seed_of(2 * layer + 1), 1)](
+              Int row, Int channel) { return of_place(0, 0, row, channel); };
     };
   return dropout;
 }

@@ -61,40 +61,82 @@ Array<Scalar> array(const local_mha::Tensor<Scalar, Rank>& from) {
   return to;
 }
 
+/// Flags `[B, N]` as the library takes them; empty if there are none.
+inline local_mha::Tensor<bool, 2> flag_tensor(const std::vector<unsigned char>& flags, Int batch,
+                                              Int n) {
+  if (flags.empty()) return local_mha::Tensor<bool, 2>(0, 0);
+  local_mha::Tensor<bool, 2> to(batch, n);
+  for (std::size_t i = 0; i < flags.size(); ++i) to.data()[i] = flags[i] != 0;
+  return to;
+}
+
 /// The mask for flags `[B, N]` with 1 = not attended; none if there are no flags.
 inline local_mha::PaddingMask padding_mask(const std::vector<unsigned char>& masked, Int batch,
                                            Int n) {
   if (masked.empty()) return {};
-  const auto flags = std::make_unique<bool[]>(masked.size());
-  for (std::size_t i = 0; i < masked.size(); ++i) flags[i] = masked[i] != 0;
-  return local_mha::PaddingMask::masked(
-      local_mha::TensorView<const bool, 2>(flags.get(), {batch, n}));
+  return local_mha::PaddingMask::masked(flag_tensor(masked, batch, n));
 }
 
-/// A bias `[heads, w, keys]` as the library takes it; none if the array is empty. The tensor must
-/// outlive it.
-template <typename Scalar>
-std::optional<local_mha::TensorView<const Scalar, 3>> optional_view(
-    const local_mha::Tensor<Scalar, 3>& bias) {
-  if (bias.size() == 0) return std::nullopt;
-  return local_mha::TensorView<const Scalar, 3>(bias);
+/// What the library may be given, such as a bias `[heads, w, keys]`, as it takes it; none if the
+/// tensor is empty. The tensor must outlive it.
+template <typename Scalar, int Rank>
+std::optional<local_mha::TensorView<const Scalar, Rank>> optional_view(
+    const local_mha::Tensor<Scalar, Rank>& given) {
+  if (given.size() == 0) return std::nullopt;
+  return local_mha::TensorView<const Scalar, Rank>(given);
 }
 
+/// The same of an array, empty if that is.
+template <typename Scalar, int Rank, typename Real>
+local_mha::Tensor<Scalar, Rank> optional_tensor(const Array<Real>& given) {
+  if (given.empty()) return local_mha::Tensor<Scalar, Rank>(Eigen::array<Index, Rank>{});
+  return tensor<Scalar, Rank>(given);
+}
 template <typename Scalar, typename Real>
 local_mha::Tensor<Scalar, 3> bias_tensor(const Array<Real>& bias) {
-  if (bias.empty()) return local_mha::Tensor<Scalar, 3>(0, 0, 0);
-  return tensor<Scalar, 3>(bias);
+  return optional_tensor<Scalar, 3>(bias);
+}
+
+/// The reference's function of scores for a configuration's.
+template <typename Real>
+reference::Score<Real> score(const local_mha::ScoreConfig& config) {
+  if (config.soft_cap) return reference::soft_cap<Real>(*config.soft_cap);
+  if (!config.alibi_slopes.empty()) return reference::alibi<Real>(config.alibi_slopes);
+  return {};
+}
+
+/// The reference's options for what says, in either configuration, which keys a query sees and how
+/// they turn.
+template <typename Config>
+void set_rules(const Config& config, reference::AttentionOptions& o) {
+  o.window_size = config.window_size;
+  o.look_backward = config.look_backward;
+  o.look_forward = config.look_forward ? *config.look_forward : (config.causal ? 0 : 1);
+  o.causal = config.causal;
+  o.exact_windowsize = config.exact_windowsize;
+  o.first_keys = config.first_keys;
+  if (config.token_window) {
+    const auto side = [](Index positions) {
+      return positions == local_mha::TokenWindow::unbounded ? std::nullopt
+                                                            : std::optional<Int>(positions);
+    };
+    o.token_window = {side(config.token_window->left), side(config.token_window->right)};
+    if (config.token_window->right == 0) o.causal = true;
+  }
+  const local_mha::RotaryConfig& rotary = config.rotary;
+  o.rotary_options.theta = rotary.theta;
+  if (rotary.rotary_dim) o.rotary_options.rotary_dim = *rotary.rotary_dim;
+  o.rotary_options.interleaved = rotary.pairing == local_mha::RotaryPairing::interleaved;
+  o.rotary_options.inv_freq = rotary.inv_freq;
+  o.rotary_options.factor = rotary.factor;
 }
 
 /// The reference's options for a configuration, with the contract's defaults.
 inline reference::AttentionOptions options(const local_mha::LocalAttentionConfig& config,
                                            const local_mha::LocalAttentionCall& call = {}) {
   reference::AttentionOptions o;
-  o.window_size = call.window_size ? *call.window_size : config.window_size;
-  o.look_backward = config.look_backward;
-  o.look_forward = config.look_forward ? *config.look_forward : (config.causal ? 0 : 1);
-  o.causal = config.causal;
-  o.exact_windowsize = config.exact_windowsize;
+  set_rules(config, o);
+  if (call.window_size) o.window_size = *call.window_size;
   o.rotary = config.dim.has_value() && config.use_rotary_pos_emb;
   o.xpos = config.use_xpos;
   if (o.xpos)
@@ -103,6 +145,7 @@ inline reference::AttentionOptions options(const local_mha::LocalAttentionConfig
   o.shared_qk = config.shared_qk;
   o.scale = config.scale;
   o.first_position = call.first_position;
+  o.cu_seqlens.assign(call.cu_seqlens.begin(), call.cu_seqlens.end());
   return o;
 }
 
@@ -111,16 +154,34 @@ inline reference::LayerOptions options(const local_mha::LocalMHAConfig& config) 
   o.dim = config.dim;
   o.heads = config.heads;
   o.dim_head = config.dim_head;
+  if (config.kv_heads) o.kv_heads = *config.kv_heads;
   o.prenorm = config.prenorm;
+  if (config.norm.kind == local_mha::NormKind::rms) o.prenorm_kind = reference::Prenorm::Rms;
+  o.norm_eps = config.norm.eps;
+  switch (config.qk_norm.kind) {
+    case local_mha::QkNormKind::none:
+      break;
+    case local_mha::QkNormKind::l2:
+      o.qk_norm = reference::QkNorm::L2;
+      break;
+    case local_mha::QkNormKind::rms:
+      o.qk_norm = reference::QkNorm::Rms;
+      break;
+    case local_mha::QkNormKind::rms_all:
+      o.qk_norm = reference::QkNorm::RmsAll;
+      break;
+  }
   if (config.qk_rmsnorm) o.qk_norm = reference::QkNorm::L2;
+  o.qk_norm_eps = config.qk_norm.eps;
   o.qk_scale = config.qk_scale;
+  o.softmax_scale = config.scale;
   o.gate_values_per_head = config.gate_values_per_head;
+  o.qkv_bias = config.qkv_bias;
+  o.out_bias = config.out_bias;
+  o.sinks = config.sinks;
+  o.relative_bias = config.relative_bias;
   reference::AttentionOptions& a = o.attention;
-  a.window_size = config.window_size;
-  a.look_backward = config.look_backward;
-  a.look_forward = config.look_forward ? *config.look_forward : (config.causal ? 0 : 1);
-  a.causal = config.causal;
-  a.exact_windowsize = config.exact_windowsize;
+  set_rules(config, a);
   a.rotary = config.use_rotary_pos_emb;
   a.xpos = config.use_xpos;
   a.xpos_scale_base =

@@ -69,7 +69,8 @@ struct SlidingCase {
                                         reference::cast<Real>(in.v),    in.masked,
                                         reference::cast<Real>(in.bias), {}};
     if (dropout > 0)
-      to.multiplier = reference::dropout_factors<Real>(dropout, dropout_seed, heads());
+      to.multiplier =
+          reference::dropout_factors<Real>(dropout, dropout_seed, heads(), options.cu_seqlens);
     to.score = score<Real>();
     to.relative_bias = reference::cast<Real>(in.relative_bias);
     to.sinks = reference::cast<Real>(in.sinks);

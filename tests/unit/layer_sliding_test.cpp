@@ -134,22 +134,6 @@ struct Given {
   std::vector<Index> cu_seqlens;
 };
 
-/// The reference's inputs: what dropout keeps is counted in each segment from its start.
-template <typename Real>
-reference::LayerInputs<Real> inputs_of(const SlidingLayerCase& c) {
-  auto in = c.inputs<Real>();
-  const auto& cuts = c.options.attention.cu_seqlens;
-  if (!in.multiplier || cuts.empty()) return in;
-  const auto of_sequence = reference::dropout_factors<Real>(
-      c.attention.dropout, c.attention.dropout_seed, c.options.heads);
-  in.multiplier = [cuts, of_sequence](Index, Index h, Index i, Index j) {
-    const auto end = std::upper_bound(cuts.begin(), cuts.end(), i);
-    const Index start = *(end - 1);
-    return of_sequence(end - cuts.begin() - 1, h, i - start, j - start);
-  };
-  return in;
-}
-
 template <typename Real>
 struct Expected {
   reference::LayerGradients<Real> of;
@@ -159,7 +143,7 @@ template <typename Real>
 Expected<Real> expected(const SlidingLayerCase& c, const Array<double>& grad_y) {
   const auto parameters = reference::cast<Real>(c.parameters);
   Expected<Real> result{{}, reference::zeros_like(parameters)};
-  result.of = reference::local_mha_backward(c.options, parameters, inputs_of<Real>(c),
+  result.of = reference::local_mha_backward(c.options, parameters, c.inputs<Real>(),
                                             reference::cast<Real>(grad_y), result.gradients);
   return result;
 }
@@ -233,8 +217,8 @@ void expect_reference(std::uint64_t seed, Index most, std::map<std::string, int>
   EXPECT_TRUE(support::same_bits(
       got.y, in.layer.forward(in.x, in.mask, in.bias(), in.training, in.cu_seqlens)))
       << what;
-  const auto attended = reference::local_mha(c.options, reference::cast<Precise>(c.parameters),
-                                             inputs_of<Precise>(c));
+  const auto attended =
+      reference::local_mha(c.options, reference::cast<Precise>(c.parameters), c.inputs<Precise>());
   const double magnitude =
       static_cast<double>(attended.largest_magnitude) + support::largest(c.attention.in.bias) +
       (c.options.relative_bias ? support::largest(c.parameters.at("relative_bias")) : 0) +
@@ -305,8 +289,7 @@ TYPED_TEST(LayerSliding, ShowsItsProbabilities) {
     c.attention.dropout = 0;
     const Given<Scalar> in(c);
     const auto of = [&]<typename Real>(Real) {
-      return reference::local_mha(c.options, reference::cast<Real>(c.parameters),
-                                  inputs_of<Real>(c));
+      return reference::local_mha(c.options, reference::cast<Real>(c.parameters), c.inputs<Real>());
     };
     const auto precise = of(support::Precise<Scalar>());
     const auto rough = of(Scalar());

@@ -12,6 +12,8 @@
 #include <cstddef>
 #include <limits>
 #include <optional>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include <local_mha/attention/backward_kernel.hpp>
@@ -103,14 +105,26 @@ class AttentionBackwardFlow {
     out_ = make_block_buffer<Scalar>((std::max)(dim_head, dim_value) * count);
     lse_ = make_block_buffer<Scalar>(2 * count);
     delta_ = make_block_buffer<Scalar>(count);
-    const Index first_keys = (std::min)(window.first_keys(), seqlen);
-    pinned_.reserve(first_keys);
-    make_pinned_room(ceil_div(first_keys, count));
   }
 
   /// Whether there is room for heads of `seqlen` rows.
   bool serves(Index seqlen) const {
     return window_.room_serves(made_for_, seqlen, 2 * count) && (!pins_ || seqlen <= made_for_);
+  }
+
+  /// For the runs that follow: heads of a group, and sequences with global rows in so many blocks.
+  void use(Index group, Index global_blocks) {
+    members(group);
+    const Index first_keys = (std::min)(window_.first_keys(), made_for_);
+    make_pinned_room(ceil_div(first_keys, count) + global_blocks);
+    const auto number = static_cast<std::size_t>(global_blocks * group);
+    while (global_blocks_.size() < number) {
+      const auto like = [](const BlockBuffer<Scalar>& buffer) {
+        return make_block_buffer<Scalar>(static_cast<Index>(buffer.size()));
+      };
+      global_blocks_.push_back({0, 0, like(queries_), like(grad_out_), like(lse_), like(delta_),
+                                like(grad_queries_), like(grad_queries_)});
+    }
   }
 
   /// Room for the members of a group, to be filled for run().
@@ -171,16 +185,16 @@ class AttentionBackwardFlow {
             members_[i].grad_bias);
         // The other lanes of a block with global queries are done at the end, too.
         if (some_global)
-          add(dim_head() * count, grad_queries_.data(), global_blocks_[next_global++].grad.data());
+          global_blocks_[next_global++].grad_of_window = grad_queries_;
         else
           finish_queries(block, queries);
       }
     }
     for (; finished < made; ++finished) finish_keys(finished, keys);
     finish_pinned(keys);
-    for (const GlobalBlock& global : global_blocks_) {
+    for (const GlobalBlock& global : global_blocks()) {
       auto queries = member_of(global.member);
-      std::copy(global.grad.begin(), global.grad.end(), grad_queries_.begin());
+      take_lanes(global);
       finish_queries(global.block, queries);
     }
   }
@@ -204,19 +218,20 @@ class AttentionBackwardFlow {
 
   void make_pinned_room(Index blocks) {
     if (blocks == 0) return;
+    pinned_.make_room(blocks);
     if (pinned_keys_.capacity() >= blocks && pinned_keys_.channels() == dim_head()) return;
-    pinned_keys_ = Ring<Scalar>(dim_head(), blocks);
+    // The keys, which say what there is room for, come last: memory may run out.
+    Ring<Scalar> keys(dim_head(), blocks);
     pinned_values_ = Ring<Scalar>(dim_value(), blocks);
     pinned_grad_keys_ = Ring<Scalar>(grad_keys_.channels(), blocks);
     pinned_grad_values_ = Ring<Scalar>(grad_values_.channels(), blocks);
+    pinned_keys_ = std::move(keys);
   }
 
   // Keys of pinned rows, each at its place; their gradients come together there.
   template <typename Head>
   void make_pinned(Head& head) {
     const auto number = static_cast<Index>(pinned_.blocks().size());
-    if (number == 0) return;
-    make_pinned_room(number);
     for (Index at = 0; at < number; ++at)
       make_keys(pinned_.blocks()[static_cast<std::size_t>(at)], at, head,
                 {pinned_keys_, pinned_values_, pinned_grad_keys_, pinned_grad_values_});
@@ -237,11 +252,13 @@ class AttentionBackwardFlow {
   }
 
   // Of the block of queries that is made, keeps those that are global, or those that are not: the
-  // others have no gradient and see nothing.
+  // others are nothing, have no gradient and see nothing.
   void keep_lanes(Index block, bool global) {
     for (Index r = 0; r < count; ++r) {
       const Index row = block * count + r;
       if (row < seqlen_ && global_[row] == global) continue;
+      for (Index c = 0; c < dim_head(); ++c)
+        queries_[static_cast<std::size_t>(c * count + r)] = Scalar(0);
       for (Index c = 0; c < dim_value(); ++c)
         grad_out_[static_cast<std::size_t>(c * count + r)] = Scalar(0);
       delta_[static_cast<std::size_t>(r)] = Scalar(0);
@@ -258,17 +275,29 @@ class AttentionBackwardFlow {
     BlockBuffer<Scalar> grad_out;
     BlockBuffer<Scalar> lse;
     BlockBuffer<Scalar> delta;
-    BlockBuffer<Scalar> grad;  // of the queries
+    BlockBuffer<Scalar> grad;            // of the queries, those that are global
+    BlockBuffer<Scalar> grad_of_window;  // of the others
   };
+  std::span<GlobalBlock> global_blocks() { return {global_blocks_.data(), number_of_global_}; }
+
+  // Each lane's gradient of its own: what a query does not see may be no number.
+  void take_lanes(const GlobalBlock& of) {
+    for (Index r = 0; r < (std::min)(count, seqlen_ - of.block * count); ++r) {
+      const BlockBuffer<Scalar>& from = global_[of.block * count + r] ? of.grad : of.grad_of_window;
+      for (Index c = 0; c < dim_head(); ++c) {
+        const auto at = static_cast<std::size_t>(c * count + r);
+        grad_queries_[at] = from[at];
+      }
+    }
+  }
 
   template <typename MemberOf>
   void make_global(MemberOf&& member_of) {
-    std::size_t number = 0;
+    number_of_global_ = 0;
     for (Index block = 0; block < ceil_div(seqlen_, count) && global_ != nullptr; ++block) {
       if (!has_global(block)) continue;
       for (std::size_t i = 0; i < members_.size(); ++i) {
-        if (number == global_blocks_.size()) global_blocks_.emplace_back();
-        GlobalBlock& global = global_blocks_[number++];
+        GlobalBlock& global = global_blocks_[number_of_global_++];
         auto queries = member_of(static_cast<Index>(i));
         make_queries(block, queries);
         keep_lanes(block, true);
@@ -282,14 +311,13 @@ class AttentionBackwardFlow {
         global.grad.assign(grad_queries_.size(), Scalar(0));
       }
     }
-    global_blocks_.resize(number);
   }
 
   // What global queries give to a block of keys, and take from it.
   void meet_global(Index block) {
     const Range rows{block * count, (std::min)((block + 1) * count, seqlen_)};
     kernel_.upcoming().clear();
-    for (GlobalBlock& global : global_blocks_) {
+    for (GlobalBlock& global : global_blocks()) {
       Member& member = members_[static_cast<std::size_t>(global.member)];
       AttentionHead<Scalar> head = member.head;
       head.steps = head.pinned_steps;
@@ -357,7 +385,7 @@ class AttentionBackwardFlow {
 
   template <typename Head>
   void finish_keys(Index block, Head& head) {
-    if (!global_blocks_.empty()) meet_global(block);
+    meet_global(block);
     const Index at = pinned_.place_of_block(block);
     if (at < 0) return store_keys(block, head, grad_keys_[block], grad_values_[block]);
     add(grad_keys_.channels() * count, grad_keys_[block], pinned_grad_keys_[at]);
@@ -403,7 +431,8 @@ class AttentionBackwardFlow {
   Ring<Scalar> pinned_grad_keys_;    // panels
   Ring<Scalar> pinned_grad_values_;  // panels
   const bool* global_ = nullptr;
-  std::vector<GlobalBlock> global_blocks_;
+  std::vector<GlobalBlock> global_blocks_;  // room, and how many there are
+  std::size_t number_of_global_ = 0;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

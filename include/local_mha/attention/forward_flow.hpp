@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include <local_mha/attention/head.hpp>
@@ -78,9 +80,6 @@ class AttentionForwardFlow {
         dim_head, pins ? 2 * seqlen + 4 * count : (std::min)(reach + count, seqlen));
     queries_ = make_block_buffer<Scalar>(dim_head * count);
     out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
-    const Index first_keys = (std::min)(window.first_keys(), seqlen);
-    pinned_.reserve(first_keys);
-    make_pinned_room(ceil_div(first_keys, count));
   }
 
   /// Whether there is room for such heads, of the placement that it was made with.
@@ -89,10 +88,14 @@ class AttentionForwardFlow {
            dim_head_ == dim_head && dim_value_ == dim_value &&
            (!pins || (pins_ && seqlen <= made_for_));
   }
-  /// For the runs that follow: a placement of the same configuration, and heads of a group.
-  void use(const detail::Placement<Scalar>& placement, Index group) {
+  /// For the runs that follow: a placement of the same configuration, heads of a group, and
+  /// sequences with global rows in so many blocks.
+  void use(const detail::Placement<Scalar>& placement, Index group, Index global_blocks) {
     placement_ = &placement;
     members_.resize(static_cast<std::size_t>(group));
+    const Index first_keys = (std::min)(window_.first_keys(), made_for_);
+    make_pinned_room(ceil_div(first_keys, count) + global_blocks);
+    if (global_blocks > 0) make_global_room(global_blocks * group);
   }
 
   /// Queries `[begin, end)` of a sequence, in blocks, of all heads of a group.
@@ -206,21 +209,42 @@ class AttentionForwardFlow {
 
   void make_pinned_room(Index blocks) {
     if (blocks == 0) return;
+    pinned_.make_room(blocks);
     if (pinned_keys_.capacity() >= blocks && pinned_keys_.channels() == dim_head_) return;
-    pinned_keys_ = Ring<Scalar>(dim_head_, blocks);
+    // The keys, which say what there is room for, come last: memory may run out.
+    Ring<Scalar> keys(dim_head_, blocks);
     if (value_rows_) {
       pinned_value_rows_ = local_mha::Rows<Scalar>(dim_value_, blocks);
       pinned_v_.reserve(static_cast<std::size_t>(blocks * count * dim_value_));
     } else {
       pinned_values_ = Ring<Scalar>(dim_value_, blocks);
     }
+    pinned_keys_ = std::move(keys);
+  }
+
+  static constexpr Index padded_rows(Index channels) {
+    return padded_channels<Scalar>(channels) * count;
+  }
+
+  // Of so many blocks of queries, all heads of a group counted.
+  void make_global_room(Index blocks) {
+    global_blocks_.reserve(static_cast<std::size_t>(blocks));
+    resize_without_values(global_queries_, blocks * dim_head_ * count);
+    resize_without_values(global_out_, blocks * padded_rows(dim_value_));
+    if (all_keys_.capacity() >= part_blocks) return;
+    Ring<Scalar> keys(dim_head_, part_blocks);
+    if (value_rows_)
+      all_value_rows_ = local_mha::Rows<Scalar>(dim_value_, part_blocks);
+    else
+      all_values_ = Ring<Scalar>(dim_value_, part_blocks);
+    part_kernel_ = AttentionKernel<Scalar>(dim_head_, part_blocks * count);
+    all_keys_ = std::move(keys);
   }
 
   void make_pinned(const Scalar* k, const Scalar* v) {
-    const std::vector<Index>& blocks = pinned_.blocks();
+    const std::span<const Index> blocks = pinned_.blocks();
     const auto number = static_cast<Index>(blocks.size());
     if (number == 0) return;
-    make_pinned_room(number);
     for (Index at = 0; at < number; ++at)
       make_key_block(pinned_keys_, at, blocks[static_cast<std::size_t>(at)], k);
     if (!value_rows_) {
@@ -256,18 +280,8 @@ class AttentionForwardFlow {
         global_blocks_.push_back({&member, block, SoftmaxState<Scalar>(member.head.sink)});
     }
     if (global_blocks_.empty()) return;
-    if (all_keys_.capacity() < part_blocks) {
-      all_keys_ = Ring<Scalar>(dim_head_, part_blocks);
-      if (value_rows_)
-        all_value_rows_ = local_mha::Rows<Scalar>(dim_value_, part_blocks);
-      else
-        all_values_ = Ring<Scalar>(dim_value_, part_blocks);
-      part_kernel_ = AttentionKernel<Scalar>(dim_head_, part_blocks * count);
-    }
     const auto number = static_cast<Index>(global_blocks_.size());
-    const Index out_size = padded_channels<Scalar>(dim_value_) * count;
-    resize_without_values(global_queries_, number * dim_head_ * count);
-    resize_without_values(global_out_, number * out_size);
+    const Index out_size = padded_rows(dim_value_);
     const auto queries_of = [&](Index i) { return global_queries_.data() + i * dim_head_ * count; };
     const auto out_of = [&](Index i) { return global_out_.data() + i * out_size; };
     const auto at = [&](Index i) -> GlobalBlock& {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include <local_mha/attention/head.hpp>
+#include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
@@ -126,6 +127,22 @@ class AttentionInputs {
   }
   /// Whether some rows may be seen from anywhere.
   bool pins() const { return window_.first_keys() > 0 || global_ != nullptr; }
+
+  /// Of all sequences, the most blocks that hold a global row.
+  Index most_global_blocks() const {
+    Index most = 0;
+    for (Index s = 0; global_ != nullptr && s < sequences(); ++s) {
+      const bool* flags = global(s);
+      const Range in_item = rows(s);
+      const Index length = in_item.end - in_item.begin;
+      Index blocks = 0;
+      for (Index first = 0; first < length; first += block_rows<Scalar>)
+        blocks += std::find(flags + first, flags + (std::min)(first + block_rows<Scalar>, length),
+                            true) != flags + (std::min)(first + block_rows<Scalar>, length);
+      most = (std::max)(most, blocks);
+    }
+    return most;
+  }
 
   /// The rows that stay visible to a sequence's queries.
   void assign_pinned(Index sequence, PinnedRows<Scalar>& pinned) const {

@@ -52,8 +52,11 @@ class LocalAttention {
     using Flow = AttentionForwardFlow<Scalar>;
     using FlowBack = AttentionBackwardFlow<Scalar>;
 
-    void prepare(const LocalAttention& attention, const Window& window, Index seqlen,
-                 Index dim_head, Index dim_value, bool pins, Index group, Index workers) {
+    void prepare(const LocalAttention& attention, const detail::AttentionInputs<Scalar>& inputs,
+                 Index dim_head, Index dim_value, Index workers) {
+      const Window& window = inputs.window();
+      const Index seqlen = inputs.longest();
+      const bool pins = inputs.pins();
       if (made_for_ != attention.config_) {
         flows_.clear();
         made_for_ = attention.config_;
@@ -62,13 +65,17 @@ class LocalAttention {
           flows_, workers,
           [&](const Flow& flow) { return flow.fits(window, seqlen, dim_head, dim_value, pins); },
           [&] { return Flow(attention.placement_, window, seqlen, dim_head, dim_value, pins); });
-      for (Flow& flow : flows_) flow.use(attention.placement_, group);
+      const Index global_blocks = inputs.most_global_blocks();
+      for (Flow& flow : flows_) flow.use(attention.placement_, inputs.group(), global_blocks);
     }
     Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
 
-    void prepare_backward(const LocalAttention& attention, const Window& window, Index seqlen,
-                          Index dim_head, bool changes_scores, bool pins, Index group,
+    void prepare_backward(const LocalAttention& attention,
+                          const detail::AttentionInputs<Scalar>& inputs, Index dim_head,
                           Index workers) {
+      const Window& window = inputs.window();
+      const Index seqlen = inputs.longest();
+      const bool changes_scores = static_cast<bool>(inputs.score()), pins = inputs.pins();
       if (!shape_back_ ||
           !shape_back_->is(attention.config_, window, dim_head, changes_scores, pins)) {
         flows_back_.clear();
@@ -80,7 +87,8 @@ class LocalAttention {
             return FlowBack(attention.placement_, window, seqlen, dim_head, dim_head,
                             changes_scores, pins);
           });
-      for (FlowBack& flow : flows_back_) flow.members(group);
+      const Index global_blocks = inputs.most_global_blocks();
+      for (FlowBack& flow : flows_back_) flow.use(inputs.group(), global_blocks);
     }
     FlowBack& flow_back(Index worker) { return flows_back_[static_cast<std::size_t>(worker)]; }
 
@@ -273,8 +281,7 @@ class LocalAttention {
                              const detail::AttentionInputs<Scalar>& inputs, Index batch,
                              Index dim_head, const BiasGradients& grad_bias) const {
     workspace.prepare_backward(
-        *this, inputs.window(), inputs.longest(), dim_head, static_cast<bool>(inputs.score()),
-        inputs.pins(), inputs.group(),
+        *this, inputs, dim_head,
         (std::min)(thread_count(device), tasks_back(inputs, batch, grad_bias)));
     workspace.grad_sinks_.prepare(inputs.sinks() != nullptr ? batch * inputs.heads() : 0);
   }
@@ -492,8 +499,7 @@ void LocalAttention<Scalar, Score>::attend(const Device& device, Workspace& work
   const Index cheap_reach = ceil_div(reach, 16 * count);
   const Runs runs(batch * inputs.kv_heads(), blocks, cheap_reach, thread_count(device));
   const Index workers = (std::min)(thread_count(device), runs.tasks());
-  workspace.prepare(*this, window, longest, dim_head, dim_value, inputs.pins(), inputs.group(),
-                    workers);
+  workspace.prepare(*this, inputs, dim_head, dim_value, workers);
   const AttentionDropout dropout{config_.dropout, training};
   const auto attend_rows = [&, n = seqlen, d = dim_head](Index worker, Index item, Index sequence,
                                                          Index kv_head, const Range& some) {

@@ -71,7 +71,7 @@ class StreamedSequence {
     size.waiting = ahead > 0 ? ceil_div(ahead, count) + spare : stretch + 1;
     size.pinned = ceil_div(window.first_keys(), count);
     past_ = Past<Scalar>(size);
-    pinned_.reserve(window.first_keys());
+    pinned_.make_room(size.pinned);
     pinned_masked_.assign(static_cast<std::size_t>(window.first_keys()), 0);
     masked_.assign(static_cast<std::size_t>(2 * size.kept * count), 0);
   }
