@@ -54,10 +54,10 @@
       TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, const PaddingMask&);             \
   EXTERN template void LocalAttention<Scalar>::Stream::flush_into(const Device&,                 \
                                                                   TensorView<Scalar, 4>);        \
-  EXTERN template void LocalMHA<Scalar>::flow(                                                   \
-      const Device&, TensorView<Scalar, 3>, Workspace&, TensorView<const Scalar, 3>,             \
-      const PaddingMask&, const Bias&, const std::optional<Training>&, std::span<const Index>,   \
-      Saved*) const;                                                                             \
+  EXTERN template void LocalMHA<Scalar>::flow(const Device&, TensorView<Scalar, 3>, Workspace&,  \
+                                              TensorView<const Scalar, 3>, const PaddingMask&,   \
+                                              const Bias&, const std::optional<Training>&,       \
+                                              std::span<const Index>, Saved*) const;             \
   EXTERN template void LocalMHA<Scalar>::Flow::step(const Device&, Past<Scalar>&, const Range&,  \
                                                     const Range&, const Scalar*, const Range&,   \
                                                     Scalar*);                                    \
