@@ -69,12 +69,13 @@ LOCAL_MHA_INLINE Lanes<Scalar> tanh(const Lanes<Scalar>& x) {
       return pdiv(e, padd(e, all(2)));
     } else {
       using std::exp, std::tanh;
-      const Scalar& value = x.packet[i];
+      const auto& value = x.packet[i];
+      using Value = std::remove_cvref_t<decltype(value)>;
       // A scalar of a user's may have no tanh.
       if constexpr (requires { tanh(value); })
         return tanh(value);
       else
-        return Scalar(1) - Scalar(2) / (exp(Scalar(2) * value) + Scalar(1));
+        return Value(1) - Value(2) / (exp(Value(2) * value) + Value(1));
     }
   });
 }

@@ -108,7 +108,7 @@ class LayerTensorReader {
                     const std::vector<LayerTensor>& tensors, RotaryBuffers buffers)
       : file_(file), reader_(reader), tensors_(tensors), buffers_(buffers) {
     for (const LayerTensor& tensor : tensors)
-      with_reader(tensor, [&](auto& from) { from.require(tensor.name, tensor.shape); });
+      with_reader(tensor, [&](auto& from) { from.check_tensor(tensor.name, tensor.shape); });
   }
 
   /// Fills what tensors make up of parameters that have their shapes.

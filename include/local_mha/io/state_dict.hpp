@@ -160,8 +160,10 @@ class StateDictReader {
 
   bool has(const std::string& name) const { return names_.contains(name); }
 
-  /// A tensor that read_into() reads when there is memory for it.
-  void require(const std::string& name, const std::vector<Index>& shape) { required(name, shape); }
+  /// Checks a tensor that read_into() reads when there is memory for it.
+  void check_tensor(const std::string& name, const std::vector<Index>& shape) {
+    required(name, shape);
+  }
   /// \param out as many elements as `shape` says
   void read_into(const std::string& name, const std::vector<Index>& shape, std::span<Scalar> out) {
     read(required(name, shape), out);
