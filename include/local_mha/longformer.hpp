@@ -22,6 +22,7 @@
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -212,8 +213,7 @@ class LongformerAttention {
   /// \param x, global_rows what forward_saving() was given; mask and training are in `saved`
   /// \return that of x, `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
-  /// runs
-  ///         out, the gradients are as they were
+  ///         runs out, the gradients are as they were
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
                              const GlobalRows& global_rows = {}) const {
@@ -253,9 +253,9 @@ class LongformerAttention {
         begin += config_.dim;
       }
       const Eigen::Map<const RowMatrix<Scalar>> in(x.data(), rows, config_.dim);
-      Eigen::Map<RowMatrix<Scalar>>(grad_x.data(), rows, config_.dim) += grad_qkv * weight;
-      grad_weight += grad_qkv.transpose() * in;
-      grad_bias += grad_qkv.colwise().sum().transpose();
+      Eigen::Map<RowMatrix<Scalar>>(grad_x.data(), rows, config_.dim) +=
+          linear_backward<Eigen::DefaultDevice, Scalar>({}, weight, in, grad_qkv, grad_weight,
+                                                        &grad_bias);
     };
     add(local_, saved.local_, false, parameters_.to_qkv, made.to_qkv, made.to_qkv_bias);
     if (saved.global_)
