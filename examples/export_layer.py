@@ -360,6 +360,8 @@ def export_model_layer(model, path, layer, batch=2, seqlen=50, seed=0, gradients
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     model.config.use_cache = False
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the others have no float64
     name, module = find_attention(model, layer)
     window = getattr(model.config, "sliding_window", None)
     if isinstance(window, int) and window >= seqlen:
@@ -383,6 +385,11 @@ def export_model_layer(model, path, layer, batch=2, seqlen=50, seed=0, gradients
             y = module(*args, **kwargs)
             y = y if torch.is_tensor(y) else y[0]
         tensors = {"param/" + key: value for key, value in module.state_dict().items()}
+        # LongT5's first layer holds the table of all.
+        table = "relative_attention_bias.weight"
+        if model.config.model_type == "longt5" and "param/" + table not in tensors:
+            first = find_attention(model, 0)[1]
+            tensors["param/" + table] = first.state_dict()[table]
         tensors.update({"input/x": x, "output/y": y})
         if gradients:
             grad_y = torch.randn(y.shape, dtype=y.dtype, generator=generator)

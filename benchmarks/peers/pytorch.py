@@ -17,9 +17,10 @@ Needs PyTorch 2.5 or newer. Measured, where there:
 
 Cases are named as by local_mha_measure (benchmarks/measuring/case.hpp) and counted the same way:
 unmasked pairs only. Every attention's result is checked against exact rows in float64 before it is
-timed. A layer with backward:1 is a step of training: forward, and back to the gradients of x and of
-the weights; by local-attention and naive bucketed, which rotates in the buckets as that package does.
-For it, what autograd keeps from forward to backward is counted, too (kept_megabytes; without the
+timed, and that of a module of transformers against its own plain implementation. A layer with
+backward:1 is a step of training: forward, and back to the gradients of x and of the weights; by
+local-attention and naive bucketed, which rotates in the buckets as that package does. For it, what
+autograd keeps from forward to backward is counted, too (kept_megabytes; without the
 input and the weights).
 
   python3 pytorch.py --threads 1 --output peers.json
@@ -66,6 +67,12 @@ LAYER_CASES = [
     "layer/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1"
     "/backward:1",
 ]
+MODEL_CASES = [
+    "layer/float/seqlen:8192/dim:1024/heads:16/dim_head:64/window_size:256/token_window:1/left:255"
+    "/kv_heads:4",
+    "layer/float/seqlen:8192/dim:768/heads:12/dim_head:64/window_size:64/causal:0/token_window:1"
+    "/left:64/right:64",
+]
 
 
 class Case:
@@ -75,7 +82,7 @@ class Case:
         self.name = name
         self.subject, self.scalar, *pairs = name.split("/")
         values = {"batch": 1, "dim": 0, "heads": 1, "causal": 1, "xpos": 0, "qk_rmsnorm": 0}
-        values["backward"] = 0
+        values.update({"backward": 0, "token_window": 0, "left": 0, "right": 0, "kv_heads": 0})
         values.update((key, int(value)) for key, value in (pair.split(":") for pair in pairs))
         self.__dict__.update(values)
         self.dtype = {"float": torch.float32, "double": torch.float64}[self.scalar]
@@ -83,6 +90,8 @@ class Case:
 
     def sees(self, i, j):
         """Works on numbers and on tensors."""
+        if self.token_window:
+            return (i - j <= self.left) & (j - i <= self.right)
         behind = i - j <= self.window_size
         ahead = j - i <= self.look_forward * self.window_size
         return behind & ahead
@@ -90,17 +99,19 @@ class Case:
     def pairs(self):
         if self.subject == "decode":
             return (min(self.seqlen - 1, self.window_size) + 1) * self.heads
-        n, w = self.seqlen, self.window_size
-        of_a_head = sum(
-            min(i, w) + 1 + min(n - 1 - i, self.look_forward * w) for i in range(n)
-        )
+        n = self.seqlen
+        behind, ahead = self.window_size, self.look_forward * self.window_size
+        if self.token_window:
+            behind, ahead = self.left, self.right
+        of_a_head = sum(min(i, behind) + 1 + min(n - 1 - i, ahead) for i in range(n))
         return of_a_head * self.heads * self.batch
 
     def tokens(self):
         return 1 if self.subject == "decode" else self.batch * self.seqlen
 
     def flops(self):
-        projections = 2 * self.tokens() * self.dim * 4 * self.heads * self.dim_head
+        heads = 2 * self.heads + 2 * (self.kv_heads or self.heads)
+        projections = 2 * self.tokens() * self.dim * heads * self.dim_head
         attention = 4 * self.dim_head * self.pairs()
         return 3 * projections + 3.5 * attention if self.backward else projections + attention
 
@@ -400,6 +411,61 @@ def package_step(case):
     return step
 
 
+# ---- Layers of published models ------------------------------------------------------------------
+
+
+def transformers_module(case, implementation):
+    """The attention of a model with the case's window, and a call of it that its model makes for
+    random embeddings."""
+    import transformers
+
+    sizes = {"hidden_size": case.dim, "num_attention_heads": case.heads, "num_hidden_layers": 2,
+             "intermediate_size": 64, "vocab_size": 16, "max_position_embeddings": case.seqlen,
+             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if case.causal and case.right == 0:
+        name = "mistral"
+        sizes.update({"num_key_value_heads": case.kv_heads or case.heads, "use_cache": False,
+                      "head_dim": case.dim_head, "sliding_window": case.left + 1})
+    elif not case.causal and case.left == case.right and case.kv_heads in (0, case.heads):
+        name = "modernbert"  # whose first layer sees all
+        sizes.update({"local_attention": 2 * case.left, "cls_token_id": 1, "sep_token_id": 2})
+    else:
+        raise RuntimeError("a window of neither Mistral nor ModernBERT")
+    torch.manual_seed(2)
+    model = transformers.AutoModel.from_config(
+        transformers.AutoConfig.for_model(name, **sizes), attn_implementation=implementation
+    ).eval()
+    names = ("self_attn", ".attn")
+    module = [part for name, part in model.named_modules() if name.endswith(names)][1]
+    seen = []
+    module.register_forward_pre_hook(lambda _, *call: seen.append(call), with_kwargs=True)
+    model(inputs_embeds=torch.randn(case.batch, case.seqlen, case.dim))
+    args, kwargs = seen[0]
+
+    def run():
+        y = module(*args, **kwargs)
+        return y if torch.is_tensor(y) else y[0]
+
+    return run
+
+
+def transformers_layer(implementation):
+    def make(case):
+        short = Case(case.name)
+        short.seqlen = min(case.seqlen, 1024)
+        expected = transformers_module(short, "eager")()
+        difference = (transformers_module(short, implementation)() - expected).abs().max()
+        if not difference <= 1e-4 * expected.abs().max():
+            raise RuntimeError(f"wrong result: {difference:.2g} from the plain implementation")
+        return transformers_module(case, implementation)
+
+    return make
+
+
+MODELS = {
+    "transformers, sdpa": transformers_layer("sdpa"),
+    "transformers, flex": transformers_layer("flex_attention"),
+}
 STEPS = {"local-attention, cached": package_step, "cached step": own_step}
 
 
@@ -409,6 +475,8 @@ def bar_of(case, label):
         return 10
     if label == "local-attention" and case.subject == "layer" and case.backward:
         return 3
+    if label in MODELS:
+        return 4
     return None
 
 
@@ -517,6 +585,8 @@ def processor():
 
 
 def peers_of(case):
+    if case.token_window:
+        return MODELS
     return STEPS if case.subject == "decode" else ATTENTIONS
 
 
@@ -526,6 +596,8 @@ def measure(name, label, arguments):
     torch.set_num_interop_threads(1)
     case = Case(name)
     make = peers_of(case)[label]
+    if label in MODELS and (case.subject != "layer" or case.backward):
+        raise RuntimeError("modules of transformers are measured as layers, forward")
     if case.backward:
         if case.subject != "layer" or not case.qk_rmsnorm:
             raise RuntimeError("backward is of a layer with qk_rmsnorm")
@@ -533,7 +605,9 @@ def measure(name, label, arguments):
         step.check()
         return median_seconds(step, arguments.seconds), step.kept_bytes()
     with torch.inference_mode():
-        if case.subject == "decode":
+        if label in MODELS:
+            run = make(case)
+        elif case.subject == "decode":
             run = make(case)
             for _ in range(100):
                 run()
@@ -627,7 +701,7 @@ def main():
             peak = json.load(file)["peak"]
 
     rows = []
-    for name in arguments.cases or ATTENTION_CASES + LAYER_CASES + DECODE_CASES:
+    for name in arguments.cases or ATTENTION_CASES + LAYER_CASES + DECODE_CASES + MODEL_CASES:
         case = Case(name)
         available = peak.get(case.scalar, 0) * arguments.threads
         for label in peers_of(case):

@@ -448,6 +448,7 @@ TEST(LoadedAttention, OfReformerIsALocalLayer) {
                  {"num_attention_heads", 3},
                  {"attention_head_size", 2},
                  {"local_attn_chunk_length", 4},
+                 {"is_decoder", true},
                  {"attn_layers", {"local", "lsh"}}},
       .shapes = {{"query.weight", {6, 6}}, {"key.weight", {6, 6}}, {"value.weight", {6, 6}}}};
   EXPECT_TRUE(says(model.error(), "layer 1, which is 'lsh' in config.attn_layers"));
@@ -457,6 +458,13 @@ TEST(LoadedAttention, OfReformerIsALocalLayer) {
   EXPECT_TRUE(says(model.error(),
                    "config.attention_head_size: expected 6 channels of all heads, those of the "
                    "input, because the module has no output projection, got 12"));
+  model.config["attention_head_size"] = 2;
+  model.config["is_decoder"] = false;
+  EXPECT_TRUE(says(model.error(),
+                   "config.is_decoder: expected true, because otherwise the first chunks look "
+                   "round to the last ones, got false"));
+  model.config["local_num_chunks_before"] = 0;
+  EXPECT_FALSE(model.load().config().causal);
 }
 
 TEST(LoadedAttention, OfGptNeoHasNoScale) {

@@ -147,11 +147,15 @@ inline void gpt_neo_window(const LayerSource& source, LocalMHAConfig& config) {
 }
 
 inline void reformer_window(const LayerSource& source, LocalMHAConfig& config) {
-  const LocalAttentionConfig around =
-      token_windows::reformer(source.config.size("local_attn_chunk_length"),
-                              source.config.get<Index>("local_num_chunks_before", 1),
-                              source.config.get<Index>("local_num_chunks_after", 0),
-                              source.config.get("is_decoder", false));
+  const auto before = source.config.get<Index>("local_num_chunks_before", 1);
+  const auto after = source.config.get<Index>("local_num_chunks_after", 0);
+  const bool is_decoder = source.config.get("is_decoder", false);
+  // The module rolls its chunks, and a decoder's mask alone hides what comes round.
+  if (!is_decoder && (before > 0 || after > 0))
+    reject("config.is_decoder",
+           "true, because otherwise the first chunks look round to the last ones", false);
+  const LocalAttentionConfig around = token_windows::reformer(
+      source.config.size("local_attn_chunk_length"), before, after, is_decoder);
   config.window_size = around.window_size;
   config.look_backward = around.look_backward;
   config.look_forward = around.look_forward;
