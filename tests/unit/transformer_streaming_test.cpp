@@ -80,7 +80,7 @@ TYPED_TEST_SUITE(TransformerStreaming, support::Scalars, support::ScalarNames);
 // Pushes, goes back, saves and loads at random; then compares all logits with forward()'s.
 TYPED_TEST(TransformerStreaming, EqualsForwardWhateverHappens) {
   int failures = 0;
-  for (std::uint64_t seed = 1; seed <= 1500 && failures < 5; ++seed) {
+  for (std::uint64_t seed = 1; seed <= random_cases(1500) && failures < 5; ++seed) {
     Random random(seed);
     LocalTransformerConfig config = random_config(random);
     const bool large = seed % 50 == 0;  // pushes many times what passes the layers at once
