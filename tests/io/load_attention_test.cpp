@@ -405,14 +405,14 @@ TEST(LoadedAttention, SharesTheBiasOfLongT5sFirstBlock) {
                    "prefix: expected a layer that slides, one of the encoder"));
 }
 
-TEST(LoadedAttention, OfMoshiHasWrappedProjections) {
-  Model model = decoder("moshi");
-  model.shapes.clear();
-  for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"})
-    model.shapes[name + std::string(".linear.weight")] = {12, 12};
+TEST(LoadedAttention, OfGraniteHasSinksAndAScale) {
+  Model model = decoder("granite_swa", {{"attention_multiplier", 0.25}});
+  EXPECT_TRUE(says(model.error(), "sinks"));
+  model.shapes["sinks"] = {model.config["num_attention_heads"].get<Index>()};
   const auto layer = model.load();
-  EXPECT_EQ(layer.parameters().to_out(3, 4),
-            model.file().read<double>(model.prefix + ".o_proj.linear.weight")[3 * 12 + 4]);
+  EXPECT_EQ(layer.config().scale, 0.25);
+  EXPECT_TRUE(layer.config().sinks);
+  EXPECT_EQ(layer.parameters().sinks[1], model.file().read<double>(model.prefix + ".sinks")[1]);
 }
 
 TEST(LoadedAttention, OfLongformerIsLoadedByItsOwnFunction) {

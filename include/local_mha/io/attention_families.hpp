@@ -153,7 +153,7 @@ inline void reformer_window(const LayerSource& source, LocalMHAConfig& config) {
   // The module rolls its chunks, and a decoder's mask alone hides what comes round.
   if (!is_decoder && (before > 0 || after > 0))
     reject("config.is_decoder",
-           "true, because otherwise the first chunks look round to the last ones", false);
+           "true, because otherwise the first chunks look round to the last ones", "false");
   const LocalAttentionConfig around = token_windows::reformer(
       source.config.size("local_attn_chunk_length"), before, after, is_decoder);
   config.window_size = around.window_size;
@@ -234,6 +234,11 @@ inline void gpt_oss(const LayerSource&, AttentionLayer& layer) {
   layer.tensors.push_back({"sinks", {layer.config.heads}, "sinks"});
 }
 
+inline void granite(const LayerSource& source, AttentionLayer& layer) {
+  layer.config.scale = source.config.find<double>("attention_multiplier");
+  gpt_oss(source, layer);
+}
+
 /// Channels are one axis before rows, and the input is added to the output.
 inline void snac(const LayerSource& source, AttentionLayer& layer) {
   LocalMHAConfig& config = layer.config;
@@ -295,9 +300,6 @@ struct AttentionFamily {
   void (*special)(const LayerSource&, AttentionLayer&) = nullptr;
 };
 
-inline constexpr ProjectionNames moshi_projections{
-    .qkv = {"q_proj.linear", "k_proj.linear", "v_proj.linear"}, .out = "o_proj.linear"};
-
 // clang-format off
 inline const std::array attention_families{
     AttentionFamily{.model_type = "mistral"},
@@ -305,8 +307,9 @@ inline const std::array attention_families{
     AttentionFamily{.model_type = "ministral"},
     AttentionFamily{.model_type = "starcoder2", .bias = "use_bias"},
     AttentionFamily{.model_type = "mimi"},
-    AttentionFamily{.model_type = "moshi", .projections = moshi_projections},
-    AttentionFamily{.model_type = "kyutai_speech_to_text", .projections = moshi_projections},
+    AttentionFamily{.model_type = "cwm"},
+    AttentionFamily{.model_type = "granite_swa", .special = granite},
+    AttentionFamily{.model_type = "granitemoe_swa", .special = granite},
     AttentionFamily{.model_type = "phi3", .projections = {.qkv = {"qkv_proj"}}},
     AttentionFamily{.model_type = "phimoe"},
     AttentionFamily{.model_type = "qwen2", .slides = from_a_layer_on},
@@ -316,6 +319,8 @@ inline const std::array attention_families{
     AttentionFamily{.model_type = "dots1", .slides = from_a_layer_on, .qk_norm = QkNormKind::rms},
     AttentionFamily{.model_type = "smollm3", .slides = without_positions},
     AttentionFamily{.model_type = "exaone4", .slides = but_each_last<4>,
+                    .qk_norm = QkNormKind::rms},
+    AttentionFamily{.model_type = "exaone_moe", .slides = but_each_last<4>,
                     .qk_norm = QkNormKind::rms},
     AttentionFamily{.model_type = "gemma2", .slides = but_each_last<2>,
                     .scale_member = "query_pre_attn_scalar", .special = gemma},
@@ -327,6 +332,8 @@ inline const std::array attention_families{
                     .scale_member = "query_pre_attn_scalar", .special = gemma},
     AttentionFamily{.model_type = "gpt_oss", .slides = but_each_last<2>, .special = gpt_oss},
     AttentionFamily{.model_type = "cohere2", .slides = but_each_last<4>,
+                    .rope = {.pairing = RotaryPairing::interleaved}},
+    AttentionFamily{.model_type = "cohere2_moe", .slides = but_each_last<4>,
                     .rope = {.pairing = RotaryPairing::interleaved}},
     AttentionFamily{.model_type = "olmo3", .slides = but_each_last<4>,
                     .qk_norm = QkNormKind::rms_all, .rope = {.only_theta = true}},
