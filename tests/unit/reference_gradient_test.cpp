@@ -105,7 +105,7 @@ TEST(ReferenceGradient, OfALayer) {
 TEST(ReferenceGradient, OfATransformer) {
   for (const Int streams : {1, 3})
     for (const bool dynamic : {false, true}) {
-      Random random(1);
+      Random random(streams == 1 ? 1 : 4);
       reference::TransformerOptions o;
       o.depth = 2;
       o.streams = streams;
@@ -116,8 +116,8 @@ TEST(ReferenceGradient, OfATransformer) {
       o.layer.prenorm = true;
       o.layer.attention = options_of(dynamic ? 0 : 2);
       reference::Parameters<Real> parameters;
-      const auto add = [&](const std::string& name, std::vector<Int> shape) {
-        parameters[name] = numbers(random, std::move(shape), 0.7);
+      const auto add = [&](const std::string& name, std::vector<Int> shape, double scale = 0.7) {
+        parameters[name] = numbers(random, std::move(shape), scale);
       };
       add("token_emb.weight", {3, 4});
       add("pos_emb.weight", {5, 4});
@@ -135,13 +135,13 @@ TEST(ReferenceGradient, OfATransformer) {
         for (const char* connection : {".0.", ".1."}) {
           if (streams == 1) continue;
           const std::string names = layer + std::string(connection);
-          add(names + "static_alpha", {streams, streams + 1});
-          add(names + "dynamic_alpha_fn", {4, streams + 1});
+          add(names + "static_alpha", {streams, streams + 1}, 1);
+          add(names + "dynamic_alpha_fn", {4, streams + 1}, 0.2);
           add(names + "dynamic_alpha_scale", {});
           add(names + "static_beta", {streams});
-          add(names + "dynamic_beta_fn", {4});
+          add(names + "dynamic_beta_fn", {4}, 0.2);
           add(names + "dynamic_beta_scale", {});
-          add(names + "norm.gamma", {4});
+          add(names + "norm.gamma", {4}, 0.2);
         }
       }
       add("to_logits.0.weight", {4});
