@@ -20,6 +20,7 @@
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
+#include <local_mha/ops/residual_streams.hpp>
 #include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/sampling.hpp>
