@@ -53,6 +53,7 @@ class HyperConnection {
     packed_ = PackedWeight<Scalar>(functions_.transpose());
   }
 
+  const HyperConnectionParameters<Scalar>& parameters() const { return parameters_; }
   Index streams() const { return parameters_.static_beta.size(); }
   Index dim() const { return parameters_.norm_gamma.size(); }
 
@@ -97,40 +98,40 @@ class HyperConnection {
       const Eigen::Ref<const RowMatrix<Scalar>>& y,
       const Eigen::Ref<const RowMatrix<Scalar>>& grad_branch_input) const;
 
-  /// Channels of the room in which apply_mix() says what the weights of each position are.
-  Index weights() const { return 3 * table() + 3 * (streams() + 1); }
+  /// Channels of the room that the functions of a block take.
+  Index room() const { return 3 * table() + 3 * (streams() + 1); }
   /// Channels of the sums of apply_mix_backward().
   Index sums() const { return dim() * columns() + table() + 2; }
 
   /// mix() of a block.
   /// \param r `[S][dim][block_rows]`, mixed in place
   /// \param branch_input `[dim][block_rows]`
-  /// \param weights `[weights()][block_rows]`, of which apply_add() reads what is there then
-  void apply_mix(Scalar* r, Scalar* branch_input, Scalar* weights) const;
+  /// \param beta `[S][block_rows]`
+  /// \param room `[room()][block_rows]`
+  void apply_mix(Scalar* r, Scalar* branch_input, Scalar* beta, Scalar* room) const;
 
   /// add() of a block, `r_s += β_s · y`.
   /// \param y `[dim][block_rows]`
-  /// \param weights what apply_mix() gave
+  /// \param beta what apply_mix() gave
   /// \param r `[S][dim][block_rows]`
-  void apply_add(const Scalar* y, const Scalar* weights, Scalar* r) const;
+  void apply_add(const Scalar* y, const Scalar* beta, Scalar* r) const;
 
   /// add_backward() of a block.
   /// \param grad `[S][dim][block_rows]`
   /// \param r `[S][dim][block_rows]`, what apply_mix() was given
   /// \param grad_y `[dim][block_rows]`
-  /// \param weights room, `[weights()][block_rows]`
-  void apply_add_backward(const Scalar* grad, const Scalar* r, Scalar* grad_y,
-                          Scalar* weights) const;
+  /// \param room `[room()][block_rows]`
+  void apply_add_backward(const Scalar* grad, const Scalar* r, Scalar* grad_y, Scalar* room) const;
 
   /// mix_backward() of a block.
   /// \param r `[S][dim][block_rows]`, what apply_mix() was given
   /// \param y, grad_branch_input `[dim][block_rows]`
   /// \param grad that of the streams behind the branch; becomes that of r
-  /// \param weights room, `[weights()][block_rows]`
+  /// \param room `[room()][block_rows]`
   /// \param sums `[sums()][block_rows]`: sums of positions, a value for each lane, from which
   ///        add_gradients() makes those of the weights
   void apply_mix_backward(const Scalar* r, const Scalar* y, const Scalar* grad_branch_input,
-                          Scalar* grad, Scalar* weights, Scalar* sums) const;
+                          Scalar* grad, Scalar* room, Scalar* sums) const;
 
   /// Adds the gradients of the weights.
   void add_gradients(const StretchSums<Scalar>& sums,
@@ -213,10 +214,13 @@ class HyperConnection {
 };
 
 template <typename Scalar>
-void HyperConnection<Scalar>::apply_mix(Scalar* r, Scalar* branch_input, Scalar* weights) const {
+void HyperConnection<Scalar>::apply_mix(Scalar* r, Scalar* branch_input, Scalar* beta,
+                                        Scalar* room) const {
+  Scalar* const weights = room;
+  Scalar* const before = room + table() * count;  // a channel of the streams
   make_arguments(r, weights);
   make_weights(weights, weights);
-  Scalar* const before = weights + table() * count;  // a channel of the streams
+  for (Index s = 0; s < streams(); ++s) put(at(weights, beta_row(s)), beta, s);
   for (Index c = 0; c < dim(); ++c) {
     for (Index s = 0; s < streams(); ++s) put(at(r, stream(s) + c), before, s);
     in_groups(streams() + 1, [&]<int n>(Index first) {
@@ -236,22 +240,22 @@ void HyperConnection<Scalar>::apply_mix(Scalar* r, Scalar* branch_input, Scalar*
 }
 
 template <typename Scalar>
-void HyperConnection<Scalar>::apply_add(const Scalar* y, const Scalar* weights, Scalar* r) const {
+void HyperConnection<Scalar>::apply_add(const Scalar* y, const Scalar* beta, Scalar* r) const {
   for (Index s = 0; s < streams(); ++s) {
-    const L beta = at(weights, beta_row(s));
-    for (Index c = 0; c < dim(); ++c) accumulate(beta, at(y, c), r, stream(s) + c);
+    const L factor = at(beta, s);
+    for (Index c = 0; c < dim(); ++c) accumulate(factor, at(y, c), r, stream(s) + c);
   }
 }
 
 template <typename Scalar>
 void HyperConnection<Scalar>::apply_add_backward(const Scalar* grad, const Scalar* r,
-                                                 Scalar* grad_y, Scalar* weights) const {
-  make_arguments(r, weights);
-  make_weights(weights, weights);
+                                                 Scalar* grad_y, Scalar* room) const {
+  make_arguments(r, room);
+  make_weights(room, room);
   for (Index c = 0; c < dim(); ++c) {
     L sum = L::zero();
     for (Index s = 0; s < streams(); ++s)
-      sum = fma(at(weights, beta_row(s)), at(grad, stream(s) + c), sum);
+      sum = fma(at(room, beta_row(s)), at(grad, stream(s) + c), sum);
     put(sum, grad_y, c);
   }
 }
@@ -263,8 +267,9 @@ void HyperConnection<Scalar>::apply_add_backward(const Scalar* grad, const Scala
 template <typename Scalar>
 void HyperConnection<Scalar>::apply_mix_backward(const Scalar* r, const Scalar* y,
                                                  const Scalar* grad_branch_input, Scalar* grad,
-                                                 Scalar* weights, Scalar* sums) const {
+                                                 Scalar* room, Scalar* sums) const {
   const Index number = streams();
+  Scalar* const weights = room;
   Scalar* const arguments = weights + table() * count;
   Scalar* const slopes = arguments + table() * count;  // gradients of the weights, then of a / ‖r‖
   Scalar* const of_mix = slopes + table() * count;     // a channel
@@ -374,15 +379,16 @@ auto HyperConnection<Scalar>::mix(const Eigen::Ref<const RowMatrix<Scalar>>& str
               RowMatrix<Scalar>(rows, this->streams())};
   auto r = make_block_buffer<Scalar>(streams.cols() * count);
   auto branch_input = make_block_buffer<Scalar>(dim() * count);
-  auto weights = make_block_buffer<Scalar>(this->weights() * count);
+  auto beta = make_block_buffer<Scalar>(this->streams() * count);
+  auto room = make_block_buffer<Scalar>(this->room() * count);
   for_each_block_of(rows, [&](Index first, Index some) {
     load(streams, first, some, r.data());
-    apply_mix(r.data(), branch_input.data(), weights.data());
+    apply_mix(r.data(), branch_input.data(), beta.data(), room.data());
     store(branch_input.data(), first, some, mixed.branch_input);
     store(r.data(), first, some, mixed.streams);
     for (Index i = 0; i < some; ++i)
       for (Index s = 0; s < this->streams(); ++s)
-        mixed.beta(first + i, s) = weights[static_cast<std::size_t>(beta_row(s) * count + i)];
+        mixed.beta(first + i, s) = beta[static_cast<std::size_t>(s * count + i)];
   });
   return mixed;
 }
@@ -397,14 +403,14 @@ RowMatrix<Scalar> HyperConnection<Scalar>::add(const Mixed& mixed,
   RowMatrix<Scalar> to(rows, streams() * dim());
   auto r = make_block_buffer<Scalar>(to.cols() * count);
   auto result = make_block_buffer<Scalar>(dim() * count);
-  auto weights = make_block_buffer<Scalar>(this->weights() * count);
+  auto beta = make_block_buffer<Scalar>(this->streams() * count);
   for_each_block_of(rows, [&](Index first, Index some) {
     load(mixed.streams, first, some, r.data());
     load(y, first, some, result.data());
     for (Index i = 0; i < some; ++i)
       for (Index s = 0; s < streams(); ++s)
-        weights[static_cast<std::size_t>(beta_row(s) * count + i)] = mixed.beta(first + i, s);
-    apply_add(result.data(), weights.data(), r.data());
+        beta[static_cast<std::size_t>(s * count + i)] = mixed.beta(first + i, s);
+    apply_add(result.data(), beta.data(), r.data());
     store(r.data(), first, some, to);
   });
   return to;
@@ -421,11 +427,11 @@ RowMatrix<Scalar> HyperConnection<Scalar>::add_backward(
   auto r = make_block_buffer<Scalar>(streams.cols() * count);
   auto of_streams = r;
   auto of_y = make_block_buffer<Scalar>(dim() * count);
-  auto weights = make_block_buffer<Scalar>(this->weights() * count);
+  auto room = make_block_buffer<Scalar>(this->room() * count);
   for_each_block_of(rows, [&](Index first, Index some) {
     load(streams, first, some, r.data());
     load(grad, first, some, of_streams.data());
-    apply_add_backward(of_streams.data(), r.data(), of_y.data(), weights.data());
+    apply_add_backward(of_streams.data(), r.data(), of_y.data(), room.data());
     store(of_y.data(), first, some, grad_y);
   });
   return grad_y;
@@ -448,14 +454,14 @@ RowMatrix<Scalar> HyperConnection<Scalar>::mix_backward(
   auto of_streams = r;
   auto result = make_block_buffer<Scalar>(dim() * count);
   auto of_input = result;
-  auto weights = make_block_buffer<Scalar>(this->weights() * count);
+  auto room = make_block_buffer<Scalar>(this->room() * count);
   StretchSums<Scalar> sums(ceil_div(rows, stretch_blocks * count), this->sums());
   for_each_block_of(rows, [&](Index first, Index some) {
     load(streams, first, some, r.data());
     load(grad, first, some, of_streams.data());
     load(y, first, some, result.data());
     load(grad_branch_input, first, some, of_input.data());
-    apply_mix_backward(r.data(), result.data(), of_input.data(), of_streams.data(), weights.data(),
+    apply_mix_backward(r.data(), result.data(), of_input.data(), of_streams.data(), room.data(),
                        sums[first / (stretch_blocks * count)]);
     store(of_streams.data(), first, some, to);
   });

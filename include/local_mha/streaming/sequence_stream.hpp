@@ -17,6 +17,7 @@
 
 #include <local_mha/attention/kernel.hpp>
 #include <local_mha/attention/past.hpp>
+#include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
@@ -410,6 +411,29 @@ class SequenceStream {
 };
 
 namespace detail {
+
+/// What a layer makes of its rows beside what its attention does, as text that a state carries.
+inline std::string description_of(const LocalMHAConfig& config) {
+  std::ostringstream text = plain_text();
+  text << std::boolalpha << "LocalMHA, dim " << config.dim << ", heads " << config.heads
+       << ", dim_head " << config.dim_head << ", prenorm " << config.prenorm << ", qk_rmsnorm "
+       << (resolved_qk_norm(config) == QkNormKind::l2) << ", gates " << config.gate_values_per_head
+       << ", ";
+  if (config.qkv_bias) text << "qkv_bias, ";
+  if (config.out_bias) text << "out_bias, ";
+  if (resolved_kv_heads(config) != config.heads)
+    text << "kv_heads " << resolved_kv_heads(config) << ", ";
+  if (config.sinks) text << "sinks, ";
+  if (config.relative_bias) text << "relative_bias, ";
+  text.precision(17);
+  if (resolved_qk_norm(config) >= QkNormKind::rms)
+    text << (config.qk_norm.kind == QkNormKind::rms ? "rms " : "rms_all ") << config.qk_norm.eps
+         << ", ";
+  if (config.prenorm && config.norm != NormConfig{})
+    text << (config.norm.kind == NormKind::layer ? "layer norm " : "rms norm ") << config.norm.eps
+         << ", ";
+  return text.str();
+}
 
 /// The rules by which positions see one another, as text that a state carries.
 template <typename Attention, typename Bias>
