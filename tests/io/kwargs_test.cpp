@@ -155,7 +155,7 @@ TEST(Kwargs, OfLocalTransformerDefaultAsInPython) {
     EXPECT_FALSE(config.use_xpos);
     EXPECT_FALSE(config.xpos_scale_base.has_value());
     EXPECT_FALSE(config.use_dynamic_pos_bias);
-    EXPECT_EQ(config.num_residual_streams, 1)
+    EXPECT_EQ(config.num_residual_streams, 1);
     EXPECT_FALSE(config.qk_rmsnorm);
     EXPECT_EQ(config.qk_scale, 8);
     EXPECT_TRUE(config.exact_windowsize);
