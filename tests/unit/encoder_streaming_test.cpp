@@ -29,7 +29,7 @@ using support::RandomEncoder;
 template <typename Scalar>
 class AnEncoderStream : public testing::Test {
  protected:
-  using Stream = typename Encoder<Scalar>::Stream;
+  using OwnStream = typename Encoder<Scalar>::Stream;
   static constexpr double tolerance = 2e4 * std::numeric_limits<Scalar>::epsilon();
 };
 TYPED_TEST_SUITE(AnEncoderStream, support::Scalars, support::ScalarNames);
@@ -76,7 +76,7 @@ class Given {
 };
 
 TYPED_TEST(AnEncoderStream, GivesWhatForwardGives) {
-  using Stream = typename TestFixture::Stream;
+  using Stream = typename TestFixture::OwnStream;
   for (std::uint64_t seed = 100; seed < 140; ++seed) {
     SCOPED_TRACE(seed);
     RandomEncoder c(seed);
@@ -144,7 +144,7 @@ TEST(EncoderStreamDelay, IsTheSumOfTheLayers) {
 
 // Sequences at different places, on threads.
 TYPED_TEST(AnEncoderStream, TakesEachSequenceOnItsOwn) {
-  using Stream = typename TestFixture::Stream;
+  using Stream = typename TestFixture::OwnStream;
   const Encoder<TypeParam> encoder(mixed(3), 1);
   const auto x = support::tensor<TypeParam, 3>(Random(1).array({3, 30, 6}));
   Eigen::ThreadPool pool(3);
@@ -174,7 +174,7 @@ TYPED_TEST(AnEncoderStream, TakesEachSequenceOnItsOwn) {
 }
 
 TYPED_TEST(AnEncoderStream, GoesOnWithTheWeightsThatItWasMadeWith) {
-  using Stream = typename TestFixture::Stream;
+  using Stream = typename TestFixture::OwnStream;
   const auto x = support::tensor<TypeParam, 3>(Random(1).array({1, 20, 6}));
   Encoder<TypeParam> encoder(mixed(2), 1);
   const auto expected = encoder.forward(x);
@@ -186,7 +186,7 @@ TYPED_TEST(AnEncoderStream, GoesOnWithTheWeightsThatItWasMadeWith) {
 }
 
 TYPED_TEST(AnEncoderStream, RefusesTheStateOfAnother) {
-  using Stream = typename TestFixture::Stream;
+  using Stream = typename TestFixture::OwnStream;
   const Encoder<TypeParam> encoder(mixed(2), 1);
   const auto x = support::tensor<TypeParam, 3>(Random(1).array({1, 9, 6}));
   Stream stream(encoder);
@@ -208,7 +208,7 @@ TYPED_TEST(AnEncoderStream, RefusesTheStateOfAnother) {
 
 // Without a device a stream allocates nothing, and forward_into() nothing when it is repeated.
 TYPED_TEST(AnEncoderStream, AndItsEncoderAllocateNothing) {
-  using Stream = typename TestFixture::Stream;
+  using Stream = typename TestFixture::OwnStream;
   for (const Index streams : {1, 4}) {
     EncoderConfig config = mixed(streams);
     config.ff_dropout = 0.1;

@@ -18,7 +18,6 @@
 #include <string>
 #include <vector>
 
-#include <local_mha/attention/call.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
@@ -32,31 +31,9 @@
 #include <local_mha/ops/residual_streams.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
+#include <local_mha/stack/saved_stack.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
-
-/// What the backward pass needs of a branch, such as an attention.
-template <typename Scalar>
-struct SavedBranch {
-  Tensor<Scalar, 3> input;     // [B, N, dim]
-  BlockArray<Scalar> streams;  // [block][S·dim], before it; none of a single stream
-  BlockArray<Scalar> result;   // [block][dim]; the same
-};
-
-/// What LayerStack::forward() keeps for backward().
-template <typename Scalar>
-struct SavedStack {
-  struct Layer {
-    SavedBranch<Scalar> attention_branch;
-    typename LocalMHA<Scalar>::Saved attention;
-    SavedBranch<Scalar> feed_forward_branch;
-    typename FeedForward<Scalar>::Saved feed_forward;
-  };
-
-  std::array<Index, 3> shape{};  // of the call; [0, 0, 0]: none is complete
-  std::vector<Layer> layers;
-  Sample<Scalar> connections = {};  // of their weights, by which these are known again
-};
 
 template <typename Scalar>
 class LayerStack {
@@ -172,7 +149,9 @@ class LayerStack {
   Bias attn_bias() const { return bias_ ? Bias(*bias_) : Bias(); }
 
   /// Channels of the room that a connection takes.
-  Index room() const { return streams_ == 1 ? 0 : layers_.front().attention_connection->room(); }
+  Index room() const {
+    return streams_ == 1 || layers_.empty() ? 0 : layers_.front().attention_connection->room();
+  }
   /// A branch's input of the streams, which become what stays of them.
   /// \param r `[S][dim][block_rows]`
   /// \param in `[dim][block_rows]`

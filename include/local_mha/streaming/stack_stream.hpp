@@ -44,16 +44,17 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
         : rows(make_block_buffer<Scalar>(most_rows * stack.dim())),
           branch(rows),
           masked(static_cast<std::size_t>(most_rows), 0) {
+      if (stack.streams() > 1) {
+        streams = make_block_buffer<Scalar>(most_rows * width(stack));
+        block = make_block_buffer<Scalar>(width(stack) * count);
+        of_branch = make_block_buffer<Scalar>(stack.dim() * count);
+        connection = make_block_buffer<Scalar>(stack.room() * count);
+      }
       if (stack.layers().empty()) return;
       for (const auto& layer : stack.layers())
         if (static_cast<std::size_t>(layer.kind) == flows.size())
           flows.push_back(Access::make_flow(layer.attention));
       feed_forward = typename FeedForward<Scalar>::Workspace(stack.layers().front().feed_forward);
-      if (stack.streams() == 1) return;
-      streams = make_block_buffer<Scalar>(most_rows * width(stack));
-      block = make_block_buffer<Scalar>(width(stack) * count);
-      of_branch = make_block_buffer<Scalar>(stack.dim() * count);
-      connection = make_block_buffer<Scalar>(stack.room() * count);
     }
 
     BlockBuffer<Scalar> rows;    // that come in and go out, and the inputs of branches

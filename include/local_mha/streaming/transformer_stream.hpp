@@ -16,6 +16,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 #include <local_mha/streaming/stack_stream.hpp>
 #include <local_mha/transformer.hpp>
