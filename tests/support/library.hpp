@@ -206,7 +206,7 @@ inline reference::TransformerOptions options(const local_mha::LocalTransformerCo
   layer.look_forward = config.look_forward;
   layer.use_rotary_pos_emb = !config.use_dynamic_pos_bias;
   layer.gate_values_per_head = config.gate_values_per_head;
-  return {config.depth, config.use_dynamic_pos_bias, options(layer)};
+  return {config.depth, config.use_dynamic_pos_bias, options(layer), config.num_residual_streams};
 }
 
 /// The library's weights by their names.
