@@ -232,10 +232,6 @@ HeadProbabilities of_transformer(const CaseFiles& files, const Head& options) {
 
   // The model's forward pass up to the layer.
   const local_mha::LocalMHAConfig layer = layer_config(config);
-  std::optional<Tensor<float, 3>> bias;
-  if (parameters.dynamic_pos_bias)
-    bias = local_mha::DynamicPositionBias<float>(*parameters.dynamic_pos_bias)
-               .forward(layer.window_size, layer.look_backward, resolved_look_forward(layer));
   Tensor<float, 3> x(1, seqlen, config.dim);
   Eigen::Map<RowMatrix<float>> rows(x.data(), seqlen, config.dim);
   for (Index i = 0; i < seqlen; ++i) {
@@ -243,17 +239,23 @@ HeadProbabilities of_transformer(const CaseFiles& files, const Head& options) {
     require_index(options.text ? "--text: token" : "input/tokens", token, config.num_tokens);
     rows.row(i) = parameters.token_emb.row(token) + parameters.pos_emb.row(i);
   }
-  for (Index l = 0; l < options.layer; ++l) {
-    const auto& below = parameters.layers[static_cast<std::size_t>(l)];
-    x += LocalMHA<float>(layer, below.attention).forward(x, mask, examples::view(bias));
-    rows += local_mha::FeedForward<float>(below.feed_forward).forward(rows);
-  }
-  const LocalMHA<float> mha(layer,
-                            parameters.layers[static_cast<std::size_t>(options.layer)].attention);
+  local_mha::EncoderConfig up_to = encoder_config(config);
+  up_to.depth = options.layer + 1;
+  local_mha::EncoderParameters<float> below = parameters;
+  below.layers.resize(static_cast<std::size_t>(up_to.depth));
+  local_mha::Encoder<float>::Saved saved;
+  local_mha::Encoder<float>(up_to, below).forward_saving(saved, x, mask);
+  std::optional<Tensor<float, 3>> bias;
+  if (parameters.dynamic_pos_bias)
+    bias = local_mha::DynamicPositionBias<float>(*parameters.dynamic_pos_bias)
+               .forward(layer.window_size, layer.look_backward, resolved_look_forward(layer));
+  const LocalMHA<float> mha(layer, below.layers.back().attention);
   return {"LocalTransformer, layer " + std::to_string(options.layer),
           attention_config(layer),
           layer.window_size,
-          take_head(mha.attention_probabilities(x, mask, examples::view(bias)), options.head),
+          take_head(mha.attention_probabilities(saved.layers.back().attention_branch.input, mask,
+                                                examples::view(bias)),
+                    options.head),
           mask,
           labels};
 }
@@ -264,8 +266,9 @@ HeadProbabilities compute(const Head& options) {
   const CaseFiles files = options.case_path.empty()
                               ? CaseFiles::open(options.weights_path, "")
                               : CaseFiles::open(options.case_path, options.weights_path);
-  if (!files.family.empty())
-    reject("case", "a LocalMHA, LocalAttention or LocalTransformer, not a model's layer",
+  if (!files.family.empty() || files.is_encoder)
+    reject("case",
+           "a LocalMHA, LocalAttention or LocalTransformer, no model's layer and no encoder",
            io::printable(files.kind));
   if (options.text && files.kind != "LocalTransformer")
     reject("--text", "a LocalTransformer to read it", files.kind);

@@ -4,7 +4,8 @@
 ///
 /// A case file is a safetensors file with `__metadata__["case"]` and tensors `param/…`, `input/…`,
 /// `output/…`, as `export_layer.py` writes it and `tests/golden/README.md` describes it; that of a
-/// published model's attention layer, `tests/golden_sliding/README.md`.
+/// published model's attention layer, `tests/golden_sliding/README.md`; those of stacks of layers,
+/// `tests/golden_stack/README.md`.
 #pragma once
 
 #include <algorithm>
@@ -26,9 +27,10 @@ namespace local_mha::examples {
 struct CaseFiles {
   io::SafetensorsFile inputs;   ///< `input/…` and `output/…`
   io::SafetensorsFile weights;  ///< the state dict, and the configuration in its metadata
-  std::string kind;             ///< LocalMHA, LocalAttention, LocalTransformer, or a model's class
-  nlohmann::json call;          ///< further arguments of the call
-  std::string family = {};      ///< model_type of a published model's attention layer
+  std::string kind;     ///< LocalMHA, LocalAttention, LocalTransformer, Stack, or a model's class
+  nlohmann::json call;  ///< further arguments of the call
+  std::string family = {};  ///< model_type of a published model's attention layer
+  bool is_encoder = false;  ///< a Stack, or a LocalTransformer without tokens
 
   /// \param weights_path empty: the weights stand with the inputs
   /// \throws io::SafetensorsError if a file is malformed or the two describe different layers
@@ -54,12 +56,15 @@ struct CaseFiles {
       call = other.call;
     }
     if (layer.kind != "LocalMHA" && layer.kind != "LocalAttention" &&
-        layer.kind != "LocalTransformer")
+        layer.kind != "LocalTransformer" && layer.kind != "Stack")
       throw io::SafetensorsError(
           weights.file_name(), "",
-          "case: kind: expected LocalMHA, LocalAttention or LocalTransformer, got '" +
+          "case: kind: expected LocalMHA, LocalAttention, LocalTransformer or Stack, got '" +
               io::printable(layer.kind) + "'");
-    return {inputs, weights, layer.kind, std::move(call), ""};
+    const bool is_encoder = layer.kind == "Stack" || (layer.kind == "LocalTransformer" &&
+                                                      layer.kwargs.contains("num_tokens") &&
+                                                      layer.kwargs["num_tokens"].is_null());
+    return {inputs, weights, layer.kind, std::move(call), "", is_encoder};
   }
 };
 

@@ -127,8 +127,10 @@ def infer_kwargs(module):
         return {**kwargs, **_attention_kwargs(module)}
     if kind == "LocalTransformer":
         num_tokens, dim = module.token_emb.weight.shape
+        connection = module.layers[0][0] if len(module.layers) > 0 else None
+        streams = len(connection.static_beta) if hasattr(connection, "static_beta") else 1
         kwargs = {"num_tokens": num_tokens, "max_seq_len": module.pos_emb.weight.shape[0],
-                  "dim": dim, "depth": len(module.layers), "num_residual_streams": 1,
+                  "dim": dim, "depth": len(module.layers), "num_residual_streams": streams,
                   "ignore_index": module.ignore_index,
                   "local_attn_window_size": module.local_attn_window_size,
                   "use_dynamic_pos_bias": module.dynamic_pos_bias is not None}
@@ -458,9 +460,10 @@ def _construct(kind, package, kwargs):
             break
     else:
         raise ValueError(f"--package: expected one with {kind}, got {package}")
-    # Plain residual connections are what local_mha has; the package's default is another.
-    if "num_residual_streams" in inspect.signature(module_class.__init__).parameters:
-        kwargs.setdefault("num_residual_streams", 1)
+    # The package's default changed from version to version: the file says which it is.
+    streams = inspect.signature(module_class.__init__).parameters.get("num_residual_streams")
+    if streams is not None and streams.default is not inspect.Parameter.empty:
+        kwargs.setdefault("num_residual_streams", streams.default)
     return module_class(**kwargs)
 
 

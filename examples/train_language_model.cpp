@@ -64,6 +64,7 @@ struct Options {
   Index heads = 4;
   Index dim_head = 32;
   Index window = 64;
+  Index num_residual_streams = 1;
   Index seqlen = 256;
   bool xpos = false;
   double dropout = 0;
@@ -92,6 +93,7 @@ struct Options {
             {"heads", heads},
             {"dim-head", dim_head},
             {"window", window},
+            {"num-residual-streams", num_residual_streams},
             {"seqlen", seqlen},
             {"xpos", xpos},
             {"dropout", dropout},
@@ -141,6 +143,7 @@ local_mha::LocalTransformerConfig model_config(const Options& options) {
                                            .heads = options.heads};
   config.use_xpos = options.xpos;
   config.qk_rmsnorm = true;
+  config.num_residual_streams = options.num_residual_streams;
   config.attn_dropout = config.ff_dropout = options.dropout;
   return config;
 }
@@ -295,8 +298,10 @@ class Trainer {
     if (found == file.metadata().end())
       throw io::SafetensorsError(files_.checkpoint, "",
                                  "__metadata__: expected the key 'training', got none");
-    const auto kept = io::parse_json(found->second, "training");
+    auto kept = io::parse_json(found->second, "training");
     const Index kept_steps = integer(kept, "steps");
+    // Older checkpoints do not say it.
+    if (!kept.contains("num-residual-streams")) kept["num-residual-streams"] = 1;
     const Index kept_warmup = integer(kept, "warmup");
     if (!options_.given_steps) options_.given_steps = kept_steps;
     if (!options_.given_warmup) options_.given_warmup = kept_warmup;
@@ -554,11 +559,13 @@ int run(int argc, char** argv) {
   const auto add = [&](const char* name, auto& value, const char* text) {
     app.add_option(name, value, text)->capture_default_str();
   };
-  add("--dim", options.dim, "Channels of the residual stream");
+  add("--dim", options.dim, "Channels of a residual stream");
   add("--depth", options.depth, "Layers");
   add("--heads", options.heads, "Heads of the attention");
   add("--dim-head", options.dim_head, "Channels of a head");
   add("--window", options.window, "Positions back that a position sees in each layer");
+  add("--num-residual-streams", options.num_residual_streams,
+      "Residual streams, which hyper-connections mix; 1: plain residual connections");
   add("--seqlen", options.seqlen, "Bytes in a sequence: the longest context");
   app.add_flag("--xpos", options.xpos, "xPos: attention decays with distance");
   add("--dropout", options.dropout, "Of attention probabilities and hidden activations");

@@ -13,6 +13,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,7 @@
 
 #include <local_mha/io/attention_case.hpp>
 #include <local_mha/io/attention_layers.hpp>
+#include <local_mha/io/encoder_weights.hpp>
 #include <local_mha/io/longformer_layers.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/weights.hpp>
@@ -99,6 +101,14 @@ double usual_gradient_tolerance(io::Dtype dtype) {
 
 bool is_gradient(const std::string& name) { return name.starts_with("grad/"); }
 
+/// The name of a weight in a file where `branch` stands before those of a layer's modules.
+std::string in_file(std::string name, const std::string& branch) {
+  constexpr std::string_view usual = "branch.";
+  if (const auto at = name.find(usual); at != std::string::npos)
+    name.replace(at, usual.size(), branch);
+  return name;
+}
+
 /// Compares outputs and gradients with a file's, and keeps them for another file.
 class Outputs {
  public:
@@ -118,13 +128,15 @@ class Outputs {
   }
 
   /// `grad/param/…` of every weight.
+  /// \param branch see in_file()
   template <typename Parameters>
-  void add_gradients(const Parameters& parameters) {
+  void add_gradients(const Parameters& parameters, const std::string& branch = "branch.") {
     local_mha::for_each_parameter(parameters, [&](const std::string& name, const auto& gradient) {
       using Gradient = std::decay_t<decltype(gradient)>;
       using Scalar = typename Gradient::Scalar;
-      const std::string full = "grad/param/" + name;
-      std::vector<Index> shape{gradient.rows()};
+      const std::string full = "grad/param/" + in_file(name, branch);
+      std::vector<Index> shape;
+      if (Gradient::RowsAtCompileTime != 1) shape.push_back(gradient.rows());
       if (Gradient::ColsAtCompileTime != 1) shape.push_back(gradient.cols());
       add<Scalar>(full, shape, {gradient.data(), static_cast<std::size_t>(gradient.size())});
     });
@@ -160,9 +172,10 @@ class Outputs {
         result.largest = std::max(result.largest, std::abs(expected[i]));
     }
     // A gradient that is 0 by its nature is the rounding of larger terms, in Python too.
-    const double size = is_gradient(name) && result.largest < 1e-12 * largest_gradient_
-                            ? largest_gradient_
-                            : result.largest;
+    double size = is_gradient(name) && result.largest < 1e-12 * largest_gradient_
+                      ? largest_gradient_
+                      : result.largest;
+    if (is_gradient(name) && shape.empty()) size = std::max(size, largest_beside(name));
     result.relative_error = result.absolute_error > 0 ? result.absolute_error / size : 0;
     const auto usual = is_gradient(name) ? usual_gradient_tolerance : usual_tolerance;
     result.tolerance =
@@ -180,6 +193,19 @@ class Outputs {
   io::SafetensorsWriter& computed() { return computed_; }
 
  private:
+  // The largest element of the gradients of a module's own tensors. That of a single number, such
+  // as the scale of a function, is a sum of terms of their size, which may be much smaller than
+  // they.
+  double largest_beside(const std::string& name) const {
+    const std::string module = name.substr(0, name.rfind('.') + 1);
+    double largest = 0;
+    for (const std::string& other : expected_.names())
+      if (other.starts_with(module) && other.find('.', module.size()) == std::string::npos)
+        for (const double value : expected_.read<double>(other))
+          if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
+    return largest;
+  }
+
   static std::string text(std::span<const Index> shape) {
     std::ostringstream text;
     text << '[';
@@ -202,9 +228,11 @@ class Outputs {
 ///         computed for want of `input/grad_y`
 template <typename Parameters>
 void require_known_gradients(const io::SafetensorsFile& file, std::vector<std::string> known,
-                             const Parameters& parameters, bool has_grad_y) {
-  local_mha::for_each_parameter(
-      parameters, [&](const std::string& name, const auto&) { known.push_back("param/" + name); });
+                             const Parameters& parameters, bool has_grad_y,
+                             const std::string& branch = "branch.") {
+  local_mha::for_each_parameter(parameters, [&](const std::string& name, const auto&) {
+    known.push_back("param/" + in_file(name, branch));
+  });
   examples::require_known(file, "grad/", known);
   for (const std::string& name : file.names())
     if (!has_grad_y && is_gradient(name))
@@ -492,12 +520,47 @@ void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outp
 }
 
 template <typename Scalar>
+void run_encoder(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
+  examples::require_known(files.inputs, "input/", {"x", "keep_mask", "grad_y"});
+  examples::require_known(files.inputs, "output/", {"y"});
+  auto [config, parameters] = io::load_encoder<Scalar>(files.weights);
+  const local_mha::Encoder<Scalar> encoder(config, std::move(parameters));
+  const auto x = files.inputs.tensor<Scalar, 3>("input/x");
+  const PaddingMask mask = examples::read_mask(files.inputs);
+  const bool has_grad_y = files.inputs.contains("input/grad_y");
+  const std::string branch =
+      files.kind == "Stack" && config.num_residual_streams == 1 ? "" : "branch.";
+  require_known_gradients(files.inputs, {"x"}, encoder.parameters(), has_grad_y, branch);
+  if (chunks) {
+    typename local_mha::Encoder<Scalar>::Stream stream(encoder, {.batch = x.dimension(0)});
+    if (mask) local_mha::require_shape("mask", mask.shape(), {x.dimension(0), x.dimension(1)});
+    outputs.add("output/y",
+                examples::in_chunks<Scalar, 3>(
+                    {x.dimension(0), x.dimension(1), layer_config(config, 0).dim}, 1, *chunks,
+                    [&](Index begin, Index size) {
+                      return stream.push(examples::positions_of(x, 1, begin, size),
+                                         examples::positions_of(mask, begin, size));
+                    },
+                    [&] { return stream.flush(); }));
+    return;
+  }
+  typename local_mha::Encoder<Scalar>::Saved saved;
+  outputs.add("output/y", encoder.forward_saving(saved, x, mask));
+  if (!has_grad_y) return;
+  auto gradients = local_mha::EncoderParameters<Scalar>::zeros(config);
+  outputs.add_gradient(
+      "x", encoder.backward(gradients, saved, files.inputs.tensor<Scalar, 3>("input/grad_y")));
+  outputs.add_gradients(gradients, branch);
+}
+
+template <typename Scalar>
 void compute(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
   examples::window_size_of_call(files);
   if (io::is_longformer(files.family)) return run_longformer<Scalar>(files.inputs, chunks, outputs);
   if (!files.family.empty()) return ModelLayer<Scalar>(files).run(chunks, outputs);
   if (files.kind == "LocalMHA") return run_mha<Scalar>(files, chunks, outputs);
   if (files.kind == "LocalAttention") return run_attention<Scalar>(files, chunks, outputs);
+  if (files.is_encoder) return run_encoder<Scalar>(files, chunks, outputs);
   run_transformer<Scalar>(files, chunks, outputs);
 }
 
@@ -590,8 +653,8 @@ int run(int argc, char** argv) {
       "verify_layer");
   app.add_option(
          "case", options.case_path,
-         "Inputs and expected outputs of a LocalMHA, LocalAttention or LocalTransformer, or "
-         "of an attention layer of a model, as export_layer.py writes them")
+         "Inputs and expected outputs of a LocalMHA, LocalAttention or LocalTransformer, of a "
+         "stack of layers, or of an attention layer of a model, as export_layer.py writes them")
       ->required()
       ->type_name("CASE.safetensors");
   app.add_option("--weights", options.weights_path,

@@ -329,6 +329,9 @@ struct LocalTransformerConfig {
   std::optional<Index> look_forward = {};
   /// LocalMHAConfig::gate_values_per_head of every layer.
   bool gate_values_per_head = false;
+  /// Residual streams, which hyper-connections mix; 1: plain residual connections. The Python
+  /// package's default is 4.
+  Index num_residual_streams = 1;
 };
 
 namespace detail {
@@ -355,6 +358,13 @@ inline void require_finite(std::string_view argument, double value) {
 inline void require_product(std::string_view argument, Index a, Index b) {
   constexpr Index most = Index{1} << 40;
   if (a > 0 && b > most / a) reject(argument, "at most 2^40 weights", a, " x ", b);
+}
+
+// Residual streams of `dim` channels.
+inline void require_streams(std::string_view argument, Index streams, Index dim) {
+  constexpr Index most = 1024;
+  if (streams < 1 || streams > most) reject(argument, "1 to 1024 residual streams", streams);
+  require_product(argument, streams + 1, dim);
 }
 
 // An attention bias `[heads, w, (1 + lb + lf)·w]` that fits into a machine.
@@ -603,6 +613,17 @@ inline Index feed_forward_inner_dim(Index dim, double ff_mult) {
   return static_cast<Index>(inner);
 }
 
+namespace detail {
+
+inline void require_ff_mult(Index dim, double ff_mult) {
+  require_finite("ff_mult", ff_mult);
+  if (!(ff_mult > 0) || ff_mult > 1e6 || feed_forward_inner_dim(dim, ff_mult) < 1)
+    reject("ff_mult", "positive, with int(dim * ff_mult * 2 / 3) at least 1", ff_mult);
+  require_product("ff_mult", feed_forward_inner_dim(dim, ff_mult), 2 * dim);
+}
+
+}  // namespace detail
+
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LocalTransformerConfig& config) {
   detail::require_at_least("num_tokens", config.num_tokens, 1);
@@ -612,14 +633,10 @@ inline void validate(const LocalTransformerConfig& config) {
   detail::require_at_least("local_attn_window_size", config.local_attn_window_size, 1);
   detail::require_product("num_tokens", config.num_tokens, config.dim);
   detail::require_product("max_seq_len", config.max_seq_len, config.dim);
-  detail::require_finite("ff_mult", config.ff_mult);
-  if (!(config.ff_mult > 0) || config.ff_mult > 1e6 ||
-      feed_forward_inner_dim(config.dim, config.ff_mult) < 1)
-    reject("ff_mult", "positive, with int(dim * ff_mult * 2 / 3) at least 1", config.ff_mult);
-  detail::require_product("ff_mult", feed_forward_inner_dim(config.dim, config.ff_mult),
-                          2 * config.dim);
+  detail::require_ff_mult(config.dim, config.ff_mult);
   detail::require_probability("attn_dropout", config.attn_dropout);
   detail::require_probability("ff_dropout", config.ff_dropout);
+  detail::require_streams("num_residual_streams", config.num_residual_streams, config.dim);
   if (config.use_dynamic_pos_bias) {
     if (config.use_xpos)
       reject("use_xpos", "false, because the dynamic position bias takes the rotary's place", true);

@@ -22,20 +22,28 @@
   EXTERN template class AttentionForwardFlow<Scalar>;                                         \
   EXTERN template class LocalAttention<Scalar>;                                               \
   EXTERN template class LocalMHA<Scalar>;                                                     \
+  EXTERN template class Encoder<Scalar>;                                                      \
   EXTERN template class LocalTransformer<Scalar>;                                             \
+  EXTERN template class detail::LayerStack<Scalar>;                                           \
+  EXTERN template class detail::LayerStackBackward<Scalar>;                                   \
+  EXTERN template class HyperConnection<Scalar>;                                              \
   EXTERN template class FeedForward<Scalar>;                                                  \
   EXTERN template class LayerNorm<Scalar>;                                                    \
   EXTERN template class RmsNorm<Scalar>;                                                      \
   EXTERN template class Linear<Scalar>;                                                       \
   EXTERN template class DynamicPositionBias<Scalar>;                                          \
   EXTERN template class SequenceStream<Scalar>;                                               \
-  EXTERN template class SequenceStream<Scalar, detail::StreamedModel<Scalar>>;                \
+  EXTERN template class SequenceStream<Scalar, detail::StreamedStack<Scalar>>;                \
   EXTERN template LocalMHAParameters<Scalar> initial_parameters(const LocalMHAConfig&,        \
                                                                 std::uint64_t);               \
+  EXTERN template EncoderParameters<Scalar> initial_parameters(const EncoderConfig&,          \
+                                                               std::uint64_t);                \
   EXTERN template LocalTransformerParameters<Scalar> initial_parameters(                      \
       const LocalTransformerConfig&, std::uint64_t);                                          \
   EXTERN template void detail::require_same_shapes(const LocalMHAParameters<Scalar>&,         \
                                                    const LocalMHAParameters<Scalar>&);        \
+  EXTERN template void detail::require_same_shapes(const EncoderParameters<Scalar>&,          \
+                                                   const EncoderParameters<Scalar>&);         \
   EXTERN template void detail::require_same_shapes(const LocalTransformerParameters<Scalar>&, \
                                                    const LocalTransformerParameters<Scalar>&);
 
@@ -72,6 +80,11 @@
       const Device&, FeedForwardParameters<Scalar>&, const Saved&,                               \
       const Eigen::Ref<const RowMatrix<Scalar>>&, const Eigen::Ref<const RowMatrix<Scalar>>&,    \
       std::optional<Training>) const;                                                            \
+  EXTERN template void detail::LayerStack<Scalar>::forward(                                      \
+      const Device&, TensorView<Scalar, 3>, Workspace&, TensorView<const Scalar, 3>,             \
+      const PaddingMask&, const std::optional<Training>&, std::span<const Index>, Saved*) const; \
+  EXTERN template void detail::LayerStack<Scalar>::backward(                                     \
+      const Device&, EncoderParameters<Scalar>&, const Saved&, TensorView<Scalar, 3>) const;     \
   EXTERN template Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(                           \
       const Device&, Tokens, const PaddingMask&, std::optional<Training>) const;                 \
   EXTERN template Scalar LocalTransformer<Scalar>::backward(                                     \

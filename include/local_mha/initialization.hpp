@@ -58,16 +58,36 @@ void initialize(DynamicPositionBiasParameters<Scalar>& p, RandomSequence& random
   initialize_linear<Scalar>(p.bias_4, p.weight_4.cols(), random);
 }
 
+/// At first, a branch takes one stream, another one in each layer, and adds to all of them: `which`
+/// is the layer's number.
+template <typename Scalar>
+void initialize(HyperConnectionParameters<Scalar>& p, Index which) {
+  const Index streams = p.static_beta.size();
+  p.static_alpha.rightCols(streams).setIdentity();
+  p.static_alpha(which % streams, 0) = Scalar(1);
+  p.static_beta.setOnes();
+  p.alpha_scale(0) = p.beta_scale(0) = Scalar(0.01);
+}
+
+template <typename Scalar>
+void initialize(EncoderParameters<Scalar>& p, RandomSequence& random) {
+  for (std::size_t i = 0; i < p.layers.size(); ++i) {
+    auto& layer = p.layers[i];
+    initialize(layer.attention, random);
+    initialize(layer.feed_forward, random);
+    const auto which = static_cast<Index>(i);
+    if (layer.attention_connection) initialize(*layer.attention_connection, which);
+    if (layer.feed_forward_connection) initialize(*layer.feed_forward_connection, which);
+  }
+  if (p.dynamic_pos_bias) initialize(*p.dynamic_pos_bias, random);
+}
+
 /// `nn.Embedding` is standard normal.
 template <typename Scalar>
 void initialize(LocalTransformerParameters<Scalar>& p, RandomSequence& random) {
   for (auto* embedding : {&p.token_emb, &p.pos_emb})
     for (Index i = 0; i < embedding->size(); ++i) embedding->data()[i] = Scalar(random.normal());
-  for (auto& layer : p.layers) {
-    initialize(layer.attention, random);
-    initialize(layer.feed_forward, random);
-  }
-  if (p.dynamic_pos_bias) initialize(*p.dynamic_pos_bias, random);
+  initialize(static_cast<EncoderParameters<Scalar>&>(p), random);
   p.to_logits_norm_weight.setOnes();
   initialize_linear<Scalar>(p.to_logits, p.to_logits.cols(), random);
 }

@@ -2,8 +2,8 @@
 /// \file
 /// Local (sliding-window) multi-head attention over Eigen: the entry header.
 ///
-/// Brings LocalMHA, LocalAttention, LocalTransformer and their components; needs Eigen alone. Files
-/// are read and written by the headers under `io/`, which nothing here includes.
+/// Brings LocalMHA, LocalAttention, Encoder, LocalTransformer and their components; needs Eigen
+/// alone. Files are read and written by the headers under `io/`, which nothing here includes.
 #pragma once
 
 #include <local_mha/attention/local_attention.hpp>
@@ -11,6 +11,8 @@
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
+#include <local_mha/encoder.hpp>
+#include <local_mha/encoder_config.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/ops/cross_entropy.hpp>
 #include <local_mha/ops/dynamic_position_bias.hpp>
@@ -20,10 +22,12 @@
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
+#include <local_mha/ops/residual_streams.hpp>
 #include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/sampling.hpp>
 #include <local_mha/parameters.hpp>
+#include <local_mha/streaming/encoder_stream.hpp>
 #include <local_mha/streaming/local_attention_stream.hpp>
 #include <local_mha/streaming/mha_stream.hpp>
 #include <local_mha/streaming/transformer_stream.hpp>

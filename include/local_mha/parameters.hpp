@@ -1,266 +1,71 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The weights of the modules, with the names and shapes of the Python state dicts.
-///
-/// Every set offers `zeros(…)`, which has all shapes; for_each_parameter() goes through its
-/// tensors. Gradients are sets of the same type.
+/// The weights of stacks of layers, with the names and shapes of the Python state dicts; those of
+/// the modules inside a layer come along.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <local_mha/config.hpp>
-#include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/encoder_config.hpp>
+#include <local_mha/layer_parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-namespace detail {
-
-template <typename Matrix>
-bool same_shape(const Matrix& a, const Matrix& b) {
-  return a.rows() == b.rows() && a.cols() == b.cols();
-}
-
-}  // namespace detail
-
-/// Calls `visit(name, tensor)` for each tensor that the configuration has, in the state dict's
-/// order: a RowMatrix where it has two dimensions, a Vector where it has one.
-template <typename Parameters, typename Visitor>
-void for_each_parameter(Parameters& parameters, Visitor&& visit) {
-  Parameters::visit_each(parameters, visit);
-}
-
-/// Weights of LocalMHA. What the configuration does not use is empty.
+/// Weights of Encoder.
 template <typename Scalar>
-struct LocalMHAParameters {
-  /// `[(heads + 2·kv_heads)·dim_head, dim]`: q, k, v; a head's rows adjoin
-  RowMatrix<Scalar> to_qkv;
-  RowMatrix<Scalar> to_out;            ///< `[dim, heads·dim_head]`
-  Vector<Scalar> norm_weight;          ///< `[dim]`, prenorm
-  Vector<Scalar> norm_bias;            ///< `[dim]`, prenorm of NormKind::layer
-  Vector<Scalar> q_scale;              ///< `[dim_head]`, QkNormKind::l2
-  Vector<Scalar> k_scale;              ///< `[dim_head]`, QkNormKind::l2
-  RowMatrix<Scalar> to_v_gate_weight;  ///< `[heads, dim]`, gate_values_per_head
-  Vector<Scalar> to_v_gate_bias;       ///< `[heads]`, gate_values_per_head
-  Vector<Scalar> to_qkv_bias;          ///< qkv_bias: as to_qkv's rows
-  Vector<Scalar> to_out_bias;          ///< `[dim]`, out_bias
-  Vector<Scalar> q_norm_weight;        ///< `[dim_head]`, or rms_all `[heads·dim_head]`: QkNormKind
-  Vector<Scalar> k_norm_weight;        ///< the same, of kv_heads
-  Vector<Scalar> sinks;                ///< `[heads]`, sinks; 0 at first
-  /// `[heads, left + right + 1]`, relative_bias: column `j − i + left` is that of query `i` and key
-  /// `j`; 0 at first
-  RowMatrix<Scalar> relative_bias;
-
-  /// \throws std::invalid_argument naming the member of the configuration that is out of range
-  static LocalMHAParameters zeros(const LocalMHAConfig& config) {
-    validate(config);
-    const Index inner = config.heads * config.dim_head;
-    LocalMHAParameters p;
-    const Index kv_heads = resolved_kv_heads(config);
-    const Index qkv = detail::qkv_heads(config) * config.dim_head;
-    p.to_qkv.setZero(qkv, config.dim);
-    p.to_out.setZero(config.dim, inner);
-    if (config.prenorm) {
-      p.norm_weight.setZero(config.dim);
-      if (config.norm.kind == NormKind::layer) p.norm_bias.setZero(config.dim);
-    }
-    if (resolved_qk_norm(config) == QkNormKind::l2) {
-      p.q_scale.setZero(config.dim_head);
-      p.k_scale.setZero(config.dim_head);
-    }
-    if (config.gate_values_per_head) {
-      p.to_v_gate_weight.setZero(config.heads, config.dim);
-      p.to_v_gate_bias.setZero(config.heads);
-    }
-    p.q_norm_weight.setZero(detail::qk_norm_channels(config, config.heads));
-    p.k_norm_weight.setZero(detail::qk_norm_channels(config, kv_heads));
-    if (config.qkv_bias) p.to_qkv_bias.setZero(qkv);
-    if (config.out_bias) p.to_out_bias.setZero(config.dim);
-    if (config.sinks) p.sinks.setZero(config.heads);
-    if (config.relative_bias)
-      p.relative_bias.setZero(config.heads, detail::relative_bias_columns(config));
-    return p;
-  }
-
-  /// Whether each tensor has the shape that it has in `other`.
-  bool has_shapes_of(const LocalMHAParameters& other) const {
-    return detail::same_shape(to_qkv, other.to_qkv) && detail::same_shape(to_out, other.to_out) &&
-           detail::same_shape(norm_weight, other.norm_weight) &&
-           detail::same_shape(norm_bias, other.norm_bias) &&
-           detail::same_shape(q_scale, other.q_scale) &&
-           detail::same_shape(k_scale, other.k_scale) &&
-           detail::same_shape(to_v_gate_weight, other.to_v_gate_weight) &&
-           detail::same_shape(to_v_gate_bias, other.to_v_gate_bias) &&
-           detail::same_shape(to_qkv_bias, other.to_qkv_bias) &&
-           detail::same_shape(to_out_bias, other.to_out_bias) &&
-           detail::same_shape(q_norm_weight, other.q_norm_weight) &&
-           detail::same_shape(k_norm_weight, other.k_norm_weight) &&
-           detail::same_shape(sinks, other.sinks) &&
-           detail::same_shape(relative_bias, other.relative_bias);
-  }
-
-  /// See for_each_parameter().
-  template <typename Self, typename Visitor>
-  static void visit_each(Self& p, Visitor&& visit) {
-    const auto visit_used = [&](const char* name, auto& tensor) {
-      if (tensor.size() > 0) visit(std::string(name), tensor);
-    };
-    visit_used("q_scale", p.q_scale);
-    visit_used("k_scale", p.k_scale);
-    visit_used("norm.weight", p.norm_weight);
-    visit_used("norm.bias", p.norm_bias);
-    visit_used("to_qkv.weight", p.to_qkv);
-    visit_used("to_qkv.bias", p.to_qkv_bias);
-    visit_used("q_norm.weight", p.q_norm_weight);
-    visit_used("k_norm.weight", p.k_norm_weight);
-    visit_used("to_v_gate.0.weight", p.to_v_gate_weight);
-    visit_used("to_v_gate.0.bias", p.to_v_gate_bias);
-    visit_used("to_out.weight", p.to_out);
-    visit_used("to_out.bias", p.to_out_bias);
-    visit_used("sinks", p.sinks);
-    visit_used("relative_bias", p.relative_bias);
-  }
-};
-
-/// Weights of FeedForward.
-template <typename Scalar>
-struct FeedForwardParameters {
-  Vector<Scalar> norm_weight;  ///< `[dim]`
-  Vector<Scalar> norm_bias;    ///< `[dim]`
-  RowMatrix<Scalar> proj_in;   ///< `[2·inner, dim]`: values, then gates
-  RowMatrix<Scalar> proj_out;  ///< `[dim, inner]`
-
-  /// \throws std::invalid_argument if a size is negative, or the weights are too large
-  static FeedForwardParameters zeros(Index dim, Index inner) {
-    detail::require_at_least("dim", dim, 0);
-    detail::require_at_least("inner", inner, 0);
-    detail::require_product("inner", inner, 2 * dim);
-    FeedForwardParameters p;
-    p.norm_weight.setZero(dim);
-    p.norm_bias.setZero(dim);
-    p.proj_in.setZero(2 * inner, dim);
-    p.proj_out.setZero(dim, inner);
-    return p;
-  }
-
-  /// Whether each tensor has the shape that it has in `other`.
-  bool has_shapes_of(const FeedForwardParameters& other) const {
-    return detail::same_shape(norm_weight, other.norm_weight) &&
-           detail::same_shape(norm_bias, other.norm_bias) &&
-           detail::same_shape(proj_in, other.proj_in) &&
-           detail::same_shape(proj_out, other.proj_out);
-  }
-
-  /// See for_each_parameter().
-  template <typename Self, typename Visitor>
-  static void visit_each(Self& p, Visitor&& visit) {
-    visit(std::string("0.weight"), p.norm_weight);
-    visit(std::string("0.bias"), p.norm_bias);
-    visit(std::string("1.weight"), p.proj_in);
-    visit(std::string("4.weight"), p.proj_out);
-  }
-};
-
-/// Weights of DynamicPositionBias: an MLP 1 → hidden → hidden → heads.
-template <typename Scalar>
-struct DynamicPositionBiasParameters {
-  RowMatrix<Scalar> weight_0;  ///< `[hidden, 1]`
-  Vector<Scalar> bias_0;       ///< `[hidden]`
-  RowMatrix<Scalar> weight_2;  ///< `[hidden, hidden]`
-  Vector<Scalar> bias_2;       ///< `[hidden]`
-  RowMatrix<Scalar> weight_4;  ///< `[heads, hidden]`
-  Vector<Scalar> bias_4;       ///< `[heads]`
-
-  /// \throws std::invalid_argument if a size is negative, or the weights are too large
-  static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
-    detail::require_at_least("hidden", hidden, 0);
-    detail::require_at_least("heads", heads, 0);
-    detail::require_product("hidden", hidden, (std::max)(hidden, heads));
-    DynamicPositionBiasParameters p;
-    p.weight_0.setZero(hidden, 1);
-    p.bias_0.setZero(hidden);
-    p.weight_2.setZero(hidden, hidden);
-    p.bias_2.setZero(hidden);
-    p.weight_4.setZero(heads, hidden);
-    p.bias_4.setZero(heads);
-    return p;
-  }
-
-  /// Whether each tensor has the shape that it has in `other`.
-  bool has_shapes_of(const DynamicPositionBiasParameters& other) const {
-    return detail::same_shape(weight_0, other.weight_0) &&
-           detail::same_shape(bias_0, other.bias_0) &&
-           detail::same_shape(weight_2, other.weight_2) &&
-           detail::same_shape(bias_2, other.bias_2) &&
-           detail::same_shape(weight_4, other.weight_4) && detail::same_shape(bias_4, other.bias_4);
-  }
-
-  /// See for_each_parameter().
-  template <typename Self, typename Visitor>
-  static void visit_each(Self& p, Visitor&& visit) {
-    visit(std::string("mlp.0.weight"), p.weight_0);
-    visit(std::string("mlp.0.bias"), p.bias_0);
-    visit(std::string("mlp.2.weight"), p.weight_2);
-    visit(std::string("mlp.2.bias"), p.bias_2);
-    visit(std::string("mlp.4.weight"), p.weight_4);
-    visit(std::string("mlp.4.bias"), p.bias_4);
-  }
-};
-
-/// Weights of LocalTransformer.
-template <typename Scalar>
-struct LocalTransformerParameters {
+struct EncoderParameters {
   struct Layer {
     LocalMHAParameters<Scalar> attention;
     FeedForwardParameters<Scalar> feed_forward;
+    /// What connects them to several residual streams.
+    std::optional<HyperConnectionParameters<Scalar>> attention_connection = {};
+    std::optional<HyperConnectionParameters<Scalar>> feed_forward_connection = {};
   };
 
-  RowMatrix<Scalar> token_emb;  ///< `[num_tokens, dim]`
-  RowMatrix<Scalar> pos_emb;    ///< `[max_seq_len, dim]`
-  std::vector<Layer> layers;    ///< `depth` of them
+  std::vector<Layer> layers;  ///< `depth` of them
   std::optional<DynamicPositionBiasParameters<Scalar>> dynamic_pos_bias;
-  Vector<Scalar> to_logits_norm_weight;  ///< `[dim]`
-  Vector<Scalar> to_logits_norm_bias;    ///< `[dim]`
-  RowMatrix<Scalar> to_logits;           ///< `[num_tokens, dim]`
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
-  static LocalTransformerParameters zeros(const LocalTransformerConfig& config) {
+  static EncoderParameters zeros(const EncoderConfig& config) {
     validate(config);
-    LocalTransformerParameters p;
-    p.token_emb.setZero(config.num_tokens, config.dim);
-    p.pos_emb.setZero(config.max_seq_len, config.dim);
-    const Layer layer{LocalMHAParameters<Scalar>::zeros(layer_config(config)),
-                      FeedForwardParameters<Scalar>::zeros(
-                          config.dim, feed_forward_inner_dim(config.dim, config.ff_mult))};
-    p.layers.assign(static_cast<std::size_t>(config.depth), layer);
-    if (config.use_dynamic_pos_bias)
+    EncoderParameters p;
+    for (Index i = 0; i < config.depth; ++i) {
+      const LocalMHAConfig& attention = layer_config(config, i);
+      Layer& layer = p.layers.emplace_back();
+      layer.attention = LocalMHAParameters<Scalar>::zeros(attention);
+      layer.feed_forward = FeedForwardParameters<Scalar>::zeros(
+          attention.dim, feed_forward_inner_dim(attention.dim, config.ff_mult));
+      if (config.num_residual_streams > 1)
+        layer.attention_connection = layer.feed_forward_connection =
+            HyperConnectionParameters<Scalar>::zeros(config.num_residual_streams, attention.dim);
+    }
+    if (config.use_dynamic_pos_bias) {
+      const LocalMHAConfig& attention = layer_config(config, 0);
       p.dynamic_pos_bias =
-          DynamicPositionBiasParameters<Scalar>::zeros(config.dim / 2, config.heads);
-    p.to_logits_norm_weight.setZero(config.dim);
-    p.to_logits_norm_bias.setZero(config.dim);
-    p.to_logits.setZero(config.num_tokens, config.dim);
+          DynamicPositionBiasParameters<Scalar>::zeros(attention.dim / 2, attention.heads);
+    }
     return p;
   }
 
   /// Whether each tensor has the shape that it has in `other`.
-  bool has_shapes_of(const LocalTransformerParameters& other) const {
-    if (layers.size() != other.layers.size() ||
-        dynamic_pos_bias.has_value() != other.dynamic_pos_bias.has_value() ||
-        (dynamic_pos_bias && !dynamic_pos_bias->has_shapes_of(*other.dynamic_pos_bias)))
-      return false;
-    for (std::size_t i = 0; i < layers.size(); ++i)
-      if (!layers[i].attention.has_shapes_of(other.layers[i].attention) ||
-          !layers[i].feed_forward.has_shapes_of(other.layers[i].feed_forward))
-        return false;
-    return detail::same_shape(token_emb, other.token_emb) &&
-           detail::same_shape(pos_emb, other.pos_emb) &&
-           detail::same_shape(to_logits_norm_weight, other.to_logits_norm_weight) &&
-           detail::same_shape(to_logits_norm_bias, other.to_logits_norm_bias) &&
-           detail::same_shape(to_logits, other.to_logits);
+  bool has_shapes_of(const EncoderParameters& other) const {
+    const auto same = [](const auto& a, const auto& b) {
+      return a.has_value() == b.has_value() && (!a || a->has_shapes_of(*b));
+    };
+    return same(dynamic_pos_bias, other.dynamic_pos_bias) &&
+           std::equal(layers.begin(), layers.end(), other.layers.begin(), other.layers.end(),
+                      [&](const Layer& a, const Layer& b) {
+                        return a.attention.has_shapes_of(b.attention) &&
+                               a.feed_forward.has_shapes_of(b.feed_forward) &&
+                               same(a.attention_connection, b.attention_connection) &&
+                               same(a.feed_forward_connection, b.feed_forward_connection);
+                      });
   }
 
   /// See for_each_parameter().
@@ -270,14 +75,62 @@ struct LocalTransformerParameters {
       return
           [&visit, prefix](const std::string& name, auto& tensor) { visit(prefix + name, tensor); };
     };
-    visit(std::string("token_emb.weight"), p.token_emb);
-    visit(std::string("pos_emb.weight"), p.pos_emb);
+    const auto connected = [&](const std::string& prefix, auto& connection, auto& branch) {
+      const auto visit_branch = [&] { for_each_parameter(branch, below(prefix + "branch.")); };
+      if (connection)
+        connection->visit_around(*connection, below(prefix), visit_branch);
+      else
+        visit_branch();
+    };
     for (std::size_t i = 0; i < p.layers.size(); ++i) {
-      const std::string layer = "layers." + std::to_string(i);
-      for_each_parameter(p.layers[i].attention, below(layer + ".0.branch."));
-      for_each_parameter(p.layers[i].feed_forward, below(layer + ".1.branch."));
+      auto& layer = p.layers[i];
+      const std::string prefix = "layers." + std::to_string(i);
+      connected(prefix + ".0.", layer.attention_connection, layer.attention);
+      connected(prefix + ".1.", layer.feed_forward_connection, layer.feed_forward);
     }
     if (p.dynamic_pos_bias) for_each_parameter(*p.dynamic_pos_bias, below("dynamic_pos_bias."));
+  }
+};
+
+/// Weights of LocalTransformer: those of its layers, embeddings and logits.
+template <typename Scalar>
+struct LocalTransformerParameters : EncoderParameters<Scalar> {
+  RowMatrix<Scalar> token_emb;           ///< `[num_tokens, dim]`
+  RowMatrix<Scalar> pos_emb;             ///< `[max_seq_len, dim]`
+  Vector<Scalar> to_logits_norm_weight;  ///< `[dim]`
+  Vector<Scalar> to_logits_norm_bias;    ///< `[dim]`
+  RowMatrix<Scalar> to_logits;           ///< `[num_tokens, dim]`
+
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
+  static LocalTransformerParameters zeros(const LocalTransformerConfig& config) {
+    validate(config);
+    LocalTransformerParameters p;
+    static_cast<EncoderParameters<Scalar>&>(p) =
+        EncoderParameters<Scalar>::zeros(encoder_config(config));
+    p.token_emb.setZero(config.num_tokens, config.dim);
+    p.pos_emb.setZero(config.max_seq_len, config.dim);
+    p.to_logits_norm_weight.setZero(config.dim);
+    p.to_logits_norm_bias.setZero(config.dim);
+    p.to_logits.setZero(config.num_tokens, config.dim);
+    return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `other`.
+  bool has_shapes_of(const LocalTransformerParameters& other) const {
+    return EncoderParameters<Scalar>::has_shapes_of(other) &&
+           detail::same_shape(token_emb, other.token_emb) &&
+           detail::same_shape(pos_emb, other.pos_emb) &&
+           detail::same_shape(to_logits_norm_weight, other.to_logits_norm_weight) &&
+           detail::same_shape(to_logits_norm_bias, other.to_logits_norm_bias) &&
+           detail::same_shape(to_logits, other.to_logits);
+  }
+
+  /// See for_each_parameter().
+  template <typename Self, typename Visitor>
+  static void visit_each(Self& p, Visitor&& visit) {
+    visit(std::string("token_emb.weight"), p.token_emb);
+    visit(std::string("pos_emb.weight"), p.pos_emb);
+    EncoderParameters<Scalar>::visit_each(p, visit);
     visit(std::string("to_logits.0.weight"), p.to_logits_norm_weight);
     visit(std::string("to_logits.0.bias"), p.to_logits_norm_bias);
     visit(std::string("to_logits.1.weight"), p.to_logits);
@@ -288,48 +141,24 @@ namespace detail {
 
 // Adds the numbers of a set of the same shapes. Allocates nothing.
 template <typename Scalar>
-void add(LocalMHAParameters<Scalar>& to, const LocalMHAParameters<Scalar>& from) {
-  to.to_qkv += from.to_qkv;
-  to.to_out += from.to_out;
-  to.norm_weight += from.norm_weight;
-  to.norm_bias += from.norm_bias;
-  to.q_scale += from.q_scale;
-  to.k_scale += from.k_scale;
-  to.to_v_gate_weight += from.to_v_gate_weight;
-  to.to_v_gate_bias += from.to_v_gate_bias;
-  to.to_qkv_bias += from.to_qkv_bias;
-  to.to_out_bias += from.to_out_bias;
-  to.q_norm_weight += from.q_norm_weight;
-  to.k_norm_weight += from.k_norm_weight;
-  to.sinks += from.sinks;
-  to.relative_bias += from.relative_bias;
-}
-template <typename Scalar>
-void add(FeedForwardParameters<Scalar>& to, const FeedForwardParameters<Scalar>& from) {
-  to.norm_weight += from.norm_weight;
-  to.norm_bias += from.norm_bias;
-  to.proj_in += from.proj_in;
-  to.proj_out += from.proj_out;
-}
-template <typename Scalar>
-void add(DynamicPositionBiasParameters<Scalar>& to,
-         const DynamicPositionBiasParameters<Scalar>& from) {
-  to.weight_0 += from.weight_0;
-  to.bias_0 += from.bias_0;
-  to.weight_2 += from.weight_2;
-  to.bias_2 += from.bias_2;
-  to.weight_4 += from.weight_4;
-  to.bias_4 += from.bias_4;
+void add(EncoderParameters<Scalar>& to, const EncoderParameters<Scalar>& from) {
+  for (std::size_t i = 0; i < to.layers.size(); ++i) {
+    auto& layer = to.layers[i];
+    const auto& other = from.layers[i];
+    add(layer.attention, other.attention);
+    add(layer.feed_forward, other.feed_forward);
+    if (layer.attention_connection) add(*layer.attention_connection, *other.attention_connection);
+    if (layer.feed_forward_connection)
+      add(*layer.feed_forward_connection, *other.feed_forward_connection);
+  }
+  if (to.dynamic_pos_bias) add(*to.dynamic_pos_bias, *from.dynamic_pos_bias);
 }
 template <typename Scalar>
 void add(LocalTransformerParameters<Scalar>& to, const LocalTransformerParameters<Scalar>& from) {
+  add(static_cast<EncoderParameters<Scalar>&>(to),
+      static_cast<const EncoderParameters<Scalar>&>(from));
   to.token_emb += from.token_emb;
   to.pos_emb += from.pos_emb;
-  for (std::size_t i = 0; i < to.layers.size(); ++i) {
-    add(to.layers[i].attention, from.layers[i].attention);
-    add(to.layers[i].feed_forward, from.layers[i].feed_forward);
-  }
-  if (to.dynamic_pos_bias) add(*to.dynamic_pos_bias, *from.dynamic_pos_bias);
   to.to_logits_norm_weight += from.to_logits_norm_weight;
   to.to_logits_norm_bias += from.to_logits_norm_bias;
   to.to_logits += from.to_logits;

@@ -3,11 +3,13 @@
 /// LocalTransformer: a language model of LocalMHA layers.
 ///
 ///     x = token_emb[tokens] + pos_emb[0 … N)
-///     depth times:  x += LocalMHA(x);  x += FeedForward(x)
+///     x = Encoder(x)
 ///     logits = LayerNorm(x) · to_logitsᵀ
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -17,20 +19,28 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/ops/cross_entropy.hpp>
 #include <local_mha/ops/dropout.hpp>
-#include <local_mha/ops/dynamic_position_bias.hpp>
 #include <local_mha/ops/embedding.hpp>
-#include <local_mha/ops/feed_forward.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/sampling.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
+#include <local_mha/stack/layer_stack.hpp>
+#include <local_mha/stack/layer_stack_backward.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
+
+namespace detail {
+
+template <typename Scalar>
+class StackStream;
+
+}  // namespace detail
 
 /// How LocalTransformer::generate() goes on from a prompt.
 struct GenerateConfig {
@@ -47,8 +57,7 @@ struct GenerateConfig {
   std::vector<Index> prompt_lengths = {};
 };
 
-/// The counterpart of the Python package's module of that name, with plain residual connections
-/// (`num_residual_streams = 1`).
+/// The counterpart of the Python package's module of that name.
 ///
 /// A copy shares the weights, which nobody changes: set_parameters() gives a model others, and a
 /// stream goes on with those that it was made with.
@@ -176,19 +185,32 @@ class LocalTransformer {
                   const PaddingMask& mask = {}, std::optional<Training> training = {}) const;
 
  private:
-  using Bias = typename LocalMHA<Scalar>::Bias;
-  struct Layer;
+  friend detail::StackStream<Scalar>;
 
-  const std::vector<Layer>& layers() const { return weights_->layers; }
-  // The dynamic position bias of all layers, or none.
-  Bias attn_bias() const { return weights_->attn_bias ? Bias(*weights_->attn_bias) : Bias(); }
+  const detail::LayerStack<Scalar>& stack() const { return weights_->stack; }
 
-  // What backward() keeps of a layer on the way forward.
-  struct SavedLayerParts {
-    Tensor<Scalar, 3> attention_input;
-    typename LocalMHA<Scalar>::Saved attention;
-    Tensor<Scalar, 3> feed_forward_input;
-    typename FeedForward<Scalar>::Saved feed_forward;
+  // How the rows of a stream pass an attention, as LocalMHA lets this class do.
+  struct LayerAccess {
+    using Flow = typename LocalMHA<Scalar>::Flow;
+    // Blocks that pass together.
+    static constexpr Index stretch = LocalMHA<Scalar>::stretch;
+
+    static Flow make_flow(const LocalMHA<Scalar>& attention) {
+      return Flow(*attention.weights_, Window(attention_config(attention.config())),
+                  (std::numeric_limits<Index>::max)());
+    }
+    static auto shown_to(const LocalMHA<Scalar>& attention,
+                         const typename LocalMHA<Scalar>::Bias& attn_bias) {
+      return attention.shown_to(1, attn_bias);
+    }
+    template <typename Sequence, typename Inputs, typename Complete>
+    static void stream_rows(const LocalMHA<Scalar>& attention, Flow& flow, Sequence& sequence,
+                            const Inputs& inputs, const Range& in, const Range& out,
+                            const Scalar* x, const std::uint8_t* masked, Scalar* y,
+                            Complete&& complete) {
+      attention.stream_rows(Eigen::DefaultDevice(), flow, sequence, inputs, 0, in, out, x, masked,
+                            y, complete);
+    }
   };
 
   struct InputAndLabels {
@@ -228,32 +250,18 @@ class LocalTransformer {
     return logits;
   }
 
-  struct Layer {
-    LocalMHA<Scalar> attention;
-    FeedForward<Scalar> feed_forward;
-  };
-
   // All that a pass reads of the model.
   struct Weights {
     Weights(const LocalTransformerConfig& model_config, Parameters given)
         : config(model_config),
           parameters(std::move(given)),
+          stack(encoder_config(config), parameters),
           to_logits_norm(parameters.to_logits_norm_weight, parameters.to_logits_norm_bias),
-          to_logits(parameters.to_logits) {
-      const LocalMHAConfig layer = layer_config(config);
-      for (const auto& of_layer : parameters.layers)
-        layers.push_back({LocalMHA<Scalar>(layer, of_layer.attention),
-                          FeedForward<Scalar>(of_layer.feed_forward, config.ff_dropout)});
-      if (parameters.dynamic_pos_bias)
-        attn_bias =
-            DynamicPositionBias<Scalar>(*parameters.dynamic_pos_bias)
-                .forward(layer.window_size, layer.look_backward, resolved_look_forward(layer));
-    }
+          to_logits(parameters.to_logits) {}
 
     LocalTransformerConfig config;
     Parameters parameters;
-    std::vector<Layer> layers;
-    std::optional<Tensor<Scalar, 3>> attn_bias;
+    detail::LayerStack<Scalar> stack;
     LayerNorm<Scalar> to_logits_norm;
     Linear<Scalar> to_logits;
   };
@@ -270,12 +278,6 @@ class LocalTransformer {
   // All positions of a batch below one another, `[B·N, dim]`.
   static Eigen::Map<RowMatrix<Scalar>> rows(Tensor<Scalar, 3>& x) {
     return {x.data(), x.dimension(0) * x.dimension(1), x.dimension(2)};
-  }
-
-  // Each part of the model drops something else.
-  static std::optional<Training> of_part(const std::optional<Training>& training,
-                                         std::size_t part) {
-    return training ? std::optional(training->of_part(part)) : std::nullopt;
   }
 
   void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
@@ -325,13 +327,11 @@ Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const Device& device, Tokens
                                                     const PaddingMask& mask,
                                                     std::optional<Training> training) const {
   check_arguments(tokens, mask);
-  Tensor<Scalar, 3> x = embed(tokens);
-  const Bias bias = attn_bias();
-  for (std::size_t i = 0; i < layers().size(); ++i) {
-    x += layers()[i].attention.forward(device, x, mask, bias, of_part(training, 2 * i));
-    rows(x) += layers()[i].feed_forward.forward(device, rows(x), of_part(training, 2 * i + 1));
-  }
-  return logits_of(device, weights_->to_logits_norm.forward(rows(x)), x);
+  const Tensor<Scalar, 3> x = embed(tokens);
+  Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
+  typename detail::LayerStack<Scalar>::Workspace workspace;
+  stack().forward(device, y, workspace, x, mask, training, {}, nullptr);
+  return logits_of(device, weights_->to_logits_norm.forward(rows(y)), y);
 }
 
 template <typename Scalar>
@@ -343,21 +343,11 @@ Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& grad
   check_labels(input, labels);
   detail::require_same_shapes(gradients, parameters());
 
-  const Bias bias = attn_bias();
-  std::vector<SavedLayerParts> saved(layers().size());
-  typename LocalMHA<Scalar>::Workspace workspace;
-  Tensor<Scalar, 3> x = embed(input);
-  Tensor<Scalar, 3> attended(x.dimension(0), x.dimension(1), x.dimension(2));
-  for (std::size_t i = 0; i < layers().size(); ++i) {
-    SavedLayerParts& kept = saved[i];
-    kept.attention_input = x;
-    layers()[i].attention.forward_saving_into(device, attended, workspace, kept.attention,
-                                              kept.attention_input, mask, bias,
-                                              of_part(training, 2 * i));
-    x += attended;
-    kept.feed_forward_input = x;
-    rows(x) += layers()[i].feed_forward.forward_saving(device, kept.feed_forward, rows(x),
-                                                       of_part(training, 2 * i + 1));
+  typename detail::LayerStack<Scalar>::Saved saved;
+  Tensor<Scalar, 3> x(input.dimension(0), input.dimension(1), config().dim);
+  {
+    typename detail::LayerStack<Scalar>::Workspace workspace;
+    stack().forward(device, x, workspace, embed(input), mask, training, {}, &saved);
   }
   const RowMatrix<Scalar> normed = weights_->to_logits_norm.forward(rows(x));
   const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
@@ -372,28 +362,7 @@ Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& grad
       linear_backward<Device, Scalar>(device, parameters().to_logits, normed, rows(grad_logits),
                                       made.to_logits, nullptr),
       rows(x), made.to_logits_norm_weight, made.to_logits_norm_bias);
-  std::optional<Tensor<Scalar, 3>> grad_bias;
-  if (weights_->attn_bias) grad_bias = weights_->attn_bias->constant(Scalar(0));
-  for (std::size_t i = layers().size(); i-- > 0;) {
-    SavedLayerParts& kept = saved[i];
-    auto& layer = made.layers[i];
-    rows(grad) += layers()[i].feed_forward.backward(device, layer.feed_forward, kept.feed_forward,
-                                                    rows(grad), rows(kept.feed_forward_input),
-                                                    of_part(training, 2 * i + 1));
-    Tensor<Scalar, 3>& through_attention = attended;
-    layers()[i].attention.backward_into(device, through_attention, workspace, layer.attention,
-                                        kept.attention, grad, kept.attention_input, mask, bias,
-                                        of_part(training, 2 * i),
-                                        grad_bias ? &*grad_bias : nullptr);
-    grad += through_attention;
-    kept = {};
-  }
-  if (grad_bias) {
-    const LocalMHAConfig layer = layer_config(config());
-    DynamicPositionBias<Scalar>(*parameters().dynamic_pos_bias)
-        .backward(*made.dynamic_pos_bias, *grad_bias, layer.window_size, layer.look_backward,
-                  resolved_look_forward(layer));
-  }
+  stack().backward(device, made, saved, grad);
   const auto size = static_cast<std::size_t>(input.size());
   embedding_backward<Scalar>(made.token_emb, {input.data(), size}, rows(grad));
   std::vector<std::int64_t> places(size);

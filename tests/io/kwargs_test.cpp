@@ -155,6 +155,7 @@ TEST(Kwargs, OfLocalTransformerDefaultAsInPython) {
     EXPECT_FALSE(config.use_xpos);
     EXPECT_FALSE(config.xpos_scale_base.has_value());
     EXPECT_FALSE(config.use_dynamic_pos_bias);
+    EXPECT_EQ(config.num_residual_streams, 1);
     EXPECT_FALSE(config.qk_rmsnorm);
     EXPECT_EQ(config.qk_scale, 8);
     EXPECT_TRUE(config.exact_windowsize);
@@ -169,7 +170,7 @@ TEST(Kwargs, OfLocalTransformerAreAllTaken) {
       R"({"num_tokens": 32, "max_seq_len": 64, "dim": 24, "depth": 2, "causal": false,
           "local_attn_window_size": 7, "dim_head": 10, "heads": 3, "ff_mult": 2.5,
           "attn_dropout": 0.1, "ff_dropout": 0.2, "ignore_index": -100, "use_xpos": true,
-          "xpos_scale_base": 16.5, "num_residual_streams": 1, "qk_rmsnorm": true, "qk_scale": 10,
+          "xpos_scale_base": 16.5, "num_residual_streams": 3, "qk_rmsnorm": true, "qk_scale": 10,
           "exact_windowsize": false, "look_backward": 2, "look_forward": 3,
           "gate_values_per_head": true})");
   EXPECT_FALSE(config.causal);
@@ -182,6 +183,7 @@ TEST(Kwargs, OfLocalTransformerAreAllTaken) {
   EXPECT_EQ(config.ignore_index, -100);
   EXPECT_TRUE(config.use_xpos);
   EXPECT_EQ(config.xpos_scale_base, 16.5);
+  EXPECT_EQ(config.num_residual_streams, 3);
   EXPECT_TRUE(config.qk_rmsnorm);
   EXPECT_EQ(config.qk_scale, 10);
   EXPECT_FALSE(config.exact_windowsize);
@@ -348,10 +350,10 @@ std::vector<Wrong> wrong_kwargs() {
       // Not supported.
       m("SharedQk", R"(, "shared_qk": true)",
         "shared_qk: expected false, because a layer projects"),
-      t("ResidualStreams", R"(, "num_residual_streams": 4)",
-        "num_residual_streams: expected 1, because hyper-connections are not supported, got 4"),
+      t("ResidualStreams", R"(, "num_residual_streams": 0)",
+        "num_residual_streams: expected 1 to 1024 residual streams, got 0"),
       t("ResidualStreamsTrue", R"(, "num_residual_streams": true)",
-        "num_residual_streams: expected 1"),
+        "num_residual_streams: expected an integer"),
       t("GlobalLayers", R"(, "layers_insert_global_attn": [1])",
         "layers_insert_global_attn: expected null, because global layers are not supported"),
       // Values.
@@ -511,9 +513,13 @@ TEST(ToKwargs, HaveWhatPythonDoesNotOnlyWhereItIsAskedFor) {
   EXPECT_EQ(local_attention_config(to_kwargs(inner)), inner);
 }
 
-TEST(ToKwargs, OfATransformerAskForPlainResidualConnections) {
-  const LocalTransformerConfig model{.num_tokens = 3, .max_seq_len = 5, .dim = 4, .depth = 1};
+TEST(ToKwargs, OfATransformerSayHowManyResidualStreams) {
+  // Python's default is another one.
+  LocalTransformerConfig model{.num_tokens = 3, .max_seq_len = 5, .dim = 4, .depth = 1};
   EXPECT_EQ(to_kwargs(model)["num_residual_streams"], 1);
+  model.num_residual_streams = 4;
+  EXPECT_EQ(to_kwargs(model)["num_residual_streams"], 4);
+  EXPECT_EQ(local_transformer_config(to_kwargs(model)).num_residual_streams, 4);
 }
 
 // ---- JSON ----

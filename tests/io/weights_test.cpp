@@ -604,7 +604,7 @@ TEST(Weights, OfHyperConnectionsAreExplained) {
   SafetensorsWriter writer = copy(golden_file("transformer_causal"), without(""));
   writer.add("param/layers.0.0.static_beta", {4}, std::vector<float>(4));
   expect_refused(writer, load_model, "param/layers.0.0.static_beta",
-                 "hyper-connections (num_residual_streams > 1) are not supported");
+                 "hyper-connections, which a module with num_residual_streams > 1 has");
 }
 
 TEST(Weights, WithoutPrefixMayStandBesideInputsAndOutputsOnly) {

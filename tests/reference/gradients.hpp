@@ -376,12 +376,66 @@ Array<Real> cross_entropy_backward(const Array<Real>& logits, const Array<Int>& 
   return grad;
 }
 
-/// Factors of what is dropped in each layer: see AttentionInputs and feed_forward(). Empty: 1.
+/// Of encoder_pass(): adds to the gradients of the weights and returns that of x.
+/// \param pass what encoder_pass() gave
+/// \param grad_y `[B, N, dim]`
 template <typename Real>
-struct TransformerDropout {
-  std::function<std::function<Real(Int, Int, Int, Int)>(Int layer)> attention;
-  std::function<std::function<Real(Int, Int)>(Int layer)> feed_forward;
-};
+Array<Real> encoder_backward(const EncoderOptions& o, const Parameters<Real>& parameters,
+                             const EncoderPass<Real>& pass, const Array<Real>& grad_y,
+                             const std::vector<unsigned char>& masked, Parameters<Real>& gradients,
+                             const EncoderDropout<Real>& dropout = {}) {
+  const Int batch = grad_y.shape[0], n = grad_y.shape[1], dim = grad_y.shape[2];
+  Array<Real> grad({batch, n, o.streams, dim});
+  for (Int b = 0; b < batch; ++b)
+    for (Int i = 0; i < n; ++i)
+      for (Int s = 0; s < o.streams; ++s)
+        for (Int c = 0; c < dim; ++c) grad(b, i, s, c) = grad_y(b, i, c);
+  Array<Real> grad_bias(pass.bias.shape);
+  for (Int branch = 2 * o.depth; branch-- > 0;) {
+    const auto at = static_cast<std::size_t>(branch);
+    const Int layer = branch / 2;
+    const BranchNames names = branch_names(o, branch);
+    const auto branch_backward = [&](const Array<Real>& of_result) {
+      if (branch % 2 == 1)
+        return feed_forward_backward(parameters, pass.inputs[at], of_result, gradients,
+                                     names.weights,
+                                     dropout.feed_forward ? dropout.feed_forward(layer) : nullptr);
+      const LayerGradients<Real> of_layer = local_mha_backward(
+          o.of_layer(layer), parameters,
+          attention_layer_inputs(pass.inputs[at], masked, pass.bias, dropout, layer), of_result,
+          gradients, names.weights);
+      if (o.use_dynamic_pos_bias) add(of_layer.bias, grad_bias);
+      return of_layer.x;
+    };
+    if (o.streams > 1) {
+      grad = hyper_connection_backward(parameters, names.connection, pass.streams[at],
+                                       pass.results[at], grad, gradients, branch_backward);
+    } else {
+      Array<Real> of_result({batch, n, dim});
+      of_result.data = grad.data;
+      add(branch_backward(of_result), grad);
+    }
+  }
+  if (o.use_dynamic_pos_bias) {
+    const AttentionOptions& a = o.of_layer(0).attention;
+    for (Int i = 0; i < grad_bias.shape[1]; ++i)
+      for (Int j = 0; j < grad_bias.shape[2]; ++j) {
+        Array<Real> of_heads({grad_bias.shape[0]});
+        for (Int h = 0; h < grad_bias.shape[0]; ++h) of_heads(h) = grad_bias(h, i, j);
+        distance_bias_backward(parameters, std::abs(a.look_backward * a.window_size + i - j),
+                               of_heads, gradients, "dynamic_pos_bias.");
+      }
+  }
+  Array<Real> grad_x(grad_y.shape);
+  for (Int b = 0; b < batch; ++b)
+    for (Int i = 0; i < n; ++i)
+      for (Int s = 0; s < o.streams; ++s)
+        for (Int c = 0; c < dim; ++c) grad_x(b, i, c) += grad(b, i, s, c);
+  return grad_x;
+}
+
+template <typename Real>
+using TransformerDropout = EncoderDropout<Real>;
 
 template <typename Real>
 struct TransformerGradients {
@@ -395,68 +449,24 @@ TransformerGradients<Real> transformer_backward(
     const TransformerOptions& o, const Parameters<Real>& parameters, const Array<Int>& tokens,
     const Array<Int>& labels, Int ignore_index, const std::vector<unsigned char>& masked,
     Parameters<Real>& gradients, const TransformerDropout<Real>& dropout = {}) {
-  const Int batch = tokens.shape[0], n = tokens.shape[1], dim = o.layer.dim;
-  const Array<Real>& token_emb = parameters.at("token_emb.weight");
-  const Array<Real>& pos_emb = parameters.at("pos_emb.weight");
-  Array<Real> x({batch, n, dim});
-  for (Int b = 0; b < batch; ++b)
-    for (Int i = 0; i < n; ++i)
-      for (Int c = 0; c < dim; ++c) x(b, i, c) = token_emb(tokens(b, i), c) + pos_emb(i, c);
-  const AttentionOptions& a = o.layer.attention;
-  Array<Real> bias;
-  if (o.use_dynamic_pos_bias)
-    bias = dynamic_position_bias(parameters, a.window_size, a.look_backward, a.look_forward,
-                                 "dynamic_pos_bias.");
-
-  std::vector<Array<Real>> attention_inputs, feed_forward_inputs;
-  const auto prefix = [](Int layer) { return "layers." + std::to_string(layer); };
-  const auto inputs_of = [&](Int layer, const Array<Real>& input) {
-    return LayerInputs<Real>{input, masked, bias,
-                             dropout.attention ? dropout.attention(layer) : nullptr};
-  };
-  const auto dropped = [&](Int layer) {
-    return dropout.feed_forward ? dropout.feed_forward(layer) : nullptr;
-  };
-  for (Int layer = 0; layer < o.depth; ++layer) {
-    attention_inputs.push_back(x);
-    add(local_mha(o.layer, parameters, inputs_of(layer, x), prefix(layer) + ".0.branch.").y, x);
-    feed_forward_inputs.push_back(x);
-    add(feed_forward(parameters, x, prefix(layer) + ".1.branch.", dropped(layer)), x);
-  }
+  const EncoderPass<Real> pass =
+      encoder_pass(o, parameters, embedded(parameters, tokens), masked, dropout);
+  const Array<Real>& x = pass.y;
   const Array<Real> normed =
       layer_norm(x, parameters.at("to_logits.0.weight"), parameters.at("to_logits.0.bias"));
   TransformerGradients<Real> result;
   result.logits = linear(normed, parameters.at("to_logits.1.weight"));
   result.loss = cross_entropy(result.logits, labels, ignore_index);
 
-  Array<Real> grad = layer_norm_backward(
+  const Array<Real> of_encoder = layer_norm_backward(
       x, parameters.at("to_logits.0.weight"),
       linear_backward(normed, parameters.at("to_logits.1.weight"),
                       cross_entropy_backward(result.logits, labels, ignore_index),
                       gradients.at("to_logits.1.weight")),
       gradients.at("to_logits.0.weight"), gradients.at("to_logits.0.bias"));
-  Array<Real> grad_bias(bias.shape);
-  for (Int layer = o.depth; layer-- > 0;) {
-    const auto at = static_cast<std::size_t>(layer);
-    add(feed_forward_backward(parameters, feed_forward_inputs[at], grad, gradients,
-                              prefix(layer) + ".1.branch.", dropped(layer)),
-        grad);
-    const LayerGradients<Real> of_layer =
-        local_mha_backward(o.layer, parameters, inputs_of(layer, attention_inputs[at]), grad,
-                           gradients, prefix(layer) + ".0.branch.");
-    add(of_layer.x, grad);
-    if (o.use_dynamic_pos_bias) add(of_layer.bias, grad_bias);
-  }
-  if (o.use_dynamic_pos_bias) {
-    const Int heads = grad_bias.shape[0];
-    for (Int i = 0; i < grad_bias.shape[1]; ++i)
-      for (Int j = 0; j < grad_bias.shape[2]; ++j) {
-        Array<Real> of_heads({heads});
-        for (Int h = 0; h < heads; ++h) of_heads(h) = grad_bias(h, i, j);
-        distance_bias_backward(parameters, std::abs(a.look_backward * a.window_size + i - j),
-                               of_heads, gradients, "dynamic_pos_bias.");
-      }
-  }
+  const Array<Real> grad =
+      encoder_backward(o, parameters, pass, of_encoder, masked, gradients, dropout);
+  const Int batch = grad.shape[0], n = grad.shape[1], dim = grad.shape[2];
   for (Int b = 0; b < batch; ++b)
     for (Int i = 0; i < n; ++i)
       for (Int c = 0; c < dim; ++c) {

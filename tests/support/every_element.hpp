@@ -26,8 +26,8 @@ inline void expect_gradient(const std::string& what, reference::Array<long doubl
                             const std::function<long double()>& loss,
                             const reference::Array<long double>& got) {
   ASSERT_EQ(at.shape, got.shape) << what;
-  // The differences' own error is 1e-4^4 times a fifth derivative, and 1e-19 / 1e-4.
-  constexpr long double step = 1e-4L;
+  // The differences' own error is step^4 times a fifth derivative, and 1e-19 / step.
+  constexpr long double step = 2e-5L;
   for (std::size_t i = 0; i < at.data.size(); ++i) {
     const long double center = at.data[i];
     const auto moved = [&](long double by) {

@@ -175,6 +175,7 @@ inline reference::LayerOptions layer_options(const nlohmann::json& kwargs,
   return o;
 }
 
+/// Also of an encoder, which is a LocalTransformer without tokens.
 inline reference::TransformerOptions transformer_options(const Case& c) {
   nlohmann::json kwargs = c.kwargs;
   kwargs["prenorm"] = true;
@@ -184,6 +185,16 @@ inline reference::TransformerOptions transformer_options(const Case& c) {
   o.use_dynamic_pos_bias = detail::argument(kwargs, "use_dynamic_pos_bias", false);
   kwargs["use_rotary_pos_emb"] = !o.use_dynamic_pos_bias;
   o.layer = layer_options(kwargs, "local_attn_window_size");
+  o.streams = detail::argument<Int>(kwargs, "num_residual_streams", 4);
+  return o;
+}
+
+/// Of a ModuleList of pairs.
+inline reference::EncoderOptions stack_options(const Case& c) {
+  reference::EncoderOptions o;
+  o.depth = c.kwargs.at("depth").get<Int>();
+  o.layer = layer_options(c.kwargs);
+  o.branch = "";
   return o;
 }
 

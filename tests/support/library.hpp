@@ -206,7 +206,7 @@ inline reference::TransformerOptions options(const local_mha::LocalTransformerCo
   layer.look_forward = config.look_forward;
   layer.use_rotary_pos_emb = !config.use_dynamic_pos_bias;
   layer.gate_values_per_head = config.gate_values_per_head;
-  return {config.depth, config.use_dynamic_pos_bias, options(layer)};
+  return {config.depth, config.use_dynamic_pos_bias, options(layer), config.num_residual_streams};
 }
 
 /// The library's weights by their names.
@@ -214,9 +214,10 @@ template <typename Real, typename LibraryParameters>
 reference::Parameters<Real> named(const LibraryParameters& parameters) {
   reference::Parameters<Real> to;
   local_mha::for_each_parameter(parameters, [&](const std::string& name, const auto& weight) {
-    std::vector<Int> shape{weight.rows()};
-    if constexpr (std::decay_t<decltype(weight)>::ColsAtCompileTime != 1)
-      shape.push_back(weight.cols());
+    using Weight = std::decay_t<decltype(weight)>;
+    std::vector<Int> shape;
+    if constexpr (Weight::RowsAtCompileTime != 1) shape.push_back(weight.rows());
+    if constexpr (Weight::ColsAtCompileTime != 1) shape.push_back(weight.cols());
     Array<Real> array(shape);
     for (std::size_t i = 0; i < array.data.size(); ++i)
       array.data[i] = static_cast<Real>(weight.data()[i]);

@@ -23,6 +23,11 @@
 
 namespace bad_input_test {
 
+using local_mha::Encoder;
+using local_mha::EncoderConfig;
+using local_mha::EncoderParameters;
+using local_mha::HyperConnection;
+using local_mha::HyperConnectionParameters;
 using local_mha::Index;
 using local_mha::LocalAttention;
 using local_mha::LocalAttentionCall;
@@ -2062,6 +2067,242 @@ std::vector<BadInput> streams() {
   };
 }
 
+EncoderConfig encoder_config_of_two() { return {.depth = 2, .layers = {layer_config()}}; }
+
+/// The construction of an encoder after `change` of a good configuration.
+template <typename Change>
+std::function<void()> encoder(Change change) {
+  return [change] {
+    EncoderConfig config = encoder_config_of_two();
+    change(config);
+    Encoder<float>{config};
+  };
+}
+
+/// `use(connection)` of a good connection of 3 streams of 4 channels.
+template <typename Use>
+std::function<void()> connection(Use use) {
+  return [use] { use(HyperConnection<double>(HyperConnectionParameters<double>::zeros(3, 4))); };
+}
+
+std::vector<BadInput> encoders() {
+  using C = EncoderConfig;
+  using Rows = RowMatrix<double>;
+  const auto x = [](Index b, Index n, Index dim) {
+    Tensor<float, 3> t(b, n, dim);
+    t.setZero();
+    return t;
+  };
+  const auto good = [] { return Encoder<float>(encoder_config_of_two()); };
+  return {
+      {"EncoderOfNegativeDepth",
+       encoder([](C& c) { c.depth = -1; }),
+       {"depth", "at least 0", "got -1"},
+       "Encoder::Encoder"},
+      {"EncoderOfNoLayers",
+       encoder([](C& c) { c.layers.clear(); }),
+       {"layers", "1, or as many as the depth, 2", "got 0"},
+       "Encoder::Encoder"},
+      {"EncoderOfThreeLayersForTwo",
+       encoder([](C& c) { c.layers.resize(3, c.layers[0]); }),
+       {"layers", "1, or as many as the depth, 2", "got 3"},
+       "Encoder::Encoder"},
+      {"EncoderOfABadLayer",
+       encoder([](C& c) { c.layers.resize(2, c.layers[0]), c.layers[1].heads = 0; }),
+       {"layers[1].heads", "at least 1", "got 0"},
+       "Encoder::Encoder"},
+      {"EncoderOfLayersOfDifferentWidth",
+       encoder([](C& c) { c.layers.resize(2, c.layers[0]), c.layers[1].dim = 10; }),
+       {"layers[1].dim", "12", "got 10"},
+       "Encoder::Encoder"},
+      {"EncoderOfNoHiddenChannels",
+       encoder([](C& c) { c.ff_mult = 0; }),
+       {"ff_mult", "positive", "got 0"},
+       "Encoder::Encoder"},
+      {"EncoderDropout",
+       encoder([](C& c) { c.ff_dropout = 1; }),
+       {"ff_dropout", "[0, 1)", "got 1"},
+       "Encoder::Encoder"},
+      {"EncoderOfNoStreams",
+       encoder([](C& c) { c.num_residual_streams = 0; }),
+       {"num_residual_streams", "1 to 1024", "got 0"},
+       "Encoder::Encoder"},
+      {"EncoderBiasBesideRotary",
+       encoder([](C& c) { c.use_dynamic_pos_bias = true; }),
+       {"layers[0].use_rotary_pos_emb", "false", "got 1"},
+       "Encoder::Encoder"},
+      {"EncoderBiasOfTwoWindows",
+       encoder([](C& c) {
+         c.use_dynamic_pos_bias = true;
+         c.layers[0].use_rotary_pos_emb = false;
+         c.layers.resize(2, c.layers[0]);
+         c.layers[1].window_size = 5;
+       }),
+       {"layers[1].window_size", "4", "got 5"},
+       "Encoder::Encoder"},
+      {"EncoderBiasWithATokenWindow",
+       encoder([](C& c) {
+         c.use_dynamic_pos_bias = true;
+         c.layers[0].use_rotary_pos_emb = false;
+         c.layers[0].window_size = 0;
+         c.layers[0].token_window = {1, 1};
+       }),
+       {"layers[0].token_window", "none", "got one"},
+       "Encoder::Encoder"},
+      {"EncoderTooDeep",
+       encoder([](C& c) { c.depth = Index{1} << 50; }),
+       {"depth", "2^40", "1125899906842624"},
+       "Encoder::Encoder"},
+      {"EncoderWeightsOfAnotherWidth",
+       [] {
+         auto p = EncoderParameters<float>::zeros(encoder_config_of_two());
+         p.layers[1].feed_forward.proj_out.resize(1, 1);
+         Encoder<float>(encoder_config_of_two(), p);
+       },
+       {"layers.1.1.branch.4.weight", "[12, 32]", "got [1, 1]"},
+       "Encoder::Encoder"},
+      {"EncoderOtherWeightsOfNoConnections",
+       [] {
+         EncoderConfig config = encoder_config_of_two();
+         config.num_residual_streams = 2;
+         Encoder<float> several(config);
+         several.set_parameters(EncoderParameters<float>::zeros(encoder_config_of_two()));
+       },
+       {"layers.0.0.static_alpha", "[2, 3]"},
+       "Encoder::set_parameters"},
+      {"WeightsOfNoEncoder",
+       [] { EncoderParameters<float>::zeros({}); },
+       {"layers", "got 0"},
+       "EncoderParameters::zeros"},
+      {"EncoderInput",
+       [=] { good().forward(x(1, 3, 11)); },
+       {"x", "[any, any, 12]", "[1, 3, 11]"},
+       "Encoder::forward"},
+      {"EncoderMask",
+       [=] { good().forward(x(1, 3, 12), PaddingMask::from_lengths(std::vector<Index>{1}, 2)); },
+       {"mask", "[1, 3]", "[1, 2]"},
+       "Encoder::forward"},
+      {"EncoderPackedSequences",
+       [=] { good().forward(x(1, 3, 12), {}, {}, std::vector<Index>{0, 2}); },
+       {"cu_seqlens"},
+       "Encoder::forward"},
+      {"EncoderResultOfAnotherShape",
+       [=] {
+         Encoder<float>::Workspace workspace;
+         auto y = x(1, 2, 12);
+         good().forward_into(y, workspace, x(1, 3, 12));
+       },
+       {"y", "[1, 3, 12]", "[1, 2, 12]"},
+       "Encoder::forward_into"},
+      {"EncoderResultOverItsInput",
+       [=] {
+         Encoder<float>::Workspace workspace;
+         auto y = x(1, 2, 12);
+         good().forward_into(y, workspace, y);
+       },
+       {"y", "memory that does not overlap x"},
+       "Encoder::forward_into"},
+      {"EncoderSavingInput",
+       [=] {
+         Encoder<float>::Saved saved;
+         good().forward_saving(saved, x(1, 3, 11));
+       },
+       {"x", "[any, any, 12]", "[1, 3, 11]"},
+       "Encoder::forward_saving"},
+      {"EncoderBackwardOfNoForward",
+       [=] {
+         auto gradients = EncoderParameters<float>::zeros(encoder_config_of_two());
+         good().backward(gradients, {}, x(1, 3, 12));
+       },
+       {"saved", "got another, or none"},
+       "Encoder::backward"},
+      {"EncoderBackwardOfAnotherShape",
+       [=] {
+         auto gradients = EncoderParameters<float>::zeros(encoder_config_of_two());
+         Encoder<float>::Saved saved;
+         const auto module = good();
+         module.forward_saving(saved, x(1, 3, 12));
+         module.backward(gradients, saved, x(1, 4, 12));
+       },
+       {"grad_y", "[1, 3, 12]", "[1, 4, 12]"},
+       "Encoder::backward"},
+      {"EncoderBackwardIntoOtherGradients",
+       [=] {
+         EncoderParameters<float> gradients;
+         Encoder<float>::Saved saved;
+         const auto module = good();
+         module.forward_saving(saved, x(1, 3, 12));
+         module.backward(gradients, saved, x(1, 3, 12));
+       },
+       {"layers.0.0.branch.q_scale", "[6, 1]", "got nothing"},
+       "Encoder::backward"},
+      {"EncoderStreamOfNoSequences",
+       [=] { Encoder<float>::Stream(good(), {.batch = 0}); },
+       {"batch", "at least 1", "got 0"},
+       "Encoder::Stream::Stream"},
+      {"EncoderPush",
+       [=] { Encoder<float>::Stream(good()).push(x(1, 3, 11)); },
+       {"x", "[1, any, 12]", "[1, 3, 11]"},
+       "Encoder::Stream::push"},
+      {"EncoderPushIntoOtherRoom",
+       [=] {
+         auto y = x(1, 4, 12);
+         Encoder<float>::Stream(good()).push_into(y, x(1, 3, 12));
+       },
+       {"y", "[1, 0, 12]", "[1, 4, 12]"},
+       "Encoder::Stream::push_into"},
+      {"EncoderFlushIntoOtherRoom",
+       [=] {
+         auto y = x(1, 4, 12);
+         Encoder<float>::Stream(good()).flush_into(y);
+       },
+       {"y", "[1, 0, 12]", "[1, 4, 12]"},
+       "Encoder::Stream::flush_into"},
+      {"ConnectionWeightsOfTooManyStreams",
+       [] { HyperConnectionParameters<double>::zeros(1025, 4); },
+       {"streams", "1 to 1024", "got 1025"},
+       "HyperConnectionParameters::zeros"},
+      {"ConnectionOfOtherWeights",
+       [] {
+         auto p = HyperConnectionParameters<double>::zeros(3, 4);
+         p.alpha_fn.resize(4, 3);
+         HyperConnection<double>{p};
+       },
+       {"dynamic_alpha_fn", "[4, 4]", "[4, 3]"},
+       "HyperConnection::HyperConnection"},
+      {"ConnectionStreams",
+       connection([](const auto& c) { c.mix(Rows(2, 11)); }),
+       {"streams", "[2, 12]", "[2, 11]"},
+       "HyperConnection::mix"},
+      {"ConnectionResult",
+       connection([](const auto& c) { c.add(c.mix(Rows::Zero(2, 12)), Rows(2, 3)); }),
+       {"y", "[2, 4]", "[2, 3]"},
+       "HyperConnection::add"},
+      {"ConnectionGradient",
+       connection([](const auto& c) { c.add_backward(Rows(2, 11), Rows(2, 12)); }),
+       {"grad", "[2, 12]", "[2, 11]"},
+       "HyperConnection::add_backward"},
+      {"ConnectionGradientOfTheBranch",
+       connection([](const auto& c) {
+         auto gradients = c.parameters();
+         c.mix_backward(gradients, Rows(2, 12), Rows(2, 12), Rows(2, 4), Rows(1, 4));
+       }),
+       {"grad_branch_input", "[2, 4]", "[1, 4]"},
+       "HyperConnection::mix_backward"},
+      {"ConnectionGradientsOfOtherWeights",
+       connection([](const auto& c) {
+         auto gradients = HyperConnectionParameters<double>::zeros(2, 4);
+         c.mix_backward(gradients, Rows(2, 12), Rows(2, 12), Rows(2, 4), Rows(2, 4));
+       }),
+       {"static_alpha", "[3, 4]", "[2, 3]"},
+       "HyperConnection::mix_backward"},
+      {"ModelOfNoStreams",
+       transformer([](LocalTransformerConfig& c) { c.num_residual_streams = 0; }),
+       {"num_residual_streams", "1 to 1024", "got 0"},
+       "LocalTransformer::LocalTransformer"},
+  };
+}
+
 /// Public functions that cannot be given bad input, and why.
 const std::map<std::string, std::set<std::string>>& without_bad_input() {
   static const std::map<std::string, std::set<std::string>> reasons{
@@ -2075,6 +2316,12 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "silu", "silu_derivative", "tanh"}},
       {"any object will do, for its making is checked",
        {"DynamicPositionBiasParameters::visit_each",
+        "Encoder::Stream::flush",
+        "EncoderParameters::has_shapes_of",
+        "EncoderParameters::visit_each",
+        "HyperConnectionParameters::has_shapes_of",
+        "HyperConnectionParameters::visit_around",
+        "HyperConnectionParameters::visit_each",
         "FeedForward::Workspace::Workspace",
         "FeedForwardParameters::visit_each",
         "FeedForwardParameters::has_shapes_of",
@@ -2101,8 +2348,8 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
       {"these are the checks",
        {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",
-       {"attention_config", "layer_config", "resolved_kv_heads", "resolved_look_forward",
-        "resolved_qk_norm", "resolved_scale"}},
+       {"attention_config", "encoder_config", "layer_config", "resolved_kv_heads",
+        "resolved_look_forward", "resolved_qk_norm", "resolved_scale"}},
       {"arithmetic of sizes, which others have checked", {"ceil_div"}},
       {"asked for each row, by those who know the sequence",
        {"Window::attends", "Window::room_serves", "Window::complete", "Window::keys",
@@ -2120,6 +2367,11 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "BlockArray::prepare",
         "Dropout::factors",
         "Groups::of",
+        "HyperConnection::add_gradients",
+        "HyperConnection::apply_add",
+        "HyperConnection::apply_add_backward",
+        "HyperConnection::apply_mix",
+        "HyperConnection::apply_mix_backward",
         "LayerNorm::apply",
         "LayerNorm::apply_backward",
         "PackedWeight::panel",
@@ -2230,6 +2482,7 @@ INSTANTIATE_TEST_SUITE_P(Gradient, BadInputs, testing::ValuesIn(gradient_argumen
 INSTANTIATE_TEST_SUITE_P(Training, BadInputs, testing::ValuesIn(training_arguments()), name_of);
 INSTANTIATE_TEST_SUITE_P(Result, BadInputs, testing::ValuesIn(results_and_gradients()), name_of);
 INSTANTIATE_TEST_SUITE_P(Stream, BadInputs, testing::ValuesIn(streams()), name_of);
+INSTANTIATE_TEST_SUITE_P(EncoderOrConnection, BadInputs, testing::ValuesIn(encoders()), name_of);
 
 TEST(BadInput, IsTriedOnEveryPublicFunction) {
   namespace fs = std::filesystem;
@@ -2239,7 +2492,7 @@ TEST(BadInput, IsTriedOnEveryPublicFunction) {
        {attention_configurations(), layer_configurations(), transformer_configurations(),
         attention_arguments(), layer_arguments(), transformer_arguments(), component_arguments(),
         further_component_arguments(), gradient_arguments(), training_arguments(),
-        results_and_gradients(), streams()})
+        results_and_gradients(), streams(), encoders()})
     for (const BadInput& bad : cases) tried.insert(bad.function);
   std::set<std::string> excused;
   for (const auto& [reason, names] : without_bad_input())

@@ -464,6 +464,77 @@ TEST(OutOfMemory, InStreamsOfTheLayer) {
     }
 }
 
+local_mha::EncoderConfig encoder_config() {
+  local_mha::EncoderConfig config{.depth = 2, .layers = {layer_config()}};
+  config.layers.push_back(config.layers[0]);
+  config.layers[1].causal = true;
+  config.ff_dropout = 0.2;
+  config.num_residual_streams = 3;
+  return config;
+}
+
+TEST(OutOfMemory, InCallsOfTheEncoder) {
+  using Module = local_mha::Encoder<float>;
+  struct Objects {
+    Module encoder;
+    Module::Parameters gradients;
+    Module::Workspace workspace = {};
+    Module::Saved saved = {};
+    Tensor<float, 3> y{1, 37, 10};
+  };
+  const Module encoder(encoder_config(), 1);
+  const auto x = random<3>(1, {1, 37, 10});
+  const auto small = random<3>(2, {1, 7, 10});
+  const Training training{.seed = 3};
+  on_each_device([&](const auto& device) {
+    const auto make = [&] {
+      auto o =
+          std::make_unique<Objects>(Objects{encoder, Module::Parameters::zeros(encoder_config())});
+      o->encoder.forward_into(device, TensorView<float, 3>(o->y.data(), {1, 7, 10}), o->workspace,
+                              small);
+      o->encoder.forward_saving(device, o->saved, small);
+      return o;
+    };
+    const auto make_saved = [&] {
+      auto o = make();
+      o->encoder.forward_saving(device, o->saved, x, {}, training);
+      return o;
+    };
+    const auto backward = [&](Objects& o) {
+      o.y = o.encoder.backward(device, o.gradients, o.saved, x);
+    };
+    expect_as_it_was(
+        "forward_into", make,
+        [&](Objects& o) { o.encoder.forward_into(device, o.y, o.workspace, x, {}, training); },
+        [&](Objects& o) { return numbers(o.y); });
+    expect_as_it_was(
+        "forward_saving", make,
+        [&](Objects& o) { o.y = o.encoder.forward_saving(device, o.saved, x, {}, training); },
+        [&](Objects& o) {
+          backward(o);
+          return numbers(o.y, o.gradients);
+        });
+    expect_as_it_was(
+        "backward", make_saved, backward, [](Objects& o) { return numbers(o.y, o.gradients); },
+        [](const Objects& o) { return numbers(o.gradients); });
+  });
+  const auto others = Module(encoder_config(), 2).parameters();
+  const auto forward = [&](const Module& m) { return numbers(m.forward(x), m.parameters()); };
+  expect_as_it_was(
+      "set_parameters", [&] { return std::make_unique<Module>(encoder); },
+      [&](Module& m) { m.set_parameters(others); }, forward, forward);
+}
+
+TEST(OutOfMemory, InStreamsOfTheEncoder) {
+  using Stream = local_mha::Encoder<float>::Stream;
+  const local_mha::Encoder<float> encoder(encoder_config(), 1);
+  expect_streams_as_they_were<Stream>(
+      [&] { return Stream(encoder, {3, 4, 3}); },
+      [&, x = random<3>(1, {3, 40, 10})](const auto& device, Stream& stream, Index n) {
+        return stream.push(device, TensorView<const float, 3>(x.data(), {3, n, 10}));
+      });
+}
+
 TEST(OutOfMemory, InStreamsOfTheAttention) {
   const Attention attention({.window_size = 5, .dim = 6});
   expect_streams_as_they_were<Attention::Stream>(

@@ -288,6 +288,47 @@ TYPED_TEST(PoisonedMemory, OfAFeedForward) {
   }
 }
 
+TYPED_TEST(PoisonedMemory, OfAnEncoder) {
+  using local_mha::Encoder;
+  for (const Index streams : {1, 3}) {
+    local_mha::EncoderConfig config{.depth = 2, .layers = {layers()[0]}};
+    config.num_residual_streams = streams;
+    const Encoder<TypeParam> encoder(config, 7);
+    for (const Index n : lengths<TypeParam>()) {
+      const auto x = random<TypeParam, 3>({2, n, 24}, 1);
+      const auto grad_y = random<TypeParam, 3>({2, n, 24}, 2);
+      Tensor<TypeParam, 3> not_a_number(x.dimensions());
+      not_a_number.setConstant(TypeParam(nan));
+      typename Encoder<TypeParam>::Saved saved;
+      const Tensor<TypeParam, 3> y = encoder.forward_saving(saved, x);
+      auto gradients = local_mha::EncoderParameters<TypeParam>::zeros(config);
+      const auto fresh = gradients;
+      const Tensor<TypeParam, 3> grad_x = encoder.backward(gradients, saved, grad_y);
+      EXPECT_TRUE(all_finite<TypeParam>(bytes_of_all(gradients)));
+      for (int threads = 1; threads <= 3; ++threads) {
+        SCOPED_TRACE("streams " + std::to_string(streams) + ", N " + std::to_string(n) +
+                     ", threads " + std::to_string(threads));
+        const Threads on(threads);
+        const long mark = AlignedMemory::instance().mark();
+        typename Encoder<TypeParam>::Workspace workspace;
+        typename Encoder<TypeParam>::Saved kept;
+        Tensor<TypeParam, 3> to = not_a_number;
+        encoder.forward_into(on.device, to, workspace, not_a_number);
+        encoder.forward_saving(on.device, kept, not_a_number);
+        auto ignored = fresh;
+        encoder.backward(on.device, ignored, kept, not_a_number);
+        EXPECT_GT(AlignedMemory::instance().poison_since(mark), 0U);
+        encoder.forward_into(on.device, to, workspace, x);
+        EXPECT_EQ(bytes(to), bytes(y));
+        EXPECT_EQ(bytes(encoder.forward_saving(on.device, kept, x)), bytes(y));
+        auto summed = fresh;
+        EXPECT_EQ(bytes(encoder.backward(on.device, summed, kept, grad_y)), bytes(grad_x));
+        EXPECT_EQ(bytes_of_all(summed), bytes_of_all(gradients));
+      }
+    }
+  }
+}
+
 // A stream's memory holds its past, which a reset makes none of the results'.
 TYPED_TEST(PoisonedMemory, OfStreams) {
   for (const LocalMHAConfig& config : layers()) {

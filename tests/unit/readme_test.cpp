@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <local_mha/io/attention_layers.hpp>
+#include <local_mha/io/encoder_weights.hpp>
 #include <local_mha/io/weights.hpp>
 #include <local_mha/local_mha.hpp>
 
@@ -82,6 +83,29 @@ TEST(Readme, LoadsALayerOfAPublishedModel) {
   testing::internal::CaptureStdout();
   EXPECT_EQ(load_attention(), 0);
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "100 rows of layer 0\n");
+}
+
+// A program.
+#define main use_encoder
+#include "encoder.inc"
+#undef main
+
+TEST(Readme, UsesAnEncoder) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(use_encoder(), 0);
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "100 rows of an encoder\n");
+}
+
+TEST(Readme, LoadsAnEncoder) {
+  const auto folder = std::filesystem::temp_directory_path() / "local_mha_readme_test";
+  std::filesystem::create_directories(folder);
+  std::filesystem::copy_file(LOCAL_MHA_TEST_DATA_DIR "/golden_stack/stack_masked.safetensors",
+                             folder / "encoder.safetensors",
+                             std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::current_path(folder);
+#include "encoder_weights.inc"
+  const local_mha::io::SafetensorsFile list("list.safetensors");
+  EXPECT_EQ(local_mha::io::load_encoder<float>(list).config, encoder.config());
 }
 
 TEST(Readme, TrainsAModel) {

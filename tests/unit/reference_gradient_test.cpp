@@ -103,58 +103,71 @@ TEST(ReferenceGradient, OfALayer) {
 }
 
 TEST(ReferenceGradient, OfATransformer) {
-  for (const bool dynamic : {false, true}) {
-    Random random(1);
-    reference::TransformerOptions o;
-    o.depth = 2;
-    o.use_dynamic_pos_bias = dynamic;
-    o.layer.dim = 4;
-    o.layer.heads = 2;
-    o.layer.dim_head = 2;
-    o.layer.prenorm = true;
-    o.layer.attention = options_of(dynamic ? 0 : 2);
-    reference::Parameters<Real> parameters;
-    const auto add = [&](const std::string& name, std::vector<Int> shape) {
-      parameters[name] = numbers(random, std::move(shape), 0.7);
-    };
-    add("token_emb.weight", {3, 4});
-    add("pos_emb.weight", {5, 4});
-    for (const char* layer : {"layers.0", "layers.1"}) {
-      const std::string attention = std::string(layer) + ".0.branch.";
-      const std::string feed_forward = std::string(layer) + ".1.branch.";
-      add(attention + "norm.weight", {4});
-      add(attention + "norm.bias", {4});
-      add(attention + "to_qkv.weight", {12, 4});
-      add(attention + "to_out.weight", {4, 4});
-      add(feed_forward + "0.weight", {4});
-      add(feed_forward + "0.bias", {4});
-      add(feed_forward + "1.weight", {6, 4});
-      add(feed_forward + "4.weight", {4, 3});
+  for (const Int streams : {1, 3})
+    for (const bool dynamic : {false, true}) {
+      Random random(streams == 1 ? 1 : 4);
+      reference::TransformerOptions o;
+      o.depth = 2;
+      o.streams = streams;
+      o.use_dynamic_pos_bias = dynamic;
+      o.layer.dim = 4;
+      o.layer.heads = 2;
+      o.layer.dim_head = 2;
+      o.layer.prenorm = true;
+      o.layer.attention = options_of(dynamic ? 0 : 2);
+      reference::Parameters<Real> parameters;
+      const auto add = [&](const std::string& name, std::vector<Int> shape, double scale = 0.7) {
+        parameters[name] = numbers(random, std::move(shape), scale);
+      };
+      add("token_emb.weight", {3, 4});
+      add("pos_emb.weight", {5, 4});
+      for (const char* layer : {"layers.0", "layers.1"}) {
+        const std::string attention = std::string(layer) + ".0.branch.";
+        const std::string feed_forward = std::string(layer) + ".1.branch.";
+        add(attention + "norm.weight", {4});
+        add(attention + "norm.bias", {4});
+        add(attention + "to_qkv.weight", {12, 4});
+        add(attention + "to_out.weight", {4, 4});
+        add(feed_forward + "0.weight", {4});
+        add(feed_forward + "0.bias", {4});
+        add(feed_forward + "1.weight", {6, 4});
+        add(feed_forward + "4.weight", {4, 3});
+        for (const char* connection : {".0.", ".1."}) {
+          if (streams == 1) continue;
+          const std::string names = layer + std::string(connection);
+          add(names + "static_alpha", {streams, streams + 1}, 1);
+          add(names + "dynamic_alpha_fn", {4, streams + 1}, 0.2);
+          add(names + "dynamic_alpha_scale", {});
+          add(names + "static_beta", {streams});
+          add(names + "dynamic_beta_fn", {4}, 0.2);
+          add(names + "dynamic_beta_scale", {});
+          add(names + "norm.gamma", {4}, 0.2);
+        }
+      }
+      add("to_logits.0.weight", {4});
+      add("to_logits.0.bias", {4});
+      add("to_logits.1.weight", {3, 4});
+      if (dynamic) {
+        add("dynamic_pos_bias.mlp.0.weight", {2, 1});
+        add("dynamic_pos_bias.mlp.0.bias", {2});
+        add("dynamic_pos_bias.mlp.2.weight", {2, 2});
+        add("dynamic_pos_bias.mlp.2.bias", {2});
+        add("dynamic_pos_bias.mlp.4.weight", {2, 2});
+        add("dynamic_pos_bias.mlp.4.bias", {2});
+      }
+      Array<Int> tokens({1, 5}), labels({1, 5});
+      tokens.data = {0, 2, 1, 1, 0};
+      labels.data = {2, -1, 1, 0, 2};
+      auto gradients = reference::zeros_like(parameters);
+      const auto got =
+          reference::transformer_backward(o, parameters, tokens, labels, Int{-1}, {}, gradients);
+      const auto loss = [&] {
+        return reference::cross_entropy(reference::transformer_logits(o, parameters, tokens),
+                                        labels, -1);
+      };
+      EXPECT_EQ(got.loss, loss());
+      for (auto& [name, array] : parameters) expect_gradient(name, array, loss, gradients.at(name));
     }
-    add("to_logits.0.weight", {4});
-    add("to_logits.0.bias", {4});
-    add("to_logits.1.weight", {3, 4});
-    if (dynamic) {
-      add("dynamic_pos_bias.mlp.0.weight", {2, 1});
-      add("dynamic_pos_bias.mlp.0.bias", {2});
-      add("dynamic_pos_bias.mlp.2.weight", {2, 2});
-      add("dynamic_pos_bias.mlp.2.bias", {2});
-      add("dynamic_pos_bias.mlp.4.weight", {2, 2});
-      add("dynamic_pos_bias.mlp.4.bias", {2});
-    }
-    Array<Int> tokens({1, 5}), labels({1, 5});
-    tokens.data = {0, 2, 1, 1, 0};
-    labels.data = {2, -1, 1, 0, 2};
-    auto gradients = reference::zeros_like(parameters);
-    const auto got =
-        reference::transformer_backward(o, parameters, tokens, labels, Int{-1}, {}, gradients);
-    const auto loss = [&] {
-      return reference::cross_entropy(reference::transformer_logits(o, parameters, tokens), labels,
-                                      -1);
-    };
-    EXPECT_EQ(got.loss, loss());
-    for (auto& [name, array] : parameters) expect_gradient(name, array, loss, gradients.at(name));
-  }
 }
 
 // Naive results in float lie within the bounds, and these are no more than some thousand times as

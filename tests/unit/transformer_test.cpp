@@ -54,6 +54,7 @@ TransformerCase transformer_case(std::uint64_t seed) {
   c.config.qk_rmsnorm = random.chance(0.4);
   c.config.gate_values_per_head = random.chance(0.3);
   c.config.use_dynamic_pos_bias = random.chance(0.4);
+  if (seed % 3 == 0) c.config.num_residual_streams = 2 + static_cast<Index>(seed / 3 % 3);
   if (!c.config.use_dynamic_pos_bias && random.chance(0.4)) {
     c.config.use_xpos = true;
     support::pick_xpos_base(random, c.config, c.config.local_attn_window_size,
@@ -78,7 +79,8 @@ LocalTransformer<Scalar> transformer(const TransformerCase& c) {
 std::string describe(const TransformerCase& c) {
   std::ostringstream text;
   text << std::boolalpha << "N " << c.tokens.shape[1] - 1 << ", depth " << c.config.depth
-       << ", dynamic bias " << c.config.use_dynamic_pos_bias << ", "
+       << ", streams " << c.config.num_residual_streams << ", dynamic bias "
+       << c.config.use_dynamic_pos_bias << ", "
        << support::describe(local_mha::layer_config(c.config));
   return text.str();
 }

@@ -57,6 +57,10 @@ using RowMatrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::R
 template <typename Scalar>
 using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
+/// A number that is a tensor without dimensions, `[]`.
+template <typename Scalar>
+using Single = Eigen::Matrix<Scalar, 1, 1>;
+
 template <typename Scalar, int Rank>
 using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
 

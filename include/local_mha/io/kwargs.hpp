@@ -411,17 +411,10 @@ inline LocalMHAConfig local_mha_config(const nlohmann::json& kwargs) {
   return config;
 }
 
-/// The configuration of a Python `LocalTransformer(**kwargs)`.
-///
-/// Residual connections are plain here. `num_residual_streams` may be absent (though Python's
-/// default is 4) or 1; the tensors of more streams would be unexpected ones in the state dict. An
-/// absent `xpos_scale_base` becomes what the Python code takes, `local_attn_window_size // 2`.
-/// \throws std::invalid_argument naming the argument, what was expected and what came
-inline LocalTransformerConfig local_transformer_config(const nlohmann::json& kwargs) {
-  detail::KeywordArguments arguments("LocalTransformer", kwargs);
-  LocalTransformerConfig config;
-  arguments.required("num_tokens", config.num_tokens);
-  arguments.required("max_seq_len", config.max_seq_len);
+namespace detail {
+
+/// All but the tokens' of a LocalTransformer.
+inline void take_transformer_options(KeywordArguments& arguments, LocalTransformerConfig& config) {
   arguments.required("dim", config.dim);
   arguments.required("depth", config.depth);
   arguments.optional("causal", config.causal);
@@ -433,13 +426,29 @@ inline LocalTransformerConfig local_transformer_config(const nlohmann::json& kwa
   arguments.optional("ff_dropout", config.ff_dropout);
   arguments.optional("ignore_index", config.ignore_index);
   arguments.optional("use_dynamic_pos_bias", config.use_dynamic_pos_bias);
-  detail::take_attention_options(arguments, config);
-  arguments.only("num_residual_streams", 1, ", because hyper-connections are not supported");
+  arguments.optional("num_residual_streams", config.num_residual_streams);
+  take_attention_options(arguments, config);
   arguments.only("global_attn_layer", nullptr, ", because global layers are not supported");
   arguments.only("layers_insert_global_attn", nullptr, ", because global layers are not supported");
   arguments.reject_unknown();
-  detail::resolve_xpos(!config.use_dynamic_pos_bias, "local_attn_window_size",
-                       config.local_attn_window_size, config.use_xpos, config.xpos_scale_base);
+  resolve_xpos(!config.use_dynamic_pos_bias, "local_attn_window_size",
+               config.local_attn_window_size, config.use_xpos, config.xpos_scale_base);
+}
+
+}  // namespace detail
+
+/// The configuration of a Python `LocalTransformer(**kwargs)`.
+///
+/// An absent `num_residual_streams` becomes 1, what versions of the package without it compute;
+/// where there are weights, load_local_transformer() looks at them. An absent `xpos_scale_base`
+/// becomes what the Python code takes, `local_attn_window_size // 2`.
+/// \throws std::invalid_argument naming the argument, what was expected and what came
+inline LocalTransformerConfig local_transformer_config(const nlohmann::json& kwargs) {
+  detail::KeywordArguments arguments("LocalTransformer", kwargs);
+  LocalTransformerConfig config;
+  arguments.required("num_tokens", config.num_tokens);
+  arguments.required("max_seq_len", config.max_seq_len);
+  detail::take_transformer_options(arguments, config);
   validate(config);
   return config;
 }
@@ -498,7 +507,7 @@ inline nlohmann::json to_kwargs(const LocalTransformerConfig& config) {
   kwargs["ff_dropout"] = config.ff_dropout;
   kwargs["ignore_index"] = config.ignore_index;
   kwargs["use_dynamic_pos_bias"] = config.use_dynamic_pos_bias;
-  kwargs["num_residual_streams"] = 1;
+  kwargs["num_residual_streams"] = config.num_residual_streams;
   detail::put_attention_options(kwargs, config);
   return kwargs;
 }

@@ -23,6 +23,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/encoder_config.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/parameters.hpp>
@@ -94,7 +95,7 @@ inline std::string_view remedy(std::string_view name) {
       "; weight normalization is not supported, remove it first (remove_weight_norm() or "
       "remove_parametrizations() of PyTorch)";
   static constexpr std::string_view streams =
-      "; hyper-connections (num_residual_streams > 1) are not supported";
+      "; it is of hyper-connections, which a module with num_residual_streams > 1 has";
   static constexpr std::array remedies{
       Remedy{"lora_", adapters},        Remedy{"base_layer.", adapters},
       Remedy{"weight_g", norm},         Remedy{"weight_v", norm},
@@ -156,6 +157,15 @@ class StateDictReader {
     const Stored& stored = required(name, {{size}});
     vector.resize(size);
     read(stored, {vector.data(), static_cast<std::size_t>(size)});
+  }
+
+  /// A tensor without dimensions, or as older versions of PyTorch wrote it, `[1]`.
+  void tensor(bool used, const std::string& name, Single<Scalar>& number) {
+    if (!used) return;
+    const auto found = names_.find(name);
+    const bool listed =
+        found != names_.end() && found->second->second.shape == std::vector<Index>{1};
+    read(required(name, std::vector<Index>(listed ? 1 : 0, 1)), {number.data(), 1});
   }
 
   bool has(const std::string& name) const { return names_.contains(name); }
@@ -342,8 +352,13 @@ template <typename Scalar>
 class StateDictWriter {
  public:
   /// \param dtype empty: as `Scalar` is
-  StateDictWriter(SafetensorsWriter& writer, std::string prefix, std::optional<Dtype> dtype)
-      : writer_(writer), prefix_(std::move(prefix)), dtype_(dtype.value_or(dtype_of<Scalar>())) {
+  /// \param branch stands before the names of a layer's modules
+  StateDictWriter(SafetensorsWriter& writer, std::string prefix, std::optional<Dtype> dtype,
+                  std::string branch = "branch.")
+      : writer_(writer),
+        prefix_(std::move(prefix)),
+        branch_(std::move(branch)),
+        dtype_(dtype.value_or(dtype_of<Scalar>())) {
     if (!is_float(dtype_)) reject("dtype", "F64, F32, F16 or BF16", name_of(dtype_));
   }
 
@@ -369,7 +384,11 @@ class StateDictWriter {
     tensor(used, name, vector, total(sizes));
   }
 
-  static std::string branch(const std::string& /*layer*/) { return "branch."; }
+  void tensor(bool used, const std::string& name, const Single<Scalar>& number) {
+    if (used) writer_.add(prefix_ + name, {}, std::span(number.data(), 1), dtype_);
+  }
+
+  std::string branch(const std::string& /*layer*/) const { return branch_; }
 
   template <typename Layer>
   static const Layer& layer(const std::vector<Layer>& layers, Index i, Index count) {
@@ -396,6 +415,7 @@ class StateDictWriter {
  private:
   SafetensorsWriter& writer_;
   std::string prefix_;
+  std::string branch_;
   Dtype dtype_;
 };
 
@@ -458,6 +478,46 @@ void visit_position_bias(StateDict& state_dict, const std::string& prefix, Index
   state_dict.tensor(true, prefix + "mlp.4.bias", p.bias_4, heads);
 }
 
+/// Goes through the weights of a HyperConnection, which is there if there are several streams.
+template <typename StateDict, typename Connection>
+void visit_connection(StateDict& state_dict, const std::string& prefix, Index streams, Index dim,
+                      Connection& connection) {
+  auto* const p = state_dict.optional(streams > 1, prefix + "static_alpha", connection);
+  if (p == nullptr) return;
+  state_dict.tensor(true, prefix + "static_alpha", p->static_alpha, streams, streams + 1);
+  state_dict.tensor(true, prefix + "dynamic_alpha_fn", p->alpha_fn, dim, streams + 1);
+  state_dict.tensor(true, prefix + "dynamic_alpha_scale", p->alpha_scale);
+  state_dict.tensor(true, prefix + "static_beta", p->static_beta, streams);
+  state_dict.tensor(true, prefix + "dynamic_beta_fn", p->beta_fn, dim);
+  state_dict.tensor(true, prefix + "dynamic_beta_scale", p->beta_scale);
+  state_dict.tensor(true, prefix + "norm.gamma", p->norm_gamma, dim);
+}
+
+/// Goes through the weights of an Encoder.
+template <typename StateDict, typename Parameters>
+void visit_state_dict(StateDict& state_dict, const std::string& prefix, const EncoderConfig& config,
+                      Parameters& p) {
+  const Index streams = config.num_residual_streams;
+  for (Index i = 0; i < config.depth; ++i) {
+    auto& layer = state_dict.layer(p.layers, i, config.depth);
+    const LocalMHAConfig& of_layer = layer_config(config, i);
+    const std::string attention = prefix + "layers." + std::to_string(i) + ".0.";
+    const std::string feed_forward = prefix + "layers." + std::to_string(i) + ".1.";
+    visit_connection(state_dict, attention, streams, of_layer.dim, layer.attention_connection);
+    visit_state_dict(state_dict, attention + state_dict.branch(attention), of_layer,
+                     layer.attention);
+    visit_connection(state_dict, feed_forward, streams, of_layer.dim,
+                     layer.feed_forward_connection);
+    visit_state_dict(state_dict, feed_forward + state_dict.branch(feed_forward), of_layer.dim,
+                     feed_forward_inner_dim(of_layer.dim, config.ff_mult), layer.feed_forward);
+  }
+  if (auto* mlp = state_dict.optional(config.use_dynamic_pos_bias, "dynamic_pos_bias",
+                                      p.dynamic_pos_bias)) {
+    const LocalMHAConfig& first = layer_config(config, 0);
+    visit_position_bias(state_dict, prefix + "dynamic_pos_bias.", first.dim / 2, first.heads, *mlp);
+  }
+}
+
 /// Goes through the weights of a LocalTransformer.
 template <typename StateDict, typename Parameters>
 void visit_state_dict(StateDict& state_dict, const std::string& prefix,
@@ -465,23 +525,18 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
   const Index dim = config.dim;
   state_dict.tensor(true, prefix + "token_emb.weight", p.token_emb, config.num_tokens, dim);
   state_dict.tensor(true, prefix + "pos_emb.weight", p.pos_emb, config.max_seq_len, dim);
-  for (Index i = 0; i < config.depth; ++i) {
-    auto& layer = state_dict.layer(p.layers, i, config.depth);
-    const std::string attention = prefix + "layers." + std::to_string(i) + ".0.";
-    const std::string feed_forward = prefix + "layers." + std::to_string(i) + ".1.";
-    visit_state_dict(state_dict, attention + state_dict.branch(attention), layer_config(config),
-                     layer.attention);
-    visit_state_dict(state_dict, feed_forward + state_dict.branch(feed_forward), dim,
-                     feed_forward_inner_dim(dim, config.ff_mult), layer.feed_forward);
-  }
-  const std::string bias = prefix + "dynamic_pos_bias.";
-  if (auto* mlp = state_dict.optional(config.use_dynamic_pos_bias, "dynamic_pos_bias",
-                                      p.dynamic_pos_bias)) {
-    visit_position_bias(state_dict, bias, dim / 2, config.heads, *mlp);
-  }
+  visit_state_dict(state_dict, prefix, encoder_config(config), p);
   state_dict.tensor(true, prefix + "to_logits.0.weight", p.to_logits_norm_weight, dim);
   state_dict.tensor(true, prefix + "to_logits.0.bias", p.to_logits_norm_bias, dim);
   state_dict.tensor(true, prefix + "to_logits.1.weight", p.to_logits, config.num_tokens, dim);
+}
+
+/// Residual streams of the layers under a prefix, which their weights say.
+/// \throws SafetensorsError if they say nothing sensible
+template <typename Scalar>
+Index residual_streams(const StateDictReader<Scalar>& reader) {
+  const std::string name = "layers.0.0.static_alpha";
+  return reader.has(name) ? reader.rows(name) : 1;
 }
 
 }  // namespace detail

@@ -90,6 +90,17 @@ auto config_of(const SafetensorsFile& file, std::string_view kind, const ReadCon
   }
 }
 
+/// A configuration with as many residual streams as the weights have, if no argument says it.
+template <typename Config, typename Scalar>
+Config with_residual_streams(Config config, const nlohmann::json& kwargs,
+                             const StateDictReader<Scalar>& reader) {
+  constexpr const char* name = "num_residual_streams";
+  if (kwargs.contains(name) && !kwargs[name].is_null()) return config;
+  config.num_residual_streams = residual_streams(reader);
+  validate(config);
+  return config;
+}
+
 }  // namespace detail
 
 /// Weights of a LocalMHA whose configuration is known.
@@ -190,7 +201,8 @@ LocalMHAWeights<Scalar> load_local_mha(const SafetensorsFile& file,
                                                     buffers)};
 }
 
-/// Configuration and weights of a LocalTransformer.
+/// Configuration and weights of a LocalTransformer. Where its arguments do not say how many
+/// residual streams there are, the weights do.
 /// \param prefix stands before the names; empty: `param/` if there are such names, else none
 /// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws SafetensorsError naming the argument or tensor that is wrong
@@ -198,10 +210,13 @@ template <typename Scalar>
 LocalTransformerWeights<Scalar> load_local_transformer(
     const SafetensorsFile& file, const std::optional<std::string>& prefix = {},
     RotaryBuffers buffers = RotaryBuffers::check) {
+  const std::string names = detail::prefix_of(file, prefix);
   const LocalTransformerConfig config =
-      detail::config_of(file, "LocalTransformer", local_transformer_config);
-  return {config, load_local_transformer_parameters<Scalar>(
-                      file, config, detail::prefix_of(file, prefix), buffers)};
+      detail::config_of(file, "LocalTransformer", [&](const nlohmann::json& kwargs) {
+        return detail::with_residual_streams(local_transformer_config(kwargs), kwargs,
+                                             detail::StateDictReader<Scalar>(file, names, buffers));
+      });
+  return {config, load_local_transformer_parameters<Scalar>(file, config, names, buffers)};
 }
 
 /// Adds a LocalMHA's state dict and its configuration; Python's `load_state_dict` takes the former.

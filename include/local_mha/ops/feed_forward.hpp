@@ -31,9 +31,18 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+template <typename Scalar>
+class LayerStack;
+
+}  // namespace detail
+
 /// LayerNorm, Linear, GEGLU, dropout, Linear.
 template <typename Scalar>
 class FeedForward {
+  friend detail::LayerStack<Scalar>;
+
  public:
   /// \param dropout probability of dropping a hidden activation, in training mode
   /// \throws std::invalid_argument if dropout is no probability, or naming the weight whose shape
@@ -88,6 +97,7 @@ class FeedForward {
 
    private:
     friend FeedForward;
+    friend detail::LayerStack<Scalar>;
     bool fits(const FeedForward& layer) const {
       return std::ssize(in_) == together * layer.dim_ * count &&
              std::ssize(values_) == together * layer.inner_ * count;
@@ -138,14 +148,8 @@ class FeedForward {
                                    const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                    std::optional<Training> training = {}) const {
     if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-    saved.rows = saved.inner = 0;
     RowMatrix<Scalar> y = flow(device, x, training, &saved);
-    saved.dropout = dropout_;
-    saved.training = training;
-    saved.input.take(std::array{Numbers{x}});
-    saved.weights.take(numbers());
-    saved.rows = x.rows();
-    saved.inner = inner_;
+    complete(saved, x, training);
     return y;
   }
 
@@ -202,6 +206,22 @@ class FeedForward {
     store_block(dim_, rows.rows(block), from, StridedRows{y.data(), dim_, rows.row(block)});
   }
 
+  // Makes room for what a forward pass keeps; complete() ends it.
+  void prepare(Saved& saved, Index rows) const {
+    saved.rows = saved.inner = 0;
+    saved.values.prepare(ceil_div(rows, count), inner_);
+    saved.gates.prepare(ceil_div(rows, count), inner_);
+  }
+  void complete(Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                const std::optional<Training>& training) const {
+    saved.dropout = dropout_;
+    saved.training = training;
+    saved.input.take(std::array{Numbers{x}});
+    saved.weights.take(numbers());
+    saved.rows = x.rows();
+    saved.inner = inner_;
+  }
+
   template <ThreadDevice Device>
   RowMatrix<Scalar> flow(const Device& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
                          const std::optional<Training>& training, Saved* saved) const;
@@ -210,6 +230,12 @@ class FeedForward {
   // another order.
   void run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
            const std::optional<Dropout<Scalar>>& dropout, bool single, Saved* saved) const;
+
+  // The same of blocks, at most `together`.
+  // \param first the first row, of `rows` in all
+  // \param in, out `[blocks][dim][count]`; `in` becomes anything
+  void apply(Index first, Index rows, Index blocks, Scalar* in, Scalar* out, Workspace& workspace,
+             const std::optional<Dropout<Scalar>>& dropout, bool single, Saved* saved) const;
 
   // The hidden activations of a block, in place of its values.
   void hide(const std::optional<Dropout<Scalar>>& dropout, Index first, Scalar* values,
@@ -327,14 +353,10 @@ RowMatrix<Scalar> FeedForward<Scalar>::flow(const Device& device,
                                             Saved* saved) const {
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
-  const Index blocks = ceil_div(x.rows(), count);
-  if (saved != nullptr) {
-    saved->values.prepare(blocks, inner_);
-    saved->gates.prepare(blocks, inner_);
-  }
+  if (saved != nullptr) prepare(*saved, x.rows());
   RowMatrix<Scalar> y(x.rows(), dim_);
   for_each_stretch(
-      device, blocks,
+      device, ceil_div(x.rows(), count),
       [&](Index, const Range& some) {
         Workspace workspace(*this);
         run({some.begin * count, (std::min)(some.end * count, x.rows())}, x.data(), x.outerStride(),
@@ -348,31 +370,38 @@ template <typename Scalar>
 void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y,
                               Workspace& workspace, const std::optional<Dropout<Scalar>>& dropout,
                               bool single, Saved* saved) const {
+  Index first = rows.begin;
+  map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
+           y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(),
+           [&](Index blocks, Scalar* in, Scalar* out) {
+             apply(first, rows.end, blocks, in, out, workspace, dropout, single, saved);
+             first += blocks * count;
+           });
+}
+
+template <typename Scalar>
+void FeedForward<Scalar>::apply(Index first, Index rows, Index blocks, Scalar* in, Scalar* out,
+                                Workspace& workspace, const std::optional<Dropout<Scalar>>& dropout,
+                                bool single, Saved* saved) const {
   const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
   const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
-  const auto multiply = [&](const PackedWeight<Scalar>& weight, Index group, const Scalar* in,
-                            Index blocks, auto&& to) {
-    project_rows(weight, group, in, blocks, single, workspace.spread_.data(), to);
+  const auto multiply = [&](const PackedWeight<Scalar>& weight, Index group, const Scalar* x,
+                            auto&& to) {
+    project_rows(weight, group, x, blocks, single, workspace.spread_.data(), to);
   };
-  Index first = rows.begin;
-  const auto apply = [&](Index blocks, Scalar* in, Scalar* out) {
-    for (Index b = 0; b < blocks; ++b) {
-      const Index rows_of_block = (std::min)(count, rows.end - first - b * count);
-      norm_.apply(in + b * dim_ * count);
-      clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
-    }
-    multiply(proj_in_, 0, in, blocks, value);
-    multiply(proj_in_, 1, in, blocks, gate);
-    if (saved != nullptr) {
-      std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
-      std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
-    }
-    for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
-    multiply(proj_out_, 0, value(0), blocks, [&](Index b) { return out + b * dim_ * count; });
-    first += blocks * count;
-  };
-  map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
-           y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(), apply);
+  for (Index b = 0; b < blocks; ++b) {
+    const Index rows_of_block = (std::min)(count, rows - first - b * count);
+    norm_.apply(in + b * dim_ * count);
+    clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
+  }
+  multiply(proj_in_, 0, in, value);
+  multiply(proj_in_, 1, in, gate);
+  if (saved != nullptr) {
+    std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
+    std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
+  }
+  for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
+  multiply(proj_out_, 0, value(0), [&](Index b) { return out + b * dim_ * count; });
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -19,6 +19,7 @@
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/mha.hpp>
+#include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -131,28 +131,8 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
 
  private:
   static std::string describe(const LocalMHA& layer, const Bias& attn_bias) {
-    const LocalMHAConfig& config = layer.config();
-    std::ostringstream text = detail::plain_text();
-    text << std::boolalpha << "LocalMHA, dim " << config.dim << ", heads " << config.heads
-         << ", dim_head " << config.dim_head << ", prenorm " << config.prenorm << ", qk_rmsnorm "
-         << (resolved_qk_norm(config) == QkNormKind::l2) << ", gates "
-         << config.gate_values_per_head << ", ";
-    if (config.qkv_bias) text << "qkv_bias, ";
-    if (config.out_bias) text << "out_bias, ";
-    if (resolved_kv_heads(config) != config.heads)
-      text << "kv_heads " << resolved_kv_heads(config) << ", ";
-    if (config.sinks) text << "sinks, ";
-    if (config.relative_bias) text << "relative_bias, ";
-    text.precision(17);
-    if (resolved_qk_norm(config) >= QkNormKind::rms)
-      text << (config.qk_norm.kind == QkNormKind::rms ? "rms " : "rms_all ") << config.qk_norm.eps
-           << ", ";
-    if (config.prenorm && config.norm != NormConfig{})
-      text << (config.norm.kind == NormKind::layer ? "layer norm " : "rms norm ") << config.norm.eps
-           << ", ";
-    text << detail::description_of(layer.attention(), Window(layer.attention().config()),
-                                   attn_bias);
-    return text.str();
+    return detail::description_of(layer.config()) +
+           detail::description_of(layer.attention(), Window(layer.attention().config()), attn_bias);
   }
 
   void check_arguments(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {

@@ -409,43 +409,4 @@ class SequenceStream {
   }
 };
 
-namespace detail {
-
-/// The rules by which positions see one another, as text that a state carries.
-template <typename Attention, typename Bias>
-std::string description_of(const Attention& attention, const Window& window,
-                           const Bias& attn_bias) {
-  const LocalAttentionConfig& config = attention.config();
-  std::ostringstream text = plain_text();
-  text << std::boolalpha << "window " << window.size() << " from " << window.place_in_bucket(0)
-       << ", causal " << config.causal << ", exact " << config.exact_windowsize
-       << ", look_backward " << config.look_backward << ", look_forward "
-       << resolved_look_forward(config) << ", shared_qk "
-       << config.shared_qk
-       // Keys are rotated by their place in a group, whose size depends on the build.
-       << ", rotary in groups of " << (attention.rotary() ? attention.rotary()->group() : 0)
-       << ", xpos " << config.use_xpos;
-  text.precision(17);
-  if (config.xpos_scale_base) text << " over " << *config.xpos_scale_base;
-  if (config.scale) text << ", scale " << *config.scale;
-  if (attention.rotary() && config.rotary != RotaryConfig{}) {
-    text << ", rotary " << attention.rotary()->pairs().count
-         << (config.rotary.pairing == RotaryPairing::halves ? " halves" : " interleaved")
-         << " times " << config.rotary.factor << " by";
-    for (const double frequency : attention.rotary()->frequencies()) text << ' ' << frequency;
-  }
-  if (config.token_window)
-    text << ", token_window " << config.token_window->left << " " << config.token_window->right;
-  if (config.first_keys > 0) text << ", first_keys " << config.first_keys;
-  if (config.score.soft_cap) text << ", soft_cap " << *config.score.soft_cap;
-  if (!config.score.alibi_slopes.empty()) {
-    text << ", alibi_slopes";
-    for (const double slope : config.score.alibi_slopes) text << ' ' << slope;
-  }
-  if (attn_bias) text << ", attn_bias " << to_string(attn_bias->dimensions());
-  return text.str();
-}
-
-}  // namespace detail
-
 }  // namespace local_mha::inline LOCAL_MHA_ABI

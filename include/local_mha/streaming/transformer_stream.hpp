@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
-#include <limits>
 #include <span>
 #include <sstream>
 #include <string>
@@ -17,151 +16,12 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
+#include <local_mha/streaming/stack_stream.hpp>
 #include <local_mha/transformer.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-namespace detail {
-
-/// The last rows of a residual stream that wait for the attention's results, and their mask.
-template <typename Scalar>
-class WaitingRows {
- public:
-  /// \param wait rows stay for later calls; else each is needed at once
-  WaitingRows(Index dim, Index capacity, bool wait)
-      : dim_(dim),
-        capacity_(capacity),
-        wait_(wait),
-        rows_(make_block_buffer<Scalar>(dim * capacity)),
-        masked_(static_cast<std::size_t>(capacity), 0) {}
-
-  void put(Index row, const Scalar* x, std::uint8_t masked) {
-    std::copy(x, x + dim_, rows_.data() + row % capacity_ * dim_);
-    masked_[static_cast<std::size_t>(row % capacity_)] = masked;
-    oldest_ = (std::max)(oldest_, row + 1 - capacity_);
-  }
-  const Scalar* row(Index row) const { return rows_.data() + row % capacity_ * dim_; }
-  std::uint8_t masked(Index row) const {
-    return masked_[static_cast<std::size_t>(row % capacity_)];
-  }
-  /// Whether all rows from `begin` on are there: if so, all from any later one on are, too.
-  bool hold(Index begin) const { return !wait_ || begin >= oldest_; }
-  void reset() { oldest_ = 0; }
-
-  /// \param end one past the last row
-  void save(Index end, StateWriter& to) const {
-    const Index begin = wait_ ? oldest_ : end;
-    to.put(static_cast<std::int64_t>(begin));
-    for (Index i = begin; i < end; ++i) {
-      to.put(row(i), dim_);
-      to.put(masked(i));
-    }
-  }
-  /// \param rows that must be there
-  void load(const Range& rows, StateReader& from) {
-    oldest_ = 0;
-    const Index begin = from.get_index(0, rows.end);
-    std::vector<Scalar> x(static_cast<std::size_t>(dim_));
-    for (Index i = begin; i < rows.end; ++i) {
-      from.get(x.data(), dim_);
-      put(i, x.data(), from.get<std::uint8_t>());
-    }
-    oldest_ = (std::max)(oldest_, begin);
-    if (!hold(rows.begin)) reject("state", "all rows that wait for the attention", "less");
-  }
-
- private:
-  Index dim_;
-  Index capacity_;
-  bool wait_;
-  BlockBuffer<Scalar> rows_;
-  std::vector<std::uint8_t> masked_;
-  Index oldest_ = 0;
-};
-
-/// A sequence on its way through all layers.
-template <typename Scalar>
-class StreamedModel {
- public:
-  struct Layer {
-    StreamedSequence<Scalar> attention;
-    WaitingRows<Scalar> residual;
-  };
-
-  explicit StreamedModel(std::vector<Layer> layers) : layers_(std::move(layers)) {}
-
-  std::vector<Layer>& layers() { return layers_; }
-  Index position() const { return position_; }
-  Index answered() const {
-    return layers_.empty() ? position_ : layers_.back().attention.answered();
-  }
-  Index complete(Index positions) const {
-    for (const Layer& layer : layers_) positions = layer.attention.complete(positions);
-    return positions;
-  }
-  bool ended() const { return ended_; }
-  void take(Index n) { position_ += n; }
-  void end() { ended_ = true; }
-
-  void reset() {
-    position_ = 0;
-    ended_ = false;
-    for (Layer& layer : layers_) {
-      layer.attention.reset();
-      layer.residual.reset();
-    }
-  }
-
-  Index most_rollback() const {
-    return largest_rollback(position_, [&](Index n) {
-      Index position = position_ - n;
-      for (const Layer& layer : layers_) {
-        const Index next = layer.attention.complete(position);
-        if (!layer.attention.holds(position) || !layer.residual.hold(next)) return false;
-        position = next;
-      }
-      return true;
-    });
-  }
-  void rollback(Index n) {
-    position_ -= n;
-    ended_ = false;
-    Index position = position_;
-    for (Layer& layer : layers_) {
-      layer.attention.rollback(layer.attention.position() - position);
-      position = layer.attention.complete(position);
-    }
-  }
-
-  void save(StateWriter& to) const {
-    to.put(static_cast<std::int64_t>(position_));
-    to.put(static_cast<std::int64_t>(ended_));
-    for (const Layer& layer : layers_) {
-      layer.attention.save(to);
-      layer.residual.save(layer.attention.position(), to);
-    }
-  }
-  void load(StateReader& from) {
-    position_ = from.get_index(0, last_position);
-    ended_ = from.get_index(0, 1) != 0;
-    Index expected = position_;
-    for (Layer& layer : layers_) {
-      layer.attention.load(from);
-      if (layer.attention.position() != expected || layer.attention.ended() != ended_)
-        reject("state", "layers that fit together", "others");
-      expected = layer.attention.answered();
-      layer.residual.load({expected, layer.attention.position()}, from);
-    }
-  }
-
- private:
-  std::vector<Layer> layers_;
-  Index position_ = 0;
-  bool ended_ = false;
-};
-
-}  // namespace detail
 
 /// Sequences of tokens that come in chunks of any size, and give at every position the logits that
 /// forward() of the whole sequence gives; see LocalMHA::Stream, whose guarantees hold here, too.
@@ -170,37 +30,17 @@ class StreamedModel {
 /// in the Python package's cached generation. The model was not trained for that; see
 /// is_past_max_seq_len().
 template <typename Scalar>
-class LocalTransformer<Scalar>::Stream
-    : public SequenceStream<Scalar, detail::StreamedModel<Scalar>> {
-  using Sequence = detail::StreamedModel<Scalar>;
-  using Base = SequenceStream<Scalar, Sequence>;
+class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
+  using Base = detail::StackStream<Scalar>;
+  using Sequence = typename Base::Sequence;
+  using Worker = typename Base::Worker;
 
  public:
   /// \param model the stream shares its weights, and goes on with them whatever becomes of it
   /// \throws std::invalid_argument naming the member that does not fit
   explicit Stream(const LocalTransformer& model, const StreamConfig& config = {})
-      : Base(config, describe(model)), model_(model) {
-    const LocalMHAConfig layer = layer_config(model.config());
-    const Window window(attention_config(layer));
-    // Where whole windows become complete at once, each layer may move by a window more.
-    const bool in_windows = window.complete(window.size() + window.ahead()) !=
-                            window.complete(window.size() + window.ahead() - 1) + 1;
-    const Index jump = in_windows ? window.size() - 1 : 0;
-    std::vector<typename Sequence::Layer> layers;
-    for (Index i = 0; i < model.config().depth; ++i) {
-      // At its end, a sequence is further on in this layer than it would be else.
-      const Index rollback = config.max_rollback + i * window.reach_ahead();
-      layers.push_back(
-          {detail::StreamedSequence<Scalar>(
-               window, {layer.heads, layer.dim_head, layer.gate_values_per_head},
-               LocalMHA<Scalar>::stretch, rollback),
-           detail::WaitingRows<Scalar>(
-               layer.dim, window.reach_ahead() + rollback + rows_at_once(window, i, jump),
-               window.reach_ahead() > 0)});
-    }
-    this->sequences_.assign(static_cast<std::size_t>(config.batch), Sequence(std::move(layers)));
-    workers_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
-                    Worker(model, window, rows_at_once(window, model.config().depth, jump)));
+      : Base(config, describe(model), model.stack()), model_(model) {
+    rooms_.assign(this->workers_.size(), Room(model));
   }
   Stream(const Stream&) = default;
   Stream(Stream&&) = default;
@@ -235,8 +75,8 @@ class LocalTransformer<Scalar>::Stream
     check_arguments(tokens, mask);
     const Index n = tokens.dimension(1);
     check_room(logits, this->results_of(n));
-    run(device, logits, [&](Worker& worker, Sequence& sequence, Index b, Scalar* to) {
-      advance(worker, sequence, tokens.data() + b * n, n, mask.row(b), to);
+    run(device, logits, [&](Worker& worker, Sequence& sequence, Index b, Room& room, Scalar* to) {
+      advance(worker, sequence, room, tokens.data() + b * n, n, mask.row(b), to);
     });
   }
   void push_into(TensorView<Scalar, 3> logits, Tokens tokens, const PaddingMask& mask = {}) {
@@ -257,10 +97,9 @@ class LocalTransformer<Scalar>::Stream
   template <ThreadDevice Device>
   void flush_into(const Device& device, TensorView<Scalar, 3> logits) {
     check_room(logits, this->results_of_flush());
-    run(device, logits, [&](Worker& worker, Sequence& sequence, Index, Scalar* to) {
-      if (sequence.ended()) return;
-      pass(worker, sequence, 0, true, to);
-      sequence.end();
+    run(device, logits, [&](Worker& worker, Sequence& sequence, Index, Room& room, Scalar* to) {
+      this->finish(model_.stack(), worker, sequence,
+                   [&](const Scalar* rows, Index n) { map_to_logits(room, rows, n, to); });
     });
   }
   void flush_into(TensorView<Scalar, 3> logits) { flush_into(Eigen::DefaultDevice(), logits); }
@@ -276,38 +115,17 @@ class LocalTransformer<Scalar>::Stream
   friend LocalTransformer;
 
   static constexpr Index count = block_rows<Scalar>;
-  // Tokens that pass the layers together.
-  static constexpr Index at_once = LocalMHA<Scalar>::stretch * count;
 
-  // Rows that layer `i` gets or gives at once, at most.
-  static Index rows_at_once(const Window& window, Index i, Index jump) {
-    return (std::max)(at_once + i * jump, (i + 1) * window.reach_ahead()) + 1;
-  }
+  // What the way to the logits takes.
+  struct Room {
+    explicit Room(const LocalTransformer& model)
+        : in(make_block_buffer<Scalar>(Base::at_once * model.config().dim)),
+          out(make_block_buffer<Scalar>(Base::at_once * model.config().num_tokens)),
+          spread(make_block_buffer<Scalar>(spread_size(model.weights_->to_logits.weight()))) {}
 
-  // Room for one sequence at a time.
-  struct Worker {
-    Worker(const LocalTransformer& model, const Window& window, Index rows)
-        : x(make_block_buffer<Scalar>(rows * model.config().dim)),
-          branch(x),
-          in(make_block_buffer<Scalar>(at_once * model.config().dim)),
-          out(make_block_buffer<Scalar>(at_once * model.config().num_tokens)),
-          spread(make_block_buffer<Scalar>(spread_size(model.weights_->to_logits.weight()))),
-          masked(static_cast<std::size_t>(rows), 0) {
-      if (model.layers().empty()) return;
-      flows.emplace_back(*model.layers().front().attention.weights_, window,
-                         (std::numeric_limits<Index>::max)());
-      feed_forward = typename FeedForward<Scalar>::Workspace(model.layers().front().feed_forward);
-    }
-
-    BlockBuffer<Scalar> x;       // rows of the residual stream
-    BlockBuffer<Scalar> branch;  // what a layer adds to them
     BlockBuffer<Scalar> in;
     BlockBuffer<Scalar> out;
     BlockBuffer<Scalar> spread;
-    std::vector<std::uint8_t> masked;
-    std::vector<typename LocalMHA<Scalar>::Flow>
-        flows;  // one for all layers; none if there are none
-    typename FeedForward<Scalar>::Workspace feed_forward;
   };
 
   static std::string describe(const LocalTransformer& model) {
@@ -318,8 +136,11 @@ class LocalTransformer<Scalar>::Stream
          << ", num_tokens " << config.num_tokens << ", max_seq_len " << config.max_seq_len
          << ", ff_mult " << config.ff_mult << ", heads " << config.heads << ", dim_head "
          << config.dim_head << ", qk_rmsnorm " << config.qk_rmsnorm << ", gates "
-         << config.gate_values_per_head << ", "
-         << detail::description_of(attention, Window(attention.config()), model.attn_bias());
+         << config.gate_values_per_head << ", ";
+    if (config.num_residual_streams > 1)
+      text << "num_residual_streams " << config.num_residual_streams << ", ";
+    text << detail::description_of(attention, Window(attention.config()),
+                                   model.stack().attn_bias());
     return text.str();
   }
 
@@ -332,106 +153,61 @@ class LocalTransformer<Scalar>::Stream
     require_shape("logits", logits.dimensions(), {this->batch(), rows, model_.config().num_tokens});
   }
 
+  // `task(worker, sequence, b, room, logits)` for each sequence.
   template <typename Device, typename Task>
   void run(const Device& device, const TensorView<Scalar, 3>& logits, Task&& task) {
-    const Index workers = (std::min)(thread_count(device), static_cast<Index>(workers_.size()));
-    parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
-      task(workers_[static_cast<std::size_t>(worker)],
-           this->sequences_[static_cast<std::size_t>(b)], b,
+    Base::run(device, [&](Worker& worker, Sequence& sequence, Index b) {
+      task(worker, sequence, b, rooms_[static_cast<std::size_t>(&worker - this->workers_.data())],
            logits.data() + b * logits.dimension(1) * logits.dimension(2));
     });
   }
 
-  void embed(Worker& worker, const Sequence& sequence, const std::int64_t* tokens, Index n) const {
+  void embed(Index first, const std::int64_t* tokens, Index n, Scalar* rows) const {
     const Parameters& p = model_.parameters();
     const Index dim = model_.config().dim;
     for (Index i = 0; i < n; ++i) {
-      const Index place = (std::min)(sequence.position() + i, model_.config().max_seq_len - 1);
+      const Index place = (std::min)(first + i, model_.config().max_seq_len - 1);
       for (Index c = 0; c < dim; ++c)
-        worker.x[static_cast<std::size_t>(i * dim + c)] =
-            p.token_emb(tokens[i], c) + p.pos_emb(place, c);
+        rows[i * dim + c] = p.token_emb(tokens[i], c) + p.pos_emb(place, c);
     }
   }
 
   // The next `n` tokens of a sequence.
   // \param masked a flag for each; null: none is masked
-  void advance(Worker& worker, Sequence& sequence, const std::int64_t* tokens, Index n,
+  void advance(Worker& worker, Sequence& sequence, Room& room, const std::int64_t* tokens, Index n,
                const std::uint8_t* masked, Scalar* logits) const {
-    for (Index i = 0; i < n;) {
-      // Up to the end of a block, so that the next stretch is of whole ones.
-      const Index until = (sequence.position() + at_once) / count * count;
-      const Index some = (std::min)(n - i, until - sequence.position());
-      embed(worker, sequence, tokens + i, some);
-      if (masked != nullptr)
-        std::copy(masked + i, masked + i + some, worker.masked.begin());
-      else
-        std::fill_n(worker.masked.begin(), some, std::uint8_t{0});
-      logits += pass(worker, sequence, some, false, logits) * model_.config().num_tokens;
-      i += some;
-    }
+    Base::advance(
+        model_.stack(), worker, sequence, n, masked,
+        [&](Index i, Index some, Scalar* rows) {
+          embed(sequence.position(), tokens + i, some, rows);
+        },
+        [&](const Scalar* rows, Index m) {
+          map_to_logits(room, rows, m, logits);
+          logits += m * model_.config().num_tokens;
+        });
   }
   // The same of sequence `b` alone.
   void advance(Index b, const std::int64_t* tokens, Index n, Scalar* logits) {
-    advance(workers_.front(), this->sequences_[static_cast<std::size_t>(b)], tokens, n, nullptr,
-            logits);
+    advance(this->workers_.front(), this->sequences_[static_cast<std::size_t>(b)], rooms_.front(),
+            tokens, n, nullptr, logits);
   }
 
-  // Takes `n` rows of worker.x through all layers. Returns the rows of logits that came out.
-  Index pass(Worker& worker, Sequence& sequence, Index n, bool ends, Scalar* logits) const;
-
-  void add_branch(Worker& worker, Index n) const {
-    for (Index i = 0; i < n * model_.config().dim; ++i)
-      worker.x[static_cast<std::size_t>(i)] += worker.branch[static_cast<std::size_t>(i)];
+  void map_to_logits(Room& room, const Scalar* rows, Index n, Scalar* logits) const {
+    const Index dim = model_.config().dim;
+    const Index num_tokens = model_.config().num_tokens;
+    map_rows(n, dim, rows, dim, num_tokens, logits, Base::at_once / count, room.in.data(),
+             room.out.data(), [&](Index blocks, Scalar* in, Scalar* out) {
+               for (Index b = 0; b < blocks; ++b)
+                 model_.weights_->to_logits_norm.apply(in + b * dim * count);
+               project_rows(model_.weights_->to_logits.weight(), 0, in, blocks, n == 1,
+                            room.spread.data(),
+                            [&](Index b) { return out + b * num_tokens * count; });
+             });
   }
 
   LocalTransformer model_;
-  std::vector<Worker> workers_;
+  std::vector<Room> rooms_;  // of each worker
 };
-
-template <typename Scalar>
-Index LocalTransformer<Scalar>::Stream::pass(Worker& worker, Sequence& sequence, Index n, bool ends,
-                                             Scalar* logits) const {
-  const Index dim = model_.config().dim;
-  const LocalMHAConfig config = layer_config(model_.config());
-  const detail::AttentionInputs<Scalar> shown(Window(attention_config(config)), 1, config.heads,
-                                              model_.attn_bias());
-  sequence.take(n);
-  auto* state = sequence.layers().data();
-  for (const Layer& layer : model_.layers()) {
-    detail::StreamedSequence<Scalar>& attention = state->attention;
-    detail::WaitingRows<Scalar>& residual = state->residual;
-    ++state;
-    const Range in{attention.position(), attention.position() + n};
-    const Range out{attention.answered(), ends ? in.end : attention.complete(in.end)};
-    for (Index i = 0; i < n; ++i)
-      residual.put(in.begin + i, worker.x.data() + i * dim,
-                   worker.masked[static_cast<std::size_t>(i)]);
-    layer.attention.stream_rows(
-        Eigen::DefaultDevice(), worker.flows.front(), attention, shown, 0, in, out, worker.x.data(),
-        worker.masked.data(), worker.branch.data(),
-        [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
-    if (ends) attention.end();
-    n = out.end - out.begin;
-    for (Index i = 0; i < n; ++i) {
-      std::copy_n(residual.row(out.begin + i), dim, worker.x.data() + i * dim);
-      worker.masked[static_cast<std::size_t>(i)] = residual.masked(out.begin + i);
-    }
-    add_branch(worker, n);
-    layer.feed_forward.forward_into(n, worker.x.data(), dim, worker.branch.data(),
-                                    worker.feed_forward);
-    add_branch(worker, n);
-  }
-  map_rows(n, dim, worker.x.data(), dim, model_.config().num_tokens, logits,
-           LocalMHA<Scalar>::stretch, worker.in.data(), worker.out.data(),
-           [&](Index blocks, Scalar* rows, Scalar* to) {
-             for (Index b = 0; b < blocks; ++b)
-               model_.weights_->to_logits_norm.apply(rows + b * dim * count);
-             project_rows(model_.weights_->to_logits.weight(), 0, rows, blocks, n == 1,
-                          worker.spread.data(),
-                          [&](Index b) { return to + b * model_.config().num_tokens * count; });
-           });
-  return n;
-}
 
 template <typename Scalar>
 template <typename OnTokens>

@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The layers of Encoder and LocalTransformer, and how rows pass them:
+///
+///     depth times:  x ← x + LocalMHA(x);  x ← x + FeedForward(x)
+///
+/// or, with several residual streams, each of the two inside of a HyperConnection. What is not the
+/// attention takes each position on its own: from one attention to the next, some blocks of
+/// positions at a time pass all of it.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/encoder_config.hpp>
+#include <local_mha/mha.hpp>
+#include <local_mha/ops/dropout.hpp>
+#include <local_mha/ops/dynamic_position_bias.hpp>
+#include <local_mha/ops/feed_forward.hpp>
+#include <local_mha/ops/residual_streams.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
+#include <local_mha/parameters.hpp>
+#include <local_mha/stack/saved_stack.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+template <typename Scalar>
+class LayerStack {
+  static constexpr Index count = block_rows<Scalar>;
+  // Blocks that pass the feed-forward's weights together.
+  static constexpr Index together = FeedForward<Scalar>::together;
+
+ public:
+  using Bias = typename LocalMHA<Scalar>::Bias;
+  using Connection = std::optional<HyperConnection<Scalar>>;
+  using Saved = SavedStack<Scalar>;
+
+  struct Layer {
+    Layer(const LocalMHAConfig& config, double dropout,
+          const typename EncoderParameters<Scalar>::Layer& parameters, Index kind_of_attention)
+        : attention(config, parameters.attention),
+          feed_forward(parameters.feed_forward, dropout),
+          kind(kind_of_attention) {
+      const auto connect = [](const auto& weights, Connection& connection) {
+        if (weights) connection.emplace(*weights);
+      };
+      connect(parameters.attention_connection, attention_connection);
+      connect(parameters.feed_forward_connection, feed_forward_connection);
+    }
+
+    LocalMHA<Scalar> attention;
+    FeedForward<Scalar> feed_forward;
+    // None of a single residual stream.
+    Connection attention_connection;
+    Connection feed_forward_connection;
+    // Attentions of the same configuration have the same, counted from 0.
+    Index kind;
+  };
+
+  /// Room for calls of forward().
+  class Workspace {
+    friend LayerStack;
+
+    struct Room {
+      explicit Room(const LayerStack& stack)
+          : streams(make_block_buffer<Scalar>(stack.streams() == 1 ? together * stack.dim() * count
+                                                                   : 0)),
+            attended(make_block_buffer<Scalar>(stack.dim() * count)),
+            beta(make_block_buffer<Scalar>(together * stack.streams() * count)),
+            connection(make_block_buffer<Scalar>(stack.room() * count)),
+            feed_forward(stack.layers_.front().feed_forward) {}
+      bool fits(const LayerStack& stack) const {
+        return feed_forward.fits(stack.layers_.front().feed_forward) &&
+               std::ssize(beta) == together * stack.streams() * count &&
+               streams.empty() == (stack.streams() > 1);
+      }
+
+      BlockBuffer<Scalar> streams;  // of blocks, if it is a single one
+      BlockBuffer<Scalar> attended;
+      BlockBuffer<Scalar> beta;  // of the feed-forward's connection
+      BlockBuffer<Scalar> connection;
+      typename FeedForward<Scalar>::Workspace feed_forward;
+    };
+
+    void prepare(const LayerStack& stack, Index rows, Index threads) {
+      if (attentions_.size() < static_cast<std::size_t>(stack.kinds_))
+        attentions_.resize(static_cast<std::size_t>(stack.kinds_));
+      if (stack.layers_.empty()) return;
+      const Index blocks = ceil_div(rows, count);
+      workers_ = (std::min)(threads, ceil_div(blocks, together));
+      provide(
+          rooms_, workers_, [&](const Room& room) { return room.fits(stack); },
+          [&] { return Room(stack); });
+      resize_without_values(attended_, rows * stack.dim());
+      if (stack.streams() == 1) {
+        streams_ = beta_ = BlockArray<Scalar>();
+        return;
+      }
+      streams_.prepare(blocks, stack.streams() * stack.dim());
+      beta_.prepare(blocks, stack.streams());
+    }
+
+    // Of the connection around the attention; null if there is none.
+    Scalar* beta(Index block) { return beta_.channels() > 0 ? beta_[block] : nullptr; }
+
+    Index workers_ = 1;
+    std::vector<typename LocalMHA<Scalar>::Workspace> attentions_;  // of each kind
+    std::vector<Room> rooms_;                                       // of each worker
+    BlockBuffer<Scalar> attended_;                                  // rows
+    BlockArray<Scalar> streams_;                                    // of several
+    BlockArray<Scalar> beta_;  // of the connection around the attention
+  };
+
+  LayerStack(const EncoderConfig& config, const EncoderParameters<Scalar>& parameters)
+      : dim_(config.layers.front().dim), streams_(config.num_residual_streams) {
+    for (Index i = 0; i < config.depth; ++i) {
+      const LocalMHAConfig& attention = layer_config(config, i);
+      const auto same = std::find_if(layers_.begin(), layers_.end(), [&](const Layer& layer) {
+        return layer.attention.config() == attention;
+      });
+      layers_.emplace_back(attention, config.ff_dropout,
+                           parameters.layers[static_cast<std::size_t>(i)],
+                           same == layers_.end() ? kinds_++ : same->kind);
+    }
+    if (!parameters.dynamic_pos_bias) return;
+    const LocalMHAConfig& first = config.layers.front();
+    position_bias_.emplace(*parameters.dynamic_pos_bias);
+    bias_ = position_bias_->forward(first.window_size, first.look_backward,
+                                    resolved_look_forward(first));
+  }
+
+  const std::vector<Layer>& layers() const { return layers_; }
+  /// Different configurations of attentions.
+  Index kinds() const { return kinds_; }
+  Index dim() const { return dim_; }
+  Index streams() const { return streams_; }
+  /// The dynamic position bias of all layers, or none.
+  Bias attn_bias() const { return bias_ ? Bias(*bias_) : Bias(); }
+
+  /// Channels of the room that a connection takes.
+  Index room() const {
+    return streams_ == 1 || layers_.empty() ? 0 : layers_.front().attention_connection->room();
+  }
+  /// A branch's input of the streams, which become what stays of them.
+  /// \param r `[S][dim][block_rows]`
+  /// \param in `[dim][block_rows]`
+  /// \param beta `[S][block_rows]`, for add()
+  /// \param room `[room()][block_rows]`
+  void mix(const Connection& connection, Scalar* r, Scalar* in, Scalar* beta, Scalar* room) const {
+    if (connection)
+      connection->apply_mix(r, in, beta, room);
+    else
+      std::copy_n(r, dim_ * count, in);
+  }
+  /// Adds a branch's result to the streams.
+  void add(const Connection& connection, const Scalar* y, const Scalar* beta, Scalar* r) const {
+    using L = Lanes<Scalar>;
+    if (connection) return connection->apply_add(y, beta, r);
+    for (Index i = 0; i < dim_ * count; i += count) (L::load(r + i) + L::load(y + i)).store(r + i);
+  }
+  /// All streams are `x`.
+  /// \param x `[dim][block_rows]`
+  void expand(const Scalar* x, Scalar* r) const {
+    for (Index s = 0; s < streams_; ++s) std::copy_n(x, dim_ * count, r + s * dim_ * count);
+  }
+  /// The sum of the streams.
+  void reduce(const Scalar* r, Scalar* x) const {
+    using L = Lanes<Scalar>;
+    for (Index i = 0; i < dim_ * count; i += count) {
+      L sum = L::load(r + i);
+      for (Index s = 1; s < streams_; ++s) sum = sum + L::load(r + s * dim_ * count + i);
+      sum.store(x + i);
+    }
+  }
+
+  /// \param y `[B, N, dim]`, must not overlap x
+  /// \param saved null, or what becomes what backward() needs
+  /// What it throws of its arguments is what LocalMHA does; there, saved is of no call.
+  template <ThreadDevice Device>
+  void forward(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
+               TensorView<const Scalar, 3> x, const PaddingMask& mask,
+               const std::optional<Training>& training, std::span<const Index> cu_seqlens,
+               Saved* saved) const;
+
+  /// Gradients of a loss.
+  /// \param gradients those of the weights are added here; if it throws, some of them are
+  /// \param saved what forward() kept
+  /// \param grad of its result; becomes that of x
+  template <ThreadDevice Device>
+  void backward(const Device& device, EncoderParameters<Scalar>& gradients, const Saved& saved,
+                TensorView<Scalar, 3> grad) const;
+
+  /// \throws std::invalid_argument if saved is not that of a call of a stack of these weights
+  void require_known(const Saved& saved) const {
+    const std::array<Index, 3>& shape = saved.shape;
+    if (shape[2] != dim_ || saved.layers.size() != layers_.size() ||
+        !saved.connections.is_of(connection_numbers()))
+      reject("saved", "that of layers of these weights", "another, or none");
+  }
+
+ private:
+  // The weights of all connections.
+  std::vector<std::span<const Scalar>> connection_numbers() const {
+    std::vector<std::span<const Scalar>> numbers;
+    const auto take = [&](const std::string&, const auto& tensor) {
+      numbers.emplace_back(tensor.data(), to_size(tensor.size()));
+    };
+    for (const Layer& layer : layers_)
+      for (const Connection* connection :
+           {&layer.attention_connection, &layer.feed_forward_connection})
+        if (*connection) for_each_parameter((*connection)->parameters(), take);
+    return numbers;
+  }
+
+  // Each branch drops something else.
+  static std::optional<Training> of_part(const std::optional<Training>& training,
+                                         std::size_t part) {
+    return training ? std::optional(training->of_part(part)) : std::nullopt;
+  }
+
+  // Rows of a call, as blocks.
+  struct Blocks {
+    Index rows;
+    Index dim;
+
+    Index number() const { return ceil_div(rows, count); }
+    Index rows_of(Index block) const { return (std::min)(count, rows - block * count); }
+    void load(const Scalar* from, Index block, Scalar* to) const {
+      load_block(dim, rows_of(block), StridedRows{from, dim, block * count}, to);
+    }
+    void store(const Scalar* from, Index block, Scalar* to) const {
+      store_block(dim, rows_of(block), from, StridedRows{to, dim, block * count});
+    }
+  };
+
+  void prepare(Saved& saved, const std::array<Index, 3>& shape) const {
+    const Index rows = shape[0] * shape[1];
+    saved.shape = {};
+    saved.layers.resize(layers_.size());
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      auto& layer = saved.layers[i];
+      for (SavedBranch<Scalar>* branch : {&layer.attention_branch, &layer.feed_forward_branch}) {
+        set_shape(branch->input, shape);
+        if (streams_ == 1) {
+          branch->streams = branch->result = BlockArray<Scalar>();
+          continue;
+        }
+        branch->streams.prepare(ceil_div(rows, count), streams_ * dim_);
+        branch->result.prepare(ceil_div(rows, count), dim_);
+      }
+      layers_[i].feed_forward.prepare(layer.feed_forward, rows);
+    }
+  }
+  static void keep(const Scalar* from, Index block, BlockArray<Scalar>& to) {
+    if (to.channels() > 0) std::copy_n(from, to.stride(), to[block]);
+  }
+
+  // The input of layer `i`, or the result if there is none, of the streams of a block.
+  // \param in room for a block
+  // \param to rows
+  void enter(std::size_t i, const Blocks& blocks, Index block, Scalar* r, Scalar* in, Scalar* to,
+             Workspace& workspace, typename Workspace::Room& room, Saved* saved) const {
+    if (i == layers_.size()) {
+      reduce(r, in);
+    } else {
+      if (saved != nullptr) keep(r, block, saved->layers[i].attention_branch.streams);
+      mix(layers_[i].attention_connection, r, in, workspace.beta(block), room.connection.data());
+    }
+    blocks.store(in, block, to);
+  }
+
+  // From x to the input of layer 0.
+  template <typename Device>
+  void begin(const Device& device, const Blocks& blocks, const Scalar* x, Scalar* to,
+             Workspace& workspace, Saved* saved) const {
+    if (layers_.empty()) {
+      for (Index i = 0; i < blocks.rows * dim_; ++i) {
+        to[i] = x[i];
+        for (Index s = 1; s < streams_; ++s) to[i] += x[i];
+      }
+    } else if (streams_ == 1) {
+      std::copy_n(x, blocks.rows * dim_, to);
+    } else {
+      parallel_for(device, workspace.workers_, ceil_div(blocks.number(), together),
+                   [&](Index worker, Index task) {
+                     auto& room = workspace.rooms_[to_size(worker)];
+                     Scalar* const in = room.attended.data();
+                     const Index end = (std::min)((task + 1) * together, blocks.number());
+                     for (Index block = task * together; block < end; ++block) {
+                       Scalar* const r = workspace.streams_[block];
+                       blocks.load(x, block, in);
+                       expand(in, r);
+                       enter(0, blocks, block, r, in, to, workspace, room, saved);
+                     }
+                   });
+    }
+  }
+
+  // From what the attention of layer `i` gave to the input of the next one.
+  // \param input that of the attention: the streams, if there is a single one
+  template <typename Device>
+  void pass(const Device& device, std::size_t i, const Blocks& blocks, const Scalar* input,
+            Scalar* to, Workspace& workspace, const std::optional<Training>& training,
+            Saved* saved) const {
+    const Layer& layer = layers_[i];
+    const FeedForward<Scalar>& feed_forward = layer.feed_forward;
+    const auto dropout = feed_forward.dropout_of(of_part(training, 2 * i + 1));
+    auto* const kept = saved != nullptr ? &saved->layers[i] : nullptr;
+    parallel_for(
+        device, workspace.workers_, ceil_div(blocks.number(), together),
+        [&](Index worker, Index task) {
+          auto& room = workspace.rooms_[to_size(worker)];
+          const Index first = task * together;
+          const Index number = (std::min)(together, blocks.number() - first);
+          const auto streams = [&](Index b) {
+            return streams_ == 1 ? room.streams.data() + b * dim_ * count
+                                 : workspace.streams_[first + b];
+          };
+          const auto beta = [&](Index b) { return room.beta.data() + b * streams_ * count; };
+          const auto in = [&](Index b) { return room.feed_forward.in_.data() + b * dim_ * count; };
+          const auto out = [&](Index b) {
+            return room.feed_forward.out_.data() + b * dim_ * count;
+          };
+          for (Index b = 0; b < number; ++b) {
+            const Index block = first + b;
+            if (streams_ == 1) blocks.load(input, block, streams(b));
+            Scalar* const attended = room.attended.data();
+            blocks.load(workspace.attended_.data(), block, attended);
+            add(layer.attention_connection, attended, workspace.beta(block), streams(b));
+            if (kept != nullptr) {
+              keep(attended, block, kept->attention_branch.result);
+              keep(streams(b), block, kept->feed_forward_branch.streams);
+            }
+            mix(layer.feed_forward_connection, streams(b), in(b), beta(b), room.connection.data());
+            if (kept != nullptr) blocks.store(in(b), block, kept->feed_forward_branch.input.data());
+          }
+          feed_forward.apply(first * count, blocks.rows, number, in(0), out(0), room.feed_forward,
+                             dropout, false, kept != nullptr ? &kept->feed_forward : nullptr);
+          for (Index b = 0; b < number; ++b) {
+            if (kept != nullptr) keep(out(b), first + b, kept->feed_forward_branch.result);
+            add(layer.feed_forward_connection, out(b), beta(b), streams(b));
+            enter(i + 1, blocks, first + b, streams(b), in(b), to, workspace, room, saved);
+          }
+        });
+    if (kept != nullptr) {
+      const Tensor<Scalar, 3>& x = kept->feed_forward_branch.input;
+      feed_forward.complete(kept->feed_forward,
+                            Eigen::Map<const RowMatrix<Scalar>>(x.data(), blocks.rows, dim_),
+                            of_part(training, 2 * i + 1));
+    }
+  }
+
+  static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
+
+  Index dim_;
+  Index streams_;
+  Index kinds_ = 0;
+  std::vector<Layer> layers_;
+  std::optional<DynamicPositionBias<Scalar>> position_bias_;
+  std::optional<Tensor<Scalar, 3>> bias_;  // that it gives
+};
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LayerStack<Scalar>::forward(const Device& device, TensorView<Scalar, 3> y,
+                                 Workspace& workspace, TensorView<const Scalar, 3> x,
+                                 const PaddingMask& mask, const std::optional<Training>& training,
+                                 std::span<const Index> cu_seqlens, Saved* saved) const {
+  const Blocks blocks{x.dimension(0) * x.dimension(1), dim_};
+  workspace.prepare(*this, blocks.rows, thread_count(device));
+  if (saved != nullptr) prepare(*saved, x.dimensions());
+  // Where the input of an attention lies, which is kept, or else makes way for the next one.
+  const auto place = [&](std::size_t i) {
+    return saved != nullptr && i < layers_.size() ? saved->layers[i].attention_branch.input.data()
+                                                  : y.data();
+  };
+  const Scalar* input = x.data();
+  if (layers_.empty() || streams_ > 1 || saved != nullptr) {
+    begin(device, blocks, x.data(), place(0), workspace, saved);
+    input = place(0);
+  }
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const LocalMHA<Scalar>& attention = layers_[i].attention;
+    auto& of_attention = workspace.attentions_[to_size(layers_[i].kind)];
+    const TensorView<const Scalar, 3> in(input, x.dimensions());
+    const TensorView<Scalar, 3> attended(workspace.attended_.data(), x.dimensions());
+    if (saved != nullptr)
+      attention.forward_saving_into(device, attended, of_attention, saved->layers[i].attention, in,
+                                    mask, attn_bias(), of_part(training, 2 * i), cu_seqlens);
+    else
+      attention.forward_into(device, attended, of_attention, in, mask, attn_bias(),
+                             of_part(training, 2 * i), cu_seqlens);
+    pass(device, i, blocks, input, place(i + 1), workspace, training, saved);
+    input = place(i + 1);
+  }
+  if (saved == nullptr) return;
+  saved->connections.take(connection_numbers());
+  saved->shape = x.dimensions();
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The stream of Encoder: rows that come bit by bit.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <sstream>
+#include <string>
+
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/encoder.hpp>
+#include <local_mha/streaming/description.hpp>
+#include <local_mha/streaming/sequence_stream.hpp>
+#include <local_mha/streaming/stack_stream.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// Sequences that come in chunks of any size, and give at every position what forward() of the
+/// whole sequence gives; see LocalMHA::Stream, whose guarantees hold here, too.
+///
+/// Layers that see ahead wait for it one after the other: a position's result comes when all that
+/// it depends on through them is there, which is the sum of what they see ahead later. Where all
+/// layers are causal, it comes at once.
+template <typename Scalar>
+class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
+  using Base = detail::StackStream<Scalar>;
+  using Sequence = typename Base::Sequence;
+  using Worker = typename Base::Worker;
+
+ public:
+  /// \param encoder the stream shares its weights, and goes on with them whatever becomes of it
+  /// \throws std::invalid_argument naming the member that does not fit
+  explicit Stream(const Encoder& encoder, const StreamConfig& config = {})
+      : Base(config, describe(encoder), encoder.stack()), encoder_(encoder) {}
+  Stream(const Stream&) = default;
+  Stream(Stream&&) = default;
+  Stream& operator=(const Stream& other) { return *this = Stream(other); }
+  Stream& operator=(Stream&&) = default;
+  ~Stream() = default;
+
+  /// Takes the next `n >= 0` positions of every sequence.
+  /// \param x `[B, n, dim]`
+  /// \param mask those of them that nobody attends, `[B, n]`
+  /// \return the results that are complete, `[B, results_of(n), dim]`. 0 in rows beyond a
+  ///         sequence's own
+  /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
+  Tensor<Scalar, 3> push(TensorView<const Scalar, 3> x, const PaddingMask& mask = {}) {
+    return push(Eigen::DefaultDevice(), x, mask);
+  }
+  /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> push(const Device& device, TensorView<const Scalar, 3> x,
+                         const PaddingMask& mask = {}) {
+    check_arguments(x, mask);
+    Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), dim());
+    y.setZero();
+    push_into(device, y, x, mask);
+    return y;
+  }
+  /// The same into given memory.
+  /// \param y `[B, results_of(n), dim]`, must not overlap x. Rows beyond a sequence's own stay
+  template <ThreadDevice Device>
+  void push_into(const Device& device, TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
+                 const PaddingMask& mask = {}) {
+    check_arguments(x, mask);
+    const Index n = x.dimension(1);
+    check_room(y, this->results_of(n));
+    detail::require_apart("y", y, "x", x);
+    this->run(device, [&](Worker& worker, Sequence& sequence, Index b) {
+      this->advance(
+          encoder_.stack(), worker, sequence, n, mask.row(b),
+          [&](Index i, Index some, Scalar* rows) {
+            std::copy_n(x.data() + (b * n + i) * dim(), some * dim(), rows);
+          },
+          writer(y, b));
+    });
+  }
+  void push_into(TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
+                 const PaddingMask& mask = {}) {
+    push_into(Eigen::DefaultDevice(), y, x, mask);
+  }
+
+  /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
+  /// reset() or rollback(), a sequence takes no more.
+  /// \return `[B, results_of_flush(), dim]`, as push() does
+  Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
+  template <ThreadDevice Device>
+  Tensor<Scalar, 3> flush(const Device& device) {
+    Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), dim());
+    y.setZero();
+    flush_into(device, y);
+    return y;
+  }
+  template <ThreadDevice Device>
+  void flush_into(const Device& device, TensorView<Scalar, 3> y) {
+    check_room(y, this->results_of_flush());
+    this->run(device, [&](Worker& worker, Sequence& sequence, Index b) {
+      this->finish(encoder_.stack(), worker, sequence, writer(y, b));
+    });
+  }
+  void flush_into(TensorView<Scalar, 3> y) { flush_into(Eigen::DefaultDevice(), y); }
+
+ private:
+  static std::string describe(const Encoder& encoder) {
+    const EncoderConfig& config = encoder.config();
+    std::ostringstream text = detail::plain_text();
+    text << "Encoder, depth " << config.depth << ", ff_mult " << config.ff_mult
+         << ", num_residual_streams " << config.num_residual_streams;
+    for (const LocalMHAConfig& layer : config.layers) {
+      const LocalAttention<Scalar> attention(attention_config(layer));
+      text << "; " << detail::description_of(layer)
+           << detail::description_of(attention, Window(attention.config()),
+                                     encoder.stack().attn_bias());
+    }
+    return text.str();
+  }
+
+  Index dim() const { return encoder_.stack().dim(); }
+
+  void check_arguments(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
+    require_shape("x", x.dimensions(), {this->batch(), -1, dim()});
+    this->check_push(x.dimension(1), mask);
+  }
+  void check_room(const TensorView<Scalar, 3>& y, Index rows) const {
+    require_shape("y", y.dimensions(), {this->batch(), rows, dim()});
+  }
+
+  // What puts the results of sequence `b` into y, one after the other.
+  auto writer(const TensorView<Scalar, 3>& y, Index b) const {
+    return [size = dim(), to = y.data() + b * y.dimension(1) * y.dimension(2)](const Scalar* rows,
+                                                                               Index n) mutable {
+      std::copy_n(rows, n * size, to);
+      to += n * size;
+    };
+  }
+
+  Encoder encoder_;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI
