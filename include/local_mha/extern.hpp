@@ -22,6 +22,8 @@
   EXTERN template class AttentionForwardFlow<Scalar>;                                         \
   EXTERN template class LocalAttention<Scalar>;                                               \
   EXTERN template class LocalMHA<Scalar>;                                                     \
+  EXTERN template class detail::LayerSteps<Scalar>;                                           \
+  EXTERN template struct detail::LayerWeights<Scalar>;                                        \
   EXTERN template class LocalTransformer<Scalar>;                                             \
   EXTERN template class FeedForward<Scalar>;                                                  \
   EXTERN template class LayerNorm<Scalar>;                                                    \
@@ -58,9 +60,8 @@
                                               TensorView<const Scalar, 3>, const PaddingMask&,   \
                                               const Bias&, const std::optional<Training>&,       \
                                               std::span<const Index>, Saved*) const;             \
-  EXTERN template void LocalMHA<Scalar>::Flow::step(const Device&, Past<Scalar>&, const Range&,  \
-                                                    const Range&, const Scalar*, const Range&,   \
-                                                    Scalar*);                                    \
+  EXTERN template void detail::LayerSteps<Scalar>::make_and_answer(                              \
+      const Device&, Past<Scalar>&, const Range&, const Scalar*, const Range&, Scalar*);         \
   EXTERN template void detail::LayerBackward<Scalar>::run(                                       \
       const Device&, const AttentionInputs<Scalar>&, const std::optional<Training>&,             \
       const Scalar*, const Scalar*, Scalar*, LocalMHAParameters<Scalar>&,                        \

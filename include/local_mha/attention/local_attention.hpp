@@ -16,10 +16,10 @@
 #include <local_mha/attention/forward_flow.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/placement.hpp>
+#include <local_mha/attention/plan.hpp>
 #include <local_mha/attention/rows_head.hpp>
 #include <local_mha/attention/score_functors.hpp>
 #include <local_mha/config.hpp>
-#include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
@@ -106,6 +106,7 @@ class LocalAttention {
       }
     };
 
+    detail::AttentionPlan<Scalar> plan_;
     std::optional<LocalAttentionConfig> made_for_;
     std::vector<Flow> flows_;
     std::optional<BackwardShape> shape_back_;
@@ -374,8 +375,6 @@ class LocalAttention {
   }
 
  private:
-  static constexpr Index count = block_rows<Scalar>;
-
   static const LocalAttentionConfig& checked(const LocalAttentionConfig& config) {
     validate(config);
     return config;
@@ -482,53 +481,29 @@ void LocalAttention<Scalar, Score>::attend(const Device& device, Workspace& work
                                            const TensorView<const Scalar, 4>& k, const Values& v,
                                            Scalar* out, Scalar* lse, Scalar* lse_rest,
                                            const std::optional<Training>& training) const {
-  const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+  const Index seqlen = q.dimension(2);
+  const Index dim_head = q.dimension(3);
   const Index dim_value = v.channels;
-  const Window& window = inputs.window();
-  const Index longest = inputs.longest();
-  const Index reach = window.reach(longest);
-  // Segments of an item follow one another.
-  const auto blocks_of = [&](Index sequence) {
-    const Range rows = inputs.rows(sequence);
-    return ceil_div(rows.end - rows.begin, count);
-  };
-  Index blocks = 0;
-  const Range segments = batch > 0 ? inputs.sequences_of(0) : Range{};
-  for (Index s = segments.begin; s < segments.end; ++s) blocks += blocks_of(s);
-  // A run makes its keys anew by transposing them, which costs next to nothing.
-  const Index cheap_reach = ceil_div(reach, 16 * count);
-  const Runs runs(batch * inputs.kv_heads(), blocks, cheap_reach, thread_count(device));
-  const Index workers = (std::min)(thread_count(device), runs.tasks());
-  workspace.prepare(*this, inputs, dim_head, dim_value, workers);
+  const detail::AttentionPlan<Scalar>& plan = workspace.plan_;
+  workspace.plan_.assign(inputs, q.dimension(0), thread_count(device));
+  workspace.prepare(*this, inputs, dim_head, dim_value, plan.workers());
   const AttentionDropout dropout{config_.dropout, training};
-  const auto attend_rows = [&, n = seqlen, d = dim_head](Index worker, Index item, Index sequence,
-                                                         Index kv_head, const Range& some) {
-    const Index row = inputs.rows(sequence).begin;
-    const auto at = [&](Index head, Index channels) { return (head * n + row) * channels; };
-    workspace.flow(worker).run(inputs, sequence, kv_head, some, dropout,
+  parallel_for(device, plan.workers(), plan.tasks(), [&](Index worker, Index i) {
+    const auto task = plan.task(i);
+    const Index item = inputs.item(task.sequence);
+    const Index row = inputs.rows(task.sequence).begin;
+    const Index shared = item * inputs.kv_heads() + task.kv_head;
+    const auto at = [&](Index head, Index channels) { return (head * seqlen + row) * channels; };
+    workspace.flow(worker).run(inputs, task.sequence, task.kv_head, task.queries, dropout,
                                [&](Index h) -> typename AttentionForwardFlow<Scalar>::Rows {
                                  const Index head = item * inputs.heads() + h;
-                                 const Index shared = item * inputs.kv_heads() + kv_head;
-                                 return {q.data() + at(head, d),
-                                         k.data() + at(shared, d),
+                                 return {q.data() + at(head, dim_head),
+                                         k.data() + at(shared, dim_head),
                                          v.data + shared * v.stride + row * dim_value,
                                          out + at(head, dim_value),
                                          lse != nullptr ? lse + at(head, 1) : nullptr,
                                          lse != nullptr ? lse_rest + at(head, 1) : nullptr};
                                });
-  };
-  parallel_for(device, workers, runs.tasks(), [&](Index worker, Index task) {
-    const Index item = runs.sequence(task) / inputs.kv_heads();
-    const Index kv_head = runs.sequence(task) % inputs.kv_heads();
-    const Range sequences = inputs.sequences_of(item);
-    Index before = 0;
-    for (Index s = sequences.begin; s < sequences.end && before < runs.end(task); ++s) {
-      const Range all{before, before + blocks_of(s)};
-      const Range some = Range{runs.begin(task), runs.end(task)}.clipped_to(all);
-      if (some.begin < some.end)
-        attend_rows(worker, item, s, kv_head, {some.begin - before, some.end - before});
-      before = all.end;
-    }
   });
 }
 
