@@ -23,6 +23,7 @@
   EXTERN template class LocalAttention<Scalar>;                                               \
   EXTERN template class LocalMHA<Scalar>;                                                     \
   EXTERN template class detail::LayerSteps<Scalar>;                                           \
+  EXTERN template class detail::LayerWorker<Scalar>;                                          \
   EXTERN template struct detail::LayerWeights<Scalar>;                                        \
   EXTERN template class LocalTransformer<Scalar>;                                             \
   EXTERN template class FeedForward<Scalar>;                                                  \
@@ -60,7 +61,7 @@
                                               TensorView<const Scalar, 3>, const PaddingMask&,   \
                                               const Bias&, const std::optional<Training>&,       \
                                               std::span<const Index>, Saved*) const;             \
-  EXTERN template void detail::LayerSteps<Scalar>::make_and_answer(                              \
+  EXTERN template void detail::LayerWorker<Scalar>::make_and_answer(                             \
       const Device&, Past<Scalar>&, const Range&, const Scalar*, const Range&, Scalar*);         \
   EXTERN template void detail::LayerBackward<Scalar>::run(                                       \
       const Device&, const AttentionInputs<Scalar>&, const std::optional<Training>&,             \

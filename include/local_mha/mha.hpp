@@ -4,7 +4,8 @@
 ///
 /// The layer flows: a stretch of rows comes in, its queries, keys and values are made while it is
 /// in cache, the queries whose look-around is complete attend, and their rows go out. Only the
-/// look-around is kept, in rings, so that scratch memory does not depend on the sequence.
+/// look-around is kept, in rings, so that scratch memory does not depend on the sequence. What it
+/// computes is in layer/steps.hpp.
 #pragma once
 
 #include <array>
@@ -16,7 +17,6 @@
 
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/local_attention.hpp>
-#include <local_mha/attention/past.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
@@ -28,8 +28,8 @@
 #include <local_mha/layer/forward.hpp>
 #include <local_mha/layer/plan.hpp>
 #include <local_mha/layer/saved.hpp>
-#include <local_mha/layer/steps.hpp>
 #include <local_mha/layer/weights.hpp>
+#include <local_mha/layer/worker.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -50,8 +50,7 @@ class LocalTransformer;
 template <typename Scalar>
 class LocalMHA {
   using Weights = detail::LayerWeights<Scalar>;
-  // What a worker of a stream has: its steps.
-  using Flow = detail::LayerSteps<Scalar>;
+  using Flow = detail::LayerWorker<Scalar>;
 
   static constexpr Index stretch = detail::layer_stretch<Scalar>;
 
@@ -70,7 +69,7 @@ class LocalMHA {
     friend LocalMHA;
 
     detail::LayerForward<Scalar> forward_;
-    typename detail::LayerBackward<Scalar>::Between backward_;
+    detail::LayerBackwardRoom<Scalar> backward_;
     typename LocalAttention<Scalar>::BiasGradients grad_bias_;
   };
 
@@ -324,28 +323,14 @@ class LocalMHA {
     inputs.set_score(attention().score());
   }
 
-  // Takes rows of sequence `b` of a stream in, and answers rows, a stretch at a time.
-  // \param inputs what its queries see, but for its place
-  // \param x, y the first row of `in` and of `out`
-  // \param masked a flag for each row that comes in; null: none is masked
-  // \param complete see flow_through()
+  // See LayerWorker::stream().
   template <typename Device, typename Sequence, typename Complete>
   void stream_rows(const Device& device, Flow& flow, Sequence& sequence,
                    const detail::AttentionInputs<Scalar>& inputs, Index b, const Range& in,
                    const Range& out, const Scalar* x, const std::uint8_t* masked, Scalar* y,
                    Complete&& complete) const {
-    flow.use(*weights_);
-    flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
-      sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
-      flow.see([&](Index h) {
-        AttentionHead<Scalar> head = inputs.head(b, h);
-        sequence.show(answered, head);
-        return head;
-      });
-      flow.make_and_answer(device, sequence.past(), made,
-                           x + (made.begin - in.begin) * config().dim, answered,
-                           y + (answered.begin - out.begin) * config().dim);
-    });
+    flow.steps().use(*weights_);
+    flow.stream(device, sequence, inputs, b, in, out, x, masked, y, complete);
   }
 
   std::shared_ptr<const Weights> weights_;

@@ -2193,6 +2193,7 @@ const std::set<std::string>& kernel_headers() {
                                              "core/block.hpp",
                                              "core/lanes.hpp",
                                              "core/parallel.hpp",
+                                             "core/task_order.hpp",
                                              "core/upcoming.hpp"};
   return headers;
 }

@@ -19,12 +19,12 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/layer/plan.hpp>
 #include <local_mha/layer/saved.hpp>
-#include <local_mha/layer/steps.hpp>
 #include <local_mha/layer/weights.hpp>
+#include <local_mha/layer/worker.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Takes batches through LayerSteps on the threads of a device, and holds the room for that.
+/// Takes batches through LayerWorkers on the threads of a device, and holds the room for that.
 /// Sequences follow one another through `pasts_`; workers share the one of a sequence.
 template <typename Scalar>
 class LayerForward {
@@ -38,7 +38,7 @@ class LayerForward {
     prepare(weights, inputs, thread_count(device));
     const auto work = [&](Index worker, Index) {
       try {
-        take_tasks(steps_[static_cast<std::size_t>(worker)], inputs, training, x, y, saved);
+        take_tasks(workers_[static_cast<std::size_t>(worker)], inputs, training, x, y, saved);
       } catch (...) {
         order_->abandon();
         throw;
@@ -48,7 +48,7 @@ class LayerForward {
   }
 
  private:
-  using Steps = LayerSteps<Scalar>;
+  using Worker = LayerWorker<Scalar>;
 
   void prepare(const LayerWeights<Scalar>& weights, const AttentionInputs<Scalar>& inputs,
                Index threads) {
@@ -58,13 +58,13 @@ class LayerForward {
     dim_ = weights.config.dim;
     const typename Past<Scalar>::Size size = size_of_past(weights.config, window, longest);
     provide(
-        steps_, plan_.workers(),
-        [&](const Steps& steps) { return steps.fits(weights, window, longest); },
-        [&] { return Steps(weights, window, longest); });
+        workers_, plan_.workers(),
+        [&](const Worker& worker) { return worker.fits(weights, window, longest); },
+        [&] { return Worker(weights, window, longest); });
     provide(
         pasts_, plan_.pasts(), [&](const Past<Scalar>& past) { return past.serves(size); },
         [&] { return Past<Scalar>(size); });
-    for (Steps& steps : steps_) steps.use(weights);
+    for (Worker& worker : workers_) worker.steps().use(weights);
     // Not to be moved, nor copied.
     if (!order_) order_ = std::make_unique<TaskOrder>();
     order_->start(plan_.tasks(), plan_.waiting());
@@ -87,7 +87,7 @@ class LayerForward {
   }
 
   // Until none is left.
-  void take_tasks(Steps& steps, const AttentionInputs<Scalar>& inputs,
+  void take_tasks(Worker& worker, const AttentionInputs<Scalar>& inputs,
                   const std::optional<Training>& training, const Scalar* x, Scalar* y,
                   SavedLayer<Scalar>* saved) {
     const auto next = [&] {
@@ -97,20 +97,20 @@ class LayerForward {
     for (auto task = next(); task.kind != TaskOrder::Kind::none; order_->end(task), task = next()) {
       const Index s = plan_.sequence(task.i);
       if (s != std::exchange(sequence, s))
-        steps.take_sequence(inputs, s, training, saved, plan_.blocks().first_block(s));
+        worker.steps().take_sequence(inputs, s, training, saved, plan_.blocks().first_block(s));
       Past<Scalar>& past = pasts_[static_cast<std::size_t>(plan_.past(s))];
       const Range rows = plan_.rows(task.i);
       const Index first = (plan_.blocks().first_row(s) + rows.begin) * dim_;
       if (task.kind == TaskOrder::Kind::make)
-        steps.make(past, rows, x + first);
+        worker.make(past, rows, x + first);
       else
-        steps.answer(past, rows, y + first);
+        worker.answer(past, rows, y + first);
     }
   }
 
   LayerPlan<Scalar> plan_;
   Index dim_ = 0;
-  std::vector<Steps> steps_;  // of each worker
+  std::vector<Worker> workers_;
   std::vector<Past<Scalar>> pasts_;
   std::unique_ptr<TaskOrder> order_;
 };
