@@ -2191,10 +2191,13 @@ const std::set<std::string>& kernel_headers() {
                                              "attention/softmax.hpp",
                                              "attention/visibility.hpp",
                                              "core/block.hpp",
+                                             "core/exp2.hpp",
                                              "core/lanes.hpp",
                                              "core/parallel.hpp",
                                              "core/task_order.hpp",
-                                             "core/upcoming.hpp"};
+                                             "core/transpose.hpp",
+                                             "core/upcoming.hpp",
+                                             "core/words.hpp"};
   return headers;
 }
 

@@ -30,6 +30,7 @@
 #include <local_mha/attention/score.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/exp2.hpp>
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
