@@ -2175,7 +2175,8 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
 /// Headers of the kernels' inside alone: blocks of memory, lanes and tasks, in loops that have no
 /// time for checks. Their documentation says what they need.
 const std::set<std::string>& kernel_headers() {
-  static const std::set<std::string> headers{"attention/backward_flow.hpp",
+  static const std::set<std::string> headers{"attention/attention_dropout.hpp",
+                                             "attention/backward_flow.hpp",
                                              "attention/backward_kernel.hpp",
                                              "attention/forward_flow.hpp",
                                              "attention/head.hpp",
@@ -2189,6 +2190,7 @@ const std::set<std::string>& kernel_headers() {
                                              "attention/score.hpp",
                                              "attention/score_function.hpp",
                                              "attention/softmax.hpp",
+                                             "attention/strips.hpp",
                                              "attention/visibility.hpp",
                                              "core/block.hpp",
                                              "core/exp2.hpp",

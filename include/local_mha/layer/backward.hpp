@@ -21,6 +21,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/backward_head.hpp>
 #include <local_mha/layer/backward_room.hpp>
