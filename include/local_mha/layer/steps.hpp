@@ -59,7 +59,7 @@ class LayerSteps {
       : weights_(&weights),
         config_(weights.config),
         threads_(threads),
-        steps_(weights.attention.rotary_steps(window, seqlen)),
+        rotary_steps_(weights.attention.rotary_steps(window, seqlen)),
         input_(weights),
         output_(weights) {
     if (norms_all_heads())
@@ -67,8 +67,8 @@ class LayerSteps {
           make_block_buffer<Scalar>(2 * layer_stretch<Scalar> * (heads() * dim_head() + 1) * count);
     const Index first_keys = (std::min)(window.first_keys(), seqlen);
     if (first_keys > 0 && weights.attention.rotary() != nullptr)
-      pinned_steps_.emplace(*weights.attention.rotary(), window.rotary_shift(),
-                            first_keys + layer_stretch<Scalar> * count, 0);
+      pinned_rotary_steps_.emplace(*weights.attention.rotary(), window.rotary_shift(),
+                                   first_keys + layer_stretch<Scalar> * count, 0);
     pinned_.make_room(ceil_div(first_keys, count));
     heads_.resize(to_size(heads()));
     dropouts_.reserve(to_size(config().dropout > 0 ? heads() : 0));
@@ -167,9 +167,10 @@ class LayerSteps {
 
   /// Step 4 of first keys: turns the way from a stretch of queries to them.
   void rotary_to_first_keys(const Range& rows) {
-    if (pinned_steps_ && rows.begin < rows.end)
-      pinned_steps_->move_to(*weights_->attention.rotary(), heads_.front().window->rotary_shift(),
-                             (rows.end - 1) / pinned_steps_->group());
+    if (pinned_rotary_steps_ && rows.begin < rows.end)
+      pinned_rotary_steps_->move_to(*weights_->attention.rotary(),
+                                    heads_.front().window->rotary_shift(),
+                                    (rows.end - 1) / pinned_rotary_steps_->group());
   }
 
   /// Steps 5 and 6: what queries see, and what is added to their scores.
@@ -178,8 +179,8 @@ class LayerSteps {
   void see(HeadOf&& head_of) {
     for (Index h = 0; h < heads(); ++h) {
       heads_[to_size(h)] = head_of(h);
-      heads_[to_size(h)].steps = steps_ ? &*steps_ : nullptr;
-      heads_[to_size(h)].pinned_steps = pinned_steps_ ? &*pinned_steps_ : nullptr;
+      heads_[to_size(h)].steps = rotary_steps_ ? &*rotary_steps_ : nullptr;
+      heads_[to_size(h)].pinned_steps = pinned_rotary_steps_ ? &*pinned_rotary_steps_ : nullptr;
     }
   }
 
@@ -299,8 +300,8 @@ class LayerSteps {
   const LayerWeights<Scalar>* weights_;  // of the call
   LocalMHAConfig config_;
   Index threads_;
-  std::optional<RotarySteps<Scalar>> steps_;
-  std::optional<RotarySteps<Scalar>> pinned_steps_;
+  std::optional<RotarySteps<Scalar>> rotary_steps_;
+  std::optional<RotarySteps<Scalar>> pinned_rotary_steps_;
   PinnedRows<Scalar> pinned_;  // of the sequence
   LayerInput<Scalar> input_;
   LayerOutput<Scalar> output_;
