@@ -34,7 +34,7 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// The steps of LocalMHA::backward().
+/// The steps of LocalMHA::backward(), named and counted as those of LayerSteps.
 template <typename Scalar>
 class LayerBackward {
  public:
@@ -89,10 +89,10 @@ class LayerBackward {
     load_block(dim(), rows_.rows(block), StridedRows{from, dim(), rows_.row(block)}, to);
   }
 
-  // From the gradient of y to those of the heads' outputs and gates, and of to_out.
+  // Steps 10 and 9: from the gradient of y to those of the heads' outputs and gates, and of to_out.
   template <ThreadDevice Device>
-  void project_out(const Device& device, const Scalar* x, const Scalar* grad_y,
-                   LocalMHAParameters<Scalar>& gradients) {
+  void to_out(const Device& device, const Scalar* x, const Scalar* grad_y,
+              LocalMHAParameters<Scalar>& gradients) {
     const PackedWeight<Scalar>& weight = room_.to_out;
     over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
       Scalar* const room = rooms.block[0];
@@ -110,7 +110,7 @@ class LayerBackward {
       for (Index h = 0; h < heads(); ++h) {
         project(weight, h, room_.grad_y[blocks.begin], blocks.end - blocks.begin,
                 [&](Index b) { return room_.grad_out[blocks.begin + b] + h * head_size(); });
-        for (Index block = blocks.begin; block < blocks.end; ++block) open_gate(block, h, room);
+        for (Index block = blocks.begin; block < blocks.end; ++block) gate(block, h, room);
       }
     });
     add_weight_gradient(device, rows_.count(), room_.grad_y[0], room_.grad_y.stride(),
@@ -127,8 +127,8 @@ class LayerBackward {
               room_.grad_gates[block] + room_.grad_gates.stride(), Scalar(0));
   }
 
-  // Through the gate of a head, and the operand of to_out's gradient.
-  void open_gate(Index block, Index h, Scalar* gated) {
+  // Step 9: through the gate of a head, and the operand of to_out's gradient.
+  void gate(Index block, Index h, Scalar* gated) {
     const Scalar* out = saved_.out[block] + h * head_size();
     Scalar* grad = room_.grad_out[block] + h * head_size();
     const auto put = [&](const Scalar* gated_out) {
@@ -146,6 +146,8 @@ class LayerBackward {
     put(gated);
   }
 
+  // Steps 8 to 3: from the gradients of the heads' outputs to those of queries, keys and values as
+  // they were projected.
   template <ThreadDevice Device>
   void attend(const Device& device, const AttentionInputs<Scalar>& inputs,
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
@@ -165,7 +167,7 @@ class LayerBackward {
                                    head_of, grad_bias, training);
     if (config().sinks)
       layer_.attention.add_sink_gradients(room_.attention, heads(), gradients.sinks.data());
-    if (norms_all_heads()) normalize_back(device);
+    if (norms_all_heads()) qk_norm_of_all(device);
     // Those that the configuration has not are empty.
     const Index channels = norms_all_heads() ? heads() * dim_head() : dim_head();
     for (Vector<Scalar>* of_queries : {&gradients.q_scale, &gradients.q_norm_weight})
@@ -178,9 +180,9 @@ class LayerBackward {
     return L::load(saved_.inverses[block] + part * count);
   }
 
-  // Through the normalization over all heads.
+  // Step 3 where it is over all heads.
   template <ThreadDevice Device>
-  void normalize_back(const Device& device) {
+  void qk_norm_of_all(const Device& device) {
     over_stretches(device, [&](Room&, Index stretch, const Range& blocks) {
       for (Index block = blocks.begin; block < blocks.end; ++block)
         for (Index part = 0; part < 2; ++part) {
@@ -202,10 +204,11 @@ class LayerBackward {
     });
   }
 
-  // From the gradients of queries, keys, values and gates to those of x and the weights.
+  // Steps 2, 9 and 1: from the gradients of queries, keys, values and gates to those of x and the
+  // weights.
   template <ThreadDevice Device>
-  void project_in(const Device& device, const Scalar* x, Scalar* grad_x,
-                  LocalMHAParameters<Scalar>& gradients) {
+  void to_qkv(const Device& device, const Scalar* x, Scalar* grad_x,
+              LocalMHAParameters<Scalar>& gradients) {
     const bool gates = config().gate_values_per_head;
     add_weight_gradient(device, rows_.count(), room_.grad_qkv[0], room_.grad_qkv.stride(),
                         Groups::of(qkv_heads(), dim_head(), head_channels()), room_.normed_panels,
@@ -275,9 +278,9 @@ void LayerBackward<Scalar>::run(const Device& device, const AttentionInputs<Scal
                                 typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
   layer_.attention.prepare_differentiate(device, room_.attention, inputs, saved_.batch, dim_head(),
                                          grad_bias);
-  project_out(device, x, grad_y, gradients);
+  to_out(device, x, grad_y, gradients);
   attend(device, inputs, training, gradients, grad_bias);
-  project_in(device, x, grad_x, gradients);
+  to_qkv(device, x, grad_x, gradients);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail
