@@ -51,7 +51,7 @@ template <typename Scalar>
 class LayerSteps {
  public:
   /// What to_qkv() makes.
-  enum Part : Index { queries, keys, values };
+  enum Part : std::uint8_t { queries, keys, values };
 
   /// \param seqlen of the longest sequence
   /// \param threads of a device that share a step at most
