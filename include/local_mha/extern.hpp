@@ -23,6 +23,9 @@
   EXTERN template class LocalAttention<Scalar>;                                               \
   EXTERN template class LocalMHA<Scalar>;                                                     \
   EXTERN template class Encoder<Scalar>;                                                      \
+  EXTERN template class detail::LayerSteps<Scalar>;                                           \
+  EXTERN template class detail::LayerWorker<Scalar>;                                          \
+  EXTERN template struct detail::LayerWeights<Scalar>;                                        \
   EXTERN template class LocalTransformer<Scalar>;                                             \
   EXTERN template class detail::LayerStack<Scalar>;                                           \
   EXTERN template class detail::LayerStackBackward<Scalar>;                                   \
@@ -66,9 +69,8 @@
                                               TensorView<const Scalar, 3>, const PaddingMask&,   \
                                               const Bias&, const std::optional<Training>&,       \
                                               std::span<const Index>, Saved*) const;             \
-  EXTERN template void LocalMHA<Scalar>::Flow::step(const Device&, Past<Scalar>&, const Range&,  \
-                                                    const Range&, const Scalar*, const Range&,   \
-                                                    Scalar*);                                    \
+  EXTERN template void detail::LayerWorker<Scalar>::make_and_answer(                             \
+      const Device&, Past<Scalar>&, const Range&, const Scalar*, const Range&, Scalar*);         \
   EXTERN template void detail::LayerBackward<Scalar>::run(                                       \
       const Device&, const AttentionInputs<Scalar>&, const std::optional<Training>&,             \
       const Scalar*, const Scalar*, Scalar*, LocalMHAParameters<Scalar>&,                        \

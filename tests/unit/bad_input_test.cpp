@@ -2427,7 +2427,8 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
 /// Headers of the kernels' inside alone: blocks of memory, lanes and tasks, in loops that have no
 /// time for checks. Their documentation says what they need.
 const std::set<std::string>& kernel_headers() {
-  static const std::set<std::string> headers{"attention/backward_flow.hpp",
+  static const std::set<std::string> headers{"attention/attention_dropout.hpp",
+                                             "attention/backward_flow.hpp",
                                              "attention/backward_kernel.hpp",
                                              "attention/forward_flow.hpp",
                                              "attention/head.hpp",
@@ -2441,11 +2442,16 @@ const std::set<std::string>& kernel_headers() {
                                              "attention/score.hpp",
                                              "attention/score_function.hpp",
                                              "attention/softmax.hpp",
+                                             "attention/strips.hpp",
                                              "attention/visibility.hpp",
                                              "core/block.hpp",
+                                             "core/exp2.hpp",
                                              "core/lanes.hpp",
                                              "core/parallel.hpp",
-                                             "core/upcoming.hpp"};
+                                             "core/task_order.hpp",
+                                             "core/transpose.hpp",
+                                             "core/upcoming.hpp",
+                                             "core/words.hpp"};
   return headers;
 }
 

@@ -441,20 +441,4 @@ TEST(ParallelFor, RunsOnTheCallingThreadIfTheDeviceHasNoThreads) {
   EXPECT_TRUE(same_bits(mha.forward(device, x), mha.forward(x)));
 }
 
-TEST(RunsOfBlocks, CoverEverySequenceOnce) {
-  for (const Index sequences : {0, 1, 2, 5, 100})
-    for (const Index blocks : {0, 1, 2, 7, 64, 1000})
-      for (const Index reach : {0, 1, 10, 2000})
-        for (const Index workers : {1, 2, 3, 7, 64}) {
-          const local_mha::Runs runs(sequences, blocks, reach, workers);
-          std::vector<int> covered(static_cast<std::size_t>(sequences * blocks), 0);
-          for (Index task = 0; task < runs.tasks(); ++task) {
-            EXPECT_LT(runs.begin(task), runs.end(task));
-            for (Index block = runs.begin(task); block < runs.end(task); ++block)
-              ++covered[static_cast<std::size_t>(runs.sequence(task) * blocks + block)];
-          }
-          for (const int times : covered) ASSERT_EQ(times, 1);
-        }
-}
-
 }  // namespace threads_test

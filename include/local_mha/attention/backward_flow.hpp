@@ -17,6 +17,8 @@
 #include <vector>
 
 #include <local_mha/attention/backward_kernel.hpp>
+#include <local_mha/attention/backward_strip.hpp>
+#include <local_mha/attention/bias_gradients.hpp>
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/placement.hpp>
@@ -29,22 +31,6 @@
 #include <local_mha/ops/rotary.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-/// `Σ_c a_c · b_c` of each position of two blocks.
-/// \param a, b `[channels][block_rows]`
-template <typename Scalar>
-LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar* b) {
-  using L = Lanes<Scalar>;
-  L partial[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
-  Index c = 0;
-  for (; c + 4 <= channels; c += 4) {
-    LOCAL_MHA_UNROLL for (int i = 0; i < 4; ++i) partial[i] =
-        fma(L::load(a + (c + i) * L::count), L::load(b + (c + i) * L::count), partial[i]);
-  }
-  for (; c < channels; ++c)
-    partial[0] = fma(L::load(a + c * L::count), L::load(b + c * L::count), partial[0]);
-  return (partial[0] + partial[1]) + (partial[2] + partial[3]);
-}
 
 /// Room for the backward pass of heads of one shape, one group after the other.
 ///
@@ -92,10 +78,7 @@ class AttentionBackwardFlow {
     if (pins) all_steps_ = placement.all_steps(window, seqlen);
     const Index reach = window.reach(seqlen);
     const Index kept = window.blocks_seen(seqlen, count);
-    keys_ = Ring<Scalar>(dim_head, kept);
-    values_ = Ring<Scalar>(dim_value, kept);
-    grad_keys_ = Ring<Scalar>(panel_channels<Scalar>(dim_head), kept);
-    grad_values_ = Ring<Scalar>(panel_channels<Scalar>(dim_value), kept);
+    rings_ = Rings(dim_head, dim_value, kept);
     kernel_ = AttentionBackwardKernel<Scalar>(
         dim_head, dim_value, pins ? seqlen + count : (std::min)(reach + count, seqlen),
         changes_scores);
@@ -172,17 +155,14 @@ class AttentionBackwardFlow {
         kernel_.upcoming().clear();
         if (i + 1 == members_.size())
           member_of(Index{0}).add_upcoming(block + 1, made, finished, kernel_.upcoming());
-        kernel_.differentiate(
-            members_[i].head,
-            {.first = first,
-             .queries = queries_.data(),
-             .grad_out = grad_out_.data(),
-             .lse = lse_.data(),
-             .delta = delta_.data(),
-             .grad_queries = grad_queries_.data()},
-            {&keys_, &values_, &grad_keys_, &grad_values_},
-            {&pinned_keys_, &pinned_values_, &pinned_grad_keys_, &pinned_grad_values_},
-            members_[i].grad_bias);
+        kernel_.differentiate(members_[i].head,
+                              {.first = first,
+                               .queries = queries_.data(),
+                               .grad_out = grad_out_.data(),
+                               .lse = lse_.data(),
+                               .delta = delta_.data(),
+                               .grad_queries = grad_queries_.data()},
+                              rings_.store(), pinned_rings_.store(), members_[i].grad_bias);
         // The other lanes of a block with global queries are done at the end, too.
         if (some_global)
           global_blocks_[next_global++].grad_of_window = grad_queries_;
@@ -200,10 +180,11 @@ class AttentionBackwardFlow {
   }
 
  private:
+  using Rings = detail::GradientRings<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
 
-  Index dim_head() const { return keys_.channels(); }
-  Index dim_value() const { return values_.channels(); }
+  Index dim_head() const { return rings_.keys.channels(); }
+  Index dim_value() const { return rings_.values.channels(); }
 
   template <typename Head>
   void make_queries(Index block, Head& head) {
@@ -213,19 +194,14 @@ class AttentionBackwardFlow {
     head.load_grad_out(block, grad_out_.data());
     head.load_out(block, out_.data());
     head.load_lse(block, lse_.data());
-    dot(dim_value(), grad_out_.data(), out_.data()).store(delta_.data());
+    detail::dot(dim_value(), grad_out_.data(), out_.data()).store(delta_.data());
   }
 
   void make_pinned_room(Index blocks) {
     if (blocks == 0) return;
     pinned_.make_room(blocks);
-    if (pinned_keys_.capacity() >= blocks && pinned_keys_.channels() == dim_head()) return;
-    // The keys, which say what there is room for, come last: memory may run out.
-    Ring<Scalar> keys(dim_head(), blocks);
-    pinned_values_ = Ring<Scalar>(dim_value(), blocks);
-    pinned_grad_keys_ = Ring<Scalar>(grad_keys_.channels(), blocks);
-    pinned_grad_values_ = Ring<Scalar>(grad_values_.channels(), blocks);
-    pinned_keys_ = std::move(keys);
+    if (pinned_rings_.keys.capacity() < blocks || pinned_rings_.keys.channels() != dim_head())
+      pinned_rings_ = Rings(dim_head(), dim_value(), blocks);
   }
 
   // Keys of pinned rows, each at its place; their gradients come together there.
@@ -233,15 +209,14 @@ class AttentionBackwardFlow {
   void make_pinned(Head& head) {
     const auto number = static_cast<Index>(pinned_.blocks().size());
     for (Index at = 0; at < number; ++at)
-      make_keys(pinned_.blocks()[static_cast<std::size_t>(at)], at, head,
-                {pinned_keys_, pinned_values_, pinned_grad_keys_, pinned_grad_values_});
+      make_keys(pinned_.blocks()[static_cast<std::size_t>(at)], at, head, pinned_rings_);
   }
 
   template <typename Head>
   void finish_pinned(Head& head) {
     for (std::size_t at = 0; at < pinned_.blocks().size(); ++at)
-      store_keys(pinned_.blocks()[at], head, pinned_grad_keys_[static_cast<Index>(at)],
-                 pinned_grad_values_[static_cast<Index>(at)]);
+      store_keys(pinned_.blocks()[at], head, pinned_rings_.grad_keys[static_cast<Index>(at)],
+                 pinned_rings_.grad_values[static_cast<Index>(at)]);
   }
 
   bool has_global(Index block) const {
@@ -328,8 +303,7 @@ class AttentionBackwardFlow {
                                   .lse = global.lse.data(),
                                   .delta = global.delta.data(),
                                   .grad_queries = global.grad.data()},
-                                 rows, {&keys_, &values_, &grad_keys_, &grad_values_},
-                                 member.grad_bias);
+                                 rows, rings_.store(), member.grad_bias);
     }
   }
 
@@ -337,43 +311,25 @@ class AttentionBackwardFlow {
     for (Index i = 0; i < size; ++i) to[i] = to[i] + from[i];
   }
 
-  // d sink = −Σ_i p_i,sink · delta_i
   void add_to_sink(const Member& member) {
-    if (member.grad_sink == nullptr) return;
-    for (Index r = 0; r < count; ++r) {
-      const auto at = static_cast<std::size_t>(r);
-      // Nothing but the sink, or no query: then there is no delta.
-      if (delta_[at] == Scalar(0)) continue;
-      const auto lse = binary_log_sum_exp<Scalar>({lse_[at], lse_[at + count]});
-      using std::exp;
-      using Sum = LongSum<Scalar>;
-      *member.grad_sink -=
-          exp(Sum(ln_2) * ((Sum(member.head.sink) - Sum(lse.nearest)) - Sum(lse.rest))) *
-          Sum(delta_[at]);
-    }
+    if (member.grad_sink != nullptr)
+      detail::add_sink_gradient(member.head.sink, lse_.data(), delta_.data(), *member.grad_sink);
   }
-
-  struct Store {
-    Ring<Scalar>& keys;
-    Ring<Scalar>& values;
-    Ring<Scalar>& grad_keys;
-    Ring<Scalar>& grad_values;
-  };
 
   template <typename Head>
   void make_keys(Index block, Head& head) {
-    make_keys(block, block, head, {keys_, values_, grad_keys_, grad_values_});
+    make_keys(block, block, head, rings_);
   }
-  // Block `block` of the sequence as block `at` of a store.
+  // Block `block` of the sequence as block `at` of some rings.
   template <typename Head>
-  void make_keys(Index block, Index at, Head& head, const Store& store) {
-    head.load_keys(block, store.keys[at]);
-    if (rotary_ != nullptr) rotary_->apply_to_keys(store.keys[at], block * count);
-    head.load_values(block, store.values[at]);
-    store.keys.note_finite(at);
-    store.values.note_finite(at);
-    std::fill_n(store.grad_keys[at], store.grad_keys.channels() * count, Scalar(0));
-    std::fill_n(store.grad_values[at], store.grad_values.channels() * count, Scalar(0));
+  void make_keys(Index block, Index at, Head& head, Rings& rings) {
+    head.load_keys(block, rings.keys[at]);
+    if (rotary_ != nullptr) rotary_->apply_to_keys(rings.keys[at], block * count);
+    head.load_values(block, rings.values[at]);
+    rings.keys.note_finite(at);
+    rings.values.note_finite(at);
+    std::fill_n(rings.grad_keys[at], rings.grad_keys.channels() * count, Scalar(0));
+    std::fill_n(rings.grad_values[at], rings.grad_values.channels() * count, Scalar(0));
   }
 
   template <typename Head>
@@ -387,9 +343,10 @@ class AttentionBackwardFlow {
   void finish_keys(Index block, Head& head) {
     meet_global(block);
     const Index at = pinned_.place_of_block(block);
-    if (at < 0) return store_keys(block, head, grad_keys_[block], grad_values_[block]);
-    add(grad_keys_.channels() * count, grad_keys_[block], pinned_grad_keys_[at]);
-    add(grad_values_.channels() * count, grad_values_[block], pinned_grad_values_[at]);
+    if (at < 0) return store_keys(block, head, rings_.grad_keys[block], rings_.grad_values[block]);
+    add(rings_.grad_keys.channels() * count, rings_.grad_keys[block], pinned_rings_.grad_keys[at]);
+    add(rings_.grad_values.channels() * count, rings_.grad_values[block],
+        pinned_rings_.grad_values[at]);
   }
 
   // \param grad_keys, grad_values panels
@@ -413,10 +370,7 @@ class AttentionBackwardFlow {
   bool pins_;
   std::optional<RotarySteps<Scalar>> steps_;
   std::optional<RotarySteps<Scalar>> all_steps_;
-  Ring<Scalar> keys_;
-  Ring<Scalar> values_;
-  Ring<Scalar> grad_keys_;    // panels
-  Ring<Scalar> grad_values_;  // panels
+  Rings rings_;
   AttentionBackwardKernel<Scalar> kernel_;
   std::vector<Member> members_;
   BlockBuffer<Scalar> queries_;
@@ -426,10 +380,7 @@ class AttentionBackwardFlow {
   BlockBuffer<Scalar> lse_;
   BlockBuffer<Scalar> delta_;
   PinnedRows<Scalar> pinned_;
-  Ring<Scalar> pinned_keys_;
-  Ring<Scalar> pinned_values_;
-  Ring<Scalar> pinned_grad_keys_;    // panels
-  Ring<Scalar> pinned_grad_values_;  // panels
+  Rings pinned_rings_;
   const bool* global_ = nullptr;
   std::vector<GlobalBlock> global_blocks_;  // room, and how many there are
   std::size_t number_of_global_ = 0;

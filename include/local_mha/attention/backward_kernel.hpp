@@ -21,18 +21,15 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <optional>
+#include <cstddef>
 
+#include <local_mha/attention/backward_strip.hpp>
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/ring.hpp>
-#include <local_mha/attention/score.hpp>
+#include <local_mha/attention/score_gradients.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/upcoming.hpp>
-#include <local_mha/core/window.hpp>
-#include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
@@ -40,29 +37,6 @@
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-/// A block of queries on the way back.
-template <typename Scalar>
-struct QueryGradients {
-  Index first = 0;                   ///< the block's first row
-  const Scalar* queries = nullptr;   ///< `[dim_head][block_rows]` as AttentionKernel::attend() has
-  const Scalar* grad_out = nullptr;  ///< `[dim_value][block_rows]`, 0 in rows that do not exist
-  const Scalar* lse = nullptr;       ///< `[2][block_rows]` as AttentionKernel::attend() leaves it
-  const Scalar* delta = nullptr;     ///< `[block_rows]`
-  /// `[padded dim_head][block_rows]`: becomes `Σ_j ds_ij · k_j`, turned back to the place of the
-  /// queries
-  Scalar* grad_queries = nullptr;
-};
-
-/// Where keys and values lie, looked at by note_finite(), and the room for their gradients, panels
-/// that are added to; that of the keys is `Σ_i ds_ij · queries_i`, which is theirs times `log2(e)`.
-template <typename Scalar>
-struct GradientStore {
-  const Ring<Scalar>* keys = nullptr;
-  const Ring<Scalar>* values = nullptr;
-  Ring<Scalar>* grad_keys = nullptr;
-  Ring<Scalar>* grad_values = nullptr;
-};
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -77,15 +51,11 @@ class AttentionBackwardKernel {
   /// \param longest_range keys that a block of queries sees at most
   /// \param changes_scores heads have a function of the scores
   AttentionBackwardKernel(Index dim_head, Index dim_value, Index longest_range, bool changes_scores)
-      : probabilities_(room((std::min)(longest_range, segment_keys) + 2 * count)),
-        grad_scores_(room((std::min)(longest_range, segment_keys) + 2 * count)),
-        derivatives_(changes_scores ? room((std::min)(longest_range, segment_keys) + 2 * count)
-                                    : room(0)),
+      : scores_((std::min)(longest_range, segment_keys) + 2 * count, changes_scores),
         turned_(room(dim_head)),
         grad_turned_(room(padded_channels<Scalar>(dim_head))),
         query_panels_(room(panel_channels<Scalar>(dim_head))),
-        grad_out_panels_(room(panel_channels<Scalar>(dim_value))),
-        bias_(room(count)) {}
+        grad_out_panels_(room(panel_channels<Scalar>(dim_value))) {}
 
   /// Memory that differentiate() fetches while it computes.
   Upcoming<Scalar>& upcoming() { return upcoming_; }
@@ -118,49 +88,13 @@ class AttentionBackwardKernel {
 
  private:
   using Tile = QueryTile<Scalar>;
+  using Strip = detail::BackwardStrip<Scalar>;
+  static constexpr Index group = detail::ScoreGradients<Scalar>::group;
 
-  // Keys one after the other in a store, and what the tile's queries see of them.
-  struct Strip {
-    Tile tile;
-    GradientStore<Scalar> store;
-    const Index* blocks;  // of the store in the sequence; null: the same
-
-    Index block_in_sequence(Index block) const { return blocks == nullptr ? block : blocks[block]; }
-    Index row(Index key) const { return block_in_sequence(key / count) * count + key % count; }
-    const RotarySteps<Scalar>* steps(const AttentionHead<Scalar>& head) const {
-      return blocks == nullptr ? head.steps : head.pinned_steps;
-    }
-  };
-
-  // Keys that one micro-kernel of the scores takes, all of one block.
-  static constexpr Index group =
-      count % Tiling<Scalar>::values == 0 ? Tiling<Scalar>::values : Tiling<Scalar>::rows;
   // The register tile of the products that are added in place: keys × panels of channels.
   static constexpr int panels = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
   static constexpr int panel_keys = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
   static_assert(count % group == 0 && group % panel_keys == 0);
-
-  // Log-sum-exp in units of log 2.
-  class Denominator {
-   public:
-    explicit Denominator(const Scalar* lse) {
-      alignas(64) Scalar whole[count];
-      alignas(64) Scalar rest[count];
-      for (Index r = 0; r < count; ++r) {
-        const auto parts = binary_log_sum_exp<Scalar>({lse[r], lse[count + r]});
-        whole[r] = parts.nearest;
-        rest[r] = parts.rest;
-      }
-      whole_ = L::load(whole);
-      rest_ = L::load(rest);
-    }
-
-    LOCAL_MHA_INLINE L probability(const L& score) const { return exp2((score - whole_) - rest_); }
-
-   private:
-    L whole_;
-    L rest_;
-  };
 
   static BlockBuffer<Scalar> room(Index lanes) { return make_block_buffer<Scalar>(lanes * count); }
 
@@ -196,10 +130,10 @@ class AttentionBackwardKernel {
         queries = turned_.data();
         block_to_panels(keys.channels(), queries, query_panels_.data());
       }
-      grad_scores(head, strip, segment, block, queries, cursor);
-      if (head.dropout != nullptr) drop(head, strip, segment, block);
-      if (grad_bias != nullptr) add_to_bias(head, strip, segment, grad_bias);
-      if (head.score) multiply_by_derivatives(segment);
+      scores_.make(head, strip, segment, block, queries, cursor, upcoming_);
+      if (head.dropout != nullptr) scores_.drop(head, strip, segment, block);
+      if (grad_bias != nullptr) scores_.add_to_bias(head, strip, segment, grad_bias);
+      if (head.score) scores_.multiply_by_derivatives(segment);
       Scalar* grad_queries = block.grad_queries;
       if (steps != nullptr) {
         std::fill(grad_turned_.begin(), grad_turned_.end(), Scalar(0));
@@ -235,165 +169,6 @@ class AttentionBackwardKernel {
     return true;
   }
 
-  Scalar* row_of(BlockBuffer<Scalar>& rows, const Range& segment, Index key) {
-    return rows.data() + (key - segment.begin / count * count) * count;
-  }
-
-  // P and dS of a segment; with dropout, P and g·v.
-  void grad_scores(const AttentionHead<Scalar>& head, const Strip& strip, const Range& segment,
-                   const QueryGradients<Scalar>& block, const Scalar* queries, LaneRange& cursor) {
-    const Tile& tile = strip.tile;
-    const Ring<Scalar>& keys = *strip.store.keys;
-    const Ring<Scalar>& values = *strip.store.values;
-    const Denominator denominator(block.lse);
-    const L delta = L::load(block.delta);
-    std::optional<BiasRows<Scalar>> bias_rows;
-    if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
-    auto key_cursor = keys.cursor(segment.begin / count);
-    auto value_cursor = values.cursor(segment.begin / count);
-    for (Index begin = segment.begin; begin < segment.end;
-         key_cursor.advance(), value_cursor.advance()) {
-      const Index end = (std::min)((begin / count + 1) * count, segment.end);
-      const Index first_key = strip.block_in_sequence(begin / count) * count;
-      if (bias_rows) bias_rows->gather(first_key, bias_.data());
-      for (Index key = begin; key < end; key += group) {
-        Scalar* p = row_of(probabilities_, segment, key);
-        Scalar* ds = row_of(grad_scores_, segment, key);
-        Scalar* derivatives = head.score ? row_of(derivatives_, segment, key) : nullptr;
-        {
-          upcoming_.fetch();
-          L acc[group][1];
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
-          const Scalar* const x[1] = {queries};
-          multiply(keys.channels(), key_cursor.block() + key % count,
-                   Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
-          if (derivatives != nullptr)
-            change(head, tile, first_key + key % count, p, derivatives, acc);
-          if (head.attn_bias != nullptr) {
-            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
-                fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
-          }
-          // Sums that started at −lse would round at its size.
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) denominator.probability(acc[r][0])
-              .store(p + r * count);
-        }
-        {
-          upcoming_.fetch();
-          L acc[group][1];
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
-          const Scalar* const x[1] = {block.grad_out};
-          multiply(values.channels(), value_cursor.block() + key % count,
-                   Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
-          if (head.dropout == nullptr) {
-            LOCAL_MHA_UNROLL for (Index r = 0; r < group;
-                                  ++r)(L::load(p + r * count) * (acc[r][0] - delta))
-                .store(ds + r * count);
-          } else {
-            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count);
-          }
-        }
-        // The products that follow sum over all lanes.
-        if (!tile.whole() || !tile.plain({key, key + group}))
-          hide(tile, key, denominator, p, ds, derivatives, cursor);
-      }
-      begin = end;
-    }
-  }
-
-  // Applies the head's function to scores in registers, and keeps its derivatives.
-  static void change(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
-                     Scalar* room, Scalar* derivatives, L (&scores)[group][1]) {
-    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) scores[r][0].store(room + r * count);
-    head.score.apply({head.index, tile.first, first_key}, group, room, derivatives);
-    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) scores[r][0] = L::load(room + r * count);
-  }
-
-  // Puts 0 where a query does not see a key of the group, and in lanes that are no queries. Where a
-  // query attends itself for want of anything else (shared_qk), its score is a constant. `cursor`
-  // starts as {0, 0} and is kept for the keys that follow.
-  // \param derivatives null: none
-  static void hide(const Tile& tile, Index first_key, const Denominator& denominator, Scalar* p,
-                   Scalar* ds, Scalar* derivatives, LaneRange& cursor) {
-    for (Index i = 0; i < group; ++i, p += count, ds += count) {
-      const LaneRange lanes = tile.that_see(first_key + i, cursor);
-      const auto keep = [&](const L& values, Scalar* to) {
-        select_lanes(lanes.begin, lanes.end, values, L::zero()).store(to);
-      };
-      L probability = L::load(p);
-      L grad = L::load(ds);
-      const int self = tile.self_lane(first_key + i);
-      if (self >= 0) {
-        const L constant = denominator.probability(L::broadcast(binary_self_score<Scalar>()));
-        probability = select_lanes(self, self + 1, constant, probability);
-        grad = select_lanes(self, self + 1, L::zero(), grad);
-      }
-      keep(probability, p);
-      keep(grad, ds);
-      if (derivatives != nullptr) keep(L::load(derivatives + i * count), derivatives + i * count);
-    }
-  }
-
-  // From the gradients of what the head's function makes of scores to theirs.
-  void multiply_by_derivatives(const Range& segment) {
-    const Scalar* derivatives = row_of(derivatives_, segment, segment.begin);
-    Scalar* ds = row_of(grad_scores_, segment, segment.begin);
-    const Index keys = ceil_div(segment.end - segment.begin, group) * group;
-    for (Index i = 0; i < keys * count; i += count)
-      (L::load(derivatives + i) * L::load(ds + i)).store(ds + i);
-  }
-
-  // From P and g·v to what is left of P, and dS.
-  void drop(const AttentionHead<Scalar>& head, const Strip& strip, const Range& segment,
-            const QueryGradients<Scalar>& block) {
-    const Tile& tile = strip.tile;
-    constexpr Index together = Dropout<Scalar>::together;
-    const Range keys{segment.begin,
-                     segment.begin + ceil_div(segment.end - segment.begin, group) * group};
-    const L delta = L::load(block.delta);
-    L factors[together];
-    for (Index octet = keys.begin / together; octet * together < keys.end; ++octet) {
-      head.dropout->factors(tile.first, strip.row(octet * together) / together, factors);
-      for (Index i = 0; i < together; ++i) {
-        const Index key = octet * together + i;
-        if (!keys.contains(key)) continue;
-        Scalar* p = row_of(probabilities_, segment, key);
-        Scalar* ds = row_of(grad_scores_, segment, key);
-        const L probability = L::load(p);
-        const L grad = probability * (factors[i] * L::load(ds) - delta);
-        // What is not seen has p = 0, but delta may be no number there.
-        L seen = select_negative(L::zero() - probability, grad, Scalar(0) * probability);
-        const int self = tile.self_lane(key);
-        if (self >= 0) seen = select_lanes(self, self + 1, L::zero(), seen);
-        seen.store(ds);
-        (probability * factors[i]).store(p);
-      }
-    }
-  }
-
-  void add_to_bias(const AttentionHead<Scalar>& head, const Strip& strip, const Range& segment,
-                   Scalar* grad_bias) {
-    const Tile& tile = strip.tile;
-    const Index columns = head.window->look_around();
-    for (Index r = tile.queries.begin; r < tile.queries.end; ++r) {
-      const Index query = tile.first + r;
-      Scalar* row = grad_bias + head.window->place_in_bucket(query) * columns;
-      const Index first = head.window->look_around_begin(query);
-      Range keys = tile.seen[r].clipped_to(segment);
-      if (strip.blocks == nullptr) keys = keys.clipped_to({first, first + columns});
-      if (keys.begin >= keys.end) continue;
-      const Scalar* ds = row_of(grad_scores_, segment, keys.begin) + r;
-      if (strip.blocks == nullptr) {
-        row += keys.begin - first;
-        for (Index i = 0; i < keys.end - keys.begin; ++i) row[i] += ds[i * count];
-        continue;
-      }
-      for (Index key = keys.begin; key < keys.end; ++key, ds += count) {
-        const Index column = strip.row(key) - first;
-        if (Range{0, columns}.contains(column)) row[column] += *ds;
-      }
-    }
-  }
-
   // dv += Pᵀ·g and dk += dSᵀ·q, for the lanes that see a key: lanes without a query do not.
   void add_to_keys(const Tile& tile, const Range& segment, Ring<Scalar>& grad_keys,
                    Ring<Scalar>& grad_values) {
@@ -405,9 +180,9 @@ class AttentionBackwardKernel {
       for (Index key = begin; key < end; key += panel_keys) {
         const LaneRange any = tile.that_see_any(key, panel_keys, cursor);
         const Index place = key % count * count;
-        add_panels(any, row_of(probabilities_, segment, key), grad_out_panels_.data(),
+        add_panels(any, scores_.probabilities(segment, key), grad_out_panels_.data(),
                    to_values + place, grad_values.channels());
-        add_panels(any, row_of(grad_scores_, segment, key), query_panels_.data(), to_keys + place,
+        add_panels(any, scores_.gradients(segment, key), query_panels_.data(), to_keys + place,
                    grad_keys.channels());
       }
       begin = end;
@@ -485,7 +260,7 @@ class AttentionBackwardKernel {
     for (Index begin = segment.begin; begin < segment.end; cursor.advance()) {
       const Index end = (std::min)((begin / count + 1) * count, segment.end);
       const Scalar* block = cursor.block() + c * count;
-      const Scalar* const ds[1] = {row_of(grad_scores_, segment, begin)};
+      const Scalar* const ds[1] = {scores_.gradients(segment, begin)};
       if (end - begin == count)
         multiply(count, block, count, 1, ds, acc);
       else
@@ -506,8 +281,8 @@ class AttentionBackwardKernel {
     auto cursor = store.keys->cursor(segment.begin / count);
     for (Index key = segment.begin; key < segment.end; ++key) {
       if (key % count == 0 && key > segment.begin) cursor.advance();
-      const Scalar* p = row_of(probabilities_, segment, key);
-      const Scalar* ds = row_of(grad_scores_, segment, key);
+      const Scalar* p = scores_.probabilities(segment, key);
+      const Scalar* ds = scores_.gradients(segment, key);
       Scalar* to_keys = (*store.grad_keys)[key / count];
       Scalar* to_values = (*store.grad_values)[key / count];
       for (Index r = tile.queries.begin; r < tile.queries.end; ++r) {
@@ -526,14 +301,11 @@ class AttentionBackwardKernel {
     }
   }
 
-  BlockBuffer<Scalar> probabilities_;    // [key][query]
-  BlockBuffer<Scalar> grad_scores_;      // [key][query]
-  BlockBuffer<Scalar> derivatives_;      // [key][query], of the head's function of scores
+  detail::ScoreGradients<Scalar> scores_;
   BlockBuffer<Scalar> turned_;           // [channel][query]
   BlockBuffer<Scalar> grad_turned_;      // [channel][query]
   BlockBuffer<Scalar> query_panels_;     // [panel][query][channel]
   BlockBuffer<Scalar> grad_out_panels_;  // [panel][query][channel]
-  BlockBuffer<Scalar> bias_;             // [key][query]
   bool finite_queries_ = false;
   Upcoming<Scalar> upcoming_;
 };

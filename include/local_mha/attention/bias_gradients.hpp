@@ -4,10 +4,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <optional>
 #include <vector>
 
+#include <local_mha/attention/log_sum_exp.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
@@ -55,6 +57,23 @@ class BiasGradients {
   Index size_ = 0;
   BlockBuffer<Scalar> sums_;
 };
+
+/// What a block of queries gives to the gradient of its sink: `−Σ_i p_i,sink · delta_i`.
+/// \param sink in units of log 2
+/// \param lse, delta those of QueryGradients
+template <typename Scalar>
+void add_sink_gradient(const Scalar& sink, const Scalar* lse, const Scalar* delta,
+                       LongSum<Scalar>& sum) {
+  constexpr Index count = block_rows<Scalar>;
+  for (Index r = 0; r < count; ++r) {
+    // Nothing but the sink, or no query: then there is no delta.
+    if (delta[r] == Scalar(0)) continue;
+    const auto parts = binary_log_sum_exp<Scalar>({lse[r], lse[r + count]});
+    using std::exp;
+    using Sum = LongSum<Scalar>;
+    sum -= exp(Sum(ln_2) * ((Sum(sink) - Sum(parts.nearest)) - Sum(parts.rest))) * Sum(delta[r]);
+  }
+}
 
 /// Those of sinks: of each head of each sequence of the batch, then of each head.
 template <typename Scalar>

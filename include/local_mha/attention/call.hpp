@@ -12,9 +12,11 @@
 #include <string_view>
 #include <vector>
 
+#include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -47,6 +49,26 @@ struct AttentionTerms {
 };
 
 namespace detail {
+
+/// What a call's queries see.
+/// \throws std::invalid_argument if that is not what the configuration allows
+inline Window window_of(const LocalAttentionConfig& config, const LocalAttentionCall& call) {
+  if (call.window_size) {
+    if (!config.use_xpos)
+      reject("window_size", "none at the call, because the attention has no xPos",
+             *call.window_size);
+    if (config.token_window)
+      reject("window_size", "none at the call, because the attention has a token window",
+             *call.window_size);
+    require_at_least("window_size", *call.window_size, 1);
+  }
+  constexpr Index last_position = Index{1} << 60;
+  if (call.first_position < 0 || call.first_position > last_position)
+    reject("first_position", "0 to 2^60", call.first_position);
+  if (call.first_position != 0 && !call.cu_seqlens.empty())
+    reject("first_position", "0, because packed sequences start there", call.first_position);
+  return Window(config, call.window_size.value_or(config.window_size), call.first_position);
+}
 
 /// Some numbers of tensors, by which others are told from them: all of a small tensor, 64 that are
 /// spread over a large one. Tensors come as a range of what has `size()` and `[i]`, such as

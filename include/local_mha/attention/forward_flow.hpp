@@ -8,13 +8,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <limits>
 #include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include <local_mha/attention/attention_dropout.hpp>
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/kernel.hpp>
@@ -27,19 +27,6 @@
 #include <local_mha/ops/dropout.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-/// Dropout of each head of each sequence; none in evaluation.
-struct AttentionDropout {
-  double probability = 0;
-  std::optional<Training> training = {};
-
-  /// \param head `s·H + h`
-  template <typename Scalar>
-  std::optional<Dropout<Scalar>> of_head(Index head) const {
-    if (!training || probability == 0) return std::nullopt;
-    return Dropout<Scalar>(probability, training->seed, static_cast<std::uint32_t>(head));
-  }
-};
 
 /// Room for heads of one shape, one group after the other.
 template <typename Scalar>

@@ -12,42 +12,36 @@
 ///
 /// Keys come in strips: what the window shows, and rows that are pinned before and after it. The
 /// parts that may be exchanged are visibility.hpp (who sees a key), score.hpp (what a score is),
-/// softmax.hpp, and where keys and values lie (Ring, Rows).
+/// softmax.hpp, and where keys and values lie (Ring, Rows). A single query takes another way
+/// through them, one_query_kernel.hpp.
 ///
 /// A key that a query does not see contributes exactly nothing, whatever its key and value hold.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <type_traits>
 
 #include <local_mha/attention/head.hpp>
+#include <local_mha/attention/one_query_kernel.hpp>
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/score.hpp>
 #include <local_mha/attention/softmax.hpp>
+#include <local_mha/attention/strips.hpp>
 #include <local_mha/attention/visibility.hpp>
+#include <local_mha/attention/weighted_values.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
-#include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-/// Where keys and values lie.
-/// \tparam Values a Ring, or Rows
-template <typename Scalar, typename Values>
-struct KeyStore {
-  const Ring<Scalar>* keys = nullptr;
-  const Values* values = nullptr;
-};
 
 /// Room for one block of queries, and the computation in it.
 template <typename Scalar>
@@ -105,7 +99,10 @@ class AttentionKernel {
     if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
       // Lanes are keys, so that a single query costs what it reads.
       done = tile.single() && head.dropout == nullptr && channels <= window.keys->channels();
-      if (done) attend_one(strips, queries, out, lse);
+      if (done)
+        detail::OneQueryKernel<Scalar>(scores_.data(), std::ssize(scores_) / count, turned_.data(),
+                                       sums_.data())
+            .attend(strips, queries, out, lse);
     }
     if (!done) {
       Softmax softmax(head.sink);
@@ -131,69 +128,17 @@ class AttentionKernel {
  private:
   using Tile = QueryTile<Scalar>;
   using Softmax = SoftmaxState<Scalar>;
+  using KeyStrip = detail::KeyStrip<Scalar>;
+  using KeyPiece = detail::KeyPiece<Scalar>;
+  template <typename Values>
+  using Strip = detail::Strip<Scalar, Values>;
+  template <typename Values>
+  using Strips = detail::Strips<Scalar, Values>;
+  template <typename Values>
+  using Chunk = detail::Chunk<Scalar, Values>;
   static constexpr Index group = Tiling<Scalar>::rows;
   static constexpr int half = Tile::half;
   static constexpr int half_keys = Tiling<Scalar>::half_keys;
-
-  // Keys one after the other in a store, and what the tile's queries see of them.
-  struct KeyStrip {
-    const Tile* tile;
-    const Ring<Scalar>* keys;
-    const Index* blocks;  // of the store in the sequence; null: the same
-
-    Index block_in_sequence(Index block) const { return blocks == nullptr ? block : blocks[block]; }
-    const RotarySteps<Scalar>* steps(const AttentionHead<Scalar>& head) const {
-      return blocks == nullptr ? head.steps : head.pinned_steps;
-    }
-  };
-  template <typename Values>
-  struct Strip : KeyStrip {
-    const Values* values;
-  };
-
-  // Those of a tile, none of which is empty but for the first.
-  template <typename Values>
-  struct Strips {
-    Strips(const AttentionHead<Scalar>& of_head, const Tile& tile,
-           const KeyStore<Scalar, Values>& window)
-        : head(of_head), strips{{{&tile, window.keys, nullptr}, window.values}} {}
-
-    void add(const Tile& tile, const KeyStore<Scalar, Values>& store,
-             const PinnedRows<Scalar>& rows) {
-      if (tile.keys.begin < tile.keys.end)
-        strips[number++] = {{&tile, store.keys, rows.blocks().data()}, store.values};
-    }
-    const Strip<Values>* begin() const { return strips; }
-    const Strip<Values>* end() const { return strips + number; }
-
-    const AttentionHead<Scalar>& head;
-    Strip<Values> strips[3];
-    int number = 1;
-  };
-
-  // Keys of a strip whose scores lie one after the other.
-  struct KeyPiece {
-    const KeyStrip* strip;
-    Range keys;
-    Scalar* scores;  // of the first key's block
-
-    const Tile& tile() const { return *strip->tile; }
-    Scalar* score(Index key) const { return scores + (key - keys.begin / count * count) * count; }
-  };
-  template <typename Values>
-  struct Piece : KeyPiece {
-    const Values* values;
-  };
-
-  // Those whose scores are kept at once.
-  template <typename Values>
-  struct Chunk {
-    const Piece<Values>* begin() const { return pieces; }
-    const Piece<Values>* end() const { return pieces + number; }
-
-    Piece<Values> pieces[3];
-    int number = 0;
-  };
 
   // `begins`: there is no out yet; `ends`: it is divided by the sum.
   template <typename Values>
@@ -215,7 +160,8 @@ class AttentionKernel {
       for (const auto& piece : chunk) exponentiate(head, piece, softmax);
       const bool last = ends && strip == strips.end();
       const L factor = last ? softmax.weight() : L::broadcast(Scalar(1));
-      accumulate(chunk, channels, begins ? nullptr : &rescale, factor, out);
+      detail::add_weighted_values(chunk, channels, begins ? nullptr : &rescale, factor, upcoming_,
+                                  out);
       begins = false;
     } while (strip != strips.end());
     if (lse != nullptr) softmax.log_sum_exp(lse);
@@ -406,278 +352,6 @@ class AttentionKernel {
         (L::load(p) * factors[i]).store(p);
       }
     }
-  }
-
-  // out = (rescale·out + Σ_key p[key]·v[key])·factor; without `rescale` there is no out yet.
-  template <typename Values>
-  void accumulate(const Chunk<Values>& chunk, Index values_channels, const L* rescale,
-                  const L& factor, Scalar* out) {
-    constexpr int most = Tiling<Scalar>::values;
-    for (const auto& piece : chunk)
-      for (Index block = piece.keys.begin / count; block * count < piece.keys.end; ++block)
-        if (!piece.values->finite(block))
-          return accumulate_seen(chunk, values_channels, rescale, factor, out);
-    const Index channels = padded_channels<Scalar>(values_channels);
-    for (Index c = 0; c < channels;) {
-      if (Tiling<Scalar>::template is_next<most>(channels - c)) {
-        accumulate_channels<most>(chunk, c, rescale, factor, out);
-        c += most;
-      } else {
-        accumulate_channels<group>(chunk, c, rescale, factor, out);
-        c += group;
-      }
-    }
-  }
-
-  template <int Channels, typename Values>
-  LOCAL_MHA_NOINLINE void accumulate_channels(const Chunk<Values>& chunk, Index c, const L* rescale,
-                                              const L& factor, Scalar* out) {
-    out += c * count;
-    L acc[Channels][1];
-    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] =
-        rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
-    for (const auto& piece : chunk) {
-      const Values& values = *piece.values;
-      const Index last = piece.keys.end;
-      auto cursor = values.cursor(piece.keys.begin / count);
-      for (Index begin = piece.keys.begin; begin < last; cursor.advance()) {
-        const Index end = (std::min)((begin / count + 1) * count, last);
-        const Scalar* block = cursor.block() + c * values.channel_stride();
-        const Scalar* const p[1] = {piece.score(begin)};
-        upcoming_.fetch();
-        if (end - begin == count)
-          multiply(count, block, values.channel_stride(), values.position_stride(), p, acc);
-        else
-          multiply(end - begin, block + begin % count * values.position_stride(),
-                   values.channel_stride(), values.position_stride(), p, acc);
-        begin = end;
-      }
-    }
-    LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)(acc[r][0] * factor).store(out + r * count);
-  }
-
-  // Where there is a NaN or an infinity, which 0 does not cancel: leaves out what is not seen.
-  template <typename Values>
-  void accumulate_seen(const Chunk<Values>& chunk, Index channels, const L* rescale,
-                       const L& factor, Scalar* out) {
-    for (Index c = 0; c < channels; ++c, out += count) {
-      L sum = rescale == nullptr ? L::zero() : *rescale * L::load(out);
-      for (const auto& piece : chunk) {
-        const Values& values = *piece.values;
-        LaneRange lanes_cursor{0, 0};
-        auto cursor = values.cursor(piece.keys.begin / count);
-        for (Index key = piece.keys.begin; key < piece.keys.end; ++key) {
-          if (key % count == 0 && key > piece.keys.begin) cursor.advance();
-          const LaneRange lanes = piece.tile().that_see(key, lanes_cursor);
-          if (lanes.begin >= lanes.end) continue;
-          const Scalar& value =
-              cursor.block()[c * values.channel_stride() + key % count * values.position_stride()];
-          const L more = fma(value, L::load(piece.score(key)), sum);
-          sum = select_lanes(lanes.begin, lanes.end, more, sum);
-        }
-      }
-      (sum * factor).store(out);
-    }
-  }
-
-  // attend() for a single query, whose lane of `out` it writes.
-  void attend_one(const Strips<Ring<Scalar>>& strips, const Scalar* queries, Scalar* out,
-                  Scalar* lse) {
-    const AttentionHead<Scalar>& head = strips.head;
-    const Index channels = strips.strips->values->channels();
-    const Index most_blocks = std::ssize(scores_) / count;
-    std::fill_n(sums_.data(), channels * count, Scalar(0));
-    Softmax softmax(head.sink);
-    bool any = false;
-    for (const Strip<Ring<Scalar>>& strip : strips) {
-      const Index last = ceil_div(strip.tile->keys.end, count);
-      for (Range blocks{strip.tile->keys.begin / count, 0}; blocks.begin < last;
-           blocks.begin = blocks.end) {
-        blocks.end = (std::min)(blocks.begin + most_blocks, last);
-        score_one(head, strip, blocks, queries);
-        const L rescale = softmax.rise((max)(softmax.maximum, L::broadcast(largest_one(blocks))));
-        if (any) rescale_sums(channels, rescale);
-        any = true;
-        softmax.sum = softmax.sum + L::broadcast(exponentiate_one(blocks, softmax));
-        add_values(*strip.tile, blocks, *strip.values);
-      }
-    }
-    if (lse != nullptr) softmax.log_sum_exp(lse);
-    const int lane = strips.strips->tile->queries.begin;
-    store_sums(channels, softmax.weight(), out + lane);
-  }
-
-  // scores[key] of whole blocks, −∞ where the query does not see a key.
-  void score_one(const AttentionHead<Scalar>& head, const KeyStrip& strip, const Range& blocks,
-                 const Scalar* queries) {
-    constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
-    const Tile& tile = *strip.tile;
-    const Ring<Scalar>& keys = *strip.keys;
-    const RotarySteps<Scalar>* const steps = strip.steps(head);
-    const int lane = tile.queries.begin;
-    const Scalar* turned = queries + lane;
-    const BiasRow<Scalar> bias =
-        head.attn_bias != nullptr ? BiasRow<Scalar>(head, tile.first + lane) : BiasRow<Scalar>();
-    auto cursor = keys.cursor(blocks.begin);
-    Scalar* to = scores_.data();
-    for (Index block = blocks.begin; block < blocks.end;) {
-      Index until = blocks.end;
-      if (steps != nullptr) {
-        const auto group_of = [&](Index b) {
-          return strip.block_in_sequence(b) * count / steps->group();
-        };
-        const Index group_of_keys = group_of(block);
-        for (until = block + 1; until < blocks.end && group_of(until) == group_of_keys;) ++until;
-        steps->turn_queries(queries, tile.first / steps->group() - group_of_keys, turned_.data());
-        turned = turned_.data() + lane;
-      }
-      for (; block < until; block += together) {
-        // Where there are fewer blocks, the last one is taken again, to no effect.
-        const int fresh = static_cast<int>((std::min<Index>)(together, until - block));
-        const Scalar* x[together];
-        for (int b = 0; b < together; ++b) {
-          x[b] = cursor.block();
-          if (b < fresh) cursor.advance();
-          if (b >= fresh) x[b] = x[b - 1];
-        }
-        L acc[1][together];
-        LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
-        multiply(keys.channels(), turned, 0, count, x, acc);
-        LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
-          if (b < fresh) acc[0][b].store(to + b * count);
-        }
-        for (int b = 0; b < fresh; ++b, to += count)
-          finish_one(head, tile, bias, block + b, strip.block_in_sequence(block + b) * count, to);
-      }
-      block = until;
-    }
-  }
-
-  // Applies the head's function to the scores of a block of keys, adds the bias, and hides what the
-  // query does not see.
-  // \param first_row of the keys, in the sequence
-  static void finish_one(const AttentionHead<Scalar>& head, const Tile& tile,
-                         const BiasRow<Scalar>& bias, Index block, Index first_row,
-                         Scalar* scores) {
-    const int lane = tile.queries.begin;
-    const Index first = block * count;
-    if (head.score) head.score.apply({head.index, tile.first + lane, first_row, true}, 1, scores);
-    const bool has_bias = head.attn_bias != nullptr;
-    const bool bias_at_once =
-        has_bias && bias.keys().begin <= first_row && first_row + count <= bias.keys().end;
-    const bool plain = tile.plain({first, first + count});
-    if (plain && (!has_bias || bias_at_once)) {
-      if (has_bias)
-        fma(Scalar(log2_e), L::load_unaligned(bias.at(first_row)), L::load(scores)).store(scores);
-      return;
-    }
-    for (Index r = 0; r < count; ++r) {
-      const Index key = first + r;
-      if (!tile.sees(lane, key))
-        scores[r] = Scalar(-std::numeric_limits<double>::infinity());
-      else if (tile.self_lane(key) == lane)
-        scores[r] = binary_self_score<Scalar>();
-      else if (has_bias)
-        scores[r] = scores[r] + Scalar(log2_e) * bias.of(first_row + r);
-    }
-  }
-
-  Scalar largest_one(const Range& blocks) const {
-    L most = L::broadcast(Softmax::lowest());
-    for (Index i = 0; i < blocks.end - blocks.begin; ++i)
-      most = (max)(most, L::load(scores_.data() + i * count));
-    alignas(64) Scalar lanes[count];
-    most.store(lanes);
-    return *std::max_element(lanes, lanes + count);
-  }
-
-  // Turns the scores into 2^(score − maximum). Returns their sum.
-  Scalar exponentiate_one(const Range& blocks, const Softmax& softmax) {
-    L sums = L::zero();
-    for (Index i = 0; i < blocks.end - blocks.begin; ++i) {
-      Scalar* scores = scores_.data() + i * count;
-      const L p = softmax.term(L::load(scores));
-      sums = sums + p;
-      p.store(scores);
-    }
-    return sum_of_lanes(sums);
-  }
-
-  void rescale_sums(Index channels, const L& rescale) {
-    alignas(64) Scalar factor[count];
-    rescale.store(factor);
-    scale_block(channels, factor[0], sums_.data());
-  }
-
-  // sums[channel] += Σ_key p[key]·v[key], lane by lane.
-  void add_values(const Tile& tile, const Range& blocks, const Ring<Scalar>& values) {
-    Scalar* const sums = sums_.data();
-    const Scalar* scores = scores_.data();
-    auto cursor = values.cursor(blocks.begin);
-    constexpr Index together = 4;
-    for (Index block = blocks.begin; block < blocks.end;) {
-      bool finite = block + together <= blocks.end;
-      for (Index b = block; finite && b < block + together; ++b) finite = values.finite(b);
-      const Index some = finite ? together : 1;
-      if (finite)
-        add_values<together>(values.channels(), scores, cursor, sums);
-      else if (values.finite(block))
-        add_values<1>(values.channels(), scores, cursor, sums);
-      else
-        add_seen_values(tile, block, values, scores, cursor, sums);
-      block += some;
-      scores += some * count;
-    }
-  }
-
-  // out[channel] = weight·Σ_lane sums[channel][lane]
-  void store_sums(Index channels, const L& weight, Scalar* out) const {
-    const Scalar* const sums = sums_.data();
-    alignas(64) Scalar weights[count];
-    weight.store(weights);
-    const Scalar factor = weights[0];
-    alignas(64) Scalar rows[count * L::folded];
-    alignas(64) Scalar lanes[count];
-    Index c = 0;
-    for (; c + count <= channels; c += count) {
-      for (Index i = 0; i < count; ++i) L::load(sums + (c + i) * count).fold(rows + i * L::folded);
-      L::sum_folded(rows, lanes);
-      for (Index i = 0; i < count; ++i) out[(c + i) * count] = factor * lanes[i];
-    }
-    for (; c < channels; ++c) out[c * count] = factor * sum_of_lanes(L::load(sums + c * count));
-  }
-
-  // sums[channel] += Σ_block p[block]·v[block][channel], lane by lane.
-  template <int Blocks>
-  static void add_values(Index channels, const Scalar* scores,
-                         typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
-    L p[Blocks];
-    const Scalar* v[Blocks];
-    for (int b = 0; b < Blocks; ++b, cursor.advance()) {
-      p[b] = L::load(scores + b * count);
-      v[b] = cursor.block();
-    }
-    LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels * count; c += count) {
-      L sum = L::load(sums + c);
-      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) sum = fma(p[b], L::load(v[b] + c), sum);
-      sum.store(sums + c);
-    }
-  }
-
-  // The same of one block with a NaN or an infinity, which 0 does not cancel: leaves out what is
-  // not seen.
-  static void add_seen_values(const Tile& tile, Index block, const Ring<Scalar>& values,
-                              const Scalar* scores, typename Ring<Scalar>::Cursor& cursor,
-                              Scalar* sums) {
-    alignas(64) Scalar unseen[count];
-    for (Index r = 0; r < count; ++r)
-      unseen[r] = Scalar(tile.sees(tile.queries.begin, block * count + r) ? 0 : -1);
-    const L p = L::load(scores);
-    for (Index c = 0; c < values.channels() * count; c += count) {
-      const L v = select_negative(L::load(unseen), L::zero(), L::load(cursor.block() + c));
-      fma(p, v, L::load(sums + c)).store(sums + c);
-    }
-    cursor.advance();
   }
 
   BlockBuffer<Scalar> scores_;

@@ -3,23 +3,19 @@
 /// LocalAttention: sliding-window attention of given queries, keys and values.
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <cstddef>
 #include <optional>
-#include <utility>
-#include <vector>
+#include <string>
 
-#include <local_mha/attention/backward_flow.hpp>
+#include <local_mha/attention/backward.hpp>
 #include <local_mha/attention/bias_gradients.hpp>
 #include <local_mha/attention/call.hpp>
-#include <local_mha/attention/forward_flow.hpp>
+#include <local_mha/attention/forward.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/placement.hpp>
 #include <local_mha/attention/rows_head.hpp>
+#include <local_mha/attention/saved.hpp>
 #include <local_mha/attention/score_functors.hpp>
 #include <local_mha/config.hpp>
-#include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
@@ -49,69 +45,10 @@ class LocalAttention {
   class Workspace {
    private:
     friend LocalAttention;
-    using Flow = AttentionForwardFlow<Scalar>;
-    using FlowBack = AttentionBackwardFlow<Scalar>;
 
-    void prepare(const LocalAttention& attention, const detail::AttentionInputs<Scalar>& inputs,
-                 Index dim_head, Index dim_value, Index workers) {
-      const Window& window = inputs.window();
-      const Index seqlen = inputs.longest();
-      const bool pins = inputs.pins();
-      if (made_for_ != attention.config_) {
-        flows_.clear();
-        made_for_ = attention.config_;
-      }
-      detail::provide(
-          flows_, workers,
-          [&](const Flow& flow) { return flow.fits(window, seqlen, dim_head, dim_value, pins); },
-          [&] { return Flow(attention.placement_, window, seqlen, dim_head, dim_value, pins); });
-      const Index global_blocks = inputs.most_global_blocks();
-      for (Flow& flow : flows_) flow.use(attention.placement_, inputs.group(), global_blocks);
-    }
-    Flow& flow(Index worker) { return flows_[static_cast<std::size_t>(worker)]; }
-
-    void prepare_backward(const LocalAttention& attention,
-                          const detail::AttentionInputs<Scalar>& inputs, Index dim_head,
-                          Index workers) {
-      const Window& window = inputs.window();
-      const Index seqlen = inputs.longest();
-      const bool changes_scores = static_cast<bool>(inputs.score()), pins = inputs.pins();
-      if (!shape_back_ ||
-          !shape_back_->is(attention.config_, window, dim_head, changes_scores, pins)) {
-        flows_back_.clear();
-        shape_back_ = BackwardShape{attention.config_, window, dim_head, changes_scores, pins};
-      }
-      detail::provide(
-          flows_back_, workers, [&](const FlowBack& flow) { return flow.serves(seqlen); },
-          [&] {
-            return FlowBack(attention.placement_, window, seqlen, dim_head, dim_head,
-                            changes_scores, pins);
-          });
-      const Index global_blocks = inputs.most_global_blocks();
-      for (FlowBack& flow : flows_back_) flow.use(inputs.group(), global_blocks);
-    }
-    FlowBack& flow_back(Index worker) { return flows_back_[static_cast<std::size_t>(worker)]; }
-
-    struct BackwardShape {
-      LocalAttentionConfig config;
-      Window window;
-      Index dim_head;
-      bool changes_scores;
-      bool pins;
-
-      bool is(const LocalAttentionConfig& other, const Window& other_window, Index channels,
-              bool changes, bool pinned) const {
-        return config == other && window == other_window && dim_head == channels &&
-               changes_scores == changes && pins == pinned;
-      }
-    };
-
-    std::optional<LocalAttentionConfig> made_for_;
-    std::vector<Flow> flows_;
-    std::optional<BackwardShape> shape_back_;
-    std::vector<FlowBack> flows_back_;
+    detail::AttentionForward<Scalar> forward_;
+    detail::AttentionBackward<Scalar> backward_;
     BiasGradients grad_bias_;
-    detail::SinkGradients<Scalar> grad_sinks_;
   };
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
@@ -173,8 +110,7 @@ class LocalAttention {
     detail::require_apart("out", out, "q", q);
     detail::require_apart("out", out, "k", k);
     detail::require_apart("out", out, "v", v);
-    attend(device, workspace, inputs, q, k, values_of(v), out.data(), nullptr, nullptr,
-           call.training);
+    attend(device, workspace, inputs, q, k, v, out.data(), nullptr, nullptr, call.training);
   }
   void forward_into(TensorView<Scalar, 4> out, Workspace& workspace, TensorView<const Scalar, 4> q,
                     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
@@ -183,26 +119,9 @@ class LocalAttention {
     forward_into(Eigen::DefaultDevice(), out, workspace, q, k, v, mask, attn_bias, call, terms);
   }
 
-  /// What forward() must keep for backward(), beside its inputs.
-  struct Saved {
-    Tensor<Scalar, 4> out;       ///< what forward() returns
-    Tensor<Scalar, 3> lse;       ///< `[B, H, N]`: logarithms of the softmax' denominator
-    Tensor<Scalar, 3> lse_rest;  ///< `[B, H, N]`: what they round off, see log_sum_exp.hpp
-    /// Of the configuration and the call; inputs are known again by a sample of their numbers.
-    LocalAttentionConfig config = {};
-    detail::SavedCall<Scalar> call = {};
-    std::array<detail::Sample<Scalar>, 3> inputs = {};
-  };
-
-  /// Gradients of what forward() takes, in the same shapes.
-  struct Gradients {
-    Tensor<Scalar, 4> q;
-    Tensor<Scalar, 4> k;
-    Tensor<Scalar, 4> v;
-    std::optional<Tensor<Scalar, 3>> attn_bias;      ///< if there was one
-    std::optional<Tensor<Scalar, 2>> relative_bias;  ///< if there was one
-    std::optional<Tensor<Scalar, 1>> sinks;          ///< if there were some
-  };
+  /// What forward() must keep for backward(), beside its inputs; and gradients of what it takes.
+  using Saved = detail::SavedAttention<Scalar>;
+  using Gradients = detail::AttentionGradients<Scalar>;
 
   /// forward() that keeps what backward() needs.
   template <ThreadDevice Device>
@@ -211,15 +130,9 @@ class LocalAttention {
                        const PaddingMask& mask = {}, const Bias& attn_bias = {},
                        const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
     const auto inputs = check_arguments(q, k, v, mask, attn_bias, call, terms);
-    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    Saved saved{Tensor<Scalar, 4>(batch, heads, seqlen, dim_head),
-                Tensor<Scalar, 3>(batch, heads, seqlen), Tensor<Scalar, 3>(batch, heads, seqlen),
-                config_};
-    saved.call.take(mask, attn_bias, call, terms);
-    for (std::size_t i = 0; i < 3; ++i)
-      saved.inputs[i].take(detail::numbers_of(*std::array{&q, &k, &v}[i]));
+    Saved saved = Saved::of(config_, q, k, v, mask, attn_bias, call, terms);
     Workspace workspace;
-    attend(device, workspace, inputs, q, k, values_of(v), saved.out.data(), saved.lse.data(),
+    attend(device, workspace, inputs, q, k, v, saved.out.data(), saved.lse.data(),
            saved.lse_rest.data(), call.training);
     return saved;
   }
@@ -280,10 +193,7 @@ class LocalAttention {
   void prepare_differentiate(const Device& device, Workspace& workspace,
                              const detail::AttentionInputs<Scalar>& inputs, Index batch,
                              Index dim_head, const BiasGradients& grad_bias) const {
-    workspace.prepare_backward(
-        *this, inputs, dim_head,
-        (std::min)(thread_count(device), tasks_back(inputs, batch, grad_bias)));
-    workspace.grad_sinks_.prepare(inputs.sinks() != nullptr ? batch * inputs.heads() : 0);
+    workspace.backward_.prepare(device, config_, placement_, inputs, batch, dim_head, grad_bias);
   }
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
@@ -296,41 +206,14 @@ class LocalAttention {
     static_assert(detail::HeldScore<Scalar, Score>::differentiable,
                   "backward() needs the derivative of the score functor: give it a member "
                   "derivative(), or see local_mha::with_derivative()");
-    const Index group = inputs.group();
-    const Index tasks = tasks_back(inputs, batch, grad_bias);
-    const AttentionDropout dropout{config_.dropout, training};
-    prepare_differentiate(device, workspace, inputs, batch, dim_head, grad_bias);
-    detail::SinkGradients<Scalar>& grad_sinks = workspace.grad_sinks_;
-    const auto run = [&](Index worker, Index b, Index first_head, Index sequence) {
-      auto& flow = workspace.flow_back(worker);
-      Index h = first_head;
-      for (auto& member : flow.members(group)) {
-        member.head = inputs.head(sequence, h);
-        member.head.shared_qk = config_.shared_qk;
-        member.dropout = dropout.template of_head<Scalar>(sequence * inputs.heads() + h);
-        member.grad_bias = grad_bias.of_head(b * inputs.heads() + h);
-        member.grad_sink = grad_sinks.of_head(b * inputs.heads() + h);
-        ++h;
-      }
-      flow.run(rotary(), inputs, sequence,
-               [&](Index i) { return head_of(sequence, first_head + i); });
-    };
-    // What adds to one sum does so in the order of the batch.
-    parallel_for(device, (std::min)(thread_count(device), tasks), tasks,
-                 [&](Index worker, Index task) {
-                   for (Index i = task; i < batch * inputs.kv_heads(); i += tasks) {
-                     const Index b = i / inputs.kv_heads();
-                     const Range sequences = inputs.sequences_of(b);
-                     for (Index s = sequences.begin; s < sequences.end; ++s)
-                       run(worker, b, i % inputs.kv_heads() * group, s);
-                   }
-                 });
+    workspace.backward_.run(device, config_, placement_, inputs, batch, dim_head, head_of,
+                            grad_bias, training);
   }
 
   /// Adds the gradients of sinks that the last differentiate() gave.
   /// \param to `[heads]`
   static void add_sink_gradients(const Workspace& workspace, Index heads, Scalar* to) {
-    workspace.grad_sinks_.add_to(heads, to);
+    workspace.backward_.add_sink_gradients(heads, to);
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
@@ -374,35 +257,23 @@ class LocalAttention {
   }
 
  private:
-  static constexpr Index count = block_rows<Scalar>;
-
   static const LocalAttentionConfig& checked(const LocalAttentionConfig& config) {
     validate(config);
     return config;
   }
 
-  // Tasks that add to no sum of another.
-  static Index tasks_back(const detail::AttentionInputs<Scalar>& inputs, Index batch,
-                          const BiasGradients& grad_bias) {
-    return grad_bias ? grad_bias.number() / inputs.group() : batch * inputs.kv_heads();
-  }
-
-  // Values `[seqlen, channels]` of each head; a stride of 0: the same for all.
-  struct Values {
-    const Scalar* data;
-    Index channels;
-    Index stride;
-  };
-
-  // \param out `[B, H, N, channels of the values]`
   // \param lse, lse_rest null, or `[B, H, N]`
   template <ThreadDevice Device>
   void attend(const Device& device, Workspace& workspace,
               const detail::AttentionInputs<Scalar>& inputs, const TensorView<const Scalar, 4>& q,
-              const TensorView<const Scalar, 4>& k, const Values& v, Scalar* out, Scalar* lse,
-              Scalar* lse_rest, const std::optional<Training>& training) const;
-  static Values values_of(const TensorView<const Scalar, 4>& v) {
-    return {v.data(), v.dimension(3), v.dimension(2) * v.dimension(3)};
+              const TensorView<const Scalar, 4>& k, const TensorView<const Scalar, 4>& v,
+              Scalar* out, Scalar* lse, Scalar* lse_rest,
+              const std::optional<Training>& training) const {
+    const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+    workspace.forward_.run(device, config_, placement_, inputs,
+                           {q.data(), k.data(), v.data(), seqlen * dim_head, batch, seqlen,
+                            dim_head, dim_head, out, lse, lse_rest},
+                           training);
   }
 
   detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 4>& q,
@@ -451,86 +322,12 @@ class LocalAttention {
     return TensorView<const Scalar, 3>(terms.relative_bias->data(), {biases, 1, columns});
   }
 
-  Window window(const LocalAttentionCall& call) const {
-    if (call.window_size) {
-      if (!config_.use_xpos)
-        reject("window_size", "none at the call, because the attention has no xPos",
-               *call.window_size);
-      if (config_.token_window)
-        reject("window_size", "none at the call, because the attention has a token window",
-               *call.window_size);
-      detail::require_at_least("window_size", *call.window_size, 1);
-    }
-    constexpr Index last_position = Index{1} << 60;
-    if (call.first_position < 0 || call.first_position > last_position)
-      reject("first_position", "0 to 2^60", call.first_position);
-    if (call.first_position != 0 && !call.cu_seqlens.empty())
-      reject("first_position", "0, because packed sequences start there", call.first_position);
-    return Window(config_, call.window_size.value_or(config_.window_size), call.first_position);
-  }
+  Window window(const LocalAttentionCall& call) const { return detail::window_of(config_, call); }
 
   LocalAttentionConfig config_;
   detail::Placement<Scalar> placement_;
   detail::HeldScore<Scalar, Score> score_;
 };
-
-template <typename Scalar, typename Score>
-template <ThreadDevice Device>
-void LocalAttention<Scalar, Score>::attend(const Device& device, Workspace& workspace,
-                                           const detail::AttentionInputs<Scalar>& inputs,
-                                           const TensorView<const Scalar, 4>& q,
-                                           const TensorView<const Scalar, 4>& k, const Values& v,
-                                           Scalar* out, Scalar* lse, Scalar* lse_rest,
-                                           const std::optional<Training>& training) const {
-  const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-  const Index dim_value = v.channels;
-  const Window& window = inputs.window();
-  const Index longest = inputs.longest();
-  const Index reach = window.reach(longest);
-  // Segments of an item follow one another.
-  const auto blocks_of = [&](Index sequence) {
-    const Range rows = inputs.rows(sequence);
-    return ceil_div(rows.end - rows.begin, count);
-  };
-  Index blocks = 0;
-  const Range segments = batch > 0 ? inputs.sequences_of(0) : Range{};
-  for (Index s = segments.begin; s < segments.end; ++s) blocks += blocks_of(s);
-  // A run makes its keys anew by transposing them, which costs next to nothing.
-  const Index cheap_reach = ceil_div(reach, 16 * count);
-  const Runs runs(batch * inputs.kv_heads(), blocks, cheap_reach, thread_count(device));
-  const Index workers = (std::min)(thread_count(device), runs.tasks());
-  workspace.prepare(*this, inputs, dim_head, dim_value, workers);
-  const AttentionDropout dropout{config_.dropout, training};
-  const auto attend_rows = [&, n = seqlen, d = dim_head](Index worker, Index item, Index sequence,
-                                                         Index kv_head, const Range& some) {
-    const Index row = inputs.rows(sequence).begin;
-    const auto at = [&](Index head, Index channels) { return (head * n + row) * channels; };
-    workspace.flow(worker).run(inputs, sequence, kv_head, some, dropout,
-                               [&](Index h) -> typename AttentionForwardFlow<Scalar>::Rows {
-                                 const Index head = item * inputs.heads() + h;
-                                 const Index shared = item * inputs.kv_heads() + kv_head;
-                                 return {q.data() + at(head, d),
-                                         k.data() + at(shared, d),
-                                         v.data + shared * v.stride + row * dim_value,
-                                         out + at(head, dim_value),
-                                         lse != nullptr ? lse + at(head, 1) : nullptr,
-                                         lse != nullptr ? lse_rest + at(head, 1) : nullptr};
-                               });
-  };
-  parallel_for(device, workers, runs.tasks(), [&](Index worker, Index task) {
-    const Index item = runs.sequence(task) / inputs.kv_heads();
-    const Index kv_head = runs.sequence(task) % inputs.kv_heads();
-    const Range sequences = inputs.sequences_of(item);
-    Index before = 0;
-    for (Index s = sequences.begin; s < sequences.end && before < runs.end(task); ++s) {
-      const Range all{before, before + blocks_of(s)};
-      const Range some = Range{runs.begin(task), runs.end(task)}.clipped_to(all);
-      if (some.begin < some.end)
-        attend_rows(worker, item, s, kv_head, {some.begin - before, some.end - before});
-      before = all.end;
-    }
-  });
-}
 
 template <typename Scalar, typename Score>
 template <ThreadDevice Device>
@@ -542,32 +339,10 @@ void LocalAttention<Scalar, Score>::backward_into(
   check_arguments(q, k, v, mask, attn_bias, call, terms);
   require_shape("grad_out", grad_out.dimensions(), q.dimensions());
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-  require_shape<4>("saved.out", TensorView<const Scalar, 4>(saved.out).dimensions(),
-                   q.dimensions());
-  for (const auto& [name, lse] :
-       {std::pair{"saved.lse", &saved.lse}, std::pair{"saved.lse_rest", &saved.lse_rest}})
-    require_shape<3>(name, TensorView<const Scalar, 3>(*lse).dimensions(), {batch, heads, seqlen});
-  if (saved.config != config_)
-    reject("saved", "that of an attention of this configuration", "that of another");
-  saved.call.require_same_call(mask, attn_bias, call, terms);
-  for (std::size_t i = 0; i < 3; ++i)
-    if (!saved.inputs[i].is_of(detail::numbers_of(*std::array{&q, &k, &v}[i])))
-      reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
+  saved.check_arguments(config_, q, k, v, mask, attn_bias, call, terms);
   const auto inputs =
       check_arguments(q, k, v, saved.call.mask(), attn_bias, saved.call.options(), terms);
-  set_shape<Scalar, 4>(gradients.q, q.dimensions());
-  set_shape<Scalar, 4>(gradients.k, k.dimensions());
-  set_shape<Scalar, 4>(gradients.v, v.dimensions());
-  const auto make_room = []<int Rank>(std::optional<Tensor<Scalar, Rank>>& gradient,
-                                      const std::optional<TensorView<const Scalar, Rank>>& of) {
-    if (!of) return gradient.reset();
-    if (!gradient) gradient.emplace();
-    set_shape<Scalar, Rank>(*gradient, of->dimensions());
-    gradient->setZero();
-  };
-  make_room(gradients.attn_bias, attn_bias);
-  make_room(gradients.relative_bias, terms.relative_bias);
-  make_room(gradients.sinks, terms.sinks);
+  gradients.prepare(q, k, v, attn_bias, terms);
   BiasGradients& grad_bias = workspace.grad_bias_;
   grad_bias.prepare(bias_of(inputs.window(), heads, attn_bias, terms), heads);
   const auto head_of = [&, n = seqlen, d = dim_head, q_heads = heads](Index sequence, Index h) {
@@ -606,8 +381,10 @@ Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(
   const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
   Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
   Workspace workspace;
-  attend(Eigen::DefaultDevice(), workspace, inputs, q, k, {unit.data(), seqlen, 0}, out.data(),
-         nullptr, nullptr, call.training);
+  workspace.forward_.run(
+      Eigen::DefaultDevice(), config_, placement_, inputs,
+      {q.data(), k.data(), unit.data(), 0, batch, seqlen, dim_head, seqlen, out.data()},
+      call.training);
   return out;
 }
 

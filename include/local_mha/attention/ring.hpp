@@ -82,4 +82,42 @@ class Ring {
   std::vector<std::uint8_t> finite_;
 };
 
+namespace detail {
+
+/// Rows of a sequence on their way into a ring. Those of a block of which the ring holds some rows
+/// already are made aside.
+template <typename Scalar>
+class RowsForRing {
+ public:
+  /// \param rows not empty; of their last block, the ring takes the rest, too, unless they are one
+  /// \param aside room for a block of the ring
+  RowsForRing(Ring<Scalar>& ring, const Range& rows, Scalar* aside)
+      : ring_(ring),
+        block_(rows.begin / block_rows<Scalar>),
+        lane_(static_cast<int>(rows.begin % block_rows<Scalar>)),
+        single_(rows.end - rows.begin == 1),
+        aside_(aside) {}
+
+  /// Where block `b` of the sequence is made.
+  Scalar* operator()(Index b) const { return lane_ > 0 && b == block_ ? aside_ : ring_[b]; }
+
+  /// All are made.
+  void put() const {
+    if (lane_ == 0) return;
+    if (single_)
+      ring_.put_lane(block_, lane_, aside_);
+    else
+      ring_.put_lanes(block_, lane_, aside_);
+  }
+
+ private:
+  Ring<Scalar>& ring_;
+  Index block_;
+  int lane_;
+  bool single_;
+  Scalar* aside_;
+};
+
+}  // namespace detail
+
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -12,6 +12,7 @@
 
 #include <local_mha/attention/log_sum_exp.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/exp2.hpp>
 #include <local_mha/core/types.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN

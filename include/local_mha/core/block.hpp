@@ -17,6 +17,7 @@
 #endif
 
 #include <local_mha/core/lanes.hpp>
+#include <local_mha/core/transpose.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {

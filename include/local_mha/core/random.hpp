@@ -9,6 +9,7 @@
 
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/core/words.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 

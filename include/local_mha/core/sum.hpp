@@ -51,6 +51,22 @@ LOCAL_MHA_INLINE Lanes<Scalar> sum_squares(Index channels, const Scalar* block, 
   });
 }
 
+/// `Σ_c a_c · b_c` of each position of two blocks.
+/// \param a, b `[channels][block_rows]`
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar* b) {
+  using L = Lanes<Scalar>;
+  L partial[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
+  Index c = 0;
+  for (; c + 4 <= channels; c += 4) {
+    LOCAL_MHA_UNROLL for (int i = 0; i < 4; ++i) partial[i] =
+        fma(L::load(a + (c + i) * L::count), L::load(b + (c + i) * L::count), partial[i]);
+  }
+  for (; c < channels; ++c)
+    partial[0] = fma(L::load(a + c * L::count), L::load(b + c * L::count), partial[0]);
+  return (partial[0] + partial[1]) + (partial[2] + partial[3]);
+}
+
 /// `√bounded(factor · Σ_c f(x_c)²)` of each position of a block. Squares may leave the scalar's
 /// range, as those of numbers beyond 1e19 do in float: then the bound from below does not count.
 /// \param bounded makes Lanes larger where they are small

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include <local_mha/core/exp2.hpp>
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
 

@@ -13,6 +13,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/core/words.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 

@@ -235,12 +235,14 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   // Takes rows into a ring, as `place` puts them there, unless it is null.
   void take(Worker& worker, Ring<Scalar>& ring, const Range& rows, const Scalar* from,
             Place place) const {
+    if (rows.begin == rows.end) return;
+    const detail::RowsForRing<Scalar> to(ring, rows, worker.block.data());
     for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
-      Scalar* room = lanes.begin > 0 ? worker.block.data() : ring[block];
-      load_lanes(dim_head_, lanes, StridedRows{from, dim_head_, block * count - rows.begin}, room);
-      if (place != nullptr) (attention_.*place)(dim_head_, room, block * count);
-      if (lanes.begin > 0) ring.put_lanes(block, lanes.begin, room);
+      load_lanes(dim_head_, lanes, StridedRows{from, dim_head_, block * count - rows.begin},
+                 to(block));
+      if (place != nullptr) (attention_.*place)(dim_head_, to(block), block * count);
     });
+    to.put();
   }
 
   // Answers queries. \param to the first one's row

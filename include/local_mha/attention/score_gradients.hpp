@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The first half of the attention's backward kernel: the probabilities P and the gradients dS of
+/// the scores of a segment of keys, see backward_kernel.hpp.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+
+#include <local_mha/attention/backward_strip.hpp>
+#include <local_mha/attention/head.hpp>
+#include <local_mha/attention/log_sum_exp.hpp>
+#include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/score.hpp>
+#include <local_mha/attention/visibility.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/exp2.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/upcoming.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/ops/dropout.hpp>
+#include <local_mha/ops/linear.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// Room for one segment, `[key][query]`, and the computation in it.
+template <typename Scalar>
+class ScoreGradients {
+ public:
+  using L = Lanes<Scalar>;
+  using Strip = BackwardStrip<Scalar>;
+  static constexpr Index count = block_rows<Scalar>;
+  /// Keys that one micro-kernel takes, all of one block.
+  static constexpr Index group =
+      count % Tiling<Scalar>::values == 0 ? Tiling<Scalar>::values : Tiling<Scalar>::rows;
+
+  ScoreGradients() = default;
+  /// \param keys of a segment, from the first to the last block
+  /// \param changes_scores heads have a function of the scores
+  ScoreGradients(Index keys, bool changes_scores)
+      : probabilities_(make_block_buffer<Scalar>(keys * count)),
+        gradients_(make_block_buffer<Scalar>(keys * count)),
+        derivatives_(make_block_buffer<Scalar>(changes_scores ? keys * count : 0)),
+        bias_(make_block_buffer<Scalar>(count * count)) {}
+
+  /// P and dS of a key.
+  Scalar* probabilities(const Range& segment, Index key) {
+    return row_of(probabilities_, segment, key);
+  }
+  Scalar* gradients(const Range& segment, Index key) { return row_of(gradients_, segment, key); }
+
+  /// Makes P and dS of a segment; with dropout, P and g·v.
+  /// \param queries as they are turned to the segment
+  /// \param cursor `{0, 0}` at first, then that of an earlier segment
+  /// \param upcoming is fetched meanwhile
+  void make(const AttentionHead<Scalar>& head, const Strip& strip, const Range& segment,
+            const QueryGradients<Scalar>& block, const Scalar* queries, LaneRange& cursor,
+            Upcoming<Scalar>& upcoming) {
+    const Tile& tile = strip.tile;
+    const Ring<Scalar>& keys = *strip.store.keys;
+    const Ring<Scalar>& values = *strip.store.values;
+    const Denominator denominator(block.lse);
+    const L delta = L::load(block.delta);
+    std::optional<BiasRows<Scalar>> bias_rows;
+    if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
+    auto key_cursor = keys.cursor(segment.begin / count);
+    auto value_cursor = values.cursor(segment.begin / count);
+    for (Index begin = segment.begin; begin < segment.end;
+         key_cursor.advance(), value_cursor.advance()) {
+      const Index end = (std::min)((begin / count + 1) * count, segment.end);
+      const Index first_key = strip.block_in_sequence(begin / count) * count;
+      if (bias_rows) bias_rows->gather(first_key, bias_.data());
+      for (Index key = begin; key < end; key += group) {
+        Scalar* p = probabilities(segment, key);
+        Scalar* ds = gradients(segment, key);
+        Scalar* derivatives = head.score ? row_of(derivatives_, segment, key) : nullptr;
+        {
+          upcoming.fetch();
+          L acc[group][1];
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
+          const Scalar* const x[1] = {queries};
+          multiply(keys.channels(), key_cursor.block() + key % count,
+                   Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+          if (derivatives != nullptr)
+            change(head, tile, first_key + key % count, p, derivatives, acc);
+          if (head.attn_bias != nullptr) {
+            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
+                fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
+          }
+          // Sums that started at −lse would round at its size.
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) denominator.probability(acc[r][0])
+              .store(p + r * count);
+        }
+        {
+          upcoming.fetch();
+          L acc[group][1];
+          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
+          const Scalar* const x[1] = {block.grad_out};
+          multiply(values.channels(), value_cursor.block() + key % count,
+                   Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+          if (head.dropout == nullptr) {
+            LOCAL_MHA_UNROLL for (Index r = 0; r < group;
+                                  ++r)(L::load(p + r * count) * (acc[r][0] - delta))
+                .store(ds + r * count);
+          } else {
+            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count);
+          }
+        }
+        // The products that follow sum over all lanes.
+        if (!tile.whole() || !tile.plain({key, key + group}))
+          hide(tile, key, denominator, p, ds, derivatives, cursor);
+      }
+      begin = end;
+    }
+  }
+
+  /// From P and g·v to what is left of P, and dS.
+  void drop(const AttentionHead<Scalar>& head, const Strip& strip, const Range& segment,
+            const QueryGradients<Scalar>& block) {
+    const Tile& tile = strip.tile;
+    constexpr Index together = Dropout<Scalar>::together;
+    const Range keys{segment.begin,
+                     segment.begin + ceil_div(segment.end - segment.begin, group) * group};
+    const L delta = L::load(block.delta);
+    L factors[together];
+    for (Index octet = keys.begin / together; octet * together < keys.end; ++octet) {
+      head.dropout->factors(tile.first, strip.row(octet * together) / together, factors);
+      for (Index i = 0; i < together; ++i) {
+        const Index key = octet * together + i;
+        if (!keys.contains(key)) continue;
+        Scalar* p = probabilities(segment, key);
+        Scalar* ds = gradients(segment, key);
+        const L probability = L::load(p);
+        const L grad = probability * (factors[i] * L::load(ds) - delta);
+        // What is not seen has p = 0, but delta may be no number there.
+        L seen = select_negative(L::zero() - probability, grad, Scalar(0) * probability);
+        const int self = tile.self_lane(key);
+        if (self >= 0) seen = select_lanes(self, self + 1, L::zero(), seen);
+        seen.store(ds);
+        (probability * factors[i]).store(p);
+      }
+    }
+  }
+
+  /// \param grad_bias `[w, (1 + lb + lf)·w]`, is added to
+  void add_to_bias(const AttentionHead<Scalar>& head, const Strip& strip, const Range& segment,
+                   Scalar* grad_bias) {
+    const Tile& tile = strip.tile;
+    const Index columns = head.window->look_around();
+    for (Index r = tile.queries.begin; r < tile.queries.end; ++r) {
+      const Index query = tile.first + r;
+      Scalar* row = grad_bias + head.window->place_in_bucket(query) * columns;
+      const Index first = head.window->look_around_begin(query);
+      Range keys = tile.seen[r].clipped_to(segment);
+      if (strip.blocks == nullptr) keys = keys.clipped_to({first, first + columns});
+      if (keys.begin >= keys.end) continue;
+      const Scalar* ds = gradients(segment, keys.begin) + r;
+      if (strip.blocks == nullptr) {
+        row += keys.begin - first;
+        for (Index i = 0; i < keys.end - keys.begin; ++i) row[i] += ds[i * count];
+        continue;
+      }
+      for (Index key = keys.begin; key < keys.end; ++key, ds += count) {
+        const Index column = strip.row(key) - first;
+        if (Range{0, columns}.contains(column)) row[column] += *ds;
+      }
+    }
+  }
+
+  /// From the gradients of what the head's function makes of scores to theirs.
+  void multiply_by_derivatives(const Range& segment) {
+    const Scalar* derivatives = row_of(derivatives_, segment, segment.begin);
+    Scalar* ds = gradients(segment, segment.begin);
+    const Index keys = ceil_div(segment.end - segment.begin, group) * group;
+    for (Index i = 0; i < keys * count; i += count)
+      (L::load(derivatives + i) * L::load(ds + i)).store(ds + i);
+  }
+
+ private:
+  using Tile = QueryTile<Scalar>;
+
+  // Log-sum-exp in units of log 2.
+  class Denominator {
+   public:
+    explicit Denominator(const Scalar* lse) {
+      alignas(64) Scalar whole[count];
+      alignas(64) Scalar rest[count];
+      for (Index r = 0; r < count; ++r) {
+        const auto parts = binary_log_sum_exp<Scalar>({lse[r], lse[count + r]});
+        whole[r] = parts.nearest;
+        rest[r] = parts.rest;
+      }
+      whole_ = L::load(whole);
+      rest_ = L::load(rest);
+    }
+
+    LOCAL_MHA_INLINE L probability(const L& score) const { return exp2((score - whole_) - rest_); }
+
+   private:
+    L whole_;
+    L rest_;
+  };
+
+  static Scalar* row_of(BlockBuffer<Scalar>& rows, const Range& segment, Index key) {
+    return rows.data() + (key - segment.begin / count * count) * count;
+  }
+
+  // Applies the head's function to scores in registers, and keeps its derivatives.
+  static void change(const AttentionHead<Scalar>& head, const Tile& tile, Index first_key,
+                     Scalar* room, Scalar* derivatives, L (&scores)[group][1]) {
+    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) scores[r][0].store(room + r * count);
+    head.score.apply({head.index, tile.first, first_key}, group, room, derivatives);
+    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) scores[r][0] = L::load(room + r * count);
+  }
+
+  // Puts 0 where a query does not see a key of the group, and in lanes that are no queries. Where a
+  // query attends itself for want of anything else (shared_qk), its score is a constant. `cursor`
+  // starts as {0, 0} and is kept for the keys that follow.
+  // \param derivatives null: none
+  static void hide(const Tile& tile, Index first_key, const Denominator& denominator, Scalar* p,
+                   Scalar* ds, Scalar* derivatives, LaneRange& cursor) {
+    for (Index i = 0; i < group; ++i, p += count, ds += count) {
+      const LaneRange lanes = tile.that_see(first_key + i, cursor);
+      const auto keep = [&](const L& values, Scalar* to) {
+        select_lanes(lanes.begin, lanes.end, values, L::zero()).store(to);
+      };
+      L probability = L::load(p);
+      L grad = L::load(ds);
+      const int self = tile.self_lane(first_key + i);
+      if (self >= 0) {
+        const L constant = denominator.probability(L::broadcast(binary_self_score<Scalar>()));
+        probability = select_lanes(self, self + 1, constant, probability);
+        grad = select_lanes(self, self + 1, L::zero(), grad);
+      }
+      keep(probability, p);
+      keep(grad, ds);
+      if (derivatives != nullptr) keep(L::load(derivatives + i * count), derivatives + i * count);
+    }
+  }
+
+  BlockBuffer<Scalar> probabilities_;
+  BlockBuffer<Scalar> gradients_;
+  BlockBuffer<Scalar> derivatives_;  // of the head's function of scores
+  BlockBuffer<Scalar> bias_;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail
+
+LOCAL_MHA_INT_BOUNDS_END

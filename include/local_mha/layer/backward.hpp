@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// LocalMHA's backward pass: the layer's steps in reverse, each over all positions.
+///
+///     g_heads = g_y · W_out                         dW_out += g_yᵀ · (gate ⊙ out)
+///     g_out = gate ⊙ g_heads                        g_gate = σ' · Σ_c g_heads · out
+///     g_q, g_k, g_v = attention's backward(g_out)   through rotary and QkNorm, or RmsNorm
+///     g_x = [g_q | g_k | g_v] · W_qkv               dW_qkv += [g_q | g_k | g_v]ᵀ · x
+///     through the gates' projection and the norm of the input
+///
+/// The gradients of biases are sums over the positions, of `g_y` and of `[g_q | g_k | g_v]`.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+
+#include <local_mha/attention/inputs.hpp>
+#include <local_mha/attention/local_attention.hpp>
+#include <local_mha/attention/sequence_blocks.hpp>
+#include <local_mha/config.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/sum.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/layer/backward_head.hpp>
+#include <local_mha/layer/backward_room.hpp>
+#include <local_mha/layer/saved.hpp>
+#include <local_mha/layer/weights.hpp>
+#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/rms_norm.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
+#include <local_mha/parameters.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// The steps of LocalMHA::backward(), named and counted as those of LayerSteps.
+template <typename Scalar>
+class LayerBackward {
+ public:
+  /// Makes the room for all that run() uses, but for what the attention takes for each of its
+  /// workers.
+  /// \param layer, saved, room must outlive this
+  /// \param threads of the device
+  LayerBackward(const LayerWeights<Scalar>& layer, const SavedLayer<Scalar>& saved,
+                LayerBackwardRoom<Scalar>& room, Index threads)
+      : layer_(layer), saved_(saved), room_(room), rows_(saved.rows) {
+    room.prepare(layer, saved, threads);
+  }
+
+  /// \param x, grad_y `[B·N, dim]`
+  /// \param grad_x the same shape
+  template <ThreadDevice Device>
+  void run(const Device& device, const AttentionInputs<Scalar>& inputs,
+           const std::optional<Training>& training, const Scalar* x, const Scalar* grad_y,
+           Scalar* grad_x, LocalMHAParameters<Scalar>& gradients,
+           typename LocalAttention<Scalar>::BiasGradients& grad_bias);
+
+ private:
+  using L = Lanes<Scalar>;
+  using Room = typename LayerBackwardRoom<Scalar>::OfWorker;
+  static constexpr Index count = block_rows<Scalar>;
+
+  // `task(room, stretch, blocks)`, as for_each_stretch() calls it.
+  template <ThreadDevice Device, typename Task>
+  void over_stretches(const Device& device, Task&& task) {
+    const Index blocks = rows_.count();
+    parallel_for(device, thread_count(device), ceil_div(blocks, stretch_blocks),
+                 [&](Index worker, Index i) {
+                   const Index begin = i * stretch_blocks;
+                   task(room_.rooms[static_cast<std::size_t>(worker)], i,
+                        Range{begin, (std::min)(begin + stretch_blocks, blocks)});
+                 });
+  }
+
+  const LocalMHAConfig& config() const { return layer_.config; }
+  const LocalMHAParameters<Scalar>& weights() const { return layer_.parameters; }
+  Index dim() const { return config().dim; }
+  Index heads() const { return config().heads; }
+  Index kv_heads() const { return resolved_kv_heads(config()); }
+  Index qkv_heads() const { return detail::qkv_heads(config()); }
+  Index dim_head() const { return config().dim_head; }
+  Index head_channels() const { return padded_channels<Scalar>(dim_head()); }
+  Index head_size() const { return head_channels() * count; }
+  bool norms_all_heads() const { return layer_.norms_of_all.front().dim() > 0; }
+  Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
+
+  void load_rows(const Scalar* from, Index block, Scalar* to) const {
+    load_block(dim(), rows_.rows(block), StridedRows{from, dim(), rows_.row(block)}, to);
+  }
+
+  // Steps 10 and 9: from the gradient of y to those of the heads' outputs and gates, and of to_out.
+  template <ThreadDevice Device>
+  void to_out(const Device& device, const Scalar* x, const Scalar* grad_y,
+              LocalMHAParameters<Scalar>& gradients) {
+    const PackedWeight<Scalar>& weight = room_.to_out;
+    over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
+      Scalar* const room = rooms.block[0];
+      for (Index block = blocks.begin; block < blocks.end; ++block) {
+        clear_filling_gates(block);
+        load_rows(x, block, room);
+        if (config().prenorm) {
+          layer_.norm.apply(room);
+          clear_other_lanes(dim(), {0, static_cast<int>(rows_.rows(block))}, room);
+        }
+        room_.normed_panels.put(block, 0, dim(), room);
+        load_rows(grad_y, block, room_.grad_y[block]);
+        if (config().out_bias) add(dim(), room_.grad_y[block], room_.out_sums[stretch]);
+      }
+      for (Index h = 0; h < heads(); ++h) {
+        project(weight, h, room_.grad_y[blocks.begin], blocks.end - blocks.begin,
+                [&](Index b) { return room_.grad_out[blocks.begin + b] + h * head_size(); });
+        for (Index block = blocks.begin; block < blocks.end; ++block) gate(block, h, room);
+      }
+    });
+    add_weight_gradient(device, rows_.count(), room_.grad_y[0], room_.grad_y.stride(),
+                        Groups::of(dim()), room_.out_panels,
+                        Groups::of(heads(), dim_head(), panel_channels<Scalar>(dim_head())),
+                        gradients.to_out.data());
+    if (config().out_bias) room_.out_sums.add_to(gradients.to_out_bias);
+  }
+
+  // A projection multiplies what fills up the gates' channels by 0.
+  void clear_filling_gates(Index block) {
+    if (!config().gate_values_per_head) return;
+    std::fill(room_.grad_gates[block] + heads() * count,
+              room_.grad_gates[block] + room_.grad_gates.stride(), Scalar(0));
+  }
+
+  // Step 9: through the gate of a head, and the operand of to_out's gradient.
+  void gate(Index block, Index h, Scalar* gated) {
+    const Scalar* out = saved_.out[block] + h * head_size();
+    Scalar* grad = room_.grad_out[block] + h * head_size();
+    const auto put = [&](const Scalar* gated_out) {
+      room_.out_panels.put(block, h * panels_of_head(), dim_head(), gated_out);
+    };
+    if (!config().gate_values_per_head) return put(out);
+    const L gate = L::load(saved_.gates[block] + h * count);
+    const L grad_gate = dot(dim_head(), grad, out);
+    // σ' = σ·(1 − σ)
+    (grad_gate * (gate - gate * gate)).store(room_.grad_gates[block] + h * count);
+    for (Index c = 0; c < dim_head(); ++c) {
+      (gate * L::load(out + c * count)).store(gated + c * count);
+      (gate * L::load(grad + c * count)).store(grad + c * count);
+    }
+    put(gated);
+  }
+
+  // Steps 8 to 3: from the gradients of the heads' outputs to those of queries, keys and values as
+  // they were projected.
+  template <ThreadDevice Device>
+  void attend(const Device& device, const AttentionInputs<Scalar>& inputs,
+              const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
+              typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+    StretchSums<Scalar>& scale_sums = room_.scale_sums;
+    const auto head_of = [&](Index sequence, Index h) {
+      return LayerBackwardHead<Scalar>{layer_,
+                                       saved_,
+                                       room_,
+                                       inputs.item(sequence),
+                                       rows_.first_block(sequence),
+                                       rows_.blocks_of(sequence),
+                                       h,
+                                       h / inputs.group()};
+    };
+    layer_.attention.differentiate(device, room_.attention, inputs, saved_.batch, dim_head(),
+                                   head_of, grad_bias, training);
+    if (config().sinks)
+      layer_.attention.add_sink_gradients(room_.attention, heads(), gradients.sinks.data());
+    if (norms_all_heads()) qk_norm_of_all(device);
+    // Those that the configuration has not are empty.
+    const Index channels = norms_all_heads() ? heads() * dim_head() : dim_head();
+    for (Vector<Scalar>* of_queries : {&gradients.q_scale, &gradients.q_norm_weight})
+      scale_sums.add_to(*of_queries);
+    for (Vector<Scalar>* of_keys : {&gradients.k_scale, &gradients.k_norm_weight})
+      scale_sums.add_to(*of_keys, channels);
+  }
+
+  L saved_inverse(Index part, Index block) const {
+    return L::load(saved_.inverses[block] + part * count);
+  }
+
+  // Step 3 where it is over all heads.
+  template <ThreadDevice Device>
+  void qk_norm_of_all(const Device& device) {
+    over_stretches(device, [&](Room&, Index stretch, const Range& blocks) {
+      for (Index block = blocks.begin; block < blocks.end; ++block)
+        for (Index part = 0; part < 2; ++part) {
+          const RmsNorm<Scalar>& norm = layer_.norms_of_all[static_cast<std::size_t>(part)];
+          const L inverse = saved_inverse(part, block);
+          const Scalar* x = (part == 0 ? saved_.q : saved_.k)[block];
+          Scalar* grad = room_.grad_qkv[block] + part * heads() * head_size();
+          Scalar* sums = room_.scale_sums[stretch] + part * heads() * dim_head() * count;
+          L along = L::zero();
+          const Index number = part == 0 ? heads() : kv_heads();
+          for (Index h = 0; h < number; ++h)
+            along = along + norm.begin_backward(h * dim_head(), dim_head(), inverse,
+                                                x + h * head_size(), grad + h * head_size(),
+                                                sums + h * dim_head() * count);
+          for (Index h = 0; h < number; ++h)
+            norm.end_backward(dim_head(), inverse, along, x + h * head_size(),
+                              grad + h * head_size());
+        }
+    });
+  }
+
+  // Steps 2, 9 and 1: from the gradients of queries, keys, values and gates to those of x and the
+  // weights.
+  template <ThreadDevice Device>
+  void to_qkv(const Device& device, const Scalar* x, Scalar* grad_x,
+              LocalMHAParameters<Scalar>& gradients) {
+    const bool gates = config().gate_values_per_head;
+    add_weight_gradient(device, rows_.count(), room_.grad_qkv[0], room_.grad_qkv.stride(),
+                        Groups::of(qkv_heads(), dim_head(), head_channels()), room_.normed_panels,
+                        Groups::of(dim()), gradients.to_qkv.data());
+    if (gates)
+      add_weight_gradient(device, rows_.count(), room_.grad_gates[0], room_.grad_gates.stride(),
+                          Groups::of(heads()), room_.normed_panels, Groups::of(dim()),
+                          gradients.to_v_gate_weight.data());
+
+    StretchSums<Scalar>& norm_sums = room_.norm_sums;
+    StretchSums<Scalar>& gate_sums = room_.gate_sums;
+    over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
+      const Index size = blocks.end - blocks.begin;
+      BlockArray<Scalar>& grad = rooms.grad;
+      project(room_.to_qkv, 0, room_.grad_qkv[blocks.begin], size,
+              [&](Index b) { return grad[b]; });
+      if (gates) {
+        BlockArray<Scalar>& more = rooms.more;
+        project(room_.to_v_gate, 0, room_.grad_gates[blocks.begin], size,
+                [&](Index b) { return more[b]; });
+        for (Index b = 0; b < size; ++b) {
+          add(dim(), more[b], grad[b]);
+          add(heads(), room_.grad_gates[blocks.begin + b], gate_sums[stretch]);
+        }
+      }
+      if (config().qkv_bias)
+        for (Index block = blocks.begin; block < blocks.end; ++block)
+          for (Index group = 0; group < qkv_heads(); ++group)
+            add(dim_head(), room_.grad_qkv[block] + group * head_size(),
+                room_.qkv_sums[stretch] + group * dim_head() * count);
+      Scalar* const room = rooms.block[0];
+      for (Index b = 0; b < size; ++b) {
+        const Index block = blocks.begin + b;
+        if (config().prenorm) {
+          load_rows(x, block, room);
+          layer_.norm.apply_backward(room, grad[b], norm_sums[stretch]);
+        }
+        store_block(dim(), rows_.rows(block), grad[b],
+                    StridedRows{grad_x, dim(), rows_.row(block)});
+      }
+    });
+    if (config().prenorm) {
+      norm_sums.add_to(gradients.norm_weight);
+      norm_sums.add_to(gradients.norm_bias, dim());  // if there is one
+    }
+    if (gates) gate_sums.add_to(gradients.to_v_gate_bias);
+    if (config().qkv_bias) room_.qkv_sums.add_to(gradients.to_qkv_bias);
+  }
+
+  static void add(Index channels, const Scalar* from, Scalar* to) {
+    for (Index c = 0; c < channels; ++c)
+      (L::load(to + c * count) + L::load(from + c * count)).store(to + c * count);
+  }
+
+  const LayerWeights<Scalar>& layer_;
+  const SavedLayer<Scalar>& saved_;
+  LayerBackwardRoom<Scalar>& room_;
+  const SequenceBlocks& rows_;
+};
+
+template <typename Scalar>
+template <ThreadDevice Device>
+void LayerBackward<Scalar>::run(const Device& device, const AttentionInputs<Scalar>& inputs,
+                                const std::optional<Training>& training, const Scalar* x,
+                                const Scalar* grad_y, Scalar* grad_x,
+                                LocalMHAParameters<Scalar>& gradients,
+                                typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+  layer_.attention.prepare_differentiate(device, room_.attention, inputs, saved_.batch, dim_head(),
+                                         grad_bias);
+  to_out(device, x, grad_y, gradients);
+  attend(device, inputs, training, gradients, grad_bias);
+  to_qkv(device, x, grad_x, gradients);
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The room for LocalMHA's backward pass.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include <local_mha/attention/local_attention.hpp>
+#include <local_mha/config.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/layer/saved.hpp>
+#include <local_mha/layer/weights.hpp>
+#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
+#include <local_mha/parameters.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// What lies between the steps, of all positions. It stays for the next call.
+template <typename Scalar>
+struct LayerBackwardRoom {
+  /// Becomes that of a call: all but what the attention takes for each of its workers.
+  /// \param threads of the device
+  void prepare(const LayerWeights<Scalar>& layer, const SavedLayer<Scalar>& saved, Index threads) {
+    const LocalMHAConfig& config = layer.config;
+    const LocalMHAParameters<Scalar>& weights = layer.parameters;
+    const Index dim = config.dim, heads = config.heads, dim_head = config.dim_head;
+    const Index head_channels = padded_channels<Scalar>(dim_head);
+    const Index blocks = saved.rows.count();
+    const Index stretches = ceil_div(blocks, stretch_blocks);
+    const bool gates = config.gate_values_per_head;
+    normed_panels.prepare(blocks, panel_channels<Scalar>(dim));
+    grad_y.prepare(blocks, dim);
+    out_panels.prepare(blocks, heads * panel_channels<Scalar>(dim_head));
+    grad_out.prepare(blocks, heads * head_channels);
+    grad_qkv.prepare(blocks, qkv_heads(config) * head_channels);
+    if (resolved_qk_norm(config) == QkNormKind::rms_all)
+      scale_sums.prepare(stretches, (heads + resolved_kv_heads(config)) * dim_head);
+    else if (layer.q_norm)
+      scale_sums.prepare(saved.batch * heads * scale_stretches(saved), 2 * dim_head);
+    if (config.prenorm) norm_sums.prepare(stretches, 2 * dim);
+    if (config.qkv_bias) qkv_sums.prepare(stretches, qkv_heads(config) * dim_head);
+    if (config.out_bias) out_sums.prepare(stretches, dim);
+    to_out.pack(weights.to_out.transpose(), dim_head);
+    to_qkv.pack(weights.to_qkv.transpose(), 0, dim_head, head_channels);
+    if (gates) {
+      grad_gates.prepare(blocks, padded_channels<Scalar>(heads));
+      gate_sums.prepare(stretches, heads);
+      to_v_gate.pack(weights.to_v_gate_weight.transpose(), 0, heads,
+                     padded_channels<Scalar>(heads));
+    }
+    const auto workers = static_cast<std::size_t>((std::min)(threads, stretches));
+    if (rooms.size() < workers) rooms.resize(workers);
+    for (OfWorker& room : rooms) {
+      room.block.prepare(1, (std::max)(dim, head_channels));
+      room.grad.prepare(stretch_blocks, dim);
+      if (gates) room.more.prepare(stretch_blocks, dim);
+    }
+  }
+
+  /// Blocks of an item of the batch whose gradients of a head's scales are added up in the scalar.
+  static constexpr Index scale_stretch = 256;
+  static Index item_blocks(const SavedLayer<Scalar>& saved) {
+    return saved.rows.count() / saved.batch;
+  }
+  static Index scale_stretches(const SavedLayer<Scalar>& saved) {
+    return ceil_div(item_blocks(saved), scale_stretch);
+  }
+
+  PanelArray<Scalar> normed_panels;
+  BlockArray<Scalar> grad_y;
+  PanelArray<Scalar> out_panels;
+  BlockArray<Scalar> grad_out;
+  BlockArray<Scalar> grad_qkv;
+  BlockArray<Scalar> grad_gates;
+  typename LocalAttention<Scalar>::Workspace attention;
+  /// Transposed, from gradients of results to those of inputs.
+  PackedWeight<Scalar> to_out;
+  PackedWeight<Scalar> to_qkv;
+  PackedWeight<Scalar> to_v_gate;
+  StretchSums<Scalar> scale_sums;  ///< of each head, or of all
+  StretchSums<Scalar> norm_sums;
+  StretchSums<Scalar> gate_sums;
+  StretchSums<Scalar> qkv_sums;
+  StretchSums<Scalar> out_sums;
+  struct OfWorker {
+    BlockArray<Scalar> block;
+    BlockArray<Scalar> grad;
+    BlockArray<Scalar> more;
+  };
+  std::vector<OfWorker> rooms;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail

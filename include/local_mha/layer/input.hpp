@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The rows of a stretch that come into a layer, and their products with its weights.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include <local_mha/attention/past.hpp>
+#include <local_mha/config.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/layer/plan.hpp>
+#include <local_mha/layer/weights.hpp>
+#include <local_mha/ops/linear.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// Rows come in blocks, which pass a weight together, a head at a time.
+///
+/// Where sequences come bit by bit, a single row passes all weights at once, one after the other as
+/// they lie in memory. Its sums are in another order than those of blocks.
+template <typename Scalar>
+class LayerInput {
+ public:
+  explicit LayerInput(const LayerWeights<Scalar>& weights)
+      : dim_(weights.config.dim),
+        gates_row_(qkv_heads(weights.config) * weights.config.dim_head),
+        x_(make_block_buffer<Scalar>(layer_stretch<Scalar> * dim_ * count)),
+        spread_(make_block_buffer<Scalar>(spread_size(weights.to_qkv))),
+        projected_(make_block_buffer<Scalar>(gates_row_ + weights.config.heads)) {}
+
+  /// Takes rows, at most layer_stretch blocks of them, normalized if the layer does that.
+  /// \param alone they are a single row that passes all weights at once
+  /// \param x the first row
+  void take(const LayerWeights<Scalar>& weights, const Range& rows, bool alone, const Scalar* x) {
+    rows_ = rows;
+    alone_ = alone;
+    if (alone) return take_alone(weights, x);
+    Scalar* to = x_.data();
+    for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
+      load_lanes(dim_, lanes, StridedRows{x, dim_, block * count - rows.begin}, to);
+      if (weights.config.prenorm) {
+        weights.norm.apply(to);
+        clear_other_lanes(dim_, lanes, to);
+      }
+      to += dim_ * count;
+    });
+  }
+
+  bool alone() const { return alone_; }
+
+  /// All products of a row that is alone.
+  template <typename Device>
+  void project_alone(const Device& device, Index workers, const LayerWeights<Scalar>& weights) {
+    parallel_for(device, workers, qkv_heads(weights.config), [&](Index, Index group) {
+      project_lane(weights.to_qkv, group, spread_.data(),
+                   projected_.data() + group * weights.config.dim_head, 1);
+    });
+    if (weights.config.gate_values_per_head)
+      project_lane(weights.to_v_gate, 0, spread_.data(), projected_.data() + gates_row_, 1);
+  }
+
+  /// Products with the weight of a head's queries, keys or values.
+  /// \param to block `b` of the sequence goes to `to(b)`, `[dim_head][block_rows]`. A row that is
+  ///        alone takes its lane; if that is the first, the others become 0
+  template <typename Target>
+  void to_qkv(const LayerWeights<Scalar>& weights, Index group, Target&& to) const {
+    project(weights.to_qkv, group, group * weights.config.dim_head, to);
+  }
+  /// The same with that of the gates, `[heads][block_rows]`.
+  template <typename Target>
+  void to_v_gate(const LayerWeights<Scalar>& weights, Target&& to) const {
+    project(weights.to_v_gate, 0, gates_row_, to);
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  void take_alone(const LayerWeights<Scalar>& weights, const Scalar* x) {
+    if (!weights.config.prenorm) return spread_lane(weights.to_qkv, x, 1, spread_.data());
+    const Index lane = rows_.begin % count;
+    const LaneRange lanes{static_cast<int>(lane), static_cast<int>(lane + 1)};
+    load_lanes(dim_, lanes, StridedRows{x, dim_, -lane}, x_.data());
+    weights.norm.apply(x_.data());
+    spread_lane(weights.to_qkv, x_.data() + lane, count, spread_.data());
+  }
+
+  // \param first_row of projected_, where that of a row that is alone is
+  template <typename Target>
+  void project(const PackedWeight<Scalar>& weight, Index group, Index first_row,
+               Target&& to) const {
+    const Range blocks = blocks_of<Scalar>(rows_);
+    if (blocks.begin == blocks.end) return;
+    if (alone_) return put_alone(weight.group_rows(), first_row, to(blocks.begin));
+    local_mha::project(weight, group, x_.data(), blocks.end - blocks.begin,
+                       [&](Index i) { return to(blocks.begin + i); });
+  }
+
+  void put_alone(Index channels, Index first_row, Scalar* block) const {
+    const Index lane = rows_.begin % count;
+    if (lane == 0) std::fill(block, block + channels * count, Scalar(0));
+    for (Index c = 0; c < channels; ++c)
+      block[c * count + lane] = projected_[static_cast<std::size_t>(first_row + c)];
+  }
+
+  Index dim_;
+  Index gates_row_;
+  Range rows_;
+  bool alone_ = false;
+  BlockBuffer<Scalar> x_;  // [block][dim][count]
+  // A row that is alone, as project_lane() takes it, and its products: `[to_qkv's rows, gates]`.
+  BlockBuffer<Scalar> spread_;
+  BlockBuffer<Scalar> projected_;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail

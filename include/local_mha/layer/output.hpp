@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The results of a layer's heads on a stretch of rows, and their product with the last weight.
+#pragma once
+
+#include <algorithm>
+
+#include <local_mha/attention/past.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/layer/plan.hpp>
+#include <local_mha/layer/weights.hpp>
+#include <local_mha/ops/linear.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// Results of heads in blocks, which pass the weight together. A row that is alone passes it as in
+/// LayerInput.
+template <typename Scalar>
+class LayerOutput {
+ public:
+  explicit LayerOutput(const LayerWeights<Scalar>& weights)
+      : dim_(weights.config.dim),
+        heads_(weights.config.heads),
+        head_size_(padded_channels<Scalar>(weights.config.dim_head) * count),
+        out_(make_block_buffer<Scalar>(layer_stretch<Scalar> * heads_ * head_size_)),
+        y_(make_block_buffer<Scalar>(layer_stretch<Scalar> * dim_ * count)),
+        spread_(make_block_buffer<Scalar>(spread_size(weights.to_out))) {}
+
+  /// Where the result of head `h` in block `i` of the stretch is made, `[padded
+  /// channels][block_rows]`.
+  Scalar* head(Index i, Index h) { return out_.data() + (i * heads_ + h) * head_size_; }
+
+  /// Gives rows whose heads are made. The workers share the rows of the weight.
+  /// \param alone they are a single row that passes the weight alone
+  /// \param y the first row
+  template <typename Device>
+  void give(const Device& device, Index workers, const LayerWeights<Scalar>& weights,
+            const Range& rows, bool alone, Scalar* y) {
+    if (rows.begin == rows.end) return;
+    const Range blocks = blocks_of<Scalar>(rows);
+    if (alone) spread_lane(weights.to_out, out_.data() + rows.begin % count, count, spread_.data());
+    const auto share_begin = [&](Index i) {
+      return i * weights.to_out.group_panels() / workers * PackedWeight<Scalar>::panel_rows;
+    };
+    parallel_for(device, workers, workers, [&](Index, Index i) {
+      const Range share{share_begin(i), (std::min)(share_begin(i + 1), dim_)};
+      if (alone)
+        project_lane(weights.to_out, 0, share, spread_.data(), y, 1);
+      else
+        project(weights.to_out, 0, share, out_.data(), blocks.end - blocks.begin,
+                [&](Index block) { return block_of_y(block); });
+    });
+    const Scalar* const bias =
+        weights.config.out_bias ? weights.parameters.to_out_bias.data() : nullptr;
+    if (alone) {
+      for (Index c = 0; bias != nullptr && c < dim_; ++c) y[c] += bias[c];
+      return;
+    }
+    for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
+      Scalar* of_block = block_of_y(block - blocks.begin);
+      if (bias != nullptr) add_bias(dim_, bias, of_block);
+      store_lanes(dim_, lanes, of_block, StridedRows{y, dim_, block * count - rows.begin});
+    });
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  Scalar* block_of_y(Index i) { return y_.data() + i * dim_ * count; }
+
+  Index dim_;
+  Index heads_;
+  Index head_size_;
+  BlockBuffer<Scalar> out_;     // [block][head][padded channel][count]
+  BlockBuffer<Scalar> y_;       // [block][dim][count]
+  BlockBuffer<Scalar> spread_;  // a row that is alone, as project_lane() takes it
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail

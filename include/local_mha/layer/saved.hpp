@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What LocalMHA::forward_saving() keeps for backward().
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+
+#include <local_mha/attention/call.hpp>
+#include <local_mha/attention/inputs.hpp>
+#include <local_mha/attention/sequence_blocks.hpp>
+#include <local_mha/config.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
+#include <local_mha/parameters.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+namespace detail {
+
+template <typename Scalar>
+std::array<std::span<const Scalar>, 14> numbers_of(const LocalMHAParameters<Scalar>& p) {
+  const auto numbers = [](const auto& tensor) {
+    return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
+  };
+  return {numbers(p.to_qkv),
+          numbers(p.to_out),
+          numbers(p.norm_weight),
+          numbers(p.norm_bias),
+          numbers(p.q_scale),
+          numbers(p.k_scale),
+          numbers(p.to_v_gate_weight),
+          numbers(p.to_v_gate_bias),
+          numbers(p.to_qkv_bias),
+          numbers(p.to_out_bias),
+          numbers(p.q_norm_weight),
+          numbers(p.k_norm_weight),
+          numbers(p.sinks),
+          numbers(p.relative_bias)};
+}
+
+}  // namespace detail
+
+/// What a layer's forward pass keeps for the backward pass, in blocks: four numbers of each channel
+/// of a head and position, and the log-sum-exp. What fills up channels has no value. It knows its
+/// layer and its call again.
+template <typename Scalar>
+struct SavedLayer {
+  using Parameters = LocalMHAParameters<Scalar>;
+  using View = TensorView<const Scalar, 3>;
+
+  /// Becomes room for a batch of sequences; memory that is large enough stays. Until complete(), it
+  /// is that of no layer.
+  void prepare(const LocalMHAConfig& layer, Index batch_size, Index length,
+               const detail::AttentionInputs<Scalar>& inputs) {
+    config.dim_head = config.heads = 0;
+    batch = batch_size;
+    seqlen = length;
+    rows.assign(inputs, block_rows<Scalar>);
+    const Index blocks = rows.count();
+    const Index channels = padded_channels<Scalar>(layer.dim_head);
+    for (BlockArray<Scalar>* part : {&q, &out}) part->prepare(blocks, layer.heads * channels);
+    for (BlockArray<Scalar>* part : {&k, &v})
+      part->prepare(blocks, resolved_kv_heads(layer) * channels);
+    lse.prepare(blocks, 2 * layer.heads);
+    gates.prepare(layer.gate_values_per_head ? blocks : 0, padded_channels<Scalar>(layer.heads));
+    inverses.prepare(resolved_qk_norm(layer) == QkNormKind::rms_all ? blocks : 0, 2);
+  }
+
+  /// Becomes that of a layer and a call.
+  void complete(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
+                const PaddingMask& mask, const std::optional<View>& attn_bias,
+                const LocalAttentionCall& options) {
+    call.take(mask, attn_bias, options);
+    input.take(detail::numbers_of(x));
+    weights.take(detail::numbers_of(parameters));
+    config = layer;
+  }
+
+  /// \throws std::invalid_argument if it is not of this layer and this call
+  void check_arguments(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
+                       const PaddingMask& mask, const std::optional<View>& attn_bias,
+                       const std::optional<Training>& training) const {
+    const auto describe = [](const LocalMHAConfig& c) {
+      return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
+             " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";
+    };
+    if (config.heads != layer.heads || config.dim_head != layer.dim_head ||
+        config.gate_values_per_head != layer.gate_values_per_head)
+      reject("saved", describe(layer), describe(config));
+    require_shape<2>("saved", {batch, seqlen}, {x.dimension(0), x.dimension(1)});
+    if (config != layer) reject("saved", "that of a layer of this configuration", "another");
+    if (!weights.is_of(detail::numbers_of(parameters)))
+      reject("saved", "that of a layer of these weights", "another");
+    call.require_same_call(mask, attn_bias, {.training = training});
+    if (!input.is_of(detail::numbers_of(x)))
+      reject("x", "what forward_saving() was given", "other numbers");
+  }
+
+  /// The configuration of no layer.
+  static LocalMHAConfig of_nothing() { return {.dim_head = 0, .heads = 0}; }
+
+  LocalMHAConfig config = of_nothing();
+  Index batch = 0;
+  Index seqlen = 0;
+  detail::SequenceBlocks rows;
+  detail::SavedCall<Scalar> call;
+  /// Samples by which x and the weights are known again.
+  detail::Sample<Scalar> input;
+  detail::Sample<Scalar> weights;
+  /// Blocks of all sequences, one after the other: `[block][head][padded channel][block_rows]`, of
+  /// keys and values those of the heads that they have; queries and keys as they were projected.
+  BlockArray<Scalar> q;
+  BlockArray<Scalar> k;
+  BlockArray<Scalar> v;
+  BlockArray<Scalar> out;    ///< of the attention, before the gates
+  BlockArray<Scalar> lse;    ///< `[block][head][2][block_rows]`, as AttentionKernel leaves it
+  BlockArray<Scalar> gates;  ///< `[block][padded head][block_rows]`, after the sigmoid
+  /// Of QkNormKind::rms_all, `[block][queries, keys][block_rows]`: see RmsNorm::inverse().
+  BlockArray<Scalar> inverses;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// How a stretch of rows passes the steps of LocalMHA.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include <local_mha/attention/head.hpp>
+#include <local_mha/attention/inputs.hpp>
+#include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/past.hpp>
+#include <local_mha/attention/ring.hpp>
+#include <local_mha/config.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/layer/plan.hpp>
+#include <local_mha/layer/saved.hpp>
+#include <local_mha/layer/steps.hpp>
+#include <local_mha/layer/weights.hpp>
+#include <local_mha/ops/linear.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// Takes stretches of rows through LayerSteps. When rows come in, their queries, keys, values and
+/// gates are made, and go into the rings of a Past; when all keys are there that a stretch of
+/// queries sees, it is answered. What a head needs is made while it is in the cache.
+template <typename Scalar>
+class LayerWorker {
+ public:
+  using Steps = LayerSteps<Scalar>;
+
+  /// \param seqlen of the longest sequence
+  /// \param threads of a device that share the work at most
+  LOCAL_MHA_NOINLINE LayerWorker(const LayerWeights<Scalar>& weights, const Window& window,
+                                 Index seqlen, Index threads = 1)
+      : config_(weights.config), made_for_(seqlen), steps_(weights, window, seqlen, threads) {
+    const Index reach = window.reach(seqlen);
+    const Index first_keys = (std::min)(window.first_keys(), seqlen);
+    // Beside the window's keys, pinned ones in whole blocks.
+    const Index range =
+        first_keys > 0 ? reach + first_keys + 4 * count : (std::min)(reach + count, seqlen);
+    const Index most_channels =
+        padded_channels<Scalar>((std::max)(config_.heads, config_.dim_head));
+    rooms_.assign(static_cast<std::size_t>((std::min)(threads, config_.heads)),
+                  {AttentionKernel<Scalar>(config_.dim_head, range),
+                   make_block_buffer<Scalar>(most_channels * count)});
+  }
+
+  bool fits(const LayerWeights<Scalar>& weights, const Window& window, Index seqlen) const {
+    return config_ == weights.config && window.room_serves(made_for_, seqlen, count);
+  }
+  /// To say whose stretches follow.
+  Steps& steps() { return steps_; }
+
+  /// Rows come in.
+  /// \param x the first row
+  void make(Past<Scalar>& past, const Range& rows, const Scalar* x) {
+    make_of_all_heads(Eigen::DefaultDevice(), past, rows, x);
+    for (Index kv_head = 0; kv_head < steps_.kv_heads(); ++kv_head)
+      make_heads(rooms_.front(), past, rows, kv_head);
+  }
+
+  /// Their queries are answered.
+  /// \param y the first row
+  void answer(Past<Scalar>& past, const Range& rows, Scalar* y) {
+    steps_.rotary_to_first_keys(rows);
+    for (Index h = 0; h < steps_.heads(); ++h) answer_head(rooms_.front(), past, rows, h);
+    steps_.to_out(Eigen::DefaultDevice(), rows, y);
+  }
+
+  /// Rows of a stream come in, and queries are answered, of which LayerSteps::see() has been told.
+  /// The threads of the device share the heads.
+  template <typename Device>
+  void make_and_answer(const Device& device, Past<Scalar>& past, const Range& made, const Scalar* x,
+                       const Range& answered, Scalar* y);
+
+  /// Takes rows of sequence `b` of a stream in, and answers rows, a stretch at a time.
+  /// \param sequence a StreamedSequence
+  /// \param inputs what its queries see, but for its place
+  /// \param x, y the first row of `in` and of `out`
+  /// \param masked a flag for each row that comes in; null: none is masked
+  /// \param complete see flow_through()
+  template <typename Device, typename Sequence, typename Complete>
+  void stream(const Device& device, Sequence& sequence, const AttentionInputs<Scalar>& inputs,
+              Index b, const Range& in, const Range& out, const Scalar* x,
+              const std::uint8_t* masked, Scalar* y, Complete&& complete) {
+    flow_through<Scalar>(
+        in, out, layer_stretch<Scalar>, complete, [&](const Range& made, const Range& answered) {
+          sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
+          steps_.see([&](Index h) {
+            AttentionHead<Scalar> head = inputs.head(b, h);
+            sequence.show(answered, head);
+            return head;
+          });
+          make_and_answer(device, sequence.past(), made, x + (made.begin - in.begin) * config_.dim,
+                          answered, y + (answered.begin - out.begin) * config_.dim);
+        });
+  }
+
+  /// Queries and keys of an item of a batch before their rotary embedding.
+  /// \param x the first row
+  void queries_and_keys(const Scalar* x, Index b, Tensor<Scalar, 4>& q, Tensor<Scalar, 4>& k) {
+    Scalar* const room = rooms_.front().aside.data();
+    const Eigen::DefaultDevice here;
+    const Index seqlen = q.dimension(2);
+    for (Index first = 0; first < seqlen; first += count) {
+      const Range rows{first, (std::min)(first + count, seqlen)};
+      steps_.prenorm(here, rows, x + first * steps_.dim());
+      steps_.to_qk_of_all(here, rows);
+      const auto make = [&](auto part, Index h, Tensor<Scalar, 4>& to) {
+        steps_.to_qkv(part, h, rows, [&](Index) { return room; });
+        steps_.qk_norm(part, h, rows, first / count, room);
+        store_block(steps_.dim_head(), rows.end - first, room,
+                    StridedRows{&to(b, h, first, 0), steps_.dim_head()});
+      };
+      for (Index h = 0; h < steps_.heads(); ++h) make(Steps::queries, h, q);
+      for (Index h = 0; h < steps_.kv_heads(); ++h) make(Steps::keys, h, k);
+    }
+  }
+
+ private:
+  using Part = typename Steps::Part;
+  static constexpr Index count = block_rows<Scalar>;
+
+  // What a thread needs to compute a head.
+  struct Room {
+    AttentionKernel<Scalar> kernel;
+    BlockBuffer<Scalar> aside;  // a block on its way into a ring
+  };
+
+  template <typename Device>
+  void make_of_all_heads(const Device& device, Past<Scalar>& past, const Range& rows,
+                         const Scalar* x) {
+    steps_.prenorm(device, rows, x);
+    steps_.to_v_gate(past, rows, rooms_.front().aside.data());
+    steps_.to_qk_of_all(device, rows);
+  }
+
+  // The heads that read one head of keys and values.
+  void make_heads(Room& room, Past<Scalar>& past, const Range& rows, Index kv_head) {
+    if (rows.begin == rows.end) return;
+    for (Index h = kv_head * steps_.members(); h < (kv_head + 1) * steps_.members(); ++h)
+      make_queries_or_keys(room, past.queries(h), Steps::queries, rows, h);
+    make_queries_or_keys(room, past.keys(kv_head), Steps::keys, rows, kv_head);
+    make_values(room, past.values(kv_head), rows, kv_head);
+    past.pin(kv_head, rows);
+  }
+
+  LOCAL_MHA_NOINLINE void make_queries_or_keys(Room& room, Ring<Scalar>& ring, Part part,
+                                               const Range& rows, Index h) {
+    const RowsForRing<Scalar> to(ring, rows, room.aside.data());
+    steps_.to_qkv(part, h, rows, to);
+    const Range blocks = blocks_of<Scalar>(rows);
+    for (Index block = blocks.begin; block < blocks.end; ++block) {
+      steps_.qk_norm(part, h, rows, block, to(block));
+      steps_.rotary(part, block, to(block));
+    }
+    to.put();
+  }
+
+  void make_values(Room& room, Ring<Scalar>& ring, const Range& rows, Index kv_head) {
+    const RowsForRing<Scalar> to(ring, rows, room.aside.data());
+    steps_.to_qkv(Steps::values, kv_head, rows, to);
+    const Range blocks = blocks_of<Scalar>(rows);
+    for (Index block = blocks.begin; block < blocks.end; ++block)
+      steps_.save(&SavedLayer<Scalar>::v, to(block), block, kv_head);
+    to.put();
+    for (Index block = blocks.begin; block < blocks.end; ++block) ring.note_finite(block);
+  }
+
+  void answer_head(Room& room, Past<Scalar>& past, const Range& rows, Index h) {
+    const Range blocks = blocks_of<Scalar>(rows);
+    for (Index block = blocks.begin; block < blocks.end; ++block) {
+      steps_.attend(room.kernel, past, rows, block, h);
+      steps_.gate(past, rows, block, h);
+    }
+  }
+
+  LocalMHAConfig config_;
+  Index made_for_;
+  Steps steps_;
+  std::vector<Room> rooms_;  // of each thread
+};
+
+template <typename Scalar>
+template <typename Device>
+void LayerWorker<Scalar>::make_and_answer(const Device& device, Past<Scalar>& past,
+                                          const Range& made, const Scalar* x, const Range& answered,
+                                          Scalar* y) {
+  steps_.take_stream();
+  make_of_all_heads(device, past, made, x);
+  steps_.rotary_to_first_keys(answered);
+  const Index kv_heads = steps_.kv_heads();
+  parallel_for(device, (std::min)(steps_.workers(device), kv_heads), kv_heads,
+               [&](Index worker, Index kv_head) {
+                 Room& room = rooms_[static_cast<std::size_t>(worker)];
+                 make_heads(room, past, made, kv_head);
+                 for (Index i = 0; i < steps_.members(); ++i)
+                   answer_head(room, past, answered, kv_head * steps_.members() + i);
+               });
+  steps_.to_out(device, answered, y);
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail
