@@ -13,6 +13,7 @@
 
 #include <local_mha/io/attention_case.hpp>
 #include <local_mha/io/attention_layers.hpp>
+#include <local_mha/io/encoder_weights.hpp>
 #include <local_mha/io/longformer_layers.hpp>
 #include <local_mha/io/model_config.hpp>
 #include <local_mha/io/weights.hpp>
@@ -173,6 +174,24 @@ std::vector<BadInput> of_files() {
                                       {});
        }),
        "token_emb.weight: expected shape"},
+      {"local_transformer_encoder_config", [] { local_transformer_encoder_config({{"dim", 4}}); },
+       "depth: expected"},
+      {"stack_config", [] { stack_config(1); }, "kwargs: expected a JSON object"},
+      {"stack_config", [] { stack_config({{"depth", 1}}); }, "dim: expected"},
+      {"to_local_transformer_kwargs",
+       [] { to_local_transformer_kwargs({.depth = 1, .layers = {{.dim = 2, .window_size = 3}}}); },
+       "layers: expected what a Python LocalTransformer has"},
+      {"to_stack_kwargs", [] { to_stack_kwargs({.depth = 1}); }, "layers: expected"},
+      {"load_encoder", [] { load_encoder<float>(file); }, "expected the key 'case'"},
+      {"load_encoder_parameters", [] { load_encoder_parameters<float>(file, {.depth = 1}, ""); },
+       "layers: expected"},
+      {"add_encoder", writer([](Writer w) {
+         add_encoder<float>(w, {.depth = 1, .layers = {{.dim = 2, .window_size = 3}}}, {},
+                            EncoderForm::module_list);
+       }),
+       "expected"},
+      {"save_encoder", [] { save_encoder<float>("/", {.depth = 1}, {}, EncoderForm::module_list); },
+       "layers: expected"},
       {"save_local_mha", [] { save_local_mha<float>("/", {}, {}); }, "dim: expected"},
       {"save_local_transformer", [] { save_local_transformer<float>("/", {}, {}); },
        "num_tokens: expected"},
