@@ -109,15 +109,17 @@ TEST(EncoderGradients, AreThoseOfDifferences) {
     support::expect_gradient<double>(
         c.random, support::array(grad_x), c.x,
         [&](const Array<Real>& moved) { return loss(p, moved); }, 1e-9, "x");
-    for (const auto& [name, gradient] : support::named<double>(gradients))
+    for (const auto& weight : support::named<double>(gradients)) {
+      const std::string& name = weight.first;
       support::expect_gradient<double>(
-          c.random, gradient, c.parameters.at(name),
-          [&, name = name](const Array<Real>& moved) {
+          c.random, weight.second, c.parameters.at(name),
+          [&](const Array<Real>& moved) {
             auto other = p;
             other[name] = moved;
             return loss(other, x);
           },
           1e-9, name);
+    }
   }
 }
 
@@ -183,7 +185,7 @@ TYPED_TEST(AnEncoder, DropsSomethingElseInEachLayer) {
       Eigen::Map<const local_mha::RowMatrix<TypeParam>>(x.data(), 20, 8);
   const local_mha::FeedForward<TypeParam> feed_forward(parameters.layers[0].feed_forward, 0.5);
   local_mha::RowMatrix<TypeParam> same = rows;
-  for (const std::uint64_t part : {1, 3}) {
+  for (const std::uint64_t part : {1U, 3U}) {
     rows += feed_forward.forward(rows, training.of_part(part));
     same += feed_forward.forward(same, training.of_part(1));
   }

@@ -236,6 +236,28 @@ TYPED_TEST(AHyperConnection, TakesNoPositionsToo) {
   EXPECT_EQ(module.mix_backward(gradients, none, none, none_of_branch, none_of_branch).rows(), 0);
 }
 
+// The gradient is divided by norms, whose squares float does not have.
+TEST(HyperConnectionGradients, OfLargeStreamsAreThoseInDouble) {
+  const Drawn c(11, 20, 4, 8);
+  for (const float scale : {1.F, 1e10F, 1e20F, 1e25F, 1e30F}) {
+    const RowMatrix<float> r = scale * rows<float>(c.r, 32);
+    const auto of_streams = [&]<typename Scalar>(const RowMatrix<Scalar>& streams) {
+      const auto module = connection<Scalar>(c.p);
+      const auto mixed = module.mix(streams);  // around a branch that does nothing
+      const RowMatrix<Scalar> grad = rows<Scalar>(c.grad, 32);
+      auto gradients = HyperConnectionParameters<Scalar>::zeros(4, 8);
+      return RowMatrix<double>(module
+                                   .mix_backward(gradients, grad, streams, mixed.branch_input,
+                                                 module.add_backward(grad, streams))
+                                   .template cast<double>());
+    };
+    const RowMatrix<double> expected = of_streams(RowMatrix<double>(r.cast<double>()));
+    EXPECT_LE((of_streams(r) - expected).cwiseAbs().maxCoeff(),
+              1e-5 * expected.cwiseAbs().maxCoeff())
+        << scale;
+  }
+}
+
 TEST(HyperConnectionGradients, AreThoseOfDifferences) {
   for (const Index streams : {1, 4}) {
     Drawn c(static_cast<std::uint64_t>(streams), 5, streams, 6);
@@ -253,15 +275,17 @@ TEST(HyperConnectionGradients, AreThoseOfDifferences) {
     support::expect_gradient<double>(
         c.random, got.grad, c.r, [&](const Array<Real>& moved) { return loss(p, moved); }, 1e-9,
         "streams");
-    for (const auto& [name, values] : c.p)
+    for (const auto& parameter : c.p) {
+      const std::string& name = parameter.first;
       support::expect_gradient<double>(
-          c.random, got.gradients.at(name), values,
-          [&, name = name](const Array<Real>& moved) {
+          c.random, got.gradients.at(name), parameter.second,
+          [&](const Array<Real>& moved) {
             auto other = p;
             other[name] = moved;
             return loss(other, r);
           },
           1e-9, name);
+    }
   }
 }
 

@@ -70,7 +70,10 @@ EncoderWeights<Scalar> load_encoder(const SafetensorsFile& file,
                                     const std::optional<std::string>& prefix = {},
                                     RotaryBuffers buffers = RotaryBuffers::check) {
   const std::string names = detail::prefix_of(file, prefix);
-  const bool is_stack = read_case(file).kind == "Stack";
+  Case described = read_case(file);
+  const detail::EmptiedJson emptied(described.kwargs);
+  const detail::EmptiedJson emptied_call(described.call);
+  const bool is_stack = described.kind == "Stack";
   const EncoderConfig config =
       detail::config_of(file, is_stack ? "Stack" : "LocalTransformer", [&](const auto& kwargs) {
         return detail::with_residual_streams(

@@ -296,9 +296,6 @@ class StateDictReader {
 
   // A hint for a wrong prefix, or for names that another tool has made.
   std::string similar(const std::string& name) const {
-    for (const Stored* named : under_prefix_)
-      if (const std::string_view text = remedy(named->first); !text.empty())
-        return ", but '" + printable(named->first) + "'" + std::string(text);
     for (const auto& named : file_.entries()) {
       const std::string without = without_wrappers(named.first);
       if (without.ends_with(name) && !is_of_case(named.first))
@@ -306,6 +303,9 @@ class StateDictReader {
                printable(without.substr(0, without.size() - name.size())) +
                "'? The loader takes it)";
     }
+    for (const Stored* named : under_prefix_)
+      if (const std::string_view text = remedy(named->first); !text.empty())
+        return ", but '" + printable(named->first) + "'" + std::string(text);
     return "";
   }
 

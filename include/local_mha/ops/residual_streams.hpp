@@ -99,7 +99,7 @@ class HyperConnection {
       const Eigen::Ref<const RowMatrix<Scalar>>& grad_branch_input) const;
 
   /// Channels of the room that the functions of a block take.
-  Index room() const { return 3 * table() + 3 * (streams() + 1); }
+  Index room() const { return 3 * table() + 4 * (streams() + 1); }
   /// Channels of the sums of apply_mix_backward().
   Index sums() const { return dim() * columns() + table() + 2; }
 

@@ -45,6 +45,7 @@ void HyperConnection<Scalar>::apply_mix_backward(const Scalar* r, const Scalar* 
   Scalar* const of_mix = slopes + table() * count;     // a channel
   Scalar* const of_r = of_mix + (number + 1) * count;
   Scalar* const along = of_r + (number + 1) * count;
+  Scalar* const inverses = along + (number + 1) * count;  // their product could underflow
   const auto load_channel = [&](Index c) {
     put(at(grad_branch_input, c), of_mix, 0);
     for (Index s = 0; s < number; ++s) {
@@ -84,7 +85,8 @@ void HyperConnection<Scalar>::apply_mix_backward(const Scalar* r, const Scalar* 
     }
     // Where the norm is bounded below, it is a constant.
     const L free = select_negative(least - l2_norm(dim(), r + stream(s) * count), total, L::zero());
-    put(L::zero() - free * (inverse * inverse), along, s);
+    put(L::zero() - free * inverse, along, s);
+    put(inverse, inverses, s);
   }
 
   for (Index c = 0; c < dim(); ++c) {
@@ -92,7 +94,7 @@ void HyperConnection<Scalar>::apply_mix_backward(const Scalar* r, const Scalar* 
     in_groups(number, [&]<int n>(Index first) {
       L of_stream[n];
       LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) of_stream[i] =
-          at(along, first + i) * at(of_r, first + i);
+          at(along, first + i) * (at(inverses, first + i) * at(of_r, first + i));
       for (Index t = 0; t <= number; ++t) {
         const L value = at(of_mix, t);
         LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) of_stream[i] =

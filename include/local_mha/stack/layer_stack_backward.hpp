@@ -4,6 +4,7 @@
 /// own.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <optional>
 #include <span>

@@ -111,7 +111,8 @@ class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
     std::ostringstream text = detail::plain_text();
     text << "Encoder, depth " << config.depth << ", ff_mult " << config.ff_mult
          << ", num_residual_streams " << config.num_residual_streams;
-    for (const LocalMHAConfig& layer : config.layers) {
+    for (Index i = 0; i < config.depth; ++i) {
+      const LocalMHAConfig& layer = layer_config(config, i);
       const LocalAttention<Scalar> attention(attention_config(layer));
       text << "; " << detail::description_of(layer)
            << detail::description_of(attention, Window(attention.config()),

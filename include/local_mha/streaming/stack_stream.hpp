@@ -223,7 +223,7 @@ Index StackStream<Scalar>::pass(const Stack& stack, Worker& worker, Sequence& se
     const Range in{attention.position(), attention.position() + n};
     const Range out{attention.answered(), ends ? in.end : attention.complete(in.end)};
     mix(stack, layer.attention_connection, worker, n);
-    for (Index i = 0; i < n; ++i)
+    for (Index i = 0; waiting.wait() && i < n; ++i)
       waiting.put(in.begin + i, streams(worker) + i * all,
                   worker.masked[static_cast<std::size_t>(i)]);
     Access::stream_rows(
@@ -233,7 +233,7 @@ Index StackStream<Scalar>::pass(const Stack& stack, Worker& worker, Sequence& se
         [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
     if (ends) attention.end();
     n = out.end - out.begin;
-    for (Index i = 0; i < n; ++i) {
+    for (Index i = 0; waiting.wait() && i < n; ++i) {
       std::copy_n(waiting.row(out.begin + i), all, streams(worker) + i * all);
       worker.masked[static_cast<std::size_t>(i)] = waiting.masked(out.begin + i);
     }

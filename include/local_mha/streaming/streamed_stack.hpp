@@ -25,7 +25,7 @@ class WaitingRows {
       : width_(width),
         capacity_(capacity),
         wait_(wait),
-        rows_(make_block_buffer<Scalar>(width * capacity)),
+        rows_(make_block_buffer<Scalar>(wait ? width * capacity : 0)),
         masked_(static_cast<std::size_t>(capacity), 0) {}
 
   void put(Index row, const Scalar* x, std::uint8_t masked) {
@@ -39,6 +39,7 @@ class WaitingRows {
   }
   /// Whether all rows from `begin` on are there: if so, all from any later one on are, too.
   bool hold(Index begin) const { return !wait_ || begin >= oldest_; }
+  bool wait() const { return wait_; }
   void reset() { oldest_ = 0; }
 
   /// \param end one past the last row
@@ -53,7 +54,7 @@ class WaitingRows {
   /// \param rows that must be there
   void load(const Range& rows, StateReader& from) {
     oldest_ = 0;
-    const Index begin = from.get_index(0, rows.end);
+    const Index begin = from.get_index(wait_ ? 0 : rows.end, rows.end);
     std::vector<Scalar> x(static_cast<std::size_t>(width_));
     for (Index i = begin; i < rows.end; ++i) {
       from.get(x.data(), width_);
