@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include <local_mha/io/encoder_weights.hpp>
 #include <local_mha/io/weights.hpp>
 
 #include "io/file_builder.hpp"
@@ -108,6 +109,11 @@ TEST(OutOfMemory, LoadingWeights) {
   fail_each_allocation([&] { load_local_transformer<double>(model); });
   fail_each_allocation(
       [&] { load_dynamic_position_bias<float>(model, "param/dynamic_pos_bias."); });
+  for (const char* name : {"encoder_streams4", "stack_masked"}) {
+    const SafetensorsFile encoder(golden_folder / ".." / "golden_stack" /
+                                  (std::string(name) + ".safetensors"));
+    fail_each_allocation([&] { load_encoder<float>(encoder); });
+  }
   const SafetensorsFile attention(golden_folder / "attn_causal.safetensors");
   fail_each_allocation([&] { load_local_attention(attention); });
 }
