@@ -62,8 +62,8 @@ inline Window window_of(const LocalAttentionConfig& config, const LocalAttention
              *call.window_size);
     require_at_least("window_size", *call.window_size, 1);
   }
-  constexpr Index last_position = Index{1} << 60;
-  if (call.first_position < 0 || call.first_position > last_position)
+  constexpr Index farthest = Index{1} << 60;
+  if (call.first_position < 0 || call.first_position > farthest)
     reject("first_position", "0 to 2^60", call.first_position);
   if (call.first_position != 0 && !call.cu_seqlens.empty())
     reject("first_position", "0, because packed sequences start there", call.first_position);
