@@ -58,7 +58,7 @@ class Encoder {
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   Encoder(const EncoderConfig& config, Parameters parameters)
       : weights_(std::make_shared<const Weights>(
-            config, fitting(std::move(parameters), Parameters::zeros(config)))) {}
+            config, detail::fitting(std::move(parameters), Parameters::zeros(config)))) {}
 
   // An encoder that was moved from would have no weights: moving is copying.
   Encoder(const Encoder&) = default;
@@ -71,8 +71,8 @@ class Encoder {
   /// If it throws, the encoder is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
   void set_parameters(Parameters parameters) {
-    weights_ = std::make_shared<const Weights>(config(),
-                                               fitting(std::move(parameters), this->parameters()));
+    weights_ = std::make_shared<const Weights>(
+        config(), detail::fitting(std::move(parameters), this->parameters()));
   }
 
   /// \param x `[B, N, dim]`
@@ -179,11 +179,6 @@ class Encoder {
   };
 
   const Stack& stack() const { return weights_->stack; }
-
-  static Parameters fitting(Parameters parameters, const Parameters& shapes) {
-    detail::require_same_shapes(parameters, shapes);
-    return parameters;
-  }
 
   void check_arguments(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
     require_shape("x", x.dimensions(), {-1, -1, stack().dim()});

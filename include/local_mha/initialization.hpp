@@ -120,6 +120,14 @@ void require_same_shapes(const Parameters& got, const Parameters& expected) {
            to_string(have[want.size()].extent));
 }
 
+/// `parameters`, which have the shapes of others.
+/// \throws std::invalid_argument as require_same_shapes() does
+template <typename Parameters>
+Parameters fitting(Parameters parameters, const Parameters& shapes) {
+  require_same_shapes(parameters, shapes);
+  return parameters;
+}
+
 }  // namespace detail
 
 /// The weights that a module starts with.

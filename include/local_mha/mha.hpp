@@ -81,7 +81,7 @@ class LocalMHA {
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalMHA(const LocalMHAConfig& config, Parameters parameters)
       : weights_(std::make_shared<const Weights>(
-            config, fitting(std::move(parameters), Parameters::zeros(checked(config))))) {}
+            config, detail::fitting(std::move(parameters), Parameters::zeros(checked(config))))) {}
 
   // A layer that was moved from would have no weights: moving is copying.
   LocalMHA(const LocalMHA&) = default;
@@ -94,8 +94,8 @@ class LocalMHA {
   /// If it throws, the layer is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
   void set_parameters(Parameters parameters) {
-    weights_ = std::make_shared<const Weights>(config(),
-                                               fitting(std::move(parameters), this->parameters()));
+    weights_ = std::make_shared<const Weights>(
+        config(), detail::fitting(std::move(parameters), this->parameters()));
   }
 
   /// \param x `[B, N, dim]`
@@ -272,10 +272,6 @@ class LocalMHA {
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
     return config;
-  }
-  static Parameters fitting(Parameters parameters, const Parameters& shapes) {
-    detail::require_same_shapes(parameters, shapes);
-    return parameters;
   }
 
   const LocalAttention<Scalar>& attention() const { return weights_->attention; }

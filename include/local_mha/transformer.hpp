@@ -81,7 +81,7 @@ class LocalTransformer {
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalTransformer(const LocalTransformerConfig& config, Parameters parameters)
       : weights_(std::make_shared<const Weights>(
-            config, fitting(std::move(parameters), Parameters::zeros(checked(config))))) {}
+            config, detail::fitting(std::move(parameters), Parameters::zeros(checked(config))))) {}
 
   // A model that was moved from would have no weights: moving is copying.
   LocalTransformer(const LocalTransformer&) = default;
@@ -94,8 +94,8 @@ class LocalTransformer {
   /// If it throws, the model is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
   void set_parameters(Parameters parameters) {
-    weights_ = std::make_shared<const Weights>(config(),
-                                               fitting(std::move(parameters), this->parameters()));
+    weights_ = std::make_shared<const Weights>(
+        config(), detail::fitting(std::move(parameters), this->parameters()));
   }
 
   /// \param tokens `[B, N]`, each in `[0, num_tokens)`, `N <= max_seq_len`
@@ -269,10 +269,6 @@ class LocalTransformer {
   static const LocalTransformerConfig& checked(const LocalTransformerConfig& config) {
     validate(config);
     return config;
-  }
-  static Parameters fitting(Parameters parameters, const Parameters& shapes) {
-    detail::require_same_shapes(parameters, shapes);
-    return parameters;
   }
 
   // All positions of a batch below one another, `[B·N, dim]`.
