@@ -646,7 +646,9 @@ int run(int argc, char** argv) {
       "each\n"
       "gradient (grad/..., for the upstream gradient input/grad_y; a model's are of its loss), "
       "the\n"
-      "largest absolute error, and that relative to the largest expected element. Says what it\n"
+      "largest absolute error, and that relative to the largest expected element; for gradients "
+      "of\n"
+      "single numbers, which are sums that cancel, to the largest of their module. Says what it\n"
       "did not compare.\n"
       "Exit status: 0 if every relative error is within the tolerance, 1 if not, 2 if the files\n"
       "cannot be used or hold nothing to compare.",
