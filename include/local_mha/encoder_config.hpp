@@ -55,15 +55,15 @@ inline void require_same_bias(const LocalMHAConfig& layer, const LocalMHAConfig&
            "false, because the dynamic position bias takes the rotary's place", true);
   if (layer.token_window)
     reject(name + "token_window", "none, because there is a dynamic position bias", "one");
-  const auto require = [&](const char* member, Index value, Index of_first) {
+  const auto same = [&](const char* member, Index value, Index of_first) {
     if (value != of_first)
       reject(name + member,
              std::to_string(of_first) + ", because layers share the dynamic position bias", value);
   };
-  require("heads", layer.heads, first.heads);
-  require("window_size", layer.window_size, first.window_size);
-  require("look_backward", layer.look_backward, first.look_backward);
-  require("look_forward", resolved_look_forward(layer), resolved_look_forward(first));
+  same("heads", layer.heads, first.heads);
+  same("window_size", layer.window_size, first.window_size);
+  same("look_backward", layer.look_backward, first.look_backward);
+  same("look_forward", resolved_look_forward(layer), resolved_look_forward(first));
 }
 
 }  // namespace detail

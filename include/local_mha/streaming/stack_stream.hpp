@@ -116,10 +116,10 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
   // The next `n` rows of a sequence.
   // \param masked a flag for each; null: none is masked
   // \param fill `fill(i, some, rows)` makes rows `[i, i + some)` of them
-  // \param emit `emit(rows, m)` takes the next `m` results
-  template <typename Fill, typename Emit>
+  // \param take `take(rows, m)` takes the next `m` results
+  template <typename Fill, typename Take>
   void advance(const Stack& stack, Worker& worker, Sequence& sequence, Index n,
-               const std::uint8_t* masked, Fill&& fill, Emit&& emit) const {
+               const std::uint8_t* masked, Fill&& fill, Take&& take) const {
     for (Index i = 0; i < n;) {
       // Up to the end of a block, so that the next stretch is of whole ones.
       const Index until = (sequence.position() + at_once) / count * count;
@@ -130,17 +130,17 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
       else
         std::fill_n(worker.masked.begin(), some, std::uint8_t{0});
       const Index m = pass(stack, worker, sequence, some, false);
-      emit(worker.rows.data(), m);
+      take(worker.rows.data(), m);
       i += some;
     }
   }
 
   // Ends a sequence.
-  template <typename Emit>
-  void finish(const Stack& stack, Worker& worker, Sequence& sequence, Emit&& emit) const {
+  template <typename Take>
+  void finish(const Stack& stack, Worker& worker, Sequence& sequence, Take&& take) const {
     if (sequence.ended()) return;
     const Index m = pass(stack, worker, sequence, 0, true);
-    emit(worker.rows.data(), m);
+    take(worker.rows.data(), m);
     sequence.end();
   }
 
