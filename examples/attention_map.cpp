@@ -244,7 +244,7 @@ HeadProbabilities of_transformer(const CaseFiles& files, const Head& options) {
   local_mha::EncoderParameters<float> below = parameters;
   below.layers.resize(static_cast<std::size_t>(up_to.depth));
   local_mha::Encoder<float>::Saved saved;
-  local_mha::Encoder<float>(up_to, below).forward_saving(saved, x, mask);
+  local_mha::Encoder<float>(up_to, below).forward_saving(saved, x, {.mask = mask});
   std::optional<Tensor<float, 3>> bias;
   if (parameters.dynamic_pos_bias)
     bias = local_mha::DynamicPositionBias<float>(*parameters.dynamic_pos_bias)
@@ -253,7 +253,7 @@ HeadProbabilities of_transformer(const CaseFiles& files, const Head& options) {
   return {"LocalTransformer, layer " + std::to_string(options.layer),
           attention_config(layer),
           layer.window_size,
-          take_head(mha.attention_probabilities(saved.layers.back().attention_branch.input, mask,
+          take_head(mha.attention_probabilities(saved.input_of_attention(options.layer), mask,
                                                 examples::view(bias)),
                     options.head),
           mask,

@@ -545,7 +545,7 @@ void run_encoder(const CaseFiles& files, const Chunks& chunks, Outputs& outputs)
     return;
   }
   typename local_mha::Encoder<Scalar>::Saved saved;
-  outputs.add("output/y", encoder.forward_saving(saved, x, mask));
+  outputs.add("output/y", encoder.forward_saving(saved, x, {.mask = mask}));
   if (!has_grad_y) return;
   auto gradients = local_mha::EncoderParameters<Scalar>::zeros(config);
   outputs.add_gradient(

@@ -7,22 +7,27 @@
 /// or, with several residual streams, each of the two inside of a HyperConnection.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <optional>
-#include <span>
+#include <string>
 #include <utility>
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/encoder_config.hpp>
 #include <local_mha/initialization.hpp>
+#include <local_mha/layer/call.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/parameters.hpp>
 #include <local_mha/stack/layer_stack.hpp>
 #include <local_mha/stack/layer_stack_backward.hpp>
+#include <local_mha/stack/packed_batch.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -39,6 +44,8 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class Encoder {
   using Stack = detail::LayerStack<Scalar>;
+  using Input = StridedView<const Scalar>;
+  using Output = StridedView<Scalar>;
 
  public:
   using Parameters = EncoderParameters<Scalar>;
@@ -46,9 +53,31 @@ class Encoder {
   /// Sequences that come bit by bit: see encoder_stream.hpp.
   class Stream;
   /// Room for calls of forward_into().
-  using Workspace = typename Stack::Workspace;
+  class Workspace {
+    friend Encoder;
+
+    typename Stack::Workspace stack_;
+    detail::PackedBatch<Scalar> batch_;
+  };
   /// What forward_saving() keeps for backward().
-  using Saved = typename Stack::Saved;
+  class Saved {
+   public:
+    /// What the attention of a layer was given, `[B, N, dim]`, or of sequences of different lengths
+    /// all rows, `[1, sum of lengths, dim]`.
+    /// \throws std::invalid_argument if there is no such layer
+    const Tensor<Scalar, 3>& input_of_attention(Index layer) const {
+      const Index layers = std::ssize(stack_.layers);
+      if (layer < 0 || layer >= layers)
+        reject("layer", "0 to " + std::to_string(layers - 1), layer);
+      return stack_.layers[static_cast<std::size_t>(layer)].attention_branch.input;
+    }
+
+   private:
+    friend Encoder;
+
+    typename Stack::Saved stack_;
+    detail::RaggedBatch batch_;
+  };
 
   /// Starts with the weights of new PyTorch modules.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
@@ -75,29 +104,14 @@ class Encoder {
         config(), detail::fitting(std::move(parameters), this->parameters()));
   }
 
-  /// \param x `[B, N, dim]`
-  /// \param mask keys that nobody attends, `[B, N]`
-  /// \param training dropout acts, with this seed, and drops something else in each layer; empty:
-  ///        evaluation
-  /// \param cu_seqlens a batch of 1 holds sequences of any lengths, `[S + 1]`: see
-  ///        LocalMHA::forward()
+  /// \param x `[B, N, dim]`: see StridedView
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit
-  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                            std::optional<Training> training = {},
-                            std::span<const Index> cu_seqlens = {}) const {
-    return forward(Eigen::DefaultDevice(), x, mask, training, cu_seqlens);
-  }
-
-  /// The same on the threads of a device; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> forward(const Device& device, TensorView<const Scalar, 3> x,
-                            const PaddingMask& mask = {}, std::optional<Training> training = {},
-                            std::span<const Index> cu_seqlens = {}) const {
-    check_arguments(x, mask);
+  Tensor<Scalar, 3> forward(Input x, const EncoderCall& call = {}) const {
+    check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
-    forward_into(device, y, workspace, x, mask, training, cu_seqlens);
+    forward_into(y, workspace, x, call);
     return y;
   }
 
@@ -105,40 +119,18 @@ class Encoder {
   /// configuration, and before for batches as large and as many threads.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
-  template <ThreadDevice Device>
-  void forward_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
-                    TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                    std::optional<Training> training = {},
-                    std::span<const Index> cu_seqlens = {}) const {
-    check_arguments(x, mask);
-    require_shape("y", y.dimensions(), x.dimensions());
-    detail::require_apart("y", y, "x", x);
-    stack().forward(device, y, workspace, x, mask, training, cu_seqlens, nullptr);
-  }
-  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
-                    const PaddingMask& mask = {}, std::optional<Training> training = {},
-                    std::span<const Index> cu_seqlens = {}) const {
-    forward_into(Eigen::DefaultDevice(), y, workspace, x, mask, training, cu_seqlens);
+  void forward_into(Output y, Workspace& workspace, Input x, const EncoderCall& call = {}) const {
+    flow(y, workspace, x, call, nullptr);
   }
 
   /// forward() that keeps what backward() needs, copies of all that it was given included.
   /// \param saved becomes what this call kept
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> forward_saving(const Device& device, Saved& saved,
-                                   TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                                   std::optional<Training> training = {},
-                                   std::span<const Index> cu_seqlens = {}) const {
-    check_arguments(x, mask);
+  Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const EncoderCall& call = {}) const {
+    check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
-    stack().forward(device, y, workspace, x, mask, training, cu_seqlens, &saved);
+    flow(y, workspace, x, call, &saved);
     return y;
-  }
-  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
-                                   const PaddingMask& mask = {},
-                                   std::optional<Training> training = {},
-                                   std::span<const Index> cu_seqlens = {}) const {
-    return forward_saving(Eigen::DefaultDevice(), saved, x, mask, training, cu_seqlens);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -148,23 +140,23 @@ class Encoder {
   /// \return that of x, `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
   ///         runs out, the gradients are as they were
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> backward(const Device& device, Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y) const {
-    stack().require_known(saved);
-    require_shape("grad_y", grad_y.dimensions(), saved.shape);
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y,
+                             const AnyDevice& device = {}) const {
+    stack().require_known(saved.stack_);
+    require_shape("grad_y", grad_y.dimensions(), saved.batch_.shape());
     detail::require_same_shapes(gradients, parameters());
     // Added at the end, where nothing can fail.
     Parameters made = Parameters::zeros(config());
-    Tensor<Scalar, 3> grad =
-        Eigen::TensorMap<const Tensor<Scalar, 3>>(grad_y.data(), grad_y.dimensions());
-    stack().backward(device, made, saved, grad);
+    Tensor<Scalar, 3> grad(saved.batch_.packed_shape());
+    saved.batch_.pack(grad_y, grad.data());
+    stack().backward(device, made, saved.stack_, grad);
+    if (saved.batch_.ragged()) {
+      Tensor<Scalar, 3> grad_x(grad_y.dimensions());
+      saved.batch_.unpack(grad.data(), StridedView<Scalar>(grad_x));
+      grad = std::move(grad_x);
+    }
     detail::add(gradients, made);
     return grad;
-  }
-  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y) const {
-    return backward(Eigen::DefaultDevice(), gradients, saved, grad_y);
   }
 
  private:
@@ -180,9 +172,27 @@ class Encoder {
 
   const Stack& stack() const { return weights_->stack; }
 
-  void check_arguments(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
+  void check_arguments(const Input& x, const EncoderCall& call) const {
     require_shape("x", x.dimensions(), {-1, -1, stack().dim()});
-    if (mask) require_shape("mask", mask.shape(), {x.dimension(0), x.dimension(1)});
+    if (call.mask) require_shape("mask", call.mask.shape(), {x.dimension(0), x.dimension(1)});
+  }
+
+  // \param saved null, or what becomes what backward() needs
+  void flow(const Output& y, Workspace& workspace, const Input& x, const EncoderCall& call,
+            Saved* saved) const {
+    check_arguments(x, call);
+    require_shape("y", y.dimensions(), x.dimensions());
+    detail::require_apart("y", y, "x", x);
+    detail::PackedBatch<Scalar>& batch = workspace.batch_;
+    batch.take(x, y, call);
+    if (saved != nullptr) {
+      saved->stack_.shape = {};
+      saved->batch_ = batch.batch();
+    }
+    stack().forward(call.device, batch.y(y), workspace.stack_, batch.x(x), batch.mask(call.mask),
+                    call.training, batch.cu_seqlens(call.cu_seqlens),
+                    saved != nullptr ? &saved->stack_ : nullptr);
+    batch.give(y);
   }
 
   std::shared_ptr<const Weights> weights_;

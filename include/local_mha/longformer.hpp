@@ -254,8 +254,7 @@ class LongformerAttention {
       }
       const Eigen::Map<const RowMatrix<Scalar>> in(x.data(), rows, config_.dim);
       Eigen::Map<RowMatrix<Scalar>>(grad_x.data(), rows, config_.dim) +=
-          linear_backward<Eigen::DefaultDevice, Scalar>({}, weight, in, grad_qkv, grad_weight,
-                                                        &grad_bias);
+          linear_backward<AnyDevice, Scalar>({}, weight, in, grad_qkv, grad_weight, &grad_bias);
     };
     add(local_, saved.local_, false, parameters_.to_qkv, made.to_qkv, made.to_qkv_bias);
     if (saved.global_)

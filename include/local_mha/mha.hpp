@@ -21,12 +21,15 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/layer/backward.hpp>
+#include <local_mha/layer/call.hpp>
 #include <local_mha/layer/forward.hpp>
 #include <local_mha/layer/plan.hpp>
+#include <local_mha/layer/positional_calls.hpp>
 #include <local_mha/layer/saved.hpp>
 #include <local_mha/layer/weights.hpp>
 #include <local_mha/layer/worker.hpp>
@@ -48,7 +51,10 @@ class LocalTransformer;
 /// A copy shares the weights, which nobody changes: set_parameters() gives a layer others, and a
 /// stream goes on with those that it was made with.
 template <typename Scalar>
-class LocalMHA {
+class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
+  using Positional = detail::PositionalCalls<LocalMHA<Scalar>, Scalar>;
+  using Input = StridedView<const Scalar>;
+  using Output = StridedView<Scalar>;
   using Weights = detail::LayerWeights<Scalar>;
   using Flow = detail::LayerWorker<Scalar>;
 
@@ -57,6 +63,7 @@ class LocalMHA {
  public:
   using Parameters = LocalMHAParameters<Scalar>;
   using Bias = std::optional<TensorView<const Scalar, 3>>;
+  using Call = LocalMHACall<Scalar>;
 
   /// Sequences that come bit by bit: see mha_stream.hpp.
   class Stream;
@@ -98,31 +105,22 @@ class LocalMHA {
         config(), detail::fitting(std::move(parameters), this->parameters()));
   }
 
-  /// \param x `[B, N, dim]`
-  /// \param mask keys that nobody attends, `[B, N]`
-  /// \param attn_bias `[heads or 1, w, (1 + lb + lf)·w]`, or `[B·heads, …]`, one for each sequence;
-  ///        see LocalAttention::forward(). None with a token window
-  /// \param training dropout acts, with this seed; empty: evaluation
-  /// \param cu_seqlens a batch of 1 holds sequences of any lengths, `[S + 1]` with the first row of
-  ///        each and `N` at last, which see nothing of one another; empty: it holds one
+  // With a device first, and with arguments in a row.
+  using Positional::backward;
+  using Positional::backward_into;
+  using Positional::forward;
+  using Positional::forward_into;
+  using Positional::forward_saving;
+  using Positional::forward_saving_into;
+
+  /// \param x `[B, N, dim]`: see StridedView
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit
-  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                            const Bias& attn_bias = {}, std::optional<Training> training = {},
-                            std::span<const Index> cu_seqlens = {}) const {
-    return forward(Eigen::DefaultDevice(), x, mask, attn_bias, training, cu_seqlens);
-  }
-
-  /// The same on the threads of a device; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> forward(const Device& device, TensorView<const Scalar, 3> x,
-                            const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                            std::optional<Training> training = {},
-                            std::span<const Index> cu_seqlens = {}) const {
-    check_arguments(x, mask, attn_bias, cu_seqlens);
+  Tensor<Scalar, 3> forward(Input x, const Call& call = {}) const {
+    check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
-    forward_into(device, y, workspace, x, mask, attn_bias, training, cu_seqlens);
+    forward_into(y, workspace, x, call);
     return y;
   }
 
@@ -131,18 +129,8 @@ class LocalMHA {
   /// sequences at once, for which room is made the first time.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
-  template <ThreadDevice Device>
-  void forward_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
-                    TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                    const Bias& attn_bias = {}, std::optional<Training> training = {},
-                    std::span<const Index> cu_seqlens = {}) const {
-    flow(device, y, workspace, x, mask, attn_bias, training, cu_seqlens, nullptr);
-  }
-  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
-                    const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                    std::optional<Training> training = {},
-                    std::span<const Index> cu_seqlens = {}) const {
-    forward_into(Eigen::DefaultDevice(), y, workspace, x, mask, attn_bias, training, cu_seqlens);
+  void forward_into(Output y, Workspace& workspace, Input x, const Call& call = {}) const {
+    flow(y, workspace, x, call, nullptr);
   }
 
   /// What forward_saving() keeps for backward().
@@ -150,72 +138,44 @@ class LocalMHA {
 
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> forward_saving(const Device& device, Saved& saved,
-                                   TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                                   const Bias& attn_bias = {},
-                                   std::optional<Training> training = {},
-                                   std::span<const Index> cu_seqlens = {}) const {
-    check_arguments(x, mask, attn_bias, cu_seqlens);
+  Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Call& call = {}) const {
+    check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
-    forward_saving_into(device, y, workspace, saved, x, mask, attn_bias, training, cu_seqlens);
+    forward_saving_into(y, workspace, saved, x, call);
     return y;
-  }
-  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
-                                   const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                                   std::optional<Training> training = {},
-                                   std::span<const Index> cu_seqlens = {}) const {
-    return forward_saving(Eigen::DefaultDevice(), saved, x, mask, attn_bias, training, cu_seqlens);
   }
 
   /// The same into given memory, also that of `saved`: see forward_into().
-  template <ThreadDevice Device>
-  void forward_saving_into(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
-                           Saved& saved, TensorView<const Scalar, 3> x,
-                           const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                           std::optional<Training> training = {},
-                           std::span<const Index> cu_seqlens = {}) const {
-    const auto inputs = check_arguments(x, mask, attn_bias, cu_seqlens);
+  void forward_saving_into(Output y, Workspace& workspace, Saved& saved, Input x,
+                           const Call& call = {}) const {
+    const auto inputs = check_arguments(x, call);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
     saved.prepare(config(), x.dimension(0), x.dimension(1), inputs);
-    flow(device, y, workspace, x, mask, attn_bias, training, cu_seqlens, &saved);
-    saved.complete(config(), parameters(), x, mask, attn_bias,
-                   {.training = training, .cu_seqlens = cu_seqlens});
+    flow(y, workspace, x, call, &saved);
+    saved.complete(config(), parameters(), x, call);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
-  /// \param saved what forward_saving() kept. It holds the mask, the training and the packed
-  ///        sequences: here, mask and training may be left out
+  /// \param saved what forward_saving() kept. It holds the mask, the training and the lengths of
+  ///        sequences: in `call`, they may be left out
   /// \param grad_y `[B, N, dim]`
-  /// \param x, attn_bias what forward_saving() was given
+  /// \param x, call what forward_saving() was given; the device may be another
   /// \param grad_attn_bias null, or where that of attn_bias is added, in its shape
   /// \return that of x, `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
   ///         out, the gradients are as they were
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> backward(const Device& device, Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
-                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                             std::optional<Training> training = {},
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
+                             const Call& call = {},
                              Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    check_arguments(x, mask, attn_bias);
+    check_arguments(x, call);
     Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
-    backward_into(device, grad_x, workspace, gradients, saved, grad_y, x, mask, attn_bias, training,
-                  grad_attn_bias);
+    backward_into(grad_x, workspace, gradients, saved, grad_y, x, call, grad_attn_bias);
     return grad_x;
-  }
-  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
-                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                             std::optional<Training> training = {},
-                             Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    return backward(Eigen::DefaultDevice(), gradients, saved, grad_y, x, mask, attn_bias, training,
-                    grad_attn_bias);
   }
 
   /// The same into given memory. What lies between the steps, about seven tensors of the size of x,
@@ -223,51 +183,29 @@ class LocalMHA {
   /// not.
   /// \param grad_x that of x, `[B, N, dim]`, must not overlap grad_y and x
   /// \param workspace for one call at a time
-  template <ThreadDevice Device>
-  void backward_into(const Device& device, TensorView<Scalar, 3> grad_x, Workspace& workspace,
-                     Parameters& gradients, const Saved& saved, TensorView<const Scalar, 3> grad_y,
-                     TensorView<const Scalar, 3> x, const PaddingMask& mask = {},
-                     const Bias& attn_bias = {}, std::optional<Training> training = {},
-                     Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
-    check_arguments(x, mask, attn_bias);
-    require_shape("grad_x", grad_x.dimensions(), x.dimensions());
-    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
-    detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
-    detail::require_apart("grad_x", grad_x, "x", x);
-    saved.check_arguments(config(), parameters(), x, mask, attn_bias, training);
-    detail::require_same_shapes(gradients, parameters());
-    if (grad_attn_bias != nullptr) {
-      if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
-      require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),
-                    attn_bias->dimensions());
-    }
-    if (x.size() == 0) return;
-    const auto inputs =
-        check_arguments(x, saved.call.mask(), attn_bias, saved.call.options().cu_seqlens);
-    const Weights& w = *weights_;
-    auto& grad_bias = workspace.grad_bias_;
-    const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
-    grad_bias.prepare(wants_bias ? bias_of(attn_bias) : Bias(), config().heads);
-    detail::LayerBackward<Scalar>(w, saved, workspace.backward_, thread_count(device))
-        .run(device, inputs, saved.call.options().training, x.data(), grad_y.data(), grad_x.data(),
-             gradients, grad_bias);
-    if (grad_attn_bias != nullptr) grad_bias.add_to(*grad_attn_bias);
-    if (config().relative_bias) grad_bias.add_to(gradients.relative_bias.data());
-  }
+  void backward_into(Output grad_x, Workspace& workspace, Parameters& gradients, const Saved& saved,
+                     Input grad_y, Input x, const Call& call = {},
+                     Tensor<Scalar, 3>* grad_attn_bias = nullptr) const;
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
   /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
-  Tensor<Scalar, 4> attention_probabilities(TensorView<const Scalar, 3> x,
-                                            const PaddingMask& mask = {},
+  Tensor<Scalar, 4> attention_probabilities(Input x, const Call& call = {}) const;
+  Tensor<Scalar, 4> attention_probabilities(Input x, const PaddingMask& mask,
                                             const Bias& attn_bias = {},
-                                            std::span<const Index> cu_seqlens = {}) const;
+                                            std::span<const Index> cu_seqlens = {}) const {
+    return attention_probabilities(
+        x, Call{.mask = mask, .attn_bias = attn_bias, .cu_seqlens = cu_seqlens});
+  }
 
  private:
-  template <ThreadDevice Device>
-  void flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
-            TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
-            const std::optional<Training>& training, std::span<const Index> cu_seqlens,
-            Saved* saved) const;
+  // \param saved null, or where is kept what backward() needs
+  void flow(const Output& y, Workspace& workspace, const Input& x, const Call& call,
+            Saved* saved) const {
+    const auto inputs = check_arguments(x, call);
+    require_shape("y", y.dimensions(), x.dimensions());
+    detail::require_apart("y", y, "x", x);
+    workspace.forward_.run(call.device, *weights_, inputs, call.training, x, y, saved);
+  }
 
   static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
     validate(config);
@@ -276,15 +214,21 @@ class LocalMHA {
 
   const LocalAttention<Scalar>& attention() const { return weights_->attention; }
 
-  detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 3>& x,
-                                                  const PaddingMask& mask, const Bias& attn_bias,
-                                                  std::span<const Index> cu_seqlens = {}) const {
+  // \throws std::invalid_argument naming the argument that does not fit
+  // \return what the queries see; a view of the call
+  detail::AttentionInputs<Scalar> check_arguments(const Input& x, const Call& call) const {
     require_shape("x", x.dimensions(), {-1, -1, config().dim});
+    return inputs_of(x, call.mask, bias_of(call.attn_bias), call.cu_seqlens, call.lengths);
+  }
+  detail::AttentionInputs<Scalar> inputs_of(const Input& x, const PaddingMask& mask,
+                                            const Bias& attn_bias,
+                                            std::span<const Index> cu_seqlens,
+                                            std::span<const Index> lengths) const {
     detail::AttentionInputs<Scalar> inputs(Window(attention().config()), x.dimension(0),
-                                           config().heads, x.dimension(1), mask,
-                                           bias_of(attn_bias));
+                                           config().heads, x.dimension(1), mask, attn_bias);
     add_options(inputs);
     inputs.cut(cu_seqlens);
+    inputs.shorten(lengths);
     return inputs;
   }
 
@@ -320,11 +264,11 @@ class LocalMHA {
   }
 
   // See LayerWorker::stream().
-  template <typename Device, typename Sequence, typename Complete>
-  void stream_rows(const Device& device, Flow& flow, Sequence& sequence,
+  template <typename Sequence, typename Complete>
+  void stream_rows(const AnyDevice& device, Flow& flow, Sequence& sequence,
                    const detail::AttentionInputs<Scalar>& inputs, Index b, const Range& in,
-                   const Range& out, const Scalar* x, const std::uint8_t* masked, Scalar* y,
-                   Complete&& complete) const {
+                   const Range& out, const RowsView<const Scalar>& x, const std::uint8_t* masked,
+                   const RowsView<Scalar>& y, Complete&& complete) const {
     flow.steps().use(*weights_);
     flow.stream(device, sequence, inputs, b, in, out, x, masked, y, complete);
   }
@@ -333,30 +277,46 @@ class LocalMHA {
 };
 
 template <typename Scalar>
-Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(
-    TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
-    std::span<const Index> cu_seqlens) const {
-  check_arguments(x, mask, attn_bias, cu_seqlens);
+void LocalMHA<Scalar>::backward_into(Output grad_x, Workspace& workspace, Parameters& gradients,
+                                     const Saved& saved, Input grad_y, Input x, const Call& call,
+                                     Tensor<Scalar, 3>* grad_attn_bias) const {
+  check_arguments(x, call);
+  const Bias& attn_bias = call.attn_bias;
+  require_shape("grad_x", grad_x.dimensions(), x.dimensions());
+  require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+  detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
+  detail::require_apart("grad_x", grad_x, "x", x);
+  saved.check_arguments(config(), parameters(), x, call);
+  detail::require_same_shapes(gradients, parameters());
+  if (grad_attn_bias != nullptr) {
+    if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
+    require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),
+                  attn_bias->dimensions());
+  }
+  if (x.size() == 0) return;
+  const LocalAttentionCall of_forward = saved.call.options();
+  const auto inputs = inputs_of(x, saved.call.mask(), bias_of(attn_bias), of_forward.cu_seqlens,
+                                of_forward.lengths);
+  auto& grad_bias = workspace.grad_bias_;
+  const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
+  grad_bias.prepare(wants_bias ? bias_of(attn_bias) : Bias(), config().heads);
+  detail::LayerBackward<Scalar>(*weights_, saved, workspace.backward_, thread_count(call.device))
+      .run(call.device, inputs, of_forward.training, x, grad_y, grad_x, gradients, grad_bias);
+  if (grad_attn_bias != nullptr) grad_bias.add_to(*grad_attn_bias);
+  if (config().relative_bias) grad_bias.add_to(gradients.relative_bias.data());
+}
+
+template <typename Scalar>
+Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(Input x, const Call& call) const {
+  check_arguments(x, call);
   const auto [batch, seqlen, dim] = x.dimensions();
   Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
   Tensor<Scalar, 4> k(batch, resolved_kv_heads(config()), seqlen, config().dim_head);
   Flow projections(*weights_, Window(attention().config()), seqlen);
-  for (Index b = 0; b < batch; ++b)
-    projections.queries_and_keys(x.data() + b * seqlen * dim, b, q, k);
-  return attention().attention_probabilities(q, k, mask, attn_bias, {.cu_seqlens = cu_seqlens},
-                                             terms());
-}
-
-template <typename Scalar>
-template <ThreadDevice Device>
-void LocalMHA<Scalar>::flow(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
-                            TensorView<const Scalar, 3> x, const PaddingMask& mask,
-                            const Bias& attn_bias, const std::optional<Training>& training,
-                            std::span<const Index> cu_seqlens, Saved* saved) const {
-  const auto inputs = check_arguments(x, mask, attn_bias, cu_seqlens);
-  require_shape("y", y.dimensions(), x.dimensions());
-  detail::require_apart("y", y, "x", x);
-  workspace.forward_.run(device, *weights_, inputs, training, x.data(), y.data(), saved);
+  for (Index b = 0; b < batch; ++b) projections.queries_and_keys(x.sequence(b), b, q, k);
+  return attention().attention_probabilities(
+      q, k, call.mask, call.attn_bias, {.cu_seqlens = call.cu_seqlens, .lengths = call.lengths},
+      terms());
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

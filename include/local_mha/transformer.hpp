@@ -105,12 +105,11 @@ class LocalTransformer {
   /// \throws std::invalid_argument naming the argument that does not fit
   Tensor<Scalar, 3> forward(Tokens tokens, const PaddingMask& mask = {},
                             std::optional<Training> training = {}) const {
-    return forward(Eigen::DefaultDevice(), tokens, mask, training);
+    return forward(AnyDevice(), tokens, mask, training);
   }
 
   /// The same on the threads of a device; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> forward(const Device& device, Tokens tokens, const PaddingMask& mask = {},
+  Tensor<Scalar, 3> forward(const AnyDevice& device, Tokens tokens, const PaddingMask& mask = {},
                             std::optional<Training> training = {}) const;
 
   /// Mean cross entropy, in nats, of predicting each token from those before it.
@@ -130,11 +129,10 @@ class LocalTransformer {
   ///        count
   Scalar loss(Tokens input, Tokens labels, const PaddingMask& mask = {},
               std::optional<Training> training = {}) const {
-    return loss(Eigen::DefaultDevice(), input, labels, mask, training);
+    return loss(AnyDevice(), input, labels, mask, training);
   }
   /// The same on the threads of a device; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Scalar loss(const Device& device, Tokens input, Tokens labels, const PaddingMask& mask = {},
+  Scalar loss(const AnyDevice& device, Tokens input, Tokens labels, const PaddingMask& mask = {},
               std::optional<Training> training = {}) const {
     check_labels(input, labels);
     const Tensor<Scalar, 3> logits = forward(device, input, mask, training);
@@ -168,20 +166,18 @@ class LocalTransformer {
   /// \return the loss; NaN and no gradients if no label counts
   /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
   ///         runs out, the gradients are as they were
-  template <ThreadDevice Device>
-  Scalar backward(const Device& device, Parameters& gradients, Tokens tokens,
+  Scalar backward(const AnyDevice& device, Parameters& gradients, Tokens tokens,
                   const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
     const InputAndLabels parts = split(tokens);
-    return backward<Device>(device, gradients, parts.input, parts.labels, mask, training);
+    return backward(device, gradients, parts.input, parts.labels, mask, training);
   }
   Scalar backward(Parameters& gradients, Tokens tokens, const PaddingMask& mask = {},
                   std::optional<Training> training = {}) const {
-    return backward(Eigen::DefaultDevice(), gradients, tokens, mask, training);
+    return backward(AnyDevice(), gradients, tokens, mask, training);
   }
 
   /// The same of labels that are given, as loss() takes them.
-  template <ThreadDevice Device>
-  Scalar backward(const Device& device, Parameters& gradients, Tokens input, Tokens labels,
+  Scalar backward(const AnyDevice& device, Parameters& gradients, Tokens input, Tokens labels,
                   const PaddingMask& mask = {}, std::optional<Training> training = {}) const;
 
  private:
@@ -206,10 +202,10 @@ class LocalTransformer {
     template <typename Sequence, typename Inputs, typename Complete>
     static void stream_rows(const LocalMHA<Scalar>& attention, Flow& flow, Sequence& sequence,
                             const Inputs& inputs, const Range& in, const Range& out,
-                            const Scalar* x, const std::uint8_t* masked, Scalar* y,
-                            Complete&& complete) {
-      attention.stream_rows(Eigen::DefaultDevice(), flow, sequence, inputs, 0, in, out, x, masked,
-                            y, complete);
+                            const RowsView<const Scalar>& x, const std::uint8_t* masked,
+                            const RowsView<Scalar>& y, Complete&& complete) {
+      attention.stream_rows(AnyDevice(), flow, sequence, inputs, 0, in, out, x, masked, y,
+                            complete);
     }
   };
 
@@ -234,8 +230,7 @@ class LocalTransformer {
   }
 
   // `[B, N, num_tokens]` of the normalized positions below one another.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> logits_of(const Device& device, const RowMatrix<Scalar>& normed,
+  Tensor<Scalar, 3> logits_of(const AnyDevice& device, const RowMatrix<Scalar>& normed,
                               const Tensor<Scalar, 3>& x) const {
     Tensor<Scalar, 3> logits(x.dimension(0), x.dimension(1), config().num_tokens);
     for_each_stretch(
@@ -318,8 +313,7 @@ class LocalTransformer {
 };
 
 template <typename Scalar>
-template <ThreadDevice Device>
-Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const Device& device, Tokens tokens,
+Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const AnyDevice& device, Tokens tokens,
                                                     const PaddingMask& mask,
                                                     std::optional<Training> training) const {
   check_arguments(tokens, mask);
@@ -331,9 +325,8 @@ Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const Device& device, Tokens
 }
 
 template <typename Scalar>
-template <ThreadDevice Device>
-Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& gradients, Tokens input,
-                                          Tokens labels, const PaddingMask& mask,
+Scalar LocalTransformer<Scalar>::backward(const AnyDevice& device, Parameters& gradients,
+                                          Tokens input, Tokens labels, const PaddingMask& mask,
                                           std::optional<Training> training) const {
   check_arguments(input, mask);
   check_labels(input, labels);
@@ -355,8 +348,8 @@ Scalar LocalTransformer<Scalar>::backward(const Device& device, Parameters& grad
       cross_entropy_gradient<Scalar>(logits, labels, config().ignore_index);
   Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
   rows(grad) = weights_->to_logits_norm.backward(
-      linear_backward<Device, Scalar>(device, parameters().to_logits, normed, rows(grad_logits),
-                                      made.to_logits, nullptr),
+      linear_backward<AnyDevice, Scalar>(device, parameters().to_logits, normed, rows(grad_logits),
+                                         made.to_logits, nullptr),
       rows(x), made.to_logits_norm_weight, made.to_logits_norm_bias);
   stack().backward(device, made, saved, grad);
   const auto size = static_cast<std::size_t>(input.size());

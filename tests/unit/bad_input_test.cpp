@@ -40,6 +40,7 @@ using local_mha::LocalTransformerConfig;
 using local_mha::LocalTransformerParameters;
 using local_mha::PaddingMask;
 using local_mha::RowMatrix;
+using local_mha::StridedView;
 using local_mha::Tensor;
 using local_mha::TensorView;
 using local_mha::Vector;
@@ -678,6 +679,28 @@ std::vector<BadInput> attention_arguments() {
        attend_packed(1, {0, 7, 9}),
        {"cu_seqlens", "10 (rows)", "got 9"},
        "LocalAttention::forward"},
+      {"LengthsOfAnotherBatch",
+       [q] {
+         const std::vector<Index> lengths{3, 4, 5};
+         LocalAttention<float>(attention_config()).forward(q, q, q, {}, {}, {.lengths = lengths});
+       },
+       {"lengths", "2 (batch) numbers", "got 3"},
+       "LocalAttention::forward"},
+      {"LengthOfMoreRows",
+       [q] {
+         const std::vector<Index> lengths{3, 11};
+         LocalAttention<float>(attention_config()).forward(q, q, q, {}, {}, {.lengths = lengths});
+       },
+       {"lengths", "0 to 10", "got 11"},
+       "LocalAttention::forward"},
+      {"LengthsOfAStream",
+       [] {
+         const std::vector<Index> lengths{3};
+         LocalAttention<float>::Stream(LocalAttention<float>(attention_config()), 3, 8, {}, {},
+                                       {.lengths = lengths});
+       },
+       {"lengths", "a stream ends at flush()"},
+       "LocalAttention::Stream::Stream"},
       {"SegmentsFromAPosition",
        attend_packed(1, {0, 10}, 3),
        {"first_position", "got 3"},
@@ -743,6 +766,10 @@ std::vector<BadInput> attention_arguments() {
        attend({}, {}, at(std::numeric_limits<Index>::max())),
        {"first_position", "2^60", "9223372036854775807"},
        "LocalAttention::forward"},
+      {"FlagsOfAnotherNumber",
+       [] { PaddingMask::masked_view(std::vector<std::uint8_t>(5), {2, 3}); },
+       {"flags", "6 for [2, 3]", "got 5"},
+       "PaddingMask::masked_view"},
       {"LengthBeyondTheSequence",
        [] { PaddingMask::from_lengths(std::vector<Index>{3, 11}, 10); },
        {"lengths[1]", "0 to 10", "got 11"},
@@ -786,6 +813,78 @@ std::vector<BadInput> layer_arguments() {
        forward(zeros(2, 10, 12), {}, zeros(2, 4, 4)),
        {"attn_bias", "[any, 4, 12]", "[2, 4, 4]"},
        "LocalMHA::forward"},
+      {"LayerLengthsOfAnotherBatch",
+       [] {
+         LocalMHA<float>(layer_config())
+             .forward(zeros(2, 10, 12), {.lengths = std::vector<Index>{10}});
+       },
+       {"lengths", "2 (batch) numbers", "got 1"},
+       "LocalMHA::forward"},
+      {"LayerLengthsOfPackedSequences",
+       [] {
+         LocalMHA<float>(layer_config())
+             .forward(zeros(1, 10, 12),
+                      {.cu_seqlens = std::vector<Index>{0, 10}, .lengths = std::vector<Index>{10}});
+       },
+       {"lengths", "none beside cu_seqlens"},
+       "LocalMHA::forward"},
+      {"LayerLengthsOfAnotherCall",
+       [] {
+         const LocalMHA<float> layer(layer_config());
+         auto gradients = LocalMHAParameters<float>::zeros(layer_config());
+         LocalMHA<float>::Saved saved;
+         const auto x = zeros(1, 10, 12);
+         layer.forward_saving(saved, x, {.lengths = std::vector<Index>{4}});
+         layer.backward(gradients, saved, x, x, {.lengths = std::vector<Index>{5}});
+       },
+       {"lengths", "that of forward_saving(), or none"},
+       "LocalMHA::backward"},
+      {"ViewOfTooFewNumbers",
+       [] {
+         const std::vector<float> numbers(23);
+         LocalMHA<float>(layer_config()).forward({numbers, {1, 2, 12}});
+       },
+       {"data", "24 elements for [1, 2, 12]", "got 23"},
+       "StridedView::StridedView"},
+      {"ViewOfNothing",
+       [] { LocalMHA<float>(layer_config()).forward({static_cast<float*>(nullptr), {1, 2, 12}}); },
+       {"data", "[1, 2, 12]", "null"},
+       "StridedView::StridedView"},
+      {"ViewWithNegativeStrides",
+       [] {
+         std::vector<float> numbers(24);
+         StridedView<const float>(numbers.data(), {1, 2, 12}, {24, -12, 1});
+       },
+       {"strides", "at least 0", "[24, -12, 1]"},
+       "StridedView::StridedView"},
+      {"ViewWithStridesBeyondMemory",
+       [] {
+         std::vector<float> numbers(24);
+         StridedView<const float>(numbers.data(), {3, 2, 12}, {Index{1} << 61, 12, 1});
+       },
+       {"strides", "memory"},
+       "StridedView::StridedView"},
+      {"ResultsInTheSamePlace",
+       [] {
+         std::vector<float> numbers(24);
+         StridedView<float>(numbers.data(), {1, 3, 4}, {24, 2, 1});
+       },
+       {"strides", "no two results have the same place", "[24, 2, 1]"},
+       "StridedView::StridedView"},
+      {"AxisOfNoView",
+       [] { static_cast<void>(StridedView<const float>(nullptr, {0, 2, 12}).dimension(3)); },
+       {"axis", "0 to 2", "got 3"},
+       "StridedView::dimension"},
+      {"ResultsAmongTheRowsOfAnInput",
+       [] {
+         std::vector<float> numbers(200);
+         const StridedView<const float> x(numbers.data(), {1, 4, 12}, {0, 40, 1});
+         LocalMHA<float>::Workspace workspace;
+         LocalMHA<float>(layer_config())
+             .forward_into({numbers.data() + 20, {1, 4, 12}, {0, 40, 1}}, workspace, x);
+       },
+       {"y", "memory that does not overlap x"},
+       "LocalMHA::forward_into"},
       {"LayerProbabilitiesOfOtherDim",
        [] { LocalMHA<float>(layer_config()).attention_probabilities(zeros(1, 3, 5)); },
        {"x", "[any, any, 12]", "[1, 3, 5]"},
@@ -2179,12 +2278,29 @@ std::vector<BadInput> encoders() {
        {"x", "[any, any, 12]", "[1, 3, 11]"},
        "Encoder::forward"},
       {"EncoderMask",
-       [=] { good().forward(x(1, 3, 12), PaddingMask::from_lengths(std::vector<Index>{1}, 2)); },
+       [=] {
+         good().forward(x(1, 3, 12), {.mask = PaddingMask::from_lengths(std::vector<Index>{1}, 2)});
+       },
        {"mask", "[1, 3]", "[1, 2]"},
        "Encoder::forward"},
       {"EncoderPackedSequences",
-       [=] { good().forward(x(1, 3, 12), {}, {}, std::vector<Index>{0, 2}); },
+       [=] { good().forward(x(1, 3, 12), {.cu_seqlens = std::vector<Index>{0, 2}}); },
        {"cu_seqlens"},
+       "Encoder::forward"},
+      {"EncoderLengthsOfAnotherBatch",
+       [=] { good().forward(x(2, 3, 12), {.lengths = std::vector<Index>{3}}); },
+       {"lengths", "2 (batch) numbers", "got 1"},
+       "Encoder::forward"},
+      {"EncoderLengthBeyondTheSequence",
+       [=] { good().forward(x(1, 3, 12), {.lengths = std::vector<Index>{4}}); },
+       {"lengths", "0 to 3", "got 4"},
+       "Encoder::forward"},
+      {"EncoderLengthsOfPackedSequences",
+       [=] {
+         const std::vector<Index> ends{0, 3}, lengths{3};
+         good().forward(x(1, 3, 12), {.cu_seqlens = ends, .lengths = lengths});
+       },
+       {"lengths", "none beside cu_seqlens"},
        "Encoder::forward"},
       {"EncoderResultOfAnotherShape",
        [=] {
@@ -2209,6 +2325,14 @@ std::vector<BadInput> encoders() {
        },
        {"x", "[any, any, 12]", "[1, 3, 11]"},
        "Encoder::forward_saving"},
+      {"InputOfNoLayer",
+       [=] {
+         Encoder<float>::Saved saved;
+         good().forward_saving(saved, x(1, 3, 12));
+         static_cast<void>(saved.input_of_attention(2));
+       },
+       {"layer", "0 to 1", "got 2"},
+       "Encoder::Saved::input_of_attention"},
       {"EncoderBackwardOfNoForward",
        [=] {
          auto gradients = EncoderParameters<float>::zeros(encoder_config_of_two());
@@ -2338,7 +2462,6 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "LocalTransformerParameters::visit_each",
         "PaddingMask::keep",
         "PaddingMask::masked",
-        "PaddingMask::masked_view",
         "QkNorm::QkNorm",
         "for_each_parameter",
         "global_norm",
@@ -2348,13 +2471,15 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
       {"these are the checks",
        {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",
-       {"attention_config", "encoder_config", "layer_config", "resolved_kv_heads",
-        "resolved_look_forward", "resolved_qk_norm", "resolved_scale"}},
+       {"SavedLayer::options_of", "attention_config", "encoder_config", "layer_config",
+        "resolved_kv_heads", "resolved_look_forward", "resolved_qk_norm", "resolved_scale"}},
       {"arithmetic of sizes, which others have checked", {"ceil_div"}},
       {"asked for each row, by those who know the sequence",
        {"Window::attends", "Window::room_serves", "Window::complete", "Window::keys",
         "Window::keys_of", "Window::look_around_begin", "Window::place_in_bucket", "Window::reach",
         "Window::blocks_seen"}},
+      {"of rows that the view has",
+       {"StridedView::rows", "StridedView::sequence", "channels_first"}},
       {"for the layer, which has checked what it passes on",
        {"LocalAttention::add_sink_gradients", "LocalAttention::prepare_differentiate",
         "SavedLayer::complete", "set_shape", "LocalAttention::differentiate",
@@ -2448,6 +2573,7 @@ const std::set<std::string>& kernel_headers() {
                                              "core/exp2.hpp",
                                              "core/lanes.hpp",
                                              "core/parallel.hpp",
+                                             "core/rows_view.hpp",
                                              "core/task_order.hpp",
                                              "core/transpose.hpp",
                                              "core/upcoming.hpp",

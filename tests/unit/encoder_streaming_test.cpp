@@ -83,7 +83,7 @@ TYPED_TEST(AnEncoderStream, GivesWhatForwardGives) {
     const auto encoder = c.encoder<TypeParam>();
     const auto x = c.input<TypeParam>();
     const Index batch = x.dimension(0), n = x.dimension(1);
-    const auto expected = encoder.forward(x, c.mask());
+    const auto expected = encoder.forward(x, {.mask = c.mask()});
     Stream stream(encoder, {.batch = batch, .max_rollback = c.random.integer(0, 20)});
     for (int pass = 0; pass < 2; ++pass) {
       Given<TypeParam> given(expected, this->tolerance);
@@ -228,17 +228,21 @@ TYPED_TEST(AnEncoderStream, AndItsEncoderAllocateNothing) {
     const Eigen::ThreadPoolDevice device(&pool, 3);
     typename Encoder<TypeParam>::Workspace alone, on_threads;
     const local_mha::Training training{.seed = 1};
-    encoder.forward_into(y, alone, x, {}, training);
-    encoder.forward_into(device, y, on_threads, x, {}, training);
+    encoder.forward_into(y, alone, x, {.training = training});
+    encoder.forward_into(y, on_threads, x, {.training = training, .device = device});
     for (const Index n : {90, 13, 90}) {
       const auto part = positions(x, 0, n);
       Tensor<TypeParam, 3> to(2, n, 6);
-      EXPECT_EQ(
-          support::allocations_of([&] { encoder.forward_into(to, alone, part, {}, training); }), 0)
-          << n;
-      if (n == 13) encoder.forward_into(device, to, on_threads, part, {}, training);
       EXPECT_EQ(support::allocations_of(
-                    [&] { encoder.forward_into(device, to, on_threads, part, {}, training); }),
+                    [&] { encoder.forward_into(to, alone, part, {.training = training}); }),
+                0)
+          << n;
+      if (n == 13)
+        encoder.forward_into(to, on_threads, part, {.training = training, .device = device});
+      EXPECT_EQ(support::allocations_of([&] {
+                  encoder.forward_into(to, on_threads, part,
+                                       {.training = training, .device = device});
+                }),
                 0)
           << n;
     }

@@ -55,9 +55,9 @@ TYPED_TEST(AnEncoder, GivesWhatTheReferenceGives) {
         reference::encoder_pass(options, parameters, reference::cast<Precise>(c.x), c.masked);
     const auto x = c.input<TypeParam>();
     typename Encoder<TypeParam>::Saved saved;
-    const auto y = encoder.forward_saving(saved, x, c.mask());
+    const auto y = encoder.forward_saving(saved, x, {.mask = c.mask()});
     EXPECT_TRUE(close(support::array(y), pass.y, this->tolerance));
-    EXPECT_TRUE(support::same_bits(encoder.forward(x, c.mask()), y));
+    EXPECT_TRUE(support::same_bits(encoder.forward(x, {.mask = c.mask()}), y));
 
     auto expected = reference::zeros_like(parameters);
     const auto of_x = reference::encoder_backward(
@@ -94,7 +94,7 @@ TEST(EncoderGradients, AreThoseOfDifferences) {
     const auto options = support::options(c.config);
     const auto encoder = c.encoder<double>();
     Encoder<double>::Saved saved;
-    encoder.forward_saving(saved, c.input<double>(), c.mask());
+    encoder.forward_saving(saved, c.input<double>(), {.mask = c.mask()});
     auto gradients = EncoderParameters<double>::zeros(c.config);
     const auto grad_x = encoder.backward(gradients, saved, support::tensor<double, 3>(c.grad_y));
     const auto loss = [&](const reference::Parameters<Real>& p, const Array<Real>& x) {
@@ -134,16 +134,18 @@ TYPED_TEST(AnEncoder, GivesTheSameBitsOnAnyNumberOfThreads) {
       const Training training{.seed = 3};
       typename Encoder<TypeParam>::Saved saved;
       auto one = EncoderParameters<TypeParam>::zeros(config);
-      const auto y = encoder.forward_saving(saved, x, {}, training);
+      const auto y = encoder.forward_saving(saved, x, {.training = training});
       const auto grad = encoder.backward(one, saved, x);
       for (const int threads : {1, 2, 3, 8}) {
         Eigen::ThreadPool pool(threads);
         const Eigen::ThreadPoolDevice device(&pool, threads);
-        EXPECT_TRUE(support::same_bits(encoder.forward(device, x, {}, training), y));
+        EXPECT_TRUE(
+            support::same_bits(encoder.forward(x, {.training = training, .device = device}), y));
         auto many = EncoderParameters<TypeParam>::zeros(config);
         typename Encoder<TypeParam>::Saved other;
-        EXPECT_TRUE(support::same_bits(encoder.forward_saving(device, other, x, {}, training), y));
-        EXPECT_TRUE(support::same_bits(encoder.backward(device, many, other, x), grad));
+        EXPECT_TRUE(support::same_bits(
+            encoder.forward_saving(other, x, {.training = training, .device = device}), y));
+        EXPECT_TRUE(support::same_bits(encoder.backward(many, other, x, device), grad));
         const auto expected = support::named<TypeParam>(one);
         for (const auto& [name, gradient] : support::named<TypeParam>(many))
           EXPECT_EQ(gradient.data, expected.at(name).data) << name;
@@ -155,7 +157,7 @@ TYPED_TEST(AnEncoder, TakesPackedSequences) {
   const Encoder<TypeParam> encoder(small(3), 3);
   const std::vector<Index> ends{0, 7, 7, 30, 31};
   const auto x = support::tensor<TypeParam, 3>(Random(1).array({1, 31, 6}));
-  const auto packed = encoder.forward(x, {}, {}, ends);
+  const auto packed = encoder.forward(x, {.cu_seqlens = ends});
   for (std::size_t s = 0; s + 1 < ends.size(); ++s) {
     const Eigen::array<Index, 3> begin{0, ends[s], 0}, size{1, ends[s + 1] - ends[s], 6};
     const Tensor<TypeParam, 3> alone = x.slice(begin, size);
@@ -176,9 +178,9 @@ TYPED_TEST(AnEncoder, DropsSomethingElseInEachLayer) {
   const Encoder<TypeParam> encoder(config, parameters);
   const auto x = support::tensor<TypeParam, 3>(Random(1).array({1, 20, 8}));
   const Training training{.seed = 7};
-  const auto y = encoder.forward(x, {}, training);
-  EXPECT_TRUE(support::same_bits(encoder.forward(x, {}, training), y));
-  EXPECT_FALSE(support::same_bits(encoder.forward(x, {}, Training{.seed = 8}), y));
+  const auto y = encoder.forward(x, {.training = training});
+  EXPECT_TRUE(support::same_bits(encoder.forward(x, {.training = training}), y));
+  EXPECT_FALSE(support::same_bits(encoder.forward(x, {.training = Training{.seed = 8}}), y));
   // By hand, with the seeds of the parts.
   using Rows = Eigen::Map<local_mha::RowMatrix<TypeParam>>;
   local_mha::RowMatrix<TypeParam> rows =

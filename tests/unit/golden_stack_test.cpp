@@ -115,10 +115,10 @@ void expect_encoder(const std::filesystem::path& path) {
   auto [config, parameters] = io::load_encoder<Scalar>(file);
   const local_mha::Encoder<Scalar> encoder(config, std::move(parameters));
   const auto x = file.tensor<Scalar, 3>("input/x");
-  EXPECT_TRUE(is_output(encoder.forward(x, mask(file)), file, "output/y"));
+  EXPECT_TRUE(is_output(encoder.forward(x, {.mask = mask(file)}), file, "output/y"));
 
   typename local_mha::Encoder<Scalar>::Saved saved;
-  EXPECT_TRUE(is_output(encoder.forward_saving(saved, x, mask(file)), file, "output/y"));
+  EXPECT_TRUE(is_output(encoder.forward_saving(saved, x, {.mask = mask(file)}), file, "output/y"));
   auto gradients = local_mha::EncoderParameters<Scalar>::zeros(config);
   const auto grad_x = encoder.backward(gradients, saved, file.tensor<Scalar, 3>("input/grad_y"));
   EXPECT_TRUE(support::close(support::array(grad_x), naive.at("grad/x"),

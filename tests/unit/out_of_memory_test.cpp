@@ -490,26 +490,29 @@ TEST(OutOfMemory, InCallsOfTheEncoder) {
     const auto make = [&] {
       auto o =
           std::make_unique<Objects>(Objects{encoder, Module::Parameters::zeros(encoder_config())});
-      o->encoder.forward_into(device, TensorView<float, 3>(o->y.data(), {1, 7, 10}), o->workspace,
-                              small);
-      o->encoder.forward_saving(device, o->saved, small);
+      o->encoder.forward_into({o->y.data(), {1, 7, 10}}, o->workspace, small, {.device = device});
+      o->encoder.forward_saving(o->saved, small, {.device = device});
       return o;
     };
     const auto make_saved = [&] {
       auto o = make();
-      o->encoder.forward_saving(device, o->saved, x, {}, training);
+      o->encoder.forward_saving(o->saved, x, {.training = training, .device = device});
       return o;
     };
     const auto backward = [&](Objects& o) {
-      o.y = o.encoder.backward(device, o.gradients, o.saved, x);
+      o.y = o.encoder.backward(o.gradients, o.saved, x, device);
     };
     expect_as_it_was(
         "forward_into", make,
-        [&](Objects& o) { o.encoder.forward_into(device, o.y, o.workspace, x, {}, training); },
+        [&](Objects& o) {
+          o.encoder.forward_into(o.y, o.workspace, x, {.training = training, .device = device});
+        },
         [&](Objects& o) { return numbers(o.y); });
     expect_as_it_was(
         "forward_saving", make,
-        [&](Objects& o) { o.y = o.encoder.forward_saving(device, o.saved, x, {}, training); },
+        [&](Objects& o) {
+          o.y = o.encoder.forward_saving(o.saved, x, {.training = training, .device = device});
+        },
         [&](Objects& o) {
           backward(o);
           return numbers(o.y, o.gradients);

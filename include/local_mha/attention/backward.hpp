@@ -26,8 +26,7 @@ template <typename Scalar>
 class AttentionBackward {
  public:
   /// Allocates what run() of the same arguments uses.
-  template <ThreadDevice Device>
-  void prepare(const Device& device, const LocalAttentionConfig& config,
+  void prepare(const AnyDevice& device, const LocalAttentionConfig& config,
                const Placement<Scalar>& placement, const AttentionInputs<Scalar>& inputs,
                Index batch, Index dim_head, const BiasGradients<Scalar>& grad_bias) {
     const bool changes_scores = static_cast<bool>(inputs.score());
@@ -51,8 +50,8 @@ class AttentionBackward {
   /// \param placement that of the configuration
   /// \param head_of `head_of(s, h)` gives the blocks of head `h` of sequence `s`: see
   ///        AttentionBackwardFlow
-  template <ThreadDevice Device, typename HeadOf>
-  void run(const Device& device, const LocalAttentionConfig& config,
+  template <typename HeadOf>
+  void run(const AnyDevice& device, const LocalAttentionConfig& config,
            const Placement<Scalar>& placement, const AttentionInputs<Scalar>& inputs, Index batch,
            Index dim_head, HeadOf&& head_of, BiasGradients<Scalar>& grad_bias,
            const std::optional<Training>& training) {

@@ -33,6 +33,9 @@ struct LocalAttentionCall {
   /// Packed sequences, if not empty: rows `[cu_seqlens[s], cu_seqlens[s + 1])` of a batch of 1 are
   /// a sequence of their own, in every rule. `[S + 1]`, from 0, never falling, to N.
   std::span<const Index> cu_seqlens = {};
+  /// Rows of each sequence, if not empty, `[B]`: those behind them are not computed, and their
+  /// results are 0. Not beside cu_seqlens.
+  std::span<const Index> lengths = {};
   /// Rows that every query of their sequence sees, and that see every key of it, whatever else
   /// says: `[B, N]`, true = global.
   std::optional<TensorView<const bool, 2>> global_rows = {};
@@ -143,7 +146,8 @@ class SavedCall {
     mask_.assign(mask);
     cu_seqlens_.assign(options.cu_seqlens.begin(), options.cu_seqlens.end());
     options_ = options;
-    options_.cu_seqlens = {};
+    lengths_.assign(options.lengths.begin(), options.lengths.end());
+    options_.cu_seqlens = options_.lengths = {};
     options_.global_rows.reset();
     global_rows_.reset();
     if (options.global_rows)
@@ -159,6 +163,7 @@ class SavedCall {
   LocalAttentionCall options() const {
     LocalAttentionCall options = options_;
     options.cu_seqlens = cu_seqlens_;
+    options.lengths = lengths_;
     if (global_rows_) options.global_rows = *global_rows_;
     return options;
   }
@@ -177,6 +182,10 @@ class SavedCall {
     require_same("cu_seqlens", !options.cu_seqlens.empty(),
                  std::equal(options.cu_seqlens.begin(), options.cu_seqlens.end(),
                             cu_seqlens_.begin(), cu_seqlens_.end()),
+                 true);
+    require_same("lengths", !options.lengths.empty(),
+                 std::equal(options.lengths.begin(), options.lengths.end(), lengths_.begin(),
+                            lengths_.end()),
                  true);
     require_same("global_rows", options.global_rows.has_value(),
                  options.global_rows && global_rows_ &&
@@ -222,6 +231,7 @@ class SavedCall {
   PaddingMask mask_;
   LocalAttentionCall options_;
   std::vector<Index> cu_seqlens_;
+  std::vector<Index> lengths_;
   std::optional<Tensor<bool, 2>> global_rows_;
   Known<3> bias_;
   Known<2> relative_bias_;

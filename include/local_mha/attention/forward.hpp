@@ -41,8 +41,7 @@ template <typename Scalar>
 class AttentionForward {
  public:
   /// \param placement that of the configuration; must outlive the call
-  template <ThreadDevice Device>
-  void run(const Device& device, const LocalAttentionConfig& config,
+  void run(const AnyDevice& device, const LocalAttentionConfig& config,
            const Placement<Scalar>& placement, const AttentionInputs<Scalar>& inputs,
            const AttentionTensors<Scalar>& tensors, const std::optional<Training>& training) {
     plan_.assign(inputs, tensors.batch, thread_count(device));

@@ -85,6 +85,20 @@ class AttentionInputs {
     cu_seqlens_ = cu_seqlens;
   }
 
+  /// Of each item of the batch, only the first rows are its sequence.
+  /// \param lengths `[batch]`; empty: all rows are; must outlive this
+  /// \throws std::invalid_argument if that is not what they are
+  void shorten(std::span<const Index> lengths) {
+    if (lengths.empty()) return;
+    if (!cu_seqlens_.empty()) reject("lengths", "none beside cu_seqlens", "some");
+    if (static_cast<Index>(lengths.size()) != batch_)
+      reject("lengths", std::to_string(batch_) + " (batch) numbers", lengths.size());
+    for (const Index length : lengths)
+      if (length < 0 || length > seqlen_)
+        reject("lengths", "0 to " + std::to_string(seqlen_), length);
+    lengths_ = lengths;
+  }
+
   /// Rows that everyone sees, and that see everyone of their sequence.
   /// \param global `[batch, seqlen]`, true = global; must outlive this
   /// \throws std::invalid_argument if it has another shape
@@ -110,13 +124,19 @@ class AttentionInputs {
   /// The item of the batch that holds a sequence, and its rows there.
   Index item(Index sequence) const { return cu_seqlens_.empty() ? sequence : 0; }
   Range rows(Index sequence) const {
+    if (!lengths_.empty()) return {0, lengths_[static_cast<std::size_t>(sequence)]};
     if (cu_seqlens_.empty()) return {0, seqlen_};
     const Index* begin = cu_seqlens_.data() + sequence;
     return {begin[0], begin[1]};
   }
+  /// Where its first row lies among all rows of the batch.
+  Index place(Index sequence) const { return item(sequence) * seqlen_ + rows(sequence).begin; }
+  /// Rows of an item of the batch, those of no sequence included.
+  Index seqlen() const { return seqlen_; }
   Index longest() const {
-    Index longest = cu_seqlens_.empty() ? seqlen_ : 0;
-    for (Index s = 0; s < sequences() && !cu_seqlens_.empty(); ++s)
+    const bool equal = cu_seqlens_.empty() && lengths_.empty();
+    Index longest = equal ? seqlen_ : 0;
+    for (Index s = 0; s < sequences() && !equal; ++s)
       longest = (std::max)(longest, rows(s).end - rows(s).begin);
     return longest;
   }
@@ -211,6 +231,7 @@ class AttentionInputs {
   Bias attn_bias_;
   const Scalar* sinks_ = nullptr;
   std::span<const Index> cu_seqlens_;
+  std::span<const Index> lengths_;
   const bool* global_ = nullptr;
   ScoreFunction<Scalar> score_;
 };

@@ -3,6 +3,8 @@
 /// LocalAttention: sliding-window attention of given queries, keys and values.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -79,12 +81,11 @@ class LocalAttention {
                             TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                             const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
                             const Terms& terms = {}) const {
-    return forward(Eigen::DefaultDevice(), q, k, v, mask, attn_bias, call, terms);
+    return forward(AnyDevice(), q, k, v, mask, attn_bias, call, terms);
   }
 
   /// The same on the threads of a device; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 4> forward(const Device& device, TensorView<const Scalar, 4> q,
+  Tensor<Scalar, 4> forward(const AnyDevice& device, TensorView<const Scalar, 4> q,
                             TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
                             const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
@@ -99,8 +100,7 @@ class LocalAttention {
   /// configuration, window and dim_head, and before for sequences as long and as many threads.
   /// \param out `[B, H, N, D]`, must not overlap the inputs
   /// \param workspace for one call at a time
-  template <ThreadDevice Device>
-  void forward_into(const Device& device, TensorView<Scalar, 4> out, Workspace& workspace,
+  void forward_into(const AnyDevice& device, TensorView<Scalar, 4> out, Workspace& workspace,
                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
@@ -116,7 +116,7 @@ class LocalAttention {
                     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                     const PaddingMask& mask = {}, const Bias& attn_bias = {},
                     const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
-    forward_into(Eigen::DefaultDevice(), out, workspace, q, k, v, mask, attn_bias, call, terms);
+    forward_into(AnyDevice(), out, workspace, q, k, v, mask, attn_bias, call, terms);
   }
 
   /// What forward() must keep for backward(), beside its inputs; and gradients of what it takes.
@@ -124,8 +124,7 @@ class LocalAttention {
   using Gradients = detail::AttentionGradients<Scalar>;
 
   /// forward() that keeps what backward() needs.
-  template <ThreadDevice Device>
-  Saved forward_saving(const Device& device, TensorView<const Scalar, 4> q,
+  Saved forward_saving(const AnyDevice& device, TensorView<const Scalar, 4> q,
                        TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                        const PaddingMask& mask = {}, const Bias& attn_bias = {},
                        const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
@@ -140,7 +139,7 @@ class LocalAttention {
                        TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                        const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
                        const Terms& terms = {}) const {
-    return forward_saving(Eigen::DefaultDevice(), q, k, v, mask, attn_bias, call, terms);
+    return forward_saving(AnyDevice(), q, k, v, mask, attn_bias, call, terms);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_out`.
@@ -155,12 +154,11 @@ class LocalAttention {
   /// \param q, k, v, attn_bias, terms what forward_saving() was given
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving() (tensors are known by a sample of their numbers)
-  template <ThreadDevice Device>
-  Gradients backward(const Device& device, const Saved& saved, TensorView<const Scalar, 4> grad_out,
-                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
-                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
-                     const Terms& terms = {}) const {
+  Gradients backward(const AnyDevice& device, const Saved& saved,
+                     TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
+                     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
+                     const PaddingMask& mask = {}, const Bias& attn_bias = {},
+                     const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
     Gradients gradients;
     Workspace workspace;
     backward_into(device, gradients, workspace, saved, grad_out, q, k, v, mask, attn_bias, call,
@@ -172,7 +170,7 @@ class LocalAttention {
                      TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
                      const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
                      const Terms& terms = {}) const {
-    return backward(Eigen::DefaultDevice(), saved, grad_out, q, k, v, mask, attn_bias, call, terms);
+    return backward(AnyDevice(), saved, grad_out, q, k, v, mask, attn_bias, call, terms);
   }
 
   /// The same into tensors that may be there already, and in room that is kept: allocates nothing
@@ -180,8 +178,7 @@ class LocalAttention {
   /// \param gradients become what backward() returns; their memory is used again if they have the
   ///        inputs' shape
   /// \param workspace for one call at a time
-  template <ThreadDevice Device>
-  void backward_into(const Device& device, Gradients& gradients, Workspace& workspace,
+  void backward_into(const AnyDevice& device, Gradients& gradients, Workspace& workspace,
                      const Saved& saved, TensorView<const Scalar, 4> grad_out,
                      TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                      TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
@@ -189,8 +186,7 @@ class LocalAttention {
                      const Terms& terms = {}) const;
 
   /// Allocates what differentiate() of the same arguments uses.
-  template <ThreadDevice Device>
-  void prepare_differentiate(const Device& device, Workspace& workspace,
+  void prepare_differentiate(const AnyDevice& device, Workspace& workspace,
                              const detail::AttentionInputs<Scalar>& inputs, Index batch,
                              Index dim_head, const BiasGradients& grad_bias) const {
     workspace.backward_.prepare(device, config_, placement_, inputs, batch, dim_head, grad_bias);
@@ -198,8 +194,8 @@ class LocalAttention {
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
   /// \param head_of `head_of(s, h)` gives the blocks of head `h` of sequence `s`
-  template <ThreadDevice Device, typename HeadOf>
-  void differentiate(const Device& device, Workspace& workspace,
+  template <typename HeadOf>
+  void differentiate(const AnyDevice& device, Workspace& workspace,
                      const detail::AttentionInputs<Scalar>& inputs, Index batch, Index dim_head,
                      HeadOf&& head_of, BiasGradients& grad_bias,
                      const std::optional<Training>& training) const {
@@ -263,17 +259,31 @@ class LocalAttention {
   }
 
   // \param lse, lse_rest null, or `[B, H, N]`
-  template <ThreadDevice Device>
-  void attend(const Device& device, Workspace& workspace,
+  void attend(const AnyDevice& device, Workspace& workspace,
               const detail::AttentionInputs<Scalar>& inputs, const TensorView<const Scalar, 4>& q,
               const TensorView<const Scalar, 4>& k, const TensorView<const Scalar, 4>& v,
               Scalar* out, Scalar* lse, Scalar* lse_rest,
               const std::optional<Training>& training) const {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+    clear_rows_without_sequence(inputs, heads, dim_head, Scalar(0), out);
+    if (lse != nullptr) {
+      clear_rows_without_sequence(inputs, heads, 1, -std::numeric_limits<Scalar>::infinity(), lse);
+      clear_rows_without_sequence(inputs, heads, 1, Scalar(0), lse_rest);
+    }
     workspace.forward_.run(device, config_, placement_, inputs,
                            {q.data(), k.data(), v.data(), seqlen * dim_head, batch, seqlen,
                             dim_head, dim_head, out, lse, lse_rest},
                            training);
+  }
+
+  // \param to `[B, heads, N, channels]`, whose rows of no sequence become `value`
+  static void clear_rows_without_sequence(const detail::AttentionInputs<Scalar>& inputs,
+                                          Index heads, Index channels, const Scalar& value,
+                                          Scalar* to) {
+    if (inputs.packed()) return;
+    for (Index b = 0; b < inputs.sequences(); ++b)
+      for (Index h = 0; h < heads; ++h, to += inputs.seqlen() * channels)
+        std::fill(to + inputs.rows(b).end * channels, to + inputs.seqlen() * channels, value);
   }
 
   detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 4>& q,
@@ -301,6 +311,7 @@ class LocalAttention {
     if (config_.shared_qk && kv_heads != inputs.heads())
       reject("k", "as many heads as q has, because they are the same (shared_qk)", kv_heads);
     inputs.cut(call.cu_seqlens);
+    inputs.shorten(call.lengths);
     inputs.add_global(call.global_rows);
     inputs.add_sinks(terms.sinks);
     score_.check_heads(inputs.heads());
@@ -330,9 +341,8 @@ class LocalAttention {
 };
 
 template <typename Scalar, typename Score>
-template <ThreadDevice Device>
 void LocalAttention<Scalar, Score>::backward_into(
-    const Device& device, Gradients& gradients, Workspace& workspace, const Saved& saved,
+    const AnyDevice& device, Gradients& gradients, Workspace& workspace, const Saved& saved,
     TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask,
     const Bias& attn_bias, const LocalAttentionCall& call, const Terms& terms) const {
@@ -364,6 +374,9 @@ void LocalAttention<Scalar, Score>::backward_into(
                                     gradients.k.data() + shared * d,
                                     gradients.v.data() + shared * d};
   };
+  clear_rows_without_sequence(inputs, heads, dim_head, Scalar(0), gradients.q.data());
+  for (Tensor<Scalar, 4>* shared : {&gradients.k, &gradients.v})
+    clear_rows_without_sequence(inputs, inputs.kv_heads(), dim_head, Scalar(0), shared->data());
   differentiate(device, workspace, inputs, batch, dim_head, head_of, grad_bias,
                 saved.call.options().training);
   if (gradients.attn_bias) grad_bias.add_to(gradients.attn_bias->data());
@@ -382,7 +395,7 @@ Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(
   Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
   Workspace workspace;
   workspace.forward_.run(
-      Eigen::DefaultDevice(), config_, placement_, inputs,
+      AnyDevice(), config_, placement_, inputs,
       {q.data(), k.data(), unit.data(), 0, batch, seqlen, dim_head, seqlen, out.data()},
       call.training);
   return out;

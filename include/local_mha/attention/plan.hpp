@@ -44,7 +44,7 @@ class AttentionPlan {
     }
     const Index rows = (std::max<Index>)(1, ceil_div(of_item, number)) * count;
     stretches_.assign(blocks_, inputs.sequences(), rows);
-    of_item_ = batch > 0 ? stretches_.count() / batch : 0;
+    batch_ = batch;
     workers_ = (std::min)(threads, tasks());
   }
 
@@ -52,11 +52,15 @@ class AttentionPlan {
   Index workers() const { return workers_; }
   /// Item by item, and head by head, as they lie.
   Task task(Index i) const {
-    const Index head = i / of_item_;
-    const Index stretch = head / kv_heads_ * of_item_ + i % of_item_;
+    // An item that is alone may hold several sequences.
+    const Index item = batch_ == 1 ? 0 : stretches_.sequence(i / kv_heads_);
+    const Index first = stretches_.first(item);
+    const Index of_item = (batch_ == 1 ? stretches_.count() : stretches_.first(item + 1)) - first;
+    const Index head = (i - first * kv_heads_) / of_item;
+    const Index stretch = first + (i - first * kv_heads_) % of_item;
     const Range rows = stretches_.rows(stretch);
     return {stretches_.sequence(stretch),
-            head % kv_heads_,
+            head,
             {rows.begin / block_rows<Scalar>, ceil_div(rows.end, block_rows<Scalar>)}};
   }
 
@@ -64,7 +68,7 @@ class AttentionPlan {
   SequenceBlocks blocks_;
   Stretches stretches_;
   Index kv_heads_ = 0;
-  Index of_item_ = 0;  // stretches
+  Index batch_ = 0;
   Index workers_ = 0;
 };
 

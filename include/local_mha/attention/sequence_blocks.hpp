@@ -23,8 +23,9 @@ class SequenceBlocks {
     begins_.resize(static_cast<std::size_t>(inputs.sequences()) + 1);
     Begin begin;
     for (Index s = 0; s < inputs.sequences(); ++s) {
-      at(s) = begin;
       const Range rows = inputs.rows(s);
+      begin.place = inputs.place(s);
+      at(s) = begin;
       begin.row += rows.end - rows.begin;
       begin.block += ceil_div(rows.end - rows.begin, block_rows);
     }
@@ -41,10 +42,12 @@ class SequenceBlocks {
   /// Blocks of all sequences.
   Index count() const { return begins_.back().block; }
 
-  /// The first row of a block, and how many it holds.
+  /// Where the first row of a sequence, or of a block, lies among all rows of the batch, those of
+  /// no sequence included; and how many a block holds.
+  Index place(Index sequence) const { return at(sequence).place; }
   Index row(Index block) const {
     const Index s = sequence(block);
-    return first_row(s) + (block - first_block(s)) * block_rows_;
+    return place(s) + (block - first_block(s)) * block_rows_;
   }
   Index rows(Index block) const {
     const Index s = sequence(block);
@@ -55,6 +58,7 @@ class SequenceBlocks {
   struct Begin {
     Index row = 0;
     Index block = 0;
+    Index place = 0;
   };
 
   Begin& at(Index sequence) { return begins_[static_cast<std::size_t>(sequence)]; }

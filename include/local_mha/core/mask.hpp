@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <local_mha/core/error.hpp>
@@ -21,9 +23,15 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// document one and implement the other), so a mask is made by the function that says it:
 /// masked(), keep(), from_lengths(), or masked_view(). Without an argument it masks nothing.
 class PaddingMask {
+  using Flags = std::vector<std::uint8_t>;
+
  public:
   /// Masks nothing, for any `[B, N]`.
   PaddingMask() = default;
+  // Copies share what does not change, and moving is copying.
+  PaddingMask(const PaddingMask&) = default;
+  PaddingMask& operator=(const PaddingMask&) = default;
+  ~PaddingMask() = default;
 
   /// \param t `[B, N]`, true = masked, not attended
   static PaddingMask masked(TensorView<const bool, 2> t) { return PaddingMask(t, true); }
@@ -44,6 +52,20 @@ class PaddingMask {
   template <int Options, typename Extent>
   static PaddingMask masked_view(const Eigen::Tensor<bool, 2, Options, Extent>&&) = delete;
 
+  /// The same of flags that are there already, 1 = masked.
+  /// \throws std::invalid_argument unless there are `B·N` of them
+  static PaddingMask masked_view(std::span<const std::uint8_t> flags,
+                                 const std::array<Index, 2>& shape) {
+    TensorView<const std::uint8_t, 2> view(flags.data(), shape);
+    if (static_cast<Index>(flags.size()) != view.size())
+      reject("flags", std::to_string(view.size()) + " for " + to_string(shape), flags.size());
+    PaddingMask mask;
+    mask.shape_ = shape;
+    mask.view_ = flags.data();
+    mask.given_ = true;
+    return mask;
+  }
+
   /// The first `lengths[b]` of `seqlen` positions of sequence `b` are attended.
   /// \throws std::invalid_argument if a length lies outside `[0, seqlen]`
   static PaddingMask from_lengths(std::span<const Index> lengths, Index seqlen) {
@@ -56,22 +78,26 @@ class PaddingMask {
         reject("lengths[" + std::to_string(b) + "]", "0 to " + std::to_string(seqlen), lengths[b]);
     PaddingMask mask;
     mask.shape_ = {batch, seqlen};
-    mask.masked_.assign(lengths.size() * static_cast<std::size_t>(seqlen), 1);
+    Flags masked(lengths.size() * static_cast<std::size_t>(seqlen), 1);
     for (std::size_t b = 0; b < lengths.size(); ++b) {
-      const auto row = mask.masked_.begin() + static_cast<Index>(b) * seqlen;
+      const auto row = masked.begin() + static_cast<Index>(b) * seqlen;
       std::fill(row, row + lengths[b], std::uint8_t{0});
     }
-    mask.given_ = true;
+    mask.own(std::move(masked));
     return mask;
   }
 
-  /// Becomes a copy of another mask that looks at no one's flags. Memory is used again.
+  /// Becomes a copy of another mask that looks at no one's flags. Memory that is no other mask's is
+  /// used again.
   void assign(const PaddingMask& other) {
     if (this == &other) return;
     given_ = false;
-    if (other.given_) masked_.assign(other.flags(), other.flags() + other.size());
+    if (other.given_) {
+      if (masked_.use_count() != 1) masked_ = std::make_shared<Flags>();
+      masked_->assign(other.view_, other.view_ + other.size());
+      view_ = masked_->data();
+    }
     shape_ = other.shape_;
-    view_ = nullptr;
     given_ = other.given_;
   }
 
@@ -79,7 +105,7 @@ class PaddingMask {
   friend bool operator==(const PaddingMask& a, const PaddingMask& b) {
     if (a.given_ != b.given_ || a.shape_ != b.shape_) return false;
     return !a.given_ ||
-           std::equal(a.flags(), a.flags() + a.size(), b.flags(),
+           std::equal(a.view_, a.view_ + a.size(), b.view_,
                       [](std::uint8_t x, std::uint8_t y) { return (x != 0) == (y != 0); });
   }
 
@@ -94,23 +120,27 @@ class PaddingMask {
   const std::uint8_t* row(Index b) const {
     if (!given_) return nullptr;
     if (b < 0 || b >= shape_[0]) reject("b", "0 to " + std::to_string(shape_[0] - 1), b);
-    return flags() + b * shape_[1];
+    return view_ + b * shape_[1];
   }
 
  private:
-  PaddingMask(TensorView<const bool, 2> t, bool true_is_masked)
-      : shape_(t.dimensions()), masked_(static_cast<std::size_t>(t.size())), given_(true) {
-    for (std::size_t i = 0; i < masked_.size(); ++i)
-      masked_[i] = t.data()[i] == true_is_masked ? 1 : 0;
+  PaddingMask(TensorView<const bool, 2> t, bool true_is_masked) : shape_(t.dimensions()) {
+    Flags masked(static_cast<std::size_t>(t.size()));
+    for (std::size_t i = 0; i < masked.size(); ++i)
+      masked[i] = t.data()[i] == true_is_masked ? 1 : 0;
+    own(std::move(masked));
   }
 
-  // Of all sequences, if it is given.
-  const std::uint8_t* flags() const { return view_ != nullptr ? view_ : masked_.data(); }
+  void own(Flags masked) {
+    masked_ = std::make_shared<Flags>(std::move(masked));
+    view_ = masked_->data();
+    given_ = true;
+  }
   Index size() const { return shape_[0] * shape_[1]; }
 
   std::array<Index, 2> shape_{0, 0};
-  std::vector<std::uint8_t> masked_;
-  const std::uint8_t* view_ = nullptr;  // takes the place of masked_
+  std::shared_ptr<Flags> masked_;       // copies share them; null: they are someone else's
+  const std::uint8_t* view_ = nullptr;  // of all sequences, if it is given
   bool given_ = false;
 };
 

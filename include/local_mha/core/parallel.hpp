@@ -117,35 +117,74 @@ class SharedTasks {
 
 }  // namespace detail
 
+/// A device whatever its type is, so that what runs on it is compiled once. Must not outlive it.
+class AnyDevice {
+ public:
+  /// The calling thread alone.
+  AnyDevice() = default;
+
+  template <ThreadDevice Device>
+    requires(!std::same_as<Device, AnyDevice>)
+  AnyDevice(const Device& device LOCAL_MHA_LIFETIME_BOUND)
+      : threads_(thread_count(device)), device_(std::addressof(device)) {
+    constexpr bool has_pool = requires { device.getPool()->Schedule([] {}); };
+    if constexpr (has_pool)
+      schedule_ = [](const void* pool, detail::SharedTasks* shared, std::uint32_t call) {
+        // A function of two words is stored without an allocation.
+        static_cast<const Device*>(pool)->getPool()->Schedule(
+            [shared, call] { shared->join(call); });
+      };
+  }
+
+  int numThreads() const { return static_cast<int>(threads_); }
+  /// Whether there are threads beside the calling one.
+  bool has_pool() const { return schedule_ != nullptr; }
+  /// Lets another thread join a call.
+  void schedule(detail::SharedTasks* shared, std::uint32_t call) const {
+    schedule_(device_, shared, call);
+  }
+
+ private:
+  Index threads_ = 1;
+  const void* device_ = nullptr;
+  void (*schedule_)(const void*, detail::SharedTasks*, std::uint32_t) = nullptr;
+};
+
+namespace detail {
+
+/// See parallel_for().
+inline void run_tasks(const AnyDevice& device, Index workers, Index tasks, SharedTasks::Run run,
+                      void* task) {
+  SharedTasks* const shared = workers > 1 && device.has_pool() ? SharedTasks::acquire() : nullptr;
+  if (shared == nullptr) {
+    for (Index i = 0; i < tasks; ++i) run(task, 0, i);
+    return;
+  }
+  const std::unique_ptr<SharedTasks, void (*)(SharedTasks*)> given_back(shared,
+                                                                        SharedTasks::release);
+  const std::uint32_t call = shared->start(tasks, run, task);
+  try {
+    for (Index worker = 1; worker < workers; ++worker) device.schedule(shared, call);
+  } catch (...) {
+    // Without memory for more threads, fewer do the same.
+  }
+  shared->finish();
+}
+
+}  // namespace detail
+
 /// Calls `task(worker, i)` once for each `0 <= i < tasks`, in any order; calls of the same worker
 /// `0 <= worker < workers` do not overlap. The calling thread is worker 0 and waits for no other
 /// thread to become free, so that it may be one of the device's own. An exception of a task is
 /// thrown again once all tasks have ended. Throws none of its own: without memory for threads, the
 /// calling one does all. Allocates nothing when repeated.
-template <ThreadDevice Device, typename Task>
-void parallel_for(const Device& device, Index workers, Index tasks, Task&& task) {
-  workers = (std::min)(workers, tasks);
-  constexpr bool has_pool = requires { device.getPool()->Schedule([] {}); };
-  if constexpr (has_pool) {
-    using Call = std::remove_reference_t<Task>;
-    detail::SharedTasks* const shared = workers > 1 ? detail::SharedTasks::acquire() : nullptr;
-    if (shared != nullptr) {
-      const std::unique_ptr<detail::SharedTasks, void (*)(detail::SharedTasks*)> given_back(
-          shared, detail::SharedTasks::release);
-      const std::uint32_t call = shared->start(
-          tasks, [](void* f, Index worker, Index i) { (*static_cast<Call*>(f))(worker, i); },
-          const_cast<std::remove_const_t<Call>*>(std::addressof(task)));
-      try {
-        // A function of two words is stored without an allocation.
-        for (Index worker = 1; worker < workers; ++worker)
-          device.getPool()->Schedule([shared, call] { shared->join(call); });
-      } catch (...) {
-        // Without memory for more threads, fewer do the same.
-      }
-      return shared->finish();
-    }
-  }
-  for (Index i = 0; i < tasks; ++i) task(Index{0}, i);
+template <typename Task>
+void parallel_for(const AnyDevice& device, Index workers, Index tasks, Task&& task) {
+  using Call = std::remove_reference_t<Task>;
+  detail::run_tasks(
+      device, (std::min)(workers, tasks), tasks,
+      [](void* f, Index worker, Index i) { (*static_cast<Call*>(f))(worker, i); },
+      const_cast<std::remove_const_t<Call>*>(std::addressof(task)));
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

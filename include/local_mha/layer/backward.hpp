@@ -21,6 +21,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/backward_head.hpp>
@@ -48,12 +49,11 @@ class LayerBackward {
     room.prepare(layer, saved, threads);
   }
 
-  /// \param x, grad_y `[B·N, dim]`
-  /// \param grad_x the same shape
-  template <ThreadDevice Device>
-  void run(const Device& device, const AttentionInputs<Scalar>& inputs,
-           const std::optional<Training>& training, const Scalar* x, const Scalar* grad_y,
-           Scalar* grad_x, LocalMHAParameters<Scalar>& gradients,
+  /// \param x, grad_y, grad_x `[B, N, dim]`
+  void run(const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
+           const std::optional<Training>& training, const StridedView<const Scalar>& x,
+           const StridedView<const Scalar>& grad_y, const StridedView<Scalar>& grad_x,
+           LocalMHAParameters<Scalar>& gradients,
            typename LocalAttention<Scalar>::BiasGradients& grad_bias);
 
  private:
@@ -62,8 +62,8 @@ class LayerBackward {
   static constexpr Index count = block_rows<Scalar>;
 
   // `task(room, stretch, blocks)`, as for_each_stretch() calls it.
-  template <ThreadDevice Device, typename Task>
-  void over_stretches(const Device& device, Task&& task) {
+  template <typename Task>
+  void over_stretches(const AnyDevice& device, Task&& task) {
     const Index blocks = rows_.count();
     parallel_for(device, thread_count(device), ceil_div(blocks, stretch_blocks),
                  [&](Index worker, Index i) {
@@ -85,14 +85,17 @@ class LayerBackward {
   bool norms_all_heads() const { return layer_.norms_of_all.front().dim() > 0; }
   Index panels_of_head() const { return panel_channels<Scalar>(dim_head()) / count; }
 
-  void load_rows(const Scalar* from, Index block, Scalar* to) const {
-    load_block(dim(), rows_.rows(block), StridedRows{from, dim(), rows_.row(block)}, to);
+  // What is no row of a block becomes 0.
+  void load_rows(const StridedView<const Scalar>& from, Index block, Scalar* to) const {
+    const LaneRange lanes = lanes_of(block);
+    load_lanes(dim(), lanes, from.rows(rows_.row(block)), 0, to);
+    clear_other_lanes(dim(), lanes, to);
   }
+  LaneRange lanes_of(Index block) const { return {0, static_cast<int>(rows_.rows(block))}; }
 
   // Steps 10 and 9: from the gradient of y to those of the heads' outputs and gates, and of to_out.
-  template <ThreadDevice Device>
-  void to_out(const Device& device, const Scalar* x, const Scalar* grad_y,
-              LocalMHAParameters<Scalar>& gradients) {
+  void to_out(const AnyDevice& device, const StridedView<const Scalar>& x,
+              const StridedView<const Scalar>& grad_y, LocalMHAParameters<Scalar>& gradients) {
     const PackedWeight<Scalar>& weight = room_.to_out;
     over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
       Scalar* const room = rooms.block[0];
@@ -101,7 +104,7 @@ class LayerBackward {
         load_rows(x, block, room);
         if (config().prenorm) {
           layer_.norm.apply(room);
-          clear_other_lanes(dim(), {0, static_cast<int>(rows_.rows(block))}, room);
+          clear_other_lanes(dim(), lanes_of(block), room);
         }
         room_.normed_panels.put(block, 0, dim(), room);
         load_rows(grad_y, block, room_.grad_y[block]);
@@ -148,8 +151,7 @@ class LayerBackward {
 
   // Steps 8 to 3: from the gradients of the heads' outputs to those of queries, keys and values as
   // they were projected.
-  template <ThreadDevice Device>
-  void attend(const Device& device, const AttentionInputs<Scalar>& inputs,
+  void attend(const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
               typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
     StretchSums<Scalar>& scale_sums = room_.scale_sums;
@@ -181,8 +183,7 @@ class LayerBackward {
   }
 
   // Step 3 where it is over all heads.
-  template <ThreadDevice Device>
-  void qk_norm_of_all(const Device& device) {
+  void qk_norm_of_all(const AnyDevice& device) {
     over_stretches(device, [&](Room&, Index stretch, const Range& blocks) {
       for (Index block = blocks.begin; block < blocks.end; ++block)
         for (Index part = 0; part < 2; ++part) {
@@ -206,9 +207,8 @@ class LayerBackward {
 
   // Steps 2, 9 and 1: from the gradients of queries, keys, values and gates to those of x and the
   // weights.
-  template <ThreadDevice Device>
-  void to_qkv(const Device& device, const Scalar* x, Scalar* grad_x,
-              LocalMHAParameters<Scalar>& gradients) {
+  void to_qkv(const AnyDevice& device, const StridedView<const Scalar>& x,
+              const StridedView<Scalar>& grad_x, LocalMHAParameters<Scalar>& gradients) {
     const bool gates = config().gate_values_per_head;
     add_weight_gradient(device, rows_.count(), room_.grad_qkv[0], room_.grad_qkv.stride(),
                         Groups::of(qkv_heads(), dim_head(), head_channels()), room_.normed_panels,
@@ -246,8 +246,7 @@ class LayerBackward {
           load_rows(x, block, room);
           layer_.norm.apply_backward(room, grad[b], norm_sums[stretch]);
         }
-        store_block(dim(), rows_.rows(block), grad[b],
-                    StridedRows{grad_x, dim(), rows_.row(block)});
+        store_lanes(dim(), lanes_of(block), grad[b], grad_x.rows(rows_.row(block)), 0);
       }
     });
     if (config().prenorm) {
@@ -270,14 +269,16 @@ class LayerBackward {
 };
 
 template <typename Scalar>
-template <ThreadDevice Device>
-void LayerBackward<Scalar>::run(const Device& device, const AttentionInputs<Scalar>& inputs,
-                                const std::optional<Training>& training, const Scalar* x,
-                                const Scalar* grad_y, Scalar* grad_x,
+void LayerBackward<Scalar>::run(const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
+                                const std::optional<Training>& training,
+                                const StridedView<const Scalar>& x,
+                                const StridedView<const Scalar>& grad_y,
+                                const StridedView<Scalar>& grad_x,
                                 LocalMHAParameters<Scalar>& gradients,
                                 typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
   layer_.attention.prepare_differentiate(device, room_.attention, inputs, saved_.batch, dim_head(),
                                          grad_bias);
+  clear_rows_without_sequence(inputs, grad_x);
   to_out(device, x, grad_y, gradients);
   attend(device, inputs, training, gradients, grad_bias);
   to_qkv(device, x, grad_x, gradients);

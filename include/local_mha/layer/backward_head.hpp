@@ -51,8 +51,8 @@ struct LayerBackwardHead {
     return room.grad_qkv[at(block)] + head * head_size();
   }
   Scalar* sums(Index block) const {
-    const Index in_item = at(block) - item * room.item_blocks(kept);
-    return room.scale_sums[(item * layer.config.heads + h) * room.scale_stretches(kept) +
+    const Index in_item = at(block) - room.first_block_of_item(kept, item);
+    return room.scale_sums[(item * layer.config.heads + h) * room.scale_stretches +
                            in_item / room.scale_stretch];
   }
   void copy(const Scalar* from, Scalar* to) const { std::copy_n(from, dim_head() * count, to); }

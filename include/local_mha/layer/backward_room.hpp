@@ -39,7 +39,7 @@ struct LayerBackwardRoom {
     if (resolved_qk_norm(config) == QkNormKind::rms_all)
       scale_sums.prepare(stretches, (heads + resolved_kv_heads(config)) * dim_head);
     else if (layer.q_norm)
-      scale_sums.prepare(saved.batch * heads * scale_stretches(saved), 2 * dim_head);
+      scale_sums.prepare(saved.batch * heads * count_scale_stretches(saved), 2 * dim_head);
     if (config.prenorm) norm_sums.prepare(stretches, 2 * dim);
     if (config.qkv_bias) qkv_sums.prepare(stretches, qkv_heads(config) * dim_head);
     if (config.out_bias) out_sums.prepare(stretches, dim);
@@ -62,12 +62,20 @@ struct LayerBackwardRoom {
 
   /// Blocks of an item of the batch whose gradients of a head's scales are added up in the scalar.
   static constexpr Index scale_stretch = 256;
-  static Index item_blocks(const SavedLayer<Scalar>& saved) {
-    return saved.rows.count() / saved.batch;
+  // An item that is alone may hold several sequences.
+  static Index first_block_of_item(const SavedLayer<Scalar>& saved, Index item) {
+    return saved.batch == 1 ? item * saved.rows.count() : saved.rows.first_block(item);
   }
-  static Index scale_stretches(const SavedLayer<Scalar>& saved) {
-    return ceil_div(item_blocks(saved), scale_stretch);
+  Index count_scale_stretches(const SavedLayer<Scalar>& saved) {
+    scale_stretches = 0;
+    for (Index item = 0; item < saved.batch; ++item)
+      scale_stretches = (std::max)(scale_stretches, ceil_div(first_block_of_item(saved, item + 1) -
+                                                                 first_block_of_item(saved, item),
+                                                             scale_stretch));
+    return scale_stretches;
   }
+  /// Of an item, at most.
+  Index scale_stretches = 0;
 
   PanelArray<Scalar> normed_panels;
   BlockArray<Scalar> grad_y;

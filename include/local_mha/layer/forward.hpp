@@ -14,6 +14,7 @@
 #include <local_mha/attention/past.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/task_order.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
@@ -29,13 +30,14 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 template <typename Scalar>
 class LayerForward {
  public:
-  /// \param x, y the batch, `[B·N, dim]`
+  /// \param x, y the batch, `[B, N, dim]`
   /// \param saved null, or where is kept what the backward pass needs
-  template <ThreadDevice Device>
-  void run(const Device& device, const LayerWeights<Scalar>& weights,
+  void run(const AnyDevice& device, const LayerWeights<Scalar>& weights,
            const AttentionInputs<Scalar>& inputs, const std::optional<Training>& training,
-           const Scalar* x, Scalar* y, SavedLayer<Scalar>* saved) {
+           const StridedView<const Scalar>& x, const StridedView<Scalar>& y,
+           SavedLayer<Scalar>* saved) {
     prepare(weights, inputs, thread_count(device));
+    clear_rows_without_sequence(inputs, y);
     const auto work = [&](Index worker, Index) {
       try {
         take_tasks(workers_[static_cast<std::size_t>(worker)], inputs, training, x, y, saved);
@@ -55,7 +57,6 @@ class LayerForward {
     plan_.assign(inputs, threads);
     const Window& window = inputs.window();
     const Index longest = inputs.longest();
-    dim_ = weights.config.dim;
     const typename Past<Scalar>::Size size = size_of_past(weights.config, window, longest);
     provide(
         workers_, plan_.workers(),
@@ -88,8 +89,8 @@ class LayerForward {
 
   // Until none is left.
   void take_tasks(Worker& worker, const AttentionInputs<Scalar>& inputs,
-                  const std::optional<Training>& training, const Scalar* x, Scalar* y,
-                  SavedLayer<Scalar>* saved) {
+                  const std::optional<Training>& training, const StridedView<const Scalar>& x,
+                  const StridedView<Scalar>& y, SavedLayer<Scalar>* saved) {
     const auto next = [&] {
       return order_->next([&](Index task) { return plan_.needs(task, inputs.window()); });
     };
@@ -100,16 +101,15 @@ class LayerForward {
         worker.steps().take_sequence(inputs, s, training, saved, plan_.blocks().first_block(s));
       Past<Scalar>& past = pasts_[static_cast<std::size_t>(plan_.past(s))];
       const Range rows = plan_.rows(task.i);
-      const Index first = (plan_.blocks().first_row(s) + rows.begin) * dim_;
+      const Index first = plan_.blocks().place(s) + rows.begin;
       if (task.kind == TaskOrder::Kind::make)
-        worker.make(past, rows, x + first);
+        worker.make(past, rows, x.rows(first));
       else
-        worker.answer(past, rows, y + first);
+        worker.answer(past, rows, y.rows(first));
     }
   }
 
   LayerPlan<Scalar> plan_;
-  Index dim_ = 0;
   std::vector<Worker> workers_;
   std::vector<Past<Scalar>> pasts_;
   std::unique_ptr<TaskOrder> order_;

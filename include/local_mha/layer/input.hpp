@@ -10,6 +10,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/rows_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/plan.hpp>
 #include <local_mha/layer/weights.hpp>
@@ -33,14 +34,15 @@ class LayerInput {
 
   /// Takes rows, at most layer_stretch blocks of them, normalized if the layer does that.
   /// \param alone they are a single row that passes all weights at once
-  /// \param x the first row
-  void take(const LayerWeights<Scalar>& weights, const Range& rows, bool alone, const Scalar* x) {
+  /// \param x from the first row on
+  void take(const LayerWeights<Scalar>& weights, const Range& rows, bool alone,
+            const RowsView<const Scalar>& x) {
     rows_ = rows;
     alone_ = alone;
     if (alone) return take_alone(weights, x);
     Scalar* to = x_.data();
     for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
-      load_lanes(dim_, lanes, StridedRows{x, dim_, block * count - rows.begin}, to);
+      load_lanes(dim_, lanes, x, block * count - rows.begin, to);
       if (weights.config.prenorm) {
         weights.norm.apply(to);
         clear_other_lanes(dim_, lanes, to);
@@ -52,8 +54,7 @@ class LayerInput {
   bool alone() const { return alone_; }
 
   /// All products of a row that is alone.
-  template <typename Device>
-  void project_alone(const Device& device, Index workers, const LayerWeights<Scalar>& weights) {
+  void project_alone(const AnyDevice& device, Index workers, const LayerWeights<Scalar>& weights) {
     parallel_for(device, workers, qkv_heads(weights.config), [&](Index, Index group) {
       project_lane(weights.to_qkv, group, spread_.data(),
                    projected_.data() + group * weights.config.dim_head, 1);
@@ -78,11 +79,12 @@ class LayerInput {
  private:
   static constexpr Index count = block_rows<Scalar>;
 
-  void take_alone(const LayerWeights<Scalar>& weights, const Scalar* x) {
-    if (!weights.config.prenorm) return spread_lane(weights.to_qkv, x, 1, spread_.data());
+  void take_alone(const LayerWeights<Scalar>& weights, const RowsView<const Scalar>& x) {
+    if (!weights.config.prenorm)
+      return spread_lane(weights.to_qkv, x.data, x.channel_stride, spread_.data());
     const Index lane = rows_.begin % count;
     const LaneRange lanes{static_cast<int>(lane), static_cast<int>(lane + 1)};
-    load_lanes(dim_, lanes, StridedRows{x, dim_, -lane}, x_.data());
+    load_lanes(dim_, lanes, x, -lane, x_.data());
     weights.norm.apply(x_.data());
     spread_lane(weights.to_qkv, x_.data() + lane, count, spread_.data());
   }

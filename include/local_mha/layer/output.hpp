@@ -8,6 +8,7 @@
 #include <local_mha/attention/past.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/rows_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/plan.hpp>
 #include <local_mha/layer/weights.hpp>
@@ -34,10 +35,9 @@ class LayerOutput {
 
   /// Gives rows whose heads are made. The workers share the rows of the weight.
   /// \param alone they are a single row that passes the weight alone
-  /// \param y the first row
-  template <typename Device>
-  void give(const Device& device, Index workers, const LayerWeights<Scalar>& weights,
-            const Range& rows, bool alone, Scalar* y) {
+  /// \param y from the first row on
+  void give(const AnyDevice& device, Index workers, const LayerWeights<Scalar>& weights,
+            const Range& rows, bool alone, const RowsView<Scalar>& y) {
     if (rows.begin == rows.end) return;
     const Range blocks = blocks_of<Scalar>(rows);
     if (alone) spread_lane(weights.to_out, out_.data() + rows.begin % count, count, spread_.data());
@@ -47,7 +47,7 @@ class LayerOutput {
     parallel_for(device, workers, workers, [&](Index, Index i) {
       const Range share{share_begin(i), (std::min)(share_begin(i + 1), dim_)};
       if (alone)
-        project_lane(weights.to_out, 0, share, spread_.data(), y, 1);
+        project_lane(weights.to_out, 0, share, spread_.data(), y.data, y.channel_stride);
       else
         project(weights.to_out, 0, share, out_.data(), blocks.end - blocks.begin,
                 [&](Index block) { return block_of_y(block); });
@@ -55,13 +55,13 @@ class LayerOutput {
     const Scalar* const bias =
         weights.config.out_bias ? weights.parameters.to_out_bias.data() : nullptr;
     if (alone) {
-      for (Index c = 0; bias != nullptr && c < dim_; ++c) y[c] += bias[c];
+      for (Index c = 0; bias != nullptr && c < dim_; ++c) y(0, c) += bias[c];
       return;
     }
     for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
       Scalar* of_block = block_of_y(block - blocks.begin);
       if (bias != nullptr) add_bias(dim_, bias, of_block);
-      store_lanes(dim_, lanes, of_block, StridedRows{y, dim_, block * count - rows.begin});
+      store_lanes(dim_, lanes, of_block, y, block * count - rows.begin);
     });
   }
 

@@ -16,7 +16,9 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/layer/call.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
@@ -54,7 +56,8 @@ std::array<std::span<const Scalar>, 14> numbers_of(const LocalMHAParameters<Scal
 template <typename Scalar>
 struct SavedLayer {
   using Parameters = LocalMHAParameters<Scalar>;
-  using View = TensorView<const Scalar, 3>;
+  using View = StridedView<const Scalar>;
+  using Call = LocalMHACall<Scalar>;
 
   /// Becomes room for a batch of sequences; memory that is large enough stays. Until complete(), it
   /// is that of no layer.
@@ -76,9 +79,8 @@ struct SavedLayer {
 
   /// Becomes that of a layer and a call.
   void complete(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
-                const PaddingMask& mask, const std::optional<View>& attn_bias,
-                const LocalAttentionCall& options) {
-    call.take(mask, attn_bias, options);
+                const Call& given) {
+    call.take(given.mask, given.attn_bias, options_of(given));
     input.take(detail::numbers_of(x));
     weights.take(detail::numbers_of(parameters));
     config = layer;
@@ -86,8 +88,7 @@ struct SavedLayer {
 
   /// \throws std::invalid_argument if it is not of this layer and this call
   void check_arguments(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
-                       const PaddingMask& mask, const std::optional<View>& attn_bias,
-                       const std::optional<Training>& training) const {
+                       const Call& given) const {
     const auto describe = [](const LocalMHAConfig& c) {
       return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
              " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";
@@ -99,11 +100,14 @@ struct SavedLayer {
     if (config != layer) reject("saved", "that of a layer of this configuration", "another");
     if (!weights.is_of(detail::numbers_of(parameters)))
       reject("saved", "that of a layer of these weights", "another");
-    call.require_same_call(mask, attn_bias, {.training = training});
+    call.require_same_call(given.mask, given.attn_bias, options_of(given));
     if (!input.is_of(detail::numbers_of(x)))
       reject("x", "what forward_saving() was given", "other numbers");
   }
 
+  static LocalAttentionCall options_of(const Call& given) {
+    return {.training = given.training, .cu_seqlens = given.cu_seqlens, .lengths = given.lengths};
+  }
   /// The configuration of no layer.
   static LocalMHAConfig of_nothing() { return {.dim_head = 0, .heads = 0}; }
 

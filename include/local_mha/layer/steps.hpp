@@ -18,6 +18,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/rows_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/layer/input.hpp>
@@ -99,9 +100,8 @@ class LayerSteps {
   void take_stream() { one_by_one_ = true; }
 
   /// Step 1: rows come in.
-  /// \param x the first row
-  template <typename Device>
-  void prenorm(const Device& device, const Range& rows, const Scalar* x) {
+  /// \param x from the first row on
+  void prenorm(const AnyDevice& device, const Range& rows, const RowsView<const Scalar>& x) {
     input_.take(*weights_, rows, is_alone(rows), x);
     if (input_.alone()) input_.project_alone(device, workers(device), *weights_);
   }
@@ -118,8 +118,7 @@ class LayerSteps {
 
   /// Step 2 of queries and keys that are normalized over all heads, which must all be there before
   /// one can be: to_qkv() leaves them to this. The threads of the device share the heads.
-  template <typename Device>
-  void to_qk_of_all(const Device& device, const Range& rows) {
+  void to_qk_of_all(const AnyDevice& device, const Range& rows) {
     if (!norms_all_heads() || rows.begin == rows.end) return;
     const Index first_block = rows.begin / count;
     const Index groups = heads() + kv_heads();
@@ -236,9 +235,8 @@ class LayerSteps {
   }
 
   /// Step 10: the results of rows whose heads are there.
-  /// \param y the first row
-  template <typename Device>
-  void to_out(const Device& device, const Range& rows, Scalar* y) {
+  /// \param y from the first row on
+  void to_out(const AnyDevice& device, const Range& rows, const RowsView<Scalar>& y) {
     output_.give(device, workers(device), *weights_, rows, is_alone(rows), y);
   }
 
@@ -258,8 +256,7 @@ class LayerSteps {
   Index dim_head() const { return config().dim_head; }
   Index head_size() const { return padded_channels<Scalar>(dim_head()) * count; }
   /// Threads of a device that share a step.
-  template <typename Device>
-  Index workers(const Device& device) const {
+  Index workers(const AnyDevice& device) const {
     return (std::min)(thread_count(device), threads_);
   }
 

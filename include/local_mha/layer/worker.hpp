@@ -16,6 +16,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/rows_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/layer/plan.hpp>
@@ -58,37 +59,37 @@ class LayerWorker {
   Steps& steps() { return steps_; }
 
   /// Rows come in.
-  /// \param x the first row
-  void make(Past<Scalar>& past, const Range& rows, const Scalar* x) {
-    make_of_all_heads(Eigen::DefaultDevice(), past, rows, x);
+  /// \param x from the first row on
+  void make(Past<Scalar>& past, const Range& rows, const RowsView<const Scalar>& x) {
+    make_of_all_heads(AnyDevice(), past, rows, x);
     for (Index kv_head = 0; kv_head < steps_.kv_heads(); ++kv_head)
       make_heads(rooms_.front(), past, rows, kv_head);
   }
 
   /// Their queries are answered.
-  /// \param y the first row
-  void answer(Past<Scalar>& past, const Range& rows, Scalar* y) {
+  /// \param y from the first row on
+  void answer(Past<Scalar>& past, const Range& rows, const RowsView<Scalar>& y) {
     steps_.rotary_to_first_keys(rows);
     for (Index h = 0; h < steps_.heads(); ++h) answer_head(rooms_.front(), past, rows, h);
-    steps_.to_out(Eigen::DefaultDevice(), rows, y);
+    steps_.to_out(AnyDevice(), rows, y);
   }
 
   /// Rows of a stream come in, and queries are answered, of which LayerSteps::see() has been told.
   /// The threads of the device share the heads.
-  template <typename Device>
-  void make_and_answer(const Device& device, Past<Scalar>& past, const Range& made, const Scalar* x,
-                       const Range& answered, Scalar* y);
+  void make_and_answer(const AnyDevice& device, Past<Scalar>& past, const Range& made,
+                       const RowsView<const Scalar>& x, const Range& answered,
+                       const RowsView<Scalar>& y);
 
   /// Takes rows of sequence `b` of a stream in, and answers rows, a stretch at a time.
   /// \param sequence a StreamedSequence
   /// \param inputs what its queries see, but for its place
-  /// \param x, y the first row of `in` and of `out`
+  /// \param x, y from the first row of `in` and of `out` on
   /// \param masked a flag for each row that comes in; null: none is masked
   /// \param complete see flow_through()
-  template <typename Device, typename Sequence, typename Complete>
-  void stream(const Device& device, Sequence& sequence, const AttentionInputs<Scalar>& inputs,
-              Index b, const Range& in, const Range& out, const Scalar* x,
-              const std::uint8_t* masked, Scalar* y, Complete&& complete) {
+  template <typename Sequence, typename Complete>
+  void stream(const AnyDevice& device, Sequence& sequence, const AttentionInputs<Scalar>& inputs,
+              Index b, const Range& in, const Range& out, const RowsView<const Scalar>& x,
+              const std::uint8_t* masked, const RowsView<Scalar>& y, Complete&& complete) {
     flow_through<Scalar>(
         in, out, layer_stretch<Scalar>, complete, [&](const Range& made, const Range& answered) {
           sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
@@ -97,20 +98,21 @@ class LayerWorker {
             sequence.show(answered, head);
             return head;
           });
-          make_and_answer(device, sequence.past(), made, x + (made.begin - in.begin) * config_.dim,
-                          answered, y + (answered.begin - out.begin) * config_.dim);
+          make_and_answer(device, sequence.past(), made, x.from(made.begin - in.begin), answered,
+                          y.from(answered.begin - out.begin));
         });
   }
 
   /// Queries and keys of an item of a batch before their rotary embedding.
-  /// \param x the first row
-  void queries_and_keys(const Scalar* x, Index b, Tensor<Scalar, 4>& q, Tensor<Scalar, 4>& k) {
+  /// \param x from the first row on
+  void queries_and_keys(const RowsView<const Scalar>& x, Index b, Tensor<Scalar, 4>& q,
+                        Tensor<Scalar, 4>& k) {
     Scalar* const room = rooms_.front().aside.data();
-    const Eigen::DefaultDevice here;
+    const AnyDevice here;
     const Index seqlen = q.dimension(2);
     for (Index first = 0; first < seqlen; first += count) {
       const Range rows{first, (std::min)(first + count, seqlen)};
-      steps_.prenorm(here, rows, x + first * steps_.dim());
+      steps_.prenorm(here, rows, x.from(first));
       steps_.to_qk_of_all(here, rows);
       const auto make = [&](auto part, Index h, Tensor<Scalar, 4>& to) {
         steps_.to_qkv(part, h, rows, [&](Index) { return room; });
@@ -133,9 +135,8 @@ class LayerWorker {
     BlockBuffer<Scalar> aside;  // a block on its way into a ring
   };
 
-  template <typename Device>
-  void make_of_all_heads(const Device& device, Past<Scalar>& past, const Range& rows,
-                         const Scalar* x) {
+  void make_of_all_heads(const AnyDevice& device, Past<Scalar>& past, const Range& rows,
+                         const RowsView<const Scalar>& x) {
     steps_.prenorm(device, rows, x);
     steps_.to_v_gate(past, rows, rooms_.front().aside.data());
     steps_.to_qk_of_all(device, rows);
@@ -188,10 +189,9 @@ class LayerWorker {
 };
 
 template <typename Scalar>
-template <typename Device>
-void LayerWorker<Scalar>::make_and_answer(const Device& device, Past<Scalar>& past,
-                                          const Range& made, const Scalar* x, const Range& answered,
-                                          Scalar* y) {
+void LayerWorker<Scalar>::make_and_answer(const AnyDevice& device, Past<Scalar>& past,
+                                          const Range& made, const RowsView<const Scalar>& x,
+                                          const Range& answered, const RowsView<Scalar>& y) {
   steps_.take_stream();
   make_of_all_heads(device, past, made, x);
   steps_.rotary_to_first_keys(answered);

@@ -83,8 +83,8 @@ class DynamicPositionBias {
     const auto through = [](const RowMatrix<Scalar>& weight, const RowMatrix<Scalar>& x,
                             const RowMatrix<Scalar>& grad_y, RowMatrix<Scalar>& grad_weight,
                             Vector<Scalar>& grad_weight_bias) {
-      return linear_backward<Eigen::DefaultDevice, Scalar>({}, weight, x, grad_y, grad_weight,
-                                                           &grad_weight_bias);
+      return linear_backward<AnyDevice, Scalar>({}, weight, x, grad_y, grad_weight,
+                                                &grad_weight_bias);
     };
     const auto differentiate = [](RowMatrix<Scalar> g, const RowMatrix<Scalar>& x) {
       for (Index i = 0; i < g.size(); ++i) g.data()[i] *= silu_derivative(x.data()[i]);

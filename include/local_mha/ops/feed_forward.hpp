@@ -73,12 +73,11 @@ class FeedForward {
   /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x,
                             std::optional<Training> training = {}) const {
-    return forward(Eigen::DefaultDevice(), x, training);
+    return forward(AnyDevice(), x, training);
   }
 
   /// The same on the threads of a device; the same bits for any number of them.
-  template <ThreadDevice Device>
-  RowMatrix<Scalar> forward(const Device& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+  RowMatrix<Scalar> forward(const AnyDevice& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
                             std::optional<Training> training = {}) const {
     return flow(device, x, training, nullptr);
   }
@@ -143,8 +142,7 @@ class FeedForward {
 
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
-  template <ThreadDevice Device>
-  RowMatrix<Scalar> forward_saving(const Device& device, Saved& saved,
+  RowMatrix<Scalar> forward_saving(const AnyDevice& device, Saved& saved,
                                    const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                    std::optional<Training> training = {}) const {
     if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
@@ -162,8 +160,7 @@ class FeedForward {
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
   ///         out, the gradients are as they were
-  template <ThreadDevice Device>
-  RowMatrix<Scalar> backward(const Device& device, FeedForwardParameters<Scalar>& gradients,
+  RowMatrix<Scalar> backward(const AnyDevice& device, FeedForwardParameters<Scalar>& gradients,
                              const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
                              const Eigen::Ref<const RowMatrix<Scalar>>& x,
                              std::optional<Training> training = {}) const;
@@ -222,8 +219,7 @@ class FeedForward {
     saved.inner = inner_;
   }
 
-  template <ThreadDevice Device>
-  RowMatrix<Scalar> flow(const Device& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+  RowMatrix<Scalar> flow(const AnyDevice& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
                          const std::optional<Training>& training, Saved* saved) const;
 
   // The forward pass of some rows, of which the first starts a block. A single row as such sums in
@@ -279,8 +275,7 @@ class FeedForward {
 };
 
 template <typename Scalar>
-template <ThreadDevice Device>
-RowMatrix<Scalar> FeedForward<Scalar>::backward(const Device& device,
+RowMatrix<Scalar> FeedForward<Scalar>::backward(const AnyDevice& device,
                                                 FeedForwardParameters<Scalar>& gradients,
                                                 const Saved& saved,
                                                 const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
@@ -346,8 +341,7 @@ RowMatrix<Scalar> FeedForward<Scalar>::backward(const Device& device,
 }
 
 template <typename Scalar>
-template <ThreadDevice Device>
-RowMatrix<Scalar> FeedForward<Scalar>::flow(const Device& device,
+RowMatrix<Scalar> FeedForward<Scalar>::flow(const AnyDevice& device,
                                             const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                             const std::optional<Training>& training,
                                             Saved* saved) const {

@@ -128,8 +128,8 @@ struct BatchBlocks {
 inline constexpr Index stretch_blocks = 12;
 
 /// Calls `task(stretch, blocks)` for stretches of `length` blocks.
-template <ThreadDevice Device, typename Task>
-void for_each_stretch(const Device& device, Index blocks, Task&& task,
+template <typename Task>
+void for_each_stretch(const AnyDevice& device, Index blocks, Task&& task,
                       Index length = stretch_blocks) {
   const Index stretches = ceil_div(blocks, length);
   parallel_for(device, thread_count(device), stretches, [&](Index, Index stretch) {
@@ -275,8 +275,8 @@ struct Groups {
 /// \param a blocks `[rows][block_rows]`, `a_stride` apart
 /// \param x the columns' panels: a group starts with a panel of its own
 /// \param weight `[rows][columns]`, to be added to
-template <ThreadDevice Device, typename Scalar>
-void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, Index a_stride,
+template <typename Scalar>
+void add_weight_gradient(const AnyDevice& device, Index blocks, const Scalar* a, Index a_stride,
                          const Groups& rows, const PanelArray<Scalar>& x, const Groups& columns,
                          Scalar* weight) {
   constexpr Index count = block_rows<Scalar>;

@@ -187,8 +187,7 @@ class LayerStack {
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param saved null, or what becomes what backward() needs
   /// What it throws of its arguments is what LocalMHA does; there, saved is of no call.
-  template <ThreadDevice Device>
-  void forward(const Device& device, TensorView<Scalar, 3> y, Workspace& workspace,
+  void forward(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
                TensorView<const Scalar, 3> x, const PaddingMask& mask,
                const std::optional<Training>& training, std::span<const Index> cu_seqlens,
                Saved* saved) const;
@@ -197,8 +196,7 @@ class LayerStack {
   /// \param gradients those of the weights are added here; if it throws, some of them are
   /// \param saved what forward() kept
   /// \param grad of its result; becomes that of x
-  template <ThreadDevice Device>
-  void backward(const Device& device, EncoderParameters<Scalar>& gradients, const Saved& saved,
+  void backward(const AnyDevice& device, EncoderParameters<Scalar>& gradients, const Saved& saved,
                 TensorView<Scalar, 3> grad) const;
 
   /// \throws std::invalid_argument if saved is not that of a call of a stack of these weights
@@ -281,8 +279,7 @@ class LayerStack {
   }
 
   // From x to the input of layer 0.
-  template <typename Device>
-  void begin(const Device& device, const Blocks& blocks, const Scalar* x, Scalar* to,
+  void begin(const AnyDevice& device, const Blocks& blocks, const Scalar* x, Scalar* to,
              Workspace& workspace, Saved* saved) const {
     if (layers_.empty()) {
       for (Index i = 0; i < blocks.rows * dim_; ++i) {
@@ -309,8 +306,7 @@ class LayerStack {
 
   // From what the attention of layer `i` gave to the input of the next one.
   // \param input that of the attention: the streams, if there is a single one
-  template <typename Device>
-  void pass(const Device& device, std::size_t i, const Blocks& blocks, const Scalar* input,
+  void pass(const AnyDevice& device, std::size_t i, const Blocks& blocks, const Scalar* input,
             Scalar* to, Workspace& workspace, const std::optional<Training>& training,
             Saved* saved) const {
     const Layer& layer = layers_[i];
@@ -372,8 +368,7 @@ class LayerStack {
 };
 
 template <typename Scalar>
-template <ThreadDevice Device>
-void LayerStack<Scalar>::forward(const Device& device, TensorView<Scalar, 3> y,
+void LayerStack<Scalar>::forward(const AnyDevice& device, TensorView<Scalar, 3> y,
                                  Workspace& workspace, TensorView<const Scalar, 3> x,
                                  const PaddingMask& mask, const std::optional<Training>& training,
                                  std::span<const Index> cu_seqlens, Saved* saved) const {

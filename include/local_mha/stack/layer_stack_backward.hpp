@@ -42,8 +42,7 @@ class LayerStackBackward {
   /// Goes back from `behind` to `before`: takes the gradient of the input of one, and gives that of
   /// the result of the other. Null: the end, or the beginning.
   /// \param of_input rows; not that of grad()
-  template <typename Device>
-  void move(const Device& device, const Branch* behind, const Scalar* of_input,
+  void move(const AnyDevice& device, const Branch* behind, const Scalar* of_input,
             const Branch* before) {
     if (stack_.streams() == 1) return add(device, behind != nullptr ? of_input : nullptr);
     if (behind != nullptr) sums_.prepare(ceil_div(rows_.count(), stretch_blocks), sums_channels());
@@ -87,8 +86,7 @@ class LayerStackBackward {
                to);
   }
 
-  template <typename Device>
-  void add(const Device& device, const Scalar* of_input) {
+  void add(const AnyDevice& device, const Scalar* of_input) {
     if (of_input == nullptr) return;
     for_each_stretch(device, rows_.count(), [&](Index, const Range& blocks) {
       const Index end = (std::min)(blocks.end * count, rows_.seqlen) * stack_.dim();
@@ -105,8 +103,7 @@ class LayerStackBackward {
 };
 
 template <typename Scalar>
-template <ThreadDevice Device>
-void LayerStack<Scalar>::backward(const Device& device, EncoderParameters<Scalar>& gradients,
+void LayerStack<Scalar>::backward(const AnyDevice& device, EncoderParameters<Scalar>& gradients,
                                   const Saved& saved, TensorView<Scalar, 3> grad) const {
   const auto shape = saved.shape;
   const Index rows = shape[0] * shape[1];

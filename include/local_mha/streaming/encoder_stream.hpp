@@ -11,6 +11,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/encoder.hpp>
@@ -49,12 +50,11 @@ class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
   /// \return the results that are complete, `[B, results_of(n), dim]`. 0 in rows beyond a
   ///         sequence's own
   /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
-  Tensor<Scalar, 3> push(TensorView<const Scalar, 3> x, const PaddingMask& mask = {}) {
-    return push(Eigen::DefaultDevice(), x, mask);
+  Tensor<Scalar, 3> push(StridedView<const Scalar> x, const PaddingMask& mask = {}) {
+    return push(AnyDevice(), x, mask);
   }
   /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> push(const Device& device, TensorView<const Scalar, 3> x,
+  Tensor<Scalar, 3> push(const AnyDevice& device, StridedView<const Scalar> x,
                          const PaddingMask& mask = {}) {
     check_arguments(x, mask);
     Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), dim());
@@ -64,8 +64,7 @@ class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
   }
   /// The same into given memory.
   /// \param y `[B, results_of(n), dim]`, must not overlap x. Rows beyond a sequence's own stay
-  template <ThreadDevice Device>
-  void push_into(const Device& device, TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
+  void push_into(const AnyDevice& device, StridedView<Scalar> y, StridedView<const Scalar> x,
                  const PaddingMask& mask = {}) {
     check_arguments(x, mask);
     const Index n = x.dimension(1);
@@ -75,35 +74,32 @@ class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
       this->advance(
           encoder_.stack(), worker, sequence, n, mask.row(b),
           [&](Index i, Index some, Scalar* rows) {
-            std::copy_n(x.data() + (b * n + i) * dim(), some * dim(), rows);
+            detail::copy_rows(x.sequence(b).from(i), some, dim(), RowsView<Scalar>{rows, dim()});
           },
           writer(y, b));
     });
   }
-  void push_into(TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
-                 const PaddingMask& mask = {}) {
-    push_into(Eigen::DefaultDevice(), y, x, mask);
+  void push_into(StridedView<Scalar> y, StridedView<const Scalar> x, const PaddingMask& mask = {}) {
+    push_into(AnyDevice(), y, x, mask);
   }
 
   /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), dim]`, as push() does
-  Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> flush(const Device& device) {
+  Tensor<Scalar, 3> flush() { return flush(AnyDevice()); }
+  Tensor<Scalar, 3> flush(const AnyDevice& device) {
     Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), dim());
     y.setZero();
     flush_into(device, y);
     return y;
   }
-  template <ThreadDevice Device>
-  void flush_into(const Device& device, TensorView<Scalar, 3> y) {
+  void flush_into(const AnyDevice& device, StridedView<Scalar> y) {
     check_room(y, this->results_of_flush());
     this->run(device, [&](Worker& worker, Sequence& sequence, Index b) {
       this->finish(encoder_.stack(), worker, sequence, writer(y, b));
     });
   }
-  void flush_into(TensorView<Scalar, 3> y) { flush_into(Eigen::DefaultDevice(), y); }
+  void flush_into(StridedView<Scalar> y) { flush_into(AnyDevice(), y); }
 
  private:
   static std::string describe(const Encoder& encoder) {
@@ -123,20 +119,19 @@ class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
 
   Index dim() const { return encoder_.stack().dim(); }
 
-  void check_arguments(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
+  void check_arguments(const StridedView<const Scalar>& x, const PaddingMask& mask) const {
     require_shape("x", x.dimensions(), {this->batch(), -1, dim()});
     this->check_push(x.dimension(1), mask);
   }
-  void check_room(const TensorView<Scalar, 3>& y, Index rows) const {
+  void check_room(const StridedView<Scalar>& y, Index rows) const {
     require_shape("y", y.dimensions(), {this->batch(), rows, dim()});
   }
 
   // What puts the results of sequence `b` into y, one after the other.
-  auto writer(const TensorView<Scalar, 3>& y, Index b) const {
-    return [size = dim(), to = y.data() + b * y.dimension(1) * y.dimension(2)](const Scalar* rows,
-                                                                               Index n) mutable {
-      std::copy_n(rows, n * size, to);
-      to += n * size;
+  auto writer(const StridedView<Scalar>& y, Index b) const {
+    return [size = dim(), to = y.sequence(b)](const Scalar* rows, Index n) mutable {
+      detail::copy_rows(RowsView<const Scalar>{rows, size}, n, size, to);
+      to = to.from(n);
     };
   }
 

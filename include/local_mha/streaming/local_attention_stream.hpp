@@ -88,11 +88,10 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
   Tensor<Scalar, 4> push(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
                          TensorView<const Scalar, 4> v, const PaddingMask& mask = {}) {
-    return push(Eigen::DefaultDevice(), q, k, v, mask);
+    return push(AnyDevice(), q, k, v, mask);
   }
   /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 4> push(const Device& device, TensorView<const Scalar, 4> q,
+  Tensor<Scalar, 4> push(const AnyDevice& device, TensorView<const Scalar, 4> q,
                          TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                          const PaddingMask& mask = {}) {
     check_arguments(q, k, v, mask);
@@ -104,30 +103,27 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   /// The same into given memory.
   /// \param out `[B, H, results_of(n), D]`, must not overlap the inputs. Rows beyond a sequence's
   ///        own stay
-  template <ThreadDevice Device>
-  void push_into(const Device& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
+  void push_into(const AnyDevice& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
                  TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                  const PaddingMask& mask = {});
   void push_into(TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
                  TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                  const PaddingMask& mask = {}) {
-    push_into(Eigen::DefaultDevice(), out, q, k, v, mask);
+    push_into(AnyDevice(), out, q, k, v, mask);
   }
 
   /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, H, results_of_flush(), D]`, as push() does
-  Tensor<Scalar, 4> flush() { return flush(Eigen::DefaultDevice()); }
-  template <ThreadDevice Device>
-  Tensor<Scalar, 4> flush(const Device& device) {
+  Tensor<Scalar, 4> flush() { return flush(AnyDevice()); }
+  Tensor<Scalar, 4> flush(const AnyDevice& device) {
     Tensor<Scalar, 4> out(this->batch(), heads_, this->results_of_flush(), dim_head_);
     out.setZero();
     flush_into(device, out);
     return out;
   }
-  template <ThreadDevice Device>
-  void flush_into(const Device& device, TensorView<Scalar, 4> out);
-  void flush_into(TensorView<Scalar, 4> out) { flush_into(Eigen::DefaultDevice(), out); }
+  void flush_into(const AnyDevice& device, TensorView<Scalar, 4> out);
+  void flush_into(TensorView<Scalar, 4> out) { flush_into(AnyDevice(), out); }
 
  private:
   static constexpr Index count = block_rows<Scalar>;
@@ -160,6 +156,7 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
     if (call.training) reject("training", "none, because a stream does not train", "one");
     if (!call.cu_seqlens.empty())
       reject("cu_seqlens", "none, because a stream takes whole sequences", "some");
+    if (!call.lengths.empty()) reject("lengths", "none, because a stream ends at flush()", "some");
     if (call.global_rows)
       reject("global_rows", "none, because queries see them before they come", "some");
     std::ostringstream text = detail::plain_text();
@@ -183,8 +180,8 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
     require_shape("out", out.dimensions(), {this->batch(), heads_, rows, dim_head_});
   }
 
-  template <typename Device, typename Task>
-  void run(const Device& device, Task&& task) {
+  template <typename Task>
+  void run(const AnyDevice& device, Task&& task) {
     const Index workers = (std::min)(thread_count(device), static_cast<Index>(workers_.size()));
     parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
       task(workers_[static_cast<std::size_t>(worker)], b);
@@ -274,9 +271,8 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
 };
 
 template <typename Scalar, typename Score>
-template <ThreadDevice Device>
 void LocalAttention<Scalar, Score>::Stream::push_into(
-    const Device& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
+    const AnyDevice& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask) {
   check_arguments(q, k, v, mask);
   const Index n = q.dimension(2);
@@ -296,8 +292,7 @@ void LocalAttention<Scalar, Score>::Stream::push_into(
 }
 
 template <typename Scalar, typename Score>
-template <ThreadDevice Device>
-void LocalAttention<Scalar, Score>::Stream::flush_into(const Device& device,
+void LocalAttention<Scalar, Score>::Stream::flush_into(const AnyDevice& device,
                                                        TensorView<Scalar, 4> out) {
   check_room(out, this->results_of_flush());
   run(device, [&](Worker& worker, Index b) {

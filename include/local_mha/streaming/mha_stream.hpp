@@ -12,6 +12,7 @@
 
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/streaming/description.hpp>
@@ -77,13 +78,12 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   /// \return the results that are complete, `[B, results_of(n), dim]`: those of the positions from
   ///         answered() on. 0 in rows beyond a sequence's own
   /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
-  Tensor<Scalar, 3> push(TensorView<const Scalar, 3> x, const PaddingMask& mask = {}) {
-    return push(Eigen::DefaultDevice(), x, mask);
+  Tensor<Scalar, 3> push(StridedView<const Scalar> x, const PaddingMask& mask = {}) {
+    return push(AnyDevice(), x, mask);
   }
   /// The same on the threads of a device, at most `max_threads`: a sequence on each, or if there
   /// are fewer sequences, the heads of one after the other; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> push(const Device& device, TensorView<const Scalar, 3> x,
+  Tensor<Scalar, 3> push(const AnyDevice& device, StridedView<const Scalar> x,
                          const PaddingMask& mask = {}) {
     check_arguments(x, mask);
     Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), layer_.config().dim);
@@ -93,41 +93,37 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
   }
   /// The same into given memory.
   /// \param y `[B, results_of(n), dim]`, must not overlap x. Rows beyond a sequence's own stay
-  template <ThreadDevice Device>
-  void push_into(const Device& device, TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
+  void push_into(const AnyDevice& device, StridedView<Scalar> y, StridedView<const Scalar> x,
                  const PaddingMask& mask = {}) {
     check_arguments(x, mask);
     const Index n = x.dimension(1);
     check_room(y, this->results_of(n));
     detail::require_apart("y", y, "x", x);
-    run(device, y, [&](const auto& threads, Flow& flow, Index b, Scalar* to) {
-      advance(threads, flow, b, n, x.data() + b * n * x.dimension(2), mask.row(b), to);
+    run(device, y, [&](const AnyDevice& threads, Flow& flow, Index b, const RowsView<Scalar>& to) {
+      advance(threads, flow, b, n, x.sequence(b), mask.row(b), to);
     });
   }
-  void push_into(TensorView<Scalar, 3> y, TensorView<const Scalar, 3> x,
-                 const PaddingMask& mask = {}) {
-    push_into(Eigen::DefaultDevice(), y, x, mask);
+  void push_into(StridedView<Scalar> y, StridedView<const Scalar> x, const PaddingMask& mask = {}) {
+    push_into(AnyDevice(), y, x, mask);
   }
 
   /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), dim]`, as push() does
-  Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> flush(const Device& device) {
+  Tensor<Scalar, 3> flush() { return flush(AnyDevice()); }
+  Tensor<Scalar, 3> flush(const AnyDevice& device) {
     Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), layer_.config().dim);
     y.setZero();
     flush_into(device, y);
     return y;
   }
-  template <ThreadDevice Device>
-  void flush_into(const Device& device, TensorView<Scalar, 3> y) {
+  void flush_into(const AnyDevice& device, StridedView<Scalar> y) {
     check_room(y, this->results_of_flush());
-    run(device, y, [&](const auto& threads, Flow& flow, Index b, Scalar* to) {
+    run(device, y, [&](const AnyDevice& threads, Flow& flow, Index b, const RowsView<Scalar>& to) {
       finish(threads, flow, b, to);
     });
   }
-  void flush_into(TensorView<Scalar, 3> y) { flush_into(Eigen::DefaultDevice(), y); }
+  void flush_into(StridedView<Scalar> y) { flush_into(AnyDevice(), y); }
 
  private:
   static std::string describe(const LocalMHA& layer, const Bias& attn_bias) {
@@ -135,37 +131,36 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
            detail::description_of(layer.attention(), Window(layer.attention().config()), attn_bias);
   }
 
-  void check_arguments(const TensorView<const Scalar, 3>& x, const PaddingMask& mask) const {
+  void check_arguments(const StridedView<const Scalar>& x, const PaddingMask& mask) const {
     require_shape("x", x.dimensions(), {this->batch(), -1, layer_.config().dim});
     this->check_push(x.dimension(1), mask);
   }
-  void check_room(const TensorView<Scalar, 3>& y, Index rows) const {
+  void check_room(const StridedView<Scalar>& y, Index rows) const {
     require_shape("y", y.dimensions(), {this->batch(), rows, layer_.config().dim});
   }
 
   // `task(device, flow, b, y)` for each sequence, with the threads that it may use and the place of
   // its results.
-  template <typename Device, typename Task>
-  void run(const Device& device, const TensorView<Scalar, 3>& y, Task&& task) {
-    const auto results = [&](Index b) { return y.data() + b * y.dimension(1) * y.dimension(2); };
+  template <typename Task>
+  void run(const AnyDevice& device, const StridedView<Scalar>& y, Task&& task) {
     const Index threads = (std::min)(thread_count(device), max_threads_);
     // Sharing heads keeps more threads at work, where there are so many heads.
     if (this->batch() == 1 ||
         (std::min)(threads, resolved_kv_heads(layer_.config())) > this->batch()) {
-      for (Index b = 0; b < this->batch(); ++b) task(device, flows_.front(), b, results(b));
+      for (Index b = 0; b < this->batch(); ++b) task(device, flows_.front(), b, y.sequence(b));
       return;
     }
     const Index workers = (std::min)(threads, static_cast<Index>(flows_.size()));
     parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
-      task(Eigen::DefaultDevice(), flows_[static_cast<std::size_t>(worker)], b, results(b));
+      task(AnyDevice(), flows_[static_cast<std::size_t>(worker)], b, y.sequence(b));
     });
   }
 
   // The next `n` rows of a sequence.
-  // \param x, y the first row of what comes and of what is complete
-  template <typename Device>
-  void advance(const Device& device, Flow& flow, Index b, Index n, const Scalar* x,
-               const std::uint8_t* masked, Scalar* y) {
+  // \param x, y from the first row of what comes and of what is complete on
+  void advance(const AnyDevice& device, Flow& flow, Index b, Index n,
+               const RowsView<const Scalar>& x, const std::uint8_t* masked,
+               const RowsView<Scalar>& y) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Range in{sequence.position(), sequence.position() + n};
     const Range out{sequence.answered(), sequence.complete(in.end)};
@@ -173,12 +168,11 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
                        [&](Index rows) { return sequence.complete(rows); });
   }
 
-  template <typename Device>
-  void finish(const Device& device, Flow& flow, Index b, Scalar* y) {
+  void finish(const AnyDevice& device, Flow& flow, Index b, const RowsView<Scalar>& y) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Index end = sequence.position();
     layer_.stream_rows(device, flow, sequence, shown(), b, {end, end}, {sequence.answered(), end},
-                       nullptr, nullptr, y, [](Index rows) { return rows; });
+                       {}, nullptr, y, [](Index rows) { return rows; });
     sequence.end();
   }
 

@@ -104,8 +104,8 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
   ~StackStream() = default;
 
   // `task(worker, sequence, b)` for each sequence.
-  template <typename Device, typename Task>
-  void run(const Device& device, Task&& task) {
+  template <typename Task>
+  void run(const AnyDevice& device, Task&& task) {
     const Index workers = (std::min)(thread_count(device), static_cast<Index>(workers_.size()));
     parallel_for(device, workers, this->batch(), [&](Index worker, Index b) {
       task(workers_[static_cast<std::size_t>(worker)],
@@ -226,11 +226,12 @@ Index StackStream<Scalar>::pass(const Stack& stack, Worker& worker, Sequence& se
     for (Index i = 0; waiting.wait() && i < n; ++i)
       waiting.put(in.begin + i, streams(worker) + i * all,
                   worker.masked[static_cast<std::size_t>(i)]);
-    Access::stream_rows(
-        layer.attention, worker.flows[static_cast<std::size_t>(layer.kind)], attention,
-        Access::shown_to(layer.attention, stack.attn_bias()), in, out, worker.rows.data(),
-        worker.masked.data(), worker.branch.data(),
-        [&](Index rows) { return ends && rows == in.end ? in.end : attention.complete(rows); });
+    Access::stream_rows(layer.attention, worker.flows[static_cast<std::size_t>(layer.kind)],
+                        attention, Access::shown_to(layer.attention, stack.attn_bias()), in, out,
+                        {worker.rows.data(), stack.dim()}, worker.masked.data(),
+                        {worker.branch.data(), stack.dim()}, [&](Index rows) {
+                          return ends && rows == in.end ? in.end : attention.complete(rows);
+                        });
     if (ends) attention.end();
     n = out.end - out.begin;
     for (Index i = 0; waiting.wait() && i < n; ++i) {

@@ -55,11 +55,10 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
   ///         sequence's own
   /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
   Tensor<Scalar, 3> push(Tokens tokens, const PaddingMask& mask = {}) {
-    return push(Eigen::DefaultDevice(), tokens, mask);
+    return push(AnyDevice(), tokens, mask);
   }
   /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> push(const Device& device, Tokens tokens, const PaddingMask& mask = {}) {
+  Tensor<Scalar, 3> push(const AnyDevice& device, Tokens tokens, const PaddingMask& mask = {}) {
     check_arguments(tokens, mask);
     Tensor<Scalar, 3> logits(this->batch(), this->results_of(tokens.dimension(1)),
                              model_.config().num_tokens);
@@ -69,8 +68,7 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
   }
   /// The same into given memory.
   /// \param logits `[B, results_of(n), num_tokens]`. Rows beyond a sequence's own stay
-  template <ThreadDevice Device>
-  void push_into(const Device& device, TensorView<Scalar, 3> logits, Tokens tokens,
+  void push_into(const AnyDevice& device, TensorView<Scalar, 3> logits, Tokens tokens,
                  const PaddingMask& mask = {}) {
     check_arguments(tokens, mask);
     const Index n = tokens.dimension(1);
@@ -80,29 +78,27 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
     });
   }
   void push_into(TensorView<Scalar, 3> logits, Tokens tokens, const PaddingMask& mask = {}) {
-    push_into(Eigen::DefaultDevice(), logits, tokens, mask);
+    push_into(AnyDevice(), logits, tokens, mask);
   }
 
   /// Ends every sequence: nothing follows, and the positions that wait get their logits. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), num_tokens]`, as push() does
-  Tensor<Scalar, 3> flush() { return flush(Eigen::DefaultDevice()); }
-  template <ThreadDevice Device>
-  Tensor<Scalar, 3> flush(const Device& device) {
+  Tensor<Scalar, 3> flush() { return flush(AnyDevice()); }
+  Tensor<Scalar, 3> flush(const AnyDevice& device) {
     Tensor<Scalar, 3> logits(this->batch(), this->results_of_flush(), model_.config().num_tokens);
     logits.setZero();
     flush_into(device, logits);
     return logits;
   }
-  template <ThreadDevice Device>
-  void flush_into(const Device& device, TensorView<Scalar, 3> logits) {
+  void flush_into(const AnyDevice& device, TensorView<Scalar, 3> logits) {
     check_room(logits, this->results_of_flush());
     run(device, logits, [&](Worker& worker, Sequence& sequence, Index, Room& room, Scalar* to) {
       this->finish(model_.stack(), worker, sequence,
                    [&](const Scalar* rows, Index n) { map_to_logits(room, rows, n, to); });
     });
   }
-  void flush_into(TensorView<Scalar, 3> logits) { flush_into(Eigen::DefaultDevice(), logits); }
+  void flush_into(TensorView<Scalar, 3> logits) { flush_into(AnyDevice(), logits); }
 
   /// True if a sequence is longer than the position embedding.
   bool is_past_max_seq_len() const {
@@ -154,8 +150,8 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
   }
 
   // `task(worker, sequence, b, room, logits)` for each sequence.
-  template <typename Device, typename Task>
-  void run(const Device& device, const TensorView<Scalar, 3>& logits, Task&& task) {
+  template <typename Task>
+  void run(const AnyDevice& device, const TensorView<Scalar, 3>& logits, Task&& task) {
     Base::run(device, [&](Worker& worker, Sequence& sequence, Index b) {
       task(worker, sequence, b, rooms_[static_cast<std::size_t>(&worker - this->workers_.data())],
            logits.data() + b * logits.dimension(1) * logits.dimension(2));
