@@ -27,8 +27,11 @@
   EXTERN template class detail::LayerWorker<Scalar>;                                          \
   EXTERN template struct detail::LayerWeights<Scalar>;                                        \
   EXTERN template class LocalTransformer<Scalar>;                                             \
+  EXTERN template struct detail::FeedForwardWeights<Scalar>;                                  \
+  EXTERN template class detail::StackLayers<Scalar>;                                          \
   EXTERN template class detail::LayerStack<Scalar>;                                           \
   EXTERN template class detail::LayerStackBackward<Scalar>;                                   \
+  EXTERN template class PackedWeight<Scalar>;                                                 \
   EXTERN template class HyperConnection<Scalar>;                                              \
   EXTERN template class FeedForward<Scalar>;                                                  \
   EXTERN template class LayerNorm<Scalar>;                                                    \
@@ -92,8 +95,8 @@
   EXTERN template Scalar LocalTransformer<Scalar>::backward(                                     \
       const Device&, Parameters&, Tokens, Tokens, const PaddingMask&, std::optional<Training>)   \
       const;                                                                                     \
-  EXTERN template RowMatrix<Scalar> linear_backward(                                             \
-      const Device&, const RowMatrix<Scalar>&, const Eigen::Ref<const RowMatrix<Scalar>>&,       \
+  EXTERN template RowMatrix<Scalar> detail::linear_backward_through(                             \
+      const Device&, const PackedWeight<Scalar>&, const Eigen::Ref<const RowMatrix<Scalar>>&,    \
       const Eigen::Ref<const RowMatrix<Scalar>>&, RowMatrix<Scalar>&, Vector<Scalar>*);
 
 #ifdef EIGEN_USE_THREADS

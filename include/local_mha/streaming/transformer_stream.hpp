@@ -163,12 +163,12 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
   }
 
   void embed(Index first, const std::int64_t* tokens, Index n, Scalar* rows) const {
-    const Parameters& p = model_.parameters();
+    const auto& weights = *model_.weights_;
     const Index dim = model_.config().dim;
     for (Index i = 0; i < n; ++i) {
       const Index place = (std::min)(first + i, model_.config().max_seq_len - 1);
       for (Index c = 0; c < dim; ++c)
-        rows[i * dim + c] = p.token_emb(tokens[i], c) + p.pos_emb(place, c);
+        rows[i * dim + c] = weights.token_emb(tokens[i], c) + weights.pos_emb(place, c);
     }
   }
 
