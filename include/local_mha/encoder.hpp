@@ -58,8 +58,8 @@ class Encoder {
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   Encoder(const EncoderConfig& config, Parameters parameters)
-      : weights_(std::make_shared<const Weights>(
-            config, detail::fitting(std::move(parameters), checked(config)))) {}
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
 
   // An encoder that was moved from would have no weights: moving is copying.
   Encoder(const Encoder&) = default;
@@ -181,11 +181,6 @@ class Encoder {
     Stack stack;
     detail::OnDemand<Parameters> parameters;
   };
-
-  static const EncoderConfig& checked(const EncoderConfig& config) {
-    validate(config);
-    return config;
-  }
 
   const Stack& stack() const { return weights_->stack; }
 

@@ -120,8 +120,9 @@ void require_same_shapes(const Parameters& got, const Parameters& expected) {
            to_string(have[want.size()].extent));
 }
 
-/// \param sizes what `Parameters::zeros()` takes, valid
-/// \throws std::invalid_argument naming the first tensor of `parameters` whose shape is another
+/// \param sizes what `Parameters::zeros()` takes
+/// \throws std::invalid_argument as that does, and naming the first tensor of `parameters` whose
+///         shape is another
 template <typename Parameters, typename... Sizes>
 void require_fitting(const Parameters& parameters, const Sizes&... sizes) {
   if (!parameters.fits(sizes...)) require_same_shapes(parameters, Parameters::zeros(sizes...));

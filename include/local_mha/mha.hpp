@@ -83,8 +83,8 @@ class LocalMHA {
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalMHA(const LocalMHAConfig& config, Parameters parameters)
-      : weights_(std::make_shared<const Weights>(
-            config, detail::fitting(std::move(parameters), checked(config)))) {}
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
 
   // A layer that was moved from would have no weights: moving is copying.
   LocalMHA(const LocalMHA&) = default;
@@ -240,7 +240,7 @@ class LocalMHA {
     detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
     detail::require_apart("grad_x", grad_x, "x", x);
     saved.check_arguments(*weights_, x, mask, attn_bias, training);
-    detail::require_fitting(gradients, config());
+    weights_->require_same_shapes(gradients);
     if (grad_attn_bias != nullptr) {
       if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
       require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),
@@ -273,11 +273,6 @@ class LocalMHA {
             TensorView<const Scalar, 3> x, const PaddingMask& mask, const Bias& attn_bias,
             const std::optional<Training>& training, std::span<const Index> cu_seqlens,
             Saved* saved) const;
-
-  static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
-    validate(config);
-    return config;
-  }
 
   const LocalAttention<Scalar>& attention() const { return weights_->attention; }
 

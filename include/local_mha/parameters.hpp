@@ -55,8 +55,9 @@ struct EncoderParameters {
   }
 
   /// Whether each tensor has the shape that it has in `zeros(config)`.
-  /// \param config valid
+  /// \throws std::invalid_argument as zeros() does
   bool fits(const EncoderConfig& config) const {
+    validate(config);
     if (std::ssize(layers) != config.depth ||
         dynamic_pos_bias.has_value() != config.use_dynamic_pos_bias)
       return false;
@@ -139,19 +140,11 @@ struct LocalTransformerParameters : EncoderParameters<Scalar> {
   }
 
   /// Whether each tensor has the shape that it has in `zeros(config)`.
-  /// \param config valid
+  /// \throws std::invalid_argument as zeros() does
   bool fits(const LocalTransformerConfig& config) const {
+    validate(config);
     return EncoderParameters<Scalar>::fits(encoder_config(config)) &&
            detail::all_fit([&](auto&& visit) { visit_shapes(*this, config, visit); });
-  }
-  /// `visit(tensor, rows, cols)` for each tensor that is no layer's with its shape.
-  template <typename Self, typename Visitor>
-  static void visit_shapes(Self& p, const LocalTransformerConfig& config, Visitor&& visit) {
-    visit(p.token_emb, config.num_tokens, config.dim);
-    visit(p.pos_emb, config.max_seq_len, config.dim);
-    visit(p.to_logits_norm_weight, config.dim, 1);
-    visit(p.to_logits_norm_bias, config.dim, 1);
-    visit(p.to_logits, config.num_tokens, config.dim);
   }
 
   /// Whether each tensor has the shape that it has in `other`.
@@ -173,6 +166,17 @@ struct LocalTransformerParameters : EncoderParameters<Scalar> {
     visit(std::string("to_logits.0.weight"), p.to_logits_norm_weight);
     visit(std::string("to_logits.0.bias"), p.to_logits_norm_bias);
     visit(std::string("to_logits.1.weight"), p.to_logits);
+  }
+
+ private:
+  // `visit(tensor, rows, cols)` for each tensor that is no layer's with its shape.
+  template <typename Self, typename Visitor>
+  static void visit_shapes(Self& p, const LocalTransformerConfig& config, Visitor&& visit) {
+    visit(p.token_emb, config.num_tokens, config.dim);
+    visit(p.pos_emb, config.max_seq_len, config.dim);
+    visit(p.to_logits_norm_weight, config.dim, 1);
+    visit(p.to_logits_norm_bias, config.dim, 1);
+    visit(p.to_logits, config.num_tokens, config.dim);
   }
 };
 

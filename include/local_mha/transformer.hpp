@@ -71,8 +71,8 @@ class LocalTransformer {
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalTransformer(const LocalTransformerConfig& config, Parameters parameters)
-      : weights_(std::make_shared<const Weights>(
-            config, detail::fitting(std::move(parameters), checked(config)))) {}
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
 
   // A model that was moved from would have no weights: moving is copying.
   LocalTransformer(const LocalTransformer&) = default;
@@ -248,11 +248,6 @@ class LocalTransformer {
     Linear<Scalar> to_logits;
     detail::OnDemand<Parameters> parameters;
   };
-
-  static const LocalTransformerConfig& checked(const LocalTransformerConfig& config) {
-    validate(config);
-    return config;
-  }
 
   // All positions of a batch below one another, `[B·N, dim]`.
   static Eigen::Map<RowMatrix<Scalar>> rows(Tensor<Scalar, 3>& x) {

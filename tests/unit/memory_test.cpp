@@ -272,7 +272,7 @@ void expect_weights_once(const Config& config) {
       others = {};
       copies.clear();
     });
-    EXPECT_LE(change, 1000 - weights);
+    EXPECT_LE(change, 10'000 - weights);
   }
   EXPECT_LE(held_after([&] { module->parameters(); }), 1.01 * weights);
   EXPECT_LE(held_after([&] { module->parameters(); }), 0);

@@ -102,6 +102,7 @@ TYPED_TEST_SUITE(ParametersOf, support::Scalars, support::ScalarNames);
 TYPED_TEST(ParametersOf, TheLayer) {
   using Layer = LocalMHA<TypeParam>;
   LocalMHAConfig config{.dim = 13, .window_size = 4, .dim_head = 5, .heads = 3};
+  config.use_rotary_pos_emb = false;
   expect_what_was_given<Layer>("plain", config);
   config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = true;
   config.qkv_bias = config.out_bias = true;
@@ -112,7 +113,8 @@ TYPED_TEST(ParametersOf, TheLayer) {
     config.qk_norm.kind = kind;
     expect_what_was_given<Layer>("root mean squares", config);
   }
-  config = {.dim = 7, .window_size = 4, .dim_head = 9, .heads = 6};
+  config = {.dim = 7, .window_size = 0, .dim_head = 9, .heads = 6};
+  config.use_rotary_pos_emb = false;
   config.kv_heads = 2;
   config.token_window = local_mha::TokenWindow{.left = 3, .right = 2};
   config.relative_bias = config.sinks = true;
@@ -127,6 +129,7 @@ TYPED_TEST(ParametersOf, TheEncoder) {
   config.layers.front().heads = 3;
   expect_what_was_given<Module>("one stream", config);
   config.use_dynamic_pos_bias = true;
+  config.layers.front().use_rotary_pos_emb = false;
   config.num_residual_streams = 3;
   expect_what_was_given<Module>("three streams", config);
   config.depth = 0;
@@ -140,9 +143,10 @@ TYPED_TEST(ParametersOf, TheTransformer) {
   local_mha::LocalTransformerConfig config{
       .num_tokens = 19, .max_seq_len = 21, .dim = 13, .depth = 2};
   config.local_attn_window_size = 4;
-  config.dim_head = 5;
+  config.dim_head = 6;
   config.heads = 3;
   expect_what_was_given<Module>("one stream", config);
+  config.dim_head = 5;
   config.num_residual_streams = 2;
   config.use_dynamic_pos_bias = config.qk_rmsnorm = true;
   expect_what_was_given<Module>("two streams", config);
@@ -161,9 +165,6 @@ TYPED_TEST(ParametersOf, APackedWeight) {
     EXPECT_EQ(packed.unpacked(), weight);
     EXPECT_EQ(packed.rows(), c.rows);
     EXPECT_EQ(packed.cols(), c.cols);
-    for (Index r = 0; r < c.rows; ++r)
-      for (Index column = 0; column < c.cols; ++column)
-        ASSERT_EQ(packed(r, column), weight(r, column));
 
     // As from the matrix.
     const Index group = c.column_group;
@@ -190,7 +191,7 @@ TYPED_TEST(ParametersOf, APackedWeight) {
 TYPED_TEST(ParametersOf, TrainingThatAsksForNone) {
   // The same gradients, whoever has made the set, and whatever order the weights lie in.
   using Layer = LocalMHA<TypeParam>;
-  const LocalMHAConfig config{.dim = 13, .window_size = 4, .dim_head = 5, .heads = 3};
+  const LocalMHAConfig config{.dim = 13, .window_size = 4, .dim_head = 6, .heads = 3};
   const Layer layer(config, 3);
   const Layer asked(config, Layer(config, 3).parameters());
   local_mha::Tensor<TypeParam, 3> x(2, 9, 13);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <utility>
 
 #include <local_mha/attention/local_attention.hpp>
@@ -11,6 +12,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/on_demand.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/initialization.hpp>
 #include <local_mha/ops/packed_weight.hpp>
 #include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
@@ -25,7 +27,7 @@ template <typename Scalar>
 struct LayerWeights {
   using Parameters = LocalMHAParameters<Scalar>;
 
-  /// \param given fit the configuration, which is valid; the matrices go as they are packed
+  /// \param given fit the configuration, which is valid
   LayerWeights(const LocalMHAConfig& layer_config, Parameters given)
       : config(layer_config),
         attention(attention_config(config)),
@@ -39,7 +41,6 @@ struct LayerWeights {
     make_norm(given.k_scale, given.k_norm_weight, k_norm, norms_of_all[1]);
     const Index dim_head = config.dim_head;
     to_qkv = PackedWeight<Scalar>(given.to_qkv, dim_head);
-    given.to_qkv = {};
     if (config.gate_values_per_head) to_v_gate = PackedWeight<Scalar>(given.to_v_gate_weight);
     to_out = PackedWeight<Scalar>(given.to_out, 0, dim_head, padded_channels<Scalar>(dim_head));
   }
@@ -66,6 +67,27 @@ struct LayerWeights {
     p.sinks = sinks;
     p.relative_bias = relative_bias;
     return p;
+  }
+
+  /// Allocates nothing where they fit.
+  /// \throws std::invalid_argument naming the first tensor of `gradients` that has another shape
+  void require_same_shapes(const Parameters& gradients) const {
+    const Parameters& g = gradients;
+    const bool scales = resolved_qk_norm(config) == QkNormKind::l2;
+    const auto same = [&](const Vector<Scalar>& scale, const Vector<Scalar>& weight, std::size_t i,
+                          const QkNorm<Scalar>& norm_of_each) {
+      return same_shape(scales ? scale : weight, weight_of(norm_of_each, norms_of_all[i])) &&
+             (scales ? weight : scale).size() == 0;
+    };
+    if (same_shape(g.to_qkv, to_qkv) && same_shape(g.to_out, to_out) &&
+        same_shape(g.norm_weight, norm.weight()) && same_shape(g.norm_bias, norm.bias()) &&
+        same(g.q_scale, g.q_norm_weight, 0, q_norm) &&
+        same(g.k_scale, g.k_norm_weight, 1, k_norm) && same_shape(g.to_v_gate_weight, to_v_gate) &&
+        same_shape(g.to_v_gate_bias, to_v_gate_bias) && same_shape(g.to_qkv_bias, to_qkv_bias) &&
+        same_shape(g.to_out_bias, to_out_bias) && same_shape(g.sinks, sinks) &&
+        same_shape(g.relative_bias, relative_bias))
+      return;
+    detail::require_same_shapes(gradients, Parameters::zeros(config));
   }
 
   /// All numbers, by a sample of which these weights are known again.

@@ -19,7 +19,6 @@ template <typename Scalar>
 struct FeedForwardWeights {
   using Parameters = FeedForwardParameters<Scalar>;
 
-  /// \param given the matrices go as they are packed
   /// \throws std::invalid_argument naming the weight whose shape does not fit the others
   explicit FeedForwardWeights(Parameters given)
       : dim(given.norm_weight.size()), inner(given.proj_out.cols()) {
@@ -27,7 +26,6 @@ struct FeedForwardWeights {
     require_shape<2>("4.weight", {given.proj_out.rows(), given.proj_out.cols()}, {dim, inner});
     norm = LayerNorm<Scalar>(std::move(given.norm_weight), std::move(given.norm_bias));
     proj_in = PackedWeight<Scalar>(given.proj_in, inner);
-    given.proj_in = {};
     proj_out = PackedWeight<Scalar>(given.proj_out);
   }
 

@@ -15,6 +15,13 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+template <typename Scalar>
+class TensorNumbers;
+
+}  // namespace detail
+
 /// A weight `[out, in]` in the order in which project() reads it: panels of `Tiling::rows` rows,
 /// `[panel][in][row]`; the last panel is filled up with zeros.
 ///
@@ -84,10 +91,6 @@ class PackedWeight {
     }
     return weight;
   }
-  const Scalar& operator()(Index r, Index column) const {
-    return row(r)[place(column) * panel_rows];
-  }
-
   /// Those of what was packed.
   Index rows() const { return rows_; }
   Index cols() const { return columns_; }
@@ -103,6 +106,8 @@ class PackedWeight {
   Index panel_size() const { return panel_size_; }
 
  private:
+  friend detail::TensorNumbers<Scalar>;
+
   // Zeros of the shape.
   void prepare(Index rows, Index columns, Index group_rows, Index column_group,
                Index padded_group) {
@@ -143,6 +148,8 @@ class PackedWeight {
     return panel(r / group_rows_, in_group / panel_rows) + in_group % panel_rows;
   }
 
+  const Scalar& at(Index r, Index column) const { return row(r)[place(column) * panel_rows]; }
+
   static void check_arguments(Index rows, Index columns, Index group_rows, Index column_group,
                               Index padded_group) {
     if (group_rows < 0 || (group_rows > 0 && rows % group_rows != 0))
@@ -181,7 +188,7 @@ class TensorNumbers {
   const Scalar& operator[](std::size_t i) const {
     if (packed_ == nullptr) return data_[i];
     const auto place = static_cast<Index>(i);
-    return (*packed_)(place / packed_->cols(), place % packed_->cols());
+    return packed_->at(place / packed_->cols(), place % packed_->cols());
   }
 
  private:
