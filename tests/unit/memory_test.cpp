@@ -190,6 +190,22 @@ TEST_F(Memory, OfTheLayersBackwardPassIsAboutSevenTensorsOfTheSizeOfTheInput) {
   EXPECT_TRUE(grew(m, 6.5 * tensor, tensor)) << m.growth / tensor << " tensors";
 }
 
+TEST_F(Memory, OfAPromptHasNoRoomForItsLogits) {
+  const Index prompted = 800, vocabulary = 20'000;
+  local_mha::LocalTransformerConfig config{
+      .num_tokens = vocabulary, .max_seq_len = prompted, .dim = 8, .depth = 1};
+  config.local_attn_window_size = 16;
+  config.causal = true;
+  const local_mha::LocalTransformer<float> model(config, 1);
+  Tensor<std::int64_t, 2> prompt(1, prompted);
+  prompt.setConstant(1);
+  const auto m = measured([&] { return model.generate(prompt, {.length = 1})(0, 0); });
+  // A stream has that of the rows that it takes together.
+  const Index rows =
+      std::max<Index>(6, 2 * local_mha::Tiling<float>::blocks) * local_mha::Lanes<float>::count;
+  EXPECT_TRUE(grew(m, megabytes<float>(rows * vocabulary), 8));
+}
+
 #if defined(__GLIBC__)
 /// Bytes that the process has allocated and not given back.
 double allocated_bytes() {
