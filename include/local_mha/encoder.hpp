@@ -17,6 +17,7 @@
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/on_demand.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
@@ -86,22 +87,25 @@ class Encoder {
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   Encoder(const EncoderConfig& config, Parameters parameters)
-      : weights_(std::make_shared<const Weights>(
-            config, detail::fitting(std::move(parameters), Parameters::zeros(config)))) {}
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
 
   // An encoder that was moved from would have no weights: moving is copying.
   Encoder(const Encoder&) = default;
   Encoder& operator=(const Encoder&) = default;
 
   const EncoderConfig& config() const { return weights_->config; }
-  /// Valid until set_parameters() or an assignment, and as long as the encoder.
-  const Parameters& parameters() const { return weights_->parameters; }
+  /// The weights as they were given; made at the first call, see LocalMHA::parameters().
+  /// \return valid until set_parameters() or an assignment, and as long as the encoder
+  const Parameters& parameters() const {
+    return weights_->parameters.get([&] { return stack().unpacked(); });
+  }
 
   /// If it throws, the encoder is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
   void set_parameters(Parameters parameters) {
-    weights_ = std::make_shared<const Weights>(
-        config(), detail::fitting(std::move(parameters), this->parameters()));
+    weights_ =
+        std::make_shared<const Weights>(config(), detail::fitting(std::move(parameters), config()));
   }
 
   /// \param x `[B, N, dim]`: see StridedView
@@ -144,7 +148,7 @@ class Encoder {
                              const AnyDevice& device = {}) const {
     stack().require_known(saved.stack_);
     require_shape("grad_y", grad_y.dimensions(), saved.batch_.shape());
-    detail::require_same_shapes(gradients, parameters());
+    detail::require_fitting(gradients, config());
     // Added at the end, where nothing can fail.
     Parameters made = Parameters::zeros(config());
     Tensor<Scalar, 3> grad(saved.batch_.packed_shape());
@@ -163,11 +167,11 @@ class Encoder {
   // All that a pass reads of the encoder.
   struct Weights {
     Weights(const EncoderConfig& encoder_config, Parameters given)
-        : config(encoder_config), parameters(std::move(given)), stack(config, parameters) {}
+        : config(encoder_config), stack(config, std::move(given)) {}
 
     EncoderConfig config;
-    Parameters parameters;
     Stack stack;
+    detail::OnDemand<Parameters> parameters;
   };
 
   const Stack& stack() const { return weights_->stack; }

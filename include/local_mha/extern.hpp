@@ -15,42 +15,45 @@
 
 #include <local_mha/local_mha.hpp>
 
-#define LOCAL_MHA_TEMPLATES(EXTERN, Scalar)                                                    \
-  EXTERN template class AttentionForwardFlow<Scalar>;                                          \
-  EXTERN template class LocalAttention<Scalar>;                                                \
-  EXTERN template class LocalMHA<Scalar>;                                                      \
-  EXTERN template class Encoder<Scalar>;                                                       \
-  EXTERN template class detail::LayerSteps<Scalar>;                                            \
-  EXTERN template class detail::LayerWorker<Scalar>;                                           \
-  EXTERN template struct detail::LayerWeights<Scalar>;                                         \
-  EXTERN template class LocalTransformer<Scalar>;                                              \
-  EXTERN template class detail::LayerStack<Scalar>;                                            \
-  EXTERN template class detail::LayerStackBackward<Scalar>;                                    \
-  EXTERN template class detail::LayerForward<Scalar>;                                          \
-  EXTERN template class detail::LayerBackward<Scalar>;                                         \
-  EXTERN template class detail::AttentionForward<Scalar>;                                      \
-  EXTERN template class HyperConnection<Scalar>;                                               \
-  EXTERN template class FeedForward<Scalar>;                                                   \
-  EXTERN template class LayerNorm<Scalar>;                                                     \
-  EXTERN template class RmsNorm<Scalar>;                                                       \
-  EXTERN template class Linear<Scalar>;                                                        \
-  EXTERN template class DynamicPositionBias<Scalar>;                                           \
-  EXTERN template class SequenceStream<Scalar>;                                                \
-  EXTERN template class SequenceStream<Scalar, detail::StreamedStack<Scalar>>;                 \
-  EXTERN template LocalMHAParameters<Scalar> initial_parameters(const LocalMHAConfig&,         \
-                                                                std::uint64_t);                \
-  EXTERN template EncoderParameters<Scalar> initial_parameters(const EncoderConfig&,           \
-                                                               std::uint64_t);                 \
-  EXTERN template LocalTransformerParameters<Scalar> initial_parameters(                       \
-      const LocalTransformerConfig&, std::uint64_t);                                           \
-  EXTERN template void detail::require_same_shapes(const LocalMHAParameters<Scalar>&,          \
-                                                   const LocalMHAParameters<Scalar>&);         \
-  EXTERN template void detail::require_same_shapes(const EncoderParameters<Scalar>&,           \
-                                                   const EncoderParameters<Scalar>&);          \
-  EXTERN template void detail::require_same_shapes(const LocalTransformerParameters<Scalar>&,  \
-                                                   const LocalTransformerParameters<Scalar>&); \
-  EXTERN template RowMatrix<Scalar> linear_backward(                                           \
-      const AnyDevice&, const RowMatrix<Scalar>&, const Eigen::Ref<const RowMatrix<Scalar>>&,  \
+#define LOCAL_MHA_TEMPLATES(EXTERN, Scalar)                                                      \
+  EXTERN template class AttentionForwardFlow<Scalar>;                                            \
+  EXTERN template class LocalAttention<Scalar>;                                                  \
+  EXTERN template class LocalMHA<Scalar>;                                                        \
+  EXTERN template class Encoder<Scalar>;                                                         \
+  EXTERN template class detail::LayerSteps<Scalar>;                                              \
+  EXTERN template class detail::LayerWorker<Scalar>;                                             \
+  EXTERN template struct detail::LayerWeights<Scalar>;                                           \
+  EXTERN template class PackedWeight<Scalar>;                                                    \
+  EXTERN template struct detail::FeedForwardWeights<Scalar>;                                     \
+  EXTERN template class detail::StackLayers<Scalar>;                                             \
+  EXTERN template class LocalTransformer<Scalar>;                                                \
+  EXTERN template class detail::LayerStack<Scalar>;                                              \
+  EXTERN template class detail::LayerStackBackward<Scalar>;                                      \
+  EXTERN template class detail::LayerForward<Scalar>;                                            \
+  EXTERN template class detail::LayerBackward<Scalar>;                                           \
+  EXTERN template class detail::AttentionForward<Scalar>;                                        \
+  EXTERN template class HyperConnection<Scalar>;                                                 \
+  EXTERN template class FeedForward<Scalar>;                                                     \
+  EXTERN template class LayerNorm<Scalar>;                                                       \
+  EXTERN template class RmsNorm<Scalar>;                                                         \
+  EXTERN template class Linear<Scalar>;                                                          \
+  EXTERN template class DynamicPositionBias<Scalar>;                                             \
+  EXTERN template class SequenceStream<Scalar>;                                                  \
+  EXTERN template class SequenceStream<Scalar, detail::StreamedStack<Scalar>>;                   \
+  EXTERN template LocalMHAParameters<Scalar> initial_parameters(const LocalMHAConfig&,           \
+                                                                std::uint64_t);                  \
+  EXTERN template EncoderParameters<Scalar> initial_parameters(const EncoderConfig&,             \
+                                                               std::uint64_t);                   \
+  EXTERN template LocalTransformerParameters<Scalar> initial_parameters(                         \
+      const LocalTransformerConfig&, std::uint64_t);                                             \
+  EXTERN template void detail::require_same_shapes(const LocalMHAParameters<Scalar>&,            \
+                                                   const LocalMHAParameters<Scalar>&);           \
+  EXTERN template void detail::require_same_shapes(const EncoderParameters<Scalar>&,             \
+                                                   const EncoderParameters<Scalar>&);            \
+  EXTERN template void detail::require_same_shapes(const LocalTransformerParameters<Scalar>&,    \
+                                                   const LocalTransformerParameters<Scalar>&);   \
+  EXTERN template RowMatrix<Scalar> detail::linear_backward_through(                             \
+      const AnyDevice&, const PackedWeight<Scalar>&, const Eigen::Ref<const RowMatrix<Scalar>>&, \
       const Eigen::Ref<const RowMatrix<Scalar>>&, RowMatrix<Scalar>&, Vector<Scalar>*);
 
 namespace local_mha::inline LOCAL_MHA_ABI {

@@ -120,11 +120,19 @@ void require_same_shapes(const Parameters& got, const Parameters& expected) {
            to_string(have[want.size()].extent));
 }
 
-/// `parameters`, which have the shapes of others.
-/// \throws std::invalid_argument as require_same_shapes() does
-template <typename Parameters>
-Parameters fitting(Parameters parameters, const Parameters& shapes) {
-  require_same_shapes(parameters, shapes);
+/// \param sizes what `Parameters::zeros()` takes
+/// \throws std::invalid_argument as that does, and naming the first tensor of `parameters` whose
+///         shape is another
+template <typename Parameters, typename... Sizes>
+void require_fitting(const Parameters& parameters, const Sizes&... sizes) {
+  if (!parameters.fits(sizes...)) require_same_shapes(parameters, Parameters::zeros(sizes...));
+}
+
+/// `parameters`, which fit a configuration.
+/// \throws std::invalid_argument as require_fitting() does
+template <typename Parameters, typename Config>
+Parameters fitting(Parameters parameters, const Config& config) {
+  require_fitting(parameters, config);
   return parameters;
 }
 

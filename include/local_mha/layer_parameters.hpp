@@ -18,9 +18,24 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Matrix>
-bool same_shape(const Matrix& a, const Matrix& b) {
+template <typename A, typename B>
+bool same_shape(const A& a, const B& b) {
   return a.rows() == b.rows() && a.cols() == b.cols();
+}
+
+// What Parameters::zeros() and Parameters::fits() do with `visit_shapes(visit)`, which calls
+// `visit(tensor, rows, cols)` for each tensor.
+template <typename VisitShapes>
+void set_zeros(VisitShapes&& visit_shapes) {
+  visit_shapes([](auto& tensor, Index rows, Index cols) { tensor.setZero(rows, cols); });
+}
+template <typename VisitShapes>
+bool all_fit(VisitShapes&& visit_shapes) {
+  bool fit = true;
+  visit_shapes([&](const auto& tensor, Index rows, Index cols) {
+    fit = fit && tensor.rows() == rows && tensor.cols() == cols;
+  });
+  return fit;
 }
 
 }  // namespace detail
@@ -55,33 +70,15 @@ struct LocalMHAParameters {
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalMHAParameters zeros(const LocalMHAConfig& config) {
-    validate(config);
-    const Index inner = config.heads * config.dim_head;
     LocalMHAParameters p;
-    const Index kv_heads = resolved_kv_heads(config);
-    const Index qkv = detail::qkv_heads(config) * config.dim_head;
-    p.to_qkv.setZero(qkv, config.dim);
-    p.to_out.setZero(config.dim, inner);
-    if (config.prenorm) {
-      p.norm_weight.setZero(config.dim);
-      if (config.norm.kind == NormKind::layer) p.norm_bias.setZero(config.dim);
-    }
-    if (resolved_qk_norm(config) == QkNormKind::l2) {
-      p.q_scale.setZero(config.dim_head);
-      p.k_scale.setZero(config.dim_head);
-    }
-    if (config.gate_values_per_head) {
-      p.to_v_gate_weight.setZero(config.heads, config.dim);
-      p.to_v_gate_bias.setZero(config.heads);
-    }
-    p.q_norm_weight.setZero(detail::qk_norm_channels(config, config.heads));
-    p.k_norm_weight.setZero(detail::qk_norm_channels(config, kv_heads));
-    if (config.qkv_bias) p.to_qkv_bias.setZero(qkv);
-    if (config.out_bias) p.to_out_bias.setZero(config.dim);
-    if (config.sinks) p.sinks.setZero(config.heads);
-    if (config.relative_bias)
-      p.relative_bias.setZero(config.heads, detail::relative_bias_columns(config));
+    detail::set_zeros([&](auto&& visit) { visit_shapes(p, config, visit); });
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `zeros(config)`.
+  /// \throws std::invalid_argument as zeros() does
+  bool fits(const LocalMHAConfig& config) const {
+    return detail::all_fit([&](auto&& visit) { visit_shapes(*this, config, visit); });
   }
 
   /// Whether each tensor has the shape that it has in `other`.
@@ -122,6 +119,39 @@ struct LocalMHAParameters {
     visit_used("sinks", p.sinks);
     visit_used("relative_bias", p.relative_bias);
   }
+
+ private:
+  // `visit(tensor, rows, cols)` for each tensor with the shape that the configuration gives it,
+  // `[0, 0]` or `[0]` if it does not use it.
+  template <typename Self, typename Visitor>
+  static void visit_shapes(Self& p, const LocalMHAConfig& config, Visitor&& visit) {
+    validate(config);
+    const Index dim = config.dim, heads = config.heads, kv_heads = resolved_kv_heads(config);
+    const Index qkv = detail::qkv_heads(config) * config.dim_head;
+    const auto matrix = [&](auto& tensor, bool used, Index rows, Index cols) {
+      visit(tensor, used ? rows : 0, used ? cols : 0);
+    };
+    const auto vector = [&](auto& tensor, bool used, Index size) {
+      visit(tensor, used ? size : 0, 1);
+    };
+    const bool gates = config.gate_values_per_head;
+    const bool scales = resolved_qk_norm(config) == QkNormKind::l2;
+    matrix(p.to_qkv, true, qkv, dim);
+    matrix(p.to_out, true, dim, heads * config.dim_head);
+    vector(p.norm_weight, config.prenorm, dim);
+    vector(p.norm_bias, config.prenorm && config.norm.kind == NormKind::layer, dim);
+    vector(p.q_scale, scales, config.dim_head);
+    vector(p.k_scale, scales, config.dim_head);
+    matrix(p.to_v_gate_weight, gates, heads, dim);
+    vector(p.to_v_gate_bias, gates, heads);
+    vector(p.to_qkv_bias, config.qkv_bias, qkv);
+    vector(p.to_out_bias, config.out_bias, dim);
+    vector(p.q_norm_weight, true, detail::qk_norm_channels(config, heads));
+    vector(p.k_norm_weight, true, detail::qk_norm_channels(config, kv_heads));
+    vector(p.sinks, config.sinks, heads);
+    matrix(p.relative_bias, config.relative_bias, heads,
+           config.relative_bias ? detail::relative_bias_columns(config) : 0);
+  }
 };
 
 /// Weights of FeedForward.
@@ -134,15 +164,15 @@ struct FeedForwardParameters {
 
   /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static FeedForwardParameters zeros(Index dim, Index inner) {
-    detail::require_at_least("dim", dim, 0);
-    detail::require_at_least("inner", inner, 0);
-    detail::require_product("inner", inner, 2 * dim);
     FeedForwardParameters p;
-    p.norm_weight.setZero(dim);
-    p.norm_bias.setZero(dim);
-    p.proj_in.setZero(2 * inner, dim);
-    p.proj_out.setZero(dim, inner);
+    detail::set_zeros([&](auto&& visit) { visit_shapes(p, dim, inner, visit); });
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `zeros(dim, inner)`. Allocates nothing.
+  /// \throws std::invalid_argument as zeros() does
+  bool fits(Index dim, Index inner) const {
+    return detail::all_fit([&](auto&& visit) { visit_shapes(*this, dim, inner, visit); });
   }
 
   /// Whether each tensor has the shape that it has in `other`.
@@ -161,6 +191,19 @@ struct FeedForwardParameters {
     visit(std::string("1.weight"), p.proj_in);
     visit(std::string("4.weight"), p.proj_out);
   }
+
+ private:
+  // `visit(tensor, rows, cols)` for each tensor with its shape.
+  template <typename Self, typename Visitor>
+  static void visit_shapes(Self& p, Index dim, Index inner, Visitor&& visit) {
+    detail::require_at_least("dim", dim, 0);
+    detail::require_at_least("inner", inner, 0);
+    detail::require_product("inner", inner, 2 * dim);
+    visit(p.norm_weight, dim, 1);
+    visit(p.norm_bias, dim, 1);
+    visit(p.proj_in, 2 * inner, dim);
+    visit(p.proj_out, dim, inner);
+  }
 };
 
 /// Weights of DynamicPositionBias: an MLP 1 → hidden → hidden → heads.
@@ -175,17 +218,15 @@ struct DynamicPositionBiasParameters {
 
   /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
-    detail::require_at_least("hidden", hidden, 0);
-    detail::require_at_least("heads", heads, 0);
-    detail::require_product("hidden", hidden, (std::max)(hidden, heads));
     DynamicPositionBiasParameters p;
-    p.weight_0.setZero(hidden, 1);
-    p.bias_0.setZero(hidden);
-    p.weight_2.setZero(hidden, hidden);
-    p.bias_2.setZero(hidden);
-    p.weight_4.setZero(heads, hidden);
-    p.bias_4.setZero(heads);
+    detail::set_zeros([&](auto&& visit) { visit_shapes(p, hidden, heads, visit); });
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `zeros(hidden, heads)`. Allocates nothing.
+  /// \throws std::invalid_argument as zeros() does
+  bool fits(Index hidden, Index heads) const {
+    return detail::all_fit([&](auto&& visit) { visit_shapes(*this, hidden, heads, visit); });
   }
 
   /// Whether each tensor has the shape that it has in `other`.
@@ -207,6 +248,21 @@ struct DynamicPositionBiasParameters {
     visit(std::string("mlp.4.weight"), p.weight_4);
     visit(std::string("mlp.4.bias"), p.bias_4);
   }
+
+ private:
+  // `visit(tensor, rows, cols)` for each tensor with its shape.
+  template <typename Self, typename Visitor>
+  static void visit_shapes(Self& p, Index hidden, Index heads, Visitor&& visit) {
+    detail::require_at_least("hidden", hidden, 0);
+    detail::require_at_least("heads", heads, 0);
+    detail::require_product("hidden", hidden, (std::max)(hidden, heads));
+    visit(p.weight_0, hidden, 1);
+    visit(p.bias_0, hidden, 1);
+    visit(p.weight_2, hidden, hidden);
+    visit(p.bias_2, hidden, 1);
+    visit(p.weight_4, heads, hidden);
+    visit(p.bias_4, heads, 1);
+  }
 };
 
 /// Weights of HyperConnection, of `S` residual streams.
@@ -222,14 +278,15 @@ struct HyperConnectionParameters {
 
   /// \throws std::invalid_argument if a size is out of range
   static HyperConnectionParameters zeros(Index streams, Index dim) {
-    detail::require_streams("streams", streams, dim);
     HyperConnectionParameters p;
-    p.static_alpha.setZero(streams, streams + 1);
-    p.alpha_fn.setZero(dim, streams + 1);
-    p.static_beta.setZero(streams);
-    p.beta_fn.setZero(dim);
-    p.norm_gamma.setZero(dim);
+    detail::set_zeros([&](auto&& visit) { visit_shapes(p, streams, dim, visit); });
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `zeros(streams, dim)`. Allocates nothing.
+  /// \throws std::invalid_argument as zeros() does
+  bool fits(Index streams, Index dim) const {
+    return detail::all_fit([&](auto&& visit) { visit_shapes(*this, streams, dim, visit); });
   }
 
   /// Whether each tensor has the shape that it has in `other`.
@@ -257,6 +314,18 @@ struct HyperConnectionParameters {
     visit(std::string("dynamic_beta_scale"), p.beta_scale);
     visit_branch();
     visit(std::string("norm.gamma"), p.norm_gamma);
+  }
+
+ private:
+  // `visit(tensor, rows, cols)` for each tensor with its shape.
+  template <typename Self, typename Visitor>
+  static void visit_shapes(Self& p, Index streams, Index dim, Visitor&& visit) {
+    detail::require_streams("streams", streams, dim);
+    visit(p.static_alpha, streams, streams + 1);
+    visit(p.alpha_fn, dim, streams + 1);
+    visit(p.static_beta, streams, 1);
+    visit(p.beta_fn, dim, 1);
+    visit(p.norm_gamma, dim, 1);
   }
 };
 

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -18,6 +19,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/on_demand.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/dropout.hpp>
@@ -101,6 +103,8 @@ struct LongformerParameters {
 /// Two attentions make it up: that of ordinary projections, whose results of global rows are not
 /// used, and that of global projections, of which nothing else is. The second costs little, since
 /// queries that are not global see next to nothing in it; without global rows, it is left out.
+///
+/// A copy shares the weights, which nobody changes.
 template <typename Scalar>
 class LongformerAttention {
  public:
@@ -111,18 +115,18 @@ class LongformerAttention {
   /// \throws std::invalid_argument naming the member of the configuration that is out of range, or
   ///   the tensor whose shape does not fit
   LongformerAttention(const LongformerConfig& config, Parameters parameters)
-      : config_(checked(config)),
-        parameters_(std::move(parameters)),
-        local_{LocalAttention<Scalar>(
-                   {.dropout = config.dropout,
-                    .token_window = token_windows::longformer(config.attention_window)}),
-               fitting(parameters_.to_qkv, parameters_.to_qkv_bias, "to_qkv")},
-        global_{
-            LocalAttention<Scalar>({.dropout = config.dropout, .token_window = TokenWindow{}}),
-            fitting(parameters_.to_qkv_global, parameters_.to_qkv_global_bias, "to_qkv_global")} {}
+      : weights_(std::make_shared<const Weights>(checked(config), std::move(parameters))) {}
 
-  const LongformerConfig& config() const { return config_; }
-  const Parameters& parameters() const { return parameters_; }
+  // An attention that was moved from would have no weights: moving is copying.
+  LongformerAttention(const LongformerAttention&) = default;
+  LongformerAttention& operator=(const LongformerAttention&) = default;
+
+  const LongformerConfig& config() const { return weights_->config; }
+  /// The weights as they were given; made at the first call, see LocalMHA::parameters().
+  /// \return valid until an assignment, and as long as the attention
+  const Parameters& parameters() const {
+    return weights_->parameters.get([&] { return weights_->unpacked(); });
+  }
 
   /// \param x `[B, N, dim]`
   /// \param global_rows `[B, N]`
@@ -136,13 +140,13 @@ class LongformerAttention {
     check_arguments(x, global_rows, mask);
     const LocalAttentionCall call{.training = training, .global_rows = global_rows};
     const auto result = [&](const Part& part) {
-      const Heads heads = part.heads_of(x, config_.heads);
+      const Heads heads = part.heads_of(x, config().heads);
       return part.attention.forward(heads.q, heads.k, heads.v, mask, {}, call);
     };
     Tensor<Scalar, 3> y(x.dimensions());
-    const auto local = result(local_);
+    const auto local = result(weights_->local);
     put(local, global_rows, false, y);
-    if (some(global_rows)) put(result(global_), global_rows, true, y);
+    if (some(global_rows)) put(result(weights_->global), global_rows, true, y);
     return y;
   }
 
@@ -171,6 +175,35 @@ class LongformerAttention {
     }
   };
 
+  // All that a pass reads of the attention.
+  struct Weights {
+    Weights(const LongformerConfig& of_attention, Parameters given)
+        : config(of_attention),
+          local{LocalAttention<Scalar>(
+                    {.dropout = config.dropout,
+                     .token_window = token_windows::longformer(config.attention_window)}),
+                fitting(given.to_qkv, given.to_qkv_bias, "to_qkv")},
+          global{LocalAttention<Scalar>({.dropout = config.dropout, .token_window = TokenWindow{}}),
+                 fitting(given.to_qkv_global, given.to_qkv_global_bias, "to_qkv_global")} {}
+
+    Parameters unpacked() const {
+      return {local.to_qkv.weight().unpacked(), local.to_qkv.bias(),
+              global.to_qkv.weight().unpacked(), global.to_qkv.bias()};
+    }
+    Linear<Scalar> fitting(const RowMatrix<Scalar>& weight, const Vector<Scalar>& bias,
+                           const std::string& name) const {
+      require_shape(name + ".weight", std::array<Index, 2>{weight.rows(), weight.cols()},
+                    {3 * config.dim, config.dim});
+      require_shape(name + ".bias", std::array<Index, 1>{bias.size()}, {3 * config.dim});
+      return Linear<Scalar>(weight, bias);
+    }
+
+    LongformerConfig config;
+    Part local;
+    Part global;
+    detail::OnDemand<Parameters> parameters;
+  };
+
  public:
   /// What forward_saving() keeps for backward().
   class Saved {
@@ -191,14 +224,14 @@ class LongformerAttention {
     check_arguments(x, global_rows, mask);
     const LocalAttentionCall call{.training = training, .global_rows = global_rows};
     const auto kept = [&](const Part& part) {
-      typename Saved::Part made{part.heads_of(x, config_.heads), {}};
+      typename Saved::Part made{part.heads_of(x, config().heads), {}};
       made.attention =
           part.attention.forward_saving(made.heads.q, made.heads.k, made.heads.v, mask, {}, call);
       return made;
     };
     Saved made;
-    made.local_ = kept(local_);
-    if (some(global_rows)) made.global_ = kept(global_);
+    made.local_ = kept(weights_->local);
+    if (some(global_rows)) made.global_ = kept(weights_->global);
     Tensor<Scalar, 3> y(x.dimensions());
     put(made.local_.attention.out, global_rows, false, y);
     if (made.global_) put(made.global_->attention.out, global_rows, true, y);
@@ -220,46 +253,45 @@ class LongformerAttention {
     check_arguments(x, global_rows, {});
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     require_shape("saved", saved.local_.heads.q.dimensions(),
-                  {x.dimension(0), config_.heads, x.dimension(1), config_.dim / config_.heads});
+                  {x.dimension(0), config().heads, x.dimension(1), config().dim / config().heads});
     if (saved.global_.has_value() != some(global_rows))
       reject("global_rows", "those of forward_saving()", some(global_rows) ? "some" : "none");
-    detail::require_same_shapes(gradients, parameters_);
+    auto made = Parameters::zeros(config());
+    detail::require_same_shapes(gradients, made);
     Tensor<Scalar, 3> grad_x(x.dimensions());
     grad_x.setZero();
     const LocalAttentionCall call{.training = {}, .global_rows = global_rows};
     if (x.size() == 0) return grad_x;
-    auto made = Parameters::zeros(config_);
     const auto add = [&](const Part& part, const typename Saved::Part& kept, bool global,
-                         const RowMatrix<Scalar>& weight, RowMatrix<Scalar>& grad_weight,
-                         Vector<Scalar>& grad_bias) {
+                         RowMatrix<Scalar>& grad_weight, Vector<Scalar>& grad_bias) {
       const auto& [q, k, v] = kept.heads;
       Tensor<Scalar, 4> grad_out(q.dimensions());
       each_row(grad_out, [&](Index row, Index h, auto channels) {
         if (is_global(global_rows, row) == global)
           channels =
-              RowView(grad_y.data() + row * config_.dim + h * channels.size(), channels.size());
+              RowView(grad_y.data() + row * config().dim + h * channels.size(), channels.size());
         else
           channels.setZero();
       });
       const auto of_heads =
           part.attention.backward(kept.attention, grad_out, q, k, v, {}, {}, call);
       const Index rows = x.dimension(0) * x.dimension(1);
-      RowMatrix<Scalar> grad_qkv(rows, 3 * config_.dim);
+      RowMatrix<Scalar> grad_qkv(rows, 3 * config().dim);
       Index begin = 0;
       for (const auto* grad : {&of_heads.q, &of_heads.k, &of_heads.v}) {
         each_row(*grad, [&](Index row, Index h, const auto& channels) {
           grad_qkv.block(row, begin + h * channels.size(), 1, channels.size()) = channels;
         });
-        begin += config_.dim;
+        begin += config().dim;
       }
-      const Eigen::Map<const RowMatrix<Scalar>> in(x.data(), rows, config_.dim);
-      Eigen::Map<RowMatrix<Scalar>>(grad_x.data(), rows, config_.dim) +=
-          linear_backward<AnyDevice, Scalar>({}, weight, in, grad_qkv, grad_weight, &grad_bias);
+      const Eigen::Map<const RowMatrix<Scalar>> in(x.data(), rows, config().dim);
+      Eigen::Map<RowMatrix<Scalar>>(grad_x.data(), rows, config().dim) +=
+          linear_backward<AnyDevice, Scalar>({}, part.to_qkv.weight(), in, grad_qkv, grad_weight,
+                                             &grad_bias);
     };
-    add(local_, saved.local_, false, parameters_.to_qkv, made.to_qkv, made.to_qkv_bias);
+    add(weights_->local, saved.local_, false, made.to_qkv, made.to_qkv_bias);
     if (saved.global_)
-      add(global_, *saved.global_, true, parameters_.to_qkv_global, made.to_qkv_global,
-          made.to_qkv_global_bias);
+      add(weights_->global, *saved.global_, true, made.to_qkv_global, made.to_qkv_global_bias);
     gradients.to_qkv += made.to_qkv;
     gradients.to_qkv_bias += made.to_qkv_bias;
     gradients.to_qkv_global += made.to_qkv_global;
@@ -274,17 +306,10 @@ class LongformerAttention {
     validate(config);
     return config;
   }
-  Linear<Scalar> fitting(const RowMatrix<Scalar>& weight, const Vector<Scalar>& bias,
-                         const std::string& name) const {
-    require_shape(name + ".weight", std::array<Index, 2>{weight.rows(), weight.cols()},
-                  {3 * config_.dim, config_.dim});
-    require_shape(name + ".bias", std::array<Index, 1>{bias.size()}, {3 * config_.dim});
-    return Linear<Scalar>(weight, bias);
-  }
 
   void check_arguments(const TensorView<const Scalar, 3>& x, const GlobalRows& global_rows,
                        const PaddingMask& mask) const {
-    require_shape("x", x.dimensions(), {-1, -1, config_.dim});
+    require_shape("x", x.dimensions(), {-1, -1, config().dim});
     const std::array<Index, 2> rows{x.dimension(0), x.dimension(1)};
     if (global_rows) require_shape("global_rows", global_rows->dimensions(), rows);
     if (mask) require_shape("mask", mask.shape(), rows);
@@ -320,14 +345,11 @@ class LongformerAttention {
     each_row(heads, [&](Index row, Index h, const auto& channels) {
       if (is_global(global_rows, row) == global)
         std::copy(channels.data(), channels.data() + channels.size(),
-                  y.data() + row * config_.dim + h * channels.size());
+                  y.data() + row * config().dim + h * channels.size());
     });
   }
 
-  LongformerConfig config_;
-  Parameters parameters_;
-  Part local_;
-  Part global_;
+  std::shared_ptr<const Weights> weights_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

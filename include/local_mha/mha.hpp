@@ -37,8 +37,12 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
 template <typename Scalar>
-class LocalTransformer;
+struct LayerAccess;
+
+}  // namespace detail
 
 /// Local multi-head attention, the counterpart of the Python packages' module of that name.
 ///
@@ -67,8 +71,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
 
   /// Sequences that come bit by bit: see mha_stream.hpp.
   class Stream;
-  template <typename>
-  friend class LocalTransformer;
+  friend detail::LayerAccess<Scalar>;
 
   /// Room for calls of forward_into(), forward_saving_into() and backward_into().
   class Workspace {
@@ -87,22 +90,25 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalMHA(const LocalMHAConfig& config, Parameters parameters)
-      : weights_(std::make_shared<const Weights>(
-            config, detail::fitting(std::move(parameters), Parameters::zeros(checked(config))))) {}
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
 
   // A layer that was moved from would have no weights: moving is copying.
   LocalMHA(const LocalMHA&) = default;
   LocalMHA& operator=(const LocalMHA&) = default;
 
   const LocalMHAConfig& config() const { return weights_->config; }
-  /// Valid until set_parameters() or an assignment, and as long as the layer.
-  const Parameters& parameters() const { return weights_->parameters; }
+  /// The weights as they were given. Passes read them in another order, which is the only one in
+  /// which a layer holds them; the first call makes this set, and all copies of the layer keep it.
+  /// Threads may call it at once.
+  /// \return valid until set_parameters() or an assignment, and as long as the layer
+  const Parameters& parameters() const { return weights_->parameters(); }
 
   /// If it throws, the layer is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
   void set_parameters(Parameters parameters) {
-    weights_ = std::make_shared<const Weights>(
-        config(), detail::fitting(std::move(parameters), this->parameters()));
+    weights_ =
+        std::make_shared<const Weights>(config(), detail::fitting(std::move(parameters), config()));
   }
 
   // With a device first, and with arguments in a row.
@@ -154,7 +160,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
     detail::require_apart("y", y, "x", x);
     saved.prepare(config(), x.dimension(0), x.dimension(1), inputs);
     flow(y, workspace, x, call, &saved);
-    saved.complete(config(), parameters(), x, call);
+    saved.complete(*weights_, x, call);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -207,11 +213,6 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
     workspace.forward_.run(call.device, *weights_, inputs, call.training, x, y, saved);
   }
 
-  static const LocalMHAConfig& checked(const LocalMHAConfig& config) {
-    validate(config);
-    return config;
-  }
-
   const LocalAttention<Scalar>& attention() const { return weights_->attention; }
 
   // \throws std::invalid_argument naming the argument that does not fit
@@ -243,10 +244,10 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
   // What the attention alone takes of the weights.
   typename LocalAttention<Scalar>::Terms terms() const {
     typename LocalAttention<Scalar>::Terms terms;
-    const RowMatrix<Scalar>& bias = parameters().relative_bias;
+    const RowMatrix<Scalar>& bias = weights_->relative_bias;
     if (config().relative_bias)
       terms.relative_bias.emplace(bias.data(), std::array{bias.rows(), bias.cols()});
-    if (config().sinks) terms.sinks.emplace(parameters().sinks.data(), std::array{config().heads});
+    if (config().sinks) terms.sinks.emplace(weights_->sinks.data(), std::array{config().heads});
     return terms;
   }
   // The bias of a call, or that of the weights, which is one of windows of one position.
@@ -254,12 +255,12 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
     if (config().token_window && attn_bias)
       reject("attn_bias", "none, because a token window takes a relative_bias", "one");
     if (!config().relative_bias) return attn_bias;
-    const RowMatrix<Scalar>& bias = parameters().relative_bias;
+    const RowMatrix<Scalar>& bias = weights_->relative_bias;
     return TensorView<const Scalar, 3>(bias.data(), {bias.rows(), 1, bias.cols()});
   }
   void add_options(detail::AttentionInputs<Scalar>& inputs) const {
     inputs.share_keys(resolved_kv_heads(config()));
-    if (config().sinks) inputs.add_sinks(parameters().sinks.data());
+    if (config().sinks) inputs.add_sinks(weights_->sinks.data());
     inputs.set_score(attention().score());
   }
 
@@ -286,8 +287,8 @@ void LocalMHA<Scalar>::backward_into(Output grad_x, Workspace& workspace, Parame
   require_shape("grad_y", grad_y.dimensions(), x.dimensions());
   detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
   detail::require_apart("grad_x", grad_x, "x", x);
-  saved.check_arguments(config(), parameters(), x, call);
-  detail::require_same_shapes(gradients, parameters());
+  saved.check_arguments(*weights_, x, call);
+  weights_->require_same_shapes(gradients);
   if (grad_attn_bias != nullptr) {
     if (!attn_bias) reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
     require_shape("grad_attn_bias", TensorView<Scalar, 3>(*grad_attn_bias).dimensions(),

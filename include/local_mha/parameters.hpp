@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -51,6 +52,33 @@ struct EncoderParameters {
           DynamicPositionBiasParameters<Scalar>::zeros(attention.dim / 2, attention.heads);
     }
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `zeros(config)`.
+  /// \throws std::invalid_argument as zeros() does
+  bool fits(const EncoderConfig& config) const {
+    validate(config);
+    if (std::ssize(layers) != config.depth ||
+        dynamic_pos_bias.has_value() != config.use_dynamic_pos_bias)
+      return false;
+    const auto connected = [&](const auto& connection, Index dim) {
+      return config.num_residual_streams > 1
+                 ? connection && connection->fits(config.num_residual_streams, dim)
+                 : !connection;
+    };
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const LocalMHAConfig& attention = layer_config(config, static_cast<Index>(i));
+      const Layer& layer = layers[i];
+      const Index dim = attention.dim;
+      if (!layer.attention.fits(attention) ||
+          !layer.feed_forward.fits(dim, feed_forward_inner_dim(dim, config.ff_mult)) ||
+          !connected(layer.attention_connection, dim) ||
+          !connected(layer.feed_forward_connection, dim))
+        return false;
+    }
+    if (!dynamic_pos_bias) return true;
+    const LocalMHAConfig& attention = layer_config(config, 0);
+    return dynamic_pos_bias->fits(attention.dim / 2, attention.heads);
   }
 
   /// Whether each tensor has the shape that it has in `other`.
@@ -107,12 +135,16 @@ struct LocalTransformerParameters : EncoderParameters<Scalar> {
     LocalTransformerParameters p;
     static_cast<EncoderParameters<Scalar>&>(p) =
         EncoderParameters<Scalar>::zeros(encoder_config(config));
-    p.token_emb.setZero(config.num_tokens, config.dim);
-    p.pos_emb.setZero(config.max_seq_len, config.dim);
-    p.to_logits_norm_weight.setZero(config.dim);
-    p.to_logits_norm_bias.setZero(config.dim);
-    p.to_logits.setZero(config.num_tokens, config.dim);
+    detail::set_zeros([&](auto&& visit) { visit_shapes(p, config, visit); });
     return p;
+  }
+
+  /// Whether each tensor has the shape that it has in `zeros(config)`.
+  /// \throws std::invalid_argument as zeros() does
+  bool fits(const LocalTransformerConfig& config) const {
+    validate(config);
+    return EncoderParameters<Scalar>::fits(encoder_config(config)) &&
+           detail::all_fit([&](auto&& visit) { visit_shapes(*this, config, visit); });
   }
 
   /// Whether each tensor has the shape that it has in `other`.
@@ -134,6 +166,17 @@ struct LocalTransformerParameters : EncoderParameters<Scalar> {
     visit(std::string("to_logits.0.weight"), p.to_logits_norm_weight);
     visit(std::string("to_logits.0.bias"), p.to_logits_norm_bias);
     visit(std::string("to_logits.1.weight"), p.to_logits);
+  }
+
+ private:
+  // `visit(tensor, rows, cols)` for each tensor that is no layer's with its shape.
+  template <typename Self, typename Visitor>
+  static void visit_shapes(Self& p, const LocalTransformerConfig& config, Visitor&& visit) {
+    visit(p.token_emb, config.num_tokens, config.dim);
+    visit(p.pos_emb, config.max_seq_len, config.dim);
+    visit(p.to_logits_norm_weight, config.dim, 1);
+    visit(p.to_logits_norm_bias, config.dim, 1);
+    visit(p.to_logits, config.num_tokens, config.dim);
   }
 };
 

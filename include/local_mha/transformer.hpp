@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -18,10 +17,9 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/on_demand.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/core/window.hpp>
 #include <local_mha/initialization.hpp>
-#include <local_mha/mha.hpp>
 #include <local_mha/ops/cross_entropy.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/embedding.hpp>
@@ -34,13 +32,6 @@
 #include <local_mha/stack/layer_stack_backward.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-namespace detail {
-
-template <typename Scalar>
-class StackStream;
-
-}  // namespace detail
 
 /// How LocalTransformer::generate() goes on from a prompt.
 struct GenerateConfig {
@@ -80,22 +71,25 @@ class LocalTransformer {
 
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalTransformer(const LocalTransformerConfig& config, Parameters parameters)
-      : weights_(std::make_shared<const Weights>(
-            config, detail::fitting(std::move(parameters), Parameters::zeros(checked(config))))) {}
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
 
   // A model that was moved from would have no weights: moving is copying.
   LocalTransformer(const LocalTransformer&) = default;
   LocalTransformer& operator=(const LocalTransformer&) = default;
 
   const LocalTransformerConfig& config() const { return weights_->config; }
-  /// Valid until set_parameters() or an assignment, and as long as the model.
-  const Parameters& parameters() const { return weights_->parameters; }
+  /// The weights as they were given; made at the first call, see LocalMHA::parameters().
+  /// \return valid until set_parameters() or an assignment, and as long as the model
+  const Parameters& parameters() const {
+    return weights_->parameters.get([&] { return weights_->unpacked(); });
+  }
 
   /// If it throws, the model is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
   void set_parameters(Parameters parameters) {
-    weights_ = std::make_shared<const Weights>(
-        config(), detail::fitting(std::move(parameters), this->parameters()));
+    weights_ =
+        std::make_shared<const Weights>(config(), detail::fitting(std::move(parameters), config()));
   }
 
   /// \param tokens `[B, N]`, each in `[0, num_tokens)`, `N <= max_seq_len`
@@ -181,33 +175,7 @@ class LocalTransformer {
                   const PaddingMask& mask = {}, std::optional<Training> training = {}) const;
 
  private:
-  friend detail::StackStream<Scalar>;
-
   const detail::LayerStack<Scalar>& stack() const { return weights_->stack; }
-
-  // How the rows of a stream pass an attention, as LocalMHA lets this class do.
-  struct LayerAccess {
-    using Flow = typename LocalMHA<Scalar>::Flow;
-    // Blocks that pass together.
-    static constexpr Index stretch = LocalMHA<Scalar>::stretch;
-
-    static Flow make_flow(const LocalMHA<Scalar>& attention) {
-      return Flow(*attention.weights_, Window(attention_config(attention.config())),
-                  (std::numeric_limits<Index>::max)());
-    }
-    static auto shown_to(const LocalMHA<Scalar>& attention,
-                         const typename LocalMHA<Scalar>::Bias& attn_bias) {
-      return attention.shown_to(1, attn_bias);
-    }
-    template <typename Sequence, typename Inputs, typename Complete>
-    static void stream_rows(const LocalMHA<Scalar>& attention, Flow& flow, Sequence& sequence,
-                            const Inputs& inputs, const Range& in, const Range& out,
-                            const RowsView<const Scalar>& x, const std::uint8_t* masked,
-                            const RowsView<Scalar>& y, Complete&& complete) {
-      attention.stream_rows(AnyDevice(), flow, sequence, inputs, 0, in, out, x, masked, y,
-                            complete);
-    }
-  };
 
   struct InputAndLabels {
     Tensor<std::int64_t, 2> input;
@@ -249,22 +217,32 @@ class LocalTransformer {
   struct Weights {
     Weights(const LocalTransformerConfig& model_config, Parameters given)
         : config(model_config),
-          parameters(std::move(given)),
-          stack(encoder_config(config), parameters),
-          to_logits_norm(parameters.to_logits_norm_weight, parameters.to_logits_norm_bias),
-          to_logits(parameters.to_logits) {}
+          token_emb(std::move(given.token_emb)),
+          pos_emb(std::move(given.pos_emb)),
+          stack(encoder_config(config), std::move(given)),
+          to_logits_norm(std::move(given.to_logits_norm_weight),
+                         std::move(given.to_logits_norm_bias)),
+          to_logits(given.to_logits) {}
+
+    Parameters unpacked() const {
+      Parameters p;
+      static_cast<EncoderParameters<Scalar>&>(p) = stack.unpacked();
+      p.token_emb = token_emb;
+      p.pos_emb = pos_emb;
+      p.to_logits_norm_weight = to_logits_norm.weight();
+      p.to_logits_norm_bias = to_logits_norm.bias();
+      p.to_logits = to_logits.weight().unpacked();
+      return p;
+    }
 
     LocalTransformerConfig config;
-    Parameters parameters;
+    RowMatrix<Scalar> token_emb;
+    RowMatrix<Scalar> pos_emb;
     detail::LayerStack<Scalar> stack;
     LayerNorm<Scalar> to_logits_norm;
     Linear<Scalar> to_logits;
+    detail::OnDemand<Parameters> parameters;
   };
-
-  static const LocalTransformerConfig& checked(const LocalTransformerConfig& config) {
-    validate(config);
-    return config;
-  }
 
   // All positions of a batch below one another, `[B·N, dim]`.
   static Eigen::Map<RowMatrix<Scalar>> rows(Tensor<Scalar, 3>& x) {
@@ -305,7 +283,7 @@ class LocalTransformer {
     Tensor<Scalar, 3> x(batch, seqlen, config().dim);
     for (Index i = 0; i < tokens.size(); ++i)
       rows(x).row(i) =
-          parameters().token_emb.row(tokens.data()[i]) + parameters().pos_emb.row(i % seqlen);
+          weights_->token_emb.row(tokens.data()[i]) + weights_->pos_emb.row(i % seqlen);
     return x;
   }
 
@@ -330,7 +308,7 @@ Scalar LocalTransformer<Scalar>::backward(const AnyDevice& device, Parameters& g
                                           std::optional<Training> training) const {
   check_arguments(input, mask);
   check_labels(input, labels);
-  detail::require_same_shapes(gradients, parameters());
+  detail::require_fitting(gradients, config());
 
   typename detail::LayerStack<Scalar>::Saved saved;
   Tensor<Scalar, 3> x(input.dimension(0), input.dimension(1), config().dim);
@@ -348,8 +326,8 @@ Scalar LocalTransformer<Scalar>::backward(const AnyDevice& device, Parameters& g
       cross_entropy_gradient<Scalar>(logits, labels, config().ignore_index);
   Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
   rows(grad) = weights_->to_logits_norm.backward(
-      linear_backward<AnyDevice, Scalar>(device, parameters().to_logits, normed, rows(grad_logits),
-                                         made.to_logits, nullptr),
+      linear_backward<AnyDevice, Scalar>(device, weights_->to_logits.weight(), normed,
+                                         rows(grad_logits), made.to_logits, nullptr),
       rows(x), made.to_logits_norm_weight, made.to_logits_norm_bias);
   stack().backward(device, made, saved, grad);
   const auto size = static_cast<std::size_t>(input.size());

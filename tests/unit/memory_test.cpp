@@ -6,7 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
 
 #include <local_mha/local_mha.hpp>
 
@@ -186,6 +190,22 @@ TEST_F(Memory, OfTheLayersBackwardPassIsAboutSevenTensorsOfTheSizeOfTheInput) {
   EXPECT_TRUE(grew(m, 6.5 * tensor, tensor)) << m.growth / tensor << " tensors";
 }
 
+TEST_F(Memory, OfAPromptHasNoRoomForItsLogits) {
+  const Index prompted = 800, vocabulary = 20'000;
+  local_mha::LocalTransformerConfig config{
+      .num_tokens = vocabulary, .max_seq_len = prompted, .dim = 8, .depth = 1};
+  config.local_attn_window_size = 16;
+  config.causal = true;
+  const local_mha::LocalTransformer<float> model(config, 1);
+  Tensor<std::int64_t, 2> prompt(1, prompted);
+  prompt.setConstant(1);
+  const auto m = measured([&] { return model.generate(prompt, {.length = 1})(0, 0); });
+  // A stream has that of the rows that it takes together.
+  const Index rows =
+      std::max<Index>(6, 2 * local_mha::Tiling<float>::blocks) * local_mha::Lanes<float>::count;
+  EXPECT_TRUE(grew(m, megabytes<float>(rows * vocabulary), 8));
+}
+
 #if defined(__GLIBC__)
 /// Bytes that the process has allocated and not given back.
 double allocated_bytes() {
@@ -221,6 +241,98 @@ TEST_F(Memory, OfAStreamIsWhatItsWindowsNeed) {
         EXPECT_GE(bytes, formula) << causal << exact << max_rollback;
         EXPECT_LE(bytes, formula + 200'000) << causal << exact << max_rollback;
       }
+}
+
+// Sizes whose weights are each below what is asked for in huge pages, of which the rest counts.
+local_mha::LocalTransformerConfig model_config(Index depth) {
+  local_mha::LocalTransformerConfig config{
+      .num_tokens = 301, .max_seq_len = 256, .dim = 256, .depth = depth};
+  config.local_attn_window_size = 16;
+  config.causal = true;
+  return config;
+}
+
+template <typename Parameters>
+double weight_bytes(const Parameters& parameters) {
+  double bytes = 0;
+  local_mha::for_each_parameter(parameters, [&](const auto&, const auto& tensor) {
+    bytes += static_cast<double>(tensor.size()) * sizeof(*tensor.data());
+  });
+  return bytes;
+}
+
+/// What is held after a call, in bytes more than before.
+template <typename Call>
+double held_after(Call&& call) {
+  const double before = allocated_bytes();
+  call();
+  return allocated_bytes() - before;
+}
+
+/// That a module holds its weights once, and that its copies hold none.
+template <typename Module, typename Config>
+void expect_weights_once(const Config& config) {
+  const double weights = weight_bytes(Module::Parameters::zeros(config));
+  std::optional<Module> module;
+  const double held = held_after([&] { module.emplace(config, 1); });
+  EXPECT_GE(held, weights);
+  EXPECT_LE(held, 1.1 * weights);
+  std::vector<Module> copies;
+  copies.reserve(64);
+  EXPECT_LE(held_after([&] { copies.assign(64, *module); }), 10'000);
+  // Those of others, and nothing of the old ones.
+  {
+    auto others = Module::Parameters::zeros(config);
+    const double change = held_after([&] {
+      module->set_parameters(std::move(others));
+      others = {};
+      copies.clear();
+    });
+    EXPECT_LE(change, 10'000 - weights);
+  }
+  EXPECT_LE(held_after([&] { module->parameters(); }), 1.01 * weights);
+  EXPECT_LE(held_after([&] { module->parameters(); }), 0);
+}
+
+TEST_F(Memory, OfTheWeightsIsTheirOwn) {
+  local_mha::LocalMHAConfig layer{.dim = 256, .window_size = 16};
+  layer.prenorm = layer.gate_values_per_head = layer.qk_rmsnorm = true;
+  expect_weights_once<local_mha::LocalMHA<float>>(layer);
+  expect_weights_once<local_mha::LocalMHA<double>>(layer);
+  local_mha::EncoderConfig encoder{.depth = 3, .layers = {layer}};
+  encoder.num_residual_streams = 4;
+  expect_weights_once<local_mha::Encoder<float>>(encoder);
+  expect_weights_once<local_mha::LocalTransformer<float>>(model_config(4));
+}
+
+TEST_F(Memory, OfTrainingHoldsTheWeightsOnce) {
+  const local_mha::LocalTransformer<float> model(model_config(2), 1);
+  auto gradients = local_mha::LocalTransformerParameters<float>::zeros(model.config());
+  Tensor<std::int64_t, 2> tokens(1, 40);
+  tokens.setConstant(3);
+  EXPECT_LE(held_after([&] { model.backward(gradients, tokens); }), 100'000);
+}
+
+TEST_F(Memory, OfStreamsOfAModelIsTheirRings) {
+  using Model = local_mha::LocalTransformer<float>;
+  const Model small(model_config(2), 1), large(model_config(6), 1);
+  const Index number = 64;
+  const auto of_streams = [&](const Model& model) {
+    std::vector<Model::Stream> streams;
+    streams.reserve(number);
+    return held_after([&] {
+      for (Index i = 0; i < number; ++i) streams.emplace_back(model);
+    });
+  };
+  // Room for rows is that of a sequence, however many layers it passes.
+  const double of_layer = (of_streams(large) - of_streams(small)) / (4 * number);
+  constexpr Index block = local_mha::Lanes<float>::count;
+  const Index heads = 8, dim_head = 64, reach = 16;
+  const Index stretch = std::max<Index>(6, 2 * local_mha::Tiling<float>::blocks) * block;
+  const Index rows = 2 * (reach + stretch + 5 * block) + stretch + block;
+  const auto rings = static_cast<double>(heads * dim_head * rows) * sizeof(float);
+  EXPECT_LE(of_layer, rings + 20'000);
+  EXPECT_LE(of_streams(small), 64 * 10e6);
 }
 #endif
 

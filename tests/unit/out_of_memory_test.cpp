@@ -255,6 +255,10 @@ TEST(OutOfMemory, InCallsOfTheLayer) {
   expect_as_it_was(
       "set_parameters", make, [&](Layer& l) { l.set_parameters(others); }, forward, forward);
   expect_as_it_was(
+      "parameters", [&] { return std::make_unique<Layer>(layer_config(), 1); },
+      [](Layer& l) { l.parameters(); }, forward,
+      [&](const Layer& l) { return numbers(l.forward(x)); });
+  expect_as_it_was(
       "construction", [&] { return std::make_unique<std::optional<Layer>>(); },
       [&](std::optional<Layer>& l) { l.emplace(layer_config(), 1); },
       [&](std::optional<Layer>& l) { return forward(*l); });
@@ -363,6 +367,11 @@ TEST(OutOfMemory, InCallsOfTheModel) {
   expect_as_it_was(
       "set_parameters", make, [&](Objects& o) { o.model.set_parameters(others); }, forward,
       forward);
+  expect_as_it_was(
+      "parameters",
+      [&] { return std::make_unique<Objects>(Objects{Model(model_config(), 1), gradients}); },
+      [](Objects& o) { o.model.parameters(); }, forward,
+      [&](const Objects& o) { return numbers(o.model.forward(input)); });
   const std::vector<Index> lengths{20, 7};
   const local_mha::GenerateConfig config{.length = 5, .prompt_lengths = lengths};
   const auto prompt = tokens(3, 2, 20);
@@ -526,6 +535,10 @@ TEST(OutOfMemory, InCallsOfTheEncoder) {
   expect_as_it_was(
       "set_parameters", [&] { return std::make_unique<Module>(encoder); },
       [&](Module& m) { m.set_parameters(others); }, forward, forward);
+  expect_as_it_was(
+      "parameters", [&] { return std::make_unique<Module>(encoder_config(), 1); },
+      [](Module& m) { m.parameters(); }, forward,
+      [&](const Module& m) { return numbers(m.forward(x)); });
 }
 
 TEST(OutOfMemory, InStreamsOfTheEncoder) {

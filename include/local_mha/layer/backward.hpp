@@ -74,7 +74,6 @@ class LayerBackward {
   }
 
   const LocalMHAConfig& config() const { return layer_.config; }
-  const LocalMHAParameters<Scalar>& weights() const { return layer_.parameters; }
   Index dim() const { return config().dim; }
   Index heads() const { return config().heads; }
   Index kv_heads() const { return resolved_kv_heads(config()); }

@@ -12,9 +12,8 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/saved.hpp>
 #include <local_mha/layer/weights.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/packed_weight.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
-#include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
@@ -25,7 +24,6 @@ struct LayerBackwardRoom {
   /// \param threads of the device
   void prepare(const LayerWeights<Scalar>& layer, const SavedLayer<Scalar>& saved, Index threads) {
     const LocalMHAConfig& config = layer.config;
-    const LocalMHAParameters<Scalar>& weights = layer.parameters;
     const Index dim = config.dim, heads = config.heads, dim_head = config.dim_head;
     const Index head_channels = padded_channels<Scalar>(dim_head);
     const Index blocks = saved.rows.count();
@@ -43,13 +41,12 @@ struct LayerBackwardRoom {
     if (config.prenorm) norm_sums.prepare(stretches, 2 * dim);
     if (config.qkv_bias) qkv_sums.prepare(stretches, qkv_heads(config) * dim_head);
     if (config.out_bias) out_sums.prepare(stretches, dim);
-    to_out.pack(weights.to_out.transpose(), dim_head);
-    to_qkv.pack(weights.to_qkv.transpose(), 0, dim_head, head_channels);
+    to_out.pack_transposed(layer.to_out, dim_head);
+    to_qkv.pack_transposed(layer.to_qkv, 0, dim_head, head_channels);
     if (gates) {
       grad_gates.prepare(blocks, padded_channels<Scalar>(heads));
       gate_sums.prepare(stretches, heads);
-      to_v_gate.pack(weights.to_v_gate_weight.transpose(), 0, heads,
-                     padded_channels<Scalar>(heads));
+      to_v_gate.pack_transposed(layer.to_v_gate, 0, heads, padded_channels<Scalar>(heads));
     }
     const auto workers = static_cast<std::size_t>((std::min)(threads, stretches));
     if (rooms.size() < workers) rooms.resize(workers);

@@ -52,8 +52,7 @@ class LayerOutput {
         project(weights.to_out, 0, share, out_.data(), blocks.end - blocks.begin,
                 [&](Index block) { return block_of_y(block); });
     });
-    const Scalar* const bias =
-        weights.config.out_bias ? weights.parameters.to_out_bias.data() : nullptr;
+    const Scalar* const bias = weights.config.out_bias ? weights.to_out_bias.data() : nullptr;
     if (alone) {
       for (Index c = 0; bias != nullptr && c < dim_; ++c) y(0, c) += bias[c];
       return;

@@ -3,10 +3,7 @@
 /// What LocalMHA::forward_saving() keeps for backward().
 #pragma once
 
-#include <array>
-#include <cstddef>
 #include <optional>
-#include <span>
 #include <string>
 
 #include <local_mha/attention/call.hpp>
@@ -19,43 +16,17 @@
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/call.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/layer/weights.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
-#include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-namespace detail {
-
-template <typename Scalar>
-std::array<std::span<const Scalar>, 14> numbers_of(const LocalMHAParameters<Scalar>& p) {
-  const auto numbers = [](const auto& tensor) {
-    return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
-  };
-  return {numbers(p.to_qkv),
-          numbers(p.to_out),
-          numbers(p.norm_weight),
-          numbers(p.norm_bias),
-          numbers(p.q_scale),
-          numbers(p.k_scale),
-          numbers(p.to_v_gate_weight),
-          numbers(p.to_v_gate_bias),
-          numbers(p.to_qkv_bias),
-          numbers(p.to_out_bias),
-          numbers(p.q_norm_weight),
-          numbers(p.k_norm_weight),
-          numbers(p.sinks),
-          numbers(p.relative_bias)};
-}
-
-}  // namespace detail
 
 /// What a layer's forward pass keeps for the backward pass, in blocks: four numbers of each channel
 /// of a head and position, and the log-sum-exp. What fills up channels has no value. It knows its
 /// layer and its call again.
 template <typename Scalar>
 struct SavedLayer {
-  using Parameters = LocalMHAParameters<Scalar>;
+  using Weights = detail::LayerWeights<Scalar>;
   using View = StridedView<const Scalar>;
   using Call = LocalMHACall<Scalar>;
 
@@ -78,17 +49,16 @@ struct SavedLayer {
   }
 
   /// Becomes that of a layer and a call.
-  void complete(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
-                const Call& given) {
+  void complete(const Weights& layer, const View& x, const Call& given) {
     call.take(given.mask, given.attn_bias, options_of(given));
     input.take(detail::numbers_of(x));
-    weights.take(detail::numbers_of(parameters));
-    config = layer;
+    weights.take(layer.numbers());
+    config = layer.config;
   }
 
   /// \throws std::invalid_argument if it is not of this layer and this call
-  void check_arguments(const LocalMHAConfig& layer, const Parameters& parameters, const View& x,
-                       const Call& given) const {
+  void check_arguments(const Weights& of_layer, const View& x, const Call& given) const {
+    const LocalMHAConfig& layer = of_layer.config;
     const auto describe = [](const LocalMHAConfig& c) {
       return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
              " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";
@@ -98,7 +68,7 @@ struct SavedLayer {
       reject("saved", describe(layer), describe(config));
     require_shape<2>("saved", {batch, seqlen}, {x.dimension(0), x.dimension(1)});
     if (config != layer) reject("saved", "that of a layer of this configuration", "another");
-    if (!weights.is_of(detail::numbers_of(parameters)))
+    if (!weights.is_of(of_layer.numbers()))
       reject("saved", "that of a layer of these weights", "another");
     call.require_same_call(given.mask, given.attn_bias, options_of(given));
     if (!input.is_of(detail::numbers_of(x)))

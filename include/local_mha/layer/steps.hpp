@@ -216,7 +216,7 @@ class LayerSteps {
     for (Index block = blocks.begin; block < blocks.end; ++block) {
       for (Index h = 0; h < heads(); ++h) {
         Scalar* gate = to(block) + h * count;
-        const auto bias = Lanes<Scalar>::broadcast(weights_->parameters.to_v_gate_bias[h]);
+        const auto bias = Lanes<Scalar>::broadcast(weights_->to_v_gate_bias[h]);
         sigmoid(Lanes<Scalar>::load(gate) + bias).store(gate);
       }
       if (saved_ != nullptr)
@@ -277,7 +277,7 @@ class LayerSteps {
   template <typename Target>
   void add_qkv_bias(Index group, const Range& rows, Target&& to) const {
     if (!config().qkv_bias) return;
-    const Scalar* bias = weights_->parameters.to_qkv_bias.data() + group * dim_head();
+    const Scalar* bias = weights_->to_qkv_bias.data() + group * dim_head();
     for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
       add_bias(dim_head(), bias, to(block));
       clear_other_lanes(dim_head(), lanes, to(block));

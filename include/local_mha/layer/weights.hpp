@@ -10,8 +10,10 @@
 #include <local_mha/attention/local_attention.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/on_demand.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/initialization.hpp>
+#include <local_mha/ops/packed_weight.hpp>
 #include <local_mha/ops/prenorm.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rms_norm.hpp>
@@ -19,25 +21,94 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// All that a pass reads of a layer. What the configuration has not is empty.
+/// All that a pass reads of a layer: its weights, each in one form. What the configuration has not
+/// is empty.
 template <typename Scalar>
 struct LayerWeights {
+  using Parameters = LocalMHAParameters<Scalar>;
+
   /// \param given fit the configuration, which is valid
-  LayerWeights(const LocalMHAConfig& layer_config, LocalMHAParameters<Scalar> given)
-      : config(layer_config), attention(attention_config(config)), parameters(std::move(given)) {
-    const LocalMHAParameters<Scalar>& p = parameters;
-    if (config.prenorm) norm = Prenorm<Scalar>(config.norm, p.norm_weight, p.norm_bias);
-    make_norm(p.q_scale, p.q_norm_weight, q_norm, norms_of_all[0]);
-    make_norm(p.k_scale, p.k_norm_weight, k_norm, norms_of_all[1]);
+  LayerWeights(const LocalMHAConfig& layer_config, Parameters given)
+      : config(layer_config),
+        attention(attention_config(config)),
+        to_v_gate_bias(std::move(given.to_v_gate_bias)),
+        to_qkv_bias(std::move(given.to_qkv_bias)),
+        to_out_bias(std::move(given.to_out_bias)),
+        sinks(std::move(given.sinks)),
+        relative_bias(std::move(given.relative_bias)) {
+    if (config.prenorm) norm = Prenorm<Scalar>(config.norm, given.norm_weight, given.norm_bias);
+    make_norm(given.q_scale, given.q_norm_weight, q_norm, norms_of_all[0]);
+    make_norm(given.k_scale, given.k_norm_weight, k_norm, norms_of_all[1]);
     const Index dim_head = config.dim_head;
-    to_qkv = PackedWeight<Scalar>(p.to_qkv, dim_head);
-    if (config.gate_values_per_head) to_v_gate = PackedWeight<Scalar>(p.to_v_gate_weight);
-    to_out = PackedWeight<Scalar>(p.to_out, 0, dim_head, padded_channels<Scalar>(dim_head));
+    to_qkv = PackedWeight<Scalar>(given.to_qkv, dim_head);
+    if (config.gate_values_per_head) to_v_gate = PackedWeight<Scalar>(given.to_v_gate_weight);
+    to_out = PackedWeight<Scalar>(given.to_out, 0, dim_head, padded_channels<Scalar>(dim_head));
+  }
+
+  /// What the layer was made of, bit for bit: made at the first call.
+  const Parameters& parameters() const {
+    return parameters_.get([&] { return unpacked(); });
+  }
+
+  /// The same, made anew.
+  Parameters unpacked() const {
+    Parameters p;
+    p.to_qkv = to_qkv.unpacked();
+    p.to_out = to_out.unpacked();
+    p.norm_weight = norm.weight();
+    p.norm_bias = norm.bias();
+    const bool scales = resolved_qk_norm(config) == QkNormKind::l2;
+    (scales ? p.q_scale : p.q_norm_weight) = weight_of(q_norm, norms_of_all[0]);
+    (scales ? p.k_scale : p.k_norm_weight) = weight_of(k_norm, norms_of_all[1]);
+    p.to_v_gate_weight = to_v_gate.unpacked();
+    p.to_v_gate_bias = to_v_gate_bias;
+    p.to_qkv_bias = to_qkv_bias;
+    p.to_out_bias = to_out_bias;
+    p.sinks = sinks;
+    p.relative_bias = relative_bias;
+    return p;
+  }
+
+  /// Allocates nothing where they fit.
+  /// \throws std::invalid_argument naming the first tensor of `gradients` that has another shape
+  void require_same_shapes(const Parameters& gradients) const {
+    const Parameters& g = gradients;
+    const bool scales = resolved_qk_norm(config) == QkNormKind::l2;
+    const auto same = [&](const Vector<Scalar>& scale, const Vector<Scalar>& weight, std::size_t i,
+                          const QkNorm<Scalar>& norm_of_each) {
+      return same_shape(scales ? scale : weight, weight_of(norm_of_each, norms_of_all[i])) &&
+             (scales ? weight : scale).size() == 0;
+    };
+    if (same_shape(g.to_qkv, to_qkv) && same_shape(g.to_out, to_out) &&
+        same_shape(g.norm_weight, norm.weight()) && same_shape(g.norm_bias, norm.bias()) &&
+        same(g.q_scale, g.q_norm_weight, 0, q_norm) &&
+        same(g.k_scale, g.k_norm_weight, 1, k_norm) && same_shape(g.to_v_gate_weight, to_v_gate) &&
+        same_shape(g.to_v_gate_bias, to_v_gate_bias) && same_shape(g.to_qkv_bias, to_qkv_bias) &&
+        same_shape(g.to_out_bias, to_out_bias) && same_shape(g.sinks, sinks) &&
+        same_shape(g.relative_bias, relative_bias))
+      return;
+    detail::require_same_shapes(gradients, Parameters::zeros(config));
+  }
+
+  /// All numbers, by a sample of which these weights are known again.
+  std::array<TensorNumbers<Scalar>, 12> numbers() const {
+    const auto of = [](const auto& tensor) { return TensorNumbers<Scalar>(tensor); };
+    return {of(to_qkv),
+            of(to_out),
+            of(norm.weight()),
+            of(norm.bias()),
+            of(weight_of(q_norm, norms_of_all[0])),
+            of(weight_of(k_norm, norms_of_all[1])),
+            of(to_v_gate),
+            of(to_v_gate_bias),
+            of(to_qkv_bias),
+            of(to_out_bias),
+            of(sinks),
+            of(relative_bias)};
   }
 
   LocalMHAConfig config;
   LocalAttention<Scalar> attention;
-  LocalMHAParameters<Scalar> parameters;
   Prenorm<Scalar> norm;
   QkNorm<Scalar> q_norm;
   QkNorm<Scalar> k_norm;
@@ -45,6 +116,12 @@ struct LayerWeights {
   PackedWeight<Scalar> to_qkv;                  ///< a group of rows is a head
   PackedWeight<Scalar> to_v_gate;
   PackedWeight<Scalar> to_out;
+  // As in LocalMHAParameters.
+  Vector<Scalar> to_v_gate_bias;
+  Vector<Scalar> to_qkv_bias;
+  Vector<Scalar> to_out_bias;
+  Vector<Scalar> sinks;
+  RowMatrix<Scalar> relative_bias;
 
  private:
   // That of queries or of keys, which is of each head or of all.
@@ -58,6 +135,12 @@ struct LayerWeights {
     else
       of_all = std::move(rms);
   }
+  static const Vector<Scalar>& weight_of(const QkNorm<Scalar>& of_each,
+                                         const RmsNorm<Scalar>& of_all) {
+    return of_each ? of_each.weight() : of_all.weight();
+  }
+
+  OnDemand<Parameters> parameters_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail

@@ -24,12 +24,11 @@ template <typename Scalar>
 class DynamicPositionBias {
  public:
   /// \throws std::invalid_argument naming the weight whose shape does not fit the others
-  explicit DynamicPositionBias(DynamicPositionBiasParameters<Scalar> parameters)
+  explicit DynamicPositionBias(const DynamicPositionBiasParameters<Scalar>& parameters)
       : heads_(parameters.weight_4.rows()),
         first_(parameters.weight_0, parameters.bias_0),
         second_(parameters.weight_2, parameters.bias_2),
-        third_(parameters.weight_4, parameters.bias_4),
-        parameters_(std::move(parameters)) {
+        third_(parameters.weight_4, parameters.bias_4) {
     if (first_.in_features() != 1) reject("mlp.0.weight", "1 column", first_.in_features());
     if (second_.in_features() != first_.out_features())
       reject("mlp.2.weight", std::to_string(first_.out_features()) + " columns",
@@ -40,6 +39,11 @@ class DynamicPositionBias {
   }
 
   Index heads() const { return heads_; }
+  /// What this was made of, bit for bit.
+  DynamicPositionBiasParameters<Scalar> parameters() const {
+    return {first_.weight().unpacked(), first_.bias(), second_.weight().unpacked(), second_.bias(),
+            third_.weight().unpacked(), third_.bias()};
+  }
 
   /// The biases of queries in one window for the keys of its look-around.
   /// \return `[heads, window_size, (1 + look_backward + look_forward)·window_size]`
@@ -67,7 +71,7 @@ class DynamicPositionBias {
     check_arguments(window_size, look_backward, look_forward);
     const Index columns = (1 + look_backward + look_forward) * window_size;
     require_shape("grad_bias", grad_bias.dimensions(), {heads_, window_size, columns});
-    detail::require_same_shapes(gradients, parameters_);
+    detail::require_fitting(gradients, first_.out_features(), heads_);
     const Activations at = activations(columns);
     // A distance is that of up to two pairs of every query.
     RowMatrix<LongSum<Scalar>> of_distance =
@@ -80,22 +84,21 @@ class DynamicPositionBias {
               LongSum<Scalar>(*of_pair++);
     RowMatrix<Scalar> grad = of_distance.template cast<Scalar>();
 
-    const auto through = [](const RowMatrix<Scalar>& weight, const RowMatrix<Scalar>& x,
+    const auto through = [](const Linear<Scalar>& layer, const RowMatrix<Scalar>& x,
                             const RowMatrix<Scalar>& grad_y, RowMatrix<Scalar>& grad_weight,
                             Vector<Scalar>& grad_weight_bias) {
-      return linear_backward<AnyDevice, Scalar>({}, weight, x, grad_y, grad_weight,
+      return linear_backward<AnyDevice, Scalar>({}, layer.weight(), x, grad_y, grad_weight,
                                                 &grad_weight_bias);
     };
     const auto differentiate = [](RowMatrix<Scalar> g, const RowMatrix<Scalar>& x) {
       for (Index i = 0; i < g.size(); ++i) g.data()[i] *= silu_derivative(x.data()[i]);
       return g;
     };
-    const DynamicPositionBiasParameters<Scalar>& p = parameters_;
-    grad = through(p.weight_4, activate(at.second), grad, gradients.weight_4, gradients.bias_4);
+    grad = through(third_, activate(at.second), grad, gradients.weight_4, gradients.bias_4);
     grad = differentiate(std::move(grad), at.second);
-    grad = through(p.weight_2, activate(at.first), grad, gradients.weight_2, gradients.bias_2);
+    grad = through(second_, activate(at.first), grad, gradients.weight_2, gradients.bias_2);
     grad = differentiate(std::move(grad), at.first);
-    through(p.weight_0, at.distances, grad, gradients.weight_0, gradients.bias_0);
+    through(first_, at.distances, grad, gradients.weight_0, gradients.bias_0);
   }
 
  private:
@@ -133,7 +136,6 @@ class DynamicPositionBias {
   Linear<Scalar> first_;
   Linear<Scalar> second_;
   Linear<Scalar> third_;
-  DynamicPositionBiasParameters<Scalar> parameters_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -9,8 +9,8 @@
 #include <array>
 #include <cstddef>
 #include <iterator>
+#include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <utility>
 
@@ -22,7 +22,7 @@
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/dropout.hpp>
-#include <local_mha/ops/layer_norm.hpp>
+#include <local_mha/ops/feed_forward_weights.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
@@ -34,38 +34,36 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 template <typename Scalar>
+class StackLayers;
+template <typename Scalar>
 class LayerStack;
 
 }  // namespace detail
 
 /// LayerNorm, Linear, GEGLU, dropout, Linear.
+///
+/// A copy shares the weights, which nobody changes.
 template <typename Scalar>
 class FeedForward {
+  friend detail::StackLayers<Scalar>;
   friend detail::LayerStack<Scalar>;
+  using Weights = detail::FeedForwardWeights<Scalar>;
 
  public:
   /// \param dropout probability of dropping a hidden activation, in training mode
   /// \throws std::invalid_argument if dropout is no probability, or naming the weight whose shape
   ///         does not fit the others
   explicit FeedForward(FeedForwardParameters<Scalar> parameters, double dropout = 0)
-      : dim_(parameters.norm_weight.size()), inner_(parameters.proj_out.cols()), dropout_(dropout) {
+      : dropout_(dropout) {
     detail::require_probability("dropout", dropout);
-    require_shape<2>("1.weight", {parameters.proj_in.rows(), parameters.proj_in.cols()},
-                     {2 * inner_, dim_});
-    require_shape<2>("4.weight", {parameters.proj_out.rows(), parameters.proj_out.cols()},
-                     {dim_, inner_});
-    norm_ = LayerNorm<Scalar>(parameters.norm_weight, parameters.norm_bias);
-    proj_in_ = PackedWeight<Scalar>(parameters.proj_in, inner_);
-    proj_out_ = PackedWeight<Scalar>(parameters.proj_out);
-    parameters_ = std::move(parameters);
+    weights_ = std::make_shared<const Weights>(std::move(parameters));
+    dim_ = weights_->dim;
+    inner_ = weights_->inner;
   }
 
+  // One that was moved from would have no weights: moving is copying.
   FeedForward(const FeedForward&) = default;
-  FeedForward(FeedForward&&) = default;
-  /// If it throws, this is as it was.
-  FeedForward& operator=(const FeedForward& other) { return *this = FeedForward(other); }
-  FeedForward& operator=(FeedForward&&) = default;
-  ~FeedForward() = default;
+  FeedForward& operator=(const FeedForward&) = default;
 
   /// \param x `[rows, dim]`
   /// \param training dropout acts, with this seed; empty: evaluation
@@ -91,8 +89,8 @@ class FeedForward {
           out_(in_),
           values_(room(layer.inner_)),
           gates_(values_),
-          spread_(make_block_buffer<Scalar>(
-              (std::max)(spread_size(layer.proj_in_), spread_size(layer.proj_out_)))) {}
+          spread_(make_block_buffer<Scalar>((std::max)(spread_size(layer.weights_->proj_in),
+                                                       spread_size(layer.weights_->proj_out)))) {}
 
    private:
     friend FeedForward;
@@ -175,14 +173,6 @@ class FeedForward {
       return of.coeffRef(place / of.cols(), place % of.cols());
     }
   };
-  // Those of the weights.
-  std::array<std::span<const Scalar>, 4> numbers() const {
-    const auto of = [](const auto& tensor) {
-      return std::span<const Scalar>(tensor.data(), static_cast<std::size_t>(tensor.size()));
-    };
-    const auto& p = parameters_;
-    return {of(p.norm_weight), of(p.norm_bias), of(p.proj_in), of(p.proj_out)};
-  }
 
   using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
@@ -214,7 +204,7 @@ class FeedForward {
     saved.dropout = dropout_;
     saved.training = training;
     saved.input.take(std::array{Numbers{x}});
-    saved.weights.take(numbers());
+    saved.weights.take(weights_->numbers());
     saved.rows = x.rows();
     saved.inner = inner_;
   }
@@ -243,17 +233,7 @@ class FeedForward {
 
   // From the gradient of the hidden activations, in place of that of the values.
   void differentiate_geglu(const Scalar* values, const Scalar* gates, Scalar* grad_values,
-                           Scalar* grad_gates) const {
-    for (Index i = 0; i < inner_ * count; i += count) {
-      const L gate = L::load(gates + i);
-      const Normal<Scalar> at = normal(gate);
-      const L grad = L::load(grad_values + i);
-      // gelu'(x) = Φ(x) + x·φ(x)
-      const L slope = fma(gate, at.density, at.distribution);
-      (grad * L::load(values + i) * slope).store(grad_gates + i);
-      (grad * (gate * at.distribution)).store(grad_values + i);
-    }
-  }
+                           Scalar* grad_gates) const;
 
   void drop(const Dropout<Scalar>& dropout, Index first, Scalar* values) const {
     constexpr Index octet = Dropout<Scalar>::together;
@@ -265,80 +245,11 @@ class FeedForward {
     }
   }
 
-  Index dim_;
-  Index inner_;
+  std::shared_ptr<const Weights> weights_;
+  Index dim_ = 0;
+  Index inner_ = 0;
   double dropout_;
-  FeedForwardParameters<Scalar> parameters_;
-  LayerNorm<Scalar> norm_;
-  PackedWeight<Scalar> proj_in_;
-  PackedWeight<Scalar> proj_out_;
 };
-
-template <typename Scalar>
-RowMatrix<Scalar> FeedForward<Scalar>::backward(const AnyDevice& device,
-                                                FeedForwardParameters<Scalar>& gradients,
-                                                const Saved& saved,
-                                                const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                                                const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                                std::optional<Training> training) const {
-  if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-  require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
-  require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
-  if (saved.dropout != dropout_ || !saved.weights.is_of(numbers()))
-    reject("saved", "that of a feed-forward of these weights and this dropout", "another");
-  detail::require_same("training", training.has_value(), training, saved.training);
-  if (!saved.input.is_of(std::array{Numbers{x}}))
-    reject("x", "what forward_saving() was given", "other numbers");
-  detail::require_same_shapes(gradients, parameters_);
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(saved.training);
-  const BatchBlocks rows{1, x.rows(), count};
-  RowMatrix<Scalar> grad_x(x.rows(), dim_);
-  if (x.rows() == 0) return grad_x;
-  // Transposed: from gradients of results to those of inputs.
-  const PackedWeight<Scalar> proj_out(parameters_.proj_out.transpose());
-  const PackedWeight<Scalar> proj_in(parameters_.proj_in.transpose());
-  PanelArray<Scalar> normed_panels(rows.count(), panel_channels<Scalar>(dim_));
-  PanelArray<Scalar> hidden_panels(rows.count(), panel_channels<Scalar>(inner_));
-  BlockArray<Scalar> grad_out(rows.count(), dim_);
-  BlockArray<Scalar> grad_in(rows.count(), 2 * inner_);  // of values, then of gates
-  StretchSums<Scalar> norm_sums(ceil_div(rows.count(), stretch_blocks), 2 * dim_);
-  for_each_stretch(device, rows.count(), [&](Index part, const Range& blocks) {
-    const Index size = blocks.end - blocks.begin;
-    BlockArray<Scalar> narrow(size, dim_);
-    auto hidden = make_block_buffer<Scalar>((std::max)(inner_, dim_) * count);
-    for (Index block = blocks.begin; block < blocks.end; ++block) {
-      load_rows(x, rows, block, hidden.data());
-      norm_.apply(hidden.data());
-      clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden.data());
-      normed_panels.put(block, 0, dim_, hidden.data());
-      load_rows(grad_y, rows, block, grad_out[block]);
-    }
-    project(proj_out, 0, grad_out[blocks.begin], size,
-            [&](Index b) { return grad_in[blocks.begin + b]; });
-    for (Index block = blocks.begin; block < blocks.end; ++block) {
-      const Scalar* gates = saved.gates[block];
-      std::copy_n(saved.values[block], inner_ * count, hidden.data());
-      hide(dropout, rows.row(block), hidden.data(), gates);
-      hidden_panels.put(block, 0, inner_, hidden.data());
-      Scalar* grad_values = grad_in[block];
-      if (dropout) drop(*dropout, rows.row(block), grad_values);
-      differentiate_geglu(saved.values[block], gates, grad_values, grad_values + inner_ * count);
-    }
-    project(proj_in, 0, grad_in[blocks.begin], size, [&](Index b) { return narrow[b]; });
-    for (Index b = 0; b < size; ++b) {
-      load_rows(x, rows, blocks.begin + b, hidden.data());
-      norm_.apply_backward(hidden.data(), narrow[b], norm_sums[part]);
-      store_rows(narrow[b], rows, blocks.begin + b, grad_x);
-    }
-  });
-  norm_sums.add_to(gradients.norm_weight);
-  norm_sums.add_to(gradients.norm_bias, dim_);
-  add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), Groups::of(dim_),
-                      hidden_panels, Groups::of(inner_), gradients.proj_out.data());
-  add_weight_gradient(device, rows.count(), grad_in[0], grad_in.stride(), Groups::of(2 * inner_),
-                      normed_panels, Groups::of(dim_), gradients.proj_in.data());
-  return grad_x;
-}
 
 template <typename Scalar>
 RowMatrix<Scalar> FeedForward<Scalar>::flow(const AnyDevice& device,
@@ -385,19 +296,21 @@ void FeedForward<Scalar>::apply(Index first, Index rows, Index blocks, Scalar* i
   };
   for (Index b = 0; b < blocks; ++b) {
     const Index rows_of_block = (std::min)(count, rows - first - b * count);
-    norm_.apply(in + b * dim_ * count);
+    weights_->norm.apply(in + b * dim_ * count);
     clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
   }
-  multiply(proj_in_, 0, in, value);
-  multiply(proj_in_, 1, in, gate);
+  multiply(weights_->proj_in, 0, in, value);
+  multiply(weights_->proj_in, 1, in, gate);
   if (saved != nullptr) {
     std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
     std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
   }
   for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
-  multiply(proj_out_, 0, value(0), [&](Index b) { return out + b * dim_ * count; });
+  multiply(weights_->proj_out, 0, value(0), [&](Index b) { return out + b * dim_ * count; });
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
 
 LOCAL_MHA_INT_BOUNDS_END
+
+#include <local_mha/ops/feed_forward_backward.hpp>

@@ -37,6 +37,8 @@ class LayerNorm {
   }
 
   Index dim() const { return weight_.size(); }
+  const Vector<Scalar>& weight() const { return weight_; }
+  const Vector<Scalar>& bias() const { return bias_; }
 
   /// Normalizes each position of a block in place.
   /// \param block `[dim][block_rows]`

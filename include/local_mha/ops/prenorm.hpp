@@ -26,6 +26,10 @@ class Prenorm {
       rms_ = RmsNorm<Scalar>(weight, config.eps);
   }
 
+  const Vector<Scalar>& weight() const { return is_rms() ? rms_.weight() : layer_.weight(); }
+  /// Empty if there is none.
+  const Vector<Scalar>& bias() const { return layer_.bias(); }
+
   /// Normalizes each position of a block in place.
   /// \param block `[dim][block_rows]`
   void apply(Scalar* block) const {

@@ -42,15 +42,15 @@ class HyperConnection {
     const auto& p = parameters_;
     detail::require_streams("static_beta", streams(), dim());
     detail::require_at_least("norm.gamma", dim(), 1);
-    detail::require_same_shapes(p, HyperConnectionParameters<Scalar>::zeros(streams(), dim()));
+    detail::require_fitting(p, streams(), dim());
     root_ = Scalar(std::sqrt(static_cast<double>(dim())));
-    functions_.resize(dim(), streams() + 2);
+    RowMatrix<Scalar> functions(dim(), streams() + 2);
     for (Index c = 0; c < dim(); ++c) {
       const Scalar gain = Scalar(root_ * (Scalar(1) + p.norm_gamma[c]));
-      for (Index t = 0; t <= streams(); ++t) functions_(c, t) = Scalar(gain * p.alpha_fn(c, t));
-      functions_(c, streams() + 1) = Scalar(gain * p.beta_fn[c]);
+      for (Index t = 0; t <= streams(); ++t) functions(c, t) = Scalar(gain * p.alpha_fn(c, t));
+      functions(c, streams() + 1) = Scalar(gain * p.beta_fn[c]);
     }
-    packed_ = PackedWeight<Scalar>(functions_.transpose());
+    functions_ = PackedWeight<Scalar>(functions.transpose());
   }
 
   const HyperConnectionParameters<Scalar>& parameters() const { return parameters_; }
@@ -160,13 +160,18 @@ class HyperConnection {
     if (number - i == 1) f.template operator()<1>(i);
   }
 
+  const Scalar& function(Index t, Index c) const {
+    constexpr Index rows = PackedWeight<Scalar>::panel_rows;
+    return functions_.panel(0, t / rows)[c * rows + t % rows];
+  }
+
   L inverse_norm(const Scalar* r, Index s) const {
     return L::broadcast(Scalar(1)) / l2_norm(dim(), r + stream(s) * count);
   }
 
   // What tanh takes: `values` `[S][S + 2][block_rows]`.
   void make_arguments(const Scalar* r, Scalar* values) const {
-    project(packed_, 0, r, streams(), [&](Index s) { return values + s * columns() * count; });
+    project(functions_, 0, r, streams(), [&](Index s) { return values + s * columns() * count; });
     for (Index s = 0; s < streams(); ++s) {
       const L inverse = inverse_norm(r, s);
       for (Index i = s * columns(); i < (s + 1) * columns(); ++i)
@@ -208,9 +213,8 @@ class HyperConnection {
   }
 
   HyperConnectionParameters<Scalar> parameters_;
-  Scalar root_;                  // √dim
-  RowMatrix<Scalar> functions_;  // `[dim, S + 2]`: of a stream of length 1 to what tanh takes
-  PackedWeight<Scalar> packed_;
+  Scalar root_;                     // √dim
+  PackedWeight<Scalar> functions_;  // `[S + 2, dim]`: of a stream of length 1 to what tanh takes
 };
 
 template <typename Scalar>

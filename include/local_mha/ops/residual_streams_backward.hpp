@@ -101,9 +101,9 @@ void HyperConnection<Scalar>::apply_mix_backward(const Scalar* r, const Scalar* 
             fma(at(weights, (first + i) * columns() + t), value, of_stream[i]);
       }
       for (Index t = 0; t < columns(); ++t) {
-        const Scalar& function = functions_(c, t);
+        const Scalar& factor = function(t, c);
         LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) of_stream[i] =
-            fma(function, at(slopes, (first + i) * columns() + t), of_stream[i]);
+            fma(factor, at(slopes, (first + i) * columns() + t), of_stream[i]);
       }
       LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) put(of_stream[i], grad, stream(first + i) + c);
     });
@@ -174,7 +174,7 @@ RowMatrix<Scalar> HyperConnection<Scalar>::mix_backward(
   check_rows("grad", grad, rows, streams.cols());
   check_rows("y", y, rows, dim());
   check_rows("grad_branch_input", grad_branch_input, rows, dim());
-  detail::require_same_shapes(gradients, parameters_);
+  detail::require_fitting(gradients, this->streams(), dim());
   RowMatrix<Scalar> to(rows, streams.cols());
   auto r = make_block_buffer<Scalar>(streams.cols() * count);
   auto of_streams = r;

@@ -36,6 +36,7 @@ class RmsNorm {
   }
 
   Index dim() const { return weight_.size(); }
+  const Vector<Scalar>& weight() const { return weight_; }
 
   /// `r` of each position of a block.
   /// \param block `[dim][block_rows]`

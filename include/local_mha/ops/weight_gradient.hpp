@@ -315,22 +315,19 @@ void add_weight_gradient(const AnyDevice& device, Index blocks, const Scalar* a,
   });
 }
 
-/// The backward pass of `y = x·Wᵀ + b`.
-/// \param weight `[out, in]`
-/// \param x `[rows, in]`
-/// \param grad_y gradient of y, `[rows, out]`
-/// \param grad_weight `[out, in]`, to be added to
-/// \param grad_bias null, or `[out]`, to be added to
-/// \return the gradient of x, `[rows, in]`
-/// \throws std::invalid_argument naming the argument that does not fit
-template <ThreadDevice Device, typename Scalar>
-RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>& weight,
-                                  const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                                  RowMatrix<Scalar>& grad_weight, Vector<Scalar>* grad_bias) {
+namespace detail {
+
+// linear_backward() with the weight's transpose, `[in, out]`.
+template <typename Scalar>
+RowMatrix<Scalar> linear_backward_through(const AnyDevice& device,
+                                          const PackedWeight<Scalar>& transposed,
+                                          const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                          const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                                          RowMatrix<Scalar>& grad_weight,
+                                          Vector<Scalar>* grad_bias) {
   using L = Lanes<Scalar>;
-  const Index in = weight.cols();
-  const Index out = weight.rows();
+  const Index in = transposed.rows();
+  const Index out = transposed.cols();
   if (x.cols() != in) reject("x", std::to_string(in) + " columns", x.cols());
   require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), out});
   require_shape<2>("grad_weight", {grad_weight.rows(), grad_weight.cols()}, {out, in});
@@ -338,7 +335,6 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
   const BatchBlocks rows{1, x.rows(), block_rows<Scalar>};
   RowMatrix<Scalar> grad_x(x.rows(), in);
   if (x.rows() == 0) return grad_x;
-  const PackedWeight<Scalar> transposed(weight.transpose());
   PanelArray<Scalar> x_panels(rows.count(), panel_channels<Scalar>(in));
   BlockArray<Scalar> grad_blocks(rows.count(), out);
   StretchSums<Scalar> sums(ceil_div(rows.count(), stretch_blocks), out);
@@ -365,6 +361,36 @@ RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>&
                       x_panels, Groups::of(in), grad_weight.data());
   if (grad_bias != nullptr) sums.add_to(*grad_bias);
   return grad_x;
+}
+
+}  // namespace detail
+
+/// The backward pass of `y = x·Wᵀ + b`.
+/// \param weight `[out, in]`
+/// \param x `[rows, in]`
+/// \param grad_y gradient of y, `[rows, out]`
+/// \param grad_weight `[out, in]`, to be added to
+/// \param grad_bias null, or `[out]`, to be added to
+/// \return the gradient of x, `[rows, in]`
+/// \throws std::invalid_argument naming the argument that does not fit
+template <ThreadDevice Device, typename Scalar>
+RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>& weight,
+                                  const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                                  RowMatrix<Scalar>& grad_weight, Vector<Scalar>* grad_bias) {
+  return detail::linear_backward_through<Scalar>(device, PackedWeight<Scalar>(weight.transpose()),
+                                                 x, grad_y, grad_weight, grad_bias);
+}
+/// The same of a weight that is packed in one group.
+template <ThreadDevice Device, typename Scalar>
+RowMatrix<Scalar> linear_backward(const Device& device, const PackedWeight<Scalar>& weight,
+                                  const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                                  RowMatrix<Scalar>& grad_weight, Vector<Scalar>* grad_bias) {
+  PackedWeight<Scalar> transposed;
+  transposed.pack_transposed(weight);
+  return detail::linear_backward_through<Scalar>(device, transposed, x, grad_y, grad_weight,
+                                                 grad_bias);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The layers of Encoder and LocalTransformer, and how rows pass them:
+/// How the rows of a batch pass the layers of Encoder and LocalTransformer:
 ///
 ///     depth times:  x ← x + LocalMHA(x);  x ← x + FeedForward(x)
 ///
@@ -15,7 +15,6 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <string>
 #include <vector>
 
 #include <local_mha/core/block.hpp>
@@ -23,50 +22,32 @@
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/encoder_config.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/ops/dropout.hpp>
-#include <local_mha/ops/dynamic_position_bias.hpp>
 #include <local_mha/ops/feed_forward.hpp>
-#include <local_mha/ops/residual_streams.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 #include <local_mha/stack/saved_stack.hpp>
+#include <local_mha/stack/stack_layers.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 template <typename Scalar>
-class LayerStack {
+class LayerStack : public StackLayers<Scalar> {
+  using Base = StackLayers<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
   // Blocks that pass the feed-forward's weights together.
   static constexpr Index together = FeedForward<Scalar>::together;
 
  public:
-  using Bias = typename LocalMHA<Scalar>::Bias;
-  using Connection = std::optional<HyperConnection<Scalar>>;
+  using typename Base::Connection;
+  using typename Base::Layer;
   using Saved = SavedStack<Scalar>;
-
-  struct Layer {
-    Layer(const LocalMHAConfig& config, double dropout,
-          const typename EncoderParameters<Scalar>::Layer& parameters, Index kind_of_attention)
-        : attention(config, parameters.attention),
-          feed_forward(parameters.feed_forward, dropout),
-          kind(kind_of_attention) {
-      const auto connect = [](const auto& weights, Connection& connection) {
-        if (weights) connection.emplace(*weights);
-      };
-      connect(parameters.attention_connection, attention_connection);
-      connect(parameters.feed_forward_connection, feed_forward_connection);
-    }
-
-    LocalMHA<Scalar> attention;
-    FeedForward<Scalar> feed_forward;
-    // None of a single residual stream.
-    Connection attention_connection;
-    Connection feed_forward_connection;
-    // Attentions of the same configuration have the same, counted from 0.
-    Index kind;
-  };
+  using Base::add;
+  using Base::attn_bias;
+  using Base::expand;
+  using Base::mix;
+  using Base::reduce;
 
   /// Room for calls of forward().
   class Workspace {
@@ -122,67 +103,7 @@ class LayerStack {
     BlockArray<Scalar> beta_;  // of the connection around the attention
   };
 
-  LayerStack(const EncoderConfig& config, const EncoderParameters<Scalar>& parameters)
-      : dim_(config.layers.front().dim), streams_(config.num_residual_streams) {
-    for (Index i = 0; i < config.depth; ++i) {
-      const LocalMHAConfig& attention = layer_config(config, i);
-      const auto same = std::find_if(layers_.begin(), layers_.end(), [&](const Layer& layer) {
-        return layer.attention.config() == attention;
-      });
-      layers_.emplace_back(attention, config.ff_dropout,
-                           parameters.layers[static_cast<std::size_t>(i)],
-                           same == layers_.end() ? kinds_++ : same->kind);
-    }
-    if (!parameters.dynamic_pos_bias) return;
-    const LocalMHAConfig& first = config.layers.front();
-    position_bias_.emplace(*parameters.dynamic_pos_bias);
-    bias_ = position_bias_->forward(first.window_size, first.look_backward,
-                                    resolved_look_forward(first));
-  }
-
-  const std::vector<Layer>& layers() const { return layers_; }
-  /// Different configurations of attentions.
-  Index kinds() const { return kinds_; }
-  Index dim() const { return dim_; }
-  Index streams() const { return streams_; }
-  /// The dynamic position bias of all layers, or none.
-  Bias attn_bias() const { return bias_ ? Bias(*bias_) : Bias(); }
-
-  /// Channels of the room that a connection takes.
-  Index room() const {
-    return streams_ == 1 || layers_.empty() ? 0 : layers_.front().attention_connection->room();
-  }
-  /// A branch's input of the streams, which become what stays of them.
-  /// \param r `[S][dim][block_rows]`
-  /// \param in `[dim][block_rows]`
-  /// \param beta `[S][block_rows]`, for add()
-  /// \param room `[room()][block_rows]`
-  void mix(const Connection& connection, Scalar* r, Scalar* in, Scalar* beta, Scalar* room) const {
-    if (connection)
-      connection->apply_mix(r, in, beta, room);
-    else
-      std::copy_n(r, dim_ * count, in);
-  }
-  /// Adds a branch's result to the streams.
-  void add(const Connection& connection, const Scalar* y, const Scalar* beta, Scalar* r) const {
-    using L = Lanes<Scalar>;
-    if (connection) return connection->apply_add(y, beta, r);
-    for (Index i = 0; i < dim_ * count; i += count) (L::load(r + i) + L::load(y + i)).store(r + i);
-  }
-  /// All streams are `x`.
-  /// \param x `[dim][block_rows]`
-  void expand(const Scalar* x, Scalar* r) const {
-    for (Index s = 0; s < streams_; ++s) std::copy_n(x, dim_ * count, r + s * dim_ * count);
-  }
-  /// The sum of the streams.
-  void reduce(const Scalar* r, Scalar* x) const {
-    using L = Lanes<Scalar>;
-    for (Index i = 0; i < dim_ * count; i += count) {
-      L sum = L::load(r + i);
-      for (Index s = 1; s < streams_; ++s) sum = sum + L::load(r + s * dim_ * count + i);
-      sum.store(x + i);
-    }
-  }
+  using Base::Base;
 
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param saved null, or what becomes what backward() needs
@@ -208,19 +129,6 @@ class LayerStack {
   }
 
  private:
-  // The weights of all connections.
-  std::vector<std::span<const Scalar>> connection_numbers() const {
-    std::vector<std::span<const Scalar>> numbers;
-    const auto take = [&](const std::string&, const auto& tensor) {
-      numbers.emplace_back(tensor.data(), to_size(tensor.size()));
-    };
-    for (const Layer& layer : layers_)
-      for (const Connection* connection :
-           {&layer.attention_connection, &layer.feed_forward_connection})
-        if (*connection) for_each_parameter((*connection)->parameters(), take);
-    return numbers;
-  }
-
   // Each branch drops something else.
   static std::optional<Training> of_part(const std::optional<Training>& training,
                                          std::size_t part) {
@@ -359,12 +267,13 @@ class LayerStack {
 
   static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
 
-  Index dim_;
-  Index streams_;
-  Index kinds_ = 0;
-  std::vector<Layer> layers_;
-  std::optional<DynamicPositionBias<Scalar>> position_bias_;
-  std::optional<Tensor<Scalar, 3>> bias_;  // that it gives
+  using Base::bias_;
+  using Base::connection_numbers;
+  using Base::dim_;
+  using Base::kinds_;
+  using Base::layers_;
+  using Base::position_bias_;
+  using Base::streams_;
 };
 
 template <typename Scalar>

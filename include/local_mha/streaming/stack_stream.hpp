@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,17 +16,17 @@
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
+#include <local_mha/stack/layer_access.hpp>
 #include <local_mha/stack/layer_stack.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 #include <local_mha/streaming/streamed_stack.hpp>
-#include <local_mha/transformer.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 template <typename Scalar>
 class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
   using Base = SequenceStream<Scalar, StreamedStack<Scalar>>;
-  using Access = typename LocalTransformer<Scalar>::LayerAccess;
+  using Access = LayerAccess<Scalar>;
 
  protected:
   using Stack = LayerStack<Scalar>;

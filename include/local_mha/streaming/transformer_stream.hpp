@@ -40,7 +40,8 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
   /// \throws std::invalid_argument naming the member that does not fit
   explicit Stream(const LocalTransformer& model, const StreamConfig& config = {})
       : Base(config, describe(model), model.stack()), model_(model) {
-    rooms_.assign(this->workers_.size(), Room(model));
+    rooms_.reserve(this->workers_.size());
+    while (rooms_.size() < this->workers_.size()) rooms_.emplace_back(model);
   }
   Stream(const Stream&) = default;
   Stream(Stream&&) = default;
@@ -159,33 +160,44 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
   }
 
   void embed(Index first, const std::int64_t* tokens, Index n, Scalar* rows) const {
-    const Parameters& p = model_.parameters();
+    const auto& weights = *model_.weights_;
     const Index dim = model_.config().dim;
     for (Index i = 0; i < n; ++i) {
       const Index place = (std::min)(first + i, model_.config().max_seq_len - 1);
       for (Index c = 0; c < dim; ++c)
-        rows[i * dim + c] = p.token_emb(tokens[i], c) + p.pos_emb(place, c);
+        rows[i * dim + c] = weights.token_emb(tokens[i], c) + weights.pos_emb(place, c);
     }
   }
 
   // The next `n` tokens of a sequence.
   // \param masked a flag for each; null: none is masked
-  void advance(Worker& worker, Sequence& sequence, Room& room, const std::int64_t* tokens, Index n,
-               const std::uint8_t* masked, Scalar* logits) const {
+  // \param take `take(rows, m)` takes the next `m` results before the logits
+  template <typename Take>
+  void pass_layers(Worker& worker, Sequence& sequence, const std::int64_t* tokens, Index n,
+                   const std::uint8_t* masked, Take&& take) const {
     Base::advance(
         model_.stack(), worker, sequence, n, masked,
         [&](Index i, Index some, Scalar* rows) {
           embed(sequence.position(), tokens + i, some, rows);
         },
-        [&](const Scalar* rows, Index m) {
-          map_to_logits(room, rows, m, logits);
-          logits += m * model_.config().num_tokens;
-        });
+        take);
   }
-  // The same of sequence `b` alone.
-  void advance(Index b, const std::int64_t* tokens, Index n, Scalar* logits) {
-    advance(this->workers_.front(), this->sequences_[static_cast<std::size_t>(b)], rooms_.front(),
-            tokens, n, nullptr, logits);
+  void advance(Worker& worker, Sequence& sequence, Room& room, const std::int64_t* tokens, Index n,
+               const std::uint8_t* masked, Scalar* logits) const {
+    pass_layers(worker, sequence, tokens, n, masked, [&](const Scalar* rows, Index m) {
+      map_to_logits(room, rows, m, logits);
+      logits += m * model_.config().num_tokens;
+    });
+  }
+  // The next `n > 0` tokens of sequence `b` alone, of a causal model.
+  // \param logits of the last of them
+  void advance_to_last(Index b, const std::int64_t* tokens, Index n, Scalar* logits) {
+    Vector<Scalar> last(model_.config().dim);
+    pass_layers(this->workers_.front(), this->sequences_[static_cast<std::size_t>(b)], tokens, n,
+                nullptr, [&](const Scalar* rows, Index m) {
+                  if (m > 0) std::copy_n(rows + (m - 1) * last.size(), last.size(), last.data());
+                });
+    map_to_logits(rooms_.front(), last.data(), 1, logits);
   }
 
   void map_to_logits(Room& room, const Scalar* rows, Index n, Scalar* logits) const {
@@ -237,19 +249,13 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   for (Index b = 0; b < batch; ++b) random.emplace_back(config.seed, static_cast<std::uint64_t>(b));
 
   Stream stream(*this, {.batch = batch});
-  constexpr Index at_once = 256;
   Tensor<std::int64_t, 2> next(batch, 1);
   const Index vocabulary = this->config().num_tokens;
-  Tensor<Scalar, 2> of_prompt((std::min)(at_once, prompted), vocabulary);
   Tensor<Scalar, 3> logits(batch, 1, vocabulary);
   for (Index b = 0; b < batch; ++b) {
     const Index end = length_of(b);
-    Index n = 0;
-    for (Index i = (std::max<Index>)(0, end - this->config().max_seq_len); i < end; i += n) {
-      n = (std::min)(at_once, end - i);
-      stream.advance(b, prompt.data() + b * prompted + i, n, of_prompt.data());
-    }
-    std::copy_n(&of_prompt(n - 1, 0), vocabulary, &logits(b, 0, 0));
+    const Index begin = (std::max<Index>)(0, end - this->config().max_seq_len);
+    stream.advance_to_last(b, prompt.data() + b * prompted + begin, end - begin, &logits(b, 0, 0));
   }
 
   std::vector<std::int64_t> made;

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The weights of FeedForward, as its passes read them.
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/layer_norm.hpp>
+#include <local_mha/ops/packed_weight.hpp>
+#include <local_mha/parameters.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// Each weight in one form.
+template <typename Scalar>
+struct FeedForwardWeights {
+  using Parameters = FeedForwardParameters<Scalar>;
+
+  /// \throws std::invalid_argument naming the weight whose shape does not fit the others
+  explicit FeedForwardWeights(Parameters given)
+      : dim(given.norm_weight.size()), inner(given.proj_out.cols()) {
+    require_shape<2>("1.weight", {given.proj_in.rows(), given.proj_in.cols()}, {2 * inner, dim});
+    require_shape<2>("4.weight", {given.proj_out.rows(), given.proj_out.cols()}, {dim, inner});
+    norm = LayerNorm<Scalar>(std::move(given.norm_weight), std::move(given.norm_bias));
+    proj_in = PackedWeight<Scalar>(given.proj_in, inner);
+    proj_out = PackedWeight<Scalar>(given.proj_out);
+  }
+
+  /// What this was made of, bit for bit.
+  Parameters unpacked() const {
+    return {norm.weight(), norm.bias(), proj_in.unpacked(), proj_out.unpacked()};
+  }
+
+  /// All numbers, by a sample of which these weights are known again.
+  std::array<TensorNumbers<Scalar>, 4> numbers() const {
+    const auto of = [](const auto& tensor) { return TensorNumbers<Scalar>(tensor); };
+    return {of(norm.weight()), of(norm.bias()), of(proj_in), of(proj_out)};
+  }
+
+  Index dim;
+  Index inner;
+  LayerNorm<Scalar> norm;
+  PackedWeight<Scalar> proj_in;  ///< a group of rows is that of values, or of gates
+  PackedWeight<Scalar> proj_out;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A weight in the order in which products read it, which is the only one in which it is held.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <string>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/multiply.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+namespace detail {
+
+template <typename Scalar>
+class TensorNumbers;
+
+}  // namespace detail
+
+/// A weight `[out, in]` in the order in which project() reads it: panels of `Tiling::rows` rows,
+/// `[panel][in][row]`; the last panel is filled up with zeros.
+///
+/// A head's rows are a group that starts a new panel, so that each head's product has its own
+/// panels.
+template <typename Scalar>
+class PackedWeight {
+ public:
+  static constexpr Index panel_rows = Tiling<Scalar>::rows;
+
+  PackedWeight() = default;
+
+  /// \param weight `[groups·group_rows, in]`, a matrix or its transpose
+  /// \param group_rows rows of a group; a divisor of the weight's rows
+  /// \param column_group, padded_group `in` is made of groups of `column_group` columns, each to be
+  ///        filled up with zeros to `padded_group`, as blocks with padded channels are. 0: it is
+  ///        not
+  /// \throws std::invalid_argument if rows or columns are not made of such groups
+  template <typename Matrix>
+    requires std::same_as<typename Matrix::Scalar, Scalar>
+  explicit PackedWeight(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0,
+                        Index column_group = 0, Index padded_group = 0) {
+    pack(weight, group_rows, column_group, padded_group);
+  }
+
+  /// Becomes what the constructor makes of the same arguments. Memory is used again.
+  template <typename Matrix>
+    requires std::same_as<typename Matrix::Scalar, Scalar>
+  void pack(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0, Index column_group = 0,
+            Index padded_group = 0) {
+    prepare(weight.rows(), weight.cols(), group_rows, column_group, padded_group);
+    for_each_panel([&](Index first, Index rows, Scalar* panel) {
+      for (Index column = 0; column < columns_; ++column) {
+        Scalar* const to = panel + place(column) * panel_rows;
+        for (Index r = 0; r < rows; ++r) to[r] = weight.derived().coeff(first + r, column);
+      }
+    });
+  }
+
+  /// Becomes what pack() makes of the transpose of a weight that is packed.
+  /// \param weight another one; a group of its columns, if they are grouped, is made of groups of
+  ///        `group_rows`
+  /// \throws std::invalid_argument also if it is not
+  void pack_transposed(const PackedWeight& weight, Index group_rows = 0, Index column_group = 0,
+                       Index padded_group = 0) {
+    if (weight.column_group_ > 0 && (group_rows < 1 || weight.column_group_ % group_rows != 0))
+      reject("group_rows", "a divisor of " + std::to_string(weight.column_group_), group_rows);
+    prepare(weight.columns_, weight.rows_, group_rows, column_group, padded_group);
+    for_each_panel([&](Index first, Index rows, Scalar* panel) {
+      // Rows of a panel are columns there that adjoin.
+      const Index begin = weight.place(first) * panel_rows;
+      for (Index column = 0; column < columns_; ++column) {
+        const Scalar* const from = weight.row(column) + begin;
+        Scalar* const to = panel + place(column) * panel_rows;
+        for (Index r = 0; r < rows; ++r) to[r] = from[r * panel_rows];
+      }
+    });
+  }
+
+  /// What was packed, bit for bit.
+  RowMatrix<Scalar> unpacked() const {
+    RowMatrix<Scalar> weight(rows_, columns_);
+    for (Index r = 0; columns_ > 0 && r < rows_; ++r) {
+      const Scalar* const from = row(r);
+      for (Index column = 0; column < columns_; ++column)
+        weight(r, column) = from[place(column) * panel_rows];
+    }
+    return weight;
+  }
+  /// Those of what was packed.
+  Index rows() const { return rows_; }
+  Index cols() const { return columns_; }
+  /// Columns, those that fill up included.
+  Index depth() const { return depth_; }
+  Index group_rows() const { return group_rows_; }
+  Index group_panels() const { return group_panels_; }
+  /// Panel `p` of group `g`, `[depth][panel_rows]`
+  const Scalar* panel(Index g, Index p) const {
+    return packed_.data() + (g * group_panels_ + p) * panel_size_;
+  }
+  /// Values of a panel, up to a multiple of block_rows: what fills it up is 0.
+  Index panel_size() const { return panel_size_; }
+
+ private:
+  friend detail::TensorNumbers<Scalar>;
+
+  // Zeros of the shape.
+  void prepare(Index rows, Index columns, Index group_rows, Index column_group,
+               Index padded_group) {
+    check_arguments(rows, columns, group_rows, column_group, padded_group);
+    rows_ = rows;
+    columns_ = columns;
+    column_group_ = column_group;
+    padded_group_ = padded_group;
+    group_rows_ = group_rows > 0 ? group_rows : rows;
+    group_panels_ = ceil_div(group_rows_, panel_rows);
+    depth_ = column_group > 0 ? columns / column_group * padded_group : columns;
+    panel_size_ = ceil_div(depth_ * panel_rows, block_rows<Scalar>) * block_rows<Scalar>;
+    const Index groups = group_rows_ > 0 ? rows / group_rows_ : 0;
+    packed_.assign(static_cast<std::size_t>(groups * group_panels_ * panel_size_), Scalar(0));
+  }
+
+  // `fill(first, rows, panel)` for each panel, with its rows.
+  template <typename Fill>
+  void for_each_panel(Fill&& fill) {
+    for (Index first = 0; first < rows_;) {
+      const Index in_group = first % group_rows_;
+      const Index number = (std::min)(panel_rows, group_rows_ - in_group);
+      fill(first, number,
+           packed_.data() +
+               (first / group_rows_ * group_panels_ + in_group / panel_rows) * panel_size_);
+      first += number;
+    }
+  }
+
+  // Where a column lies among those that fill up.
+  Index place(Index column) const {
+    return column_group_ > 0 ? column / column_group_ * padded_group_ + column % column_group_
+                             : column;
+  }
+  // Its values lie panel_rows apart.
+  const Scalar* row(Index r) const {
+    const Index in_group = r % group_rows_;
+    return panel(r / group_rows_, in_group / panel_rows) + in_group % panel_rows;
+  }
+
+  const Scalar& at(Index r, Index column) const { return row(r)[place(column) * panel_rows]; }
+
+  static void check_arguments(Index rows, Index columns, Index group_rows, Index column_group,
+                              Index padded_group) {
+    if (group_rows < 0 || (group_rows > 0 && rows % group_rows != 0))
+      reject("group_rows", "a divisor of " + std::to_string(rows) + " rows, or 0", group_rows);
+    if (column_group < 0 || (column_group > 0 && columns % column_group != 0))
+      reject("column_group", "a divisor of " + std::to_string(columns) + " columns, or 0",
+             column_group);
+    if (column_group > 0 && padded_group < column_group)
+      reject("padded_group", "at least " + std::to_string(column_group), padded_group);
+  }
+
+  Index rows_ = 0;
+  Index columns_ = 0;
+  Index column_group_ = 0;
+  Index padded_group_ = 0;
+  Index group_rows_ = 0;
+  Index group_panels_ = 0;
+  Index depth_ = 0;
+  Index panel_size_ = 0;
+  BlockBuffer<Scalar> packed_;
+};
+
+namespace detail {
+
+/// The numbers of a tensor, row by row, as a Sample takes them, wherever they lie.
+template <typename Scalar>
+class TensorNumbers {
+ public:
+  template <typename Plain>
+  explicit TensorNumbers(const Eigen::PlainObjectBase<Plain>& tensor)
+      : data_(tensor.data()), size_(static_cast<std::size_t>(tensor.size())) {}
+  explicit TensorNumbers(const PackedWeight<Scalar>& weight)
+      : packed_(&weight), size_(static_cast<std::size_t>(weight.rows() * weight.cols())) {}
+
+  std::size_t size() const { return size_; }
+  const Scalar& operator[](std::size_t i) const {
+    if (packed_ == nullptr) return data_[i];
+    const auto place = static_cast<Index>(i);
+    return packed_->at(place / packed_->cols(), place % packed_->cols());
+  }
+
+ private:
+  const Scalar* data_ = nullptr;
+  const PackedWeight<Scalar>* packed_ = nullptr;
+  std::size_t size_;
+};
+
+}  // namespace detail
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What a stack of layers may do with its attentions beyond what everybody may.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/window.hpp>
+#include <local_mha/mha.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+template <typename Scalar>
+struct LayerAccess {
+  using Flow = typename LocalMHA<Scalar>::Flow;
+  /// Blocks of a stream that pass together.
+  static constexpr Index stretch = LocalMHA<Scalar>::stretch;
+
+  /// LocalMHA::parameters(), which the attention does not keep.
+  static LocalMHAParameters<Scalar> unpacked(const LocalMHA<Scalar>& attention) {
+    return attention.weights_->unpacked();
+  }
+
+  // How the rows of a stream pass an attention.
+  static Flow make_flow(const LocalMHA<Scalar>& attention) {
+    return Flow(*attention.weights_, Window(attention_config(attention.config())),
+                (std::numeric_limits<Index>::max)());
+  }
+  static auto shown_to(const LocalMHA<Scalar>& attention,
+                       const typename LocalMHA<Scalar>::Bias& attn_bias) {
+    return attention.shown_to(1, attn_bias);
+  }
+  template <typename Sequence, typename Inputs, typename Complete>
+  static void stream_rows(const LocalMHA<Scalar>& attention, Flow& flow, Sequence& sequence,
+                          const Inputs& inputs, const Range& in, const Range& out,
+                          const RowsView<const Scalar>& x, const std::uint8_t* masked,
+                          const RowsView<Scalar>& y, Complete&& complete) {
+    attention.stream_rows(AnyDevice(), flow, sequence, inputs, 0, in, out, x, masked, y, complete);
+  }
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail
