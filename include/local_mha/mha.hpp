@@ -125,8 +125,9 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
   Tensor<Scalar, 3> forward(Input x, const Call& call = {}) const {
     check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-    Workspace workspace;
-    forward_into(y, workspace, x, call);
+    // Of a workspace, a program that goes forward alone compiles no more than this.
+    detail::LayerForward<Scalar> room;
+    flow(y, room, x, call, nullptr);
     return y;
   }
 
@@ -136,7 +137,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   void forward_into(Output y, Workspace& workspace, Input x, const Call& call = {}) const {
-    flow(y, workspace, x, call, nullptr);
+    flow(y, workspace.forward_, x, call, nullptr);
   }
 
   /// What forward_saving() keeps for backward().
@@ -159,7 +160,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
     saved.prepare(config(), x.dimension(0), x.dimension(1), inputs);
-    flow(y, workspace, x, call, &saved);
+    flow(y, workspace.forward_, x, call, &saved);
     saved.complete(*weights_, x, call);
   }
 
@@ -205,12 +206,12 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
 
  private:
   // \param saved null, or where is kept what backward() needs
-  void flow(const Output& y, Workspace& workspace, const Input& x, const Call& call,
+  void flow(const Output& y, detail::LayerForward<Scalar>& room, const Input& x, const Call& call,
             Saved* saved) const {
     const auto inputs = check_arguments(x, call);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
-    workspace.forward_.run(call.device, *weights_, inputs, call.training, x, y, saved);
+    room.run(call.device, *weights_, inputs, call.training, x, y, saved);
   }
 
   const LocalAttention<Scalar>& attention() const { return weights_->attention; }

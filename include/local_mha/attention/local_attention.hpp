@@ -89,10 +89,11 @@ class LocalAttention {
                             TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
                             const PaddingMask& mask = {}, const Bias& attn_bias = {},
                             const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
-    check_arguments(q, k, v, mask, attn_bias, call, terms);
+    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call, terms);
     Tensor<Scalar, 4> out(q.dimension(0), q.dimension(1), q.dimension(2), q.dimension(3));
-    Workspace workspace;
-    forward_into(device, out, workspace, q, k, v, mask, attn_bias, call, terms);
+    // Of a workspace, a program that goes forward alone compiles no more than this.
+    detail::AttentionForward<Scalar> room;
+    attend(device, room, inputs, q, k, v, out.data(), nullptr, nullptr, call.training);
     return out;
   }
 
@@ -110,7 +111,8 @@ class LocalAttention {
     detail::require_apart("out", out, "q", q);
     detail::require_apart("out", out, "k", k);
     detail::require_apart("out", out, "v", v);
-    attend(device, workspace, inputs, q, k, v, out.data(), nullptr, nullptr, call.training);
+    attend(device, workspace.forward_, inputs, q, k, v, out.data(), nullptr, nullptr,
+           call.training);
   }
   void forward_into(TensorView<Scalar, 4> out, Workspace& workspace, TensorView<const Scalar, 4> q,
                     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
@@ -130,9 +132,9 @@ class LocalAttention {
                        const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
     const auto inputs = check_arguments(q, k, v, mask, attn_bias, call, terms);
     Saved saved = Saved::of(config_, q, k, v, mask, attn_bias, call, terms);
-    Workspace workspace;
-    attend(device, workspace, inputs, q, k, v, saved.out.data(), saved.lse.data(),
-           saved.lse_rest.data(), call.training);
+    detail::AttentionForward<Scalar> room;
+    attend(device, room, inputs, q, k, v, saved.out.data(), saved.lse.data(), saved.lse_rest.data(),
+           call.training);
     return saved;
   }
   Saved forward_saving(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
@@ -259,7 +261,7 @@ class LocalAttention {
   }
 
   // \param lse, lse_rest null, or `[B, H, N]`
-  void attend(const AnyDevice& device, Workspace& workspace,
+  void attend(const AnyDevice& device, detail::AttentionForward<Scalar>& room,
               const detail::AttentionInputs<Scalar>& inputs, const TensorView<const Scalar, 4>& q,
               const TensorView<const Scalar, 4>& k, const TensorView<const Scalar, 4>& v,
               Scalar* out, Scalar* lse, Scalar* lse_rest,
@@ -270,10 +272,10 @@ class LocalAttention {
       clear_rows_without_sequence(inputs, heads, 1, -std::numeric_limits<Scalar>::infinity(), lse);
       clear_rows_without_sequence(inputs, heads, 1, Scalar(0), lse_rest);
     }
-    workspace.forward_.run(device, config_, placement_, inputs,
-                           {q.data(), k.data(), v.data(), seqlen * dim_head, batch, seqlen,
-                            dim_head, dim_head, out, lse, lse_rest},
-                           training);
+    room.run(device, config_, placement_, inputs,
+             {q.data(), k.data(), v.data(), seqlen * dim_head, batch, seqlen, dim_head, dim_head,
+              out, lse, lse_rest},
+             training);
   }
 
   // \param to `[B, heads, N, channels]`, whose rows of no sequence become `value`
@@ -393,11 +395,10 @@ Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(
   // With the unit vectors as values, the output is the weights.
   const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
   Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
-  Workspace workspace;
-  workspace.forward_.run(
-      AnyDevice(), config_, placement_, inputs,
-      {q.data(), k.data(), unit.data(), 0, batch, seqlen, dim_head, seqlen, out.data()},
-      call.training);
+  detail::AttentionForward<Scalar> room;
+  room.run(AnyDevice(), config_, placement_, inputs,
+           {q.data(), k.data(), unit.data(), 0, batch, seqlen, dim_head, seqlen, out.data()},
+           call.training);
   return out;
 }
 

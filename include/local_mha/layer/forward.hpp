@@ -40,7 +40,7 @@ class LayerForward {
     clear_rows_without_sequence(inputs, y);
     const auto work = [&](Index worker, Index) {
       try {
-        take_tasks(workers_[static_cast<std::size_t>(worker)], inputs, training, x, y, saved);
+        take_tasks(*workers_[static_cast<std::size_t>(worker)], inputs, training, x, y, saved);
       } catch (...) {
         order_->abandon();
         throw;
@@ -60,12 +60,12 @@ class LayerForward {
     const typename Past<Scalar>::Size size = size_of_past(weights.config, window, longest);
     provide(
         workers_, plan_.workers(),
-        [&](const Worker& worker) { return worker.fits(weights, window, longest); },
-        [&] { return Worker(weights, window, longest); });
+        [&](const auto& worker) { return worker->fits(weights, window, longest); },
+        [&] { return std::make_unique<Worker>(weights, window, longest); });
     provide(
-        pasts_, plan_.pasts(), [&](const Past<Scalar>& past) { return past.serves(size); },
-        [&] { return Past<Scalar>(size); });
-    for (Worker& worker : workers_) worker.steps().use(weights);
+        pasts_, plan_.pasts(), [&](const auto& past) { return past->serves(size); },
+        [&] { return std::make_unique<Past<Scalar>>(size); });
+    for (auto& worker : workers_) worker->steps().use(weights);
     // Not to be moved, nor copied.
     if (!order_) order_ = std::make_unique<TaskOrder>();
     order_->start(plan_.tasks(), plan_.waiting());
@@ -99,7 +99,7 @@ class LayerForward {
       const Index s = plan_.sequence(task.i);
       if (s != std::exchange(sequence, s))
         worker.steps().take_sequence(inputs, s, training, saved, plan_.blocks().first_block(s));
-      Past<Scalar>& past = pasts_[static_cast<std::size_t>(plan_.past(s))];
+      Past<Scalar>& past = *pasts_[static_cast<std::size_t>(plan_.past(s))];
       const Range rows = plan_.rows(task.i);
       const Index first = plan_.blocks().place(s) + rows.begin;
       if (task.kind == TaskOrder::Kind::make)
@@ -110,8 +110,9 @@ class LayerForward {
   }
 
   LayerPlan<Scalar> plan_;
-  std::vector<Worker> workers_;
-  std::vector<Past<Scalar>> pasts_;
+  // Which move without their rooms.
+  std::vector<std::unique_ptr<Worker>> workers_;
+  std::vector<std::unique_ptr<Past<Scalar>>> pasts_;
   std::unique_ptr<TaskOrder> order_;
 };
 
