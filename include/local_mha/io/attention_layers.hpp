@@ -29,11 +29,12 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
-#include <local_mha/io/attention_families.hpp>
+#include <local_mha/io/attention_layer_description.hpp>
+#include <local_mha/io/attention_layer_source.hpp>
 #include <local_mha/io/layer_tensors.hpp>
 #include <local_mha/io/model_config.hpp>
 #include <local_mha/io/safetensors.hpp>
-#include <local_mha/io/state_dict.hpp>
+#include <local_mha/io/state_dict_reader.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/parameters.hpp>
 

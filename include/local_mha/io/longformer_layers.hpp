@@ -25,7 +25,7 @@
 #include <local_mha/io/model_config.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/safetensors_error.hpp>
-#include <local_mha/io/state_dict.hpp>
+#include <local_mha/io/state_dict_reader.hpp>
 #include <local_mha/longformer.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
