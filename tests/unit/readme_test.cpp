@@ -64,6 +64,16 @@ TEST(Readme, LoadsALayer) {
   EXPECT_EQ(mha.forward(file.tensor<float, 3>("input/x")).dimension(2), mha.config().dim);
 }
 
+TEST(Readme, LoadsALayerFromMemory) {
+  const local_mha::LocalMHAConfig config{.dim = 16, .window_size = 4, .dim_head = 8, .heads = 4};
+  const std::vector<float> numbers(std::size_t{3} * 32 * 16, 0.5F);
+  const float* const pointer = numbers.data();
+  const local_mha::RowMatrix<float> matrix = local_mha::RowMatrix<float>::Random(16, 32);
+#include "state_dict.inc"
+  EXPECT_EQ(parameters.to_qkv(95, 15), 0.5F);
+  EXPECT_EQ(parameters.to_out, matrix);
+}
+
 // A program.
 #define main load_attention
 #include "load_attention.inc"

@@ -132,8 +132,8 @@ void visit_state_dict(StateDict& state_dict, const std::string& prefix,
 /// \throws SafetensorsError if they say nothing sensible
 template <typename Scalar>
 Index residual_streams(const StateDictReader<Scalar>& reader) {
-  const std::string name = "layers.0.0.static_alpha";
-  return reader.has(name) ? reader.rows(name) : 1;
+  const std::string name = reader.first_name(".static_alpha");
+  return name.empty() ? 1 : reader.rows(name);
 }
 
 }  // namespace detail

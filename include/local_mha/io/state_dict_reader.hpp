@@ -25,8 +25,10 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/io/rotary_buffers.hpp>
-#include <local_mha/io/safetensors.hpp>
+#include <local_mha/io/safetensors_error.hpp>
+#include <local_mha/io/safetensors_header.hpp>
 #include <local_mha/io/tensor_names.hpp>
+#include <local_mha/io/tensor_source.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
 
@@ -36,9 +38,9 @@ namespace detail {
 template <typename Scalar>
 class StateDictReader {
  public:
-  StateDictReader(const SafetensorsFile& file, std::string prefix, RotaryBuffers buffers)
-      : file_(file), prefix_(std::move(prefix)), buffers_(buffers) {
-    const auto& entries = file_.entries();
+  StateDictReader(const TensorSource& source, std::string prefix, RotaryBuffers buffers)
+      : source_(source), prefix_(std::move(prefix)), buffers_(buffers) {
+    const auto& entries = source_.entries();
     const auto first = entries.lower_bound(prefix_);
     const bool is_there = first != entries.end() && first->first.starts_with(prefix_);
     const std::string prefix_without = without_wrappers(prefix_);
@@ -60,7 +62,7 @@ class StateDictReader {
         if (!is_new && stored.first == prefix_ + *name) other->second = &stored;
       }
     // A weight that is another one, too, stands in the file once: metadata names the other one.
-    for (const auto& [tied, name] : file_.metadata())
+    for (const auto& [tied, name] : source_.metadata())
       if (const auto behind_prefix = behind(tied))
         if (const auto other = entries.find(name); other != entries.end())
           names_.emplace(*behind_prefix, &*other);
@@ -149,6 +151,13 @@ class StateDictReader {
     return stored.shape[0];
   }
 
+  /// The first name behind the prefix that ends so; empty if none does.
+  std::string first_name(std::string_view end) const {
+    const auto found =
+        std::ranges::find_if(names_, [&](const auto& named) { return named.first.ends_with(end); });
+    return found == names_.end() ? "" : found->first;
+  }
+
   /// The weights of layer `i` of `count`.
   template <typename Layer>
   Layer& layer(std::vector<Layer>& layers, Index /*i*/, Index /*count*/) {
@@ -215,13 +224,14 @@ class StateDictReader {
   }
 
   [[noreturn]] void fail_missing(const std::string& name, const std::string& expectation) const {
-    throw SafetensorsError(file_.file_name(), prefix_ + name,
-                           expectation + ", got no such tensor" + similar(name));
+    throw SafetensorsError(
+        source_.file_name(), prefix_ + name,
+        expectation + ", got no such tensor" + source_.where(prefix_ + name) + similar(name));
   }
 
   // A hint for a wrong prefix, or for names that another tool has made.
   std::string similar(const std::string& name) const {
-    for (const auto& named : file_.entries()) {
+    for (const auto& named : source_.entries()) {
       const std::string without = without_wrappers(named.first);
       if (without.ends_with(name) && !is_of_case(named.first))
         return ", but '" + printable(named.first) + "' (is the prefix '" +
@@ -229,16 +239,17 @@ class StateDictReader {
                "'? The loader takes it)";
     }
     for (const Stored* named : under_prefix_)
-      if (const std::string_view text = remedy(named->first); !text.empty())
+      if (const std::string_view text = remedy(named->first);
+          !text.empty() && !is_of_connection(named->first))
         return ", but '" + printable(named->first) + "'" + std::string(text);
     return "";
   }
 
   void read(const Stored& stored, std::span<Scalar> out) const {
     if constexpr (std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>) {
-      file_.read_into<Scalar>(stored.first, out);
+      source_.read_into<Scalar>(stored.first, out);
     } else {
-      const std::vector<double> values = file_.read<double>(stored.first);
+      const std::vector<double> values = source_.read<double>(stored.first);
       std::transform(values.begin(), values.end(), out.begin(),
                      [](double value) { return Scalar(value); });
     }
@@ -251,7 +262,7 @@ class StateDictReader {
     const auto& [full_name, stored] = required(name, {expected.size()});
     if (buffers_ == RotaryBuffers::ignore) return;
     constexpr double tolerance = 16 * static_cast<double>(std::numeric_limits<float>::epsilon());
-    const std::vector<double> values = file_.read<double>(full_name);
+    const std::vector<double> values = source_.read<double>(full_name);
     for (std::size_t m = 0; m < values.size(); ++m) {
       const double wanted = expected[static_cast<Index>(m)];
       if (!(std::abs(values[m] - wanted) <= tolerance * std::abs(wanted)))
@@ -264,7 +275,7 @@ class StateDictReader {
     }
   }
 
-  SafetensorsFile file_;
+  TensorSource source_;
   std::string prefix_;
   RotaryBuffers buffers_;
   std::vector<const Stored*> under_prefix_;

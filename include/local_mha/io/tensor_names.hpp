@@ -39,6 +39,12 @@ inline std::string without_wrappers(std::string_view name) {
   return result;
 }
 
+/// Whether it is a weight of hyper-connections alone.
+inline bool is_of_connection(std::string_view name) {
+  return std::ranges::any_of(std::array{"static_alpha", "static_beta", "dynamic_alpha"},
+                             [&](const char* part) { return name.find(part) != name.npos; });
+}
+
 /// What to do about a tensor that some tool has made of the module's own; empty for others.
 inline std::string_view remedy(std::string_view name) {
   struct Remedy {
@@ -54,11 +60,10 @@ inline std::string_view remedy(std::string_view name) {
   static constexpr std::string_view streams =
       "; it is of hyper-connections, which a module with num_residual_streams > 1 has";
   static constexpr std::array remedies{
-      Remedy{"lora_", adapters},        Remedy{"base_layer.", adapters},
-      Remedy{"weight_g", norm},         Remedy{"weight_v", norm},
-      Remedy{"parametrizations", norm}, Remedy{"static_alpha", streams},
-      Remedy{"static_beta", streams},   Remedy{"dynamic_alpha", streams},
+      Remedy{"lora_", adapters}, Remedy{"base_layer.", adapters},  Remedy{"weight_g", norm},
+      Remedy{"weight_v", norm},  Remedy{"parametrizations", norm},
   };
+  if (is_of_connection(name)) return streams;
   for (const auto& [part, text] : remedies)
     if (name.find(part) != std::string_view::npos) return text;
   return "";
