@@ -9,6 +9,7 @@
 
 #include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/parameter_set.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -93,9 +94,10 @@ void initialize(LocalTransformerParameters<Scalar>& p, RandomSequence& random) {
 }
 
 /// \throws std::invalid_argument naming the first tensor of `got` whose shape is not `expected`'s
-template <typename Parameters>
+template <ParameterSet Parameters>
 void require_same_shapes(const Parameters& got, const Parameters& expected) {
-  if (got.has_shapes_of(expected)) return;
+  if constexpr (requires { got.has_shapes_of(expected); })
+    if (got.has_shapes_of(expected)) return;
   struct Shape {
     std::string name;
     std::array<Index, 2> extent;

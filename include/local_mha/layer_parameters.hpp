@@ -13,6 +13,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/parameter_set.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -24,13 +25,6 @@ bool same_shape(const Matrix& a, const Matrix& b) {
 }
 
 }  // namespace detail
-
-/// Calls `visit(name, tensor)` for each tensor that the configuration has, in the state dict's
-/// order: a RowMatrix where it has two dimensions, a Vector where it has one, a Single where none.
-template <typename Parameters, typename Visitor>
-void for_each_parameter(Parameters& parameters, Visitor&& visit) {
-  Parameters::visit_each(parameters, visit);
-}
 
 /// Weights of LocalMHA. What the configuration does not use is empty.
 template <typename Scalar>

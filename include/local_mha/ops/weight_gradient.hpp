@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <iterator>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <local_mha/core/block.hpp>
@@ -324,10 +325,11 @@ void add_weight_gradient(const Device& device, Index blocks, const Scalar* a, In
 /// \return the gradient of x, `[rows, in]`
 /// \throws std::invalid_argument naming the argument that does not fit
 template <ThreadDevice Device, typename Scalar>
-RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>& weight,
-                                  const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                                  RowMatrix<Scalar>& grad_weight, Vector<Scalar>* grad_bias) {
+RowMatrix<Scalar> linear_backward(
+    const Device& device, const RowMatrix<Scalar>& weight,
+    const Eigen::Ref<const RowMatrix<std::type_identity_t<Scalar>>>& x,
+    const Eigen::Ref<const RowMatrix<std::type_identity_t<Scalar>>>& grad_y,
+    RowMatrix<Scalar>& grad_weight, Vector<std::type_identity_t<Scalar>>* grad_bias) {
   using L = Lanes<Scalar>;
   const Index in = weight.cols();
   const Index out = weight.rows();
