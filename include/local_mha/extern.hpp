@@ -51,49 +51,57 @@
                                                    const LocalTransformerParameters<Scalar>&);
 
 // The members that do the work on a device.
-#define LOCAL_MHA_TEMPLATES_ON(EXTERN, Scalar, Device)                                           \
-  EXTERN template void LocalAttention<Scalar>::forward_into(                                     \
-      const Device&, TensorView<Scalar, 4>, Workspace&, TensorView<const Scalar, 4>,             \
-      TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, const PaddingMask&, const Bias&, \
-      const LocalAttentionCall&, const Terms&) const;                                            \
-  EXTERN template void LocalAttention<Scalar>::backward_into(                                    \
-      const Device&, Gradients&, Workspace&, const Saved&, TensorView<const Scalar, 4>,          \
-      TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, TensorView<const Scalar, 4>,     \
-      const PaddingMask&, const Bias&, const LocalAttentionCall&, const Terms&) const;           \
-  EXTERN template void LocalAttention<Scalar>::Stream::push_into(                                \
-      const Device&, TensorView<Scalar, 4>, TensorView<const Scalar, 4>,                         \
-      TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, const PaddingMask&);             \
-  EXTERN template void LocalAttention<Scalar>::Stream::flush_into(const Device&,                 \
-                                                                  TensorView<Scalar, 4>);        \
-  EXTERN template void LocalMHA<Scalar>::flow(const Device&, TensorView<Scalar, 3>, Workspace&,  \
-                                              TensorView<const Scalar, 3>, const PaddingMask&,   \
-                                              const Bias&, const std::optional<Training>&,       \
-                                              std::span<const Index>, Saved*) const;             \
-  EXTERN template void detail::LayerWorker<Scalar>::make_and_answer(                             \
-      const Device&, Past<Scalar>&, const Range&, const Scalar*, const Range&, Scalar*);         \
-  EXTERN template void detail::LayerBackward<Scalar>::run(                                       \
-      const Device&, const AttentionInputs<Scalar>&, const std::optional<Training>&,             \
-      const Scalar*, const Scalar*, Scalar*, LocalMHAParameters<Scalar>&,                        \
-      LocalAttention<Scalar>::BiasGradients&);                                                   \
-  EXTERN template RowMatrix<Scalar> FeedForward<Scalar>::flow(                                   \
-      const Device&, const Eigen::Ref<const RowMatrix<Scalar>>&, const std::optional<Training>&, \
-      Saved*) const;                                                                             \
-  EXTERN template RowMatrix<Scalar> FeedForward<Scalar>::backward(                               \
-      const Device&, FeedForwardParameters<Scalar>&, const Saved&,                               \
-      const Eigen::Ref<const RowMatrix<Scalar>>&, const Eigen::Ref<const RowMatrix<Scalar>>&,    \
-      std::optional<Training>) const;                                                            \
-  EXTERN template void detail::LayerStack<Scalar>::forward(                                      \
-      const Device&, TensorView<Scalar, 3>, Workspace&, TensorView<const Scalar, 3>,             \
-      const PaddingMask&, const std::optional<Training>&, std::span<const Index>, Saved*) const; \
-  EXTERN template void detail::LayerStack<Scalar>::backward(                                     \
-      const Device&, EncoderParameters<Scalar>&, const Saved&, TensorView<Scalar, 3>) const;     \
-  EXTERN template Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(                           \
-      const Device&, Tokens, const PaddingMask&, std::optional<Training>) const;                 \
-  EXTERN template Scalar LocalTransformer<Scalar>::backward(                                     \
-      const Device&, Parameters&, Tokens, Tokens, const PaddingMask&, std::optional<Training>)   \
-      const;                                                                                     \
-  EXTERN template RowMatrix<Scalar> linear_backward(                                             \
-      const Device&, const RowMatrix<Scalar>&, const Eigen::Ref<const RowMatrix<Scalar>>&,       \
+#define LOCAL_MHA_TEMPLATES_ON(EXTERN, Scalar, Device)                                             \
+  EXTERN template void LocalAttention<Scalar>::forward_into(                                       \
+      const Device&, TensorView<Scalar, 4>, Workspace&, TensorView<const Scalar, 4>,               \
+      TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, const PaddingMask&, const Bias&,   \
+      const LocalAttentionCall&, const Terms&) const;                                              \
+  EXTERN template void LocalAttention<Scalar>::backward_into(                                      \
+      const Device&, Gradients&, Workspace&, const Saved&, TensorView<const Scalar, 4>,            \
+      TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, TensorView<const Scalar, 4>,       \
+      const PaddingMask&, const Bias&, const LocalAttentionCall&, const Terms&) const;             \
+  EXTERN template void LocalAttention<Scalar>::Stream::push_into(                                  \
+      const Device&, TensorView<Scalar, 4>, TensorView<const Scalar, 4>,                           \
+      TensorView<const Scalar, 4>, TensorView<const Scalar, 4>, const PaddingMask&);               \
+  EXTERN template void LocalAttention<Scalar>::Stream::flush_into(const Device&,                   \
+                                                                  TensorView<Scalar, 4>);          \
+  EXTERN template void LocalMHA<Scalar>::flow(const Device&, TensorView<Scalar, 3>, Workspace&,    \
+                                              TensorView<const Scalar, 3>, const PaddingMask&,     \
+                                              const Bias&, const std::optional<Training>&,         \
+                                              std::span<const Index>, Saved*) const;               \
+  EXTERN template void detail::LayerWorker<Scalar>::make_and_answer(                               \
+      const Device&, Past<Scalar>&, const Range&, const Scalar*, const Range&, Scalar*);           \
+  EXTERN template void detail::LayerBackward<Scalar>::run(                                         \
+      const Device&, const AttentionInputs<Scalar>&, const std::optional<Training>&,               \
+      const Scalar*, const Scalar*, Scalar*, LocalMHAParameters<Scalar>&,                          \
+      LocalAttention<Scalar>::BiasGradients&);                                                     \
+  EXTERN template RowMatrix<Scalar> FeedForward<Scalar>::flow(                                     \
+      const Device&, const Eigen::Ref<const RowMatrix<Scalar>>&, const std::optional<Training>&,   \
+      Saved*) const;                                                                               \
+  EXTERN template void FeedForward<Scalar>::flow(const Device&, TensorView<Scalar, 3>, Workspace&, \
+                                                 TensorView<const Scalar, 3>,                      \
+                                                 const std::optional<Training>&, Saved*) const;    \
+  EXTERN template void Linear<Scalar>::flow(const Device&, Workspace&, Index, const Scalar*,       \
+                                            Index, Scalar*) const;                                 \
+  EXTERN template Tensor<Scalar, 3> LayerNorm<Scalar>::backward(                                   \
+      const Device&, Parameters&, const Saved&, TensorView<const Scalar, 3>,                       \
+      TensorView<const Scalar, 3>) const;                                                          \
+  EXTERN template RowMatrix<Scalar> FeedForward<Scalar>::backward(                                 \
+      const Device&, FeedForwardParameters<Scalar>&, const Saved&,                                 \
+      const Eigen::Ref<const RowMatrix<Scalar>>&, const Eigen::Ref<const RowMatrix<Scalar>>&,      \
+      std::optional<Training>) const;                                                              \
+  EXTERN template void detail::LayerStack<Scalar>::forward(                                        \
+      const Device&, TensorView<Scalar, 3>, Workspace&, TensorView<const Scalar, 3>,               \
+      const PaddingMask&, const std::optional<Training>&, std::span<const Index>, Saved*) const;   \
+  EXTERN template void detail::LayerStack<Scalar>::backward(                                       \
+      const Device&, EncoderParameters<Scalar>&, const Saved&, TensorView<Scalar, 3>) const;       \
+  EXTERN template Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(                             \
+      const Device&, Tokens, const PaddingMask&, std::optional<Training>) const;                   \
+  EXTERN template Scalar LocalTransformer<Scalar>::backward(                                       \
+      const Device&, Parameters&, Tokens, Tokens, const PaddingMask&, std::optional<Training>)     \
+      const;                                                                                       \
+  EXTERN template RowMatrix<Scalar> linear_backward(                                               \
+      const Device&, const RowMatrix<Scalar>&, const Eigen::Ref<const RowMatrix<Scalar>>&,         \
       const Eigen::Ref<const RowMatrix<Scalar>>&, RowMatrix<Scalar>&, Vector<Scalar>*);
 
 #ifdef EIGEN_USE_THREADS

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include <local_mha/component_parameters.hpp>
 #include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/parameter_set.hpp>
@@ -91,6 +92,17 @@ void initialize(LocalTransformerParameters<Scalar>& p, RandomSequence& random) {
   initialize(static_cast<EncoderParameters<Scalar>&>(p), random);
   p.to_logits_norm_weight.setOnes();
   initialize_linear<Scalar>(p.to_logits, p.to_logits.cols(), random);
+}
+
+template <typename Scalar>
+void initialize(LinearParameters<Scalar>& p, RandomSequence& random) {
+  initialize_linear<Scalar>(p.weight, p.weight.cols(), random);
+  initialize_linear<Scalar>(p.bias, p.weight.cols(), random);
+}
+
+template <typename Scalar>
+void initialize(LayerNormParameters<Scalar>& p, RandomSequence& /*random*/) {
+  p.weight.setOnes();
 }
 
 /// \throws std::invalid_argument naming the first tensor of `got` whose shape is not `expected`'s

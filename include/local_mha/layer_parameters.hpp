@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include <local_mha/component_config.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
@@ -137,6 +138,12 @@ struct FeedForwardParameters {
     p.proj_in.setZero(2 * inner, dim);
     p.proj_out.setZero(dim, inner);
     return p;
+  }
+
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
+  static FeedForwardParameters zeros(const FeedForwardConfig& config) {
+    validate(config);
+    return zeros(config.dim, feed_forward_inner_dim(config.dim, config.ff_mult));
   }
 
   /// Whether each tensor has the shape that it has in `other`.

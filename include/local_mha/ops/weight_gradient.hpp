@@ -21,7 +21,7 @@
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
