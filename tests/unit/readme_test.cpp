@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -93,6 +95,35 @@ TEST(Readme, LoadsALayerOfAPublishedModel) {
   testing::internal::CaptureStdout();
   EXPECT_EQ(load_attention(), 0);
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "100 rows of layer 0\n");
+}
+
+// A program.
+#define main train_own_model
+#include "own_model.inc"
+#undef main
+
+TEST(Readme, TrainsAModelOfOnesOwn) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(train_own_model(), 0);
+  std::istringstream text(testing::internal::GetCapturedStdout());
+  const std::vector<double> losses{std::istream_iterator<double>(text), {}};
+  ASSERT_EQ(losses.size(), 6U);
+  EXPECT_GT(losses.front(), 2);
+  EXPECT_LT(losses.back(), losses.front() / 10);
+}
+
+// A program.
+#define main stream_audio
+#include "audio_stream.inc"
+#undef main
+
+TEST(Readme, StreamsSoundThroughAnEncoder) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(stream_audio(), 0);
+  EXPECT_EQ(testing::internal::GetCapturedStdout(),
+            "200 frames in, 168 features out\n400 frames in, 368 features out\n"
+            "600 frames in, 568 features out\n800 frames in, 768 features out\n"
+            "0 missing, as of the whole\n");
 }
 
 // A program.
