@@ -7,8 +7,10 @@
 #include <cmath>
 #include <cstdint>
 
+#include <local_mha/component_parameters.hpp>
 #include <local_mha/core/random.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/parameter_set.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -92,10 +94,22 @@ void initialize(LocalTransformerParameters<Scalar>& p, RandomSequence& random) {
   initialize_linear<Scalar>(p.to_logits, p.to_logits.cols(), random);
 }
 
+template <typename Scalar>
+void initialize(LinearParameters<Scalar>& p, RandomSequence& random) {
+  initialize_linear<Scalar>(p.weight, p.weight.cols(), random);
+  initialize_linear<Scalar>(p.bias, p.weight.cols(), random);
+}
+
+template <typename Scalar>
+void initialize(LayerNormParameters<Scalar>& p, RandomSequence& /*random*/) {
+  p.weight.setOnes();
+}
+
 /// \throws std::invalid_argument naming the first tensor of `got` whose shape is not `expected`'s
-template <typename Parameters>
+template <ParameterSet Parameters>
 void require_same_shapes(const Parameters& got, const Parameters& expected) {
-  if (got.has_shapes_of(expected)) return;
+  if constexpr (requires { got.has_shapes_of(expected); })
+    if (got.has_shapes_of(expected)) return;
   struct Shape {
     std::string name;
     std::array<Index, 2> extent;

@@ -10,9 +10,11 @@
 #include <string>
 #include <utility>
 
+#include <local_mha/component_config.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/parameter_set.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -39,13 +41,6 @@ bool all_fit(VisitShapes&& visit_shapes) {
 }
 
 }  // namespace detail
-
-/// Calls `visit(name, tensor)` for each tensor that the configuration has, in the state dict's
-/// order: a RowMatrix where it has two dimensions, a Vector where it has one, a Single where none.
-template <typename Parameters, typename Visitor>
-void for_each_parameter(Parameters& parameters, Visitor&& visit) {
-  Parameters::visit_each(parameters, visit);
-}
 
 /// Weights of LocalMHA. What the configuration does not use is empty.
 template <typename Scalar>
@@ -173,6 +168,12 @@ struct FeedForwardParameters {
   /// \throws std::invalid_argument as zeros() does
   bool fits(Index dim, Index inner) const {
     return detail::all_fit([&](auto&& visit) { visit_shapes(*this, dim, inner, visit); });
+  }
+
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
+  static FeedForwardParameters zeros(const FeedForwardConfig& config) {
+    validate(config);
+    return zeros(config.dim, feed_forward_inner_dim(config.dim, config.ff_mult));
   }
 
   /// Whether each tensor has the shape that it has in `other`.

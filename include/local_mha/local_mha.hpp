@@ -7,6 +7,8 @@
 #pragma once
 
 #include <local_mha/attention/local_attention.hpp>
+#include <local_mha/component_config.hpp>
+#include <local_mha/component_parameters.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
@@ -26,6 +28,7 @@
 #include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/sampling.hpp>
+#include <local_mha/parameter_set.hpp>
 #include <local_mha/parameters.hpp>
 #include <local_mha/streaming/encoder_stream.hpp>
 #include <local_mha/streaming/local_attention_stream.hpp>

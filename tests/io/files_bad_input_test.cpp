@@ -60,16 +60,22 @@ std::vector<BadInput> of_files() {
   return {
       {"SafetensorsFile::SafetensorsFile", [] { SafetensorsFile("/"); }, "got a folder"},
       {"SafetensorsFile::from_bytes", [] { SafetensorsFile::from_bytes({}); }, "an empty file"},
-      {"SafetensorsFile::entry", [] { file.entry("y"); }, "there is no such tensor"},
-      {"SafetensorsFile::read", [] { file.read<std::int64_t>("x"); }, "expected integers"},
-      {"SafetensorsFile::scalar", [] { file.scalar<float>("x"); }, "expected one element"},
-      {"SafetensorsFile::tensor", [] { file.tensor<float, 2>("x"); }, "expected 2 dimensions"},
-      {"SafetensorsFile::read_into",
+      {"TensorSource::entry", [] { file.entry("y"); }, "there is no such tensor"},
+      {"TensorSource::read", [] { file.read<std::int64_t>("x"); }, "expected integers"},
+      {"TensorSource::scalar", [] { file.scalar<float>("x"); }, "expected one element"},
+      {"TensorSource::tensor", [] { file.tensor<float, 2>("x"); }, "expected 2 dimensions"},
+      {"TensorSource::read_into",
        [] {
          std::vector<float> out(3);
          file.read_into<float>("x", out);
        },
        "expected 3 elements"},
+      {"SafetensorsFile::SafetensorsFile", [] { SafetensorsFile("/", FileAccess::read, {"x"}); },
+       "got a folder"},
+      {"StateDict::add", [] { StateDict().add("y", static_cast<const float*>(nullptr), {1}); },
+       "data: expected 4 bytes, got null for 'y'"},
+      {"StateDict::add_bytes", [] { StateDict().add_bytes("y", Dtype::Other, {}, {}); },
+       "dtype: expected one that this library knows"},
       {"SafetensorsWriter::add", writer([](Writer w) { w.add("y", {2}, std::vector<float>{1}); }),
        "expected 8 bytes"},
       {"SafetensorsWriter::add", writer([](Writer w) { w.add("x", {1}, std::vector<float>{1}); }),
@@ -201,8 +207,9 @@ std::vector<BadInput> of_files() {
 // Reason: names.
 const std::map<std::string, std::set<std::string>> without_bad_input{
     {"takes any text, name or number",
-     {"SafetensorsFile::contains", "SafetensorsError::SafetensorsError", "printable",
-      "dtype_from_name", "to_float16", "to_bfloat16", "from_float16", "from_bfloat16"}},
+     {"StateDict::StateDict", "StateDict::set_metadata", "TensorSource::contains",
+      "TensorSource::where", "SafetensorsError::SafetensorsError", "printable", "dtype_from_name",
+      "to_float16", "to_bfloat16", "from_float16", "from_bfloat16"}},
     {"of any other name, false", {"is_longformer"}},
     {"an unknown dtype is Dtype::Other",
      {"bits_of", "size_of", "name_of", "is_float", "is_integer"}},

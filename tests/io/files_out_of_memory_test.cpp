@@ -90,12 +90,46 @@ TEST(OutOfMemory, OpeningAndReading) {
                              opened = before;
                            });
     }
+  const std::vector<std::string> prefixes{"b"};
+  fail_each_allocation([&] { SafetensorsFile(folder / "index", FileAccess::map, prefixes); });
   const Bytes bytes = some_tensors().bytes();
   fail_each_allocation([&] { SafetensorsFile::from_bytes(bytes); });
   const SafetensorsFile opened(folder / "part");
   fail_each_allocation([&] { opened.read<double>(long_name); });
   fail_each_allocation([&] { opened.tensor<std::int64_t, 1>("b"); });
   fail_each_allocation([&] { opened.names(); });
+}
+
+TEST(OutOfMemory, TensorsInMemory) {
+  const std::string name = "a long name, which does not fit into a string itself";
+  const std::vector<float> values{1, 2, 3, 4};
+  StateDict before(name);
+  before.add(name, values, {2, 2});
+  StateDict dict = before;
+  const std::vector<std::function<void()>> calls{
+      [&] { dict.add(name + "2", values, {4}); },
+      [&] { dict.set_metadata(name, name + name); },
+      [&] {
+        StateDict other(name + name);
+        other.add(name + "2", values, {2, 2});
+        dict = other;
+      },
+  };
+  for (const auto& call : calls)
+    fail_each_allocation(call, [&](bool has_succeeded) {
+      const bool is_as_before = dict.names() == before.names() &&
+                                dict.metadata() == before.metadata() &&
+                                dict.file_name() == before.file_name();
+      EXPECT_EQ(is_as_before, !has_succeeded);
+      EXPECT_EQ(dict.entry(dict.names().back()).file, dict.file_name());
+      if (has_succeeded) dict = before;
+    });
+  const LocalMHAConfig config{.dim = 2, .window_size = 3, .dim_head = 2, .heads = 1};
+  const RowMatrix<float> matrix = RowMatrix<float>::Zero(6, 2);
+  StateDict layer;
+  layer.add("ema_model.to_qkv.weight", matrix);
+  layer.add("ema_model.to_out.weight", matrix.data(), {2, 2});
+  fail_each_allocation([&] { load_local_mha_parameters<float>(layer, config); });
 }
 
 TEST(OutOfMemory, LoadingWeights) {

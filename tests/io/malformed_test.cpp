@@ -408,4 +408,46 @@ TEST(DamagedFile, IsReadOrAnErrorForEveryValueOfEveryByte) {
   EXPECT_GT(errors, sound.size() * 100);
 }
 
+// ---- Indices of several files ----
+
+class MalformedIndex : public testing::Test {
+ protected:
+  MalformedIndex() { write_file(folder_ / "1", sound_file()); }
+
+  /// Opens it, all of it and a part; what the index says is then there.
+  void open(const std::string& text) const {
+    write_file(folder_ / "index", to_bytes(text));
+    SafetensorsFile(folder_ / "index", FileAccess::read, {"a"});
+    const SafetensorsFile file(folder_ / "index", FileAccess::read);
+    for (const auto& [name, entry] : file.entries())
+      if (is_float(entry.dtype)) {
+        EXPECT_EQ(file.read<double>(name).size(), static_cast<std::size_t>(entry.size()));
+      }
+  }
+
+  TemporaryFolder folder_;
+  const std::string sound_ = R"({"metadata":{"k":"v"},"weight_map":{"a":"1","b":"1"}})";
+};
+
+TEST_F(MalformedIndex, IsAnErrorCutAtAnyLength) {
+  EXPECT_NO_THROW(open(sound_));
+  for (std::size_t size = 0; size < sound_.size(); ++size)
+    EXPECT_THROW(open(sound_.substr(0, size)), SafetensorsError) << size;
+}
+
+TEST_F(MalformedIndex, IsReadOrAnErrorForEveryValueOfEveryByte) {
+  std::size_t errors = 0;
+  for (std::size_t at = 0; at < sound_.size(); ++at)
+    for (int value = 0; value < 256; ++value) {
+      std::string damaged = sound_;
+      damaged[at] = static_cast<char>(value);
+      try {
+        open(damaged);
+      } catch (const SafetensorsError&) {
+        ++errors;
+      }
+    }
+  EXPECT_GT(errors, sound_.size() * 100);
+}
+
 }  // namespace

@@ -109,6 +109,42 @@ TEST_F(ShardedFile, ThatLacksSomethingIsAnError) {
   expect_refused("2: expected a safetensors file, got what seems to be JSON");
 }
 
+TEST_F(ShardedFile, OpensOnlyWhatIsAskedFor) {
+  write_shard("1", {{"layers.0.a", {1, 2}}, {"layers.1.a", {3}}});
+  write_index({{"layers.0.a", "1"}, {"layers.1.a", "1"}, {"layers.2.a", "2"}, {"z", "3"}});
+  write_file(folder_ / "3", to_bytes("no safetensors file"));
+  const auto open = [&](const std::vector<std::string>& prefixes) {
+    return SafetensorsFile(index_, FileAccess::map, prefixes);
+  };
+  for (const std::string prefix : {"layers.0.", "layers.0.a", "module.layers.0."}) {
+    const SafetensorsFile file = open({prefix});
+    EXPECT_EQ(file.read<float>("layers.0.a"), (Values{1, 2}));
+    EXPECT_TRUE(file.contains("layers.1.a"));
+    EXPECT_EQ(message_of<SafetensorsError>([&] { file.entry("layers.2.a"); }),
+              index_.string() +
+                  ": tensor 'layers.2.a': there is no such tensor, it lies in '2', "
+                  "which was not to be opened");
+    EXPECT_EQ(message_of<SafetensorsError>([&] { file.entry("y"); }),
+              index_.string() + ": tensor 'y': there is no such tensor");
+  }
+  // All of them, or one that is missing or malformed, is an error as ever.
+  EXPECT_THROW(open({}), SafetensorsError);
+  EXPECT_NE(message_of<SafetensorsError>([&] {
+              open({"layers.2"});
+            }).find((folder_ / "2").string() + ": cannot be opened: no such file"),
+            std::string::npos);
+  EXPECT_THROW(open({"layers.0.", "z"}), SafetensorsError);
+  EXPECT_EQ(message_of<SafetensorsError>([&] { open({"layers.0.", "layers.3."}); }),
+            index_.string() +
+                ": tensor 'layers.3.': expected it, or names that begin so, in the "
+                "index, got none");
+  write_index({{"layers.0.a", "1"}, {"layers.0.b", "1"}});
+  EXPECT_NE(message_of<SafetensorsError>([&] {
+              open({"layers.0.a"});
+            }).find("tensor 'layers.0.b': expected it in '1', got no such tensor there"),
+            std::string::npos);
+}
+
 TEST_F(ShardedFile, StaysInItsFolder) {
   write_shard("1", {{"a", {1}}});
   for (const std::string name : {"../1", "parts/../../1", "/etc/passwd", "..", "", "parts/"}) {

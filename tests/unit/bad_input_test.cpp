@@ -1299,6 +1299,123 @@ std::vector<BadInput> component_arguments() {
   };
 }
 
+/// `call(module, x, y, saved, gradients, workspace)` of a module of 3 channels, with x and y
+/// `[2, 5, 3]`.
+template <typename Module, typename Config, typename Call>
+std::function<void()> module_call(const Config& config, Call call) {
+  return [=] {
+    Module module(config, 1);
+    const Tensor<float, 3> x = zeros(2, 5, 3);
+    Tensor<float, 3> y = zeros(2, 5, 3);
+    typename Module::Saved saved;
+    auto gradients = Module::Parameters::zeros(config);
+    typename Module::Workspace workspace;
+    module.forward_saving(saved, x);
+    call(module, x, y, saved, gradients, workspace);
+  };
+}
+
+/// What every module must refuse.
+template <typename Module, typename Config>
+void add_module_arguments(const std::string& name, const Config& config, const std::string& weight,
+                          std::vector<BadInput>& all) {
+  const auto add = [&](const std::string& what, const std::vector<std::string>& fragments,
+                       const std::string& function, auto call) {
+    all.push_back(
+        {name + what, module_call<Module>(config, call), fragments, name + "::" + function});
+  };
+  const Tensor<float, 3> wide = zeros(2, 5, 4);
+  add("OfOtherWidth", {"x", "[any, any, 3]", "[2, 5, 4]"}, "forward",
+      [=](auto& m, auto&...) { m.forward(wide); });
+  add("IntoOtherShape", {"y", "[2, 5, 3]", "[2, 5, 4]"}, "forward_into",
+      [=](auto& m, auto& x, auto&, auto&, auto&, auto& workspace) {
+        Tensor<float, 3> y = wide;
+        m.forward_into(y, workspace, x);
+      });
+  add("IntoItsInput", {"y", "does not overlap x"}, "forward_into",
+      [=](auto& m, auto&, auto& y, auto&, auto&, auto& workspace) {
+        m.forward_into(y, workspace, y);
+      });
+  add("SavingOtherWidth", {"x", "[any, any, 3]"}, "forward_saving",
+      [=](auto& m, auto&, auto&, auto& saved, auto&...) { m.forward_saving(saved, wide); });
+  add("OfNothingSaved", {"saved", "expected"}, "backward",
+      [=](auto& m, auto& x, auto& y, auto&, auto& gradients, auto&) {
+        m.backward(gradients, typename Module::Saved(), y, x);
+      });
+  add("OfAnotherGradient", {"grad_y", "[2, 5, 3]", "[2, 5, 4]"}, "backward",
+      [=](auto& m, auto& x, auto&, auto& saved, auto& gradients, auto&) {
+        m.backward(gradients, saved, wide, x);
+      });
+  add("OfGradientsWithoutShapes", {weight, "shape"}, "backward",
+      [=](auto& m, auto& x, auto& y, auto& saved, auto&...) {
+        typename Module::Parameters none;
+        m.backward(none, saved, y, x);
+      });
+  add("OfOtherWeights", {weight, "shape"}, "set_parameters",
+      [=](auto& m, auto&...) { m.set_parameters({}); });
+}
+
+std::vector<BadInput> module_arguments() {
+  using local_mha::FeedForward;
+  using local_mha::LayerNorm;
+  using local_mha::Linear;
+  std::vector<BadInput> all{
+      {"LinearOfNoFeatures",
+       [] { Linear<float>({.in_features = 0, .out_features = 3}); },
+       {"in_features", "at least 1", "got 0"},
+       "Linear::Linear"},
+      {"LinearToNoFeatures",
+       [] { Linear<float>({.in_features = 3}); },
+       {"out_features", "at least 1", "got 0"},
+       "Linear::Linear"},
+      {"LinearOfTooMany",
+       [] { Linear<float>({.in_features = Index{1} << 30, .out_features = Index{1} << 30}); },
+       {"out_features", "2^40"},
+       "Linear::Linear"},
+      {"LinearWeightsOfNoFeatures",
+       [] { local_mha::LinearParameters<float>::zeros({}); },
+       {"in_features", "at least 1"},
+       "LinearParameters::zeros"},
+      {"NormOfNoChannels",
+       [] { LayerNorm<float>({.dim = 0}); },
+       {"dim", "at least 1", "got 0"},
+       "LayerNorm::LayerNorm"},
+      {"NormOfEpsNaN",
+       [] { LayerNorm<float>({.dim = 3, .eps = nan}); },
+       {"eps", "1e-30", "nan"},
+       "LayerNorm::LayerNorm"},
+      {"NormOfMisshapenWeights",
+       [] {
+         LayerNorm<float>({.dim = 3}, local_mha::LayerNormParameters<float>::zeros({.dim = 4}));
+       },
+       {"weight", "[3, 1]", "[4, 1]"},
+       "LayerNorm::LayerNorm"},
+      {"NormWeightsOfNoChannels",
+       [] { local_mha::LayerNormParameters<float>::zeros({}); },
+       {"dim", "at least 1"},
+       "LayerNormParameters::zeros"},
+      {"FeedForwardOfNoChannels",
+       [] { FeedForward<float>({.ff_mult = 2}); },
+       {"dim", "at least 1"},
+       "FeedForward::FeedForward"},
+      {"FeedForwardOfNoWidth",
+       [] { FeedForward<float>({.dim = 3, .ff_mult = 0}); },
+       {"ff_mult", "positive"},
+       "FeedForward::FeedForward"},
+      {"FeedForwardOfDropoutOne",
+       [] { FeedForward<float>({.dim = 3, .dropout = 1}); },
+       {"dropout", "[0, 1)"},
+       "FeedForward::FeedForward"},
+  };
+  add_module_arguments<Linear<float>>(
+      "Linear", local_mha::LinearConfig{.in_features = 3, .out_features = 3}, "weight", all);
+  add_module_arguments<LayerNorm<float>>("LayerNorm", local_mha::LayerNormConfig{.dim = 3},
+                                         "weight", all);
+  add_module_arguments<FeedForward<float>>("FeedForward", local_mha::FeedForwardConfig{.dim = 3},
+                                           "0.weight", all);
+  return all;
+}
+
 /// backward() of a layer norm of 3 channels, 5 rows.
 std::function<void()> norm_backward(Index channels, Index of_weight, Index of_bias) {
   return [=] {
@@ -2477,6 +2594,10 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "FeedForward::Workspace::Workspace",
         "FeedForwardParameters::visit_each",
         "FeedForwardParameters::has_shapes_of",
+        "LayerNormParameters::has_shapes_of",
+        "LayerNormParameters::visit_each",
+        "LinearParameters::has_shapes_of",
+        "LinearParameters::visit_each",
         "DynamicPositionBiasParameters::has_shapes_of",
         "LocalMHAParameters::has_shapes_of",
         "LongformerParameters::has_shapes_of",
@@ -2638,6 +2759,7 @@ INSTANTIATE_TEST_SUITE_P(Transformer, BadInputs, testing::ValuesIn(transformer_a
 INSTANTIATE_TEST_SUITE_P(Component, BadInputs, testing::ValuesIn(component_arguments()), name_of);
 INSTANTIATE_TEST_SUITE_P(FurtherComponent, BadInputs,
                          testing::ValuesIn(further_component_arguments()), name_of);
+INSTANTIATE_TEST_SUITE_P(Module, BadInputs, testing::ValuesIn(module_arguments()), name_of);
 INSTANTIATE_TEST_SUITE_P(Gradient, BadInputs, testing::ValuesIn(gradient_arguments()), name_of);
 INSTANTIATE_TEST_SUITE_P(Training, BadInputs, testing::ValuesIn(training_arguments()), name_of);
 INSTANTIATE_TEST_SUITE_P(Result, BadInputs, testing::ValuesIn(results_and_gradients()), name_of);
@@ -2651,8 +2773,8 @@ TEST(BadInput, IsTriedOnEveryPublicFunction) {
   for (const auto& cases :
        {attention_configurations(), layer_configurations(), transformer_configurations(),
         attention_arguments(), layer_arguments(), transformer_arguments(), component_arguments(),
-        further_component_arguments(), gradient_arguments(), training_arguments(),
-        results_and_gradients(), streams(), encoders()})
+        further_component_arguments(), module_arguments(), gradient_arguments(),
+        training_arguments(), results_and_gradients(), streams(), encoders()})
     for (const BadInput& bad : cases) tried.insert(bad.function);
   std::set<std::string> excused;
   for (const auto& [reason, names] : without_bad_input())

@@ -649,4 +649,57 @@ TEST(OutOfMemory, InTheFeedForward) {
   });
 }
 
+/// A Linear, LayerNorm or FeedForward of 6 channels.
+template <typename Module, typename Config>
+void fail_in_module(const Config& config) {
+  struct Objects {
+    Module module;
+    typename Module::Saved saved = {};
+    typename Module::Workspace workspace = {};
+    typename Module::Parameters gradients;
+    Tensor<float, 3> result = {};
+  };
+  const auto x = random<3>(1, {2, 25, 6});
+  const auto other = Module(config, 2).parameters();
+  const auto weights = [](const Objects& o) { return numbers(o.module.parameters()); };
+  const auto result = [](const Objects& o) { return numbers(o.gradients, o.result); };
+  on_each_device([&](const auto& device) {
+    const auto make = [&] {
+      return std::make_unique<Objects>(
+          Objects{.module = Module(config, 1), .gradients = Module::Parameters::zeros(config)});
+    };
+    const auto make_saved = [&] {
+      auto o = make();
+      o->result = o->module.forward_saving(device, o->saved, x);
+      return o;
+    };
+    expect_as_it_was(
+        "forward", make, [&](Objects& o) { o.result = o.module.forward(device, x); }, result);
+    expect_as_it_was(
+        "forward_into", make_saved,
+        [&](Objects& o) { o.module.forward_into(device, o.result, o.workspace, x); }, result);
+    expect_as_it_was(
+        "forward_saving", make,
+        [&](Objects& o) { o.result = o.module.forward_saving(device, o.saved, x); },
+        [&](Objects& o) {
+          o.module.backward(device, o.gradients, o.saved, o.result, x);
+          return result(o);
+        });
+    expect_as_it_was(
+        "backward", make_saved,
+        [&](Objects& o) { o.result = o.module.backward(device, o.gradients, o.saved, x, x); },
+        result, [](const Objects& o) { return numbers(o.gradients); });
+    expect_as_it_was(
+        "set_parameters", make, [&](Objects& o) { o.module.set_parameters(other); }, weights,
+        weights);
+  });
+}
+
+TEST(OutOfMemory, InTheModules) {
+  fail_in_module<local_mha::Linear<float>>(
+      local_mha::LinearConfig{.in_features = 6, .out_features = 6});
+  fail_in_module<local_mha::LayerNorm<float>>(local_mha::LayerNormConfig{.dim = 6});
+  fail_in_module<local_mha::FeedForward<float>>(local_mha::FeedForwardConfig{.dim = 6});
+}
+
 }  // namespace out_of_memory_test

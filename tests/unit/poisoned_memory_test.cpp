@@ -288,6 +288,35 @@ TYPED_TEST(PoisonedMemory, OfAFeedForward) {
   }
 }
 
+/// A Linear, LayerNorm or FeedForward of 12 channels.
+template <typename Module, typename Scalar, typename Config>
+void poison_module(const Config& config) {
+  const Module module(config, 3);
+  Threads threads(3);
+  typename Module::Workspace workspace;
+  const long mark = AlignedMemory::instance().mark();
+  for (const Index n : lengths<Scalar>()) {
+    SCOPED_TRACE("N " + std::to_string(n));
+    const auto x = random<Scalar, 3>({2, n, 12}, 5);
+    Tensor<Scalar, 3> y(2, n, 12);
+    module.forward_into(threads.device, y, workspace, x);
+    const std::string expected = bytes(y);
+    EXPECT_TRUE(all_finite<Scalar>(expected));
+    EXPECT_GT(AlignedMemory::instance().poison_since(mark), 0U);
+    y.setConstant(Scalar(nan));
+    module.forward_into(threads.device, y, workspace, x);
+    EXPECT_EQ(bytes(y), expected);
+  }
+}
+
+TYPED_TEST(PoisonedMemory, OfModules) {
+  poison_module<local_mha::Linear<TypeParam>, TypeParam>(
+      local_mha::LinearConfig{.in_features = 12, .out_features = 12});
+  poison_module<local_mha::LayerNorm<TypeParam>, TypeParam>(local_mha::LayerNormConfig{.dim = 12});
+  poison_module<local_mha::FeedForward<TypeParam>, TypeParam>(
+      local_mha::FeedForwardConfig{.dim = 12});
+}
+
 TYPED_TEST(PoisonedMemory, OfAnEncoder) {
   using local_mha::Encoder;
   for (const Index streams : {1, 3}) {

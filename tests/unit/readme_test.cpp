@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -64,6 +66,16 @@ TEST(Readme, LoadsALayer) {
   EXPECT_EQ(mha.forward(file.tensor<float, 3>("input/x")).dimension(2), mha.config().dim);
 }
 
+TEST(Readme, LoadsALayerFromMemory) {
+  const local_mha::LocalMHAConfig config{.dim = 16, .window_size = 4, .dim_head = 8, .heads = 4};
+  const std::vector<float> numbers(std::size_t{3} * 32 * 16, 0.5F);
+  const float* const pointer = numbers.data();
+  const local_mha::RowMatrix<float> matrix = local_mha::RowMatrix<float>::Random(16, 32);
+#include "state_dict.inc"
+  EXPECT_EQ(parameters.to_qkv(95, 15), 0.5F);
+  EXPECT_EQ(parameters.to_out, matrix);
+}
+
 // A program.
 #define main load_attention
 #include "load_attention.inc"
@@ -83,6 +95,35 @@ TEST(Readme, LoadsALayerOfAPublishedModel) {
   testing::internal::CaptureStdout();
   EXPECT_EQ(load_attention(), 0);
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "100 rows of layer 0\n");
+}
+
+// A program.
+#define main train_own_model
+#include "own_model.inc"
+#undef main
+
+TEST(Readme, TrainsAModelOfOnesOwn) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(train_own_model(), 0);
+  std::istringstream text(testing::internal::GetCapturedStdout());
+  const std::vector<double> losses{std::istream_iterator<double>(text), {}};
+  ASSERT_EQ(losses.size(), 6U);
+  EXPECT_GT(losses.front(), 2);
+  EXPECT_LT(losses.back(), losses.front() / 10);
+}
+
+// A program.
+#define main stream_audio
+#include "audio_stream.inc"
+#undef main
+
+TEST(Readme, StreamsSoundThroughAnEncoder) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(stream_audio(), 0);
+  EXPECT_EQ(testing::internal::GetCapturedStdout(),
+            "200 frames in, 168 features out\n400 frames in, 368 features out\n"
+            "600 frames in, 568 features out\n800 frames in, 768 features out\n"
+            "0 missing, as of the whole\n");
 }
 
 // A program.

@@ -30,7 +30,7 @@
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/upcoming.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 #include <local_mha/ops/rotary.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 

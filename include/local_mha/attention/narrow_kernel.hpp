@@ -18,7 +18,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/window.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 

@@ -18,7 +18,7 @@
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/rotary.hpp>
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include <local_mha/core/block.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 

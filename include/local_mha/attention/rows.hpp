@@ -10,7 +10,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 

@@ -19,7 +19,7 @@
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 

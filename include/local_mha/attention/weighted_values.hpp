@@ -9,7 +9,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/upcoming.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 

@@ -165,7 +165,40 @@ class TensorView {
   Dimensions dimensions_{};
 };
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+template <typename Element, std::size_t Rank>
+TensorView(Element*, const std::array<Index, Rank>&) -> TensorView<Element, static_cast<int>(Rank)>;
+template <typename Scalar, int Rank, int Options, typename Extent>
+TensorView(Eigen::Tensor<Scalar, Rank, Options, Extent>&) -> TensorView<Scalar, Rank>;
+template <typename Scalar, int Rank, int Options, typename Extent>
+TensorView(const Eigen::Tensor<Scalar, Rank, Options, Extent>&) -> TensorView<const Scalar, Rank>;
+template <typename Scalar, int Rank, int Options, typename Extent, int MapOptions,
+          template <class> class MakePointer>
+TensorView(
+    const Eigen::TensorMap<Eigen::Tensor<Scalar, Rank, Options, Extent>, MapOptions, MakePointer>&)
+    -> TensorView<Scalar, Rank>;
+template <typename Scalar, int Rank, int Options, typename Extent, int MapOptions,
+          template <class> class MakePointer>
+TensorView(const Eigen::TensorMap<const Eigen::Tensor<Scalar, Rank, Options, Extent>, MapOptions,
+                                  MakePointer>&) -> TensorView<const Scalar, Rank>;
+LOCAL_MHA_INT_BOUNDS_END
+
 namespace detail {
+
+template <typename Source>
+struct ScalarOfSource {};
+template <typename Source>
+  requires requires { typename Source::Scalar; }
+struct ScalarOfSource<Source> {
+  using type = std::remove_const_t<typename Source::Scalar>;
+};
+template <typename Element, int Rank>
+struct ScalarOfSource<TensorView<Element, Rank>> {
+  using type = std::remove_const_t<Element>;
+};
+/// Of a tensor, a matrix, a map or a view of one.
+template <typename Source>
+using ScalarOf = typename ScalarOfSource<Source>::type;
 
 /// Rejects memory for results that is also that of an argument.
 template <typename Scalar, int Rank, int OtherRank>

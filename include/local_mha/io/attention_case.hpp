@@ -29,10 +29,10 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 namespace detail {
 
 /// The metadata entry; an empty object if there is none.
-inline void parse_case(const SafetensorsFile& file, nlohmann::json& parsed) {
-  const auto found = file.metadata().find("case");
-  parsed =
-      found == file.metadata().end() ? nlohmann::json::object() : parse_json(found->second, "case");
+inline void parse_case(const TensorSource& source, nlohmann::json& parsed) {
+  const auto found = source.metadata().find("case");
+  parsed = found == source.metadata().end() ? nlohmann::json::object()
+                                            : parse_json(found->second, "case");
   if (!parsed.is_object()) reject("case", "an object", describe(parsed));
 }
 
@@ -40,10 +40,10 @@ inline void parse_case(const SafetensorsFile& file, nlohmann::json& parsed) {
 
 /// The `model_type` of which the file holds a layer; empty: of none.
 /// \throws std::invalid_argument if its metadata are malformed
-inline std::string family_of_case(const SafetensorsFile& file) {
+inline std::string family_of_case(const TensorSource& source) {
   nlohmann::json described;
   const detail::EmptiedJson emptied(described);
-  detail::parse_case(file, described);
+  detail::parse_case(source, described);
   return detail::ModelConfig(described, "case").get<std::string>("family", "");
 }
 
@@ -51,20 +51,20 @@ namespace detail {
 
 /// Calls `read(config, case)` with the configuration, which has the family's name, and the case.
 template <typename Read>
-auto read_layer_case(const SafetensorsFile& file, const Read& read) {
+auto read_layer_case(const TensorSource& source, const Read& read) {
   try {
     nlohmann::json described;
     nlohmann::json config;
     const EmptiedJson emptied(described);
     const EmptiedJson emptied_config(config);
-    parse_case(file, described);
+    parse_case(source, described);
     const ModelConfig members(described, "case");
     config = described.value("config", nlohmann::json());
     if (!config.is_object()) reject("case.config", "a JSON object", describe(config));
     config["model_type"] = members.required<std::string>("family");
     return read(config, members);
   } catch (const std::invalid_argument& error) {
-    throw SafetensorsError(file.file_name(), "", error.what());
+    throw SafetensorsError(source.file_name(), "", error.what());
   }
 }
 
@@ -72,14 +72,14 @@ auto read_layer_case(const SafetensorsFile& file, const Read& read) {
 
 /// The layer of such a file, whose weights are at the prefix `param/`.
 /// \throws SafetensorsError naming what is missing or malformed, see attention_layer()
-inline AttentionLayer read_attention_case(const SafetensorsFile& file) {
+inline AttentionLayer read_attention_case(const TensorSource& source) {
   return detail::read_layer_case(
-      file, [&](const nlohmann::json& config, const detail::ModelConfig& described) {
+      source, [&](const nlohmann::json& config, const detail::ModelConfig& described) {
         AttentionLayer layer =
-            attention_layer(file, "param/", config, described.get<Index>("layer", 0));
+            attention_layer(source, "param/", config, described.get<Index>("layer", 0));
         RotaryConfig& rotary = layer.config.rotary;
-        if (layer.config.use_rotary_pos_emb && file.contains("input/inv_freq")) {
-          rotary.inv_freq = file.read<double>("input/inv_freq");
+        if (layer.config.use_rotary_pos_emb && source.contains("input/inv_freq")) {
+          rotary.inv_freq = source.read<double>("input/inv_freq");
           rotary.rotary_dim = 2 * static_cast<Index>(rotary.inv_freq.size());
           rotary.factor = described.get("rotary_scale", rotary.factor);
         }
@@ -90,9 +90,9 @@ inline AttentionLayer read_attention_case(const SafetensorsFile& file) {
 
 /// The same of a Longformer's layer.
 /// \throws SafetensorsError naming what is missing or malformed, see longformer_layer()
-inline LongformerLayer read_longformer_case(const SafetensorsFile& file) {
+inline LongformerLayer read_longformer_case(const TensorSource& source) {
   return detail::read_layer_case(
-      file, [](const nlohmann::json& config, const detail::ModelConfig& described) {
+      source, [](const nlohmann::json& config, const detail::ModelConfig& described) {
         return longformer_layer(config, described.get<Index>("layer", 0));
       });
 }

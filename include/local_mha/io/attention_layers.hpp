@@ -29,11 +29,12 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
-#include <local_mha/io/attention_families.hpp>
+#include <local_mha/io/attention_layer_description.hpp>
+#include <local_mha/io/attention_layer_source.hpp>
 #include <local_mha/io/layer_tensors.hpp>
 #include <local_mha/io/model_config.hpp>
 #include <local_mha/io/safetensors.hpp>
-#include <local_mha/io/state_dict.hpp>
+#include <local_mha/io/state_dict_reader.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/parameters.hpp>
 
@@ -48,15 +49,15 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 /// \throws std::invalid_argument naming the member of the configuration that is missing, out of
 ///   range or not supported, or the prefix if the layer has no sliding window
 /// \throws SafetensorsError naming a tensor that is misshapen
-inline AttentionLayer attention_layer(const SafetensorsFile& file, const std::string& prefix,
+inline AttentionLayer attention_layer(const TensorSource& source, const std::string& prefix,
                                       const nlohmann::json& config,
                                       std::optional<Index> number = {}) {
   detail::ModelConfig members(config);
   if (members.is_object("text_config")) members = members.object("text_config");
   if (number && (*number < 0 || *number >= detail::most_layers))
     reject("number", "0 to 2^30 - 1", *number);
-  const std::string before = detail::layer_prefix(prefix);
-  detail::StateDictReader<double> reader(file, before, RotaryBuffers::ignore);
+  const std::string before = detail::find_layer_prefix(source, prefix);
+  detail::StateDictReader<double> reader(source, before, RotaryBuffers::ignore);
   return detail::describe_layer(
       {members, reader, before, number ? number : detail::layer_number(before)});
 }
@@ -68,14 +69,15 @@ inline AttentionLayer attention_layer(const SafetensorsFile& file, const std::st
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
-LocalMHAParameters<Scalar> load_attention_parameters(const SafetensorsFile& file,
+LocalMHAParameters<Scalar> load_attention_parameters(const TensorSource& source,
                                                      const std::string& prefix,
                                                      const AttentionLayer& layer,
                                                      RotaryBuffers buffers = RotaryBuffers::check) {
   validate(layer.config);
-  detail::StateDictReader<Scalar> reader(file, detail::layer_prefix(prefix), buffers);
+  detail::StateDictReader<Scalar> reader(source, detail::find_layer_prefix(source, prefix),
+                                         buffers);
   // All there is to object to, before memory is taken.
-  detail::LayerTensorReader<Scalar> tensors(file, reader, layer.tensors, buffers);
+  detail::LayerTensorReader<Scalar> tensors(source, reader, layer.tensors, buffers);
   for (const std::string& name : layer.buffers) reader.ignore(name);
   if (layer.config.use_rotary_pos_emb)
     reader.rotary_buffers("rotary_emb.", layer.config.dim_head, layer.config.rotary);
@@ -98,12 +100,12 @@ LocalMHAParameters<Scalar> load_attention_parameters(const SafetensorsFile& file
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
-LocalMHA<Scalar> load_attention(const SafetensorsFile& file, const std::string& prefix,
+LocalMHA<Scalar> load_attention(const TensorSource& source, const std::string& prefix,
                                 const nlohmann::json& config,
                                 RotaryBuffers buffers = RotaryBuffers::check) {
-  const AttentionLayer layer = attention_layer(file, prefix, config);
+  const AttentionLayer layer = attention_layer(source, prefix, config);
   return LocalMHA<Scalar>(layer.config,
-                          load_attention_parameters<Scalar>(file, prefix, layer, buffers));
+                          load_attention_parameters<Scalar>(source, prefix, layer, buffers));
 }
 
 /// Gradients of a model's tensors from those of a layer's weights.

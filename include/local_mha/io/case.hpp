@@ -12,8 +12,8 @@
 
 #include <local_mha/io/json.hpp>
 #include <local_mha/io/safetensors_error.hpp>
-#include <local_mha/io/safetensors_reader.hpp>
 #include <local_mha/io/safetensors_writer.hpp>
+#include <local_mha/io/tensor_source.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
 
@@ -25,19 +25,19 @@ struct Case {
   std::string note = {};                             ///< for people
 };
 
-inline bool has_case(const SafetensorsFile& file) { return file.metadata().contains("case"); }
+inline bool has_case(const TensorSource& source) { return source.metadata().contains("case"); }
 
 /// Of these keys only `kind` must be there; further ones are left to whoever wrote them.
 /// \throws SafetensorsError if the file has no such metadata or they are malformed
-inline Case read_case(const SafetensorsFile& file) {
+inline Case read_case(const TensorSource& source) {
   const auto fail = [&](const std::string& problem) {
-    throw SafetensorsError(file.file_name(), "", problem);
+    throw SafetensorsError(source.file_name(), "", problem);
   };
-  if (!has_case(file)) fail("__metadata__: expected the key 'case', got none");
+  if (!has_case(source)) fail("__metadata__: expected the key 'case', got none");
   nlohmann::json parsed;
   const detail::EmptiedJson emptied(parsed);
   try {
-    parsed = parse_json(file.metadata().at("case"), "case");
+    parsed = parse_json(source.metadata().at("case"), "case");
   } catch (const std::invalid_argument& error) {
     fail(error.what());
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Weights of encoders in safetensors files, in the two forms that they have in Python:
+/// Weights of encoders in safetensors files, or in memory, in the two forms that they have in
+/// Python:
 ///
 ///     LocalTransformer(num_tokens=None)   layers.<i>.0.branch.…, layers.<i>.1.branch.…
 ///     a ModuleList of pairs               layers.<i>.0.…, layers.<i>.1.…
@@ -21,6 +22,7 @@
 #include <local_mha/encoder_config.hpp>
 #include <local_mha/io/case.hpp>
 #include <local_mha/io/encoder_kwargs.hpp>
+#include <local_mha/io/prefix.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/state_dict.hpp>
 #include <local_mha/io/weights.hpp>
@@ -41,19 +43,29 @@ enum class EncoderForm : std::uint8_t {
   module_list,        ///< pairs of a LocalMHA and a FeedForward; any layers
 };
 
+namespace detail {
+
+inline std::string encoder_prefix(const TensorSource& source,
+                                  const std::optional<std::string>& prefix) {
+  return find_prefix(source, prefix_of(source, prefix), {"layers.0."});
+}
+
+}  // namespace detail
+
 /// Weights of an Encoder whose configuration is known.
-/// \param prefix stands before the names, such as `param/` or `encoder.`
+/// \param prefix stands before the names, such as `encoder.`; empty: `param/` if there are such
+///   names, else none
 /// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws std::invalid_argument if the configuration is
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
-EncoderParameters<Scalar> load_encoder_parameters(const SafetensorsFile& file,
+EncoderParameters<Scalar> load_encoder_parameters(const TensorSource& source,
                                                   const EncoderConfig& config,
-                                                  const std::string& prefix,
+                                                  const std::optional<std::string>& prefix = {},
                                                   RotaryBuffers buffers = RotaryBuffers::check) {
   validate(config);
-  detail::StateDictReader<Scalar> reader(file, prefix, buffers);
+  detail::StateDictReader<Scalar> reader(source, detail::encoder_prefix(source, prefix), buffers);
   EncoderParameters<Scalar> parameters;
   detail::visit_state_dict(reader, "", config, parameters);
   reader.reject_unexpected();
@@ -66,21 +78,21 @@ EncoderParameters<Scalar> load_encoder_parameters(const SafetensorsFile& file,
 /// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws SafetensorsError naming the argument or tensor that is wrong
 template <typename Scalar>
-EncoderWeights<Scalar> load_encoder(const SafetensorsFile& file,
+EncoderWeights<Scalar> load_encoder(const TensorSource& source,
                                     const std::optional<std::string>& prefix = {},
                                     RotaryBuffers buffers = RotaryBuffers::check) {
-  const std::string names = detail::prefix_of(file, prefix);
-  Case described = read_case(file);
+  const std::string names = detail::encoder_prefix(source, prefix);
+  Case described = read_case(source);
   const detail::EmptiedJson emptied(described.kwargs);
   const detail::EmptiedJson emptied_call(described.call);
   const bool is_stack = described.kind == "Stack";
   const EncoderConfig config =
-      detail::config_of(file, is_stack ? "Stack" : "LocalTransformer", [&](const auto& kwargs) {
+      detail::config_of(source, is_stack ? "Stack" : "LocalTransformer", [&](const auto& kwargs) {
         return detail::with_residual_streams(
             is_stack ? stack_config(kwargs) : local_transformer_encoder_config(kwargs), kwargs,
-            detail::StateDictReader<Scalar>(file, names, buffers));
+            detail::StateDictReader<Scalar>(source, names, buffers));
       });
-  return {config, load_encoder_parameters<Scalar>(file, config, names, buffers)};
+  return {config, load_encoder_parameters<Scalar>(source, config, names, buffers)};
 }
 
 /// Adds an Encoder's state dict and its configuration; Python's `load_state_dict` takes the former.

@@ -16,9 +16,10 @@
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/io/safetensors.hpp>
+#include <local_mha/io/prefix.hpp>
 #include <local_mha/io/safetensors_error.hpp>
-#include <local_mha/io/state_dict.hpp>
+#include <local_mha/io/state_dict_reader.hpp>
+#include <local_mha/io/tensor_source.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
@@ -46,6 +47,12 @@ namespace detail {
 inline std::string layer_prefix(std::string prefix) {
   if (!prefix.empty() && prefix.back() != '.' && prefix.back() != '/') prefix += '.';
   return prefix;
+}
+
+/// The same, as it stands in the source.
+inline std::string find_layer_prefix(const TensorSource& source, const std::string& prefix) {
+  const std::string before = layer_prefix(prefix);
+  return before.empty() ? before : find_prefix(source, before, {""});
 }
 
 /// More layers than any stack has.
@@ -104,9 +111,9 @@ template <typename Scalar>
 class LayerTensorReader {
  public:
   /// \throws SafetensorsError naming the tensor that is missing, misshapen or not floating-point
-  LayerTensorReader(const SafetensorsFile& file, StateDictReader<Scalar>& reader,
+  LayerTensorReader(const TensorSource& source, StateDictReader<Scalar>& reader,
                     const std::vector<LayerTensor>& tensors, RotaryBuffers buffers)
-      : file_(file), reader_(reader), tensors_(tensors), buffers_(buffers) {
+      : source_(source), reader_(reader), tensors_(tensors), buffers_(buffers) {
     for (const LayerTensor& tensor : tensors)
       with_reader(tensor, [&](auto& from) { from.check_tensor(tensor.name, tensor.shape); });
   }
@@ -123,7 +130,7 @@ class LayerTensorReader {
   template <typename Use>
   void with_reader(const LayerTensor& tensor, Use&& use) {
     if (tensor.prefix.empty()) return use(reader_);
-    StateDictReader<Scalar> other(file_, tensor.prefix, buffers_);
+    StateDictReader<Scalar> other(source_, tensor.prefix, buffers_);
     use(other);
   }
 
@@ -147,7 +154,7 @@ class LayerTensorReader {
         parameter(h, c) = table(tensor.rows[static_cast<std::size_t>(c)], h);
   }
 
-  const SafetensorsFile& file_;
+  const TensorSource& source_;
   StateDictReader<Scalar>& reader_;
   const std::vector<LayerTensor>& tensors_;
   RotaryBuffers buffers_;

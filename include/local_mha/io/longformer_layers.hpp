@@ -25,7 +25,7 @@
 #include <local_mha/io/model_config.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/safetensors_error.hpp>
-#include <local_mha/io/state_dict.hpp>
+#include <local_mha/io/state_dict_reader.hpp>
 #include <local_mha/longformer.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
@@ -87,13 +87,14 @@ inline LongformerLayer longformer_layer(const nlohmann::json& config,
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
-LongformerParameters<Scalar> load_longformer_parameters(const SafetensorsFile& file,
+LongformerParameters<Scalar> load_longformer_parameters(const TensorSource& source,
                                                         const std::string& prefix,
                                                         const LongformerLayer& layer) {
   validate(layer.config);
   constexpr RotaryBuffers buffers = RotaryBuffers::check;
-  detail::StateDictReader<Scalar> reader(file, detail::layer_prefix(prefix), buffers);
-  detail::LayerTensorReader<Scalar> tensors(file, reader, layer.tensors, buffers);
+  detail::StateDictReader<Scalar> reader(source, detail::find_layer_prefix(source, prefix),
+                                         buffers);
+  detail::LayerTensorReader<Scalar> tensors(source, reader, layer.tensors, buffers);
   reader.reject_unexpected();
   auto parameters = LongformerParameters<Scalar>::zeros(layer.config);
   tensors.read(parameters);
@@ -108,11 +109,11 @@ LongformerParameters<Scalar> load_longformer_parameters(const SafetensorsFile& f
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
-LongformerAttention<Scalar> load_longformer(const SafetensorsFile& file, const std::string& prefix,
+LongformerAttention<Scalar> load_longformer(const TensorSource& source, const std::string& prefix,
                                             const nlohmann::json& config) {
   const LongformerLayer layer = longformer_layer(config, detail::layer_number(prefix));
   return LongformerAttention<Scalar>(layer.config,
-                                     load_longformer_parameters<Scalar>(file, prefix, layer));
+                                     load_longformer_parameters<Scalar>(source, prefix, layer));
 }
 
 /// Gradients of a model's tensors from those of a layer's weights.

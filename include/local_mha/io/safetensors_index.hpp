@@ -3,6 +3,7 @@
 /// Models in several files: the index `model.safetensors.index.json`, which says what is where.
 #pragma once
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -21,15 +22,10 @@
 #include <local_mha/io/safetensors_error.hpp>
 #include <local_mha/io/safetensors_header.hpp>
 #include <local_mha/io/system_file.hpp>
+#include <local_mha/io/tensor_names.hpp>
+#include <local_mha/io/tensor_source.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
-
-/// Files, and what their headers say together.
-struct SafetensorsContent {
-  std::string name;
-  std::vector<std::shared_ptr<const FileBytes>> files;
-  SafetensorsHeader header;
-};
 
 /// What the index says: in which file a tensor is, and metadata, of which texts are kept.
 struct SafetensorsIndex {
@@ -78,16 +74,31 @@ inline SafetensorsIndex parse_index(const FileBytes& bytes) {
   return index;
 }
 
+/// Whether a tensor is one of those that are asked for, wrapped or not.
+inline bool is_wanted(std::string_view name, const std::vector<std::string>& prefixes) {
+  return prefixes.empty() || std::ranges::any_of(prefixes, [&](const std::string& prefix) {
+           return name.starts_with(prefix) ||
+                  without_wrappers(name).starts_with(without_wrappers(prefix));
+         });
+}
+
 /// Opens the files that an index names.
 /// \param path of the index
-/// \throws SafetensorsError if one of them cannot be opened or is malformed, or they do not hold
-///   what the index says
-inline SafetensorsContent open_index(const std::filesystem::path& path, const FileBytes& bytes,
-                                     FileAccess access) {
+/// \param prefixes of the tensors whose files are opened; none: all
+/// \throws SafetensorsError if one of them cannot be opened or is malformed, they do not hold what
+///   the index says, or it has no tensor with one of the prefixes
+inline TensorContent open_index(const std::filesystem::path& path, const FileBytes& bytes,
+                                FileAccess access, const std::vector<std::string>& prefixes) {
   SafetensorsIndex index = parse_index(bytes);
-  SafetensorsContent content{bytes.name(), {}, {std::move(index.metadata), {}}};
+  for (const std::string& prefix : prefixes)
+    if (std::ranges::none_of(index.weight_map,
+                             [&](const auto& named) { return is_wanted(named.first, {prefix}); }))
+      throw SafetensorsError(bytes.name(), prefix,
+                             "expected it, or names that begin so, in the index, got none");
+  TensorContent content{bytes.name(), {}, {std::move(index.metadata), {}}};
   std::set<std::string> names;
-  for (const auto& named : index.weight_map) names.insert(named.second);
+  for (const auto& [tensor, name] : index.weight_map)
+    if (is_wanted(tensor, prefixes)) names.insert(name);
   for (const std::string& name : names) {
     const auto& file = content.files.emplace_back(FileBytes::open(
         path.parent_path() / std::filesystem::path(std::u8string(name.begin(), name.end())),
@@ -106,7 +117,9 @@ inline SafetensorsContent open_index(const std::filesystem::path& path, const Fi
     }
   }
   for (const auto& [tensor, name] : index.weight_map)
-    if (!content.header.tensors.contains(tensor))
+    if (!names.contains(name))
+      content.elsewhere.emplace(tensor, name);
+    else if (!content.header.tensors.contains(tensor))
       throw SafetensorsError(content.name, tensor,
                              "expected it in '" + printable(name) + "', got no such tensor there");
   return content;

@@ -3,43 +3,19 @@
 /// Reading safetensors files. The format is described in safetensors.hpp.
 #pragma once
 
-#include <array>
-#include <concepts>
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
-#include <functional>
-#include <limits>
-#include <map>
 #include <memory>
-#include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
-#include <local_mha/core/types.hpp>
-#include <local_mha/io/dtype.hpp>
 #include <local_mha/io/file_bytes.hpp>
-#include <local_mha/io/safetensors_error.hpp>
 #include <local_mha/io/safetensors_header.hpp>
 #include <local_mha/io/safetensors_index.hpp>
+#include <local_mha/io/tensor_source.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::io {
-
-/// What tensors are read as:
-///
-/// | asked for       | stored as           |                                               |
-/// |-----------------|---------------------|-----------------------------------------------|
-/// | `double`        | F64, F32, F16, BF16 | exact                                         |
-/// | `float`         | F64, F32, F16, BF16 | exact, but F64 is rounded to nearest          |
-/// | `std::int64_t`  | integers, BOOL      | exact; a U64 above 2^63 - 1 is an error       |
-/// | `std::uint8_t`  | U8, BOOL            | exact                                         |
-/// | `bool`          | U8, BOOL            | another value than 0 and 1 is an error        |
-template <typename Scalar>
-concept ReadableScalar = std::same_as<Scalar, double> || std::same_as<Scalar, float> ||
-                         std::same_as<Scalar, std::int64_t> || std::same_as<Scalar, std::uint8_t> ||
-                         std::same_as<Scalar, bool>;
 
 /// A safetensors file, open for reading; or several files, by their index.
 ///
@@ -54,12 +30,16 @@ concept ReadableScalar = std::same_as<Scalar, double> || std::same_as<Scalar, fl
 /// An index, `model.safetensors.index.json`, names the file of each tensor; it is opened as a file
 /// is, and what the files beside it hold is then read as if it stood in one. Of a text of
 /// `__metadata__` that several have, the first file's counts, in the order of their names.
-class SafetensorsFile {
+class SafetensorsFile : public TensorSource {
  public:
   /// \param path of a safetensors file, or of an index of several
-  /// \throws SafetensorsError with the tensor's name and the byte offset
-  explicit SafetensorsFile(const std::filesystem::path& path, FileAccess access = FileAccess::map)
-      : SafetensorsFile(open(path, access)) {}
+  /// \param prefixes of an index: only files with tensors whose names begin with one of them are
+  ///   opened, as for a layer of a large model; the others need not be there. None: all files
+  /// \throws SafetensorsError with the tensor's name and the byte offset; naming the prefix if the
+  ///   index has no such names
+  explicit SafetensorsFile(const std::filesystem::path& path, FileAccess access = FileAccess::map,
+                           const std::vector<std::string>& prefixes = {})
+      : SafetensorsFile(open(path, access, prefixes)) {}
 
   /// A file that is in memory already.
   /// \param name stands for the path in errors
@@ -74,186 +54,22 @@ class SafetensorsFile {
   SafetensorsFile& operator=(const SafetensorsFile&) = default;
   ~SafetensorsFile() = default;
 
-  /// The path, or the name given to from_bytes(). Entries say in which of several files they are.
-  const std::string& file_name() const { return content_->name; }
-
-  /// The texts of `__metadata__`.
-  const std::map<std::string, std::string>& metadata() const { return content_->header.metadata; }
-
-  /// The tensors, by name. Their bytes stay valid as long as this file or a copy of it.
-  const std::map<std::string, TensorEntry, std::less<>>& entries() const {
-    return content_->header.tensors;
-  }
-
-  /// Names of the tensors, sorted.
-  std::vector<std::string> names() const {
-    std::vector<std::string> names;
-    names.reserve(entries().size());
-    for (const auto& named : entries()) names.push_back(named.first);
-    return names;
-  }
-
-  bool contains(std::string_view name) const { return entries().contains(name); }
-
-  /// \throws SafetensorsError if there is no such tensor
-  const TensorEntry& entry(std::string_view name) const {
-    const auto found = entries().find(name);
-    if (found == entries().end())
-      throw SafetensorsError(file_name(), std::string(name), "there is no such tensor");
-    return found->second;
-  }
-
-  /// All elements, row-major. See ReadableScalar for what converts to what.
-  /// \throws SafetensorsError if there is no such tensor or it does not convert
-  template <ReadableScalar Scalar>
-    requires(!std::same_as<Scalar, bool>)
-  std::vector<Scalar> read(std::string_view name) const {
-    const TensorEntry& stored = entry(name);
-    require_convertible<Scalar>(name, stored);
-    std::vector<Scalar> values(static_cast<std::size_t>(stored.size()));
-    convert(name, stored, values.data());
-    return values;
-  }
-
-  /// A single number: a tensor of one element, of any rank (a loss is stored as `[]` or `[1]`).
-  /// \throws SafetensorsError if there is no such tensor, it has more elements or does not convert
-  template <ReadableScalar Scalar>
-  Scalar scalar(std::string_view name) const {
-    const TensorEntry& stored = entry(name);
-    if (stored.size() != 1) fail(name, stored, "expected one element, got " + to_string(stored));
-    Scalar value{};
-    convert(name, stored, &value);
-    return value;
-  }
-
-  /// \tparam Rank number of dimensions, which must be the stored one
-  /// \throws SafetensorsError if there is no such tensor or it does not convert
-  template <ReadableScalar Scalar, int Rank>
-  Tensor<Scalar, Rank> tensor(std::string_view name) const {
-    const TensorEntry& stored = entry(name);
-    require_convertible<Scalar>(name, stored);
-    if (stored.shape.size() != Rank)
-      fail(name, stored,
-           "expected " + std::to_string(Rank) + " dimensions, got " + to_string(stored));
-    std::array<Index, static_cast<std::size_t>(Rank)> shape{};
-    for (std::size_t axis = 0; axis < Rank; ++axis) shape[axis] = stored.shape[axis];
-    Tensor<Scalar, Rank> values(shape);
-    convert(name, stored, values.data());
-    return values;
-  }
-
-  /// Writes all elements to `out`, row-major.
-  /// \param out as many elements as the tensor has
-  /// \throws SafetensorsError if there is no such tensor, the sizes differ or it does not convert
-  template <ReadableScalar Scalar>
-  void read_into(std::string_view name, std::span<Scalar> out) const {
-    const TensorEntry& stored = entry(name);
-    if (out.size() != static_cast<std::size_t>(stored.size()))
-      fail(name, stored,
-           "expected " + std::to_string(out.size()) + " elements, got " + to_string(stored));
-    convert(name, stored, out.data());
-  }
-
  private:
-  explicit SafetensorsFile(detail::SafetensorsContent content)
-      : content_(std::make_shared<const detail::SafetensorsContent>(std::move(content))) {}
+  explicit SafetensorsFile(detail::TensorContent content)
+      : TensorSource(std::make_shared<const detail::TensorContent>(std::move(content))) {}
 
-  static detail::SafetensorsContent single(std::shared_ptr<const detail::FileBytes> bytes) {
+  static detail::TensorContent single(std::shared_ptr<const detail::FileBytes> bytes) {
     detail::SafetensorsHeader header = detail::parse_header(bytes->name(), bytes->bytes());
     return {bytes->name(), {bytes}, std::move(header)};
   }
 
-  static detail::SafetensorsContent open(const std::filesystem::path& path, FileAccess access) {
+  static detail::TensorContent open(const std::filesystem::path& path, FileAccess access,
+                                    const std::vector<std::string>& prefixes) {
     auto bytes = detail::FileBytes::open(path, access);
     return detail::is_json_object(detail::as_text(bytes->bytes()))
-               ? detail::open_index(path, *bytes, access)
+               ? detail::open_index(path, *bytes, access, prefixes)
                : single(std::move(bytes));
   }
-
-  [[noreturn]] void fail(std::string_view name, const TensorEntry& stored,
-                         const std::string& problem) const {
-    throw SafetensorsError(stored.file, std::string(name), stored.offset, problem);
-  }
-
-  template <typename Scalar>
-  void require_convertible(std::string_view name, const TensorEntry& stored) const {
-    if constexpr (std::is_floating_point_v<Scalar>) {
-      if (!is_float(stored.dtype))
-        fail(name, stored, "expected F64, F32, F16 or BF16, got " + to_string(stored));
-    } else if constexpr (std::is_same_v<Scalar, std::int64_t>) {
-      if (!is_integer(stored.dtype) && stored.dtype != Dtype::Boolean)
-        fail(name, stored, "expected integers or BOOL, got " + to_string(stored));
-    } else {
-      if (stored.dtype != Dtype::U8 && stored.dtype != Dtype::Boolean)
-        fail(name, stored, "expected U8 or BOOL, got " + to_string(stored));
-    }
-  }
-
-  // out[i] = decode(element i, i)
-  template <typename Stored, typename Scalar, typename Decode>
-  static void convert_each(const TensorEntry& stored, Scalar* out, const Decode& decode) {
-    const std::size_t count = stored.bytes.size() / sizeof(Stored);
-    const std::byte* bytes = stored.bytes.data();
-    for (std::size_t i = 0; i < count; ++i)
-      out[i] = decode(detail::load_element<Stored>(bytes + i * sizeof(Stored)), i);
-  }
-
-  template <typename Scalar>
-  void convert(std::string_view name, const TensorEntry& stored, Scalar* out) const {
-    require_convertible<Scalar>(name, stored);
-    const auto cast = [](auto value, std::size_t) { return static_cast<Scalar>(value); };
-    const auto of_byte = [&](std::uint8_t value, std::size_t i) {
-      if ((stored.dtype == Dtype::Boolean || std::is_same_v<Scalar, bool>) && value > 1)
-        throw SafetensorsError(stored.file, std::string(name), stored.offset + i,
-                               "expected 0 or 1, got " + std::to_string(value));
-      return static_cast<Scalar>(value);
-    };
-    if constexpr (std::is_floating_point_v<Scalar>) {
-      static_assert(std::numeric_limits<Scalar>::is_iec559);
-      switch (stored.dtype) {
-        case Dtype::F64:
-          return convert_each<double>(stored, out, cast);
-        case Dtype::F32:
-          return convert_each<float>(stored, out, cast);
-        case Dtype::F16:
-          return convert_each<std::uint16_t>(stored, out, [](std::uint16_t bits, std::size_t) {
-            return static_cast<Scalar>(from_float16(bits));
-          });
-        default:
-          return convert_each<std::uint16_t>(stored, out, [](std::uint16_t bits, std::size_t) {
-            return static_cast<Scalar>(from_bfloat16(bits));
-          });
-      }
-    } else if constexpr (std::is_same_v<Scalar, std::int64_t>) {
-      switch (stored.dtype) {
-        case Dtype::I64:
-          return convert_each<std::int64_t>(stored, out, cast);
-        case Dtype::I32:
-          return convert_each<std::int32_t>(stored, out, cast);
-        case Dtype::I16:
-          return convert_each<std::int16_t>(stored, out, cast);
-        case Dtype::I8:
-          return convert_each<std::int8_t>(stored, out, cast);
-        case Dtype::U64:
-          return convert_each<std::uint64_t>(stored, out, [&](std::uint64_t value, std::size_t i) {
-            if (value > static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)()))
-              throw SafetensorsError(stored.file, std::string(name), stored.offset + 8 * i,
-                                     "expected at most 2^63 - 1, got " + std::to_string(value));
-            return static_cast<std::int64_t>(value);
-          });
-        case Dtype::U32:
-          return convert_each<std::uint32_t>(stored, out, cast);
-        case Dtype::U16:
-          return convert_each<std::uint16_t>(stored, out, cast);
-        default:
-          return convert_each<std::uint8_t>(stored, out, of_byte);
-      }
-    } else {
-      return convert_each<std::uint8_t>(stored, out, of_byte);
-    }
-  }
-
-  std::shared_ptr<const detail::SafetensorsContent> content_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::io

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Weights of the Python modules in safetensors files: state dicts to parameters and back.
+/// Weights of the Python modules in safetensors files, or in memory: state dicts to parameters and
+/// back.
 ///
 ///     io::SafetensorsFile file("model.safetensors");
 ///     auto [config, parameters] = io::load_local_transformer<float>(file);
@@ -8,11 +9,14 @@
 ///
 /// A file carries its configuration in `__metadata__["case"]` (case.hpp); for one without, there
 /// are the functions that take a configuration. Names are those of the state dict behind a prefix.
-/// Read are also: `to_q.weight`, `to_k.weight`, `to_v.weight` in the place of `to_qkv.weight`;
-/// transformer layers without `branch.` (older versions of the package); names with `_orig_mod.`,
-/// `module.` and what else wraps a module, anywhere; a weight that is left out because it is tied
-/// to another one, which `__metadata__` names (as safetensors.torch.save_model() does); buffers of
-/// the rotary embedding, which may be there or not, see RotaryBuffers.
+/// Where no tensor of the module has them as they are asked for, `ema_model.`, `online_model.`,
+/// `ema.` and `state_dict.`, also several of them, may stand before: if that is so in
+/// more ways than one, the file is refused, and a prefix says which it is. Read are also:
+/// `to_q.weight`, `to_k.weight`, `to_v.weight` in the place of `to_qkv.weight`; transformer layers
+/// without `branch.` (older versions of the package); names with `_orig_mod.`, `module.` and what
+/// else wraps a module, anywhere; a weight that is left out because it is tied to another one,
+/// which `__metadata__` names (as safetensors.torch.save_model() does); buffers of the rotary
+/// embedding, which may be there or not, see RotaryBuffers.
 ///
 /// Every tensor under the prefix must be known, there, of the right shape and floating-point. All
 /// this is checked tensor by tensor before memory is taken for it.
@@ -31,6 +35,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/io/case.hpp>
 #include <local_mha/io/kwargs.hpp>
+#include <local_mha/io/prefix.hpp>
 #include <local_mha/io/safetensors.hpp>
 #include <local_mha/io/state_dict.hpp>
 #include <local_mha/ops/dynamic_position_bias.hpp>
@@ -64,29 +69,31 @@ struct SaveOptions {
 
 namespace detail {
 
-/// `param/` if the file has tensors with that prefix, else none.
-inline std::string prefix_of(const SafetensorsFile& file,
-                             const std::optional<std::string>& prefix) {
-  constexpr std::string_view usual = "param/";
-  if (prefix) return *prefix;
-  const auto first = file.entries().lower_bound(usual);
-  return std::string(first != file.entries().end() && first->first.starts_with(usual) ? usual : "");
+/// Names of which every module of a kind has some; or what names begin with.
+inline std::string local_mha_prefix(const TensorSource& source,
+                                    const std::optional<std::string>& prefix) {
+  return find_prefix(source, prefix_of(source, prefix),
+                     {"to_qkv.weight", "to_q.weight", "to_out.weight"});
+}
+inline std::string local_transformer_prefix(const TensorSource& source,
+                                            const std::optional<std::string>& prefix) {
+  return find_prefix(source, prefix_of(source, prefix), {"token_emb.weight", "layers.0."});
 }
 
 /// The configuration of the file's module; its errors name the file.
 template <typename ReadConfig>
-auto config_of(const SafetensorsFile& file, std::string_view kind, const ReadConfig& read_config) {
-  Case described = read_case(file);
+auto config_of(const TensorSource& source, std::string_view kind, const ReadConfig& read_config) {
+  Case described = read_case(source);
   const EmptiedJson emptied(described.kwargs);
   const EmptiedJson emptied_call(described.call);
   if (described.kind != kind)
-    throw SafetensorsError(file.file_name(), "",
+    throw SafetensorsError(source.file_name(), "",
                            "case: kind: expected '" + std::string(kind) + "', got '" +
                                printable(described.kind) + "'");
   try {
     return read_config(described.kwargs);
   } catch (const std::invalid_argument& error) {
-    throw SafetensorsError(file.file_name(), "", "case: kwargs: " + std::string(error.what()));
+    throw SafetensorsError(source.file_name(), "", "case: kwargs: " + std::string(error.what()));
   }
 }
 
@@ -104,18 +111,20 @@ Config with_residual_streams(Config config, const nlohmann::json& kwargs,
 }  // namespace detail
 
 /// Weights of a LocalMHA whose configuration is known.
-/// \param prefix stands before the names, such as `param/` or `layers.3.0.branch.`
+/// \param prefix stands before the names, such as `layers.3.0.branch.`; empty: `param/` if there
+/// are
+///   such names, else none
 /// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws std::invalid_argument if the configuration is
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
-LocalMHAParameters<Scalar> load_local_mha_parameters(const SafetensorsFile& file,
+LocalMHAParameters<Scalar> load_local_mha_parameters(const TensorSource& source,
                                                      const LocalMHAConfig& config,
-                                                     const std::string& prefix,
+                                                     const std::optional<std::string>& prefix = {},
                                                      RotaryBuffers buffers = RotaryBuffers::check) {
   validate(config);
-  detail::StateDictReader<Scalar> reader(file, prefix, buffers);
+  detail::StateDictReader<Scalar> reader(source, detail::local_mha_prefix(source, prefix), buffers);
   LocalMHAParameters<Scalar> parameters;
   detail::visit_state_dict(reader, "", config, parameters);
   reader.reject_unexpected();
@@ -123,17 +132,18 @@ LocalMHAParameters<Scalar> load_local_mha_parameters(const SafetensorsFile& file
 }
 
 /// Weights of a LocalTransformer whose configuration is known.
-/// \param prefix stands before the names, such as `param/` or `model.`
+/// \param prefix stands before the names; empty: `param/` if there are such names, else none
 /// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws std::invalid_argument if the configuration is
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
 LocalTransformerParameters<Scalar> load_local_transformer_parameters(
-    const SafetensorsFile& file, const LocalTransformerConfig& config, const std::string& prefix,
-    RotaryBuffers buffers = RotaryBuffers::check) {
+    const TensorSource& source, const LocalTransformerConfig& config,
+    const std::optional<std::string>& prefix = {}, RotaryBuffers buffers = RotaryBuffers::check) {
   validate(config);
-  detail::StateDictReader<Scalar> reader(file, prefix, buffers);
+  detail::StateDictReader<Scalar> reader(source, detail::local_transformer_prefix(source, prefix),
+                                         buffers);
   LocalTransformerParameters<Scalar> parameters;
   detail::visit_state_dict(reader, "", config, parameters);
   reader.reject_unexpected();
@@ -146,11 +156,12 @@ LocalTransformerParameters<Scalar> load_local_transformer_parameters(
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
-FeedForwardParameters<Scalar> load_feed_forward_parameters(const SafetensorsFile& file, Index dim,
+FeedForwardParameters<Scalar> load_feed_forward_parameters(const TensorSource& source, Index dim,
                                                            Index inner, const std::string& prefix) {
   local_mha::detail::require_at_least("dim", dim, 1);
   local_mha::detail::require_at_least("inner", inner, 1);
-  detail::StateDictReader<Scalar> reader(file, prefix, RotaryBuffers::check);
+  detail::StateDictReader<Scalar> reader(
+      source, detail::find_prefix(source, prefix, {"1.weight", "4.weight"}), RotaryBuffers::check);
   FeedForwardParameters<Scalar> parameters;
   detail::visit_state_dict(reader, "", dim, inner, parameters);
   reader.reject_unexpected();
@@ -162,9 +173,10 @@ FeedForwardParameters<Scalar> load_feed_forward_parameters(const SafetensorsFile
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not
 ///   floating-point
 template <typename Scalar>
-DynamicPositionBias<Scalar> load_dynamic_position_bias(const SafetensorsFile& file,
+DynamicPositionBias<Scalar> load_dynamic_position_bias(const TensorSource& source,
                                                        const std::string& prefix) {
-  detail::StateDictReader<Scalar> reader(file, prefix, RotaryBuffers::check);
+  detail::StateDictReader<Scalar> reader(source, detail::find_prefix(source, prefix, {"mlp."}),
+                                         RotaryBuffers::check);
   DynamicPositionBiasParameters<Scalar> parameters;
   const Index hidden = reader.rows("mlp.0.weight");
   detail::visit_position_bias(reader, "", hidden, reader.rows("mlp.4.weight"), parameters);
@@ -176,12 +188,12 @@ DynamicPositionBias<Scalar> load_dynamic_position_bias(const SafetensorsFile& fi
 /// \param prefix stands before the names; empty: `param/` if there are such names, else none
 /// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws SafetensorsError
-inline LocalAttentionConfig load_local_attention(const SafetensorsFile& file,
+inline LocalAttentionConfig load_local_attention(const TensorSource& source,
                                                  const std::optional<std::string>& prefix = {},
                                                  RotaryBuffers buffers = RotaryBuffers::check) {
   const LocalAttentionConfig config =
-      detail::config_of(file, "LocalAttention", local_attention_config);
-  detail::StateDictReader<double> reader(file, detail::prefix_of(file, prefix), buffers);
+      detail::config_of(source, "LocalAttention", local_attention_config);
+  detail::StateDictReader<double> reader(source, detail::prefix_of(source, prefix), buffers);
   if (config.dim && config.use_rotary_pos_emb)
     reader.rotary_buffers("rel_pos.", *config.dim, config.rotary);
   reader.reject_unexpected();
@@ -193,12 +205,12 @@ inline LocalAttentionConfig load_local_attention(const SafetensorsFile& file,
 /// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws SafetensorsError naming the argument or tensor that is wrong
 template <typename Scalar>
-LocalMHAWeights<Scalar> load_local_mha(const SafetensorsFile& file,
+LocalMHAWeights<Scalar> load_local_mha(const TensorSource& source,
                                        const std::optional<std::string>& prefix = {},
                                        RotaryBuffers buffers = RotaryBuffers::check) {
-  const LocalMHAConfig config = detail::config_of(file, "LocalMHA", local_mha_config);
-  return {config, load_local_mha_parameters<Scalar>(file, config, detail::prefix_of(file, prefix),
-                                                    buffers)};
+  const LocalMHAConfig config = detail::config_of(source, "LocalMHA", local_mha_config);
+  return {config, load_local_mha_parameters<Scalar>(source, config,
+                                                    detail::prefix_of(source, prefix), buffers)};
 }
 
 /// Configuration and weights of a LocalTransformer. Where its arguments do not say how many
@@ -208,15 +220,16 @@ LocalMHAWeights<Scalar> load_local_mha(const SafetensorsFile& file,
 /// \throws SafetensorsError naming the argument or tensor that is wrong
 template <typename Scalar>
 LocalTransformerWeights<Scalar> load_local_transformer(
-    const SafetensorsFile& file, const std::optional<std::string>& prefix = {},
+    const TensorSource& source, const std::optional<std::string>& prefix = {},
     RotaryBuffers buffers = RotaryBuffers::check) {
-  const std::string names = detail::prefix_of(file, prefix);
+  const std::string names = detail::local_transformer_prefix(source, prefix);
   const LocalTransformerConfig config =
-      detail::config_of(file, "LocalTransformer", [&](const nlohmann::json& kwargs) {
-        return detail::with_residual_streams(local_transformer_config(kwargs), kwargs,
-                                             detail::StateDictReader<Scalar>(file, names, buffers));
+      detail::config_of(source, "LocalTransformer", [&](const nlohmann::json& kwargs) {
+        return detail::with_residual_streams(
+            local_transformer_config(kwargs), kwargs,
+            detail::StateDictReader<Scalar>(source, names, buffers));
       });
-  return {config, load_local_transformer_parameters<Scalar>(file, config, names, buffers)};
+  return {config, load_local_transformer_parameters<Scalar>(source, config, names, buffers)};
 }
 
 /// Adds a LocalMHA's state dict and its configuration; Python's `load_state_dict` takes the former.

@@ -13,7 +13,7 @@
 #include <local_mha/layer/backward_room.hpp>
 #include <local_mha/layer/saved.hpp>
 #include <local_mha/layer/weights.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 

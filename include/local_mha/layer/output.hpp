@@ -12,7 +12,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/plan.hpp>
 #include <local_mha/layer/weights.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 

@@ -28,7 +28,7 @@
 #include <local_mha/layer/weights.hpp>
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/dropout.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 #include <local_mha/ops/rotary.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {

@@ -23,7 +23,7 @@
 #include <local_mha/layer/saved.hpp>
 #include <local_mha/layer/steps.hpp>
 #include <local_mha/layer/weights.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 

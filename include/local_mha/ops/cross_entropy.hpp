@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -57,6 +58,10 @@ SoftmaxWeights<Scalar> softmax_weights(Index classes, const Scalar* logits, Scal
   return of;
 }
 
+/// What has the numbers of a TensorView<const Scalar, 3>: a tensor, a map or a view.
+template <typename Source>
+concept LogitsSource = std::convertible_to<const Source&, TensorView<const ScalarOf<Source>, 3>>;
+
 }  // namespace detail
 
 /// Mean of `log Σ_c exp(logits_c) − logits_label` over the positions whose label counts.
@@ -81,6 +86,13 @@ Scalar cross_entropy(TensorView<const Scalar, 3> logits, TensorView<const std::i
     total += LongSum<Scalar>(log(sum)) + LongSum<Scalar>(maximum - row[labels.data()[i]]);
   }
   return Scalar(total / LongSum<Scalar>(static_cast<double>(counted)));
+}
+
+/// The same of a tensor, a map or a view, whose scalar need not be said.
+template <detail::LogitsSource Logits>
+auto cross_entropy(const Logits& logits, TensorView<const std::int64_t, 2> labels,
+                   std::int64_t ignore_index = -1) {
+  return cross_entropy<detail::ScalarOf<Logits>>(logits, labels, ignore_index);
 }
 
 /// The gradient of cross_entropy() for the logits: `(softmax(logits) − one_hot(label)) / counted`,
@@ -109,6 +121,13 @@ Tensor<Scalar, 3> cross_entropy_gradient(TensorView<const Scalar, 3> logits,
     of_label = grad_label;
   }
   return gradient;
+}
+
+/// The same of a tensor, a map or a view, whose scalar need not be said.
+template <detail::LogitsSource Logits>
+auto cross_entropy_gradient(const Logits& logits, TensorView<const std::int64_t, 2> labels,
+                            std::int64_t ignore_index = -1) {
+  return cross_entropy_gradient<detail::ScalarOf<Logits>>(logits, labels, ignore_index);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <local_mha/core/error.hpp>
@@ -23,7 +24,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// \throws std::invalid_argument naming the argument that does not fit
 template <typename Scalar>
 void embedding_backward(RowMatrix<Scalar>& grad_table, std::span<const std::int64_t> rows,
-                        const Eigen::Ref<const RowMatrix<Scalar>>& grad_y) {
+                        const Eigen::Ref<const RowMatrix<std::type_identity_t<Scalar>>>& grad_y) {
   require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()},
                    {static_cast<Index>(rows.size()), grad_table.cols()});
   for (std::size_t i = 0; i < rows.size(); ++i)

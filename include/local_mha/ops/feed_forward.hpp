@@ -8,13 +8,16 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <local_mha/attention/call.hpp>
+#include <local_mha/component_parameters.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
@@ -23,7 +26,8 @@
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/feed_forward_weights.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
+#include <local_mha/ops/row_pass.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
@@ -50,6 +54,13 @@ class FeedForward {
   using Weights = detail::FeedForwardWeights<Scalar>;
 
  public:
+  using Parameters = FeedForwardParameters<Scalar>;
+
+  /// Starts with the weights of new PyTorch modules.
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
+  explicit FeedForward(const FeedForwardConfig& config, std::uint64_t seed = 0)
+      : FeedForward(initial_parameters<Parameters>(config, seed), config.dropout) {}
+
   /// \param dropout probability of dropping a hidden activation, in training mode
   /// \throws std::invalid_argument if dropout is no probability, or naming the weight whose shape
   ///         does not fit the others
@@ -64,6 +75,20 @@ class FeedForward {
   // One that was moved from would have no weights: moving is copying.
   FeedForward(const FeedForward&) = default;
   FeedForward& operator=(const FeedForward&) = default;
+
+  Index dim() const { return dim_; }
+  /// Hidden width.
+  Index inner_dim() const { return inner_; }
+  double dropout() const { return dropout_; }
+
+  /// A copy of the weights, which are held in another order.
+  Parameters parameters() const { return weights_->unpacked(); }
+  /// If it throws, the module is as it was.
+  /// \throws std::invalid_argument naming the tensor whose shape does not fit
+  void set_parameters(Parameters parameters) {
+    detail::require_fitting(parameters, dim_, inner_);
+    *this = FeedForward(std::move(parameters), dropout_);
+  }
 
   /// \param x `[rows, dim]`
   /// \param training dropout acts, with this seed; empty: evaluation
@@ -80,7 +105,24 @@ class FeedForward {
     return flow(device, x, training, nullptr);
   }
 
-  /// Room for calls of forward_into().
+  /// \param x `[B, N, dim]`
+  /// \param training dropout acts, with this seed; empty: evaluation
+  /// \return `[B, N, dim]`, to be added to the residual stream
+  /// \throws std::invalid_argument if x has another width
+  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x,
+                            std::optional<Training> training = {}) const {
+    return forward(AnyDevice(), x, training);
+  }
+  Tensor<Scalar, 3> forward(const AnyDevice& device, TensorView<const Scalar, 3> x,
+                            std::optional<Training> training = {}) const {
+    check_input(x);
+    Tensor<Scalar, 3> y(x.dimensions());
+    Workspace workspace;
+    flow(device, y, workspace, x, training, nullptr);
+    return y;
+  }
+
+  /// Room for calls of forward_into(); for one call at a time. For tensors, it prepares itself.
   class Workspace {
    public:
     Workspace() = default;
@@ -99,6 +141,13 @@ class FeedForward {
       return std::ssize(in_) == together * layer.dim_ * count &&
              std::ssize(values_) == together * layer.inner_ * count;
     }
+    // Keeps the rooms of threads.
+    void prepare(const FeedForward& layer) {
+      if (fits(layer)) return;
+      Workspace made(layer);
+      made.of_threads_.swap(of_threads_);
+      *this = std::move(made);
+    }
     static BlockBuffer<Scalar> room(Index channels) {
       return make_block_buffer<Scalar>(together * channels * count);
     }
@@ -107,9 +156,25 @@ class FeedForward {
     BlockBuffer<Scalar> values_;
     BlockBuffer<Scalar> gates_;
     BlockBuffer<Scalar> spread_;
+    std::vector<Workspace> of_threads_;  // but for the first
   };
 
-  /// The same into given memory. Allocates nothing.
+  /// The same into given memory. Allocates nothing if the workspace was last used for these sizes,
+  /// and with as many threads.
+  /// \param y `[B, N, dim]`, must not overlap x
+  void forward_into(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
+                    TensorView<const Scalar, 3> x, std::optional<Training> training = {}) const {
+    check_input(x);
+    require_shape("y", y.dimensions(), x.dimensions());
+    detail::require_apart("y", y, "x", x);
+    flow(device, y, workspace, x, training, nullptr);
+  }
+  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
+                    std::optional<Training> training = {}) const {
+    forward_into(AnyDevice(), y, workspace, x, training);
+  }
+
+  /// The same of rows. Allocates nothing.
   /// \param x, x_stride `[rows, dim]`, and from row to row, at least `dim`
   /// \param y `[rows, dim]`, row below row
   /// \param workspace of a layer of this one's sizes
@@ -149,6 +214,21 @@ class FeedForward {
     return y;
   }
 
+  Tensor<Scalar, 3> forward_saving(const AnyDevice& device, Saved& saved,
+                                   TensorView<const Scalar, 3> x,
+                                   std::optional<Training> training = {}) const {
+    check_input(x);
+    Tensor<Scalar, 3> y(x.dimensions());
+    Workspace workspace;
+    flow(device, y, workspace, x, training, &saved);
+    complete(saved, detail::rows_of(x), training);
+    return y;
+  }
+  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
+                                   std::optional<Training> training = {}) const {
+    return forward_saving(AnyDevice(), saved, x, training);
+  }
+
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param gradients those of the weights are added here
   /// \param saved what forward_saving() kept. It holds the training: here, it may be left out
@@ -163,7 +243,31 @@ class FeedForward {
                              const Eigen::Ref<const RowMatrix<Scalar>>& x,
                              std::optional<Training> training = {}) const;
 
+  /// The same of tensors.
+  /// \param grad_y, x `[B, N, dim]`
+  /// \return that of x, `[B, N, dim]`
+  Tensor<Scalar, 3> backward(const AnyDevice& device, Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
+                             std::optional<Training> training = {}) const {
+    check_input(x);
+    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+    Tensor<Scalar, 3> grad_x(x.dimensions());
+    detail::rows_of(TensorView<Scalar, 3>(grad_x)) = backward(
+        device, gradients, saved, Eigen::Ref<const RowMatrix<Scalar>>(detail::rows_of(grad_y)),
+        Eigen::Ref<const RowMatrix<Scalar>>(detail::rows_of(x)), training);
+    return grad_x;
+  }
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
+                             std::optional<Training> training = {}) const {
+    return backward(AnyDevice(), gradients, saved, grad_y, x, training);
+  }
+
  private:
+  void check_input(const TensorView<const Scalar, 3>& x) const {
+    require_shape("x", x.dimensions(), {-1, -1, dim_});
+  }
+
   // Those of a matrix whose rows may be apart.
   struct Numbers {
     const Eigen::Ref<const RowMatrix<Scalar>>& of;
@@ -211,6 +315,11 @@ class FeedForward {
 
   RowMatrix<Scalar> flow(const AnyDevice& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
                          const std::optional<Training>& training, Saved* saved) const;
+
+  // The same of a tensor, with room for each thread.
+  void flow(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
+            TensorView<const Scalar, 3> x, const std::optional<Training>& training,
+            Saved* saved) const;
 
   // The forward pass of some rows, of which the first starts a block. A single row as such sums in
   // another order.
@@ -269,6 +378,28 @@ RowMatrix<Scalar> FeedForward<Scalar>::flow(const AnyDevice& device,
       },
       forward_stretch_blocks);
   return y;
+}
+
+template <typename Scalar>
+void FeedForward<Scalar>::flow(const AnyDevice& device, TensorView<Scalar, 3> y,
+                               Workspace& workspace, TensorView<const Scalar, 3> x,
+                               const std::optional<Training>& training, Saved* saved) const {
+  const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
+  const Index rows = x.dimension(0) * x.dimension(1);
+  const Index rows_of_task = forward_stretch_blocks * count;
+  const Index tasks = ceil_div(rows, rows_of_task);
+  const Index threads = (std::min)(thread_count(device), tasks);
+  const auto room_of = [&](Index worker) -> Workspace& {
+    return worker == 0 ? workspace : workspace.of_threads_[static_cast<std::size_t>(worker - 1)];
+  };
+  if (std::ssize(workspace.of_threads_) < threads - 1)
+    workspace.of_threads_.resize(static_cast<std::size_t>(threads - 1));
+  for (Index worker = 0; worker < threads; ++worker) room_of(worker).prepare(*this);
+  if (saved != nullptr) prepare(*saved, rows);
+  parallel_for(device, threads, tasks, [&](Index worker, Index task) {
+    run({task * rows_of_task, (std::min)((task + 1) * rows_of_task, rows)}, x.data(), dim_,
+        y.data(), room_of(worker), dropout, false, saved);
+  });
 }
 
 template <typename Scalar>

@@ -16,8 +16,8 @@
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/feed_forward.hpp>
-#include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/packed_weight.hpp>
+#include <local_mha/ops/project.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 

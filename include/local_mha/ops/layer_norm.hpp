@@ -5,15 +5,24 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <local_mha/component_parameters.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/parallel.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/initialization.hpp>
+#include <local_mha/ops/row_pass.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -21,10 +30,35 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class LayerNorm {
  public:
+  using Parameters = LayerNormParameters<Scalar>;
+
   /// Where none is given.
   static constexpr double eps = 1e-5;
 
+  /// Room for calls of forward_into(); for one call at a time. It prepares itself.
+  class Workspace {
+    friend LayerNorm;
+    std::vector<detail::RowRoom<Scalar>> rooms_;
+  };
+  /// What forward_saving() keeps for backward(), by which that knows the call again.
+  class Saved {
+    friend LayerNorm;
+    detail::SavedRows<Scalar> rows_;
+  };
+
   LayerNorm() = default;
+  /// Starts as a new PyTorch module: the weight is 1, the bias 0.
+  /// \param seed of no effect, for nothing is drawn; here as every module has it
+  /// \throws std::invalid_argument naming the member of the configuration that is out of range
+  explicit LayerNorm(const LayerNormConfig& config, std::uint64_t seed = 0)
+      : LayerNorm(config, initial_parameters<Parameters>(config, seed)) {}
+  /// \throws std::invalid_argument also naming the tensor whose shape does not fit
+  LayerNorm(const LayerNormConfig& config, Parameters parameters) {
+    detail::require_same_shapes(parameters, Parameters::zeros(config));
+    weight_ = std::move(parameters.weight);
+    bias_ = std::move(parameters.bias);
+    eps_ = config.eps;
+  }
   /// \param weight, bias `[dim]`, at least 1 channel
   /// \param eps_of_variance from 1e-30 to 1e30
   /// \throws std::invalid_argument if their sizes differ or are 0, or eps is out of range
@@ -39,6 +73,13 @@ class LayerNorm {
   Index dim() const { return weight_.size(); }
   const Vector<Scalar>& weight() const { return weight_; }
   const Vector<Scalar>& bias() const { return bias_; }
+  LayerNormConfig config() const { return {dim(), eps_}; }
+
+  /// A copy of the weights.
+  Parameters parameters() const { return {weight_, bias_}; }
+  /// If it throws, the module is as it was.
+  /// \throws std::invalid_argument naming the tensor whose shape does not fit
+  void set_parameters(const Parameters& parameters) { *this = LayerNorm(config(), parameters); }
 
   /// Normalizes each position of a block in place.
   /// \param block `[dim][block_rows]`
@@ -93,6 +134,68 @@ class LayerNorm {
     });
   }
 
+  /// \param x `[B, N, dim]`
+  /// \return `[B, N, dim]`
+  /// \throws std::invalid_argument if x has another width
+  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x) const { return forward(AnyDevice(), x); }
+  /// The same on the threads of a device; the same bits for any number of them.
+  Tensor<Scalar, 3> forward(const AnyDevice& device, TensorView<const Scalar, 3> x) const {
+    check_input(x);
+    Tensor<Scalar, 3> y(x.dimensions());
+    Workspace workspace;
+    forward_into(device, y, workspace, x);
+    return y;
+  }
+
+  /// The same into given memory. Allocates nothing if the workspace has served a batch as large and
+  /// as many threads before.
+  /// \param y `[B, N, dim]`, must not overlap x
+  void forward_into(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
+                    TensorView<const Scalar, 3> x) const {
+    check_input(x);
+    require_shape("y", y.dimensions(), x.dimensions());
+    detail::require_apart("y", y, "x", x);
+    detail::map_rows_on(device, workspace.rooms_, x.dimension(0) * x.dimension(1), dim(), x.data(),
+                        dim(), dim(), y.data(), 1, [&](Index, const Scalar* in, Scalar* out) {
+                          std::copy(in, in + dim() * block_rows<Scalar>, out);
+                          apply(out);
+                        });
+  }
+  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace,
+                    TensorView<const Scalar, 3> x) const {
+    forward_into(AnyDevice(), y, workspace, x);
+  }
+
+  /// forward() that keeps what backward() needs.
+  /// \param saved becomes what this call kept
+  Tensor<Scalar, 3> forward_saving(const AnyDevice& device, Saved& saved,
+                                   TensorView<const Scalar, 3> x) const {
+    check_input(x);
+    saved.rows_.take(x, numbers());
+    return forward(device, x);
+  }
+  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x) const {
+    return forward_saving(AnyDevice(), saved, x);
+  }
+
+  /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
+  /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
+  /// \param saved what forward_saving() kept
+  /// \param grad_y `[B, N, dim]`
+  /// \param x what forward_saving() was given
+  /// \return that of x, `[B, N, dim]`
+  /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
+  ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
+  ///         out, the gradients are as they were
+  Tensor<Scalar, 3> backward(const AnyDevice& device, Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y,
+                             TensorView<const Scalar, 3> x) const;
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y,
+                             TensorView<const Scalar, 3> x) const {
+    return backward(AnyDevice(), gradients, saved, grad_y, x);
+  }
+
   /// \param grad_y gradient of forward()'s result, `[rows, dim]`
   /// \param x what forward() was given
   /// \param grad_weight, grad_bias `[dim]`, to be added to
@@ -134,6 +237,15 @@ class LayerNorm {
   }
 
  private:
+  void check_input(const TensorView<const Scalar, 3>& x) const {
+    require_shape("x", x.dimensions(), {-1, -1, dim()});
+  }
+  // Those of the weights.
+  std::array<std::span<const Scalar>, 2> numbers() const {
+    const auto size = static_cast<std::size_t>(dim());
+    return {std::span(weight_.data(), size), std::span(bias_.data(), size)};
+  }
+
   // Of each position. `mean` alone rounds at the size of the inputs, which may lie far from 0 and
   // close together: what is left of them has the mean `rest`.
   struct Moments {
@@ -175,5 +287,35 @@ class LayerNorm {
   Vector<Scalar> bias_;
   double eps_ = eps;
 };
+
+template <typename Scalar>
+Tensor<Scalar, 3> LayerNorm<Scalar>::backward(const AnyDevice& device, Parameters& gradients,
+                                              const Saved& saved,
+                                              TensorView<const Scalar, 3> grad_y,
+                                              TensorView<const Scalar, 3> x) const {
+  saved.rows_.require(x, numbers(), "a LayerNorm");
+  require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+  require_shape<1>("weight", {gradients.weight.size()}, {dim()});
+  require_shape<1>("bias", {gradients.bias.size()}, {dim()});
+  const BatchBlocks rows{1, x.dimension(0) * x.dimension(1), block_rows<Scalar>};
+  Tensor<Scalar, 3> grad_x(x.dimensions());
+  if (rows.seqlen == 0) return grad_x;
+  StretchSums<Scalar> sums(ceil_div(rows.count(), stretch_blocks), 2 * dim());
+  for_each_stretch(device, rows.count(), [&](Index stretch, const Range& blocks) {
+    BlockArray<Scalar> room(2, dim());
+    for (Index b = blocks.begin; b < blocks.end; ++b) {
+      const auto load = [&](const TensorView<const Scalar, 3>& from, Scalar* to) {
+        load_block(dim(), rows.rows(b), StridedRows{from.data(), dim(), rows.row(b)}, to);
+      };
+      load(x, room[0]);
+      load(grad_y, room[1]);
+      apply_backward(room[0], room[1], sums[stretch]);
+      store_block(dim(), rows.rows(b), room[1], StridedRows{grad_x.data(), dim(), rows.row(b)});
+    }
+  });
+  sums.add_to(gradients.weight);
+  sums.add_to(gradients.bias, dim());
+  return grad_x;
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -22,7 +22,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/layer_parameters.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 #include <local_mha/ops/qk_norm.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <iterator>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <local_mha/core/block.hpp>
@@ -20,7 +21,7 @@
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
-#include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/project.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
@@ -374,19 +375,21 @@ RowMatrix<Scalar> linear_backward_through(const AnyDevice& device,
 /// \return the gradient of x, `[rows, in]`
 /// \throws std::invalid_argument naming the argument that does not fit
 template <ThreadDevice Device, typename Scalar>
-RowMatrix<Scalar> linear_backward(const Device& device, const RowMatrix<Scalar>& weight,
-                                  const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                                  RowMatrix<Scalar>& grad_weight, Vector<Scalar>* grad_bias) {
+RowMatrix<Scalar> linear_backward(
+    const Device& device, const RowMatrix<Scalar>& weight,
+    const Eigen::Ref<const RowMatrix<std::type_identity_t<Scalar>>>& x,
+    const Eigen::Ref<const RowMatrix<std::type_identity_t<Scalar>>>& grad_y,
+    RowMatrix<Scalar>& grad_weight, Vector<std::type_identity_t<Scalar>>* grad_bias) {
   return detail::linear_backward_through<Scalar>(device, PackedWeight<Scalar>(weight.transpose()),
                                                  x, grad_y, grad_weight, grad_bias);
 }
 /// The same of a weight that is packed in one group.
 template <ThreadDevice Device, typename Scalar>
-RowMatrix<Scalar> linear_backward(const Device& device, const PackedWeight<Scalar>& weight,
-                                  const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                                  RowMatrix<Scalar>& grad_weight, Vector<Scalar>* grad_bias) {
+RowMatrix<Scalar> linear_backward(
+    const Device& device, const PackedWeight<Scalar>& weight,
+    const Eigen::Ref<const RowMatrix<std::type_identity_t<Scalar>>>& x,
+    const Eigen::Ref<const RowMatrix<std::type_identity_t<Scalar>>>& grad_y,
+    RowMatrix<Scalar>& grad_weight, Vector<std::type_identity_t<Scalar>>* grad_bias) {
   PackedWeight<Scalar> transposed;
   transposed.pack_transposed(weight);
   return detail::linear_backward_through<Scalar>(device, transposed, x, grad_y, grad_weight,

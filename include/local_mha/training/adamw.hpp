@@ -8,12 +8,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
+#include <local_mha/parameter_set.hpp>
 #include <local_mha/training/parameter_list.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -42,8 +45,8 @@ struct AdamWConfig {
 /// arithmetic is a LongSum's: `1 − lr · weight_decay` has no digits left in float. A mean forgets,
 /// so that roundings do not pile up: m and v are `ε / (1 − β)` off at most.
 ///
-/// \tparam Parameters such as LocalTransformerParameters<float>
-template <typename Parameters>
+/// \tparam Parameters such as LocalTransformerParameters<float>, or a struct of yours
+template <ParameterSet Parameters>
 class AdamW {
  public:
   /// \param like a set of the shapes of the weights, such as the weights themselves
@@ -82,20 +85,35 @@ class AdamW {
     const auto t = static_cast<double>(steps_ + 1);
     const double correction = 1 - std::pow(config_.beta1, t);
     const double root_correction = std::sqrt(1 - std::pow(config_.beta2, t));
-    const auto weights = list_parameters(parameters);
-    const auto of_loss = list_parameters(gradients);
-    const auto means = list_parameters(mean_);
-    const auto squares = list_parameters(square_);
+    // All memory is taken before a number changes.
+    std::vector<Weight> weights;
+    for_each_parameter(parameters, [&](const std::string&, auto& tensor) {
+      using Plain = std::remove_reference_t<decltype(tensor)>;
+      weights.push_back({tensor.size(), Plain::ColsAtCompileTime != 1 || config_.decay_vectors,
+                         tensor.data(), &AdamW::template update<typename Plain::Scalar>});
+    });
+    const auto of_loss = detail::addresses_of(gradients);
+    const auto means = detail::addresses_of(mean_);
+    const auto squares = detail::addresses_of(square_);
     ++steps_;
     for (std::size_t i = 0; i < weights.size(); ++i) {
-      const bool decays = weights[i].is_matrix || config_.decay_vectors;
-      update(weights[i].size, of_loss[i].data, means[i].data, squares[i].data, weights[i].data,
-             1 - (decays ? learning_rate * config_.weight_decay : 0), learning_rate / correction,
-             root_correction);
+      const Weight& weight = weights[i];
+      (this->*weight.update)(weight, of_loss[i], means[i], squares[i],
+                             1 - (weight.decays ? learning_rate * config_.weight_decay : 0),
+                             learning_rate / correction, root_correction);
     }
   }
 
  private:
+  // A tensor, and what updates numbers of its type.
+  struct Weight {
+    Index size;
+    bool decays;
+    void* data;
+    void (AdamW::*update)(const Weight&, const void* gradient, void* mean, void* square,
+                          double kept, double step_size, double root_correction) const;
+  };
+
   static const AdamWConfig& checked(const AdamWConfig& config) {
     detail::require_probability("beta1", config.beta1);
     detail::require_probability("beta2", config.beta2);
@@ -107,9 +125,13 @@ class AdamW {
   }
 
   template <typename Scalar>
-  void update(Index size, const Scalar* gradient, Scalar* mean, Scalar* square, Scalar* weight,
-              double kept, double step_size, double root_correction) const {
+  void update(const Weight& of, const void* of_loss, void* means, void* squares, double kept,
+              double step_size, double root_correction) const {
     using std::sqrt;
+    auto* const weight = static_cast<Scalar*>(of.data);
+    const auto* const gradient = static_cast<const Scalar*>(of_loss);
+    auto* const mean = static_cast<Scalar*>(means);
+    auto* const square = static_cast<Scalar*>(squares);
     using Sum = LongSum<Scalar>;
     const Sum beta1 = Sum(config_.beta1), rest1 = Sum(1 - config_.beta1);
     const Sum beta2 = Sum(config_.beta2), rest2 = Sum(1 - config_.beta2);
@@ -117,7 +139,7 @@ class AdamW {
     const Sum eps = Sum(config_.eps);
     const Sum keep = Sum(kept);
     const Sum rate = Sum(step_size);
-    for (Index i = 0; i < size; ++i) {
+    for (Index i = 0; i < of.size; ++i) {
       const Sum g = Sum(gradient[i]);
       const Sum m = beta1 * Sum(mean[i]) + rest1 * g;
       const Sum v = beta2 * Sum(square[i]) + rest2 * g * g;
@@ -133,7 +155,7 @@ class AdamW {
   Parameters square_;
 };
 
-template <typename Parameters>
+template <ParameterSet Parameters>
 AdamW(const AdamWConfig&, Parameters) -> AdamW<Parameters>;
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -7,21 +7,24 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
+#include <type_traits>
+#include <vector>
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/training/parameter_list.hpp>
+#include <local_mha/parameter_set.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// `√Σ g²` over every number of a set: a double, in which squares of float numbers neither overflow
 /// nor vanish. Not finite only if a number is not, or the norm itself is too large for a double.
-template <template <typename> class Set, typename Scalar>
-double global_norm(const Set<Scalar>& gradients) {
-  const auto entries = list_parameters(gradients);
+template <ParameterSet Set>
+double global_norm(const Set& gradients) {
   const auto over_all = [&](auto&& take) {
-    for (const auto& entry : entries)
-      for (Index i = 0; i < entry.size; ++i) take(static_cast<double>(entry.data[i]));
+    for_each_parameter(gradients, [&](const std::string&, const auto& tensor) {
+      for (Index i = 0; i < tensor.size(); ++i) take(static_cast<double>(tensor.data()[i]));
+    });
   };
   const auto sum_squares = [&](double factor) {
     double sum = 0;
@@ -46,15 +49,28 @@ double global_norm(const Set<Scalar>& gradients) {
 /// \param max_norm positive
 /// \return the norm before
 /// \throws std::invalid_argument if max_norm is not positive
-template <template <typename> class Set, typename Scalar>
-double clip_gradients(Set<Scalar>& gradients, double max_norm) {
+template <ParameterSet Set>
+double clip_gradients(Set& gradients, double max_norm) {
   if (!(max_norm > 0)) reject("max_norm", "a positive number", max_norm);
   const double norm = global_norm(gradients);
   const double factor = max_norm / (norm + 1e-6);
-  if (std::isfinite(norm) && factor < 1)
-    for (const auto& entry : list_parameters(gradients))
-      for (Index i = 0; i < entry.size; ++i)
-        entry.data[i] = Scalar(static_cast<double>(entry.data[i]) * factor);
+  if (!std::isfinite(norm) || !(factor < 1)) return norm;
+  // All memory is taken before a number changes.
+  struct Tensor {
+    void* data;
+    Index size;
+    void (*scale)(const Tensor&, double);
+  };
+  std::vector<Tensor> tensors;
+  for_each_parameter(gradients, [&](const std::string&, auto& tensor) {
+    using Scalar = typename std::remove_reference_t<decltype(tensor)>::Scalar;
+    tensors.push_back({tensor.data(), tensor.size(), [](const Tensor& of, double by) {
+                         auto* const numbers = static_cast<Scalar*>(of.data);
+                         for (Index i = 0; i < of.size; ++i)
+                           numbers[i] = Scalar(static_cast<double>(numbers[i]) * by);
+                       }});
+  });
+  for (const Tensor& tensor : tensors) tensor.scale(tensor, factor);
   return norm;
 }
 
