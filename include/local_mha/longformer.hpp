@@ -24,7 +24,7 @@
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
-#include <local_mha/ops/weight_gradient.hpp>
+#include <local_mha/ops/linear_backward.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {

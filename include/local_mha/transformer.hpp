@@ -25,8 +25,8 @@
 #include <local_mha/ops/embedding.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
+#include <local_mha/ops/linear_backward.hpp>
 #include <local_mha/ops/sampling.hpp>
-#include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 #include <local_mha/stack/layer_stack.hpp>
 #include <local_mha/stack/layer_stack_backward.hpp>

@@ -131,14 +131,21 @@ class AttentionInputs {
   }
   /// Where its first row lies among all rows of the batch.
   Index place(Index sequence) const { return item(sequence) * seqlen_ + rows(sequence).begin; }
-  /// Rows of an item of the batch, those of no sequence included.
-  Index seqlen() const { return seqlen_; }
   Index longest() const {
     const bool equal = cu_seqlens_.empty() && lengths_.empty();
     Index longest = equal ? seqlen_ : 0;
     for (Index s = 0; s < sequences() && !equal; ++s)
       longest = (std::max)(longest, rows(s).end - rows(s).begin);
     return longest;
+  }
+
+  /// Gives rows of no sequence a value.
+  /// \param to `[B, of_heads, N, channels]`
+  void clear_other_rows(Index of_heads, Index channels, const Scalar& value, Scalar* to) const {
+    if (packed()) return;
+    for (Index b = 0; b < batch_; ++b)
+      for (Index h = 0; h < of_heads; ++h, to += seqlen_ * channels)
+        std::fill(to + rows(b).end * channels, to + seqlen_ * channels, value);
   }
 
   /// Flags of a sequence's rows, true = global; null: none is.

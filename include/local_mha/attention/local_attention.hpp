@@ -3,7 +3,6 @@
 /// LocalAttention: sliding-window attention of given queries, keys and values.
 #pragma once
 
-#include <algorithm>
 #include <limits>
 #include <optional>
 #include <string>
@@ -267,25 +266,15 @@ class LocalAttention {
               Scalar* out, Scalar* lse, Scalar* lse_rest,
               const std::optional<Training>& training) const {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-    clear_rows_without_sequence(inputs, heads, dim_head, Scalar(0), out);
+    inputs.clear_other_rows(heads, dim_head, Scalar(0), out);
     if (lse != nullptr) {
-      clear_rows_without_sequence(inputs, heads, 1, -std::numeric_limits<Scalar>::infinity(), lse);
-      clear_rows_without_sequence(inputs, heads, 1, Scalar(0), lse_rest);
+      inputs.clear_other_rows(heads, 1, -std::numeric_limits<Scalar>::infinity(), lse);
+      inputs.clear_other_rows(heads, 1, Scalar(0), lse_rest);
     }
     room.run(device, config_, placement_, inputs,
              {q.data(), k.data(), v.data(), seqlen * dim_head, batch, seqlen, dim_head, dim_head,
               out, lse, lse_rest},
              training);
-  }
-
-  // \param to `[B, heads, N, channels]`, whose rows of no sequence become `value`
-  static void clear_rows_without_sequence(const detail::AttentionInputs<Scalar>& inputs,
-                                          Index heads, Index channels, const Scalar& value,
-                                          Scalar* to) {
-    if (inputs.packed()) return;
-    for (Index b = 0; b < inputs.sequences(); ++b)
-      for (Index h = 0; h < heads; ++h, to += inputs.seqlen() * channels)
-        std::fill(to + inputs.rows(b).end * channels, to + inputs.seqlen() * channels, value);
   }
 
   detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 4>& q,
@@ -376,9 +365,9 @@ void LocalAttention<Scalar, Score>::backward_into(
                                     gradients.k.data() + shared * d,
                                     gradients.v.data() + shared * d};
   };
-  clear_rows_without_sequence(inputs, heads, dim_head, Scalar(0), gradients.q.data());
+  inputs.clear_other_rows(heads, dim_head, Scalar(0), gradients.q.data());
   for (Tensor<Scalar, 4>* shared : {&gradients.k, &gradients.v})
-    clear_rows_without_sequence(inputs, inputs.kv_heads(), dim_head, Scalar(0), shared->data());
+    inputs.clear_other_rows(inputs.kv_heads(), dim_head, Scalar(0), shared->data());
   differentiate(device, workspace, inputs, batch, dim_head, head_of, grad_bias,
                 saved.call.options().training);
   if (gradients.attn_bias) grad_bias.add_to(gradients.attn_bias->data());

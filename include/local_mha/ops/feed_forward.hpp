@@ -360,88 +360,9 @@ class FeedForward {
   double dropout_;
 };
 
-template <typename Scalar>
-RowMatrix<Scalar> FeedForward<Scalar>::flow(const AnyDevice& device,
-                                            const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                            const std::optional<Training>& training,
-                                            Saved* saved) const {
-  if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
-  if (saved != nullptr) prepare(*saved, x.rows());
-  RowMatrix<Scalar> y(x.rows(), dim_);
-  for_each_stretch(
-      device, ceil_div(x.rows(), count),
-      [&](Index, const Range& some) {
-        Workspace workspace(*this);
-        run({some.begin * count, (std::min)(some.end * count, x.rows())}, x.data(), x.outerStride(),
-            y.data(), workspace, dropout, false, saved);
-      },
-      forward_stretch_blocks);
-  return y;
-}
-
-template <typename Scalar>
-void FeedForward<Scalar>::flow(const AnyDevice& device, TensorView<Scalar, 3> y,
-                               Workspace& workspace, TensorView<const Scalar, 3> x,
-                               const std::optional<Training>& training, Saved* saved) const {
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
-  const Index rows = x.dimension(0) * x.dimension(1);
-  const Index rows_of_task = forward_stretch_blocks * count;
-  const Index tasks = ceil_div(rows, rows_of_task);
-  const Index threads = (std::min)(thread_count(device), tasks);
-  const auto room_of = [&](Index worker) -> Workspace& {
-    return worker == 0 ? workspace : workspace.of_threads_[static_cast<std::size_t>(worker - 1)];
-  };
-  if (std::ssize(workspace.of_threads_) < threads - 1)
-    workspace.of_threads_.resize(static_cast<std::size_t>(threads - 1));
-  for (Index worker = 0; worker < threads; ++worker) room_of(worker).prepare(*this);
-  if (saved != nullptr) prepare(*saved, rows);
-  parallel_for(device, threads, tasks, [&](Index worker, Index task) {
-    run({task * rows_of_task, (std::min)((task + 1) * rows_of_task, rows)}, x.data(), dim_,
-        y.data(), room_of(worker), dropout, false, saved);
-  });
-}
-
-template <typename Scalar>
-void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y,
-                              Workspace& workspace, const std::optional<Dropout<Scalar>>& dropout,
-                              bool single, Saved* saved) const {
-  Index first = rows.begin;
-  map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
-           y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(),
-           [&](Index blocks, Scalar* in, Scalar* out) {
-             apply(first, rows.end, blocks, in, out, workspace, dropout, single, saved);
-             first += blocks * count;
-           });
-}
-
-template <typename Scalar>
-void FeedForward<Scalar>::apply(Index first, Index rows, Index blocks, Scalar* in, Scalar* out,
-                                Workspace& workspace, const std::optional<Dropout<Scalar>>& dropout,
-                                bool single, Saved* saved) const {
-  const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
-  const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
-  const auto multiply = [&](const PackedWeight<Scalar>& weight, Index group, const Scalar* x,
-                            auto&& to) {
-    project_rows(weight, group, x, blocks, single, workspace.spread_.data(), to);
-  };
-  for (Index b = 0; b < blocks; ++b) {
-    const Index rows_of_block = (std::min)(count, rows - first - b * count);
-    weights_->norm.apply(in + b * dim_ * count);
-    clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
-  }
-  multiply(weights_->proj_in, 0, in, value);
-  multiply(weights_->proj_in, 1, in, gate);
-  if (saved != nullptr) {
-    std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
-    std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
-  }
-  for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
-  multiply(weights_->proj_out, 0, value(0), [&](Index b) { return out + b * dim_ * count; });
-}
-
 }  // namespace local_mha::inline LOCAL_MHA_ABI
 
 LOCAL_MHA_INT_BOUNDS_END
 
 #include <local_mha/ops/feed_forward_backward.hpp>
+#include <local_mha/ops/feed_forward_forward.hpp>

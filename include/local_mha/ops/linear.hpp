@@ -18,10 +18,10 @@
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
+#include <local_mha/ops/linear_backward.hpp>
 #include <local_mha/ops/packed_weight.hpp>
 #include <local_mha/ops/project.hpp>
 #include <local_mha/ops/row_pass.hpp>
-#include <local_mha/ops/weight_gradient.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
