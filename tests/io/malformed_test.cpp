@@ -383,11 +383,26 @@ TEST(CutFile, IsAnErrorAtEveryLength) {
   }
 }
 
+// Each value of a byte; under AddressSanitizer, which takes five times as long, every fifth, and
+// others at the next place.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int value_step = 5;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+constexpr int value_step = 5;
+#else
+constexpr int value_step = 1;
+#endif
+#else
+constexpr int value_step = 1;
+#endif
+int first_value(std::size_t at) { return static_cast<int>(at % std::size_t{value_step}); }
+
 TEST(DamagedFile, IsReadOrAnErrorForEveryValueOfEveryByte) {
   const Bytes sound = sound_file();
   std::size_t errors = 0;
   for (std::size_t at = 0; at < sound.size(); ++at)
-    for (int value = 0; value < 256; ++value) {
+    for (int value = first_value(at); value < 256; value += value_step) {
       Bytes damaged = sound;
       damaged[at] = static_cast<std::byte>(value);
       try {
@@ -405,7 +420,7 @@ TEST(DamagedFile, IsReadOrAnErrorForEveryValueOfEveryByte) {
         ++errors;
       }
     }
-  EXPECT_GT(errors, sound.size() * 100);
+  EXPECT_GT(errors, sound.size() * 100 / std::size_t{value_step});
 }
 
 // ---- Indices of several files ----
@@ -438,7 +453,7 @@ TEST_F(MalformedIndex, IsAnErrorCutAtAnyLength) {
 TEST_F(MalformedIndex, IsReadOrAnErrorForEveryValueOfEveryByte) {
   std::size_t errors = 0;
   for (std::size_t at = 0; at < sound_.size(); ++at)
-    for (int value = 0; value < 256; ++value) {
+    for (int value = first_value(at); value < 256; value += value_step) {
       std::string damaged = sound_;
       damaged[at] = static_cast<char>(value);
       try {
@@ -447,7 +462,7 @@ TEST_F(MalformedIndex, IsReadOrAnErrorForEveryValueOfEveryByte) {
         ++errors;
       }
     }
-  EXPECT_GT(errors, sound_.size() * 100);
+  EXPECT_GT(errors, sound_.size() * 100 / std::size_t{value_step});
 }
 
 }  // namespace
