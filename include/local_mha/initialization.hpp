@@ -108,7 +108,11 @@ void initialize(LayerNormParameters<Scalar>& p, RandomSequence& /*random*/) {
 /// \throws std::invalid_argument naming the first tensor of `got` whose shape is not `expected`'s
 template <ParameterSet Parameters>
 void require_same_shapes(const Parameters& got, const Parameters& expected) {
-  if constexpr (requires { got.has_shapes_of(expected); })
+  // Of the set itself: that of a base knows nothing of what is more.
+  using HasShapesOf = bool (Parameters::*)(const Parameters&) const;
+  if constexpr (requires {
+                  requires std::same_as<decltype(&Parameters::has_shapes_of), HasShapesOf>;
+                })
     if (got.has_shapes_of(expected)) return;
   struct Shape {
     std::string name;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -194,11 +195,15 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
                      Input grad_y, Input x, const Call& call = {},
                      Tensor<Scalar, 3>* grad_attn_bias = nullptr) const;
 
-  /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
+  /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`. On the
+  /// calling thread.
   /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
   Tensor<Scalar, 4> attention_probabilities(Input x, const Call& call = {}) const;
-  Tensor<Scalar, 4> attention_probabilities(Input x, const PaddingMask& mask,
-                                            const Bias& attn_bias = {},
+  template <std::same_as<PaddingMask> Mask>
+  Tensor<Scalar, 4> attention_probabilities(Input x, const Mask& mask) const {
+    return attention_probabilities(x, Call{.mask = mask});
+  }
+  Tensor<Scalar, 4> attention_probabilities(Input x, const PaddingMask& mask, const Bias& attn_bias,
                                             std::span<const Index> cu_seqlens = {}) const {
     return attention_probabilities(
         x, Call{.mask = mask, .attn_bias = attn_bias, .cu_seqlens = cu_seqlens});
@@ -312,13 +317,16 @@ template <typename Scalar>
 Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(Input x, const Call& call) const {
   check_arguments(x, call);
   const auto [batch, seqlen, dim] = x.dimensions();
+  constexpr Index most = Index{1} << 40;
+  if (batch * seqlen > most / (config().heads * config().dim_head))
+    reject("x", "at most 2^40 numbers of queries", to_string(x.dimensions()));
   Tensor<Scalar, 4> q(batch, config().heads, seqlen, config().dim_head);
   Tensor<Scalar, 4> k(batch, resolved_kv_heads(config()), seqlen, config().dim_head);
   Flow projections(*weights_, Window(attention().config()), seqlen);
   for (Index b = 0; b < batch; ++b) projections.queries_and_keys(x.sequence(b), b, q, k);
   return attention().attention_probabilities(
-      q, k, call.mask, call.attn_bias, {.cu_seqlens = call.cu_seqlens, .lengths = call.lengths},
-      terms());
+      q, k, call.mask, call.attn_bias,
+      {.training = call.training, .cu_seqlens = call.cu_seqlens, .lengths = call.lengths}, terms());
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -871,6 +871,49 @@ std::vector<BadInput> layer_arguments() {
        },
        {"strides", "no two results have the same place", "[24, 2, 1]"},
        "StridedView::StridedView"},
+      {"ResultsInOneRowOfAMap",
+       [] {
+         std::vector<float> numbers(48);
+         const Eigen::Map<RowMatrix<float>, 0, Eigen::OuterStride<>> rows(numbers.data(), 4, 12,
+                                                                          Eigen::OuterStride<>(0));
+         LocalMHA<float>::Workspace workspace;
+         LocalMHA<float>(layer_config())
+             .forward_into(Eigen::Map<RowMatrix<float>, 0, Eigen::OuterStride<>>(rows), workspace,
+                           zeros(1, 4, 12));
+       },
+       {"strides", "no two results have the same place"},
+       "StridedView::StridedView"},
+      {"MapThatGoesBackwards",
+       [] {
+         std::vector<float> numbers(48);
+         using Map = Eigen::Map<const RowMatrix<float>, 0, Eigen::OuterStride<>>;
+         LocalMHA<float>(layer_config())
+             .forward(Map(numbers.data() + 36, 4, 12, Eigen::OuterStride<>(-12)));
+       },
+       {"strides", "at least 0"},
+       "StridedView::StridedView"},
+      {"ViewOfNoRowsOfTooMany",
+       [] {
+         LocalMHA<float>(layer_config())
+             .forward({static_cast<float*>(nullptr), {0, Index{1} << 61, 12}});
+       },
+       {"dimensions", "memory"},
+       "TensorView::TensorView"},
+      {"ProbabilitiesBeyondMemory",
+       [] {
+         const std::vector<float> number(12);
+         LocalMHA<float>(layer_config())
+             .attention_probabilities({number.data(), {Index{1} << 55, 16, 12}, {0, 0, 1}});
+       },
+       {"x", "2^40 numbers of queries"},
+       "LocalMHA::attention_probabilities"},
+      {"ProbabilitiesOfTooLongSequences",
+       [] {
+         const Tensor<float, 4> q(1, 1, Index{1} << 21, 1);
+         LocalAttention<float>({.window_size = 4}).attention_probabilities(q, q);
+       },
+       {"q", "2^40 numbers"},
+       "LocalAttention::attention_probabilities"},
       {"AxisOfNoView",
        [] { static_cast<void>(StridedView<const float>(nullptr, {0, 2, 12}).dimension(3)); },
        {"axis", "0 to 2", "got 3"},

@@ -330,4 +330,13 @@ TEST(FeedForwardModule, DropsTheSameThereAndBack) {
   EXPECT_EQ(gradients.norm_weight, expected.norm_weight);
 }
 
+TEST(ALinear, ThatWasMovedFromIsAsItWas) {
+  const local_mha::RowMatrix<float> x = local_mha::RowMatrix<float>::Random(3, 4);
+  local_mha::Linear<float> linear({.in_features = 4, .out_features = 2});
+  const local_mha::RowMatrix<float> y = linear.forward(x);
+  const local_mha::Linear<float> other(std::move(linear));
+  EXPECT_EQ(other.forward(x), y);
+  EXPECT_EQ(linear.forward(x), y);  // NOLINT(bugprone-use-after-move)
+}
+
 }  // namespace modules_test

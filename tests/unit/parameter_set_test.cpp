@@ -224,4 +224,24 @@ TEST(Deduced, AreTheScalarsOfViewsAndFunctions) {
   EXPECT_TRUE(table.row(4).isApprox(grad_y.row(0) + grad_y.row(2)));
 }
 
+// What it has beside its base counts, too.
+struct MoreThanALinear : local_mha::LinearParameters<float> {
+  Vector<float> more;
+  static void visit_each(auto& set, auto&& visit) {
+    local_mha::LinearParameters<float>::visit_each(set, visit);
+    visit("more", set.more);
+  }
+};
+
+TEST(AParameterSet, ThatIsDerivedIsComparedAsAWhole) {
+  MoreThanALinear weights;
+  weights.weight = RowMatrix<float>::Ones(2, 3);
+  weights.more = Vector<float>::Ones(4);
+  MoreThanALinear gradients = weights;
+  local_mha::AdamW optimizer({}, weights);
+  EXPECT_NO_THROW(optimizer.step(weights, gradients, 0.1));
+  gradients.more = Vector<float>::Ones(3);
+  EXPECT_THROW(optimizer.step(weights, gradients, 0.1), std::invalid_argument);
+}
+
 }  // namespace parameter_set_test

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -211,6 +212,48 @@ TYPED_TEST(Ragged, SequencesOfAnAttentionAreWhatTheyAreAlone) {
               EXPECT_EQ((*result)(b, h, i, d), Scalar(0));
     }
   }
+}
+
+TYPED_TEST(Ragged, ProbabilitiesBehindASequenceAreZero) {
+  using Scalar = TypeParam;
+  const LocalMHAConfig config{.dim = 6, .window_size = 4, .dim_head = 4, .heads = 2};
+  const LocalMHA<Scalar> layer(config);
+  Tensor<Scalar, 3> x(2, 9, 6);
+  x.setRandom();
+  const std::vector<Index> lengths{9, 4};
+  const auto shown = layer.attention_probabilities(x, {.lengths = lengths});
+  const auto alone = layer.attention_probabilities(item(x, 1, 4));
+  for (Index h = 0; h < 2; ++h)
+    for (Index i = 0; i < 9; ++i)
+      for (Index j = 0; j < 9; ++j)
+        EXPECT_EQ(shown(1, h, i, j), i < 4 && j < 4 ? alone(0, h, i, j) : Scalar(0));
+}
+
+// What is behind a sequence may change; what is in it may not.
+TYPED_TEST(Ragged, ACallIsKnownByTheRowsOfItsSequences) {
+  using Scalar = TypeParam;
+  const LocalMHAConfig config{.dim = 6, .window_size = 4, .dim_head = 4, .heads = 2};
+  const LocalMHA<Scalar> layer(config);
+  Tensor<Scalar, 3> x(4, 1000, 6);
+  x.setRandom();
+  const std::vector<Index> lengths{3, 3, 3, 3};
+  typename LocalMHA<Scalar>::Saved saved;
+  const auto y = layer.forward_saving(saved, x, {.lengths = lengths});
+  auto gradients = LocalMHAParameters<Scalar>::zeros(config);
+  const auto grad_x = layer.backward(gradients, saved, y, x);
+  spoil_behind(x, lengths);
+  EXPECT_TRUE(same_bits(layer.backward(gradients, saved, y, x), grad_x));
+  x(2, 1, 3) += Scalar(1);
+  EXPECT_THROW(layer.backward(gradients, saved, y, x), std::invalid_argument);
+
+  const LocalAttention<Scalar> attention({.window_size = 4});
+  Tensor<Scalar, 4> q(4, 2, 500, 3);
+  q.setRandom();
+  const auto kept = attention.forward_saving(q, q, q, {}, {}, {.lengths = lengths});
+  q(1, 1, 3, 0) = std::numeric_limits<Scalar>::quiet_NaN();
+  EXPECT_NO_THROW(attention.backward(kept, kept.out, q, q, q));
+  q(1, 1, 2, 0) += Scalar(1);
+  EXPECT_THROW(attention.backward(kept, kept.out, q, q, q), std::invalid_argument);
 }
 
 TYPED_TEST(Ragged, BatchesAreTheSameOnThreadsAndAllocateNothing) {

@@ -235,6 +235,28 @@ TYPED_TEST(Views, AreMadeOfWhatIsThere) {
   EXPECT_TRUE(same_bits(back, y));
 }
 
+// An empty pair of braces is a call without anything, a temporary tensor an argument.
+TYPED_TEST(Views, ComeWithCallsOfEveryForm) {
+  using Scalar = TypeParam;
+  const LocalMHA<Scalar> layer(config);
+  Tensor<Scalar, 3> x(2, 9, 6);
+  x.setRandom();
+  const auto y = layer.forward(x);
+  EXPECT_TRUE(same_bits(layer.forward(x, {}), y));
+  EXPECT_TRUE(same_bits(layer.forward(x, local_mha::PaddingMask()), y));
+  EXPECT_TRUE(same_bits(layer.forward(x, {}, {}), y));
+  typename LocalMHA<Scalar>::Saved saved;
+  EXPECT_TRUE(same_bits(layer.forward_saving(saved, x, {}), y));
+  auto gradients = LocalMHAParameters<Scalar>::zeros(config);
+  const auto grad_x = layer.backward(gradients, saved, y, x);
+  EXPECT_TRUE(same_bits(layer.backward(gradients, saved, y, x, {}), grad_x));
+  EXPECT_TRUE(same_bits(layer.backward(gradients, saved, y, x, local_mha::PaddingMask()), grad_x));
+  EXPECT_TRUE(same_bits(layer.attention_probabilities(x, {}), layer.attention_probabilities(x)));
+  const Eigen::array<int, 3> channels_then_rows{0, 2, 1};
+  EXPECT_TRUE(same_bits(
+      layer.forward(channels_first(Tensor<Scalar, 3>(x.shuffle(channels_then_rows)))), y));
+}
+
 TYPED_TEST(Views, AllocateNothing) {
   using Scalar = TypeParam;
   const LocalMHA<Scalar> layer(config);

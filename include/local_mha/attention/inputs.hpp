@@ -44,7 +44,8 @@ class AttentionInputs {
     if (!attn_bias) return;
     require_shape("attn_bias", attn_bias->dimensions(), {-1, window.size(), window.look_around()});
     const Index biases = attn_bias->dimension(0);
-    if (biases != batch * heads && biases != heads && biases != 1)
+    const bool one_each = heads > 0 && biases % heads == 0 && biases / heads == batch;
+    if (!one_each && biases != heads && biases != 1)
       reject("attn_bias",
              "a first dimension of " + std::to_string(batch * heads) + " (batch x heads), " +
                  std::to_string(heads) + " (heads) or 1",

@@ -381,9 +381,14 @@ Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(
     const Bias& attn_bias, const LocalAttentionCall& call, const Terms& terms) const {
   const auto inputs = check_arguments(q, k, k, mask, attn_bias, call, terms);
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
+  constexpr Index most = Index{1} << 40;
+  if (seqlen > 0 && batch * heads * seqlen > most / seqlen)
+    reject("q", "sequences of which [B, H, N, N] has at most 2^40 numbers",
+           to_string(q.dimensions()));
   // With the unit vectors as values, the output is the weights.
   const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
   Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
+  inputs.clear_other_rows(heads, seqlen, Scalar(0), out.data());
   detail::AttentionForward<Scalar> room;
   room.run(AnyDevice(), config_, placement_, inputs,
            {q.data(), k.data(), unit.data(), 0, batch, seqlen, dim_head, seqlen, out.data()},

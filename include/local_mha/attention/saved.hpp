@@ -32,7 +32,7 @@ struct SavedAttention {
                          Tensor<Scalar, 3>(batch, heads, seqlen), attention};
     saved.call.take(mask, attn_bias, options, terms);
     for (std::size_t i = 0; i < 3; ++i)
-      saved.inputs[i].take(numbers_of(*std::array{&q, &k, &v}[i]));
+      saved.inputs[i].take(numbers_of(*std::array{&q, &k, &v}[i], options.lengths));
     return saved;
   }
 
@@ -51,7 +51,7 @@ struct SavedAttention {
       reject("saved", "that of an attention of this configuration", "that of another");
     call.require_same_call(mask, attn_bias, options, terms);
     for (std::size_t i = 0; i < 3; ++i)
-      if (!inputs[i].is_of(numbers_of(*std::array{&q, &k, &v}[i])))
+      if (!inputs[i].is_of(numbers_of(*std::array{&q, &k, &v}[i], call.options().lengths)))
         reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
   }
 

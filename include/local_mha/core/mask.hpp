@@ -29,8 +29,21 @@ class PaddingMask {
   /// Masks nothing, for any `[B, N]`.
   PaddingMask() = default;
   // Copies share what does not change, and moving is copying.
-  PaddingMask(const PaddingMask&) = default;
-  PaddingMask& operator=(const PaddingMask&) = default;
+  PaddingMask(const PaddingMask& other)
+      : shape_(other.shape_),
+        masked_(other.masked_),
+        own_(other.own_),
+        view_(other.owns() ? own_.data() : other.view_),
+        given_(other.given_) {}
+  PaddingMask& operator=(const PaddingMask& other) {
+    if (this == &other) return *this;
+    own_ = other.own_;
+    shape_ = other.shape_;
+    masked_ = other.masked_;
+    view_ = other.owns() ? own_.data() : other.view_;
+    given_ = other.given_;
+    return *this;
+  }
   ~PaddingMask() = default;
 
   /// \param t `[B, N]`, true = masked, not attended
@@ -87,16 +100,16 @@ class PaddingMask {
     return mask;
   }
 
-  /// Becomes a copy of another mask that looks at no one's flags. Memory that is no other mask's is
-  /// used again.
+  /// Becomes a copy of another mask that looks at no one's flags, nor shares them. Memory is used
+  /// again.
   void assign(const PaddingMask& other) {
     if (this == &other) return;
     given_ = false;
     if (other.given_) {
-      if (masked_.use_count() != 1) masked_ = std::make_shared<Flags>();
-      masked_->assign(other.view_, other.view_ + other.size());
-      view_ = masked_->data();
+      own_.assign(other.view_, other.view_ + other.size());
+      view_ = own_.data();
     }
+    masked_.reset();
     shape_ = other.shape_;
     given_ = other.given_;
   }
@@ -132,15 +145,17 @@ class PaddingMask {
   }
 
   void own(Flags masked) {
-    masked_ = std::make_shared<Flags>(std::move(masked));
+    masked_ = std::make_shared<const Flags>(std::move(masked));
     view_ = masked_->data();
     given_ = true;
   }
   Index size() const { return shape_[0] * shape_[1]; }
+  bool owns() const { return !own_.empty() && view_ == own_.data(); }
 
   std::array<Index, 2> shape_{0, 0};
-  std::shared_ptr<Flags> masked_;       // copies share them; null: they are someone else's
-  const std::uint8_t* view_ = nullptr;  // of all sequences, if it is given
+  std::shared_ptr<const Flags> masked_;  // copies share them
+  Flags own_;                            // that assign() has made
+  const std::uint8_t* view_ = nullptr;   // of all sequences, if it is given
   bool given_ = false;
 };
 

@@ -145,6 +145,7 @@ class StridedView {
       data_ = matrix.data();
       dimensions_ = {1, matrix.rows(), matrix.cols()};
       strides_ = {matrix.rows() * matrix.outerStride(), matrix.outerStride(), matrix.innerStride()};
+      check_strides();
     }
   }
 
@@ -178,12 +179,24 @@ class StridedView {
   Dimensions strides_{};
 };
 
+namespace detail {
+
+// A tensor, and no reference to one.
+template <typename Source>
+inline constexpr bool is_owner = false;
+template <typename Scalar, int Rank, int Options, typename Extent>
+inline constexpr bool is_owner<Eigen::Tensor<Scalar, Rank, Options, Extent>> = true;
+
+}  // namespace detail
+
 /// A batch whose channels come before its rows, `[B, dim, N]`, as convolutions leave it.
 /// \param tensor anything of which there is a StridedView, or one
 /// \return `[B, N, dim]`
 template <typename Source>
 auto channels_first(Source&& tensor LOCAL_MHA_LIFETIME_BOUND) {
-  using Element = std::remove_pointer_t<decltype(tensor.data())>;
+  using Pointed = std::remove_pointer_t<decltype(tensor.data())>;
+  // Of a temporary tensor, which ends with the call, nobody sees what is written.
+  using Element = std::conditional_t<detail::is_owner<Source>, const Pointed, Pointed>;
   return StridedView<Element>(std::forward<Source>(tensor)).transposed();
 }
 
@@ -210,21 +223,38 @@ void require_apart(std::string_view argument, const StridedView<Scalar>& results
     reject(argument, "memory that does not overlap " + std::string(other), "some that does");
 }
 
-/// The numbers of a view, one after the other, for what samples them.
+/// The numbers of the sequences of a view, one after the other, for what samples them.
 template <typename Scalar>
-struct StridedNumbers {
-  StridedView<const Scalar> view;
-
-  std::size_t size() const { return static_cast<std::size_t>(view.size()); }
-  const Scalar& operator[](std::size_t i) const {
-    const Index dim = view.dimensions()[2];
-    const Index at = static_cast<Index>(i);
-    return view.rows(at / dim)(0, at % dim);
+class StridedNumbers {
+ public:
+  /// \param lengths rows of each sequence; empty: all
+  StridedNumbers(const StridedView<const Scalar>& view, std::span<const Index> lengths)
+      : view_(view), lengths_(lengths) {
+    for (Index b = 0; b < view.dimensions()[0]; ++b) rows_ += length(b);
   }
+
+  std::size_t size() const { return static_cast<std::size_t>(rows_ * view_.dimensions()[2]); }
+  const Scalar& operator[](std::size_t i) const {
+    const Index dim = view_.dimensions()[2];
+    Index row = static_cast<Index>(i) / dim;
+    Index b = 0;
+    for (; row >= length(b); ++b) row -= length(b);
+    return view_.sequence(b)(row, static_cast<Index>(i) % dim);
+  }
+
+ private:
+  Index length(Index b) const {
+    return lengths_.empty() ? view_.dimensions()[1] : lengths_[static_cast<std::size_t>(b)];
+  }
+
+  StridedView<const Scalar> view_;
+  std::span<const Index> lengths_;
+  Index rows_ = 0;
 };
 template <typename Scalar>
-std::array<StridedNumbers<Scalar>, 1> numbers_of(const StridedView<const Scalar>& view) {
-  return {StridedNumbers<Scalar>{view}};
+std::array<StridedNumbers<Scalar>, 1> numbers_of(const StridedView<const Scalar>& view,
+                                                 std::span<const Index> lengths) {
+  return {StridedNumbers<Scalar>(view, lengths)};
 }
 
 /// Makes the rows of a batch that are of no sequence 0.

@@ -140,14 +140,15 @@ class TensorView {
  private:
   void check_arguments() const {
     constexpr Index most = (std::numeric_limits<Index>::max)() / Index{sizeof(Scalar)};
-    Index size = 1;
+    // Without those that are 0, so that no product of some of them overflows.
+    Index others = 1;
     for (const Index extent : dimensions_) {
-      if (extent < 0 || (extent > 0 && size > most / extent))
+      if (extent < 0 || (extent > 0 && others > most / extent))
         reject("dimensions", "extents of at least 0 whose product memory could hold",
                to_string(dimensions_));
-      size *= extent;
+      if (extent > 0) others *= extent;
     }
-    if (data_ == nullptr && size > 0)
+    if (data_ == nullptr && size() > 0)
       reject("data", "the elements of a tensor " + to_string(dimensions_), "null");
   }
 

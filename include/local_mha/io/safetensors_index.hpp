@@ -60,9 +60,11 @@ inline SafetensorsIndex parse_index(const FileBytes& bytes) {
     if (!file.is_string()) fail(tensor, "index: expected a file's name, got " + describe(file));
     const auto& name = file.get_ref<const std::string&>();
     const std::filesystem::path path(std::u8string(name.begin(), name.end()));
-    bool is_below = path.has_filename() && !path.has_root_path();
+    bool is_below =
+        path.has_filename() && !path.has_root_path() && name.find('\0') == std::string::npos;
     for (const auto& part : path) is_below = is_below && part != "..";
-    if (!is_below)
+    // One name for a file, or it would be opened for each.
+    if (!is_below || path.lexically_normal().native() != path.native())
       fail(tensor,
            "index: expected the name of a file beside the index, got '" + printable(name) + "'");
     index.weight_map.emplace(tensor, name);

@@ -30,6 +30,12 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 template <typename Scalar>
 class LayerForward {
  public:
+  LayerForward() = default;
+  // Not to be copied.
+  LayerForward(LayerForward&&) = default;
+  LayerForward& operator=(LayerForward&&) = default;
+  ~LayerForward() = default;
+
   /// \param x, y the batch, `[B, N, dim]`
   /// \param saved null, or where is kept what the backward pass needs
   void run(const AnyDevice& device, const LayerWeights<Scalar>& weights,

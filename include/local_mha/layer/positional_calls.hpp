@@ -3,6 +3,7 @@
 /// LocalMHA's calls with a device first, as Eigen writes it, and with arguments in a row.
 #pragma once
 
+#include <concepts>
 #include <optional>
 #include <span>
 
@@ -29,7 +30,12 @@ class PositionalCalls {
   using Dropping = std::optional<Training>;
 
  public:
-  Tensor<Scalar, 3> forward(Input x, const PaddingMask& mask, const Bias& attn_bias = {},
+  // `{}` alone is no mask, but a call.
+  template <std::same_as<PaddingMask> Mask>
+  Tensor<Scalar, 3> forward(Input x, const Mask& mask) const {
+    return layer().forward(x, call({}, mask, {}, {}, {}));
+  }
+  Tensor<Scalar, 3> forward(Input x, const PaddingMask& mask, const Bias& attn_bias,
                             Dropping training = {}, Segments cu_seqlens = {}) const {
     return layer().forward(x, call({}, mask, attn_bias, training, cu_seqlens));
   }
@@ -52,8 +58,12 @@ class PositionalCalls {
     layer().forward_into(y, workspace, x, call(device, mask, attn_bias, training, cu_seqlens));
   }
 
+  template <std::same_as<PaddingMask> Mask>
+  Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Mask& mask) const {
+    return layer().forward_saving(saved, x, call({}, mask, {}, {}, {}));
+  }
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const PaddingMask& mask,
-                                   const Bias& attn_bias = {}, Dropping training = {},
+                                   const Bias& attn_bias, Dropping training = {},
                                    Segments cu_seqlens = {}) const {
     return layer().forward_saving(saved, x, call({}, mask, attn_bias, training, cu_seqlens));
   }
@@ -71,9 +81,13 @@ class PositionalCalls {
                                 call(device, mask, attn_bias, training, cu_seqlens));
   }
 
+  template <std::same_as<PaddingMask> Mask>
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
-                             const PaddingMask& mask, const Bias& attn_bias = {},
-                             Dropping training = {},
+                             const Mask& mask) const {
+    return layer().backward(gradients, saved, grad_y, x, call({}, mask, {}, {}, {}), nullptr);
+  }
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
+                             const PaddingMask& mask, const Bias& attn_bias, Dropping training = {},
                              Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
     return layer().backward(gradients, saved, grad_y, x, call({}, mask, attn_bias, training, {}),
                             grad_attn_bias);

@@ -51,7 +51,7 @@ struct SavedLayer {
   /// Becomes that of a layer and a call.
   void complete(const Weights& layer, const View& x, const Call& given) {
     call.take(given.mask, given.attn_bias, options_of(given));
-    input.take(detail::numbers_of(x));
+    input.take(detail::numbers_of(x, given.lengths));
     weights.take(layer.numbers());
     config = layer.config;
   }
@@ -71,7 +71,7 @@ struct SavedLayer {
     if (!weights.is_of(of_layer.numbers()))
       reject("saved", "that of a layer of these weights", "another");
     call.require_same_call(given.mask, given.attn_bias, options_of(given));
-    if (!input.is_of(detail::numbers_of(x)))
+    if (!input.is_of(detail::numbers_of(x, call.options().lengths)))
       reject("x", "what forward_saving() was given", "other numbers");
   }
 

@@ -65,6 +65,10 @@ class Linear {
       reject("bias", std::to_string(out_) + " values or none", bias_.size());
   }
 
+  // One that was moved from would have no weights: moving is copying.
+  Linear(const Linear&) = default;
+  Linear& operator=(const Linear&) = default;
+
   const PackedWeight<Scalar>& weight() const { return packed_; }
   /// `[out]`, or empty.
   const Vector<Scalar>& bias() const { return bias_; }

@@ -112,16 +112,21 @@ class PackedWeight {
   void prepare(Index rows, Index columns, Index group_rows, Index column_group,
                Index padded_group) {
     check_arguments(rows, columns, group_rows, column_group, padded_group);
+    const Index rows_of_group = group_rows > 0 ? group_rows : rows;
+    const Index panels = ceil_div(rows_of_group, panel_rows);
+    const Index depth = column_group > 0 ? columns / column_group * padded_group : columns;
+    const Index panel_size = ceil_div(depth * panel_rows, block_rows<Scalar>) * block_rows<Scalar>;
+    const Index groups = rows_of_group > 0 ? rows / rows_of_group : 0;
+    // All that may fail, before anything changes.
+    packed_.assign(static_cast<std::size_t>(groups * panels * panel_size), Scalar(0));
     rows_ = rows;
     columns_ = columns;
     column_group_ = column_group;
     padded_group_ = padded_group;
-    group_rows_ = group_rows > 0 ? group_rows : rows;
-    group_panels_ = ceil_div(group_rows_, panel_rows);
-    depth_ = column_group > 0 ? columns / column_group * padded_group : columns;
-    panel_size_ = ceil_div(depth_ * panel_rows, block_rows<Scalar>) * block_rows<Scalar>;
-    const Index groups = group_rows_ > 0 ? rows / group_rows_ : 0;
-    packed_.assign(static_cast<std::size_t>(groups * group_panels_ * panel_size_), Scalar(0));
+    group_rows_ = rows_of_group;
+    group_panels_ = panels;
+    depth_ = depth;
+    panel_size_ = panel_size;
   }
 
   // `fill(first, rows, panel)` for each panel, with its rows.
