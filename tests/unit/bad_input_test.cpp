@@ -903,7 +903,7 @@ std::vector<BadInput> layer_arguments() {
        [] {
          const std::vector<float> number(12);
          LocalMHA<float>(layer_config())
-             .attention_probabilities({number.data(), {Index{1} << 55, 16, 12}, {0, 0, 1}});
+             .attention_probabilities({number.data(), {Index{1} << 50, 16, 12}, {0, 0, 1}});
        },
        {"x", "2^40 numbers of queries"},
        "LocalMHA::attention_probabilities"},
