@@ -278,6 +278,7 @@ void LayerBackward<Scalar>::run(const AnyDevice& device, const AttentionInputs<S
   layer_.attention.prepare_differentiate(device, room_.attention, inputs, saved_.batch, dim_head(),
                                          grad_bias);
   clear_rows_without_sequence(inputs, grad_x);
+  if (rows_.count() == 0) return;
   to_out(device, x, grad_y, gradients);
   attend(device, inputs, training, gradients, grad_bias);
   to_qkv(device, x, grad_x, gradients);
