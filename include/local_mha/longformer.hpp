@@ -177,7 +177,7 @@ class LongformerAttention {
 
   // All that a pass reads of the attention.
   struct Weights {
-    Weights(const LongformerConfig& of_attention, Parameters given)
+    Weights(const LongformerConfig& of_attention, const Parameters& given)
         : config(of_attention),
           local{LocalAttention<Scalar>(
                     {.dropout = config.dropout,

@@ -219,7 +219,7 @@ class LocalTransformer {
         : config(model_config),
           token_emb(std::move(given.token_emb)),
           pos_emb(std::move(given.pos_emb)),
-          stack(encoder_config(config), std::move(given)),
+          stack(encoder_config(config), std::move(static_cast<EncoderParameters<Scalar>&>(given))),
           to_logits_norm(std::move(given.to_logits_norm_weight),
                          std::move(given.to_logits_norm_bias)),
           to_logits(given.to_logits) {}

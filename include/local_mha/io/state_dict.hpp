@@ -46,6 +46,7 @@ class StateDict : public TensorSource {
   StateDict(const StateDict& other)
       : StateDict(std::make_shared<detail::TensorContent>(*other.tensors_)) {}
   StateDict& operator=(const StateDict& other) {
+    if (this == &other) return *this;
     auto tensors = std::make_shared<detail::TensorContent>(*other.tensors_);
     set_content(tensors);
     tensors_ = std::move(tensors);

@@ -110,6 +110,9 @@ class PositionalCalls {
   }
 
  private:
+  friend Layer;
+  PositionalCalls() = default;
+
   const Layer& layer() const { return static_cast<const Layer&>(*this); }
 
   static Call call(const AnyDevice& device, const PaddingMask& mask, const Bias& attn_bias,

@@ -204,7 +204,8 @@ class StreamedSequence {
     if (window.is_endless())
       reject("token_window", "bounded ends, because a stream keeps what a query sees",
              "an unbounded one");
-    const Index each = 3 * size.heads * padded_channels<Scalar>(size.dim_head);
+    const Index each =
+        (std::max<Index>)(1, 3 * size.heads * padded_channels<Scalar>(size.dim_head));
     if (reach > most / each)
       reject("window_size", "a look-around whose keys and values are at most 2^36 numbers",
              window.size());
