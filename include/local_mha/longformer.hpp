@@ -114,8 +114,8 @@ class LongformerAttention {
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range, or
   ///   the tensor whose shape does not fit
-  LongformerAttention(const LongformerConfig& config, Parameters parameters)
-      : weights_(std::make_shared<const Weights>(checked(config), std::move(parameters))) {}
+  LongformerAttention(const LongformerConfig& config, const Parameters& parameters)
+      : weights_(std::make_shared<const Weights>(checked(config), parameters)) {}
 
   // An attention that was moved from would have no weights: moving is copying.
   LongformerAttention(const LongformerAttention&) = default;
