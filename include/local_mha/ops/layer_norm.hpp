@@ -293,7 +293,7 @@ Tensor<Scalar, 3> LayerNorm<Scalar>::backward(const AnyDevice& device, Parameter
                                               const Saved& saved,
                                               TensorView<const Scalar, 3> grad_y,
                                               TensorView<const Scalar, 3> x) const {
-  saved.rows_.require(x, numbers(), "a LayerNorm");
+  saved.rows_.require_known(x, numbers(), "a LayerNorm");
   require_shape("grad_y", grad_y.dimensions(), x.dimensions());
   require_shape<1>("weight", {gradients.weight.size()}, {dim()});
   require_shape<1>("bias", {gradients.bias.size()}, {dim()});

@@ -149,7 +149,7 @@ class Linear {
   Tensor<Scalar, 3> backward(const AnyDevice& device, Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y,
                              TensorView<const Scalar, 3> x) const {
-    saved.rows_.require(x, numbers(), "a Linear");
+    saved.rows_.require_known(x, numbers(), "a Linear");
     require_shape("grad_y", grad_y.dimensions(), {x.dimension(0), x.dimension(1), out_});
     detail::require_same_shapes(gradients, Parameters::zeros(config()));
     Tensor<Scalar, 3> grad_x(x.dimensions());

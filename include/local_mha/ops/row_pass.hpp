@@ -80,8 +80,8 @@ class SavedRows {
   /// \param module what the weights are of
   /// \throws std::invalid_argument if x or the weights are not those of the forward pass
   template <typename Weights>
-  void require(const TensorView<const Scalar, 3>& x, const Weights& weights,
-               std::string_view module) const {
+  void require_known(const TensorView<const Scalar, 3>& x, const Weights& weights,
+                     std::string_view module) const {
     if (shape_[0] < 0 || !weights_.is_of(weights))
       reject("saved", "that of " + std::string(module) + " of these weights", "another, or none");
     require_shape("x", x.dimensions(), shape_);
