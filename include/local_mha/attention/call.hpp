@@ -127,44 +127,6 @@ std::array<std::span<const Scalar>, 1> numbers_of(const TensorView<const Scalar,
   return {std::span(tensor.data(), static_cast<std::size_t>(tensor.size()))};
 }
 
-/// The numbers of the sequences of a tensor `[B, H, N, D]`, one after the other, for what samples
-/// them.
-template <typename Scalar>
-class HeadNumbers {
- public:
-  /// \param lengths rows of each sequence; empty: all
-  HeadNumbers(const TensorView<const Scalar, 4>& tensor, std::span<const Index> lengths)
-      : tensor_(tensor), lengths_(lengths) {
-    const auto [batch, heads, seqlen, channels] = tensor.dimensions();
-    for (Index b = 0; b < batch; ++b) rows_ += heads * length(b);
-  }
-
-  std::size_t size() const { return static_cast<std::size_t>(rows_ * tensor_.dimension(3)); }
-  const Scalar& operator[](std::size_t i) const {
-    const auto [batch, heads, seqlen, channels] = tensor_.dimensions();
-    Index row = static_cast<Index>(i) / channels;
-    Index b = 0;
-    for (; row >= heads * length(b); ++b) row -= heads * length(b);
-    const Index h = row / length(b);
-    return tensor_.data()[((b * heads + h) * seqlen + row % length(b)) * channels +
-                          static_cast<Index>(i) % channels];
-  }
-
- private:
-  Index length(Index b) const {
-    return lengths_.empty() ? tensor_.dimension(2) : lengths_[static_cast<std::size_t>(b)];
-  }
-
-  TensorView<const Scalar, 4> tensor_;
-  std::span<const Index> lengths_;
-  Index rows_ = 0;
-};
-template <typename Scalar>
-std::array<HeadNumbers<Scalar>, 1> numbers_of(const TensorView<const Scalar, 4>& tensor,
-                                              std::span<const Index> lengths) {
-  return {HeadNumbers<Scalar>(tensor, lengths)};
-}
-
 /// Rejects an argument of a backward pass if it is given and is not what the forward pass had.
 template <typename T>
 void require_same(std::string_view argument, bool given, const T& got, const T& of_forward) {

@@ -20,6 +20,18 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
+/// \param lengths rows of each sequence of a batch `[batch, seqlen]`; empty: all
+/// \param packed whether the batch is one of packed sequences
+/// \throws std::invalid_argument if they are not
+inline void check_lengths(std::span<const Index> lengths, Index batch, Index seqlen, bool packed) {
+  if (lengths.empty()) return;
+  if (packed) reject("lengths", "none beside cu_seqlens", "some");
+  if (static_cast<Index>(lengths.size()) != batch)
+    reject("lengths", std::to_string(batch) + " (batch) numbers", lengths.size());
+  for (const Index length : lengths)
+    if (length < 0 || length > seqlen) reject("lengths", "0 to " + std::to_string(seqlen), length);
+}
+
 /// The sequences of a batch, or the segments of a packed one, their heads, and what their queries
 /// see.
 template <typename Scalar>
@@ -90,13 +102,7 @@ class AttentionInputs {
   /// \param lengths `[batch]`; empty: all rows are; must outlive this
   /// \throws std::invalid_argument if that is not what they are
   void shorten(std::span<const Index> lengths) {
-    if (lengths.empty()) return;
-    if (!cu_seqlens_.empty()) reject("lengths", "none beside cu_seqlens", "some");
-    if (static_cast<Index>(lengths.size()) != batch_)
-      reject("lengths", std::to_string(batch_) + " (batch) numbers", lengths.size());
-    for (const Index length : lengths)
-      if (length < 0 || length > seqlen_)
-        reject("lengths", "0 to " + std::to_string(seqlen_), length);
+    check_lengths(lengths, batch_, seqlen_, packed());
     lengths_ = lengths;
   }
 

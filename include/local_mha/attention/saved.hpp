@@ -12,6 +12,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {

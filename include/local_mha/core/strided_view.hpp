@@ -228,33 +228,48 @@ template <typename Scalar>
 class StridedNumbers {
  public:
   /// \param lengths rows of each sequence; empty: all
-  StridedNumbers(const StridedView<const Scalar>& view, std::span<const Index> lengths)
-      : view_(view), lengths_(lengths) {
-    for (Index b = 0; b < view.dimensions()[0]; ++b) rows_ += length(b);
+  /// \param heads items of the view, one after the other, that are of one sequence
+  StridedNumbers(const StridedView<const Scalar>& view, std::span<const Index> lengths,
+                 Index heads = 1)
+      : view_(view), lengths_(lengths), heads_(heads) {
+    if (lengths.empty()) {
+      rows_ = view.dimensions()[0] * view.dimensions()[1];
+      return;
+    }
+    for (Index item = 0; item < view.dimensions()[0]; ++item) rows_ += length(item);
   }
 
   std::size_t size() const { return static_cast<std::size_t>(rows_ * view_.dimensions()[2]); }
   const Scalar& operator[](std::size_t i) const {
     const Index dim = view_.dimensions()[2];
+    const Index channel = static_cast<Index>(i) % dim;
     Index row = static_cast<Index>(i) / dim;
-    Index b = 0;
-    for (; row >= length(b); ++b) row -= length(b);
-    return view_.sequence(b)(row, static_cast<Index>(i) % dim);
+    if (lengths_.empty()) return view_.rows(row)(0, channel);
+    Index item = 0;
+    for (; row >= length(item); ++item) row -= length(item);
+    return view_.sequence(item)(row, channel);
   }
 
  private:
-  Index length(Index b) const {
-    return lengths_.empty() ? view_.dimensions()[1] : lengths_[static_cast<std::size_t>(b)];
-  }
+  Index length(Index item) const { return lengths_[static_cast<std::size_t>(item / heads_)]; }
 
   StridedView<const Scalar> view_;
   std::span<const Index> lengths_;
+  Index heads_;
   Index rows_ = 0;
 };
 template <typename Scalar>
 std::array<StridedNumbers<Scalar>, 1> numbers_of(const StridedView<const Scalar>& view,
                                                  std::span<const Index> lengths) {
   return {StridedNumbers<Scalar>(view, lengths)};
+}
+/// The same of the heads of an attention, `[B, H, N, D]`.
+template <typename Scalar>
+std::array<StridedNumbers<Scalar>, 1> numbers_of(const TensorView<const Scalar, 4>& tensor,
+                                                 std::span<const Index> lengths) {
+  const auto [batch, heads, seqlen, channels] = tensor.dimensions();
+  return {
+      StridedNumbers<Scalar>({tensor.data(), {batch * heads, seqlen, channels}}, lengths, heads)};
 }
 
 /// Makes the rows of a batch that are of no sequence 0.

@@ -6,13 +6,14 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
+#include <local_mha/attention/inputs.hpp>
 #include <local_mha/core/block.hpp>
-#include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/rows_view.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/call.hpp>
@@ -27,14 +28,7 @@ class RaggedBatch {
   /// \param shape `[B, N, dim]`
   /// \throws std::invalid_argument if the lengths do not fit
   void assign(const std::array<Index, 3>& shape, std::span<const Index> lengths, bool packed) {
-    if (!lengths.empty()) {
-      if (packed) reject("lengths", "none beside cu_seqlens", "some");
-      if (static_cast<Index>(lengths.size()) != shape[0])
-        reject("lengths", std::to_string(shape[0]) + " (batch) numbers", lengths.size());
-      for (const Index length : lengths)
-        if (length < 0 || length > shape[1])
-          reject("lengths", "0 to " + std::to_string(shape[1]), length);
-    }
+    check_lengths(lengths, shape[0], shape[1], packed);
     shape_ = shape;
     cu_seqlens_.assign(lengths.empty() ? 0 : lengths.size() + 1, 0);
     for (std::size_t b = 0; b < lengths.size(); ++b)
