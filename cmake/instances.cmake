@@ -1,26 +1,48 @@
 # SPDX-License-Identifier: MIT
 # What the tests and examples use of the library in float and double, compiled once for all of them:
-# see extern.hpp. Programs of one scalar link local_mha_float or local_mha_double alone.
+# see extern.hpp.
 find_package(Threads REQUIRED)
 
+# local_mha_link_first(LIBRARY OBJECTS): who links LIBRARY gets these before its own files. Of an inline
+# function that both have, the linker takes the first, and these are optimized.
+function(local_mha_link_first library objects)
+  target_link_options(${library} INTERFACE $<TARGET_OBJECTS:${objects}>)
+  set_property(TARGET ${library} APPEND PROPERTY INTERFACE_LINK_DEPENDS
+                                                 $<TARGET_OBJECTS:${objects}>)
+endfunction()
+
 add_library(local_mha_instances INTERFACE)
+target_link_libraries(local_mha_instances INTERFACE local_mha Threads::Threads)
+# Of one kind in all files. The second lets a test forbid Eigen's own allocations.
+target_compile_definitions(local_mha_instances INTERFACE EIGEN_USE_THREADS= EIGEN_RUNTIME_NO_MALLOC=)
 foreach(scalar float double)
   set(source "${CMAKE_CURRENT_BINARY_DIR}/${scalar}_instances.cpp")
   file(CONFIGURE OUTPUT "${source}" @ONLY CONTENT
        "#define LOCAL_MHA_INSTANTIATE ${scalar}\n#include <local_mha/extern.hpp>\n")
-  add_library(local_mha_${scalar} STATIC EXCLUDE_FROM_ALL "${source}")
-  target_link_libraries(local_mha_${scalar} PUBLIC local_mha Threads::Threads)
-  # Of one kind in all files. The second lets a test forbid Eigen's own allocations.
-  target_compile_definitions(local_mha_${scalar} PUBLIC EIGEN_USE_THREADS= EIGEN_RUNTIME_NO_MALLOC=)
-  target_link_libraries(local_mha_instances INTERFACE local_mha_${scalar})
+  add_library(local_mha_${scalar} OBJECT EXCLUDE_FROM_ALL "${source}")
+  target_compile_definitions(
+    local_mha_${scalar}
+    PRIVATE $<TARGET_PROPERTY:local_mha_instances,INTERFACE_COMPILE_DEFINITIONS>)
+  target_link_libraries(local_mha_${scalar} PRIVATE local_mha Threads::Threads)
+  local_mha_link_first(local_mha_instances local_mha_${scalar})
 endforeach()
 
-# local_mha_precompile(NAME header...): a precompiled header for programs that link these, for
-# target_precompile_headers(... REUSE_FROM NAME). Such programs get extern.hpp before all else.
+# local_mha_precompile(NAME header... LIBRARIES library...): a precompiled header for programs that
+# link these. Such programs get extern.hpp before all else.
 function(local_mha_precompile name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES")
   set(source "${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp")
   file(CONFIGURE OUTPUT "${source}" CONTENT "// All is in the precompiled header.\n")
   add_library(${name} OBJECT EXCLUDE_FROM_ALL "${source}")
-  target_link_libraries(${name} PRIVATE local_mha_instances)
-  target_precompile_headers(${name} PRIVATE <local_mha/extern.hpp> ${ARGN})
+  set_target_properties(${name} PROPERTIES LOCAL_MHA_LIBRARIES
+                                           "local_mha_instances;${arg_LIBRARIES}")
+  target_link_libraries(${name} PRIVATE local_mha_instances ${arg_LIBRARIES})
+  target_precompile_headers(${name} PRIVATE <local_mha/extern.hpp> ${arg_UNPARSED_ARGUMENTS})
+endfunction()
+
+# local_mha_reuse(TARGET NAME): that header, and the libraries whose macros it was made with.
+function(local_mha_reuse target name)
+  get_target_property(libraries ${name} LOCAL_MHA_LIBRARIES)
+  target_link_libraries(${target} PRIVATE ${libraries})
+  target_precompile_headers(${target} REUSE_FROM ${name})
 endfunction()

@@ -2,17 +2,20 @@
 # SPDX-License-Identifier: MIT
 # Installs what building local_mha needs and is missing, through apt. Safe to run again.
 #
-#   cmake/setup.sh              what the presets demo, test and release need
-#   cmake/setup.sh --developer  and clang, its sanitizer and fuzzer runtimes, clang-format, clang-tidy,
-#                               and what builds and runs programs for AArch64
+#   cmake/setup.sh              what the presets demo, release and bench need
+#   cmake/setup.sh --test       and clang, which compiles the tests fastest
+#   cmake/setup.sh --developer  and its sanitizer and fuzzer runtimes, clang-format, clang-tidy, and what
+#                               builds and runs programs for AArch64
 set -euo pipefail
 
-usage() { sed -n '3,7s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '3,8s/^# \{0,1\}//p' "$0"; }
 
+clang=false
 developer=false
 case "${1-}" in
   "") ;;
-  --developer) developer=true ;;
+  --test) clang=true ;;
+  --developer) clang=true developer=true ;;
   -h | --help) usage; exit 0 ;;
   *) echo "setup.sh: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
 esac
@@ -37,8 +40,9 @@ if ! command -v apt-get >/dev/null; then
   g++ 12 or newer, CMake 3.25 or newer, Ninja,
   Eigen 3.4 or newer, nlohmann_json 3.10, CLI11 2.1, stb, GoogleTest 1.12, Google Benchmark 1.7
 LIST
+  if $clang; then echo "  clang 19"; fi
   if $developer; then
-    echo "  clang 19 with its sanitizer and fuzzer runtimes, clang-format 19, clang-tidy 19,"
+    echo "  its sanitizer and fuzzer runtimes, clang-format 19, clang-tidy 19,"
     echo "  g++ for AArch64, qemu-user"
   fi
   exit 0
@@ -62,7 +66,7 @@ update_once() {
   updated=true
 }
 
-if $developer; then
+if $clang; then
   # 19, on which .clang-format and the presets are tried, or else the newest there is.
   choose_clang() {
     for version in 19 $(seq 30 -1 20) $(seq 18 -1 16); do
@@ -70,9 +74,12 @@ if $developer; then
     done
   }
   available clang-19 || update_once
-  clang=$(choose_clang)
-  if [ -z "$clang" ]; then say "apt knows no clang from version 16 on" >&2; exit 1; fi
-  packages+=("clang-$clang" "libclang-rt-$clang-dev" "clang-format-$clang" "clang-tidy-$clang")
+  version=$(choose_clang)
+  if [ -z "$version" ]; then say "apt knows no clang from version 16 on" >&2; exit 1; fi
+  packages+=("clang-$version")
+fi
+if $developer; then
+  packages+=("libclang-rt-$version-dev" "clang-format-$version" "clang-tidy-$version")
   packages+=(g++-aarch64-linux-gnu qemu-user)
 fi
 

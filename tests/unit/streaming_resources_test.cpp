@@ -16,7 +16,6 @@
 #include <optional>
 #include <vector>
 
-#include "support/counted.hpp"
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
@@ -194,42 +193,6 @@ TYPED_TEST(StreamingResources, AreTheSameAtPositionTenMillion) {
       ASSERT_NEAR(last[last.size() - static_cast<std::size_t>(2 * (end - i) - c)],
                   expected(0, i - begin, c), allowed)
           << "position " << i;
-}
-
-// Operations are counted, for time is not the same twice.
-TEST(StreamingWork, OfAStepIsTheSameAfterAMillionPositions) {
-  using support::Counted;
-  for (const bool causal : {true, false})
-    for (const bool exact : {true, false}) {
-      LocalMHAConfig config{.dim = 2, .window_size = 4, .dim_head = 2, .heads = 1};
-      config.causal = causal;
-      config.exact_windowsize = exact;
-      config.use_xpos = true;
-      config.xpos_scale_base = 8;
-      const LocalMHA<Counted> mha(config, 1);
-      LocalMHA<Counted>::Stream stream(mha);
-      // After as many positions, windows and the groups of rotary begin together again.
-      const Index period = 4 * local_mha::RotaryEmbedding<Counted>(2, 8.0).group();
-      Tensor<Counted, 3> x(1, 2 * period, 2), y(1, 3 * period, 2);
-      x.setConstant(Counted(0.5));
-      const auto push = [&](Index n) {
-        const long before = Counted::operations;
-        stream.push_into(TensorView<Counted, 3>(y.data(), {1, stream.results_of(n), 2}),
-                         TensorView<const Counted, 3>(x.data(), {1, n, 2}));
-        return Counted::operations - before;
-      };
-      const auto steps = [&] {
-        std::vector<long> work;
-        for (Index i = 0; i < period; ++i) work.push_back(push(1));
-        return work;
-      };
-      push(2 * period);
-      const auto early = steps();
-      push(period);
-      while (stream.position() < 1'000'000) push(2 * period);
-      EXPECT_GT(*std::min_element(early.begin(), early.end()), 0);
-      EXPECT_EQ(steps(), early) << support::describe(config);
-    }
 }
 
 TYPED_TEST(StreamingResources, OfAnyNumberOfThreadsGiveTheSameBits) {

@@ -228,7 +228,7 @@ void HyperConnection<Scalar>::apply_mix(Scalar* r, Scalar* branch_input, Scalar*
   for (Index c = 0; c < dim(); ++c) {
     for (Index s = 0; s < streams(); ++s) put(at(r, stream(s) + c), before, s);
     in_groups(streams() + 1, [&]<int n>(Index first) {
-      L mixed[n];
+      L mixed[std::size_t{n}];
       LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) mixed[i] = L::zero();
       for (Index s = 0; s < streams(); ++s) {
         const L value = at(before, s);

@@ -92,7 +92,7 @@ void HyperConnection<Scalar>::apply_mix_backward(const Scalar* r, const Scalar* 
   for (Index c = 0; c < dim(); ++c) {
     load_channel(c);
     in_groups(number, [&]<int n>(Index first) {
-      L of_stream[n];
+      L of_stream[std::size_t{n}];
       LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) of_stream[i] =
           at(along, first + i) * (at(inverses, first + i) * at(of_r, first + i));
       for (Index t = 0; t <= number; ++t) {

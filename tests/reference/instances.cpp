@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: MIT
+#define REFERENCE_INSTANTIATE
+#include "reference/extern.hpp"
