@@ -111,8 +111,8 @@ TYPED_TEST_SUITE(AttentionGradients, support::Scalars, support::ScalarNames);
 
 TYPED_TEST(AttentionGradients, AreThoseOfRandomConfigurations) {
   // Differences of large inputs take long.
-  int compared = 0;
-  for (std::uint64_t seed = 1; compared < 60; ++seed) {
+  std::uint64_t compared = 0;
+  for (std::uint64_t seed = 1; compared < random_cases(60); ++seed) {
     const auto c = support::attention_case(seed);
     if (c.in.q.data.size() > 1500 || c.in.q.empty()) continue;
     ++compared;
@@ -184,8 +184,8 @@ TYPED_TEST(AttentionGradients, AreThoseOfWindowsBeyondASegment) {
 }
 
 TYPED_TEST(AttentionGradients, AreThoseOfTheDroppedProbabilities) {
-  int compared = 0;
-  for (std::uint64_t seed = 1; compared < 25; ++seed) {
+  std::uint64_t compared = 0;
+  for (std::uint64_t seed = 1; compared < random_cases(25); ++seed) {
     auto c = support::attention_case(seed);
     // Of shared queries and keys, a position's own probability would not show.
     if (c.in.q.data.size() > 1000 || c.in.q.empty() || c.config.shared_qk) continue;
@@ -232,7 +232,7 @@ TYPED_TEST(AttentionGradients, OfSharedQueriesAndKeysWithDropout) {
 // The derivative of a loss along a direction, by a dual number that goes through the forward pass.
 TEST(AttentionGradients, AgreeWithDualNumbers) {
   using support::Dual;
-  int compared = 0;
+  std::uint64_t compared = 0;
   for (std::uint64_t seed = 200; compared < 40; ++seed) {
     auto c = support::attention_case(seed);
     if (c.in.q.data.size() > 600 || c.in.q.data.empty()) continue;

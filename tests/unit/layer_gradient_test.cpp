@@ -113,8 +113,8 @@ TYPED_TEST_SUITE(LayerGradients, support::Scalars, support::ScalarNames);
 
 TYPED_TEST(LayerGradients, AreThoseOfRandomConfigurations) {
   // Differences of large inputs take long.
-  int compared = 0;
-  for (std::uint64_t seed = 1; compared < 45; ++seed) {
+  std::uint64_t compared = 0;
+  for (std::uint64_t seed = 1; compared < random_cases(45); ++seed) {
     const auto c = support::layer_case(seed);
     if (c.in.x.data.size() > 800 || c.in.x.empty()) continue;
     ++compared;
@@ -165,7 +165,7 @@ TYPED_TEST(LayerGradients, AreAddedToWhatIsThere) {
 // The derivative of a loss along a direction, by a dual number that goes through the forward pass.
 TEST(LayerGradients, AgreeWithDualNumbers) {
   using support::Dual;
-  int compared = 0;
+  std::uint64_t compared = 0;
   for (std::uint64_t seed = 100; compared < 20; ++seed) {
     auto c = support::layer_case(seed);
     if (c.in.x.data.size() > 600 || c.in.x.data.empty()) continue;

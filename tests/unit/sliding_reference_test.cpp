@@ -374,7 +374,7 @@ TEST(SlidingReference, DropsWhatTheLibraryDrops) {
         Dropout(rate, seed, 5).factors(first, octet, factors);
         const auto expected = reference::dropout_factors<double>(rate, seed, 3);
         for (Int key = 0; key < 8; ++key) {
-          double got[rows];
+          alignas(64) double got[rows];
           factors[key].store(got);
           for (Int row = 0; row < rows; ++row)
             EXPECT_EQ(got[row], expected(1, 2, first + row, octet * 8 + key));
