@@ -38,6 +38,9 @@
   EXTERN template class RmsNorm<Scalar>;                                                         \
   EXTERN template class Linear<Scalar>;                                                          \
   EXTERN template class DynamicPositionBias<Scalar>;                                             \
+  EXTERN template class AdamW<LocalMHAParameters<Scalar>>;                                       \
+  EXTERN template class AdamW<EncoderParameters<Scalar>>;                                        \
+  EXTERN template class AdamW<LocalTransformerParameters<Scalar>>;                               \
   EXTERN template class SequenceStream<Scalar>;                                                  \
   EXTERN template class SequenceStream<Scalar, detail::StreamedStack<Scalar>>;                   \
   EXTERN template LocalMHAParameters<Scalar> initial_parameters(const LocalMHAConfig&,           \

@@ -199,7 +199,7 @@ TYPED_TEST(StreamingResources, OfAnyNumberOfThreadsGiveTheSameBits) {
   for (const int count : {1, 2, 3, 7}) {
     Eigen::ThreadPool pool(count);
     const Eigen::ThreadPoolDevice device(&pool, count);
-    for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    for (std::uint64_t seed = 1; seed <= random_cases(60); ++seed) {
       const auto c = support::layer_case(seed);
       const Index dim = c.config.dim;
       const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
@@ -224,7 +224,7 @@ TYPED_TEST(StreamingResources, OfFewSequencesShareTheirHeadsAmongThreads) {
   for (const int count : {2, 3, 7}) {
     Eigen::ThreadPool pool(count);
     const Eigen::ThreadPoolDevice device(&pool, count);
-    for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    for (std::uint64_t seed = 1; seed <= random_cases(60); ++seed) {
       auto c = support::layer_case(seed);
       const Index dim = c.config.dim;
       const Index batch = 1 + static_cast<Index>(seed % 4);

@@ -89,7 +89,7 @@ TYPED_TEST_SUITE(OnThreads, support::Scalars, support::ScalarNames);
 TYPED_TEST(OnThreads, TheAttentionGivesTheSameBitsForAnyNumber) {
   for (const int count : thread_counts) {
     const Threads threads(count);
-    for (std::uint64_t seed = 1; seed <= 90; ++seed) {
+    for (std::uint64_t seed = 1; seed <= random_cases(90); ++seed) {
       support::AttentionCase c = support::attention_case(
           seed, seed % 3 == 0 ? support::Length::Long : support::Length::Short);
       if (seed % 2 == 0) {
@@ -113,7 +113,7 @@ TYPED_TEST(OnThreads, TheAttentionGivesTheSameBitsForAnyNumber) {
 TYPED_TEST(OnThreads, TheLayerGivesTheSameBitsForAnyNumber) {
   for (const int count : thread_counts) {
     const Threads threads(count);
-    for (std::uint64_t seed = 1; seed <= 90; ++seed) {
+    for (std::uint64_t seed = 1; seed <= random_cases(90); ++seed) {
       support::LayerCase c =
           support::layer_case(seed, seed % 2 == 0 ? support::Length::Long : support::Length::Short);
       std::optional<Training> training;
