@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Toolchain of the presets that use clang: the version that setup.sh --developer prefers, or a newer
+# Toolchain of the presets that use clang: the version that setup.sh prefers, or a newer
 # one. Older ones lack parts of C++20 that the headers use.
 if(NOT CMAKE_CXX_COMPILER)
   foreach(version RANGE 19 30)
