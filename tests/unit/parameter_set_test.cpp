@@ -126,9 +126,12 @@ TEST(ParameterSet, OfAUsersOwnIsOptimized) {
     of_head.step(alone.head, gradients.head, 0.1);
     of_encoder.step(alone.encoder, gradients.encoder, 0.1);
   }
-  EXPECT_EQ(model.head.weight, alone.head.weight);
-  EXPECT_EQ(model.head.bias, alone.head.bias);
-  EXPECT_EQ(model.encoder.layers[0].attention.to_qkv, alone.encoder.layers[0].attention.to_qkv);
+  // But for roundings: of the two, one may be compiled with fused multiplications alone.
+  const auto same = [](const auto& a, const auto& b) { return a.isApprox(b, 1e-6F); };
+  EXPECT_TRUE(same(model.head.weight, alone.head.weight));
+  EXPECT_TRUE(same(model.head.bias, alone.head.bias));
+  EXPECT_TRUE(
+      same(model.encoder.layers[0].attention.to_qkv, alone.encoder.layers[0].attention.to_qkv));
   EXPECT_NE(model.embedding, alone.embedding);
   EXPECT_EQ(optimizer.mean().more.size(), 2U);
 }
