@@ -139,13 +139,16 @@ AttentionRow<Real> attend_row(const AttentionOptions& o, const AttentionInputs<R
   Real largest = *std::max_element(scores.begin(), scores.end());
   if (!in.sinks.empty()) largest = std::max(largest, in.sinks(h));
   Real sum = 0;
-  for (const Real& score : scores) sum += exp_below(score, largest);
+  for (const Real& score : scores) {
+    row.probabilities.push_back(exp_below(score, largest));
+    sum += row.probabilities.back();
+  }
   if (!in.sinks.empty()) sum += exp_below(in.sinks(h), largest);
   row.lse = largest + log(sum);
   for (std::size_t s = 0; s < scores.size(); ++s) {
-    Real probability = share(exp_below(scores[s], largest), sum);
+    Real& probability = row.probabilities[s];
+    probability = share(probability, sum);
     if (in.multiplier) probability *= in.multiplier(b, h, i, row.keys[s]);
-    row.probabilities.push_back(probability);
     const Real* v = row_at(in.values_of(b, i), b, key_head, row.keys[s]);
     for (Int c = 0; c < d; ++c) row.out[static_cast<std::size_t>(c)] += probability * v[c];
   }
@@ -155,7 +158,7 @@ AttentionRow<Real> attend_row(const AttentionOptions& o, const AttentionInputs<R
 template <typename Real>
 struct AttentionResult {
   Array<Real> out;            // [B, H, N, D]
-  Array<Real> probabilities;  // [B, H, N, N]
+  Array<Real> probabilities;  // [B, H, N, N], if asked for
   Array<Real> lse;            // [B, H, N], the sink's share included; -infinity of nothing
   Real largest_magnitude = 0;
 };
@@ -164,15 +167,16 @@ template <typename Real>
 AttentionResult<Real> attention(const AttentionOptions& options, AttentionInputs<Real> in) {
   const Int batch = in.q.shape[0], heads = in.q.shape[1], n = in.q.shape[2], d = in.q.shape[3];
   if (options.shared_qk) in.k = normalized_rows(std::move(in.k));
-  AttentionResult<Real> result{Array<Real>({batch, heads, n, d}), Array<Real>({batch, heads, n, n}),
+  AttentionResult<Real> result{Array<Real>({batch, heads, n, d}), Array<Real>(),
                                Array<Real>({batch, heads, n}), Real(0)};
+  if (options.probabilities) result.probabilities = Array<Real>({batch, heads, n, n});
   Rotation<Real> rotation(options, d);
   for (Int b = 0; b < batch; ++b)
     for (Int h = 0; h < heads; ++h)
       for (Int i = 0; i < n; ++i) {
         const AttentionRow<Real> row = attend_row(options, in, rotation, b, h, i);
         for (Int c = 0; c < d; ++c) result.out(b, h, i, c) = row.out[static_cast<std::size_t>(c)];
-        for (std::size_t s = 0; s < row.keys.size(); ++s)
+        for (std::size_t s = 0; options.probabilities && s < row.keys.size(); ++s)
           result.probabilities(b, h, i, row.keys[s]) = row.probabilities[s];
         result.lse(b, h, i) = row.lse;
         result.largest_magnitude = std::max(result.largest_magnitude, row.largest_magnitude);

@@ -45,6 +45,8 @@ struct AttentionOptions {
   std::vector<Int> cu_seqlens = {};  // [S + 1] where segments begin and the last ends; empty: one
   Int first_keys = 0;                // so many keys of each segment stay visible
   RotaryOptions rotary_options = {};
+  /// Show the probabilities, too: N numbers a row.
+  bool probabilities = false;
 };
 
 }  // namespace reference

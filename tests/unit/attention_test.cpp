@@ -73,7 +73,8 @@ TYPED_TEST(Attention, ProbabilitiesEqualTheReferenceAndSumToOneOrAreAllZero) {
   int failures = 0;
   for (std::uint64_t seed = 1; seed <= 300 && failures < 5; ++seed) {
     const AttentionCase c = attention_case(seed);
-    const auto options = support::options(c.config, c.call);
+    auto options = support::options(c.config, c.call);
+    options.probabilities = true;
     const auto expected =
         reference::attention(options, support::cast<support::Precise<TypeParam>>(c.in));
     const auto naive = reference::attention(options, support::cast<TypeParam>(c.in));

@@ -288,6 +288,7 @@ TYPED_TEST(LayerSliding, ShowsItsProbabilities) {
   for (std::uint64_t seed = 1; seed <= 100; ++seed) {
     SlidingLayerCase c = layer_case(seed, 40);
     c.attention.dropout = 0;
+    c.options.attention.probabilities = true;
     const Given<Scalar> in(c);
     const auto of = [&]<typename Real>(Real) {
       return reference::local_mha(c.options, reference::cast<Real>(c.parameters), c.inputs<Real>());

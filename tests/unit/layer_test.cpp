@@ -36,7 +36,9 @@ Tensor<Scalar, 3> forward(const LayerCase& c) {
 
 template <typename Real>
 reference::LayerResult<Real> expected(const LayerCase& c) {
-  return reference::local_mha(support::options(c.config), reference::cast<Real>(c.parameters),
+  auto options = support::options(c.config);
+  options.attention.probabilities = true;
+  return reference::local_mha(options, reference::cast<Real>(c.parameters),
                               support::cast<Real>(c.in));
 }
 

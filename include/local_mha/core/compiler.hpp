@@ -7,6 +7,12 @@
 
 /// Inlined whatever the compiler's heuristics say: accumulators must stay in registers.
 #define LOCAL_MHA_INLINE EIGEN_ALWAYS_INLINE
+/// Before a statement: what it calls is inlined, functions that cannot say so themselves, too.
+#if defined(__clang__)
+#define LOCAL_MHA_INLINE_CALLS [[clang::always_inline]]
+#else
+#define LOCAL_MHA_INLINE_CALLS
+#endif
 /// Not inlined: a loop over accumulators has the registers for itself.
 #define LOCAL_MHA_NOINLINE EIGEN_DONT_INLINE
 

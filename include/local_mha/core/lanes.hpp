@@ -55,7 +55,9 @@ struct Lanes {
   template <typename F>
   static LOCAL_MHA_INLINE Lanes make(F&& f) {
     Lanes result;
-    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i) result.packet[i] = f(i);
+    LOCAL_MHA_UNROLL for (int i = 0; i < packets; ++i) {
+      LOCAL_MHA_INLINE_CALLS result.packet[i] = f(i);
+    }
     return result;
   }
 
