@@ -13,12 +13,12 @@
 
 namespace reference {
 
-/// What a cosine or sine of an angle, times zeta, is as a `Real`; and a gradient that was turned
+/// What a cosine or sine of an angle rθ, times zeta, is as a `Real`; and a gradient that was turned
 /// with xPos. A number that bounds its own error knows what either loses.
 template <typename Real>
 struct Turning {
   static const Real& decayed(const Real& gradient) { return gradient; }
-  static Real of(long double turn, long double zeta, long double /*angle*/) {
+  static Real of(long double turn, long double zeta, long double /*angle*/, long double /*theta*/) {
     return static_cast<Real>(turn * zeta);
   }
 };
@@ -56,8 +56,8 @@ class Rotation {
           zeta *= std::pow(
               (2 * pair + 0.4L * d) / (1.4L * d),
               static_cast<long double>(r) / static_cast<long double>(options_.xpos_scale_base));
-        turns.push_back({Turning<Real>::of(std::cos(angle), zeta, angle),
-                         Turning<Real>::of(std::sin(angle), zeta, angle)});
+        turns.push_back({Turning<Real>::of(std::cos(angle), zeta, angle, theta),
+                         Turning<Real>::of(std::sin(angle), zeta, angle, theta)});
       }
     }
     return turns;

@@ -201,20 +201,22 @@ Bounded<Scalar> gelu_slope(const Bounded<Scalar>& x) {
 
 }  // namespace soak
 
-/// A turn may be made of several: it has an absolute error. With xPos these are up to 2^±60, within
-/// which small numbers are lost.
+/// A turn may be made of several, by a place among `places` positions and back: it has an absolute
+/// error. With xPos these are up to 2^±60, within which small numbers are lost.
 template <typename Scalar>
 struct reference::Turning<soak::Bounded<Scalar>> {
   using Real = soak::Bounded<Scalar>;
+  static constexpr int places = 256;
   static constexpr double lost = 0x1p60 * static_cast<double>(Real::Limits::denorm_min());
 
   static Real decayed(const Real& gradient) { return {gradient.value, gradient.error + lost}; }
-  static Real of(long double turn, long double zeta, long double angle) {
+  static Real of(long double turn, long double zeta, long double angle, long double theta) {
     constexpr double of_angle = std::numeric_limits<double>::epsilon();
     const auto size = static_cast<double>(std::abs(zeta));
     const double error =
         size * (4 * Real::unit +
-                of_angle * static_cast<double>(std::abs(angle) + std::abs(std::log(zeta))));
+                of_angle * static_cast<double>(std::abs(angle) + places * std::abs(theta) +
+                                               std::abs(std::log(zeta))));
     // Queries and keys are seldom smaller than 2^-30.
     return Real::rounded(static_cast<double>(turn * zeta), error + (size < 1 ? 0x1p30 * lost : 0));
   }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "support/library.hpp"
@@ -271,6 +272,26 @@ TEST(QkNorm, HasFiniteGradientsForNumbersOfAnySize) {
                   grad_exact[static_cast<std::size_t>(c * exact_count)], 16 * epsilon * largest)
           << size;
   }
+}
+
+// A decay is e to a power, known as well as that power.
+TEST(Rotary, DecaysToAllDigitsOverLongDistances) {
+  constexpr Index d = 48, distance = 2000;
+  const local_mha::RotaryEmbedding<double> rotary(d, 1.0);
+  std::vector<double> turns(static_cast<std::size_t>(d));
+  rotary.turns(distance, turns.data());
+  int compared = 0;
+  for (int m = 0; m < d / 2; ++m) {
+    const long double power = distance * std::log((2 * m + 0.4L * d) / (1.4L * d));
+    if (power < -300) continue;
+    ++compared;
+    const double* turn = turns.data() + 2 * m;
+    const double decay = std::hypot(turn[0], turn[1]);
+    const double allowed =
+        (4 - static_cast<double>(power)) * std::numeric_limits<double>::epsilon();
+    EXPECT_NEAR(decay / static_cast<double>(std::exp(power)), 1, allowed) << m;
+  }
+  EXPECT_GE(compared, 3);
 }
 
 }  // namespace precision_test

@@ -251,10 +251,11 @@ class RotaryEmbedding {
   Turn turn_by(double distance, Index m) const {
     const double dim = static_cast<double>(pairs_.turned());
     const double two_m = 2 * static_cast<double>(m);
+    // Rounding ζ_m itself would be raised to the power, too.
+    const auto log_zeta = [&] { return std::log1p((two_m - dim) / (1.4 * dim)); };
     const double angle = distance * frequencies_[static_cast<std::size_t>(m)];
     const double decay =
-        xpos_scale_base_ ? std::pow((two_m + 0.4 * dim) / (1.4 * dim), distance / *xpos_scale_base_)
-                         : 1.0;
+        xpos_scale_base_ ? std::exp(distance / *xpos_scale_base_ * log_zeta()) : 1.0;
     return {std::cos(angle) * decay, std::sin(angle) * decay};
   }
 
