@@ -75,6 +75,7 @@ class AttentionRun {
     if (random_.chance(0.1)) repeat_on_other_threads(saved);
     if (random_.chance(0.1)) repeat_without_allocating(saved);
     if (random_.chance(0.1)) repeat_after_failing(out);
+    if (random_.chance(0.1)) shorten_without_allocating();
   }
 
  private:
@@ -165,6 +166,24 @@ class AttentionRun {
       check_.equal("allocations of a repeated backward_into()", allocations_of([&] {
                      attention_.backward_into(device, gradients_, workspace_, saved, grad_out_, q_,
                                               k_, v_, mask_, view_, call_, terms_);
+                   }),
+                   0L);
+    });
+  }
+
+  // What a longer sequence needs serves a shorter one.
+  void shorten_without_allocating() {
+    const int threads = draw_threads(random_);
+    const Index n = draw_.seqlen() + random_.integer(1, 100), d = draw_.dim_head();
+    Tensor<Scalar, 4> q(draw_.batch(), draw_.heads(), n, d),
+        k(draw_.batch(), draw_.kv_heads(), n, d), out(q.dimensions()), shorter(q_.dimensions());
+    q.setZero();
+    k.setZero();
+    on_threads(threads, [&](const auto& device) {
+      attention_.forward_into(device, out, workspace_, q, k, k, {}, view_, draw_.call, terms_);
+      check_.equal("allocations of a shorter forward_into()", allocations_of([&] {
+                     attention_.forward_into(device, shorter, workspace_, q_, k_, v_, {}, view_,
+                                             draw_.call, terms_);
                    }),
                    0L);
     });

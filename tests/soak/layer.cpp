@@ -63,6 +63,7 @@ class LayerRun {
     if (random_.chance(0.15)) repeat_at_once(y);
     if (random_.chance(0.1)) repeat_on_other_threads(grad_x);
     if (random_.chance(0.1)) repeat_without_allocating();
+    if (random_.chance(0.1)) shorten_without_allocating();
     if (random_.chance(0.15)) repeat_after_failing(y);
     if (random_.chance(0.1)) fail_backward();
     if (random_.chance(0.1)) fail_to_set_parameters(y);
@@ -156,6 +157,21 @@ class LayerRun {
                      layer_.backward_into(device, y, workspace_, gradients_, saved_, grad_y_, x_,
                                           mask_, view_, draw_.training,
                                           view_ ? &grad_bias_ : nullptr);
+                   }),
+                   0L);
+    });
+  }
+
+  // What a longer sequence needs serves a shorter one.
+  void shorten_without_allocating() {
+    const int threads = draw_threads(random_);
+    Tensor<Scalar, 3> x(draw_.batch(), draw_.seqlen() + random_.integer(1, 100), draw_.config.dim),
+        y(x.dimensions()), shorter(x_.dimensions());
+    x.setZero();
+    on_threads(threads, [&](const auto& device) {
+      layer_.forward_into(device, y, workspace_, x, {}, view_);
+      check_.equal("allocations of a shorter forward_into()", allocations_of([&] {
+                     layer_.forward_into(device, shorter, workspace_, x_, {}, view_);
                    }),
                    0L);
     });

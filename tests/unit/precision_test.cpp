@@ -288,7 +288,7 @@ TEST(Rotary, DecaysToAllDigitsOverLongDistances) {
     const double* turn = turns.data() + 2 * m;
     const double decay = std::hypot(turn[0], turn[1]);
     const double allowed =
-        (4 - static_cast<double>(power)) * std::numeric_limits<double>::epsilon();
+        (4 - 2 * static_cast<double>(power)) * std::numeric_limits<double>::epsilon();
     EXPECT_NEAR(decay / static_cast<double>(std::exp(power)), 1, allowed) << m;
   }
   EXPECT_GE(compared, 3);

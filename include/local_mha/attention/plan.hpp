@@ -45,7 +45,9 @@ class AttentionPlan {
     const Index rows = (std::max<Index>)(1, ceil_div(of_item, number)) * count;
     stretches_.assign(blocks_, inputs.sequences(), rows);
     batch_ = batch;
-    workers_ = (std::min)(threads, tasks());
+    // No more for shorter sequences, whose stretches may come out even where longer ones' do not:
+    // what was made for workers serves them.
+    workers_ = (std::min)(threads, (std::max)(tasks(), sharing * (std::min)(number, of_item)));
   }
 
   Index tasks() const { return stretches_.count() * kv_heads_; }
