@@ -2,7 +2,6 @@
 // Files with encoders: configurations in both forms that Python has, and those that do not fit.
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -13,6 +12,7 @@
 #include <local_mha/io/encoder_weights.hpp>
 
 #include "support/random_encoder.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace encoder_files_test {
 
@@ -31,7 +31,9 @@ io::SafetensorsFile with_case(const std::string& name, const std::string& kind, 
     if (tensor.starts_with("param/"))
       writer.add(tensor, file.entry(tensor).shape, file.read<double>(tensor));
   set_case(writer, {.kind = kind, .kwargs = std::move(kwargs)});
-  const auto path = std::filesystem::temp_directory_path() / "local_mha_encoder_files_test";
+  // An open file stays as long as it is read.
+  const support::TemporaryFolder folder;
+  const auto path = folder / "encoder.safetensors";
   writer.write(path);
   return io::SafetensorsFile(path);
 }
@@ -91,7 +93,8 @@ TEST(EncoderFiles, AreReadInEitherForm) {
   const EncoderConfig config = io::stack_config(kwargs);
   const io::SafetensorsFile list(golden + "stack_soundstream.safetensors");
   const auto parameters = io::load_encoder_parameters<double>(list, config, "param/");
-  const auto path = std::filesystem::temp_directory_path() / "local_mha_encoder_files_test";
+  const support::TemporaryFolder folder;
+  const auto path = folder / "encoder.safetensors";
   io::save_encoder(path, config, parameters, io::EncoderForm::local_transformer);
   const auto loaded = io::load_encoder<double>(io::SafetensorsFile(path));
   EXPECT_EQ(loaded.config, config);
@@ -101,7 +104,8 @@ TEST(EncoderFiles, AreReadInEitherForm) {
 }
 
 TEST(EncoderFiles, OfAnyEncoderComeBack) {
-  const auto path = std::filesystem::temp_directory_path() / "local_mha_encoder_files_test";
+  const support::TemporaryFolder folder;
+  const auto path = folder / "encoder.safetensors";
   for (std::uint64_t seed = 1; seed < 30; ++seed) {
     SCOPED_TRACE(seed);
     const support::RandomEncoder c(seed);

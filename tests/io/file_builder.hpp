@@ -17,9 +17,12 @@
 
 #include <local_mha/io/safetensors.hpp>
 
+#include "support/temporary_folder.hpp"
+
 namespace io_test {
 
 using Bytes = std::vector<std::byte>;
+using support::TemporaryFolder;
 
 inline Bytes to_bytes(std::string_view text) {
   Bytes bytes(text.size());
@@ -43,34 +46,6 @@ inline Bytes file(std::string_view header, std::string_view data = {}) {
 inline Bytes file_with_data(std::string_view header, std::size_t count) {
   return file(header, std::string(count, '\0'));
 }
-
-/// A folder for one test, removed at its end.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    path_ = std::filesystem::path(testing::TempDir()) /
-            (std::string("local_mha_") + test->test_suite_name() + "_" + test->name());
-    std::filesystem::remove_all(path_);
-    std::filesystem::create_directories(path_);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-
-  std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
-
-  std::size_t number_of_files() const {
-    return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(path_), {}));
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline void write_file(const std::filesystem::path& path, const Bytes& bytes) {
   std::ofstream file(path, std::ios::binary);

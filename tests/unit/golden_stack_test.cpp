@@ -15,6 +15,7 @@
 #include "support/golden_file.hpp"
 #include "support/library.hpp"
 #include "support/random.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace golden_stack_test {
 
@@ -197,7 +198,8 @@ TEST_P(GoldenStack, IsWrittenAsPythonDoes) {
     io::add_encoder(writer, config, parameters,
                     is_list ? io::EncoderForm::module_list : io::EncoderForm::local_transformer);
   }
-  const std::string path = testing::TempDir() + "/golden_stack_written.safetensors";
+  const support::TemporaryFolder folder;
+  const auto path = folder / "written.safetensors";
   writer.write(path);
   const io::SafetensorsFile written(path);
   EXPECT_EQ(state_dict(written), state_dict(file));

@@ -19,6 +19,7 @@
 #include <local_mha/local_mha.hpp>
 
 #include "support/library.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace readme_test {
 
@@ -56,12 +57,9 @@ TEST(Readme, GeneratesText) {
 
 TEST(Readme, LoadsALayer) {
   // The snippet's file is one of the current folder.
-  const auto folder = std::filesystem::temp_directory_path() / "local_mha_readme_test";
-  std::filesystem::create_directories(folder);
+  const support::CurrentFolder folder;
   std::filesystem::copy_file(LOCAL_MHA_TEST_DATA_DIR "/golden/mha_everything.safetensors",
-                             folder / "layer.safetensors",
-                             std::filesystem::copy_options::overwrite_existing);
-  std::filesystem::current_path(folder);
+                             "layer.safetensors");
 #include "weights.inc"
   EXPECT_EQ(mha.forward(file.tensor<float, 3>("input/x")).dimension(2), mha.config().dim);
 }
@@ -82,9 +80,7 @@ TEST(Readme, LoadsALayerFromMemory) {
 #undef main
 
 TEST(Readme, LoadsALayerOfAPublishedModel) {
-  const auto folder = std::filesystem::temp_directory_path() / "local_mha_readme_test";
-  std::filesystem::create_directories(folder);
-  std::filesystem::current_path(folder);
+  const support::CurrentFolder folder;
   local_mha::io::SafetensorsWriter model;
   for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"})
     model.add("model.layers.0.self_attn." + std::string(name) + ".weight", {8, 8},
@@ -138,12 +134,9 @@ TEST(Readme, UsesAnEncoder) {
 }
 
 TEST(Readme, LoadsAnEncoder) {
-  const auto folder = std::filesystem::temp_directory_path() / "local_mha_readme_test";
-  std::filesystem::create_directories(folder);
+  const support::CurrentFolder folder;
   std::filesystem::copy_file(LOCAL_MHA_TEST_DATA_DIR "/golden_stack/stack_masked.safetensors",
-                             folder / "encoder.safetensors",
-                             std::filesystem::copy_options::overwrite_existing);
-  std::filesystem::current_path(folder);
+                             "encoder.safetensors");
 #include "encoder_weights.inc"
   const local_mha::io::SafetensorsFile list("list.safetensors");
   EXPECT_EQ(local_mha::io::load_encoder<float>(list).config, encoder.config());
