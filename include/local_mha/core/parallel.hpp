@@ -177,7 +177,8 @@ inline void run_tasks(const AnyDevice& device, Index workers, Index tasks, Share
 /// `0 <= worker < workers` do not overlap. The calling thread is worker 0 and waits for no other
 /// thread to become free, so that it may be one of the device's own. An exception of a task is
 /// thrown again once all tasks have ended. Throws none of its own: without memory for threads, the
-/// calling one does all. Allocates nothing when repeated.
+/// calling one does all. Allocates nothing when repeated, unless the process has more calls at once
+/// than ever before.
 template <typename Task>
 void parallel_for(const AnyDevice& device, Index workers, Index tasks, Task&& task) {
   using Call = std::remove_reference_t<Task>;
