@@ -126,7 +126,7 @@ TEST(ParameterSet, OfAUsersOwnIsOptimized) {
     of_head.step(alone.head, gradients.head, 0.1);
     of_encoder.step(alone.encoder, gradients.encoder, 0.1);
   }
-  // But for roundings: of the two, one may be compiled with fused multiplications alone.
+  // But for roundings: one may be compiled with fused multiplications, and the other without.
   const auto same = [](const auto& a, const auto& b) { return a.isApprox(b, 1e-6F); };
   EXPECT_TRUE(same(model.head.weight, alone.head.weight));
   EXPECT_TRUE(same(model.head.bias, alone.head.bias));

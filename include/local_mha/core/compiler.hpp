@@ -8,7 +8,8 @@
 /// Inlined whatever the compiler's heuristics say: accumulators must stay in registers.
 #define LOCAL_MHA_INLINE EIGEN_ALWAYS_INLINE
 /// Before a statement: what it calls is inlined, functions that cannot say so themselves, too.
-#if defined(__clang__)
+/// (Before clang 15, no statement had this attribute.)
+#if defined(__clang__) && __clang_major__ >= 15
 #define LOCAL_MHA_INLINE_CALLS [[clang::always_inline]]
 #else
 #define LOCAL_MHA_INLINE_CALLS
