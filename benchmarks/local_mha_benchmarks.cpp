@@ -193,7 +193,7 @@ void BM_LocalTransformer_TrainingStep(benchmark::State& state) {
   const Scalar before = model.loss(tokens);
   for (auto _ : state) {
     local_mha::set_zero(gradients);
-    benchmark::DoNotOptimize(model.backward(device, gradients, tokens));
+    benchmark::DoNotOptimize(model.backward(gradients, tokens, {.device = device}));
     local_mha::clip_gradients(gradients, 1.0);
     optimizer.step(parameters, gradients, 1e-3);
     model.set_parameters(parameters);

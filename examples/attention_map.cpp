@@ -85,7 +85,8 @@ int draw_pattern(const Pattern& options) {
   // All scores are equal, so that every key that is attended gets a probability.
   Tensor<float, 4> q(1, 1, options.seqlen, 1);
   q.setZero();
-  const auto probabilities = LocalAttention<float>(config).attention_probabilities(q, q, mask);
+  const auto probabilities =
+      LocalAttention<float>(config).attention_probabilities(q, q, {.mask = mask});
 
   const Window window(config);
   MatrixPlot plot{.title = "Who attends whom",
@@ -169,8 +170,8 @@ HeadProbabilities of_attention(const CaseFiles& files, const Head& options) {
   const PaddingMask mask = take_mask(files.inputs, options.sequence, q.dimension(0));
   const auto attn_bias = examples::read_attn_bias<float>(files.inputs);
   const auto probabilities = LocalAttention<float>(config).attention_probabilities(
-      take_sequence(q, options.sequence), take_sequence(k, options.sequence), mask,
-      examples::view(attn_bias), {.window_size = window_size});
+      take_sequence(q, options.sequence), take_sequence(k, options.sequence),
+      {.mask = mask, .attn_bias = examples::view(attn_bias), .window_size = window_size});
   return {"LocalAttention",
           config,
           window_size.value_or(config.window_size),

@@ -198,7 +198,7 @@ class Text {
       Tokens labels(windows, length);
       copy(train_size_ + first, windows * length, input.data());
       copy(train_size_ + first + 1, windows * length, labels.data());
-      nats += static_cast<double>(model.loss(device, input, labels)) *
+      nats += static_cast<double>(model.loss(input, labels, {.device = device})) *
               static_cast<double>(windows * length);
       first += windows * length;
     }
@@ -385,8 +385,8 @@ class Trainer {
     local_mha::set_zero(gradients_);
     // Each step drops something else.
     const Training training{options_.seed * 0x9e3779b97f4a7c15 + static_cast<std::uint64_t>(now)};
-    const double loss = static_cast<double>(
-        model_.backward(device_, gradients_, text_.batch(options_, now), {}, training));
+    const double loss = static_cast<double>(model_.backward(
+        gradients_, text_.batch(options_, now), {.training = training, .device = device_}));
     const double norm = local_mha::clip_gradients(gradients_, options_.clip);
     if (!std::isfinite(loss) || !std::isfinite(norm))
       throw std::runtime_error("the loss of step " + std::to_string(now + 1) +

@@ -261,8 +261,9 @@ void run_mha(const CaseFiles& files, const Chunks& chunks, Outputs& outputs) {
     outputs.add("output/y", examples::in_chunks<Scalar, 3>(
                                 {x.dimension(0), x.dimension(1), mha.config().dim}, 1, *chunks,
                                 [&](Index begin, Index size) {
-                                  return stream.push(examples::positions_of(x, 1, begin, size),
-                                                     examples::positions_of(mask, begin, size));
+                                  return stream.push(
+                                      examples::positions_of(x, 1, begin, size),
+                                      {.mask = examples::positions_of(mask, begin, size)});
                                 },
                                 [&] { return stream.flush(); }));
     return;
@@ -353,7 +354,7 @@ class ModelLayer {
         {x_.dimension(0), x_.dimension(1), mha_.config().dim}, 1, chunks,
         [&](Index begin, Index size) {
           return stream.push(examples::positions_of(x_, 1, begin, size),
-                             examples::positions_of(mask_, begin, size));
+                             {.mask = examples::positions_of(mask_, begin, size)});
         },
         [&] { return stream.flush(); });
   }
@@ -394,20 +395,18 @@ void run_longformer(const io::SafetensorsFile& file, const Chunks& chunks, Outpu
       layer.config, io::load_longformer_parameters<Scalar>(file, "param/", layer));
   require_known_gradients<Scalar>(file, layer.tensors);
   const auto x = file.tensor<Scalar, 3>("input/x");
-  const PaddingMask mask = examples::read_mask(file);
   Tensor<bool, 2> flags;
-  typename local_mha::LongformerAttention<Scalar>::GlobalRows global_rows;
+  local_mha::LongformerCall call{.mask = examples::read_mask(file)};
   if (file.contains("input/global_mask"))
-    global_rows = flags = file.tensor<bool, 2>("input/global_mask");
+    call.global_rows = flags = file.tensor<bool, 2>("input/global_mask");
   typename local_mha::LongformerAttention<Scalar>::Saved saved;
-  Tensor<Scalar, 3> y = attention.forward_saving(saved, x, global_rows, mask);
-  take_padding(file, mask, y);
+  Tensor<Scalar, 3> y = attention.forward_saving(saved, x, call);
+  take_padding(file, call.mask, y);
   outputs.add("output/y", y);
   if (!file.contains("input/grad_y")) return;
   auto gradients = local_mha::LongformerParameters<Scalar>::zeros(layer.config);
   outputs.add_gradient(
-      "x",
-      attention.backward(gradients, saved, file.tensor<Scalar, 3>("input/grad_y"), x, global_rows));
+      "x", attention.backward(gradients, saved, file.tensor<Scalar, 3>("input/grad_y"), x, call));
   add_gradients(layer.tensors, io::longformer_gradients(layer, gradients), outputs);
 }
 
@@ -422,7 +421,8 @@ void run_attention(const CaseFiles& files, const Chunks& chunks, Outputs& output
   const auto v = files.inputs.tensor<Scalar, 4>("input/v");
   const auto attn_bias = examples::read_attn_bias<Scalar>(files.inputs);
   const PaddingMask mask = examples::read_mask(files.inputs);
-  const local_mha::LocalAttentionCall call{.window_size = examples::window_size_of_call(files)};
+  local_mha::LocalAttentionCall<Scalar> call{.attn_bias = examples::view(attn_bias),
+                                             .window_size = examples::window_size_of_call(files)};
   const bool has_grad_y = files.inputs.contains("input/grad_y");
   require_known_gradients(files.inputs, {"q", "k", "v", "attn_bias"},
                           local_mha::LocalMHAParameters<Scalar>(), has_grad_y);
@@ -432,25 +432,26 @@ void run_attention(const CaseFiles& files, const Chunks& chunks, Outputs& output
     local_mha::require_shape("k", k.dimensions(), q.dimensions());
     local_mha::require_shape("v", v.dimensions(), q.dimensions());
     if (mask) local_mha::require_shape("mask", mask.shape(), {batch, seqlen});
-    typename local_mha::LocalAttention<Scalar>::Stream stream(attention, q.dimension(1),
-                                                              q.dimension(3), {.batch = batch},
-                                                              examples::view(attn_bias), call);
+    typename local_mha::LocalAttention<Scalar>::Stream stream(
+        attention, q.dimension(1), q.dimension(3), {.batch = batch}, call);
     outputs.add("output/y", examples::in_chunks<Scalar, 4>(
                                 {batch, q.dimension(1), seqlen, q.dimension(3)}, 2, *chunks,
                                 [&](Index begin, Index size) {
-                                  return stream.push(examples::positions_of(q, 2, begin, size),
-                                                     examples::positions_of(k, 2, begin, size),
-                                                     examples::positions_of(v, 2, begin, size),
-                                                     examples::positions_of(mask, begin, size));
+                                  return stream.push(
+                                      examples::positions_of(q, 2, begin, size),
+                                      examples::positions_of(k, 2, begin, size),
+                                      examples::positions_of(v, 2, begin, size),
+                                      {.mask = examples::positions_of(mask, begin, size)});
                                 },
                                 [&] { return stream.flush(); }));
     return;
   }
-  const auto saved = attention.forward_saving(q, k, v, mask, examples::view(attn_bias), call);
+  call.mask = mask;
+  const auto saved = attention.forward_saving(q, k, v, call);
   outputs.add("output/y", saved.out);
   if (!has_grad_y) return;
-  auto gradients = attention.backward(saved, files.inputs.tensor<Scalar, 4>("input/grad_y"), q, k,
-                                      v, mask, examples::view(attn_bias), call);
+  auto gradients =
+      attention.backward(saved, files.inputs.tensor<Scalar, 4>("input/grad_y"), q, k, v, call);
   // In Python shared queries and keys are one tensor.
   const bool are_one = attention.config().shared_qk && !files.inputs.contains("grad/k");
   if (are_one) gradients.q += gradients.k;
@@ -465,7 +466,7 @@ template <typename Scalar>
 Tensor<Scalar, 3> logits_of(const local_mha::LocalTransformer<Scalar>& model,
                             const Tensor<std::int64_t, 2>& tokens, const PaddingMask& mask,
                             const Chunks& chunks) {
-  if (!chunks) return model.forward(tokens, mask);
+  if (!chunks) return model.forward(tokens, {.mask = mask});
   const Index batch = tokens.dimension(0);
   const Index seqlen = tokens.dimension(1);
   if (mask) local_mha::require_shape("mask", mask.shape(), {batch, seqlen});
@@ -474,7 +475,7 @@ Tensor<Scalar, 3> logits_of(const local_mha::LocalTransformer<Scalar>& model,
       {batch, seqlen, model.config().num_tokens}, 1, *chunks,
       [&](Index begin, Index size) {
         return stream.push(examples::positions_of(tokens, 1, begin, size),
-                           examples::positions_of(mask, begin, size));
+                           {.mask = examples::positions_of(mask, begin, size)});
       },
       [&] { return stream.flush(); });
 }
@@ -513,8 +514,8 @@ void run_transformer(const CaseFiles& files, const Chunks& chunks, Outputs& outp
     return;
   }
   auto gradients = local_mha::LocalTransformerParameters<Scalar>::zeros(model.config());
-  const Scalar loss =
-      has_gradients ? model.backward(gradients, tokens, mask) : model.loss(tokens, mask);
+  const Scalar loss = has_gradients ? model.backward(gradients, tokens, {.mask = mask})
+                                    : model.loss(tokens, {.mask = mask});
   outputs.add<Scalar>("output/loss", {}, {&loss, 1});
   if (has_gradients) outputs.add_gradients(gradients);
 }
@@ -539,7 +540,7 @@ void run_encoder(const CaseFiles& files, const Chunks& chunks, Outputs& outputs)
                     {x.dimension(0), x.dimension(1), layer_config(config, 0).dim}, 1, *chunks,
                     [&](Index begin, Index size) {
                       return stream.push(examples::positions_of(x, 1, begin, size),
-                                         examples::positions_of(mask, begin, size));
+                                         {.mask = examples::positions_of(mask, begin, size)});
                     },
                     [&] { return stream.flush(); }));
     return;

@@ -170,6 +170,7 @@ class AttentionWork : public Work {
 
  protected:
   static constexpr std::uint64_t seed = 3;  // of dropout
+  static local_mha::Training training() { return {.seed = seed}; }
 
   std::array<Index, 4> shape(Index heads) const {
     return {of().batch, heads, of().seqlen, of().dim_head};
@@ -197,24 +198,17 @@ class LocalAttentionWork final : public AttentionWork<Scalar> {
 
   void run() override {
     threads_.call([&](const auto& device) {
-      attention_.forward_into(device, this->out_, workspace_, this->q_, this->k_, this->v_, mask_,
-                              view_of_bias_, call_of_case(), terms());
+      attention_.forward_into(this->out_, workspace_, this->q_, this->k_, this->v_, call(device));
     });
   }
 
  private:
-  local_mha::LocalAttentionCall call_of_case() const {
-    local_mha::LocalAttentionCall of_case = call();
-    if (this->of().packed != 0) of_case.cu_seqlens = this->cu_seqlens_;
-    return of_case;
-  }
-  local_mha::AttentionTerms<Scalar> terms() const {
-    local_mha::AttentionTerms<Scalar> terms;
-    if (this->of().sinks != 0) terms.sinks = this->sinks_;
-    return terms;
-  }
-  static local_mha::LocalAttentionCall call() {
-    return {.training = local_mha::Training{.seed = AttentionWork<Scalar>::seed}};
+  local_mha::LocalAttentionCall<Scalar> call(const local_mha::AnyDevice& device) const {
+    local_mha::LocalAttentionCall<Scalar> call{
+        .mask = mask_, .attn_bias = view_of_bias_, .training = this->training(), .device = device};
+    if (this->of().sinks != 0) call.sinks = this->sinks_;
+    if (this->of().packed != 0) call.cu_seqlens = this->cu_seqlens_;
+    return call;
   }
 
   static local_mha::LocalAttentionConfig configuration(const Case& c) {
@@ -255,15 +249,16 @@ class AttentionBackwardWork final : public AttentionWork<Scalar> {
         attention_(LocalAttentionWork<Scalar>::configuration(c)),
         threads_(c.threads),
         grad_out_(this->shape(c.heads)),
-        saved_(attention_.forward_saving(this->q_, this->k_, this->v_, {}, {}, call())) {
+        saved_(attention_.forward_saving(this->q_, this->k_, this->v_,
+                                         {.training = this->training()})) {
     Random random(4);
     random.fill(grad_out_);
   }
 
   void run() override {
     threads_.call([&](const auto& device) {
-      attention_.backward_into(device, gradients_, workspace_, saved_, grad_out_, this->q_,
-                               this->k_, this->v_, {}, {}, call());
+      attention_.backward_into(gradients_, workspace_, saved_, grad_out_, this->q_, this->k_,
+                               this->v_, {.training = this->training(), .device = device});
     });
   }
 
@@ -285,8 +280,6 @@ class AttentionBackwardWork final : public AttentionWork<Scalar> {
   }
 
  private:
-  static local_mha::LocalAttentionCall call() { return LocalAttentionWork<Scalar>::call(); }
-
   using Attention = local_mha::LocalAttention<Scalar>;
   Attention attention_;
   typename Attention::Workspace workspace_;
@@ -597,8 +590,9 @@ class StreamWork final : public LayerWork<Scalar> {
       const Index n = std::min(chunk, end - i);
       threads_.call([&](const auto& device) {
         stream.push_into(
-            device, local_mha::TensorView<Scalar, 3>(y_.data() + i * dim, {1, n, dim}),
-            local_mha::TensorView<const Scalar, 3>(this->x_.data() + i * dim, {1, n, dim}));
+            local_mha::TensorView<Scalar, 3>(y_.data() + i * dim, {1, n, dim}),
+            local_mha::TensorView<const Scalar, 3>(this->x_.data() + i * dim, {1, n, dim}),
+            {.device = device});
       });
     }
   }

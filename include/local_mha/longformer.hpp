@@ -94,6 +94,18 @@ struct LongformerParameters {
   }
 };
 
+/// What a call of LongformerAttention is given beside its rows; all of it may be left out.
+struct LongformerCall {
+  /// Rows that see all and that all see, `[B, N]`, true = global. Empty: none is.
+  std::optional<TensorView<const bool, 2>> global_rows = {};
+  /// Keys that nobody attends, `[B, N]`.
+  PaddingMask mask = {};
+  /// Dropout acts, with this seed. Empty: evaluation.
+  std::optional<Training> training = {};
+  /// Whose threads share the work; the same bits for any number of them.
+  AnyDevice device = {};
+};
+
 /// Longformer's self-attention, without the output projection that follows it.
 ///
 /// A query sees `attention_window / 2` positions on each side of it, and all global rows. A global
@@ -109,8 +121,6 @@ template <typename Scalar>
 class LongformerAttention {
  public:
   using Parameters = LongformerParameters<Scalar>;
-  /// `[B, N]`, true = global. Empty: none is.
-  using GlobalRows = std::optional<TensorView<const bool, 2>>;
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range, or
   ///   the tensor whose shape does not fit
@@ -129,24 +139,18 @@ class LongformerAttention {
   }
 
   /// \param x `[B, N, dim]`
-  /// \param global_rows `[B, N]`
-  /// \param mask keys that nobody attends, `[B, N]`
-  /// \param training dropout acts, with this seed; empty: evaluation
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit
-  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const GlobalRows& global_rows = {},
-                            const PaddingMask& mask = {},
-                            std::optional<Training> training = {}) const {
-    check_arguments(x, global_rows, mask);
-    const LocalAttentionCall call{.training = training, .global_rows = global_rows};
+  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const LongformerCall& call = {}) const {
+    check_arguments(x, call);
     const auto result = [&](const Part& part) {
-      const Heads heads = part.heads_of(x, config().heads);
-      return part.attention.forward(heads.q, heads.k, heads.v, mask, {}, call);
+      const Heads heads = part.heads_of(call.device, x, config().heads);
+      return part.attention.forward(heads.q, heads.k, heads.v, of_attention(call));
     };
     Tensor<Scalar, 3> y(x.dimensions());
     const auto local = result(weights_->local);
-    put(local, global_rows, false, y);
-    if (some(global_rows)) put(result(weights_->global), global_rows, true, y);
+    put(local, call.global_rows, false, y);
+    if (some(call.global_rows)) put(result(weights_->global), call.global_rows, true, y);
     return y;
   }
 
@@ -160,10 +164,11 @@ class LongformerAttention {
     LocalAttention<Scalar> attention;
     Linear<Scalar> to_qkv;
 
-    Heads heads_of(const TensorView<const Scalar, 3>& x, Index number) const {
+    Heads heads_of(const AnyDevice& device, const TensorView<const Scalar, 3>& x,
+                   Index number) const {
       const auto [batch, seqlen, dim] = x.dimensions();
-      const Eigen::Map<const RowMatrix<Scalar>> rows(x.data(), batch * seqlen, dim);
-      const RowMatrix<Scalar> qkv = to_qkv.forward(rows);
+      const Tensor<Scalar, 3> made = to_qkv.forward(x, {.device = device});
+      const Eigen::Map<const RowMatrix<Scalar>> qkv(made.data(), batch * seqlen, 3 * dim);
       const auto heads = [&](Index from) {
         Tensor<Scalar, 4> all(batch, number, seqlen, dim / number);
         each_row(all, [&](Index row, Index h, auto channels) {
@@ -219,22 +224,20 @@ class LongformerAttention {
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
-                                   const GlobalRows& global_rows = {}, const PaddingMask& mask = {},
-                                   std::optional<Training> training = {}) const {
-    check_arguments(x, global_rows, mask);
-    const LocalAttentionCall call{.training = training, .global_rows = global_rows};
+                                   const LongformerCall& call = {}) const {
+    check_arguments(x, call);
     const auto kept = [&](const Part& part) {
-      typename Saved::Part made{part.heads_of(x, config().heads), {}};
-      made.attention =
-          part.attention.forward_saving(made.heads.q, made.heads.k, made.heads.v, mask, {}, call);
+      typename Saved::Part made{part.heads_of(call.device, x, config().heads), {}};
+      made.attention = part.attention.forward_saving(made.heads.q, made.heads.k, made.heads.v,
+                                                     of_attention(call));
       return made;
     };
     Saved made;
     made.local_ = kept(weights_->local);
-    if (some(global_rows)) made.global_ = kept(weights_->global);
+    if (some(call.global_rows)) made.global_ = kept(weights_->global);
     Tensor<Scalar, 3> y(x.dimensions());
-    put(made.local_.attention.out, global_rows, false, y);
-    if (made.global_) put(made.global_->attention.out, global_rows, true, y);
+    put(made.local_.attention.out, call.global_rows, false, y);
+    if (made.global_) put(made.global_->attention.out, call.global_rows, true, y);
     saved = std::move(made);
     return y;
   }
@@ -243,24 +246,25 @@ class LongformerAttention {
   /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
   /// \param saved what forward_saving() kept
   /// \param grad_y `[B, N, dim]`
-  /// \param x, global_rows what forward_saving() was given; mask and training are in `saved`
+  /// \param x, call what forward_saving() was given. `saved` holds the mask and the training, which
+  ///        may be left out; the device may be another
   /// \return that of x, `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
   ///         runs out, the gradients are as they were
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
-                             const GlobalRows& global_rows = {}) const {
-    check_arguments(x, global_rows, {});
+                             const LongformerCall& call = {}) const {
+    check_arguments(x, call);
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     require_shape("saved", saved.local_.heads.q.dimensions(),
                   {x.dimension(0), config().heads, x.dimension(1), config().dim / config().heads});
+    const auto& global_rows = call.global_rows;
     if (saved.global_.has_value() != some(global_rows))
       reject("global_rows", "those of forward_saving()", some(global_rows) ? "some" : "none");
     auto made = Parameters::zeros(config());
     detail::require_same_shapes(gradients, made);
     Tensor<Scalar, 3> grad_x(x.dimensions());
     grad_x.setZero();
-    const LocalAttentionCall call{.training = {}, .global_rows = global_rows};
     if (x.size() == 0) return grad_x;
     const auto add = [&](const Part& part, const typename Saved::Part& kept, bool global,
                          RowMatrix<Scalar>& grad_weight, Vector<Scalar>& grad_bias) {
@@ -274,7 +278,7 @@ class LongformerAttention {
           channels.setZero();
       });
       const auto of_heads =
-          part.attention.backward(kept.attention, grad_out, q, k, v, {}, {}, call);
+          part.attention.backward(kept.attention, grad_out, q, k, v, of_attention(call));
       const Index rows = x.dimension(0) * x.dimension(1);
       RowMatrix<Scalar> grad_qkv(rows, 3 * config().dim);
       Index begin = 0;
@@ -286,8 +290,8 @@ class LongformerAttention {
       }
       const Eigen::Map<const RowMatrix<Scalar>> in(x.data(), rows, config().dim);
       Eigen::Map<RowMatrix<Scalar>>(grad_x.data(), rows, config().dim) +=
-          linear_backward<AnyDevice, Scalar>({}, part.to_qkv.weight(), in, grad_qkv, grad_weight,
-                                             &grad_bias);
+          linear_backward<AnyDevice, Scalar>(call.device, part.to_qkv.weight(), in, grad_qkv,
+                                             grad_weight, &grad_bias);
     };
     add(weights_->local, saved.local_, false, made.to_qkv, made.to_qkv_bias);
     if (saved.global_)
@@ -307,18 +311,23 @@ class LongformerAttention {
     return config;
   }
 
-  void check_arguments(const TensorView<const Scalar, 3>& x, const GlobalRows& global_rows,
-                       const PaddingMask& mask) const {
+  void check_arguments(const TensorView<const Scalar, 3>& x, const LongformerCall& call) const {
     require_shape("x", x.dimensions(), {-1, -1, config().dim});
     const std::array<Index, 2> rows{x.dimension(0), x.dimension(1)};
-    if (global_rows) require_shape("global_rows", global_rows->dimensions(), rows);
-    if (mask) require_shape("mask", mask.shape(), rows);
+    if (call.global_rows) require_shape("global_rows", call.global_rows->dimensions(), rows);
+    if (call.mask) require_shape("mask", call.mask.shape(), rows);
+  }
+  static LocalAttentionCall<Scalar> of_attention(const LongformerCall& call) {
+    return {.mask = call.mask,
+            .training = call.training,
+            .global_rows = call.global_rows,
+            .device = call.device};
   }
 
-  static bool is_global(const GlobalRows& global_rows, Index row) {
+  static bool is_global(const std::optional<TensorView<const bool, 2>>& global_rows, Index row) {
     return global_rows && global_rows->data()[row];
   }
-  static bool some(const GlobalRows& global_rows) {
+  static bool some(const std::optional<TensorView<const bool, 2>>& global_rows) {
     return global_rows &&
            std::any_of(global_rows->data(), global_rows->data() + global_rows->size(),
                        [](bool global) { return global; });
@@ -340,7 +349,8 @@ class LongformerAttention {
   }
 
   // The rows that are global, or those that are not.
-  void put(const Tensor<Scalar, 4>& heads, const GlobalRows& global_rows, bool global,
+  void put(const Tensor<Scalar, 4>& heads,
+           const std::optional<TensorView<const bool, 2>>& global_rows, bool global,
            Tensor<Scalar, 3>& y) const {
     each_row(heads, [&](Index row, Index h, const auto& channels) {
       if (is_global(global_rows, row) == global)

@@ -195,8 +195,8 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
                      Input grad_y, Input x, const Call& call = {},
                      Tensor<Scalar, 3>* grad_attn_bias = nullptr) const;
 
-  /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`. On the
-  /// calling thread.
+  /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`. Queries
+  /// and keys are made on the calling thread.
   /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
   Tensor<Scalar, 4> attention_probabilities(Input x, const Call& call = {}) const;
   template <std::same_as<PaddingMask> Mask>
@@ -247,15 +247,6 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
     return inputs;
   }
 
-  // What the attention alone takes of the weights.
-  typename LocalAttention<Scalar>::Terms terms() const {
-    typename LocalAttention<Scalar>::Terms terms;
-    const RowMatrix<Scalar>& bias = weights_->relative_bias;
-    if (config().relative_bias)
-      terms.relative_bias.emplace(bias.data(), std::array{bias.rows(), bias.cols()});
-    if (config().sinks) terms.sinks.emplace(weights_->sinks.data(), std::array{config().heads});
-    return terms;
-  }
   // The bias of a call, or that of the weights, which is one of windows of one position.
   Bias bias_of(const Bias& attn_bias) const {
     if (config().token_window && attn_bias)
@@ -301,9 +292,10 @@ void LocalMHA<Scalar>::backward_into(Output grad_x, Workspace& workspace, Parame
                   attn_bias->dimensions());
   }
   if (x.size() == 0) return;
-  const LocalAttentionCall of_forward = saved.call.options();
-  const auto inputs = inputs_of(x, saved.call.mask(), bias_of(attn_bias), of_forward.cu_seqlens,
-                                of_forward.lengths);
+  const LocalAttentionCall<Scalar> of_forward =
+      saved.call.with_tensors_of(Saved::of_attention(call));
+  const auto inputs =
+      inputs_of(x, of_forward.mask, bias_of(attn_bias), of_forward.cu_seqlens, of_forward.lengths);
   auto& grad_bias = workspace.grad_bias_;
   const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
   grad_bias.prepare(wants_bias ? bias_of(attn_bias) : Bias(), config().heads);
@@ -324,9 +316,13 @@ Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(Input x, const Call&
   Tensor<Scalar, 4> k(batch, resolved_kv_heads(config()), seqlen, config().dim_head);
   Flow projections(*weights_, Window(attention().config()), seqlen);
   for (Index b = 0; b < batch; ++b) projections.queries_and_keys(x.sequence(b), b, q, k);
-  return attention().attention_probabilities(
-      q, k, call.mask, call.attn_bias,
-      {.training = call.training, .cu_seqlens = call.cu_seqlens, .lengths = call.lengths}, terms());
+  LocalAttentionCall<Scalar> of_attention = Saved::of_attention(call);
+  const RowMatrix<Scalar>& bias = weights_->relative_bias;
+  if (config().relative_bias)
+    of_attention.relative_bias.emplace(bias.data(), std::array{bias.rows(), bias.cols()});
+  if (config().sinks)
+    of_attention.sinks.emplace(weights_->sinks.data(), std::array{config().heads});
+  return attention().attention_probabilities(q, k, of_attention);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -16,12 +16,13 @@
 
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
-#include <local_mha/core/mask.hpp>
 #include <local_mha/core/on_demand.hpp>
+#include <local_mha/core/parallel.hpp>
+#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
+#include <local_mha/layer/call.hpp>
 #include <local_mha/ops/cross_entropy.hpp>
-#include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/embedding.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/linear.hpp>
@@ -30,6 +31,7 @@
 #include <local_mha/parameters.hpp>
 #include <local_mha/stack/layer_stack.hpp>
 #include <local_mha/stack/layer_stack_backward.hpp>
+#include <local_mha/stack/token_batch.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -92,45 +94,37 @@ class LocalTransformer {
         std::make_shared<const Weights>(config(), detail::fitting(std::move(parameters), config()));
   }
 
-  /// \param tokens `[B, N]`, each in `[0, num_tokens)`, `N <= max_seq_len`
-  /// \param mask positions that nobody attends, `[B, N]`
-  /// \param training dropout acts, with this seed; empty: evaluation
+  /// \param tokens `[B, N]`, each in `[0, num_tokens)`, of no sequence more than max_seq_len. Those
+  ///        behind a sequence's `call.lengths` may be anything
   /// \return logits, `[B, N, num_tokens]`
   /// \throws std::invalid_argument naming the argument that does not fit
-  Tensor<Scalar, 3> forward(Tokens tokens, const PaddingMask& mask = {},
-                            std::optional<Training> training = {}) const {
-    return forward(AnyDevice(), tokens, mask, training);
+  Tensor<Scalar, 3> forward(Tokens tokens, const EncoderCall& call = {}) const {
+    const detail::TokenBatch batch(tokens, call);
+    check_arguments(batch, tokens, call);
+    Tensor<Scalar, 3> x;
+    return batch.unpacked(logits_of(batch, call, x, nullptr));
   }
-
-  /// The same on the threads of a device; the same bits for any number of them.
-  Tensor<Scalar, 3> forward(const AnyDevice& device, Tokens tokens, const PaddingMask& mask = {},
-                            std::optional<Training> training = {}) const;
 
   /// Mean cross entropy, in nats, of predicting each token from those before it.
   /// \param tokens `[B, N + 1]`: the first `N` are the input, the last `N` the labels; labels equal
-  ///        to ignore_index do not count
-  /// \param mask `[B, N]`, of the input
+  ///        to ignore_index do not count, nor do those behind `call.lengths`
+  /// \param call of the input, without packed sequences
   /// \return NaN if no label counts, as in PyTorch
-  Scalar loss(Tokens tokens, const PaddingMask& mask = {},
-              std::optional<Training> training = {}) const {
-    const InputAndLabels parts = split(tokens);
-    return loss(parts.input, parts.labels, mask, training);
+  Scalar loss(Tokens tokens, const EncoderCall& call = {}) const {
+    const InputAndLabels parts = split(tokens, call);
+    return loss(parts.input, parts.labels, call);
   }
 
   /// Mean cross entropy, in nats, of labels that are given.
   /// \param input `[B, N]`, tokens
   /// \param labels `[B, N]`: what each position is to predict; those equal to ignore_index do not
   ///        count
-  Scalar loss(Tokens input, Tokens labels, const PaddingMask& mask = {},
-              std::optional<Training> training = {}) const {
-    return loss(AnyDevice(), input, labels, mask, training);
-  }
-  /// The same on the threads of a device; the same bits for any number of them.
-  Scalar loss(const AnyDevice& device, Tokens input, Tokens labels, const PaddingMask& mask = {},
-              std::optional<Training> training = {}) const {
-    check_labels(input, labels);
-    const Tensor<Scalar, 3> logits = forward(device, input, mask, training);
-    return cross_entropy<Scalar>(logits, labels, config().ignore_index);
+  Scalar loss(Tokens input, Tokens labels, const EncoderCall& call = {}) const {
+    const detail::TokenBatch batch(input, call);
+    const auto counted = check_arguments(batch, input, labels, call);
+    Tensor<Scalar, 3> x;
+    return cross_entropy<Scalar>(logits_of(batch, call, x, nullptr), counted,
+                                 config().ignore_index);
   }
 
   /// Goes on from prompts, token by token, each from the model's logits for all before it: by a
@@ -154,25 +148,19 @@ class LocalTransformer {
   }
 
   /// loss() and its gradients.
-  /// \param device its threads share the work; the same bits for any number of them
   /// \param gradients those of the weights are added here: `Parameters::zeros(config())` at first
-  /// \param tokens, mask, training as loss() takes them
+  /// \param tokens, call as loss() takes them
   /// \return the loss; NaN and no gradients if no label counts
   /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
   ///         runs out, the gradients are as they were
-  Scalar backward(const AnyDevice& device, Parameters& gradients, Tokens tokens,
-                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const {
-    const InputAndLabels parts = split(tokens);
-    return backward(device, gradients, parts.input, parts.labels, mask, training);
-  }
-  Scalar backward(Parameters& gradients, Tokens tokens, const PaddingMask& mask = {},
-                  std::optional<Training> training = {}) const {
-    return backward(AnyDevice(), gradients, tokens, mask, training);
+  Scalar backward(Parameters& gradients, Tokens tokens, const EncoderCall& call = {}) const {
+    const InputAndLabels parts = split(tokens, call);
+    return backward(gradients, parts.input, parts.labels, call);
   }
 
   /// The same of labels that are given, as loss() takes them.
-  Scalar backward(const AnyDevice& device, Parameters& gradients, Tokens input, Tokens labels,
-                  const PaddingMask& mask = {}, std::optional<Training> training = {}) const;
+  Scalar backward(Parameters& gradients, Tokens input, Tokens labels,
+                  const EncoderCall& call = {}) const;
 
  private:
   const detail::LayerStack<Scalar>& stack() const { return weights_->stack; }
@@ -183,7 +171,10 @@ class LocalTransformer {
   };
 
   // All tokens but the last, and all but the first.
-  static InputAndLabels split(const Tokens& tokens) {
+  static InputAndLabels split(const Tokens& tokens, const EncoderCall& call) {
+    if (!call.cu_seqlens.empty())
+      reject("cu_seqlens", "none, because the last label of a sequence would be of the next one",
+             "some");
     const Index batch = tokens.dimension(0);
     const Index seqlen = tokens.dimension(1) - 1;
     if (seqlen < 0) reject("tokens", "at least 1 in each sequence", to_string(tokens.dimensions()));
@@ -197,9 +188,25 @@ class LocalTransformer {
     return parts;
   }
 
+  // The logits of the tokens that pass.
+  // \param x becomes what the layers give
+  // \param saved null, or what becomes what the layers' backward pass needs
+  Tensor<Scalar, 3> logits_of(const detail::TokenBatch& batch, const EncoderCall& call,
+                              Tensor<Scalar, 3>& x,
+                              typename detail::LayerStack<Scalar>::Saved* saved) const {
+    {
+      const Tensor<Scalar, 3> embedded = embed(batch);
+      set_shape<Scalar, 3>(x, embedded.dimensions());
+      typename detail::LayerStack<Scalar>::Workspace workspace;
+      stack().forward(call.device, x, workspace, embedded, batch.mask(), call.training,
+                      batch.cu_seqlens(), saved);
+    }
+    return project(call.device, weights_->to_logits_norm.forward(rows(x)), x);
+  }
+
   // `[B, N, num_tokens]` of the normalized positions below one another.
-  Tensor<Scalar, 3> logits_of(const AnyDevice& device, const RowMatrix<Scalar>& normed,
-                              const Tensor<Scalar, 3>& x) const {
+  Tensor<Scalar, 3> project(const AnyDevice& device, const RowMatrix<Scalar>& normed,
+                            const Tensor<Scalar, 3>& x) const {
     Tensor<Scalar, 3> logits(x.dimension(0), x.dimension(1), config().num_tokens);
     for_each_stretch(
         device, ceil_div(normed.rows(), block_rows<Scalar>),
@@ -249,18 +256,27 @@ class LocalTransformer {
     return {x.data(), x.dimension(0) * x.dimension(1), x.dimension(2)};
   }
 
-  void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
-    if (tokens.dimension(1) > config().max_seq_len)
-      reject("tokens",
-             "at most max_seq_len = " + std::to_string(config().max_seq_len) + " in a sequence",
-             tokens.dimension(1));
-    if (mask) require_shape("mask", mask.shape(), tokens.dimensions());
-    check_tokens(tokens);
+  void check_arguments(const detail::TokenBatch& batch, const Tokens& tokens,
+                       const EncoderCall& call) const {
+    batch.for_each_sequence([&](Index, Index begin, Index end) {
+      if (end - begin > config().max_seq_len)
+        reject("tokens",
+               "at most max_seq_len = " + std::to_string(config().max_seq_len) + " in a sequence",
+               end - begin);
+    });
+    check_tokens(tokens, [&](Index b) {
+      return call.lengths.empty() ? tokens.dimension(1) : call.lengths[static_cast<std::size_t>(b)];
+    });
   }
-
-  void check_labels(const Tokens& input, const Tokens& labels) const {
-    detail::count_labels({input.dimension(0), input.dimension(1), config().num_tokens}, labels,
+  // \return the labels of the tokens that pass
+  Tensor<std::int64_t, 2> check_arguments(const detail::TokenBatch& batch, const Tokens& input,
+                                          const Tokens& labels, const EncoderCall& call) const {
+    check_arguments(batch, input, call);
+    require_shape("labels", labels.dimensions(), input.dimensions());
+    Tensor<std::int64_t, 2> counted = batch.packed(labels);
+    detail::count_labels({counted.dimension(0), counted.dimension(1), config().num_tokens}, counted,
                          config().ignore_index);
+    return counted;
   }
 
   // \param length_of `length_of(b)` says how many tokens of sequence `b` there are
@@ -278,12 +294,12 @@ class LocalTransformer {
     check_tokens(tokens, [&](Index) { return tokens.dimension(1); });
   }
 
-  Tensor<Scalar, 3> embed(const Tokens& tokens) const {
-    const auto [batch, seqlen] = tokens.dimensions();
-    Tensor<Scalar, 3> x(batch, seqlen, config().dim);
+  Tensor<Scalar, 3> embed(const detail::TokenBatch& batch) const {
+    const Tensor<std::int64_t, 2>& tokens = batch.tokens();
+    Tensor<Scalar, 3> x(tokens.dimension(0), tokens.dimension(1), config().dim);
     for (Index i = 0; i < tokens.size(); ++i)
-      rows(x).row(i) =
-          weights_->token_emb.row(tokens.data()[i]) + weights_->pos_emb.row(i % seqlen);
+      rows(x).row(i) = weights_->token_emb.row(tokens.data()[i]) +
+                       weights_->pos_emb.row(batch.places()[static_cast<std::size_t>(i)]);
     return x;
   }
 
@@ -291,51 +307,32 @@ class LocalTransformer {
 };
 
 template <typename Scalar>
-Tensor<Scalar, 3> LocalTransformer<Scalar>::forward(const AnyDevice& device, Tokens tokens,
-                                                    const PaddingMask& mask,
-                                                    std::optional<Training> training) const {
-  check_arguments(tokens, mask);
-  const Tensor<Scalar, 3> x = embed(tokens);
-  Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-  typename detail::LayerStack<Scalar>::Workspace workspace;
-  stack().forward(device, y, workspace, x, mask, training, {}, nullptr);
-  return logits_of(device, weights_->to_logits_norm.forward(rows(y)), y);
-}
-
-template <typename Scalar>
-Scalar LocalTransformer<Scalar>::backward(const AnyDevice& device, Parameters& gradients,
-                                          Tokens input, Tokens labels, const PaddingMask& mask,
-                                          std::optional<Training> training) const {
-  check_arguments(input, mask);
-  check_labels(input, labels);
+Scalar LocalTransformer<Scalar>::backward(Parameters& gradients, Tokens input, Tokens labels,
+                                          const EncoderCall& call) const {
+  const detail::TokenBatch batch(input, call);
+  const Tensor<std::int64_t, 2> counted = check_arguments(batch, input, labels, call);
   detail::require_fitting(gradients, config());
 
   typename detail::LayerStack<Scalar>::Saved saved;
-  Tensor<Scalar, 3> x(input.dimension(0), input.dimension(1), config().dim);
-  {
-    typename detail::LayerStack<Scalar>::Workspace workspace;
-    stack().forward(device, x, workspace, embed(input), mask, training, {}, &saved);
-  }
-  const RowMatrix<Scalar> normed = weights_->to_logits_norm.forward(rows(x));
-  const Tensor<Scalar, 3> logits = logits_of(device, normed, x);
-  const Scalar loss = cross_entropy<Scalar>(logits, labels, config().ignore_index);
+  Tensor<Scalar, 3> x;
+  const Tensor<Scalar, 3> logits = logits_of(batch, call, x, &saved);
+  const Scalar loss = cross_entropy<Scalar>(logits, counted, config().ignore_index);
 
   // Added at the end, where nothing can fail.
   Parameters made = Parameters::zeros(config());
   Tensor<Scalar, 3> grad_logits =
-      cross_entropy_gradient<Scalar>(logits, labels, config().ignore_index);
-  Tensor<Scalar, 3> grad(x.dimension(0), x.dimension(1), x.dimension(2));
+      cross_entropy_gradient<Scalar>(logits, counted, config().ignore_index);
+  Tensor<Scalar, 3> grad(x.dimensions());
+  const RowMatrix<Scalar> normed = weights_->to_logits_norm.forward(rows(x));
   rows(grad) = weights_->to_logits_norm.backward(
-      linear_backward<AnyDevice, Scalar>(device, weights_->to_logits.weight(), normed,
+      linear_backward<AnyDevice, Scalar>(call.device, weights_->to_logits.weight(), normed,
                                          rows(grad_logits), made.to_logits, nullptr),
       rows(x), made.to_logits_norm_weight, made.to_logits_norm_bias);
-  stack().backward(device, made, saved, grad);
-  const auto size = static_cast<std::size_t>(input.size());
-  embedding_backward<Scalar>(made.token_emb, {input.data(), size}, rows(grad));
-  std::vector<std::int64_t> places(size);
-  for (std::size_t i = 0; i < size; ++i)
-    places[i] = static_cast<std::int64_t>(i) % input.dimension(1);
-  embedding_backward<Scalar>(made.pos_emb, places, rows(grad));
+  stack().backward(call.device, made, saved, grad);
+  const Tensor<std::int64_t, 2>& tokens = batch.tokens();
+  embedding_backward<Scalar>(made.token_emb,
+                             {tokens.data(), static_cast<std::size_t>(tokens.size())}, rows(grad));
+  embedding_backward<Scalar>(made.pos_emb, batch.places(), rows(grad));
   detail::add(gradients, made);
   return loss;
 }

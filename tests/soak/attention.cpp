@@ -19,6 +19,7 @@ using local_mha::Tensor;
 template <typename Scalar>
 class AttentionRun {
   using Attention = LocalAttention<Scalar>;
+  using Call = typename Attention::Call;
 
  public:
   AttentionRun(Check& check, Random& random)
@@ -34,10 +35,12 @@ class AttentionRun {
         relative_bias_(support::optional_tensor<Scalar, 2>(draw_.relative_bias)),
         sinks_(support::optional_tensor<Scalar, 1>(draw_.sinks)),
         global_(support::flag_tensor(draw_.places.global, draw_.batch(), draw_.seqlen())),
-        view_(support::optional_view(bias_)),
-        terms_{support::optional_view(relative_bias_), support::optional_view(sinks_)},
-        mask_(support::padding_mask(draw_.masked, draw_.batch(), draw_.seqlen())),
-        call_(draw_.packed_call()) {
+        plain_(support::attention_call<Scalar>(draw_.call, {}, support::optional_view(bias_))) {
+    plain_.relative_bias = support::optional_view(relative_bias_);
+    plain_.sinks = support::optional_view(sinks_);
+    call_ = plain_;
+    call_.mask = support::padding_mask(draw_.masked, draw_.batch(), draw_.seqlen());
+    call_.cu_seqlens = draw_.packed_call().cu_seqlens;
     call_.global_rows = support::optional_view(global_);
     check.description = describe(draw_);
   }
@@ -52,7 +55,7 @@ class AttentionRun {
 
     typename Attention::Saved saved;
     on_threads(threads, [&](const auto& device) {
-      saved = attention_.forward_saving(device, q_, k_, v_, mask_, view_, call_, terms_);
+      saved = attention_.forward_saving(q_, k_, v_, on(device, call_));
     });
     check_.compare("saved.out", saved.out.data(), expected.out);
     check_.compare("saved.lse", saved.lse.data(), expected.lse);
@@ -81,19 +84,24 @@ class AttentionRun {
  private:
   static constexpr Scalar nan_ = std::numeric_limits<Scalar>::quiet_NaN();
 
+  static Call on(const local_mha::AnyDevice& device, Call call) {
+    call.device = device;
+    return call;
+  }
+
   Tensor<Scalar, 4> forward(int threads, typename Attention::Workspace& workspace) const {
     Tensor<Scalar, 4> out(q_.dimensions());
     out.setConstant(nan_);
     on_threads(threads, [&](const auto& device) {
-      attention_.forward_into(device, out, workspace, q_, k_, v_, mask_, view_, call_, terms_);
+      attention_.forward_into(out, workspace, q_, k_, v_, on(device, call_));
     });
     return out;
   }
 
   void backward(int threads, const typename Attention::Saved& saved) {
     on_threads(threads, [&](const auto& device) {
-      attention_.backward_into(device, gradients_, workspace_, saved, grad_out_, q_, k_, v_, mask_,
-                               view_, call_, terms_);
+      attention_.backward_into(gradients_, workspace_, saved, grad_out_, q_, k_, v_,
+                               on(device, call_));
     });
   }
 
@@ -109,14 +117,15 @@ class AttentionRun {
         k(draw_.batch(), draw_.kv_heads(), n, d);
     q.setConstant(nan_);
     k.setConstant(nan_);
-    local_mha::LocalAttentionCall call = draw_.call;
+    Call call = plain_;
     if (more == 0 && random_.chance(0.5)) call = call_;
+    call.mask = {};
     on_threads(threads, [&](const auto& device) {
-      const auto saved = attention_.forward_saving(device, q, k, k, {}, view_, call, terms_);
+      call.device = device;
+      const auto saved = attention_.forward_saving(q, k, k, call);
       Tensor<Scalar, 4> out(q.dimensions());
-      attention_.forward_into(device, out, workspace_, q, k, k, {}, view_, call, terms_);
-      attention_.backward_into(device, gradients_, workspace_, saved, q, q, k, k, {}, view_, call,
-                               terms_);
+      attention_.forward_into(out, workspace_, q, k, k, call);
+      attention_.backward_into(gradients_, workspace_, saved, q, q, k, k, call);
     });
   }
 
@@ -131,7 +140,7 @@ class AttentionRun {
       if (i == 0)
         other = forward(threads, workspace);
       else
-        attention_.forward_into(other, workspace, q_, k_, v_, mask_, view_, call_, terms_);
+        attention_.forward_into(other, workspace, q_, k_, v_, call_);
     });
     for (const Tensor<Scalar, 4>& other : others)
       check_.same("out of calls at once", other.data(), out.data(), out.size());
@@ -159,13 +168,12 @@ class AttentionRun {
     backward(threads, saved);
     on_threads(threads, [&](const auto& device) {
       check_.equal("allocations of a repeated forward_into()", allocations_of([&] {
-                     attention_.forward_into(device, out, workspace_, q_, k_, v_, mask_, view_,
-                                             call_, terms_);
+                     attention_.forward_into(out, workspace_, q_, k_, v_, on(device, call_));
                    }),
                    0L);
       check_.equal("allocations of a repeated backward_into()", allocations_of([&] {
-                     attention_.backward_into(device, gradients_, workspace_, saved, grad_out_, q_,
-                                              k_, v_, mask_, view_, call_, terms_);
+                     attention_.backward_into(gradients_, workspace_, saved, grad_out_, q_, k_, v_,
+                                              on(device, call_));
                    }),
                    0L);
     });
@@ -180,10 +188,9 @@ class AttentionRun {
     q.setZero();
     k.setZero();
     on_threads(threads, [&](const auto& device) {
-      attention_.forward_into(device, out, workspace_, q, k, k, {}, view_, draw_.call, terms_);
+      attention_.forward_into(out, workspace_, q, k, k, on(device, plain_));
       check_.equal("allocations of a shorter forward_into()", allocations_of([&] {
-                     attention_.forward_into(device, shorter, workspace_, q_, k_, v_, {}, view_,
-                                             draw_.call, terms_);
+                     attention_.forward_into(shorter, workspace_, q_, k_, v_, on(device, plain_));
                    }),
                    0L);
     });
@@ -196,7 +203,7 @@ class AttentionRun {
     Tensor<Scalar, 4> other(q_.dimensions());
     fail_after(random_.integer(0, 20));
     try {
-      attention_.forward_into(other, workspace, q_, k_, v_, mask_, view_, call_, terms_);
+      attention_.forward_into(other, workspace, q_, k_, v_, call_);
     } catch (const std::bad_alloc&) {
     }
     fail_no_more();
@@ -213,10 +220,8 @@ class AttentionRun {
   Tensor<Scalar, 2> relative_bias_;
   Tensor<Scalar, 1> sinks_;
   Tensor<bool, 2> global_;
-  typename Attention::Bias view_;
-  typename Attention::Terms terms_;
-  local_mha::PaddingMask mask_;
-  local_mha::LocalAttentionCall call_;
+  Call plain_;  // without a mask, packed sequences and global rows
+  Call call_;
   typename Attention::Workspace workspace_;
   typename Attention::Gradients gradients_;
 };

@@ -22,7 +22,7 @@ namespace soak {
 /// A configuration, the arguments of a call, and the gradient of its result.
 struct AttentionDraw {
   local_mha::LocalAttentionConfig config;
-  local_mha::LocalAttentionCall call;  // but for what `places` says
+  support::AttentionOptions call;  // but for what `places` says
   Places places;
   Array<double> q, k, v, grad_out, bias, relative_bias, sinks;
   std::vector<unsigned char> masked;
@@ -35,8 +35,8 @@ struct AttentionDraw {
   Index dim_head() const { return q.shape[3]; }
 
   /// The call with its segments, which are this draw's.
-  local_mha::LocalAttentionCall packed_call() const {
-    local_mha::LocalAttentionCall packed = call;
+  support::AttentionOptions packed_call() const {
+    support::AttentionOptions packed = call;
     packed.cu_seqlens = places.cu_seqlens;
     return packed;
   }

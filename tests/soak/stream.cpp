@@ -173,24 +173,24 @@ class AttentionSource {
   Index batch() const { return draw_.batch(); }
   Index seqlen() const { return draw_.seqlen(); }
   Stream stream(const StreamConfig& config) const {
-    return Stream(*attention_, draw_.heads(), draw_.dim_head(), config,
-                  support::optional_view(bias_), draw_.call,
-                  {support::optional_view(relative_bias_), support::optional_view(sinks_)},
-                  draw_.kv_heads());
+    auto call = support::attention_call<Scalar>(draw_.call, {}, support::optional_view(bias_));
+    call.relative_bias = support::optional_view(relative_bias_);
+    call.sinks = support::optional_view(sinks_);
+    return Stream(*attention_, draw_.heads(), draw_.dim_head(), config, call, draw_.kv_heads());
   }
 
   template <typename Device>
   Tensor<Scalar, 4> push(const Device& device, Stream& stream, Index begin, Index end) const {
-    return stream.push(device, rows(draw_.q, begin, end), rows(draw_.k, begin, end),
-                       rows(draw_.v, begin, end),
-                       part_of_mask(draw_.masked, batch(), seqlen(), begin, end));
+    return stream.push(
+        rows(draw_.q, begin, end), rows(draw_.k, begin, end), rows(draw_.v, begin, end),
+        {.mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end), .device = device});
   }
   Tensor<Scalar, 4> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
     const auto q = rows(draw_.q, begin, end), k = rows(draw_.k, begin, end),
                v = rows(draw_.v, begin, end);
     const auto mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end);
     Tensor<Scalar, 4> out(batch(), draw_.heads(), stream.results_of(end - begin), draw_.dim_head());
-    allocated = allocations_of([&] { stream.push_into(out, q, k, v, mask); });
+    allocated = allocations_of([&] { stream.push_into(out, q, k, v, {.mask = mask}); });
     return out;
   }
   template <typename Device>
@@ -261,14 +261,15 @@ class LayerSource {
   }
   template <typename Device>
   Tensor<Scalar, 3> push(const Device& device, Stream& stream, Index begin, Index end) const {
-    return stream.push(device, rows(begin, end),
-                       part_of_mask(draw_.masked, batch(), seqlen(), begin, end));
+    return stream.push(
+        rows(begin, end),
+        {.mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end), .device = device});
   }
   Tensor<Scalar, 3> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
     const auto x = rows(begin, end);
     const auto mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end);
     Tensor<Scalar, 3> y(batch(), stream.results_of(end - begin), draw_.config.dim);
-    allocated = allocations_of([&] { stream.push_into(y, x, mask); });
+    allocated = allocations_of([&] { stream.push_into(y, x, {.mask = mask}); });
     return y;
   }
   template <typename Device>
@@ -315,14 +316,15 @@ class TransformerSource {
   Stream stream(const StreamConfig& config) const { return Stream(*model_, config); }
   template <typename Device>
   Tensor<Scalar, 3> push(const Device& device, Stream& stream, Index begin, Index end) const {
-    return stream.push(device, rows(begin, end),
-                       part_of_mask(draw_.masked, batch(), seqlen(), begin, end));
+    return stream.push(
+        rows(begin, end),
+        {.mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end), .device = device});
   }
   Tensor<Scalar, 3> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
     const auto tokens = rows(begin, end);
     const auto mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end);
     Tensor<Scalar, 3> logits(batch(), stream.results_of(end - begin), draw_.config.num_tokens);
-    allocated = allocations_of([&] { stream.push_into(logits, tokens, mask); });
+    allocated = allocations_of([&] { stream.push_into(logits, tokens, {.mask = mask}); });
     return logits;
   }
   template <typename Device>

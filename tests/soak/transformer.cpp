@@ -50,10 +50,13 @@ class TransformerRun {
     Tensor<Scalar, 3> logits;
     Scalar loss = 0, loss_of_backward = 0;
     on_threads(threads, [&](const auto& device) {
-      logits = model_.forward(device, tokens_, mask_, draw_.training);
-      loss = model_.loss(device, tokens_, labels_, mask_, draw_.training);
+      logits =
+          model_.forward(tokens_, {.mask = mask_, .training = draw_.training, .device = device});
+      loss = model_.loss(tokens_, labels_,
+                         {.mask = mask_, .training = draw_.training, .device = device});
       loss_of_backward =
-          model_.backward(device, gradients, tokens_, labels_, mask_, draw_.training);
+          model_.backward(gradients, tokens_, labels_,
+                          {.mask = mask_, .training = draw_.training, .device = device});
     });
     check_.compare("logits", logits.data(), expected.logits);
     if (draw_.counted() == 0) return check_.equal("loss is NaN", std::isnan(loss), true);
@@ -81,7 +84,8 @@ class TransformerRun {
     Tensor<Scalar, 3> others[2];
     all_at_once(2, [&](int i) {
       on_threads(i == 0 ? threads : 0, [&](const auto& device) {
-        others[i] = model_.forward(device, tokens_, mask_, draw_.training);
+        others[i] =
+            model_.forward(tokens_, {.mask = mask_, .training = draw_.training, .device = device});
       });
     });
     for (const Tensor<Scalar, 3>& other : others)
@@ -103,7 +107,8 @@ class TransformerRun {
     }
     fail_no_more();
     if (!failed) return;
-    const Tensor<Scalar, 3> again = model_.forward(tokens_, mask_, draw_.training);
+    const Tensor<Scalar, 3> again =
+        model_.forward(tokens_, {.mask = mask_, .training = draw_.training});
     check_.same("logits of a model that could not take other weights", again.data(), logits.data(),
                 logits.size());
   }
@@ -157,12 +162,12 @@ class FeedForwardRun {
       if (random_.chance(0.4)) {
         const RowMatrix<Scalar> nan = RowMatrix<Scalar>::Constant(
             rows + random_.integer(0, 3), dim, std::numeric_limits<Scalar>::quiet_NaN());
-        layer.forward_saving(device, saved, nan);
+        layer.forward_saving(saved, nan, {.device = device});
       }
-      const RowMatrix<Scalar> y = layer.forward_saving(device, saved, matrix(x));
+      const RowMatrix<Scalar> y = layer.forward_saving(saved, matrix(x), {.device = device});
       check_.compare("y", y.data(), expected);
       const RowMatrix<Scalar> grad_x =
-          layer.backward(device, gradients, saved, matrix(grad_y), matrix(x));
+          layer.backward(gradients, saved, matrix(grad_y), matrix(x), {.device = device});
       check_.compare("grad x", grad_x.data(), expected_x);
     });
     for_each_parameter(gradients, [&](const std::string& name, const auto& gradient) {

@@ -9,7 +9,9 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <local_mha/local_mha.hpp>
@@ -97,6 +99,34 @@ local_mha::Tensor<Scalar, 3> bias_tensor(const Array<Real>& bias) {
   return optional_tensor<Scalar, 3>(bias);
 }
 
+/// What of a call of the attention does not depend on the scalar.
+struct AttentionOptions {
+  std::optional<Index> window_size = {};
+  Index first_position = 0;
+  std::optional<local_mha::Training> training = {};
+  std::span<const Index> cu_seqlens = {};
+  std::span<const Index> lengths = {};
+  std::optional<local_mha::TensorView<const bool, 2>> global_rows = {};
+};
+
+/// The call with these options and what else there is; without relative biases and sinks.
+template <typename Scalar>
+local_mha::LocalAttentionCall<Scalar> attention_call(
+    const AttentionOptions& options, const local_mha::PaddingMask& mask = {},
+    const std::optional<local_mha::TensorView<const std::type_identity_t<Scalar>, 3>>& attn_bias =
+        {},
+    const local_mha::AnyDevice& device = {}) {
+  return {.mask = mask,
+          .attn_bias = attn_bias,
+          .window_size = options.window_size,
+          .first_position = options.first_position,
+          .training = options.training,
+          .cu_seqlens = options.cu_seqlens,
+          .lengths = options.lengths,
+          .global_rows = options.global_rows,
+          .device = device};
+}
+
 /// The reference's function of scores for a configuration's.
 template <typename Real>
 reference::Score<Real> score(const local_mha::ScoreConfig& config) {
@@ -133,7 +163,7 @@ void set_rules(const Config& config, reference::AttentionOptions& o) {
 
 /// The reference's options for a configuration, with the contract's defaults.
 inline reference::AttentionOptions options(const local_mha::LocalAttentionConfig& config,
-                                           const local_mha::LocalAttentionCall& call = {}) {
+                                           const AttentionOptions& call = {}) {
   reference::AttentionOptions o;
   set_rules(config, o);
   if (call.window_size) o.window_size = *call.window_size;

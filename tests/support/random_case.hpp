@@ -132,7 +132,7 @@ inline std::string describe(const local_mha::LocalMHAConfig& c) {
 /// A configuration of LocalAttention with inputs for it.
 struct AttentionCase {
   local_mha::LocalAttentionConfig config;
-  local_mha::LocalAttentionCall call;
+  AttentionOptions call;
   reference::AttentionInputs<double> in;  // of magnitudes of their own
 
   Int batch() const { return in.q.shape[0]; }

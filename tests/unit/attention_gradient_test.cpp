@@ -20,7 +20,6 @@ namespace attention_gradient_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalAttentionConfig;
 using local_mha::Tensor;
 using local_mha::Training;
@@ -54,10 +53,10 @@ Passed<Scalar> pass(const support::AttentionCase& c, const Array<double>& weight
   const auto bias = support::bias_tensor<Scalar>(c.in.bias);
   const auto mask = support::padding_mask(c.in.masked, c.batch(), c.seqlen());
   const auto view = support::optional_view(bias);
-  auto saved = attention.forward_saving(q, k, v, mask, view, c.call);
-  EXPECT_TRUE(support::same_bits(saved.out, attention.forward(q, k, v, mask, view, c.call)));
-  auto gradients =
-      attention.backward(saved, tensor<Scalar, 4>(weights), q, k, v, mask, view, c.call);
+  const auto call = support::attention_call<Scalar>(c.call, mask, view);
+  auto saved = attention.forward_saving(q, k, v, call);
+  EXPECT_TRUE(support::same_bits(saved.out, attention.forward(q, k, v, call)));
+  auto gradients = attention.backward(saved, tensor<Scalar, 4>(weights), q, k, v, call);
   return {std::move(saved), std::move(gradients)};
 }
 
@@ -200,8 +199,8 @@ TYPED_TEST(AttentionGradients, AreThoseOfTheDroppedProbabilities) {
     // Without a scale every pair that is seen has a probability that shows.
     auto flat = c.config;
     flat.scale = 0;
-    const auto dropped =
-        array(LocalAttention<TypeParam>(flat).attention_probabilities(q, k, mask, {}, c.call));
+    const auto dropped = array(LocalAttention<TypeParam>(flat).attention_probabilities(
+        q, k, support::attention_call<TypeParam>(c.call, mask)));
     const double keep = std::round((1 - 0.3) * 65536) / 65536;
     expect_gradients<TypeParam>(c, seed, [&](Int b, Int h, Int i, Int j) -> long double {
       return dropped(b, h, i, j) == TypeParam(0) ? 0.0L : 1.0L / keep;
@@ -221,8 +220,8 @@ TYPED_TEST(AttentionGradients, OfSharedQueriesAndKeysWithDropout) {
   flat.scale = 0;
   flat.shared_qk = false;
   const auto q = tensor<TypeParam, 4>(c.in.q);
-  const auto dropped =
-      array(LocalAttention<TypeParam>(flat).attention_probabilities(q, q, {}, {}, c.call));
+  const auto dropped = array(LocalAttention<TypeParam>(flat).attention_probabilities(
+      q, q, support::attention_call<TypeParam>(c.call)));
   const double keep = std::round((1 - 0.4) * 65536) / 65536;
   expect_gradients<TypeParam>(c, 3, [&](Int b, Int h, Int i, Int j) -> long double {
     return dropped(b, h, i, j) == TypeParam(0) ? 0.0L : 1.0L / keep;
@@ -260,8 +259,10 @@ TEST(AttentionGradients, AgreeWithDualNumbers) {
     direction.move(c.in.v, array(g.v), v.data());
     if (g.attn_bias) direction.move(c.in.bias, array(*g.attn_bias), bias.data());
     const auto y = LocalAttention<Dual>(c.config).forward(
-        q, k, v, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
-        support::optional_view(bias), c.call);
+        q, k, v,
+        support::attention_call<Dual>(c.call,
+                                      support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
+                                      support::optional_view(bias)));
     direction.expect_slope(y, weights,
                            "seed " + std::to_string(seed) + ", " + support::describe(c.config));
   }

@@ -193,7 +193,7 @@ void expect_stream(const SafetensorsFile& file, Index chunk) {
   for (Index begin = 0; begin < x.dimension(1);) {
     const Index wanted = chunk > 0 ? chunk : static_cast<Index>(10 * random.uniform());
     const Index size = std::min(wanted, x.dimension(1) - begin);
-    take(stream.push(rows_of(x, begin, size), rows_of(module.mask(), begin, size)));
+    take(stream.push(rows_of(x, begin, size), {.mask = rows_of(module.mask(), begin, size)}));
     begin += size;
   }
   take(stream.flush());

@@ -11,7 +11,6 @@ namespace attention_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalAttentionConfig;
 using local_mha::Tensor;
 using reference::Array;
@@ -28,8 +27,10 @@ Tensor<Scalar, 4> forward(const AttentionCase& c) {
   const auto v = tensor<Scalar, 4>(c.in.v);
   const auto bias = support::bias_tensor<Scalar>(c.in.bias);
   return LocalAttention<Scalar>(c.config).forward(
-      q, k, v, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
-      support::optional_view(bias), c.call);
+      q, k, v,
+      support::attention_call<Scalar>(c.call,
+                                      support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
+                                      support::optional_view(bias)));
 }
 
 template <typename Scalar>
@@ -82,8 +83,10 @@ TYPED_TEST(Attention, ProbabilitiesEqualTheReferenceAndSumToOneOrAreAllZero) {
     const auto k = tensor<TypeParam, 4>(c.in.k);
     const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
     const auto probabilities = LocalAttention<TypeParam>(c.config).attention_probabilities(
-        q, k, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
-        support::optional_view(bias), c.call);
+        q, k,
+        support::attention_call<TypeParam>(
+            c.call, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
+            support::optional_view(bias)));
     const auto result = support::close(
         array(probabilities), expected.probabilities,
         support::tolerance<TypeParam>(
@@ -113,8 +116,8 @@ TYPED_TEST(Attention, RowsThatSeeNoKeyAreExactZeros) {
   const auto q = tensor<TypeParam, 4>(random.array({2, 3, 14, 8}));
   std::vector<unsigned char> masked(2 * 14, 1);
   masked[14 + 9] = 0;
-  const auto y =
-      LocalAttention<TypeParam>(config).forward(q, q, q, support::padding_mask(masked, 2, 14));
+  const auto y = LocalAttention<TypeParam>(config).forward(
+      q, q, q, {.mask = support::padding_mask(masked, 2, 14)});
   for (Index b = 0; b < 2; ++b)
     for (Index h = 0; h < 3; ++h)
       for (Index i = 0; i < 14; ++i)
@@ -134,10 +137,10 @@ TYPED_TEST(Attention, OfAnEmptySequenceOrBatchIsEmpty) {
     EXPECT_EQ(array(attention.attention_probabilities(q, q)).shape,
               (std::vector<reference::Int>{shape[0], shape[1], shape[2], shape[2]}));
     const std::vector<Index> lengths(static_cast<std::size_t>(shape[0]), 0);
-    EXPECT_EQ(
-        array(attention.forward(q, q, q, local_mha::PaddingMask::from_lengths(lengths, shape[2])))
-            .shape,
-        shape);
+    EXPECT_EQ(array(attention.forward(
+                        q, q, q, {.mask = local_mha::PaddingMask::from_lengths(lengths, shape[2])}))
+                  .shape,
+              shape);
   }
 }
 

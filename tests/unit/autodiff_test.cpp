@@ -121,11 +121,12 @@ TYPED_TEST(DualNumbers, GoThroughLocalAttention) {
     Tensor<TypeParam, 3> bias(0, 0, 0);
     if (!c.in.bias.empty()) bias = dual_tensor<TypeParam, 3>(c.in.bias, db);
     const local_mha::LocalAttention<TypeParam> attention(c.config);
-    const auto y = attention.forward(dual_tensor<TypeParam, 4>(c.in.q, dq),
-                                     dual_tensor<TypeParam, 4>(c.in.k, dk),
-                                     dual_tensor<TypeParam, 4>(c.in.v, dv),
-                                     support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
-                                     support::optional_view(bias), c.call);
+    const auto y = attention.forward(
+        dual_tensor<TypeParam, 4>(c.in.q, dq), dual_tensor<TypeParam, 4>(c.in.k, dk),
+        dual_tensor<TypeParam, 4>(c.in.v, dv),
+        support::attention_call<TypeParam>(
+            c.call, support::padding_mask(c.in.masked, c.batch(), c.seqlen()),
+            support::optional_view(bias)));
     const auto f = [&](long double h) {
       return reference::attention(support::options(c.config, c.call),
                                   reference::AttentionInputs<long double>{moved(c.in.q, dq, h),
@@ -220,8 +221,9 @@ TYPED_TEST(DualNumbers, HaveZeroDerivativesWhereNoKeyIsSeen) {
   const auto dual_q = dual_tensor<TypeParam, 4>(q, random.array(q.shape));
   const local_mha::LocalAttention<TypeParam> attention(
       {.window_size = 3, .causal = true, .dim = 4});
-  const auto y = attention.forward(dual_q, dual_q, dual_q,
-                                   support::padding_mask(std::vector<unsigned char>(9, 1), 1, 9));
+  const auto y =
+      attention.forward(dual_q, dual_q, dual_q,
+                        {.mask = support::padding_mask(std::vector<unsigned char>(9, 1), 1, 9)});
   for (Index i = 0; i < y.size(); ++i) {
     EXPECT_EQ(y.data()[i].value(), 0);
     for (Index d = 0; d < y.data()[i].derivatives().size(); ++d)

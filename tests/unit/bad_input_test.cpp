@@ -30,7 +30,6 @@ using local_mha::HyperConnection;
 using local_mha::HyperConnectionParameters;
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalAttentionConfig;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
@@ -116,12 +115,13 @@ Tensor<float, 4> heads(Index b, Index h, Index n, Index d) {
 
 /// forward() of a good attention, `[2, 3, 10, 8]`, with a mask, a bias and call options.
 std::function<void()> attend(const PaddingMask& mask, const Tensor<float, 3>& bias = {},
-                             const LocalAttentionCall& call = {}, bool use_xpos = false) {
+                             const support::AttentionOptions& options = {}, bool use_xpos = false) {
   return [=] {
     LocalAttentionConfig config = attention_config();
     config.use_xpos = use_xpos;
     const auto q = heads(2, 3, 10, 8);
-    LocalAttention<float>(config).forward(q, q, q, mask, support::optional_view(bias), call);
+    LocalAttention<float>(config).forward(
+        q, q, q, support::attention_call<float>(options, mask, support::optional_view(bias)));
   };
 }
 
@@ -143,7 +143,7 @@ std::function<void()> attend_packed(Index batch, std::vector<Index> cu_seqlens, 
   return [=] {
     const auto q = heads(batch, 3, 10, 8);
     LocalAttention<float>(attention_config())
-        .forward(q, q, q, {}, {}, {.first_position = first, .cu_seqlens = cu_seqlens});
+        .forward(q, q, q, {.first_position = first, .cu_seqlens = cu_seqlens});
   };
 }
 
@@ -196,13 +196,11 @@ std::function<void()> feed_forward_backward(Index inner, Index rows, Index grad_
   return [=] {
     using M = RowMatrix<double>;
     using P = local_mha::FeedForwardParameters<double>;
-    const Eigen::DefaultDevice device;
     local_mha::FeedForward<double>::Saved saved;
-    local_mha::FeedForward<double>(P::zeros(6, inner))
-        .forward_saving(device, saved, M::Zero(rows, 6));
+    local_mha::FeedForward<double>(P::zeros(6, inner)).forward_saving(saved, M::Zero(rows, 6));
     auto gradients = P::zeros(6, grad_inner);
     local_mha::FeedForward<double>(P::zeros(6, 4))
-        .backward(device, gradients, saved, M::Zero(5, 6), M::Zero(5, 6));
+        .backward(gradients, saved, M::Zero(5, 6), M::Zero(5, 6));
   };
 }
 
@@ -221,12 +219,17 @@ Tensor<std::int64_t, 2> tokens(std::vector<std::int64_t> of_one_sequence) {
   return t;
 }
 
-std::function<void()> predict(const Tensor<std::int64_t, 2>& input, const PaddingMask& mask = {}) {
-  return [=] { LocalTransformer<float>(transformer_config()).forward(input, mask); };
+std::function<void()> predict(const Tensor<std::int64_t, 2>& input, const PaddingMask& mask = {},
+                              const std::vector<Index>& lengths = {},
+                              const std::vector<Index>& cu_seqlens = {}) {
+  return [=] {
+    LocalTransformer<float>(transformer_config())
+        .forward(input, {.mask = mask, .cu_seqlens = cu_seqlens, .lengths = lengths});
+  };
 }
 
 std::function<void()> loss(const Tensor<std::int64_t, 2>& input, const PaddingMask& mask = {}) {
-  return [=] { LocalTransformer<float>(transformer_config()).loss(input, mask); };
+  return [=] { LocalTransformer<float>(transformer_config()).loss(input, {.mask = mask}); };
 }
 
 std::vector<BadInput> attention_configurations() {
@@ -580,8 +583,8 @@ std::vector<BadInput> transformer_configurations() {
 
 std::vector<BadInput> attention_arguments() {
   const auto q = heads(2, 3, 10, 8);
-  const auto at = [](Index first) { return LocalAttentionCall{.first_position = first}; };
-  const auto of_window = [](Index w) { return LocalAttentionCall{.window_size = w}; };
+  const auto at = [](Index first) { return support::AttentionOptions{.first_position = first}; };
+  const auto of_window = [](Index w) { return support::AttentionOptions{.window_size = w}; };
   return {
       {"QueriesOfOtherChannels",
        attend(heads(2, 3, 10, 6), heads(2, 3, 10, 6), heads(2, 3, 10, 6)),
@@ -609,49 +612,47 @@ std::vector<BadInput> attention_arguments() {
       {"SinksOfOtherHeads",
        [q] {
          Tensor<float, 1> sinks(2);
-         LocalAttention<float>(attention_config()).forward(q, q, q, {}, {}, {}, {.sinks = sinks});
+         LocalAttention<float>(attention_config()).forward(q, q, q, {.sinks = sinks});
        },
        {"sinks", "[3]", "[2]"},
        "LocalAttention::forward"},
       {"RelativeBiasOfALookAround",
        [q] {
          Tensor<float, 2> bias(3, 9);
-         LocalAttention<float>(attention_config())
-             .forward(q, q, q, {}, {}, {}, {.relative_bias = bias});
+         LocalAttention<float>(attention_config()).forward(q, q, q, {.relative_bias = bias});
        },
        {"relative_bias", "token windows"},
        "LocalAttention::forward"},
       {"RelativeBiasOfAnEndlessWindow",
        [q] {
          Tensor<float, 2> bias(3, 9);
-         of_tokens(local_mha::TokenWindow::unbounded, 0)
-             .forward(q, q, q, {}, {}, {}, {.relative_bias = bias});
+         of_tokens(local_mha::TokenWindow::unbounded, 0).forward(q, q, q, {.relative_bias = bias});
        },
        {"relative_bias", "bounded"},
        "LocalAttention::forward"},
       {"RelativeBiasOfOtherWidth",
        [q] {
          Tensor<float, 2> bias(3, 9);
-         of_tokens(3, 2).forward(q, q, q, {}, {}, {}, {.relative_bias = bias});
+         of_tokens(3, 2).forward(q, q, q, {.relative_bias = bias});
        },
        {"relative_bias", "[any, 6]", "[3, 9]"},
        "LocalAttention::forward"},
       {"RelativeBiasOfOtherHeads",
        [q] {
          Tensor<float, 2> bias(2, 6);
-         of_tokens(3, 2).forward(q, q, q, {}, {}, {}, {.relative_bias = bias});
+         of_tokens(3, 2).forward(q, q, q, {.relative_bias = bias});
        },
        {"relative_bias", "3 (heads) or 1", "got 2"},
        "LocalAttention::forward"},
       {"BiasOfATokenWindow",
-       [q] { of_tokens(3, 2).forward(q, q, q, {}, zeros(3, 1, 6)); },
+       [q] { of_tokens(3, 2).forward(q, q, q, {.attn_bias = zeros(3, 1, 6)}); },
        {"attn_bias", "relative_bias"},
        "LocalAttention::forward"},
       {"WindowAtTheCallOfATokenWindow",
        [q] {
          LocalAttentionConfig config{.dim = 8, .use_xpos = true};
          config.token_window = {3, 2};
-         LocalAttention<float>(config).forward(q, q, q, {}, {}, {.window_size = 5});
+         LocalAttention<float>(config).forward(q, q, q, {.window_size = 5});
        },
        {"window_size", "token window", "got 5"},
        "LocalAttention::forward"},
@@ -682,21 +683,21 @@ std::vector<BadInput> attention_arguments() {
       {"LengthsOfAnotherBatch",
        [q] {
          const std::vector<Index> lengths{3, 4, 5};
-         LocalAttention<float>(attention_config()).forward(q, q, q, {}, {}, {.lengths = lengths});
+         LocalAttention<float>(attention_config()).forward(q, q, q, {.lengths = lengths});
        },
        {"lengths", "2 (batch) numbers", "got 3"},
        "LocalAttention::forward"},
       {"LengthOfMoreRows",
        [q] {
          const std::vector<Index> lengths{3, 11};
-         LocalAttention<float>(attention_config()).forward(q, q, q, {}, {}, {.lengths = lengths});
+         LocalAttention<float>(attention_config()).forward(q, q, q, {.lengths = lengths});
        },
        {"lengths", "0 to 10", "got 11"},
        "LocalAttention::forward"},
       {"LengthsOfAStream",
        [] {
          const std::vector<Index> lengths{3};
-         LocalAttention<float>::Stream(LocalAttention<float>(attention_config()), 3, 8, {}, {},
+         LocalAttention<float>::Stream(LocalAttention<float>(attention_config()), 3, 8, {},
                                        {.lengths = lengths});
        },
        {"lengths", "a stream ends at flush()"},
@@ -1166,6 +1167,79 @@ std::vector<BadInput> transformer_arguments() {
        loss(tokens({1, 2, 3}), mask_of(1, 3)),
        {"mask", "[1, 2]", "[1, 3]"},
        "LocalTransformer::loss"},
+      {"TokenLengthsOfAnotherBatch",
+       predict(tokens({1, 2, 3}), {}, {1, 2}),
+       {"lengths", "1 (batch) numbers", "got 2"},
+       "LocalTransformer::forward"},
+      {"LengthOfMoreTokens",
+       predict(tokens({1, 2, 3}), {}, {4}),
+       {"lengths", "0 to 3", "got 4"},
+       "LocalTransformer::forward"},
+      {"TokenLengthsOfPackedSequences",
+       predict(tokens({1, 2, 3}), {}, {3}, {0, 3}),
+       {"lengths", "none beside cu_seqlens"},
+       "LocalTransformer::forward"},
+      {"TokenMaskOfOtherLengthBesideLengths",
+       predict(tokens({1, 2, 3}), mask_of(1, 2), {3}),
+       {"mask", "[1, 3]", "[1, 2]"},
+       "LocalTransformer::forward"},
+      {"TokenWithinTheLengthsBeyondTheVocabulary",
+       predict(tokens({1, 10, 10}), {}, {2}),
+       {"tokens", "0 to 9", "got 10", "at 1"},
+       "LocalTransformer::forward"},
+      {"LengthOfASequenceTooLong",
+       predict(tokens({1, 2, 3, 4, 5, 6, 7, 8, 9, 1}), {}, {9}),
+       {"tokens", "max_seq_len = 8", "got 9"},
+       "LocalTransformer::forward"},
+      {"PackedTokensOfABatch",
+       [] {
+         Tensor<std::int64_t, 2> input(2, 3);
+         input.setZero();
+         predict(input, {}, {}, {0, 3})();
+       },
+       {"cu_seqlens", "batch of 2"},
+       "LocalTransformer::forward"},
+      {"PackedTokensNotFromZero",
+       predict(tokens({1, 2, 3}), {}, {}, {1, 3}),
+       {"cu_seqlens", "0 at first", "got 1"},
+       "LocalTransformer::forward"},
+      {"PackedTokensThatFall",
+       predict(tokens({1, 2, 3}), {}, {}, {0, 2, 1, 3}),
+       {"cu_seqlens", "never fall", "1 after 2"},
+       "LocalTransformer::forward"},
+      {"PackedTokensOfOtherLength",
+       predict(tokens({1, 2, 3}), {}, {}, {0, 2}),
+       {"cu_seqlens", "3 (rows)", "got 2"},
+       "LocalTransformer::forward"},
+      {"PackedSequenceTooLong",
+       predict(tokens({1, 2, 3, 4, 5, 6, 7, 8, 9, 1}), {}, {}, {0, 1, 10}),
+       {"tokens", "max_seq_len = 8", "got 9"},
+       "LocalTransformer::forward"},
+      {"LossLengthsOfTheLabels",
+       [] {
+         const std::vector<Index> lengths{3};
+         LocalTransformer<float>(transformer_config())
+             .loss(tokens({1, 2, 3}), {.lengths = lengths});
+       },
+       {"lengths", "0 to 2", "got 3"},
+       "LocalTransformer::loss"},
+      {"LossOfPackedSequences",
+       [] {
+         const std::vector<Index> cuts{0, 2};
+         LocalTransformer<float>(transformer_config())
+             .loss(tokens({1, 2, 3}), {.cu_seqlens = cuts});
+       },
+       {"cu_seqlens", "none"},
+       "LocalTransformer::loss"},
+      {"GradientsOfPackedSequences",
+       [] {
+         const std::vector<Index> cuts{0, 2};
+         auto gradients = LocalTransformerParameters<float>::zeros(transformer_config());
+         LocalTransformer<float>(transformer_config())
+             .backward(gradients, tokens({1, 2, 3}), {.cu_seqlens = cuts});
+       },
+       {"cu_seqlens", "none"},
+       "LocalTransformer::backward"},
       {"MisshapenEmbedding",
        transformer_weights([](P& p) { p.token_emb.resize(11, 12); }),
        {"token_emb.weight", "[10, 12]", "[11, 12]"},
@@ -1274,7 +1348,7 @@ std::vector<BadInput> component_arguments() {
        [] {
          local_mha::LongformerAttention<double>::Saved saved;
          const Tensor<bool, 2> global(1, 3);
-         longformer().forward_saving(saved, Tensor<double, 3>(1, 2, 4), global);
+         longformer().forward_saving(saved, Tensor<double, 3>(1, 2, 4), {.global_rows = global});
        },
        {"global_rows", "[1, 2]", "[1, 3]"},
        "LongformerAttention::forward_saving"},
@@ -1661,7 +1735,7 @@ std::vector<BadInput> further_component_arguments() {
        [] {
          local_mha::FeedForward<float>::Saved saved;
          local_mha::FeedForward<float>(FeedForwardParameters::zeros(6, 4))
-             .forward_saving(Eigen::DefaultDevice(), saved, M::Zero(5, 7));
+             .forward_saving(saved, M::Zero(5, 7));
        },
        {"x", "6 columns", "got 7"},
        "FeedForward::forward_saving"},
@@ -1991,7 +2065,7 @@ std::vector<BadInput> results_and_gradients() {
       LocalAttention<float>::Gradients gradients;
       LocalAttention<float>::Workspace workspace;
       if (into)
-        a.backward_into(Eigen::DefaultDevice(), gradients, workspace, saved, grad_out, q, q, q);
+        a.backward_into(gradients, workspace, saved, grad_out, q, q, q);
       else
         a.backward(saved, grad_out, q, q, q);
     };
@@ -2085,7 +2159,7 @@ std::vector<BadInput> results_and_gradients() {
        [] {
          auto gradients = LocalTransformerParameters<float>::zeros(transformer_config());
          LocalTransformer<float>(transformer_config())
-             .backward(Eigen::DefaultDevice(), gradients, tokens({1, 2, 3}), tokens({1, 2}));
+             .backward(gradients, tokens({1, 2, 3}), tokens({1, 2}));
        },
        {"labels", "[1, 3]", "[1, 2]"},
        "LocalTransformer::backward"},
@@ -2175,7 +2249,7 @@ std::vector<BadInput> streams() {
        {"x", "[2, any, 12]", "[1, 3, 12]"},
        "LocalMHA::Stream::push"},
       {"PushMaskOfOtherLength",
-       of_layer([](LayerStream& stream) { stream.push(zeros(2, 3, 12), mask_of(2, 4)); }),
+       of_layer([](LayerStream& stream) { stream.push(zeros(2, 3, 12), {.mask = mask_of(2, 4)}); }),
        {"mask", "[2, 3]", "[2, 4]"},
        "LocalMHA::Stream::push"},
       {"PushAfterTheEnd",
@@ -2295,13 +2369,26 @@ std::vector<BadInput> streams() {
        {"token_window", "bounded", "unbounded"},
        "LocalAttention::Stream::Stream"},
       {"AttentionStreamOfKeyHeadsThatDoNotDivide",
-       [] { AttentionStream(of_tokens(3, 0), 3, 8, {}, {}, {}, {}, 2); },
+       [] { AttentionStream(of_tokens(3, 0), 3, 8, {}, {}, 2); },
        {"k", "divides", "got 2"},
+       "LocalAttention::Stream::Stream"},
+      {"AttentionStreamOfAMask",
+       [] { AttentionStream(of_tokens(3, 0), 3, 8, {}, {.mask = mask_of(1, 5)}); },
+       {"mask", "none, because push() takes one", "got one"},
+       "LocalAttention::Stream::Stream"},
+      {"AttentionStreamOnThreads",
+       [] {
+         struct Device {
+           int numThreads() const { return 3; }
+         };
+         AttentionStream(of_tokens(3, 0), 3, 8, {}, {.device = Device()});
+       },
+       {"device", "none, because push() takes one", "3 threads"},
        "LocalAttention::Stream::Stream"},
       {"AttentionStreamOfSegments",
        [] {
          const std::vector<Index> cu_seqlens{0};
-         AttentionStream(of_tokens(3, 0), 3, 8, {}, {}, {.cu_seqlens = cu_seqlens});
+         AttentionStream(of_tokens(3, 0), 3, 8, {}, {.cu_seqlens = cu_seqlens});
        },
        {"cu_seqlens", "none"},
        "LocalAttention::Stream::Stream"},
@@ -2663,7 +2750,7 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
       {"these are the checks",
        {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",
-       {"SavedLayer::options_of", "attention_config", "encoder_config", "layer_config",
+       {"SavedLayer::of_attention", "attention_config", "encoder_config", "layer_config",
         "resolved_kv_heads", "resolved_look_forward", "resolved_qk_norm", "resolved_scale"}},
       {"arithmetic of sizes, which others have checked", {"ceil_div"}},
       {"asked for each row, by those who know the sequence",

@@ -56,21 +56,22 @@ TYPED_TEST(BiasPerSequence, OfTheAttention) {
   const auto v = this->template random<4>(3, {batch, heads, seqlen, 6});
   const auto grad = this->template random<4>(4, {batch, heads, seqlen, 6});
   const auto bias = this->template random<3>(5, {batch * heads, w, 2 * w});
-  const auto saved = attention.forward_saving(q, k, v, {}, view(bias));
-  EXPECT_TRUE(same_bits(saved.out, attention.forward(q, k, v, {}, view(bias))));
-  const auto g = attention.backward(saved, grad, q, k, v, {}, view(bias));
+  const auto saved = attention.forward_saving(q, k, v, {.attn_bias = view(bias)});
+  EXPECT_TRUE(same_bits(saved.out, attention.forward(q, k, v, {.attn_bias = view(bias)})));
+  const auto g = attention.backward(saved, grad, q, k, v, {.attn_bias = view(bias)});
   ASSERT_TRUE(g.attn_bias);
   for (Index b = 0; b < batch; ++b) {
     const auto one = [&](const auto& all) { return of_sequence(all, b, batch); };
     const auto own = one(bias);
-    const auto alone = attention.forward_saving(one(q), one(k), one(v), {}, view(own));
+    const auto alone = attention.forward_saving(one(q), one(k), one(v), {.attn_bias = view(own)});
     EXPECT_TRUE(same_bits(one(saved.out), alone.out)) << b;
-    const auto of_own = attention.backward(alone, one(grad), one(q), one(k), one(v), {}, view(own));
+    const auto of_own =
+        attention.backward(alone, one(grad), one(q), one(k), one(v), {.attn_bias = view(own)});
     EXPECT_TRUE(same_bits(one(g.q), of_own.q)) << b;
     EXPECT_TRUE(same_bits(one(*g.attn_bias), *of_own.attn_bias)) << b;
   }
   typename LocalAttention<TypeParam>::Stream stream(attention, heads, 6, {.batch = batch},
-                                                    view(bias));
+                                                    {.attn_bias = view(bias)});
   EXPECT_TRUE(
       support::close(support::array(stream.push(q, k, v)), support::array(saved.out), 1e-5));
 }

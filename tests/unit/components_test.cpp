@@ -282,7 +282,8 @@ TYPED_TEST(Component, FeedForwardDropsHiddenActivationsInTraining) {
   constexpr int seeds = 2000;
   for (int seed = 0; seed < seeds; ++seed) {
     const RowMatrix<double> y =
-        feed_forward.forward(x, local_mha::Training{.seed = static_cast<std::uint64_t>(seed)})
+        feed_forward
+            .forward(x, {.training = local_mha::Training{.seed = static_cast<std::uint64_t>(seed)}})
             .template cast<double>();
     mean += y / seeds;
     squares += y.cwiseProduct(y) / seeds;
@@ -344,7 +345,7 @@ TEST(WindowGeometry, EqualsTheReferencePredicate) {
               config.exact_windowsize = exact;
               const local_mha::Window window(config, w, first);
               const reference::AttentionOptions options =
-                  support::options(config, local_mha::LocalAttentionCall{.first_position = first});
+                  support::options(config, support::AttentionOptions{.first_position = first});
               EXPECT_EQ(window.size(), w);
               EXPECT_EQ(window.look_around(), (1 + lb + lf) * w);
               for (Index i = 0; i < 40; ++i) {
@@ -426,13 +427,14 @@ TEST(PaddingMasks, OfEachPolarityGiveTheSameAttention) {
       is_token(b, i) = !is_padding(b, i);
     }
   const local_mha::LocalAttention<float> attention({.window_size = 4});
-  const auto y = attention.forward(q, q, q, local_mha::PaddingMask::from_lengths(lengths, 12));
+  const auto y =
+      attention.forward(q, q, q, {.mask = local_mha::PaddingMask::from_lengths(lengths, 12)});
   EXPECT_TRUE(support::same_bits(
-      y, attention.forward(q, q, q, local_mha::PaddingMask::masked(is_padding))));
-  EXPECT_TRUE(
-      support::same_bits(y, attention.forward(q, q, q, local_mha::PaddingMask::keep(is_token))));
+      y, attention.forward(q, q, q, {.mask = local_mha::PaddingMask::masked(is_padding)})));
   EXPECT_TRUE(support::same_bits(
-      y, attention.forward(q, q, q, local_mha::PaddingMask::masked_view(is_padding))));
+      y, attention.forward(q, q, q, {.mask = local_mha::PaddingMask::keep(is_token)})));
+  EXPECT_TRUE(support::same_bits(
+      y, attention.forward(q, q, q, {.mask = local_mha::PaddingMask::masked_view(is_padding)})));
   EXPECT_FALSE(support::same_bits(y, attention.forward(q, q, q)));
 }
 

@@ -14,7 +14,6 @@ namespace differences_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalAttentionConfig;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
@@ -202,18 +201,17 @@ TYPED_TEST(Difference, AWindowGivenAtTheCallCountsInExactMasks) {
   const LocalAttention<TypeParam> attention(config);
   const auto own = attention.forward(q, k, v);
   for (const Index w : {1, 3, 9, 100}) {
-    const LocalAttentionCall call{.window_size = w};
-    const auto y = attention.forward(q, k, v, {}, {}, call);
+    const auto y = attention.forward(q, k, v, {.window_size = w});
     EXPECT_TRUE(support::close(
-        array(y), reference::attention(support::options(config, call), in).out, 50 * this->epsilon))
+        array(y), reference::attention(support::options(config, {.window_size = w}), in).out,
+        50 * this->epsilon))
         << w;
     EXPECT_GT(support::largest_error(array(y), array(own)), 0.01) << w;
     LocalAttentionConfig same = config;
     same.window_size = w;
     EXPECT_TRUE(support::same_bits(y, LocalAttention<TypeParam>(same).forward(q, k, v))) << w;
   }
-  EXPECT_TRUE(support::same_bits(
-      own, attention.forward(q, k, v, {}, {}, LocalAttentionCall{.window_size = 4})));
+  EXPECT_TRUE(support::same_bits(own, attention.forward(q, k, v, {.window_size = 4})));
 }
 
 // The dynamic position bias with causal=false crashes.

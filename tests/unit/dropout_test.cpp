@@ -48,9 +48,9 @@ TYPED_TEST(DropoutInTraining, KeepsAShareOfTheProbabilitiesScaledUp) {
     const Int n = 70;
     const auto q = tensor<TypeParam, 4>(random.array({2, 2, n, 8}));
     const auto k = tensor<TypeParam, 4>(random.array({2, 2, n, 8}));
-    const LocalAttentionCall call{.training = Training{.seed = 5}};
+    const LocalAttentionCall<TypeParam> call{.training = Training{.seed = 5}};
     const auto plain = array(attention.attention_probabilities(q, k));
-    const auto dropped = array(attention.attention_probabilities(q, k, {}, {}, call));
+    const auto dropped = array(attention.attention_probabilities(q, k, call));
     std::vector<double> seen(4, 0), kept(4, 0);
     for (Int head = 0; head < 4; ++head)
       for (Int i = 0; i < n; ++i)
@@ -76,8 +76,8 @@ TYPED_TEST(DropoutInTraining, DropsOtherPairsInEachHeadAndSequence) {
   const LocalAttention<TypeParam> attention({.window_size = 40, .dropout = 0.5});
   const Int n = 40;
   const auto q = tensor<TypeParam, 4>(Array<double>({3, 2, n, 4}));
-  const auto dropped = array(attention.attention_probabilities(
-      q, q, {}, {}, LocalAttentionCall{.training = Training{.seed = 11}}));
+  const auto dropped =
+      array(attention.attention_probabilities(q, q, {.training = Training{.seed = 11}}));
   const auto kept = [&](Int head, Int i, Int j) {
     return dropped.data[static_cast<std::size_t>((head * n + i) * n + j)] != 0;
   };
@@ -109,16 +109,15 @@ TYPED_TEST(DropoutInTraining, WeightsTheValuesByTheDroppedProbabilities) {
     const auto q = tensor<TypeParam, 4>(random.array({1, 1, n, 6}));
     const auto k = tensor<TypeParam, 4>(random.array({1, 1, n, 6}));
     const auto v = random.array({1, 1, n, 6});
-    const LocalAttentionCall call{.training = Training{.seed = 3}};
-    const auto probabilities = array(attention.attention_probabilities(q, k, {}, {}, call));
+    const LocalAttentionCall<TypeParam> call{.training = Training{.seed = 3}};
+    const auto probabilities = array(attention.attention_probabilities(q, k, call));
     Array<double> expected({1, 1, n, 6});
     for (Int i = 0; i < n; ++i)
       for (Int j = 0; j < n; ++j)
         for (Int c = 0; c < 6; ++c)
           expected(0, 0, i, c) += static_cast<double>(probabilities(0, 0, i, j)) * v(0, 0, j, c);
-    EXPECT_TRUE(
-        support::close(array(attention.forward(q, k, tensor<TypeParam, 4>(v), {}, {}, call)),
-                       expected, 100 * this->epsilon));
+    EXPECT_TRUE(support::close(array(attention.forward(q, k, tensor<TypeParam, 4>(v), call)),
+                               expected, 100 * this->epsilon));
   }
 }
 
@@ -132,7 +131,7 @@ TYPED_TEST(DropoutInTraining, DropsThePairsThatPhiloxNames) {
   const Int batch = 2, heads = 3, n = 75;
   const auto q = tensor<TypeParam, 4>(Array<double>({batch, heads, n, 4}));
   const auto dropped = array(LocalAttention<TypeParam>(config).attention_probabilities(
-      q, q, {}, {}, LocalAttentionCall{.training = Training{.seed = seed}}));
+      q, q, {.training = Training{.seed = seed}}));
   const local_mha::Philox philox(seed);
   for (Int b = 0; b < batch; ++b)
     for (Int h = 0; h < heads; ++h)
@@ -156,8 +155,8 @@ TYPED_TEST(DropoutInTraining, OfTheFeedForwardKeepsAShareScaledUp) {
   const auto evaluated = local_mha::FeedForward<TypeParam>(parameters).forward(input);
   for (const double rate : {0.1, 0.5, 0.75}) {
     const double keep = std::round((1 - rate) * 65536) / 65536;
-    const auto y =
-        local_mha::FeedForward<TypeParam>(parameters, rate).forward(input, Training{.seed = 9});
+    const auto y = local_mha::FeedForward<TypeParam>(parameters, rate)
+                       .forward(input, {.training = Training{.seed = 9}});
     double kept = 0, mean = 0, squares = 0;
     for (Index r = 0; r < rows; ++r)
       for (Index c = 0; c < dim; ++c) {
@@ -194,8 +193,7 @@ TYPED_TEST(DropoutInTraining, GivesTheMeanOfTheEvaluationAndTheVarianceOfIndepen
   std::vector<double> first(size, 0), second(size, 0), fourth(size, 0);
   for (int seed = 0; seed < seeds; ++seed) {
     const auto y = attention.forward(
-        q, q, q, {}, {},
-        LocalAttentionCall{.training = Training{.seed = static_cast<std::uint64_t>(seed)}});
+        q, q, q, {.training = Training{.seed = static_cast<std::uint64_t>(seed)}});
     for (std::size_t i = 0; i < size; ++i) {
       const double off =
           static_cast<double>(y.data()[i]) - static_cast<double>(evaluated.data()[i]);
@@ -241,21 +239,22 @@ TYPED_TEST(DropoutInTraining, OfTheTransformerActsInAttentionAndFeedForward) {
   for (Int& token : tokens.data) token = random.integer(0, 8);
   const auto t = tensor<std::int64_t, 2>(tokens);
   const auto evaluated = plain.forward(t);
-  EXPECT_TRUE(support::same_bits(evaluated, plain.forward(t, {}, Training{.seed = 1})));
+  EXPECT_TRUE(support::same_bits(evaluated, plain.forward(t, {.training = Training{.seed = 1}})));
   for (const bool attention : {false, true}) {
     LocalTransformerConfig config = base;
     (attention ? config.attn_dropout : config.ff_dropout) = 0.5;
     const LocalTransformer<TypeParam> model(config, plain.parameters());
     EXPECT_TRUE(support::same_bits(evaluated, model.forward(t)));
-    const auto trained = model.forward(t, {}, Training{.seed = 1});
+    const auto trained = model.forward(t, {.training = Training{.seed = 1}});
     EXPECT_GT(support::largest_error(array(trained), array(evaluated)), 0.01);
-    EXPECT_TRUE(support::same_bits(trained, model.forward(t, {}, Training{.seed = 1})));
-    EXPECT_FALSE(support::same_bits(trained, model.forward(t, {}, Training{.seed = 2})));
-    EXPECT_NE(model.loss(t), model.loss(t, {}, Training{.seed = 1}));
+    EXPECT_TRUE(support::same_bits(trained, model.forward(t, {.training = Training{.seed = 1}})));
+    EXPECT_FALSE(support::same_bits(trained, model.forward(t, {.training = Training{.seed = 2}})));
+    EXPECT_NE(model.loss(t), model.loss(t, {.training = Training{.seed = 1}}));
     // The second sequence drops elsewhere than the first.
     Array<Int> twice = tokens;
     std::copy_n(twice.data.begin(), 17, twice.data.begin() + 17);
-    const auto both = array(model.forward(tensor<std::int64_t, 2>(twice), {}, Training{.seed = 1}));
+    const auto both =
+        array(model.forward(tensor<std::int64_t, 2>(twice), {.training = Training{.seed = 1}}));
     EXPECT_FALSE(
         std::equal(both.data.begin(), both.data.begin() + 17 * 9, both.data.begin() + 17 * 9));
   }
@@ -293,7 +292,7 @@ TEST(DropoutInTraining, DropsElsewhereInEachLayer) {
     const auto without = array(LocalTransformer<double>(config, parameters).forward(t));
     const double evaluated = support::largest_error(array(model.forward(t)), without);
     const double trained =
-        support::largest_error(array(model.forward(t, {}, Training{.seed = 1})), without);
+        support::largest_error(array(model.forward(t, {.training = Training{.seed = 1}})), without);
     EXPECT_GT(evaluated, 0);
     EXPECT_LT(evaluated, 1e-8);
     EXPECT_GT(trained, 1e-7) << (attention ? "attention" : "feed-forward");

@@ -90,7 +90,8 @@ TYPED_TEST(AnEncoderStream, GivesWhatForwardGives) {
       for (Index i = 0; i < n;) {
         const Index some = std::min<Index>(n - i, c.random.integer(0, 12));
         const Index announced = stream.results_of(some);
-        const auto y = stream.push(positions(x, i, some), positions(c.masked, batch, i, some));
+        const auto y =
+            stream.push(positions(x, i, some), {.mask = positions(c.masked, batch, i, some)});
         EXPECT_EQ(y.dimension(1), announced);
         given.take(y);
         i += some;
@@ -156,8 +157,8 @@ TYPED_TEST(AnEncoderStream, TakesEachSequenceOnItsOwn) {
       one.reset(1);
       many.reset(1);
     }
-    EXPECT_TRUE(
-        support::same_bits(many.push(device, positions(x, i, 5)), one.push(positions(x, i, 5))));
+    EXPECT_TRUE(support::same_bits(many.push(positions(x, i, 5), {.device = device}),
+                                   one.push(positions(x, i, 5))));
   }
   EXPECT_EQ(one.position(0), 30);
   EXPECT_EQ(one.position(1), 15);

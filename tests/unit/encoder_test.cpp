@@ -188,8 +188,8 @@ TYPED_TEST(AnEncoder, DropsSomethingElseInEachLayer) {
   const local_mha::FeedForward<TypeParam> feed_forward(parameters.layers[0].feed_forward, 0.5);
   local_mha::RowMatrix<TypeParam> same = rows;
   for (const std::uint64_t part : {1U, 3U}) {
-    rows += feed_forward.forward(rows, training.of_part(part));
-    same += feed_forward.forward(same, training.of_part(1));
+    rows += feed_forward.forward(rows, {.training = training.of_part(part)});
+    same += feed_forward.forward(same, {.training = training.of_part(1)});
   }
   Tensor<TypeParam, 3> expected = y;
   Rows(expected.data(), 20, 8) = rows;

@@ -76,16 +76,15 @@ void expect_golden_gradients(const std::filesystem::path& path) {
   if (file.contains("input/attn_bias")) attn_bias = file.tensor<Scalar, 3>("input/attn_bias");
   const auto bias = support::optional_view(attn_bias);
   if (described.kind == "LocalAttention") {
-    local_mha::LocalAttentionCall call;
+    local_mha::LocalAttentionCall<Scalar> call{.mask = mask(file), .attn_bias = bias};
     if (described.call.contains("window_size"))
       call.window_size = described.call["window_size"].get<Index>();
     const local_mha::LocalAttention<Scalar> attention(io::load_local_attention(file));
     const auto q = file.tensor<Scalar, 4>("input/q");
     const auto k = file.tensor<Scalar, 4>("input/k");
     const auto v = file.tensor<Scalar, 4>("input/v");
-    const auto saved = attention.forward_saving(q, k, v, mask(file), bias, call);
-    auto g = attention.backward(saved, file.tensor<Scalar, 4>("input/grad_y"), q, k, v, mask(file),
-                                bias, call);
+    const auto saved = attention.forward_saving(q, k, v, call);
+    auto g = attention.backward(saved, file.tensor<Scalar, 4>("input/grad_y"), q, k, v, call);
     // There q and k are one.
     if (attention.config().shared_qk)
       g.q += g.k;

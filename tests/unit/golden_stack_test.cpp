@@ -129,7 +129,7 @@ void expect_encoder(const std::filesystem::path& path) {
   for (const Index chunk : {1, 3, 0}) {
     typename local_mha::Encoder<Scalar>::Stream stream(encoder, {.batch = x.dimension(0)});
     const auto y = streamed(stream, x.dimension(1), chunk, [&](Index begin, Index n) {
-      return stream.push(positions(x, begin, n), mask(file, begin, n));
+      return stream.push(positions(x, begin, n), {.mask = mask(file, begin, n)});
     });
     EXPECT_TRUE(is_output(y, file, "output/y")) << "in chunks of " << chunk;
   }

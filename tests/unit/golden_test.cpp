@@ -47,13 +47,14 @@ void expect_golden_outputs(const std::filesystem::path& path) {
   const io::Case described = io::read_case(file);
   const auto attn_bias = bias<Scalar>(file);
   if (described.kind == "LocalAttention") {
-    local_mha::LocalAttentionCall call;
+    local_mha::LocalAttentionCall<Scalar> call{.mask = mask(file),
+                                               .attn_bias = support::optional_view(attn_bias)};
     if (described.call.contains("window_size"))
       call.window_size = described.call["window_size"].get<Index>();
     const local_mha::LocalAttention<Scalar> attention(io::load_local_attention(file));
-    const auto y = attention.forward(
-        file.tensor<Scalar, 4>("input/q"), file.tensor<Scalar, 4>("input/k"),
-        file.tensor<Scalar, 4>("input/v"), mask(file), support::optional_view(attn_bias), call);
+    const auto y =
+        attention.forward(file.tensor<Scalar, 4>("input/q"), file.tensor<Scalar, 4>("input/k"),
+                          file.tensor<Scalar, 4>("input/v"), call);
     EXPECT_TRUE(is_output(y, file, "output/y"));
   } else if (described.kind == "LocalMHA") {
     auto [config, parameters] = io::load_local_mha<Scalar>(file);

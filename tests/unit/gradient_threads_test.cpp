@@ -64,12 +64,15 @@ TYPED_TEST(GradientsOnThreads, OfTheAttention) {
       const auto view = support::optional_view(bias);
       const auto mask = support::padding_mask(c.in.masked, c.batch(), c.seqlen());
       const LocalAttention<TypeParam> attention(c.config);
-      const auto one = attention.forward_saving(q, k, v, mask, view, c.call);
-      const auto many = attention.forward_saving(threads.device, q, k, v, mask, view, c.call);
+      const auto call = support::attention_call<TypeParam>(c.call, mask, view);
+      const auto on_threads =
+          support::attention_call<TypeParam>(c.call, mask, view, threads.device);
+      const auto one = attention.forward_saving(q, k, v, call);
+      const auto many = attention.forward_saving(q, k, v, on_threads);
       EXPECT_TRUE(same_bits(one.out, many.out));
       EXPECT_TRUE(same_bits(one.lse, many.lse));
-      const auto a = attention.backward(one, v, q, k, v, mask, view, c.call);
-      const auto b = attention.backward(threads.device, one, v, q, k, v, mask, view, c.call);
+      const auto a = attention.backward(one, v, q, k, v, call);
+      const auto b = attention.backward(one, v, q, k, v, on_threads);
       EXPECT_TRUE(same_bits(a.q, b.q)) << seed;
       EXPECT_TRUE(same_bits(a.k, b.k)) << seed;
       EXPECT_TRUE(same_bits(a.v, b.v)) << seed;
@@ -182,12 +185,13 @@ TYPED_TEST(GradientsOnThreads, OfTheTransformer) {
     Random random(1);
     for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 29);
     auto one = LocalTransformerParameters<TypeParam>::zeros(config);
-    const auto loss = model.backward(one, tokens, {}, Training{.seed = 3});
-    EXPECT_EQ(loss, model.loss(tokens, {}, Training{.seed = 3}));
+    const auto loss = model.backward(one, tokens, {.training = Training{.seed = 3}});
+    EXPECT_EQ(loss, model.loss(tokens, {.training = Training{.seed = 3}}));
     for (const int count : thread_counts) {
       const Threads threads(count);
       auto many = LocalTransformerParameters<TypeParam>::zeros(config);
-      EXPECT_EQ(loss, model.backward(threads.device, many, tokens, {}, Training{.seed = 3}));
+      EXPECT_EQ(loss, model.backward(many, tokens,
+                                     {.training = Training{.seed = 3}, .device = threads.device}));
       const auto of_many = support::named<TypeParam>(many);
       for (const auto& [name, gradient] : support::named<TypeParam>(one))
         EXPECT_EQ(gradient.data, of_many.at(name).data) << count << " threads, " << name;
@@ -199,17 +203,14 @@ TYPED_TEST(GradientsOnThreads, OfAWorkspaceThatIsKept) {
   Random random(1);
   const LocalAttention<TypeParam> attention(
       {.window_size = 20, .causal = true, .dropout = 0.1, .shared_qk = true, .dim = 8});
-  const local_mha::LocalAttentionCall call{.training = Training{.seed = 1}};
+  const local_mha::LocalAttentionCall<TypeParam> call{.training = Training{.seed = 1}};
   typename LocalAttention<TypeParam>::Workspace workspace;
   typename LocalAttention<TypeParam>::Gradients kept;
   for (const Index n : {70, 30, 70}) {
     const auto q = tensor<TypeParam, 4>(random.array({2, 2, n, 8}));
-    const auto saved = attention.forward_saving(q, q, q, {}, {}, call);
-    const Eigen::DefaultDevice device;
-    const auto expected = attention.backward(saved, q, q, q, q, {}, {}, call);
-    const auto run = [&] {
-      attention.backward_into(device, kept, workspace, saved, q, q, q, q, {}, {}, call);
-    };
+    const auto saved = attention.forward_saving(q, q, q, call);
+    const auto expected = attention.backward(saved, q, q, q, q, call);
+    const auto run = [&] { attention.backward_into(kept, workspace, saved, q, q, q, q, call); };
     run();
     if (COUNTS_ALLOCATIONS != 0) {
       EXPECT_EQ(support::allocations_of(run), 0);
@@ -222,7 +223,7 @@ TYPED_TEST(GradientsOnThreads, OfAWorkspaceThatIsKept) {
   const LocalAttention<TypeParam> wider({.window_size = 50, .causal = true, .dim = 8});
   const auto q = tensor<TypeParam, 4>(random.array({2, 2, 70, 8}));
   const auto saved = wider.forward_saving(q, q, q);
-  wider.backward_into(Eigen::DefaultDevice(), kept, workspace, saved, q, q, q, q);
+  wider.backward_into(kept, workspace, saved, q, q, q, q);
   EXPECT_TRUE(same_bits(kept.k, wider.backward(saved, q, q, q, q).k));
 }
 

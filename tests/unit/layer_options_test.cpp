@@ -506,7 +506,7 @@ TYPED_TEST(LayerOptions, Stream) {
                   !c.in.masked.empty() && c.in.masked[static_cast<std::size_t>(b * n + i + r)] != 0;
               for (Index d = 0; d < dim; ++d) x(b, r, d) = in.x(b, i + r, d);
             }
-          take(stream.push(x, local_mha::PaddingMask::masked(masked)));
+          take(stream.push(x, {.mask = local_mha::PaddingMask::masked(masked)}));
           i += size;
         }
         take(stream.flush());
@@ -514,10 +514,10 @@ TYPED_TEST(LayerOptions, Stream) {
         if (chunk == 7) {  // on threads, which share the heads
           typename LocalMHA<Scalar>::Stream shared(mha, {.batch = batch, .max_threads = 3},
                                                    in.bias());
-          const Tensor<Scalar, 3> ahead = shared.push(device, in.x, in.mask);
+          const Tensor<Scalar, 3> ahead = shared.push(in.x, {.mask = in.mask, .device = device});
           const Tensor<Scalar, 3> behind = shared.flush(device);
           typename LocalMHA<Scalar>::Stream alone(mha, {.batch = batch}, in.bias());
-          EXPECT_TRUE(support::same_bits(ahead, alone.push(in.x, in.mask)));
+          EXPECT_TRUE(support::same_bits(ahead, alone.push(in.x, {.mask = in.mask})));
           EXPECT_TRUE(support::same_bits(behind, alone.flush()));
         }
         EXPECT_TRUE(support::close(array(together), array(whole), tolerance))

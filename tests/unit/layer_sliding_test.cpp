@@ -511,7 +511,7 @@ TYPED_TEST(LayerSliding, Streams) {
           }
         const auto mask = local_mha::PaddingMask::masked(masked);
         if (chunk == 3 && random.chance(0.3)) {  // and taken back
-          stream.push(x, mask);
+          stream.push(x, {.mask = mask});
           std::ostringstream state;
           stream.save(state);
           typename LocalMHA<Scalar>::Stream other(stream);
@@ -520,7 +520,7 @@ TYPED_TEST(LayerSliding, Streams) {
           stream = other;
           stream.rollback(size);
         }
-        together.take(stream.push(x, mask));
+        together.take(stream.push(x, {.mask = mask}));
         i += size;
       }
       together.take(stream.flush());
@@ -532,10 +532,10 @@ TYPED_TEST(LayerSliding, Streams) {
       typename LocalMHA<Scalar>::Stream shared(in.layer, {.batch = batch, .max_threads = 3},
                                                in.bias());
       Together<Scalar> on_threads(whole), alone(whole);
-      on_threads.take(shared.push(device, in.x, in.mask));
+      on_threads.take(shared.push(in.x, {.mask = in.mask, .device = device}));
       on_threads.take(shared.flush(device));
       typename LocalMHA<Scalar>::Stream one(in.layer, {.batch = batch}, in.bias());
-      alone.take(one.push(in.x, in.mask));
+      alone.take(one.push(in.x, {.mask = in.mask}));
       alone.take(one.flush());
       EXPECT_TRUE(support::same_bits(on_threads.all(), alone.all())) << "seed " << seed;
     }

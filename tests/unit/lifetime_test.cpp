@@ -162,11 +162,11 @@ TEST(LifetimeOfTheAttention, AStreamOutlivesItAndItsBias) {
   Random random(1);
   const auto q = tensor<float, 4>(random.array({1, 2, 9, 6}));
   const auto bias = tensor<float, 3>(random.array({2, 5, 10}));
-  const auto expected = living.forward(q, q, q, {}, TensorView<const float, 3>(bias));
+  const auto expected = living.forward(q, q, q, {.attn_bias = TensorView<const float, 3>(bias)});
   auto attention = std::make_unique<LocalAttention<float>>(config);
   auto of_stream = std::make_unique<Tensor<float, 3>>(bias);
   LocalAttention<float>::Stream stream(*attention, 2, 6, {},
-                                       TensorView<const float, 3>(*of_stream));
+                                       {.attn_bias = TensorView<const float, 3>(*of_stream)});
   of_stream->setConstant(1e9F);
   of_stream.reset();
   attention.reset();

@@ -13,7 +13,6 @@ namespace long_sequence_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalAttentionConfig;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
@@ -24,15 +23,17 @@ using support::tensor;
 
 /// The largest error of some rows of the result, in units of the largest value.
 template <typename Scalar>
-double error_on_rows(const LocalAttentionConfig& config, const LocalAttentionCall& call,
+double error_on_rows(const LocalAttentionConfig& config, const support::AttentionOptions& call,
                      const reference::AttentionInputs<double>& in, const std::vector<Int>& rows) {
   const auto q = tensor<Scalar, 4>(in.q);
   const auto k = tensor<Scalar, 4>(in.k);
   const auto v = tensor<Scalar, 4>(in.v);
   const auto bias = support::bias_tensor<Scalar>(in.bias);
   const auto y = LocalAttention<Scalar>(config).forward(
-      q, k, v, support::padding_mask(in.masked, in.q.shape[0], in.q.shape[2]),
-      support::optional_view(bias), call);
+      q, k, v,
+      support::attention_call<Scalar>(
+          call, support::padding_mask(in.masked, in.q.shape[0], in.q.shape[2]),
+          support::optional_view(bias)));
 
   const auto options = support::options(config, call);
   reference::Rotation<double> rotation(options, in.q.shape[3]);
@@ -172,7 +173,7 @@ TYPED_TEST(LongSequence, GivesTheSameRowsWhereverTheSequenceStarts) {
   const auto whole = attention.forward(tensor<TypeParam, 4>(in.q), tensor<TypeParam, 4>(in.k),
                                        tensor<TypeParam, 4>(in.v));
   const auto alone =
-      attention.forward(cut(in.q), cut(in.k), cut(in.v), {}, {}, {.first_position = n - tail});
+      attention.forward(cut(in.q), cut(in.k), cut(in.v), {.first_position = n - tail});
   const Int count = tail - 40;  // rows that see nothing before the tail
   EXPECT_TRUE(
       support::close(rows_before(alone, count), rows_before(whole, count), 60 * this->epsilon));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Longformer's self-attention: the model's results, and the reference's for random global rows.
+#define EIGEN_USE_THREADS
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -64,8 +65,8 @@ void expect_golden(double tolerance, double gradient_tolerance) {
   const auto keep = file.tensor<bool, 2>("input/keep_mask");
   const PaddingMask mask = PaddingMask::keep(keep);
   typename LongformerAttention<Scalar>::Saved saved;
-  Tensor<Scalar, 3> y = attention.forward_saving(saved, x, global, mask);
-  EXPECT_EQ(array(y).data, array(attention.forward(x, global, mask)).data);
+  Tensor<Scalar, 3> y = attention.forward_saving(saved, x, {.global_rows = global, .mask = mask});
+  EXPECT_EQ(array(y).data, array(attention.forward(x, {.global_rows = global, .mask = mask})).data);
   Tensor<double, 3> expected = file.tensor<double, 3>("output/y");
   for (Index b = 0; b < y.dimension(0); ++b)
     for (Index i = 0; i < y.dimension(1); ++i)
@@ -80,7 +81,7 @@ void expect_golden(double tolerance, double gradient_tolerance) {
 
   auto gradients = LongformerParameters<Scalar>::zeros(layer.config);
   const auto grad_y = file.tensor<Scalar, 3>("input/grad_y");
-  const auto grad_x = attention.backward(gradients, saved, grad_y, x, global);
+  const auto grad_x = attention.backward(gradients, saved, grad_y, x, {.global_rows = global});
   EXPECT_TRUE(close(array(grad_x), array(file.tensor<double, 3>("grad/x")), gradient_tolerance));
   const auto of_tensors = io::longformer_gradients(layer, gradients);
   EXPECT_EQ(of_tensors.size(), 12U);
@@ -152,9 +153,10 @@ TEST(Longformer, GivesTheReferencesForRandomGlobalRows) {
     const auto mask = PaddingMask::masked(flags(in.masked, batch));
     const auto x = tensor<double>(in.x);
     LongformerAttention<double>::Saved saved;
-    const auto y = attention.forward_saving(saved, x, global, mask);
+    const auto y = attention.forward_saving(saved, x, {.global_rows = global, .mask = mask});
     auto gradients = LongformerParameters<double>::zeros(config);
-    const auto grad_x = attention.backward(gradients, saved, tensor<double>(grad_y), x, global);
+    const auto grad_x =
+        attention.backward(gradients, saved, tensor<double>(grad_y), x, {.global_rows = global});
     EXPECT_TRUE(support::close(array(y), expected.y, 1e-12)) << trial;
     EXPECT_TRUE(support::close(array(grad_x), expected.x, 1e-11)) << trial;
     local_mha::for_each_parameter(gradients, [&](const std::string& name, const auto& gradient) {
@@ -163,10 +165,44 @@ TEST(Longformer, GivesTheReferencesForRandomGlobalRows) {
     });
     // They are added.
     auto twice = gradients;
-    attention.backward(twice, saved, tensor<double>(grad_y), x, global);
+    attention.backward(twice, saved, tensor<double>(grad_y), x, {.global_rows = global});
     EXPECT_TRUE(
         support::close(array_of(twice.to_qkv), array_of((2 * gradients.to_qkv).eval()), 1e-12));
   }
+}
+
+TEST(Longformer, GivesTheSameBitsOnThreads) {
+  Random random(5);
+  const LongformerConfig config{.dim = 24, .heads = 3, .attention_window = 10, .dropout = 0.2};
+  const LongformerAttention<double> attention(config, parameters_of(config, random));
+  const auto x = tensor<double>(random.array({2, 150, 24}));
+  const auto grad_y = tensor<double>(random.array({2, 150, 24}));
+  Tensor<bool, 2> global(2, 150), masked(2, 150);
+  for (Index i = 0; i < global.size(); ++i) {
+    global.data()[i] = random.integer(0, 19) == 0;
+    masked.data()[i] = !global.data()[i] && random.integer(0, 9) == 0;
+  }
+  Eigen::ThreadPool pool(3);
+  const Eigen::ThreadPoolDevice device(&pool, 3);
+  const auto pass = [&](const local_mha::AnyDevice& threads) {
+    const local_mha::LongformerCall call{.global_rows = global,
+                                         .mask = PaddingMask::masked(masked),
+                                         .training = local_mha::Training{.seed = 3},
+                                         .device = threads};
+    LongformerAttention<double>::Saved saved;
+    auto gradients = LongformerParameters<double>::zeros(config);
+    std::vector<std::vector<double>> all{
+        array(attention.forward(x, call)).data,
+        array(attention.forward_saving(saved, x, call)).data,
+        array(attention.backward(gradients, saved, grad_y, x, call)).data};
+    local_mha::for_each_parameter(gradients, [&](const std::string&, const auto& gradient) {
+      all.push_back(array_of(gradient).data);
+    });
+    return all;
+  };
+  const auto alone = pass({});
+  EXPECT_EQ(alone[0], alone[1]);
+  EXPECT_EQ(pass(device), alone);
 }
 
 TEST(Longformer, IsALocalLayerWithoutGlobalRows) {
@@ -207,11 +243,16 @@ TEST(Longformer, DropsProbabilitiesInTraining) {
   Tensor<bool, 2> global(1, 9);
   global.setConstant(false);
   global(0, 4) = true;
-  const auto evaluated = array(attention.forward(x, global)).data;
-  const auto trained = array(attention.forward(x, global, {}, local_mha::Training{1})).data;
+  const auto evaluated = array(attention.forward(x, {.global_rows = global})).data;
+  const auto trained =
+      array(attention.forward(x, {.global_rows = global, .training = local_mha::Training{1}})).data;
   EXPECT_NE(evaluated, trained);
-  EXPECT_EQ(trained, array(attention.forward(x, global, {}, local_mha::Training{1})).data);
-  EXPECT_NE(trained, array(attention.forward(x, global, {}, local_mha::Training{2})).data);
+  EXPECT_EQ(trained,
+            array(attention.forward(x, {.global_rows = global, .training = local_mha::Training{1}}))
+                .data);
+  EXPECT_NE(trained,
+            array(attention.forward(x, {.global_rows = global, .training = local_mha::Training{2}}))
+                .data);
 }
 
 }  // namespace longformer_test

@@ -104,17 +104,17 @@ TYPED_TEST(Modules, TakeTensorsAsTheyTakeRows) {
     const Rows expected = module.forward(rows);
     ASSERT_EQ(y.dimension(2), expected.cols());
     EXPECT_EQ(Rows(Eigen::Map<const Rows>(y.data(), expected.rows(), expected.cols())), expected);
-    EXPECT_TRUE(support::same_bits(module.forward(device, x), y));
+    EXPECT_TRUE(support::same_bits(module.forward(x, {.device = device}), y));
     Tensor<typename TestFixture::Scalar, 3> into = y;
     into.setConstant(NAN);
     module.forward_into(into, workspace, x);
     EXPECT_TRUE(support::same_bits(into, y));
     into.setConstant(NAN);
-    module.forward_into(device, into, workspace, x);
+    module.forward_into(into, workspace, x, {.device = device});
     EXPECT_TRUE(support::same_bits(into, y));
     typename TypeParam::Saved saved;
     EXPECT_TRUE(support::same_bits(module.forward_saving(saved, x), y));
-    EXPECT_TRUE(support::same_bits(module.forward_saving(device, saved, x), y));
+    EXPECT_TRUE(support::same_bits(module.forward_saving(saved, x, {.device = device}), y));
   }
 }
 
@@ -128,9 +128,10 @@ TYPED_TEST(Modules, AllocateNothingWhenRepeated) {
   for (const Index seqlen : {900, 900, 30, 900}) {
     const auto x = this->rows(1, 2, seqlen, 6);
     const TensorView<typename TestFixture::Scalar, 3> to(y.data(), {2, seqlen, y.dimension(2)});
-    if (std::exchange(is_first, false)) module.forward_into(device, to, workspace, x);
+    if (std::exchange(is_first, false)) module.forward_into(to, workspace, x, {.device = device});
     EXPECT_EQ(allocations_of([&] { module.forward_into(to, workspace, x); }), 0);
-    EXPECT_EQ(allocations_of([&] { module.forward_into(device, to, workspace, x); }), 0);
+    EXPECT_EQ(allocations_of([&] { module.forward_into(to, workspace, x, {.device = device}); }),
+              0);
   }
 }
 
@@ -190,7 +191,7 @@ TYPED_TEST(Modules, AddTheSameGradientsOnThreads) {
   Eigen::ThreadPool pool(3);
   const Eigen::ThreadPoolDevice device(&pool, 3);
   EXPECT_TRUE(support::same_bits(module.backward(alone, saved, y, x),
-                                 module.backward(device, on_threads, saved, y, x)));
+                                 module.backward(on_threads, saved, y, x, {.device = device})));
   const auto expected = support::named<typename TestFixture::Scalar>(alone);
   for (const auto& [name, tensor] : support::named<typename TestFixture::Scalar>(on_threads)) {
     EXPECT_EQ(tensor.data, expected.at(name).data) << name;
@@ -313,15 +314,14 @@ TEST(FeedForwardModule, DropsTheSameThereAndBack) {
   const auto x = support::tensor<double, 3>(Random(1).array({2, 600, 6}));
   const Training training{.seed = 9};
   FeedForward<double>::Saved saved;
-  const auto y = layer.forward_saving(saved, x, training);
-  EXPECT_TRUE(support::same_bits(layer.forward(x, training), y));
+  const auto y = layer.forward_saving(saved, x, {.training = training});
+  EXPECT_TRUE(support::same_bits(layer.forward(x, {.training = training}), y));
   EXPECT_FALSE(support::same_bits(layer.forward(x), y));
   const Eigen::Map<const RowMatrix<double>> rows(x.data(), 1200, 6), grad(y.data(), 1200, 6);
   FeedForward<double>::Saved of_rows;
-  layer.forward_saving(Eigen::DefaultDevice(), of_rows, rows, training);
+  layer.forward_saving(of_rows, rows, {.training = training});
   auto expected = local_mha::FeedForwardParameters<double>::zeros(6, 16);
-  const RowMatrix<double> grad_x =
-      layer.backward(Eigen::DefaultDevice(), expected, of_rows, grad, rows);
+  const RowMatrix<double> grad_x = layer.backward(expected, of_rows, grad, rows);
   auto gradients =
       local_mha::FeedForwardParameters<double>::zeros(FeedForwardConfig{.dim = 6, .ff_mult = 4});
   const auto got = layer.backward(gradients, saved, y, x);

@@ -151,39 +151,43 @@ TEST(OutOfMemory, InCallsOfTheAttention) {
   const auto q = random<4>(1, {2, 2, 17, 6});
   const auto small = random<4>(2, {1, 2, 7, 6});
   const auto bias = random<3>(3, {2, 5, 15});
-  const local_mha::LocalAttentionCall call{.training = Training{.seed = 3}};
+  const Training training{.seed = 3};
   on_each_device([&](const auto& device) {
     // All kept memory is that of another call.
     const auto make = [&] {
       auto o = std::make_unique<Objects>(Objects{Attention(config), {}, {}, {}});
       Tensor<float, 4> y(1, 2, 7, 6);
-      o->attention.forward_into(device, y, o->workspace, small, small, small);
+      o->attention.forward_into(y, o->workspace, small, small, small, {.device = device});
       o->saved = o->attention.forward_saving(small, small, small);
-      o->attention.backward_into(device, o->gradients, o->workspace, o->saved, small, small, small,
-                                 small);
-      o->saved = o->attention.forward_saving(q, q, q, {}, view(bias), call);
+      o->attention.backward_into(o->gradients, o->workspace, o->saved, small, small, small, small,
+                                 {.device = device});
+      o->saved =
+          o->attention.forward_saving(q, q, q, {.attn_bias = view(bias), .training = training});
       return o;
     };
     expect_as_it_was(
         "forward_into", make,
         [&](Objects& o) {
-          o.attention.forward_into(device, o.out, o.workspace, q, q, q, {}, view(bias), call);
+          o.attention.forward_into(
+              o.out, o.workspace, q, q, q,
+              {.attn_bias = view(bias), .training = training, .device = device});
         },
         [&](Objects& o) { return numbers(o.out); });
     expect_as_it_was(
         "backward_into", make,
         [&](Objects& o) {
-          o.attention.backward_into(device, o.gradients, o.workspace, o.saved, q, q, q, q, {},
-                                    view(bias));
+          o.attention.backward_into(o.gradients, o.workspace, o.saved, q, q, q, q,
+                                    {.attn_bias = view(bias), .device = device});
         },
         [&](Objects& o) { return numbers(o.gradients); });
     expect_as_it_was(
         "forward_saving", make,
         [&](Objects& o) {
-          o.saved = o.attention.forward_saving(device, q, q, q, {}, view(bias), call);
+          o.saved = o.attention.forward_saving(
+              q, q, q, {.attn_bias = view(bias), .training = training, .device = device});
         },
         [&](Objects& o) {
-          return numbers(o.attention.backward(o.saved, q, q, q, q, {}, view(bias)));
+          return numbers(o.attention.backward(o.saved, q, q, q, q, {.attn_bias = view(bias)}));
         });
   });
   const Attention other({.window_size = 3, .dim = 6});
@@ -348,7 +352,8 @@ TEST(OutOfMemory, InCallsOfTheModel) {
     expect_as_it_was(
         "backward", make,
         [&](Objects& o) {
-          o.loss = o.model.backward(device, o.gradients, input, {}, Training{.seed = 2});
+          o.loss = o.model.backward(o.gradients, input,
+                                    {.training = Training{.seed = 2}, .device = device});
         },
         [](Objects& o) {
           auto all = numbers(o.gradients);
@@ -357,7 +362,7 @@ TEST(OutOfMemory, InCallsOfTheModel) {
         },
         [](const Objects& o) { return numbers(o.gradients); });
     expect_as_it_was(
-        "forward", make, [&](Objects& o) { o.logits = o.model.forward(device, input); },
+        "forward", make, [&](Objects& o) { o.logits = o.model.forward(input, {.device = device}); },
         [](Objects& o) { return numbers(o.logits); });
   });
   const auto others = Model(model_config(), 2).parameters();
@@ -468,7 +473,8 @@ TEST(OutOfMemory, InStreamsOfTheLayer) {
           [&] { return Layer::Stream(layer, {batch, 4, 3}, view(bias)); },
           [&, x = random<3>(1, {batch, 40, 10})](const auto& device, Layer::Stream& stream,
                                                  Index n) {
-            return stream.push(device, TensorView<const float, 3>(x.data(), {batch, n, 10}));
+            return stream.push(TensorView<const float, 3>(x.data(), {batch, n, 10}),
+                               {.device = device});
           });
     }
 }
@@ -547,7 +553,7 @@ TEST(OutOfMemory, InStreamsOfTheEncoder) {
   expect_streams_as_they_were<Stream>(
       [&] { return Stream(encoder, {3, 4, 3}); },
       [&, x = random<3>(1, {3, 40, 10})](const auto& device, Stream& stream, Index n) {
-        return stream.push(device, TensorView<const float, 3>(x.data(), {3, n, 10}));
+        return stream.push(TensorView<const float, 3>(x.data(), {3, n, 10}), {.device = device});
       });
 }
 
@@ -557,7 +563,7 @@ TEST(OutOfMemory, InStreamsOfTheAttention) {
       [&] { return Attention::Stream(attention, 2, 6, {3, 4, 3}); },
       [&, q = random<4>(1, {3, 2, 40, 6})](const auto& device, Attention::Stream& stream, Index n) {
         const TensorView<const float, 4> some(q.data(), {3, 2, n, 6});
-        return stream.push(device, some, some, some);
+        return stream.push(some, some, some, {.device = device});
       });
 }
 
@@ -569,7 +575,8 @@ TEST(OutOfMemory, InStreamsOfTheModel) {
     expect_streams_as_they_were<Model::Stream>(
         [&] { return Model::Stream(model, {3, 4, 3}); },
         [&, t = tokens(1, 3, 40)](const auto& device, Model::Stream& stream, Index n) {
-          return stream.push(device, TensorView<const std::int64_t, 2>(t.data(), {3, n}));
+          return stream.push(TensorView<const std::int64_t, 2>(t.data(), {3, n}),
+                             {.device = device});
         });
   }
 }
@@ -624,21 +631,22 @@ TEST(OutOfMemory, InTheFeedForward) {
   on_each_device([&](const auto& device) {
     const auto make = [&] {
       auto o = std::make_unique<Objects>(Objects{FeedForward(parameters, 0.2)});
-      o->layer.forward_saving(device, o->saved, small);
+      o->layer.forward_saving(o->saved, small, {.device = device});
       return o;
     };
     const auto make_saved = [&] {
       auto o = make();
-      o->layer.forward_saving(device, o->saved, x, Training{.seed = 3});
+      o->layer.forward_saving(o->saved, x, {.training = Training{.seed = 3}, .device = device});
       return o;
     };
     const auto backward = [&](Objects& o) {
-      o.result = o.layer.backward(device, o.gradients, o.saved, x, x);
+      o.result = o.layer.backward(o.gradients, o.saved, x, x, {.device = device});
     };
     expect_as_it_was(
         "forward_saving", make,
         [&](Objects& o) {
-          o.result = o.layer.forward_saving(device, o.saved, x, Training{.seed = 3});
+          o.result = o.layer.forward_saving(o.saved, x,
+                                            {.training = Training{.seed = 3}, .device = device});
         },
         [&](Objects& o) {
           backward(o);
@@ -670,24 +678,28 @@ void fail_in_module(const Config& config) {
     };
     const auto make_saved = [&] {
       auto o = make();
-      o->result = o->module.forward_saving(device, o->saved, x);
+      o->result = o->module.forward_saving(o->saved, x, {.device = device});
       return o;
     };
     expect_as_it_was(
-        "forward", make, [&](Objects& o) { o.result = o.module.forward(device, x); }, result);
+        "forward", make, [&](Objects& o) { o.result = o.module.forward(x, {.device = device}); },
+        result);
     expect_as_it_was(
         "forward_into", make_saved,
-        [&](Objects& o) { o.module.forward_into(device, o.result, o.workspace, x); }, result);
+        [&](Objects& o) { o.module.forward_into(o.result, o.workspace, x, {.device = device}); },
+        result);
     expect_as_it_was(
         "forward_saving", make,
-        [&](Objects& o) { o.result = o.module.forward_saving(device, o.saved, x); },
+        [&](Objects& o) { o.result = o.module.forward_saving(o.saved, x, {.device = device}); },
         [&](Objects& o) {
-          o.module.backward(device, o.gradients, o.saved, o.result, x);
+          o.module.backward(o.gradients, o.saved, o.result, x, {.device = device});
           return result(o);
         });
     expect_as_it_was(
         "backward", make_saved,
-        [&](Objects& o) { o.result = o.module.backward(device, o.gradients, o.saved, x, x); },
+        [&](Objects& o) {
+          o.result = o.module.backward(o.gradients, o.saved, x, x, {.device = device});
+        },
         result, [](const Objects& o) { return numbers(o.gradients); });
     expect_as_it_was(
         "set_parameters", make, [&](Objects& o) { o.module.set_parameters(other); }, weights,

@@ -245,14 +245,15 @@ TYPED_TEST(PoisonedMemory, OfTheAttention) {
           typename LocalAttention<TypeParam>::Gradients kept;
           for (int call = 0; call < 3; ++call) {
             Tensor<TypeParam, 4> out = not_a_number;
-            attention.forward_into(on.device, out, workspace, not_a_number, not_a_number,
-                                   not_a_number);
+            attention.forward_into(out, workspace, not_a_number, not_a_number, not_a_number,
+                                   {.device = on.device});
             AlignedMemory::instance().poison_since(mark);
-            attention.forward_into(on.device, out, workspace, q, k, v);
+            attention.forward_into(out, workspace, q, k, v, {.device = on.device});
             EXPECT_EQ(bytes(out), bytes(saved.out));
             AlignedMemory::instance().poison_since(mark);
             for (auto* gradient : {&kept.q, &kept.k, &kept.v}) *gradient = not_a_number;
-            attention.backward_into(on.device, kept, workspace, saved, grad_out, q, k, v);
+            attention.backward_into(kept, workspace, saved, grad_out, q, k, v,
+                                    {.device = on.device});
             EXPECT_EQ(bytes(kept.q), bytes(gradients.q));
             EXPECT_EQ(bytes(kept.k), bytes(gradients.k));
             EXPECT_EQ(bytes(kept.v), bytes(gradients.v));
@@ -299,12 +300,12 @@ void poison_module(const Config& config) {
     SCOPED_TRACE("N " + std::to_string(n));
     const auto x = random<Scalar, 3>({2, n, 12}, 5);
     Tensor<Scalar, 3> y(2, n, 12);
-    module.forward_into(threads.device, y, workspace, x);
+    module.forward_into(y, workspace, x, {.device = threads.device});
     const std::string expected = bytes(y);
     EXPECT_TRUE(all_finite<Scalar>(expected));
     EXPECT_GT(AlignedMemory::instance().poison_since(mark), 0U);
     y.setConstant(Scalar(nan));
-    module.forward_into(threads.device, y, workspace, x);
+    module.forward_into(y, workspace, x, {.device = threads.device});
     EXPECT_EQ(bytes(y), expected);
   }
 }
@@ -377,7 +378,7 @@ TYPED_TEST(PoisonedMemory, OfStreams) {
               const Index rows = std::min(chunk, n - row);
               const Tensor<TypeParam, 3> part = of.slice(std::array<Index, 3>{0, row, 0},
                                                          std::array<Index, 3>{2, rows, config.dim});
-              all += bytes(stream.push(on.device, part));
+              all += bytes(stream.push(part, {.device = on.device}));
             }
             return all + bytes(stream.flush(on.device));
           };

@@ -6,9 +6,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "support/allocations.hpp"
@@ -19,11 +22,14 @@
 namespace ragged_test {
 
 using local_mha::Encoder;
+using local_mha::EncoderCall;
 using local_mha::Index;
 using local_mha::LocalAttention;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
 using local_mha::LocalMHAParameters;
+using local_mha::LocalTransformer;
+using local_mha::LocalTransformerConfig;
 using local_mha::PaddingMask;
 using local_mha::Tensor;
 using local_mha::Training;
@@ -190,14 +196,15 @@ TYPED_TEST(Ragged, SequencesOfAnAttentionAreWhatTheyAreAlone) {
               tensor(b, h, i, d) = std::numeric_limits<Scalar>::quiet_NaN();
     const auto& [q, k, v, grad] = inputs;
     const auto mask = support::padding_mask(c.in.masked, batch, n);
-    const auto saved = attention.forward_saving(q, k, v, mask, {}, {.lengths = lengths});
-    EXPECT_TRUE(same_bits(attention.forward(q, k, v, mask, {}, {.lengths = lengths}), saved.out));
+    const auto saved = attention.forward_saving(q, k, v, {.mask = mask, .lengths = lengths});
+    EXPECT_TRUE(
+        same_bits(attention.forward(q, k, v, {.mask = mask, .lengths = lengths}), saved.out));
     const auto gradients = attention.backward(saved, grad, q, k, v);
     for (Index b = 0; b < batch; ++b) {
       const Index length = lengths[static_cast<std::size_t>(b)];
-      const auto alone =
-          attention.forward_saving(sequence(q, b, length), sequence(k, b, length),
-                                   sequence(v, b, length), mask_of(c.in.masked, b, n, length));
+      const auto alone = attention.forward_saving(sequence(q, b, length), sequence(k, b, length),
+                                                  sequence(v, b, length),
+                                                  {.mask = mask_of(c.in.masked, b, n, length)});
       const auto of_alone =
           attention.backward(alone, sequence(grad, b, length), sequence(q, b, length),
                              sequence(k, b, length), sequence(v, b, length));
@@ -229,6 +236,187 @@ TYPED_TEST(Ragged, ProbabilitiesBehindASequenceAreZero) {
         EXPECT_EQ(shown(1, h, i, j), i < 4 && j < 4 ? alone(0, h, i, j) : Scalar(0));
 }
 
+using Tokens = Tensor<std::int64_t, 2>;
+
+// Sequences of several windows.
+LocalTransformerConfig model_config(bool causal) {
+  return {.num_tokens = 11,
+          .max_seq_len = 33,
+          .dim = 12,
+          .depth = 2,
+          .causal = causal,
+          .local_attn_window_size = 5,
+          .dim_head = 6,
+          .heads = 2};
+}
+
+// Tokens and labels of a batch, of which the first label counts and others do not.
+struct TokenDraw {
+  TokenDraw(Random& random, Index batch, Index n)
+      : tokens(batch, n), labels(batch, n), masked(support::pick_mask(random, batch, n)) {
+    for (Index i = 0; i < tokens.size(); ++i) {
+      tokens.data()[i] = random.integer(0, 10);
+      labels.data()[i] = i > 0 && random.chance(0.3) ? -1 : random.integer(0, 10);
+    }
+  }
+  PaddingMask mask() const {
+    return support::padding_mask(masked, tokens.dimension(0), tokens.dimension(1));
+  }
+  Tokens tokens, labels;
+  std::vector<unsigned char> masked;
+};
+
+// A sequence as a batch of its own.
+struct TokenSequence {
+  // `n` positions of sequence `b` from `begin` on.
+  TokenSequence(const TokenDraw& draw, Index b, Index begin, Index n) : tokens(1, n), labels(1, n) {
+    const Index first = b * draw.tokens.dimension(1) + begin;
+    std::copy_n(draw.tokens.data() + first, n, tokens.data());
+    std::copy_n(draw.labels.data() + first, n, labels.data());
+    if (draw.masked.empty()) return;
+    const auto flags = draw.masked.begin() + first;
+    mask = support::padding_mask({flags, flags + n}, 1, n);
+  }
+  double counted() const {
+    return static_cast<double>(std::count_if(labels.data(), labels.data() + labels.size(),
+                                             [](std::int64_t label) { return label != -1; }));
+  }
+  Tokens tokens, labels;
+  PaddingMask mask;
+};
+
+// Compares a batch with its sequences alone.
+// \param logits_of `logits_of(i)` is `[1, n, num_tokens]` of sequence `i`
+// \param loss, gradients the mean over all labels that count
+template <typename Scalar, typename LogitsOf>
+void expect_those_alone(const LocalTransformer<Scalar>& model,
+                        const std::vector<TokenSequence>& sequences, LogitsOf&& logits_of,
+                        Scalar loss,
+                        const typename LocalTransformer<Scalar>::Parameters& gradients) {
+  constexpr bool single = std::is_same_v<Scalar, float>;
+  constexpr double tolerance = single ? 1e-5 : 1e-12;
+  double counted = 0, total = 0;
+  auto expected = support::named<double>(gradients);
+  for (auto& [name, gradient] : expected)
+    std::fill(gradient.data.begin(), gradient.data.end(), 0.0);
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const TokenSequence& s = sequences[i];
+    if (s.tokens.size() == 0) continue;
+    const EncoderCall call{.mask = s.mask};
+    const auto logits = array(model.forward(s.tokens, call));
+    EXPECT_TRUE(support::close(array(logits_of(static_cast<Index>(i))), logits,
+                               tolerance * (1 + static_cast<double>(support::largest(logits)))))
+        << "sequence " << i;
+    if (s.counted() == 0) continue;
+    auto alone = LocalTransformer<Scalar>::Parameters::zeros(model.config());
+    total += s.counted() * static_cast<double>(model.backward(alone, s.tokens, s.labels, call));
+    counted += s.counted();
+    for (const auto& [name, gradient] : support::named<double>(alone))
+      for (std::size_t k = 0; k < gradient.data.size(); ++k)
+        expected.at(name).data[k] += s.counted() * gradient.data[k];
+  }
+  EXPECT_NEAR(static_cast<double>(loss), total / counted, tolerance * (1 + total / counted));
+  double largest = 0;
+  for (auto& [name, gradient] : expected) {
+    for (double& value : gradient.data) value /= counted;
+    largest = std::max(largest, support::largest(gradient));
+  }
+  for (const auto& [name, gradient] : support::named<double>(gradients))
+    EXPECT_TRUE(support::close(gradient, expected.at(name), (single ? 1e-4 : 1e-11) * largest))
+        << name;
+}
+
+TYPED_TEST(Ragged, SequencesOfAModelAreWhatTheyAreAlone) {
+  using Model = LocalTransformer<TypeParam>;
+  Eigen::ThreadPool pool(3);
+  const Eigen::ThreadPoolDevice device(&pool, 3);
+  for (std::uint64_t seed = 1; seed <= 24; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    const Model model(model_config(seed % 2 == 0), seed);
+    const Index batch = random.integer(1, 4), n = random.integer(1, 33);
+    TokenDraw draw(random, batch, n);
+    std::vector<Index> lengths = pick_lengths(random, batch, n);
+    lengths[0] = n;
+    std::vector<TokenSequence> sequences;
+    for (Index b = 0; b < batch; ++b) {
+      const Index length = lengths[static_cast<std::size_t>(b)];
+      sequences.emplace_back(draw, b, 0, length);
+      for (Index i = length; i < n; ++i) draw.tokens(b, i) = draw.labels(b, i) = -7;
+    }
+    const EncoderCall call{.mask = draw.mask(), .lengths = lengths};
+    const auto logits = model.forward(draw.tokens, call);
+    EXPECT_TRUE(is_zero_behind(logits, lengths));
+    auto gradients = Model::Parameters::zeros(model.config());
+    const TypeParam loss = model.backward(gradients, draw.tokens, draw.labels, call);
+    EXPECT_EQ(loss, model.loss(draw.tokens, draw.labels, call));
+    expect_those_alone<TypeParam>(
+        model, sequences,
+        [&](Index b) { return item(logits, b, lengths[static_cast<std::size_t>(b)]); }, loss,
+        gradients);
+    const EncoderCall on_threads{.mask = draw.mask(), .lengths = lengths, .device = device};
+    EXPECT_TRUE(same_bits(model.forward(draw.tokens, on_threads), logits));
+    EXPECT_EQ(model.loss(draw.tokens, draw.labels, on_threads), loss);
+  }
+}
+
+TYPED_TEST(Ragged, PackedSequencesOfAModelAreWhatTheyAreAlone) {
+  using Model = LocalTransformer<TypeParam>;
+  for (std::uint64_t seed = 1; seed <= 24; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    const Model model(model_config(seed % 2 == 0), seed);
+    // In all more than max_seq_len.
+    std::vector<Index> cuts{0, random.integer(1, 33)};
+    for (Index more = random.integer(0, 4); more > 0; --more)
+      cuts.push_back(cuts.back() + random.pick<Index>({0, 1, 33, random.integer(0, 33)}));
+    const TokenDraw draw(random, 1, cuts.back());
+    std::vector<TokenSequence> sequences;
+    for (std::size_t s = 1; s < cuts.size(); ++s)
+      sequences.emplace_back(draw, 0, cuts[s - 1], cuts[s] - cuts[s - 1]);
+    const EncoderCall call{.mask = draw.mask(), .cu_seqlens = cuts};
+    const auto logits = model.forward(draw.tokens, call);
+    auto gradients = Model::Parameters::zeros(model.config());
+    const TypeParam loss = model.backward(gradients, draw.tokens, draw.labels, call);
+    EXPECT_EQ(loss, model.loss(draw.tokens, draw.labels, call));
+    expect_those_alone<TypeParam>(
+        model, sequences,
+        [&](Index s) -> Tensor<TypeParam, 3> {
+          const Index begin = cuts[static_cast<std::size_t>(s)];
+          const Index end = cuts[static_cast<std::size_t>(s) + 1];
+          return logits.slice(Eigen::array<Index, 3>{0, begin, 0},
+                              Eigen::array<Index, 3>{1, end - begin, logits.dimension(2)});
+        },
+        loss, gradients);
+  }
+}
+
+// The lengths are those of the input: the last label of a sequence is the token behind them.
+TYPED_TEST(Ragged, LabelsOfTokensAreTheNextOnes) {
+  using Model = LocalTransformer<TypeParam>;
+  const Model model(model_config(true), 1);
+  Random random(1);
+  const std::vector<Index> lengths{20, 7, 1, 0};
+  TokenDraw draw(random, 4, 21);
+  Tokens input(4, 20), labels(4, 20);
+  for (Index b = 0; b < 4; ++b) {
+    for (Index i = lengths[static_cast<std::size_t>(b)] + 1; i < 21; ++i) draw.tokens(b, i) = -7;
+    for (Index i = 0; i < 20; ++i) {
+      input(b, i) = draw.tokens(b, i);
+      labels(b, i) = draw.tokens(b, i + 1);
+    }
+  }
+  const EncoderCall call{.lengths = lengths};
+  auto gradients = Model::Parameters::zeros(model.config()), expected = gradients;
+  const TypeParam loss = model.loss(input, labels, call);
+  EXPECT_EQ(model.loss(draw.tokens, call), loss);
+  EXPECT_EQ(model.backward(expected, input, labels, call), loss);
+  EXPECT_EQ(model.backward(gradients, draw.tokens, call), loss);
+  const auto of_labels = support::named<TypeParam>(expected);
+  for (const auto& [name, gradient] : support::named<TypeParam>(gradients))
+    EXPECT_EQ(gradient.data, of_labels.at(name).data) << name;
+}
+
 // What is behind a sequence may change; what is in it may not.
 TYPED_TEST(Ragged, ACallIsKnownByTheRowsOfItsSequences) {
   using Scalar = TypeParam;
@@ -249,7 +437,7 @@ TYPED_TEST(Ragged, ACallIsKnownByTheRowsOfItsSequences) {
   const LocalAttention<Scalar> attention({.window_size = 4});
   Tensor<Scalar, 4> q(4, 2, 500, 3);
   q.setRandom();
-  const auto kept = attention.forward_saving(q, q, q, {}, {}, {.lengths = lengths});
+  const auto kept = attention.forward_saving(q, q, q, {.lengths = lengths});
   q(1, 1, 3, 0) = std::numeric_limits<Scalar>::quiet_NaN();
   EXPECT_NO_THROW(attention.backward(kept, kept.out, q, q, q));
   q(1, 1, 2, 0) += Scalar(1);

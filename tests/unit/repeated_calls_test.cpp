@@ -20,7 +20,6 @@ namespace repeated_calls_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalAttentionConfig;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
@@ -82,23 +81,27 @@ TYPED_TEST(RepeatedCalls, OfTheAttention) {
     LocalAttention<float>::Workspace workspace;
     LocalAttention<float>::Gradients gradients;
     const Tensor<float, 3> bias = tensor<float, 3>(Random(2).array({2, 9, causal ? 18 : 27}));
-    const LocalAttentionCall call{.training = Training{.seed = 4}};
+    const Training training{.seed = 4};
     expect_no_allocations_but_at_first([&](Index batch, Index seqlen) {
       const auto q = tensor<float, 4>(Random(1).array({batch, 2, seqlen, 6}));
       const auto mask = PaddingMask::from_lengths(
           std::vector<Index>(static_cast<std::size_t>(batch), seqlen / 2), seqlen);
       Tensor<float, 4> out(batch, 2, seqlen, 6);
       return allocations_of([&] {
-        attention.forward_into(this->threads.device, out, workspace, q, q, q, mask, view(bias),
-                               call);
+        attention.forward_into(out, workspace, q, q, q,
+                               {.mask = mask,
+                                .attn_bias = view(bias),
+                                .training = training,
+                                .device = this->threads.device});
       });
     });
     for (Index seqlen : {190, 190}) {
       const auto q = tensor<float, 4>(Random(1).array({3, 2, seqlen, 6}));
-      const auto saved = attention.forward_saving(q, q, q, {}, view(bias), call);
+      const auto saved =
+          attention.forward_saving(q, q, q, {.attn_bias = view(bias), .training = training});
       const auto backward = [&] {
-        attention.backward_into(this->threads.device, gradients, workspace, saved, q, q, q, q, {},
-                                view(bias));
+        attention.backward_into(gradients, workspace, saved, q, q, q, q,
+                                {.attn_bias = view(bias), .device = this->threads.device});
       };
       backward();
       EXPECT_EQ(allocations_of(backward), 0);
@@ -115,8 +118,9 @@ TYPED_TEST(RepeatedCalls, OfTheAttentionForEveryShorterLength) {
     for (Index seqlen = longest; seqlen >= 0; --seqlen) {
       Tensor<float, 4> q(1, 1, seqlen, 6), out(1, 1, seqlen, 6);
       q.setZero();
-      const long allocations = allocations_of(
-          [&] { attention.forward_into(this->threads.device, out, workspace, q, q, q); });
+      const long allocations = allocations_of([&] {
+        attention.forward_into(out, workspace, q, q, q, {.device = this->threads.device});
+      });
       if (seqlen < longest) {
         EXPECT_EQ(allocations, 0) << seqlen << " after " << longest;
       }
@@ -219,8 +223,9 @@ TYPED_TEST(RepeatedCalls, OfStreams) {
     const auto x = tensor<float, 3>(Random(1).array({batch, 40, 10}));
     Tensor<float, 3> y(batch, 40, 10);
     const auto push = [&](Index n) {
-      stream.push_into(this->threads.device, TensorView<float, 3>(y.data(), {batch, n, 10}),
-                       TensorView<const float, 3>(x.data(), {batch, n, 10}));
+      stream.push_into(TensorView<float, 3>(y.data(), {batch, n, 10}),
+                       TensorView<const float, 3>(x.data(), {batch, n, 10}),
+                       {.device = this->threads.device});
     };
     push(40);
     for (const Index n : {1, 1, 7, 40, 0, 16, 1})

@@ -19,7 +19,6 @@ using local_mha::FeedForward;
 using local_mha::FeedForwardParameters;
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalAttentionConfig;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
@@ -191,41 +190,42 @@ class SavedCallOfTheAttention : public testing::Test {
   SavedCallOfTheAttention() {
     Random random(3);
     for (auto* t : {&q, &k, &v, &grad}) *t = tensor<float, 4>(random.array({2, 2, 9, 6}));
-    saved = attention.forward_saving(q, k, v, mask, {}, options);
+    saved = attention.forward_saving(q, k, v, call);
   }
   static LocalAttentionConfig config() {
     LocalAttentionConfig c{.window_size = 4, .dropout = 0.3, .dim = 6};
     c.use_xpos = true;
     return c;
   }
-  Tensor<float, 4> backward(const LocalAttentionCall& call = {}, const PaddingMask& m = {}) const {
-    return attention.backward(saved, grad, q, k, v, m, {}, call).k;
+  Tensor<float, 4> backward(const Attention::Call& given = {}) const {
+    return attention.backward(saved, grad, q, k, v, given).k;
   }
 
   Attention attention{config()};
   Tensor<float, 4> q, k, v, grad;
   PaddingMask mask = mask_of({9, 5});
-  LocalAttentionCall options{
-      .window_size = 5, .first_position = 2, .training = Training{.seed = 7}};
+  Attention::Call call{
+      .mask = mask, .window_size = 5, .first_position = 2, .training = Training{.seed = 7}};
   Attention::Saved saved;
 };
 
 TEST_F(SavedCallOfTheAttention, IsTakenFromWhatIsSaved) {
-  const auto expected = backward(options, mask);
+  const auto expected = backward(call);
   EXPECT_TRUE(same_bits(backward(), expected));
   EXPECT_TRUE(same_bits(backward({.first_position = 2}), expected));
-  for (const LocalAttentionCall& other :
-       {LocalAttentionCall{}, {.window_size = 5, .first_position = 2}, {.window_size = 5}}) {
-    saved = attention.forward_saving(q, k, v, mask, {}, other);
+  for (const Attention::Call& other : {Attention::Call{.mask = mask},
+                                       {.mask = mask, .window_size = 5, .first_position = 2},
+                                       {.mask = mask, .window_size = 5}}) {
+    saved = attention.forward_saving(q, k, v, other);
     EXPECT_FALSE(same_bits(backward(), expected));
   }
 }
 
 TEST_F(SavedCallOfTheAttention, RefusesAnother) {
-  const auto refused = [&](const LocalAttentionCall& other, const PaddingMask& m = {}) {
-    return refusal([&] { backward(other, m); });
+  const auto refused = [&](const Attention::Call& other) {
+    return refusal([&] { backward(other); });
   };
-  EXPECT_TRUE(names(refused({}, mask_of({8, 5})), "mask"));
+  EXPECT_TRUE(names(refused({.mask = mask_of({8, 5})}), "mask"));
   EXPECT_TRUE(names(refused({.window_size = 4}), "window_size"));
   EXPECT_TRUE(names(refused({.first_position = 1}), "first_position"));
   EXPECT_TRUE(names(refused({.training = Training{.seed = 8}}), "training"));
@@ -250,14 +250,13 @@ TEST(SavedCallOfTheFeedForward, IsTakenFromWhatIsSavedOrRefused) {
   const Layer layer(parameters, 0.4);
   Matrix x = Matrix::Random(20, 6);
   const Matrix grad_y = Matrix::Random(20, 6);
-  const Eigen::DefaultDevice device;
   Layer::Saved saved;
   const auto backward = [&](const Layer& of, std::optional<Training> training) {
     auto gradients = FeedForwardParameters<float>::zeros(6, 10);
-    of.backward(device, gradients, saved, grad_y, x, training);
+    of.backward(gradients, saved, grad_y, x, {.training = training});
     return gradients.proj_in;
   };
-  layer.forward_saving(device, saved, x, Training{.seed = 3});
+  layer.forward_saving(saved, x, {.training = Training{.seed = 3}});
   const Matrix expected = backward(layer, Training{.seed = 3});
   EXPECT_EQ(backward(layer, {}), expected);
   EXPECT_TRUE(names(refusal([&] { backward(layer, Training{.seed = 4}); }), "training"));
@@ -265,7 +264,7 @@ TEST(SavedCallOfTheFeedForward, IsTakenFromWhatIsSavedOrRefused) {
   auto others = parameters;
   others.proj_out *= 2;
   EXPECT_TRUE(names(refusal([&] { backward(Layer(others, 0.4), {}); }), "saved"));
-  layer.forward_saving(device, saved, x);
+  layer.forward_saving(saved, x);
   EXPECT_NE(backward(layer, {}), expected);
   x *= 2;
   EXPECT_TRUE(names(refusal([&] { backward(layer, {}); }), "x"));
@@ -283,9 +282,10 @@ TEST(SavedCall, KeepsAnyMask) {
   const auto y = layer.forward_saving(saved, x, PaddingMask::from_lengths(lengths, 5));
   Tensor<float, 3> again(1, 5, 4);
   LocalMHA<float>::Workspace workspace;
-  layer.forward_saving_into(Eigen::DefaultDevice(), again, workspace, saved, x, saved.call.mask());
+  const PaddingMask kept = saved.call.with_tensors_of({}).mask;
+  layer.forward_saving_into(Eigen::DefaultDevice(), again, workspace, saved, x, kept);
   EXPECT_TRUE(same_bits(y, again));
-  EXPECT_TRUE(saved.call.mask() == PaddingMask::from_lengths(lengths, 5));
+  EXPECT_TRUE(saved.call.with_tensors_of({}).mask == PaddingMask::from_lengths(lengths, 5));
 }
 
 }  // namespace saved_call_test

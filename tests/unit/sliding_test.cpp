@@ -24,7 +24,7 @@
 
 namespace sliding_test {
 
-using local_mha::AttentionTerms;
+using local_mha::AnyDevice;
 using local_mha::Index;
 using local_mha::LocalAttention;
 using local_mha::LocalAttentionCall;
@@ -205,7 +205,8 @@ struct Arguments {
       : q(tensor<Scalar, 4>(c.q, {c.batch, c.heads, c.n, c.d})),
         k(tensor<Scalar, 4>(c.k, {c.batch, c.kv_heads, c.n, c.d})),
         v(tensor<Scalar, 4>(c.v, {c.batch, c.kv_heads, c.n, c.d})),
-        sinks(tensor<Scalar, 1>(c.sinks, {static_cast<Index>(c.sinks.size())})) {
+        sinks(tensor<Scalar, 1>(c.sinks, {static_cast<Index>(c.sinks.size())})),
+        cu_seqlens(c.cu_seqlens) {
     if (!c.masked.empty()) {
       Tensor<bool, 2> flags(c.batch, c.n);
       for (Index i = 0; i < c.batch * c.n; ++i)
@@ -217,22 +218,26 @@ struct Arguments {
     else
       bias = tensor<Scalar, 3>(
           c.bias, {c.biases, c.bias.empty() ? 0 : c.bias_rows(), c.bias.empty() ? 0 : c.columns()});
-    call.cu_seqlens = c.cu_seqlens;
     if (c.global.empty()) return;
     global = Tensor<bool, 2>(c.batch, c.n);
     for (Index i = 0; i < c.batch * c.n; ++i)
       global.data()[i] = c.global[static_cast<std::size_t>(i)] != 0;
-    call.global_rows = global;
   }
-  std::optional<TensorView<const Scalar, 3>> attn_bias() const {
-    if (bias.size() == 0) return std::nullopt;
-    return bias;
+  // All of a call. Valid as long as this.
+  LocalAttentionCall<Scalar> call(const AnyDevice& device = {}) const {
+    LocalAttentionCall<Scalar> call = of_backward(device);
+    call.mask = mask;
+    call.cu_seqlens = cu_seqlens;
+    if (global.size() > 0) call.global_rows = global;
+    return call;
   }
-  AttentionTerms<Scalar> terms() const {
-    AttentionTerms<Scalar> terms;
-    if (relative.size() > 0) terms.relative_bias = relative;
-    if (sinks.size() > 0) terms.sinks = sinks;
-    return terms;
+  // What the backward pass is given again.
+  LocalAttentionCall<Scalar> of_backward(const AnyDevice& device = {}) const {
+    LocalAttentionCall<Scalar> call{.device = device};
+    if (bias.size() > 0) call.attn_bias = bias;
+    if (relative.size() > 0) call.relative_bias = relative;
+    if (sinks.size() > 0) call.sinks = sinks;
+    return call;
   }
 
   Tensor<Scalar, 4> q, k, v;
@@ -241,7 +246,7 @@ struct Arguments {
   Tensor<Scalar, 2> relative;
   Tensor<bool, 2> global;
   PaddingMask mask;
-  LocalAttentionCall call;
+  std::vector<Index> cu_seqlens;
 };
 
 std::vector<double> numbers(Random& random, Index size, double scale = 1) {
@@ -344,7 +349,7 @@ template <typename Scalar>
 void expect_forward(const Case& c, std::uint64_t seed) {
   const Arguments<Scalar> a(c);
   const LocalAttention<Scalar> attention(c.config);
-  const auto out = attention.forward(a.q, a.k, a.v, a.mask, a.attn_bias(), a.call, a.terms());
+  const auto out = attention.forward(a.q, a.k, a.v, a.call());
   const double tolerance = std::is_same_v<Scalar, float> ? 3e-5 : 2e-13;
   EXPECT_LE(largest_error(out, naive(c, inputs_of(c))), tolerance)
       << "seed " << seed << ": " << c.text();
@@ -356,11 +361,10 @@ void expect_gradients(const Case& c, std::uint64_t seed) {
   const Arguments<double> a(c);
   const LocalAttention<double> attention(c.config);
   const auto weights = numbers(random, c.batch * c.heads * c.n * c.d);
-  const auto saved =
-      attention.forward_saving(a.q, a.k, a.v, a.mask, a.attn_bias(), a.call, a.terms());
+  const auto saved = attention.forward_saving(a.q, a.k, a.v, a.call());
   const auto gradients =
       attention.backward(saved, tensor<double, 4>(weights, {c.batch, c.heads, c.n, c.d}), a.q, a.k,
-                         a.v, {}, a.attn_bias(), {}, a.terms());
+                         a.v, a.of_backward());
   const auto loss = [&](const Inputs& in) {
     const auto out = naive(c, in);
     Real sum = 0;
@@ -411,9 +415,11 @@ void expect_stream(const Case& c, std::uint64_t seed) {
   Random random(seed + 2000000);
   const Arguments<Scalar> a(c);
   const LocalAttention<Scalar> attention(c.config);
-  const auto whole = attention.forward(a.q, a.k, a.v, a.mask, a.attn_bias(), a.call, a.terms());
+  const auto whole = attention.forward(a.q, a.k, a.v, a.call());
+  LocalAttentionCall<Scalar> of_stream = a.call();
+  of_stream.mask = {};
   typename LocalAttention<Scalar>::Stream stream(attention, c.heads, c.d, {.batch = c.batch},
-                                                 a.attn_bias(), a.call, a.terms(), c.kv_heads);
+                                                 of_stream, c.kv_heads);
   Index in = 0, out = 0;
   double largest = 0;
   const auto compare = [&](const Tensor<Scalar, 4>& y) {
@@ -445,7 +451,7 @@ void expect_stream(const Case& c, std::uint64_t seed) {
           flags(b, i) = c.masked[static_cast<std::size_t>(b * c.n + in + i)] != 0;
       mask = PaddingMask::masked(flags);
     }
-    compare(stream.push(part(a.q), part(a.k), part(a.v), mask));
+    compare(stream.push(part(a.q), part(a.k), part(a.v), {.mask = mask}));
     in += rows;
   }
   compare(stream.flush());
@@ -587,14 +593,15 @@ TEST(PackedSequences, AreWhatTheyGiveAlone) {
         for (Index m = 0; m < d; ++m) packed(0, h, b * length + i, m) = batch(b, h, i, m);
   const auto bias = tensor<double, 3>(numbers(random, heads * 5 * 15), {heads, 5, 15});
   const std::vector<Index> cuts{0, length, 2 * length, 3 * length};
-  LocalAttentionCall call{.training = local_mha::Training{.seed = 3}};
-  const auto alone = attention.forward(batch, batch, batch, {}, bias, call);
-  const auto saved_alone = attention.forward_saving(batch, batch, batch, {}, bias, call);
-  const auto back_alone = attention.backward(saved_alone, batch, batch, batch, batch, {}, bias);
+  LocalAttentionCall<double> call{.attn_bias = bias, .training = local_mha::Training{.seed = 3}};
+  const auto alone = attention.forward(batch, batch, batch, call);
+  const auto saved_alone = attention.forward_saving(batch, batch, batch, call);
+  const auto back_alone =
+      attention.backward(saved_alone, batch, batch, batch, batch, {.attn_bias = bias});
   call.cu_seqlens = cuts;
-  const auto together = attention.forward(packed, packed, packed, {}, bias, call);
-  const auto saved = attention.forward_saving(packed, packed, packed, {}, bias, call);
-  const auto back = attention.backward(saved, packed, packed, packed, packed, {}, bias);
+  const auto together = attention.forward(packed, packed, packed, call);
+  const auto saved = attention.forward_saving(packed, packed, packed, call);
+  const auto back = attention.backward(saved, packed, packed, packed, packed, {.attn_bias = bias});
   for (Index b = 0; b < 3; ++b)
     for (Index h = 0; h < heads; ++h)
       for (Index i = 0; i < length; ++i)
@@ -615,13 +622,12 @@ TEST(PackedSequences, NeverDependOnWhatTheirNeighboursHold) {
   config.first_keys = 2;
   const LocalAttention<float> attention(config);
   const std::vector<Index> cuts{0, 13, 13, 31, 50};
-  const LocalAttentionCall call{.cu_seqlens = cuts};
-  const auto before = attention.forward_saving(q, q, q, {}, {}, call);
+  const auto before = attention.forward_saving(q, q, q, {.cu_seqlens = cuts});
   const auto gradients_before = attention.backward(before, q, q, q, q);
   auto poisoned = q;
   for (Index i = 13; i < 31; ++i)
     for (Index m = 0; m < 8; ++m) poisoned(0, 0, i, m) = std::numeric_limits<float>::quiet_NaN();
-  const auto after = attention.forward_saving(poisoned, poisoned, poisoned, {}, {}, call);
+  const auto after = attention.forward_saving(poisoned, poisoned, poisoned, {.cu_seqlens = cuts});
   const auto gradients = attention.backward(after, poisoned, poisoned, poisoned, poisoned);
   for (Index i = 0; i < 50; ++i)
     for (Index m = 0; m < 8; ++m) {
@@ -714,7 +720,7 @@ TEST(Streams, GoBackAndAreLoadedWithFirstKeys) {
   const LocalAttention<double> attention(c.config);
   const auto whole = attention.forward(a.q, a.k, a.v);
   using Stream = LocalAttention<double>::Stream;
-  Stream stream(attention, 2, 8, {.max_rollback = 4}, {}, {}, {}, 1);
+  Stream stream(attention, 2, 8, {.max_rollback = 4}, {}, 1);
   const auto row = [&](const Tensor<double, 4>& x, Index i) {
     Tensor<double, 4> t(1, x.dimension(1), 1, 8);
     for (Index h = 0; h < x.dimension(1); ++h)
@@ -731,7 +737,7 @@ TEST(Streams, GoBackAndAreLoadedWithFirstKeys) {
     if (i % 17 == 4) {
       std::stringstream state;
       stream.save(state);
-      Stream other(attention, 2, 8, {.max_rollback = 4}, {}, {}, {}, 1);
+      Stream other(attention, 2, 8, {.max_rollback = 4}, {}, 1);
       other.load(state);
       stream = other;
     }
@@ -757,10 +763,8 @@ TEST(Sliding, GivesTheSameBitsOnAnyNumberOfThreads) {
     const Arguments<float> a(c);
     const LocalAttention<float> attention(c.config);
     const auto pass = [&](const auto& device) {
-      const auto saved =
-          attention.forward_saving(device, a.q, a.k, a.v, a.mask, a.attn_bias(), a.call, a.terms());
-      auto gradients = attention.backward(device, saved, saved.out, a.q, a.k, a.v, {},
-                                          a.attn_bias(), {}, a.terms());
+      const auto saved = attention.forward_saving(a.q, a.k, a.v, a.call(device));
+      auto gradients = attention.backward(saved, saved.out, a.q, a.k, a.v, a.of_backward(device));
       return std::pair(saved.out, std::move(gradients));
     };
     const auto [out, gradients] = pass(Eigen::DefaultDevice());

@@ -98,17 +98,17 @@ TYPED_TEST(StreamingResources, APushAllocatesAndLocksNothing) {
     if (COUNTS_ALLOCATIONS) {
       EXPECT_GT(at_construction, 0) << "the count does not work";
     }
-    typename LocalAttention<TypeParam>::Stream of_heads(attention, 2, 6, {.batch = 2},
-                                                        support::optional_view(bias));
+    typename LocalAttention<TypeParam>::Stream of_heads(
+        attention, 2, 6, {.batch = 2}, {.attn_bias = support::optional_view(bias)});
     SCOPED_TRACE(support::describe(config));
     for (const Index n : {1, 1, 7, 16, 700, 1, 0, 130})
       expect_no_cost([&] {
         const PaddingMask mask = n % 2 == 0 ? PaddingMask() : flags.mask(2, n);
         stream->push_into(TensorView<TypeParam, 3>(y.data(), {2, stream->results_of(n), 12}),
-                          TensorView<const TypeParam, 3>(x.data(), {2, n, 12}), mask);
+                          TensorView<const TypeParam, 3>(x.data(), {2, n, 12}), {.mask = mask});
         const TensorView<const TypeParam, 4> heads(q.data(), {2, 2, n, 6});
         of_heads.push_into(TensorView<TypeParam, 4>(out.data(), {2, 2, of_heads.results_of(n), 6}),
-                           heads, heads, heads, mask);
+                           heads, heads, heads, {.mask = mask});
         if (n == 7) stream->rollback(3);
         if (n == 700) stream->reset(1);
       });
@@ -142,7 +142,7 @@ TYPED_TEST(StreamingResources, APushOfTokensAllocatesAndLocksNothing) {
       expect_no_cost([&] {
         stream.push_into(TensorView<TypeParam, 3>(logits.data(), {2, stream.results_of(n), 9}),
                          TensorView<const std::int64_t, 2>(tokens.data(), {2, n}),
-                         n % 2 == 0 ? PaddingMask() : flags.mask(2, n));
+                         {.mask = n % 2 == 0 ? PaddingMask() : flags.mask(2, n)});
         if (n == 7) stream.rollback(3);
         if (n == 400) stream.reset(1);
       });
@@ -212,7 +212,7 @@ TYPED_TEST(StreamingResources, OfAnyNumberOfThreadsGiveTheSameBits) {
       for (int i = 0; i < 6; ++i) {
         const Index n = random.pick<Index>({1, 1, 5, 16, 40});
         const auto x = tensor<TypeParam, 3>(random.array({5, n, dim}));
-        EXPECT_TRUE(support::same_bits(alone.push(x), together.push(device, x)))
+        EXPECT_TRUE(support::same_bits(alone.push(x), together.push(x, {.device = device})))
             << count << " threads, seed " << seed;
       }
       EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
@@ -239,7 +239,7 @@ TYPED_TEST(StreamingResources, OfFewSequencesShareTheirHeadsAmongThreads) {
       for (int i = 0; i < 8; ++i) {
         const Index n = random.pick<Index>({1, 1, 1, 5, 16, 150});
         const auto x = tensor<TypeParam, 3>(random.array({batch, n, dim}));
-        EXPECT_TRUE(support::same_bits(alone.push(x), together.push(device, x)))
+        EXPECT_TRUE(support::same_bits(alone.push(x), together.push(x, {.device = device})))
             << count << " threads, seed " << seed;
       }
       EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
@@ -257,7 +257,8 @@ TYPED_TEST(StreamingResources, OfTheAttentionOnThreadsGiveTheSameBits) {
   Random random(8);
   for (const Index n : {1, 30, 1, 1, 17, 2}) {
     const auto q = tensor<TypeParam, 4>(random.array({4, 2, n, 6}));
-    EXPECT_TRUE(support::same_bits(alone.push(q, q, q), together.push(device, q, q, q)));
+    EXPECT_TRUE(
+        support::same_bits(alone.push(q, q, q), together.push(q, q, q, {.device = device})));
   }
 }
 
@@ -280,7 +281,8 @@ TYPED_TEST(StreamingResources, OfAModelOnThreadsGiveTheSameBits) {
       for (const Index n : {1, 30, 1, 1, 200, 2}) {
         Tensor<std::int64_t, 2> tokens(5, n);
         for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 8);
-        EXPECT_TRUE(support::same_bits(alone.push(tokens), together.push(device, tokens)));
+        EXPECT_TRUE(
+            support::same_bits(alone.push(tokens), together.push(tokens, {.device = device})));
       }
       EXPECT_TRUE(support::same_bits(alone.flush(), together.flush(device)));
     }

@@ -86,7 +86,7 @@ struct LayerSubject : Subject<Scalar> {
                              const std::vector<unsigned char>& masked) override {
       return values(
           stream.push(local_mha::TensorView<const Scalar, 3>(rows.data(), {stream.batch(), n, dim}),
-                      support::padding_mask(masked, stream.batch(), n)));
+                      {.mask = support::padding_mask(masked, stream.batch(), n)}));
     }
     std::vector<Scalar> flush() override { return values(stream.flush()); }
     local_mha::SequenceStream<Scalar>& base() override { return stream; }
@@ -142,19 +142,21 @@ struct AttentionSubject : Subject<Scalar> {
     const Index n = static_cast<Index>(rows.size()) / in_columns();
     return rows_of(attention.forward(
         part(*this, rows, 1, n, 0), part(*this, rows, 1, n, which(1)), part(*this, rows, 1, n, 2),
-        support::padding_mask(masked, 1, n), support::optional_view(bias), call));
+        support::attention_call<Scalar>(call, support::padding_mask(masked, 1, n),
+                                        support::optional_view(bias))));
   }
 
   struct Stream : Subject<Scalar>::Stream {
     Stream(const AttentionSubject& s, const StreamConfig& config)
         : subject(s),
-          stream(s.attention, s.heads, s.d, config, support::optional_view(s.bias), s.call) {}
+          stream(s.attention, s.heads, s.d, config,
+                 support::attention_call<Scalar>(s.call, {}, support::optional_view(s.bias))) {}
     std::vector<Scalar> push(const std::vector<Scalar>& rows, Index n,
                              const std::vector<unsigned char>& masked) override {
       const Index batch = stream.batch();
       return rows_of(stream.push(
           part(subject, rows, batch, n, 0), part(subject, rows, batch, n, subject.which(1)),
-          part(subject, rows, batch, n, 2), support::padding_mask(masked, batch, n)));
+          part(subject, rows, batch, n, 2), {.mask = support::padding_mask(masked, batch, n)}));
     }
     std::vector<Scalar> flush() override { return rows_of(stream.flush()); }
     local_mha::SequenceStream<Scalar>& base() override { return stream; }
@@ -169,7 +171,7 @@ struct AttentionSubject : Subject<Scalar> {
   LocalAttention<Scalar> attention;
   Index heads, d;
   Tensor<Scalar, 3> bias;
-  local_mha::LocalAttentionCall call;
+  support::AttentionOptions call;
 };
 
 /// What should be in a stream: the rows of each sequence, and the results that came of them.
@@ -539,7 +541,7 @@ TYPED_TEST(Streaming, EqualsTheReference) {
         for (Index b = 0; b < batch; ++b)
           masked.insert(masked.end(), c.in.masked.begin() + b * n + i,
                         c.in.masked.begin() + b * n + i + size);
-      take(stream.push(chunk, support::padding_mask(masked, batch, size)));
+      take(stream.push(chunk, {.mask = support::padding_mask(masked, batch, size)}));
       i += size;
     }
     take(stream.flush());
@@ -609,7 +611,8 @@ TYPED_TEST(Streaming, HidesWhatIsMaskedWhateverItHolds) {
         const Tensor<TypeParam, 3> chunk =
             poisoned.slice(Eigen::array<Index, 3>{0, i, 0}, Eigen::array<Index, 3>{1, m, 10});
         const auto part = stream.push(
-            chunk, support::padding_mask({masked.begin() + i, masked.begin() + i + m}, 1, m));
+            chunk,
+            {.mask = support::padding_mask({masked.begin() + i, masked.begin() + i + m}, 1, m)});
         y.insert(y.end(), part.data(), part.data() + part.size());
       }
       const auto last = stream.flush();
@@ -748,7 +751,7 @@ TYPED_TEST(Streaming, GivesTheSameBitsAtPositionsBeyond32Bits) {
       typename LocalMHA<TypeParam>::Stream twin(mha, {.max_rollback = 40});
       std::vector<unsigned char> masked(600, 0);
       for (auto& flag : masked) flag = random.chance(0.2);
-      twin.push(x, support::padding_mask(masked, 1, 600));
+      twin.push(x, {.mask = support::padding_mask(masked, 1, 600)});
       ASSERT_LT(twin.most_rollback(), 600) << "else it sees where the sequence begins";
       std::ostringstream out;
       twin.save(out);
@@ -811,8 +814,9 @@ TEST(StreamingBadInput, IsNamedAndChangesNothing) {
   expect_error("x: ", [&] { stream.push(Tensor<float, 3>(2, 3, 5)); });
   expect_error("y: expected shape [2, 0, 6], got [2, 1, 6]", [&] { stream.push_into(y, y); });
   expect_error("y: ", [&] { stream.flush_into(y); });
-  expect_error("mask: ",
-               [&] { stream.push(x, PaddingMask::from_lengths(std::vector<Index>{1, 2}, 4)); });
+  expect_error("mask: ", [&] {
+    stream.push(x, {.mask = PaddingMask::from_lengths(std::vector<Index>{1, 2}, 4)});
+  });
   expect_error("n: expected at most 3 positions to take back, got 4", [&] { stream.rollback(4); });
   expect_error("n: expected at least 0", [&] { stream.rollback(-1); });
   expect_error("sequence: expected 0 to 1, got 2", [&] { stream.reset(2); });
@@ -836,10 +840,10 @@ TEST(StreamingBadInput, IsNamedAndChangesNothing) {
   expect_error("dim_head: ", [&] { LocalAttention<float>::Stream(attention, 2, 6); });
   expect_error("heads: ", [&] { LocalAttention<float>::Stream(attention, 0, 8); });
   expect_error("training: ", [&] {
-    LocalAttention<float>::Stream(attention, 1, 8, {}, {}, {.training = local_mha::Training{}});
+    LocalAttention<float>::Stream(attention, 1, 8, {}, {.training = local_mha::Training{}});
   });
   expect_error("window_size: ",
-               [&] { LocalAttention<float>::Stream(attention, 1, 8, {}, {}, {.window_size = 3}); });
+               [&] { LocalAttention<float>::Stream(attention, 1, 8, {}, {.window_size = 3}); });
   LocalAttention<float>::Stream of_heads(attention, 2, 8);
   const Tensor<float, 4> q(1, 2, 3, 8);
   expect_error("k: ", [&] { of_heads.push(q, Tensor<float, 4>(1, 2, 4, 8), q); });

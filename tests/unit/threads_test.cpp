@@ -28,7 +28,6 @@ namespace threads_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
 using local_mha::PaddingMask;
@@ -103,8 +102,12 @@ TYPED_TEST(OnThreads, TheAttentionGivesTheSameBitsForAnyNumber) {
       const auto mask = support::padding_mask(c.in.masked, c.batch(), c.seqlen());
       const LocalAttention<TypeParam> attention(c.config);
       EXPECT_TRUE(same_bits(
-          attention.forward(q, k, v, mask, support::optional_view(bias), c.call),
-          attention.forward(threads.device, q, k, v, mask, support::optional_view(bias), c.call)))
+          attention.forward(
+              q, k, v,
+              support::attention_call<TypeParam>(c.call, mask, support::optional_view(bias))),
+          attention.forward(q, k, v,
+                            support::attention_call<TypeParam>(
+                                c.call, mask, support::optional_view(bias), threads.device))))
           << count << " threads, seed " << seed << ", " << support::describe(c.config);
     }
   }
@@ -162,11 +165,11 @@ TYPED_TEST(OnThreads, EveryPassGivesThemWork) {
   const auto q = tensor<Scalar, 4>(random.array({3, 2, 200, 8}));
   const LocalAttention<Scalar> attention({.window_size = 16, .causal = true, .dim = 8});
   typename LocalAttention<Scalar>::Saved saved_attention;
-  expect_work("attention, forward", [&] { attention.forward(device, q, q, q); });
+  expect_work("attention, forward", [&] { attention.forward(q, q, q, {.device = device}); });
   expect_work("attention, forward_saving",
-              [&] { saved_attention = attention.forward_saving(device, q, q, q); });
+              [&] { saved_attention = attention.forward_saving(q, q, q, {.device = device}); });
   expect_work("attention, backward",
-              [&] { attention.backward(device, saved_attention, q, q, q, q); });
+              [&] { attention.backward(saved_attention, q, q, q, q, {.device = device}); });
 
   const LocalMHA<Scalar> mha(
       {.dim = 16, .window_size = 16, .dim_head = 8, .heads = 2, .causal = true});
@@ -179,7 +182,7 @@ TYPED_TEST(OnThreads, EveryPassGivesThemWork) {
     expect_work("layer, backward", [&] { mha.backward(device, gradients, saved, x, x); });
     // A batch by its sequences, a single one by its heads.
     typename LocalMHA<Scalar>::Stream stream(mha, {.batch = batch, .max_threads = 3});
-    expect_work("stream, push", [&] { stream.push(device, x); });
+    expect_work("stream, push", [&] { stream.push(x, {.device = device}); });
   }
 
   const local_mha::LocalTransformer<Scalar> model({.num_tokens = 9,
@@ -192,8 +195,9 @@ TYPED_TEST(OnThreads, EveryPassGivesThemWork) {
   Tensor<std::int64_t, 2> tokens(3, 200);
   tokens.setConstant(1);
   auto gradients = local_mha::LocalTransformerParameters<Scalar>::zeros(model.config());
-  expect_work("transformer, forward", [&] { model.forward(device, tokens); });
-  expect_work("transformer, backward", [&] { model.backward(device, gradients, tokens); });
+  expect_work("transformer, forward", [&] { model.forward(tokens, {.device = device}); });
+  expect_work("transformer, backward",
+              [&] { model.backward(gradients, tokens, {.device = device}); });
 }
 
 TYPED_TEST(OnThreads, ARepeatedCallIntoGivenMemoryAllocatesNothing) {
@@ -288,20 +292,29 @@ TYPED_TEST(OnThreads, AWorkspaceServesOtherAttentions) {
     const auto bias = support::bias_tensor<TypeParam>(c.in.bias);
     const auto mask = support::padding_mask(c.in.masked, c.batch(), c.seqlen());
     const LocalAttention<TypeParam> attention(c.config);
-    const auto expected = attention.forward(q, k, v, mask, support::optional_view(bias), c.call);
+    const auto expected = attention.forward(
+        q, k, v, support::attention_call<TypeParam>(c.call, mask, support::optional_view(bias)));
     Tensor<TypeParam, 4> out = q;
-    attention.forward_into(out, workspace, poisoned, poisoned, poisoned, {}, {}, c.call);
-    attention.forward_into(out, workspace, q, k, v, mask, support::optional_view(bias), c.call);
+    attention.forward_into(out, workspace, poisoned, poisoned, poisoned,
+                           support::attention_call<TypeParam>(c.call));
+    attention.forward_into(
+        out, workspace, q, k, v,
+        support::attention_call<TypeParam>(c.call, mask, support::optional_view(bias)));
     EXPECT_TRUE(same_bits(out, expected)) << "seed " << seed;
-    attention.forward_into(two.device, out, workspace, q, k, v, mask, support::optional_view(bias),
-                           c.call);
+    attention.forward_into(
+        out, workspace, q, k, v,
+        support::attention_call<TypeParam>(c.call, mask, support::optional_view(bias), two.device));
     EXPECT_TRUE(same_bits(out, expected)) << "seed " << seed << ", two threads";
     // Elsewhere: the same workspace must notice that the buckets lie differently.
-    LocalAttentionCall elsewhere = c.call;
+    support::AttentionOptions elsewhere = c.call;
     elsewhere.first_position += 1;
-    attention.forward_into(out, workspace, q, k, v, mask, support::optional_view(bias), elsewhere);
+    attention.forward_into(
+        out, workspace, q, k, v,
+        support::attention_call<TypeParam>(elsewhere, mask, support::optional_view(bias)));
     EXPECT_TRUE(
-        same_bits(out, attention.forward(q, k, v, mask, support::optional_view(bias), elsewhere)))
+        same_bits(out, attention.forward(q, k, v,
+                                         support::attention_call<TypeParam>(
+                                             elsewhere, mask, support::optional_view(bias)))))
         << "seed " << seed << ", elsewhere";
   }
 }
@@ -339,8 +352,9 @@ TYPED_TEST(OnThreads, BadArgumentsAreNamed) {
   const Tensor<TypeParam, 4> q(1, 2, 10, 4);
   Tensor<TypeParam, 4> out(1, 2, 10, 3);
   typename LocalAttention<TypeParam>::Workspace room;
-  EXPECT_EQ(rejection([&] { attention.forward_into(threads.device, out, room, q, q, q); }),
-            "out: expected shape [1, 2, 10, 4], got [1, 2, 10, 3]");
+  EXPECT_EQ(
+      rejection([&] { attention.forward_into(out, room, q, q, q, {.device = threads.device}); }),
+      "out: expected shape [1, 2, 10, 4], got [1, 2, 10, 3]");
 }
 
 TEST(ParallelFor, CallsEachTaskOnceAndNoWorkerTwiceAtATime) {

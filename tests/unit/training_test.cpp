@@ -72,8 +72,7 @@ TYPED_TEST(TrainingCurve, IsThatOfPyTorch) {
         labels(b, i) = static_cast<std::int64_t>(tokens(step, b, i + 1));
       }
     local_mha::set_zero(gradients);
-    const auto loss =
-        static_cast<double>(model.backward(Eigen::DefaultDevice(), gradients, input, labels));
+    const auto loss = static_cast<double>(model.backward(gradients, input, labels));
     const double norm = local_mha::clip_gradients(gradients, 1.0);
     EXPECT_NEAR(loss / curve().at(this->name("loss"))(step), 1, close) << step;
     EXPECT_NEAR(norm / curve().at(this->name("grad_norm"))(step), 1, close) << step;
@@ -367,12 +366,12 @@ TYPED_TEST(PyTorchsFigures, TrainingOfPartsIsThatOfTheTransformersLayers) {
     const local_mha::LocalMHA<TypeParam> attention(layer_config(config), layer.attention);
     const local_mha::FeedForward<TypeParam> feed_forward(layer.feed_forward, config.ff_dropout);
     x += attention.forward(x, {}, {}, training.of_part(2 * i));
-    rows() += feed_forward.forward(rows(), training.of_part(2 * i + 1));
+    rows() += feed_forward.forward(rows(), {.training = training.of_part(2 * i + 1)});
   }
   const local_mha::LayerNorm<TypeParam> norm(p.to_logits_norm_weight, p.to_logits_norm_bias);
   const local_mha::RowMatrix<TypeParam> logits =
       local_mha::Linear<TypeParam>(p.to_logits).forward(norm.forward(rows()));
-  const auto expected = model.forward(tokens, {}, training);
+  const auto expected = model.forward(tokens, {.training = training});
   EXPECT_TRUE(std::equal(logits.data(), logits.data() + logits.size(), expected.data()));
 }
 
@@ -390,7 +389,8 @@ TEST(Training, OfEachPartDropsSomethingElse) {
   const std::uint64_t parts[] = {0, 1, 2, std::uint64_t{1} << 32, ~std::uint64_t{0}};
   for (const std::uint64_t a : parts)
     for (const std::uint64_t b : parts)
-      EXPECT_EQ(layer.forward(x, training.of_part(a)) == layer.forward(x, training.of_part(b)),
+      EXPECT_EQ(layer.forward(x, {.training = training.of_part(a)}) ==
+                    layer.forward(x, {.training = training.of_part(b)}),
                 a == b);
   EXPECT_NE(training.of_part(0).seed, local_mha::Training{.seed = 78}.of_part(0).seed);
 }

@@ -92,7 +92,7 @@ TYPED_TEST(TransformerGradients, AreThoseOfRandomConfigurations) {
     auto gradients = LocalTransformerParameters<TypeParam>::zeros(config);
     const auto t = tensor<std::int64_t, 2>(tokens);
     const auto mask = support::padding_mask(masked, batch, n);
-    EXPECT_EQ(model.backward(gradients, t, mask), model.loss(t, mask));
+    EXPECT_EQ(model.backward(gradients, t, {.mask = mask}), model.loss(t, {.mask = mask}));
     const auto parameters = reference::cast<long double>(values);
     for (const auto& [name, gradient] : support::named<TypeParam>(gradients))
       support::expect_gradient(
@@ -122,7 +122,7 @@ TEST(TransformerGradients, AgreeWithDualNumbersInTraining) {
     const LocalTransformer<double> model(config,
                                          support::transformer_parameters<double>(config, values));
     auto gradients = LocalTransformerParameters<double>::zeros(config);
-    model.backward(gradients, t, {}, Training{.seed = seed});
+    model.backward(gradients, t, {.training = Training{.seed = seed}});
     const auto of_model = support::named<double>(gradients);
 
     auto parameters = LocalTransformerParameters<Dual>::zeros(config);
@@ -131,7 +131,8 @@ TEST(TransformerGradients, AgreeWithDualNumbersInTraining) {
       direction.move(values.at(name), of_model.at(name), weight.data());
     });
     const LocalTransformer<Dual> dual(config, std::move(parameters));
-    EXPECT_NEAR(direction.slope(), dual.loss(t, {}, Training{.seed = seed}).derivatives()(0),
+    EXPECT_NEAR(direction.slope(),
+                dual.loss(t, {.training = Training{.seed = seed}}).derivatives()(0),
                 1e-10 * (1 + std::abs(direction.slope())));
   }
 }
@@ -221,10 +222,10 @@ TYPED_TEST(TransformerGradients, OfFeedForward) {
     const local_mha::FeedForward<TypeParam> feed_forward(parameters);
     const auto x = random.array({rows, dim}), weights = random.array({rows, dim});
     typename local_mha::FeedForward<TypeParam>::Saved saved;
-    const auto y = feed_forward.forward_saving(Eigen::DefaultDevice(), saved, matrix<TypeParam>(x));
+    const auto y = feed_forward.forward_saving(saved, matrix<TypeParam>(x));
     EXPECT_EQ(y, feed_forward.forward(matrix<TypeParam>(x)));
-    const auto grad_x = feed_forward.backward(Eigen::DefaultDevice(), zeros, saved,
-                                              matrix<TypeParam>(weights), matrix<TypeParam>(x));
+    const auto grad_x =
+        feed_forward.backward(zeros, saved, matrix<TypeParam>(weights), matrix<TypeParam>(x));
     const auto lx = reference::cast<long double>(x);
     const auto lp = reference::cast<long double>(values);
     support::expect_gradient(

@@ -107,8 +107,8 @@ TYPED_TEST(TransformerStreaming, EqualsForwardWhateverHappens) {
         for (auto& flag : hidden) flag = random.chance(0.3);
       tokens.insert(tokens.end(), chunk.data(), chunk.data() + n);
       masked.insert(masked.end(), hidden.begin(), hidden.end());
-      add(stream->push(chunk,
-                       masks ? support::padding_mask(hidden, 1, n) : local_mha::PaddingMask()));
+      add(stream->push(
+          chunk, {.mask = masks ? support::padding_mask(hidden, 1, n) : local_mha::PaddingMask()}));
     };
     const auto back = [&](Index n) {
       log << "back " << n << "; ";
@@ -164,7 +164,7 @@ TYPED_TEST(TransformerStreaming, EqualsForwardWhateverHappens) {
     const auto n = static_cast<Index>(tokens.size());
     Tokens all(1, n);
     std::copy(tokens.begin(), tokens.end(), all.data());
-    const auto expected = model.forward(all, support::padding_mask(masked, 1, n));
+    const auto expected = model.forward(all, {.mask = support::padding_mask(masked, 1, n)});
     ASSERT_EQ(static_cast<Index>(logits.size()), expected.size());
     for (Index i = 0; i < expected.size() && failures < 5; ++i)
       if (const auto result = support::near(

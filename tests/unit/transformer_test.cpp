@@ -113,12 +113,12 @@ TYPED_TEST(Transformer, EqualsTheReferenceForRandomConfigurations) {
         reference::transformer_logits(options, rounded, inputs, c.masked), expected);
     const double allowed = 4 * std::max(support::largest_error(naive, expected), moved) +
                            100 * epsilon * support::largest(naive);
-    const auto result =
-        support::close(array(model.forward(token_tensor(inputs), mask)), expected, allowed);
+    const auto result = support::close(array(model.forward(token_tensor(inputs), {.mask = mask})),
+                                       expected, allowed);
     if (!result) ++failures;
     EXPECT_TRUE(result) << "seed " << seed << ", " << describe(c);
 
-    const auto loss = static_cast<double>(model.loss(token_tensor(c.tokens), mask));
+    const auto loss = static_cast<double>(model.loss(token_tensor(c.tokens), {.mask = mask}));
     const auto expected_loss = static_cast<double>(
         reference::transformer_loss(options, reference::cast<Precise>(c.parameters), c.tokens,
                                     c.config.ignore_index, c.masked));

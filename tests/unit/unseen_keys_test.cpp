@@ -13,7 +13,6 @@ namespace unseen_keys_test {
 
 using local_mha::Index;
 using local_mha::LocalAttention;
-using local_mha::LocalAttentionCall;
 using local_mha::LocalAttentionConfig;
 using local_mha::LocalMHA;
 using local_mha::LocalMHAConfig;
@@ -29,10 +28,12 @@ struct Inputs {
   Tensor<Scalar, 3> bias;
 
   Tensor<Scalar, 4> attend(const LocalAttentionConfig& config,
-                           const LocalAttentionCall& call = {}) const {
+                           const support::AttentionOptions& call = {}) const {
     return LocalAttention<Scalar>(config).forward(
-        q, k, v, support::padding_mask(masked, q.dimension(0), q.dimension(2)),
-        support::optional_view(bias), call);
+        q, k, v,
+        support::attention_call<Scalar>(
+            call, support::padding_mask(masked, q.dimension(0), q.dimension(2)),
+            support::optional_view(bias)));
   }
 };
 
@@ -117,7 +118,7 @@ TYPED_TEST(UnseenKeys, OutsideOfTheWindowMayHoldAnythingAndSeenOnesShow) {
     Random random(seed);
     const Index d = random.pick<Index>({2, 5, 8, 16, 64});
     if (d % 2 == 0 && random.chance(0.7)) config.dim = d;
-    LocalAttentionCall call;
+    support::AttentionOptions call;
     if (random.chance(0.3)) call.first_position = random.integer(0, 2 * config.window_size);
     const auto options = support::options(config, call);
     const auto original = inputs<TypeParam>(random, 2, n, d);

@@ -40,7 +40,7 @@ TEST(Batches, OfSeventyThousandHeads) {
   const auto gradients = attention.backward(saved, q, q, q, q);
   Eigen::ThreadPool pool(3);
   const Eigen::ThreadPoolDevice device(&pool, 3);
-  EXPECT_TRUE(support::same_bits(attention.forward(device, q, q, q), saved.out));
+  EXPECT_TRUE(support::same_bits(attention.forward(q, q, q, {.device = device}), saved.out));
   for (const Index b : {0, 1, 32'767, 32'768, 34'999}) {
     const Tensor<float, 4> one =
         q.slice(Eigen::array<Index, 4>{b, 0, 0, 0}, Eigen::array<Index, 4>{1, 2, 3, 2});
@@ -107,7 +107,7 @@ TEST(Pools, MayBeBusyForEver) {
   mha.forward_saving(device, saved, x);
   mha.backward(device, gradients, saved, y, x);
   LocalMHA<float>::Stream stream(mha, {.batch = 3, .max_threads = 2});
-  EXPECT_EQ(stream.push(device, x).dimension(1), 200);
+  EXPECT_EQ(stream.push(x, {.device = device}).dimension(1), 200);
   {
     const std::lock_guard lock(mutex);
     free = true;

@@ -15,14 +15,30 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// What may differ from call to call of LocalAttention::forward().
+/// What a call of LocalAttention is given beside queries, keys and values; all of it may be left
+/// out:
+///
+///     attention.forward(q, k, v, {.mask = mask, .device = device});
+template <typename Scalar>
 struct LocalAttentionCall {
+  /// Keys that nobody attends, `[B, N]`.
+  PaddingMask mask = {};
+  /// `[H or 1, w, (1 + lb + lf)·w]`, or `[B·H, …]`, one for each sequence; added to the scaled
+  /// scores: query `i` takes row `i mod w`, and key `j` column `j − (i/w − lb)·w`. None with a
+  /// token window.
+  std::optional<TensorView<const Scalar, 3>> attn_bias = {};
+  /// `[H or 1, left + right + 1]`, of a token window whose ends are bounded: the score of query `i`
+  /// and key `j` has `relative_bias[h, j − i + left]` added.
+  std::optional<TensorView<const Scalar, 2>> relative_bias = {};
+  /// `[H]`: scores without a value, one for each query, which take their share of the softmax.
+  std::optional<TensorView<const Scalar, 1>> sinks = {};
   /// Takes the place of the configuration's window in every rule, while xpos_scale_base stays.
   /// Allowed with xPos only.
   std::optional<Index> window_size = {};
@@ -39,23 +55,16 @@ struct LocalAttentionCall {
   /// Rows that every query of their sequence sees, and that see every key of it, whatever else
   /// says: `[B, N]`, true = global.
   std::optional<TensorView<const bool, 2>> global_rows = {};
-};
-
-/// Learned numbers that take part in the softmax.
-template <typename Scalar>
-struct AttentionTerms {
-  /// `[H or 1, left + right + 1]`, of a token window whose ends are bounded: the score of query `i`
-  /// and key `j` has `relative_bias[h, j − i + left]` added.
-  std::optional<TensorView<const Scalar, 2>> relative_bias = {};
-  /// `[H]`: scores without a value, one for each query, which take their share of the softmax.
-  std::optional<TensorView<const Scalar, 1>> sinks = {};
+  /// Whose threads share the work; the same bits for any number of them.
+  AnyDevice device = {};
 };
 
 namespace detail {
 
 /// What a call's queries see.
 /// \throws std::invalid_argument if that is not what the configuration allows
-inline Window window_of(const LocalAttentionConfig& config, const LocalAttentionCall& call) {
+template <typename Scalar>
+Window window_of(const LocalAttentionConfig& config, const LocalAttentionCall<Scalar>& call) {
   if (call.window_size) {
     if (!config.use_xpos)
       reject("window_size", "none at the call, because the attention has no xPos",
@@ -134,69 +143,68 @@ void require_same(std::string_view argument, bool given, const T& got, const T& 
     reject(argument, "that of forward_saving(), or none", "another");
 }
 
-/// What a forward pass was called with: the backward pass takes mask and options from here, and
-/// knows the bias again.
+/// What a forward pass was called with: the backward pass takes from here what it was given, but
+/// for tensors of numbers, which it knows again.
 template <typename Scalar>
 class SavedCall {
  public:
-  using Bias = std::optional<TensorView<const Scalar, 3>>;
+  using Call = LocalAttentionCall<Scalar>;
 
-  void take(const PaddingMask& mask, const Bias& attn_bias, const LocalAttentionCall& options,
-            const AttentionTerms<Scalar>& terms = {}) {
-    mask_.assign(mask);
-    cu_seqlens_.assign(options.cu_seqlens.begin(), options.cu_seqlens.end());
-    options_ = options;
-    lengths_.assign(options.lengths.begin(), options.lengths.end());
-    options_.cu_seqlens = options_.lengths = {};
-    options_.global_rows.reset();
+  void take(const Call& given) {
+    kept_ = {.window_size = given.window_size,
+             .first_position = given.first_position,
+             .training = given.training};
+    mask_.assign(given.mask);
+    cu_seqlens_.assign(given.cu_seqlens.begin(), given.cu_seqlens.end());
+    lengths_.assign(given.lengths.begin(), given.lengths.end());
     global_rows_.reset();
-    if (options.global_rows)
+    if (given.global_rows)
       global_rows_.emplace(Eigen::TensorMap<const Tensor<bool, 2>>(
-          options.global_rows->data(), options.global_rows->dimensions()));
-    bias_.take(attn_bias);
-    relative_bias_.take(terms.relative_bias);
-    sinks_.take(terms.sinks);
+          given.global_rows->data(), given.global_rows->dimensions()));
+    attn_bias_.take(given.attn_bias);
+    relative_bias_.take(given.relative_bias);
+    sinks_.take(given.sinks);
   }
 
-  const PaddingMask& mask() const { return mask_; }
-  /// Valid as long as this.
-  LocalAttentionCall options() const {
-    LocalAttentionCall options = options_;
-    options.cu_seqlens = cu_seqlens_;
-    options.lengths = lengths_;
-    if (global_rows_) options.global_rows = *global_rows_;
-    return options;
+  /// That of the forward pass, with the tensors and the device of `given`, which are not kept.
+  /// \return valid as long as this and `given`
+  Call with_tensors_of(const Call& given) const {
+    Call call = kept_;
+    call.mask = mask_.view();
+    call.cu_seqlens = cu_seqlens_;
+    call.lengths = lengths_;
+    if (global_rows_) call.global_rows = *global_rows_;
+    call.attn_bias = given.attn_bias;
+    call.relative_bias = given.relative_bias;
+    call.sinks = given.sinks;
+    call.device = given.device;
+    return call;
   }
+  std::span<const Index> lengths() const { return lengths_; }
 
-  /// \throws std::invalid_argument if a mask or an option is given and is not that of the call, or
-  ///         the bias or a term is not
-  void require_same_call(const PaddingMask& mask, const Bias& attn_bias,
-                         const LocalAttentionCall& options,
-                         const AttentionTerms<Scalar>& terms = {}) const {
-    require_same("mask", static_cast<bool>(mask), mask, mask_);
-    require_same("window_size", options.window_size.has_value(), options.window_size,
-                 options_.window_size);
-    require_same("first_position", options.first_position != 0, options.first_position,
-                 options_.first_position);
-    require_same("training", options.training.has_value(), options.training, options_.training);
-    require_same("cu_seqlens", !options.cu_seqlens.empty(),
-                 std::equal(options.cu_seqlens.begin(), options.cu_seqlens.end(),
-                            cu_seqlens_.begin(), cu_seqlens_.end()),
+  /// \throws std::invalid_argument if something is given and is not that of the call, or a tensor
+  ///         that is not kept is missing
+  void require_same_call(const Call& given) const {
+    require_same("mask", static_cast<bool>(given.mask), given.mask, mask_);
+    require_same("window_size", given.window_size.has_value(), given.window_size,
+                 kept_.window_size);
+    require_same("first_position", given.first_position != 0, given.first_position,
+                 kept_.first_position);
+    require_same("training", given.training.has_value(), given.training, kept_.training);
+    require_same("cu_seqlens", !given.cu_seqlens.empty(),
+                 std::ranges::equal(given.cu_seqlens, cu_seqlens_), true);
+    require_same("lengths", !given.lengths.empty(), std::ranges::equal(given.lengths, lengths_),
                  true);
-    require_same("lengths", !options.lengths.empty(),
-                 std::equal(options.lengths.begin(), options.lengths.end(), lengths_.begin(),
-                            lengths_.end()),
-                 true);
-    require_same("global_rows", options.global_rows.has_value(),
-                 options.global_rows && global_rows_ &&
+    require_same("global_rows", given.global_rows.has_value(),
+                 given.global_rows && global_rows_ &&
                      TensorView<const bool, 2>(*global_rows_).dimensions() ==
-                         options.global_rows->dimensions() &&
+                         given.global_rows->dimensions() &&
                      std::equal(global_rows_->data(), global_rows_->data() + global_rows_->size(),
-                                options.global_rows->data()),
+                                given.global_rows->data()),
                  true);
-    bias_.require_same("attn_bias", attn_bias);
-    relative_bias_.require_same("relative_bias", terms.relative_bias);
-    sinks_.require_same("sinks", terms.sinks);
+    attn_bias_.require_same("attn_bias", given.attn_bias);
+    relative_bias_.require_same("relative_bias", given.relative_bias);
+    sinks_.require_same("sinks", given.sinks);
   }
 
  private:
@@ -228,12 +236,13 @@ class SavedCall {
     Sample<Scalar> numbers_;
   };
 
+  // What is no view.
+  Call kept_;
   PaddingMask mask_;
-  LocalAttentionCall options_;
   std::vector<Index> cu_seqlens_;
   std::vector<Index> lengths_;
   std::optional<Tensor<bool, 2>> global_rows_;
-  Known<3> bias_;
+  Known<3> attn_bias_;
   Known<2> relative_bias_;
   Known<1> sinks_;
 };

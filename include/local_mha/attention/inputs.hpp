@@ -32,6 +32,18 @@ inline void check_lengths(std::span<const Index> lengths, Index batch, Index seq
     if (length < 0 || length > seqlen) reject("lengths", "0 to " + std::to_string(seqlen), length);
 }
 
+/// Rejects borders of packed sequences that are none.
+inline void check_cu_seqlens(std::span<const Index> cu_seqlens, Index batch, Index seqlen) {
+  if (cu_seqlens.empty()) return;
+  if (batch != 1) reject("cu_seqlens", "none unless the batch is 1", "a batch of ", batch);
+  if (cu_seqlens.front() != 0) reject("cu_seqlens", "0 at first", cu_seqlens.front());
+  for (std::size_t s = 1; s < cu_seqlens.size(); ++s)
+    if (cu_seqlens[s] < cu_seqlens[s - 1])
+      reject("cu_seqlens", "numbers that never fall", cu_seqlens[s], " after ", cu_seqlens[s - 1]);
+  if (cu_seqlens.back() != seqlen)
+    reject("cu_seqlens", std::to_string(seqlen) + " (rows) at last", cu_seqlens.back());
+}
+
 /// The sequences of a batch, or the segments of a packed one, their heads, and what their queries
 /// see.
 template <typename Scalar>
@@ -86,15 +98,7 @@ class AttentionInputs {
   /// \param cu_seqlens empty: no segments; must outlive this
   /// \throws std::invalid_argument if that is not what they are
   void cut(std::span<const Index> cu_seqlens) {
-    if (cu_seqlens.empty()) return;
-    if (batch_ != 1) reject("cu_seqlens", "none unless the batch is 1", "a batch of ", batch_);
-    if (cu_seqlens.front() != 0) reject("cu_seqlens", "0 at first", cu_seqlens.front());
-    for (std::size_t s = 1; s < cu_seqlens.size(); ++s)
-      if (cu_seqlens[s] < cu_seqlens[s - 1])
-        reject("cu_seqlens", "numbers that never fall", cu_seqlens[s], " after ",
-               cu_seqlens[s - 1]);
-    if (cu_seqlens.back() != seqlen_)
-      reject("cu_seqlens", std::to_string(seqlen_) + " (rows) at last", cu_seqlens.back());
+    check_cu_seqlens(cu_seqlens, batch_, seqlen_);
     cu_seqlens_ = cu_seqlens;
   }
 

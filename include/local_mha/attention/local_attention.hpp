@@ -33,9 +33,11 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 ///         score_functors.hpp
 template <typename Scalar, typename Score = ConfiguredScore>
 class LocalAttention {
+  using View = TensorView<const Scalar, 4>;
+
  public:
   using Bias = std::optional<TensorView<const Scalar, 3>>;
-  using Terms = AttentionTerms<Scalar>;
+  using Call = LocalAttentionCall<Scalar>;
 
   /// Sequences that come bit by bit: see local_attention_stream.hpp.
   class Stream;
@@ -68,56 +70,35 @@ class LocalAttention {
   /// \param q `[B, H, N, D]`
   /// \param k, v `[B, H, N, D]`, or of fewer heads, `[B, H_kv, N, D]`, where `H_kv` divides `H`:
   ///        head `h` of `q` reads head `⌊h / (H/H_kv)⌋`. With shared_qk, `k` is the same as `q`
-  /// \param mask keys that nobody attends, `[B, N]`
-  /// \param attn_bias `[H or 1, w, (1 + lb + lf)·w]`, or `[B·H, …]`, one for each sequence; added
-  ///        to the scaled scores: query `i` takes row `i mod w`, and key `j` column
-  ///        `j − (i/w − lb)·w`. None with a token window
-  /// \param call what else differs from call to call, such as packed sequences
-  /// \param terms sinks, and the relative bias of a token window
   /// \return `[B, H, N, D]`; 0 for a query that sees no key
   /// \throws std::invalid_argument naming the argument that does not fit
-  Tensor<Scalar, 4> forward(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
-                            TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                            const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
-                            const Terms& terms = {}) const {
-    return forward(AnyDevice(), q, k, v, mask, attn_bias, call, terms);
-  }
-
-  /// The same on the threads of a device; the same bits for any number of them.
-  Tensor<Scalar, 4> forward(const AnyDevice& device, TensorView<const Scalar, 4> q,
-                            TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                            const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                            const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
-    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call, terms);
-    Tensor<Scalar, 4> out(q.dimension(0), q.dimension(1), q.dimension(2), q.dimension(3));
+  Tensor<Scalar, 4> forward(View q, View k, View v, const Call& call = {}) const {
+    const auto inputs = check_arguments(q, k, v, call);
+    Tensor<Scalar, 4> out(q.dimensions());
     // Of a workspace, a program that goes forward alone compiles no more than this.
     detail::AttentionForward<Scalar> room;
-    attend(device, room, inputs, q, k, v, out.data(), nullptr, nullptr, call.training);
+    attend(room, inputs, q, k, v, call, out.data(), nullptr, nullptr);
     return out;
+  }
+
+  /// The same with mask and bias in a row.
+  Tensor<Scalar, 4> forward(View q, View k, View v, const PaddingMask& mask,
+                            const Bias& attn_bias) const {
+    return forward(q, k, v, {.mask = mask, .attn_bias = attn_bias});
   }
 
   /// The same into given memory. Allocates nothing if the workspace was last used for the same
   /// configuration, window and dim_head, and before for sequences as long and as many threads.
   /// \param out `[B, H, N, D]`, must not overlap the inputs
   /// \param workspace for one call at a time
-  void forward_into(const AnyDevice& device, TensorView<Scalar, 4> out, Workspace& workspace,
-                    TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
-                    TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                    const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
-                    const Terms& terms = {}) const {
-    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call, terms);
+  void forward_into(TensorView<Scalar, 4> out, Workspace& workspace, View q, View k, View v,
+                    const Call& call = {}) const {
+    const auto inputs = check_arguments(q, k, v, call);
     require_shape("out", out.dimensions(), q.dimensions());
     detail::require_apart("out", out, "q", q);
     detail::require_apart("out", out, "k", k);
     detail::require_apart("out", out, "v", v);
-    attend(device, workspace.forward_, inputs, q, k, v, out.data(), nullptr, nullptr,
-           call.training);
-  }
-  void forward_into(TensorView<Scalar, 4> out, Workspace& workspace, TensorView<const Scalar, 4> q,
-                    TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                    const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                    const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
-    forward_into(AnyDevice(), out, workspace, q, k, v, mask, attn_bias, call, terms);
+    attend(workspace.forward_, inputs, q, k, v, call, out.data(), nullptr, nullptr);
   }
 
   /// What forward() must keep for backward(), beside its inputs; and gradients of what it takes.
@@ -125,22 +106,17 @@ class LocalAttention {
   using Gradients = detail::AttentionGradients<Scalar>;
 
   /// forward() that keeps what backward() needs.
-  Saved forward_saving(const AnyDevice& device, TensorView<const Scalar, 4> q,
-                       TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                       const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                       const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
-    const auto inputs = check_arguments(q, k, v, mask, attn_bias, call, terms);
-    Saved saved = Saved::of(config_, q, k, v, mask, attn_bias, call, terms);
+  Saved forward_saving(View q, View k, View v, const Call& call = {}) const {
+    const auto inputs = check_arguments(q, k, v, call);
+    Saved saved = Saved::of(config_, q, k, v, call);
     detail::AttentionForward<Scalar> room;
-    attend(device, room, inputs, q, k, v, saved.out.data(), saved.lse.data(), saved.lse_rest.data(),
-           call.training);
+    attend(room, inputs, q, k, v, call, saved.out.data(), saved.lse.data(), saved.lse_rest.data());
     return saved;
   }
-  Saved forward_saving(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
-                       TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                       const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
-                       const Terms& terms = {}) const {
-    return forward_saving(AnyDevice(), q, k, v, mask, attn_bias, call, terms);
+
+  Saved forward_saving(View q, View k, View v, const PaddingMask& mask,
+                       const Bias& attn_bias) const {
+    return forward_saving(q, k, v, {.mask = mask, .attn_bias = attn_bias});
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_out`.
@@ -149,29 +125,23 @@ class LocalAttention {
   /// gradients of the bias for each head apart. A query that sees no key, and a key that nobody
   /// sees, has the gradient 0. With shared_qk, `k` is taken as an input of its own: add its
   /// gradient to that of `q` if they are one. A Score of one's own must have a derivative.
-  /// \param saved what forward_saving() returned. It holds the mask and what else the call was
-  ///        given: here, they may be left out
+  /// \param saved what forward_saving() returned. It holds what the call was given but for tensors
+  ///        of Scalars: in `call`, the rest may be left out
   /// \param grad_out `[B, H, N, D]`
-  /// \param q, k, v, attn_bias, terms what forward_saving() was given
+  /// \param q, k, v, call what forward_saving() was given; the device may be another
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving() (tensors are known by a sample of their numbers)
-  Gradients backward(const AnyDevice& device, const Saved& saved,
-                     TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
-                     TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                     const PaddingMask& mask = {}, const Bias& attn_bias = {},
-                     const LocalAttentionCall& call = {}, const Terms& terms = {}) const {
+  Gradients backward(const Saved& saved, View grad_out, View q, View k, View v,
+                     const Call& call = {}) const {
     Gradients gradients;
     Workspace workspace;
-    backward_into(device, gradients, workspace, saved, grad_out, q, k, v, mask, attn_bias, call,
-                  terms);
+    backward_into(gradients, workspace, saved, grad_out, q, k, v, call);
     return gradients;
   }
-  Gradients backward(const Saved& saved, TensorView<const Scalar, 4> grad_out,
-                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
-                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
-                     const Terms& terms = {}) const {
-    return backward(AnyDevice(), saved, grad_out, q, k, v, mask, attn_bias, call, terms);
+
+  Gradients backward(const Saved& saved, View grad_out, View q, View k, View v,
+                     const PaddingMask& mask, const Bias& attn_bias) const {
+    return backward(saved, grad_out, q, k, v, {.mask = mask, .attn_bias = attn_bias});
   }
 
   /// The same into tensors that may be there already, and in room that is kept: allocates nothing
@@ -179,12 +149,8 @@ class LocalAttention {
   /// \param gradients become what backward() returns; their memory is used again if they have the
   ///        inputs' shape
   /// \param workspace for one call at a time
-  void backward_into(const AnyDevice& device, Gradients& gradients, Workspace& workspace,
-                     const Saved& saved, TensorView<const Scalar, 4> grad_out,
-                     TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
-                     TensorView<const Scalar, 4> v, const PaddingMask& mask = {},
-                     const Bias& attn_bias = {}, const LocalAttentionCall& call = {},
-                     const Terms& terms = {}) const;
+  void backward_into(Gradients& gradients, Workspace& workspace, const Saved& saved, View grad_out,
+                     View q, View k, View v, const Call& call = {}) const;
 
   /// Allocates what differentiate() of the same arguments uses.
   void prepare_differentiate(const AnyDevice& device, Workspace& workspace,
@@ -215,12 +181,7 @@ class LocalAttention {
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.
   /// \return `[B, H, N, N]`, `[query][key]`; 0 where a query does not see a key
-  Tensor<Scalar, 4> attention_probabilities(TensorView<const Scalar, 4> q,
-                                            TensorView<const Scalar, 4> k,
-                                            const PaddingMask& mask = {},
-                                            const Bias& attn_bias = {},
-                                            const LocalAttentionCall& call = {},
-                                            const Terms& terms = {}) const;
+  Tensor<Scalar, 4> attention_probabilities(View q, View k, const Call& call = {}) const;
 
   /// Factor of the scores for heads of `dim_head` channels.
   /// \throws std::invalid_argument if dim_head is out of range
@@ -260,71 +221,65 @@ class LocalAttention {
   }
 
   // \param lse, lse_rest null, or `[B, H, N]`
-  void attend(const AnyDevice& device, detail::AttentionForward<Scalar>& room,
-              const detail::AttentionInputs<Scalar>& inputs, const TensorView<const Scalar, 4>& q,
-              const TensorView<const Scalar, 4>& k, const TensorView<const Scalar, 4>& v,
-              Scalar* out, Scalar* lse, Scalar* lse_rest,
-              const std::optional<Training>& training) const {
+  void attend(detail::AttentionForward<Scalar>& room, const detail::AttentionInputs<Scalar>& inputs,
+              const View& q, const View& k, const View& v, const Call& call, Scalar* out,
+              Scalar* lse, Scalar* lse_rest) const {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     inputs.clear_other_rows(heads, dim_head, Scalar(0), out);
     if (lse != nullptr) {
       inputs.clear_other_rows(heads, 1, -std::numeric_limits<Scalar>::infinity(), lse);
       inputs.clear_other_rows(heads, 1, Scalar(0), lse_rest);
     }
-    room.run(device, config_, placement_, inputs,
+    room.run(call.device, config_, placement_, inputs,
              {q.data(), k.data(), v.data(), seqlen * dim_head, batch, seqlen, dim_head, dim_head,
               out, lse, lse_rest},
-             training);
+             call.training);
   }
 
-  detail::AttentionInputs<Scalar> check_arguments(const TensorView<const Scalar, 4>& q,
-                                                  const TensorView<const Scalar, 4>& k,
-                                                  const TensorView<const Scalar, 4>& v,
-                                                  const PaddingMask& mask, const Bias& attn_bias,
-                                                  const LocalAttentionCall& call,
-                                                  const Terms& terms) const {
+  detail::AttentionInputs<Scalar> check_arguments(const View& q, const View& k, const View& v,
+                                                  const Call& call) const {
     require_shape("q", q.dimensions(), {-1, -1, -1, config_.dim.value_or(-1)});
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     if (dim_head < 1) reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
     require_shape("k", k.dimensions(), {batch, k.dimension(1), seqlen, dim_head});
     require_shape("v", v.dimensions(), k.dimensions());
     const Window rows = window(call);
-    detail::AttentionInputs<Scalar> inputs(rows, batch, heads, seqlen, mask,
-                                           bias_of(rows, heads, attn_bias, terms));
-    add_options(inputs, k.dimension(1), call, terms);
+    detail::AttentionInputs<Scalar> inputs(rows, batch, heads, seqlen, call.mask,
+                                           bias_of(rows, heads, call));
+    add_options(inputs, k.dimension(1), call);
     return inputs;
   }
 
   // What is beside masks and biases.
   void add_options(detail::AttentionInputs<Scalar>& inputs, Index kv_heads,
-                   const LocalAttentionCall& call, const Terms& terms) const {
+                   const Call& call) const {
     inputs.share_keys(kv_heads);
     if (config_.shared_qk && kv_heads != inputs.heads())
       reject("k", "as many heads as q has, because they are the same (shared_qk)", kv_heads);
     inputs.cut(call.cu_seqlens);
     inputs.shorten(call.lengths);
     inputs.add_global(call.global_rows);
-    inputs.add_sinks(terms.sinks);
+    inputs.add_sinks(call.sinks);
     score_.check_heads(inputs.heads());
     inputs.set_score(score());
   }
 
   // The bias of all places of a window: a relative one is that of windows of one position.
-  Bias bias_of(const Window& window, Index heads, const Bias& attn_bias, const Terms& terms) const {
-    if (config_.token_window && attn_bias)
+  Bias bias_of(const Window& window, Index heads, const Call& call) const {
+    if (config_.token_window && call.attn_bias)
       reject("attn_bias", "none, because a token window takes a relative_bias", "one");
-    if (!terms.relative_bias) return attn_bias;
+    if (!call.relative_bias) return call.attn_bias;
     if (!config_.token_window || !config_.token_window->bounded())
       reject("relative_bias", "none, because that is for token windows with bounded ends", "one");
-    require_shape("relative_bias", terms.relative_bias->dimensions(), {-1, window.look_around()});
-    const auto [biases, columns] = terms.relative_bias->dimensions();
+    require_shape("relative_bias", call.relative_bias->dimensions(), {-1, window.look_around()});
+    const auto [biases, columns] = call.relative_bias->dimensions();
     if (biases != heads && biases != 1)
       reject("relative_bias", "a first dimension of " + std::to_string(heads) + " (heads) or 1",
              biases);
-    return TensorView<const Scalar, 3>(terms.relative_bias->data(), {biases, 1, columns});
+    return TensorView<const Scalar, 3>(call.relative_bias->data(), {biases, 1, columns});
   }
 
-  Window window(const LocalAttentionCall& call) const { return detail::window_of(config_, call); }
+  Window window(const Call& call) const { return detail::window_of(config_, call); }
 
   LocalAttentionConfig config_;
   detail::Placement<Scalar> placement_;
@@ -332,20 +287,18 @@ class LocalAttention {
 };
 
 template <typename Scalar, typename Score>
-void LocalAttention<Scalar, Score>::backward_into(
-    const AnyDevice& device, Gradients& gradients, Workspace& workspace, const Saved& saved,
-    TensorView<const Scalar, 4> grad_out, TensorView<const Scalar, 4> q,
-    TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask,
-    const Bias& attn_bias, const LocalAttentionCall& call, const Terms& terms) const {
-  check_arguments(q, k, v, mask, attn_bias, call, terms);
+void LocalAttention<Scalar, Score>::backward_into(Gradients& gradients, Workspace& workspace,
+                                                  const Saved& saved, View grad_out, View q, View k,
+                                                  View v, const Call& call) const {
+  check_arguments(q, k, v, call);
   require_shape("grad_out", grad_out.dimensions(), q.dimensions());
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-  saved.check_arguments(config_, q, k, v, mask, attn_bias, call, terms);
-  const auto inputs =
-      check_arguments(q, k, v, saved.call.mask(), attn_bias, saved.call.options(), terms);
-  gradients.prepare(q, k, v, attn_bias, terms);
+  saved.check_arguments(config_, q, k, v, call);
+  const Call of_forward = saved.call.with_tensors_of(call);
+  const auto inputs = check_arguments(q, k, v, of_forward);
+  gradients.prepare(q, k, v, call);
   BiasGradients& grad_bias = workspace.grad_bias_;
-  grad_bias.prepare(bias_of(inputs.window(), heads, attn_bias, terms), heads);
+  grad_bias.prepare(bias_of(inputs.window(), heads, call), heads);
   const auto head_of = [&, n = seqlen, d = dim_head, q_heads = heads](Index sequence, Index h) {
     const Range rows = inputs.rows(sequence);
     const Index item = inputs.item(sequence);
@@ -368,18 +321,17 @@ void LocalAttention<Scalar, Score>::backward_into(
   inputs.clear_other_rows(heads, dim_head, Scalar(0), gradients.q.data());
   for (Tensor<Scalar, 4>* shared : {&gradients.k, &gradients.v})
     inputs.clear_other_rows(inputs.kv_heads(), dim_head, Scalar(0), shared->data());
-  differentiate(device, workspace, inputs, batch, dim_head, head_of, grad_bias,
-                saved.call.options().training);
+  differentiate(call.device, workspace, inputs, batch, dim_head, head_of, grad_bias,
+                of_forward.training);
   if (gradients.attn_bias) grad_bias.add_to(gradients.attn_bias->data());
   if (gradients.relative_bias) grad_bias.add_to(gradients.relative_bias->data());
   if (gradients.sinks) add_sink_gradients(workspace, heads, gradients.sinks->data());
 }
 
 template <typename Scalar, typename Score>
-Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(
-    TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k, const PaddingMask& mask,
-    const Bias& attn_bias, const LocalAttentionCall& call, const Terms& terms) const {
-  const auto inputs = check_arguments(q, k, k, mask, attn_bias, call, terms);
+Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(View q, View k,
+                                                                         const Call& call) const {
+  const auto inputs = check_arguments(q, k, k, call);
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   constexpr Index most = Index{1} << 40;
   if (seqlen > 0 && batch * heads * seqlen > most / seqlen)
@@ -390,7 +342,7 @@ Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(
   Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
   inputs.clear_other_rows(heads, seqlen, Scalar(0), out.data());
   detail::AttentionForward<Scalar> room;
-  room.run(AnyDevice(), config_, placement_, inputs,
+  room.run(call.device, config_, placement_, inputs,
            {q.data(), k.data(), unit.data(), 0, batch, seqlen, dim_head, seqlen, out.data()},
            call.training);
   return out;

@@ -11,7 +11,6 @@
 #include <local_mha/attention/call.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
-#include <local_mha/core/mask.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 
@@ -21,27 +20,24 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 template <typename Scalar>
 struct SavedAttention {
   using View = TensorView<const Scalar, 4>;
-  using Bias = std::optional<TensorView<const Scalar, 3>>;
+  using Call = LocalAttentionCall<Scalar>;
 
   /// That of a call, with room for its results.
   static SavedAttention of(const LocalAttentionConfig& attention, const View& q, const View& k,
-                           const View& v, const PaddingMask& mask, const Bias& attn_bias,
-                           const LocalAttentionCall& options, const AttentionTerms<Scalar>& terms) {
+                           const View& v, const Call& given) {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     SavedAttention saved{Tensor<Scalar, 4>(batch, heads, seqlen, dim_head),
                          Tensor<Scalar, 3>(batch, heads, seqlen),
                          Tensor<Scalar, 3>(batch, heads, seqlen), attention};
-    saved.call.take(mask, attn_bias, options, terms);
+    saved.call.take(given);
     for (std::size_t i = 0; i < 3; ++i)
-      saved.inputs[i].take(numbers_of(*std::array{&q, &k, &v}[i], options.lengths));
+      saved.inputs[i].take(numbers_of(*std::array{&q, &k, &v}[i], given.lengths));
     return saved;
   }
 
   /// \throws std::invalid_argument if it is not of this attention and this call
   void check_arguments(const LocalAttentionConfig& attention, const View& q, const View& k,
-                       const View& v, const PaddingMask& mask, const Bias& attn_bias,
-                       const LocalAttentionCall& options,
-                       const AttentionTerms<Scalar>& terms) const {
+                       const View& v, const Call& given) const {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     require_shape<4>("saved.out", View(out).dimensions(), q.dimensions());
     for (const auto& [name, part] :
@@ -50,9 +46,9 @@ struct SavedAttention {
                        {batch, heads, seqlen});
     if (config != attention)
       reject("saved", "that of an attention of this configuration", "that of another");
-    call.require_same_call(mask, attn_bias, options, terms);
+    call.require_same_call(given);
     for (std::size_t i = 0; i < 3; ++i)
-      if (!inputs[i].is_of(numbers_of(*std::array{&q, &k, &v}[i], call.options().lengths)))
+      if (!inputs[i].is_of(numbers_of(*std::array{&q, &k, &v}[i], call.lengths())))
         reject(std::array{"q", "k", "v"}[i], "what forward_saving() was given", "other numbers");
   }
 
@@ -70,9 +66,7 @@ template <typename Scalar>
 struct AttentionGradients {
   /// Become room for those of a call, terms 0. Memory is used again.
   void prepare(const TensorView<const Scalar, 4>& of_q, const TensorView<const Scalar, 4>& of_k,
-               const TensorView<const Scalar, 4>& of_v,
-               const std::optional<TensorView<const Scalar, 3>>& of_bias,
-               const AttentionTerms<Scalar>& terms) {
+               const TensorView<const Scalar, 4>& of_v, const LocalAttentionCall<Scalar>& call) {
     set_shape<Scalar, 4>(q, of_q.dimensions());
     set_shape<Scalar, 4>(k, of_k.dimensions());
     set_shape<Scalar, 4>(v, of_v.dimensions());
@@ -83,9 +77,9 @@ struct AttentionGradients {
       set_shape<Scalar, Rank>(*gradient, of->dimensions());
       gradient->setZero();
     };
-    make_room(attn_bias, of_bias);
-    make_room(relative_bias, terms.relative_bias);
-    make_room(sinks, terms.sinks);
+    make_room(attn_bias, call.attn_bias);
+    make_room(relative_bias, call.relative_bias);
+    make_room(sinks, call.sinks);
   }
 
   Tensor<Scalar, 4> q;

@@ -79,6 +79,15 @@ class PaddingMask {
     return mask;
   }
 
+  /// One that looks at this one's flags, which must outlive it.
+  PaddingMask view() const LOCAL_MHA_LIFETIME_BOUND {
+    PaddingMask mask;
+    mask.shape_ = shape_;
+    mask.view_ = view_;
+    mask.given_ = given_;
+    return mask;
+  }
+
   /// The first `lengths[b]` of `seqlen` positions of sequence `b` are attended.
   /// \throws std::invalid_argument if a length lies outside `[0, seqlen]`
   static PaddingMask from_lengths(std::span<const Index> lengths, Index seqlen) {

@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <local_mha/core/index.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -172,6 +173,32 @@ inline void run_tasks(const AnyDevice& device, Index workers, Index tasks, Share
 }
 
 }  // namespace detail
+
+/// Ranges of things that threads share: long ones while there is one for every thread, and what is
+/// left in equal parts, so that all threads end at about the same time.
+class EvenRanges {
+ public:
+  /// \param most of a range, a multiple of `step`
+  /// \param step what a range is a multiple of, but for the last one
+  EvenRanges(Index number, Index workers, Index most, Index step) : number_(number), most_(most) {
+    workers = (std::max<Index>)(1, workers);
+    whole_ = number / (workers * most) * workers;
+    size_ = (std::max<Index>)(1, ceil_div(number - whole_ * most, workers * step)) * step;
+  }
+
+  Index count() const { return whole_ + ceil_div(number_ - whole_ * most_, size_); }
+  Range operator[](Index i) const {
+    if (i < whole_) return {i * most_, (i + 1) * most_};
+    const Index begin = whole_ * most_ + (i - whole_) * size_;
+    return {begin, (std::min)(begin + size_, number_)};
+  }
+
+ private:
+  Index number_;
+  Index most_;
+  Index whole_ = 0;  // ranges of `most`
+  Index size_ = 1;   // of the others
+};
 
 /// Calls `task(worker, i)` once for each `0 <= i < tasks`, in any order; calls of the same worker
 /// `0 <= worker < workers` do not overlap. The calling thread is worker 0 and waits for no other

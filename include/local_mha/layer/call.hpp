@@ -13,7 +13,8 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// What a call of Encoder is given beside its rows; all of it may be left out:
+/// What a call of Encoder or LocalTransformer is given beside its rows or tokens; all of it may be
+/// left out:
 ///
 ///     encoder.forward(x, {.mask = mask, .device = device});
 struct EncoderCall {

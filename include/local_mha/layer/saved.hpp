@@ -50,7 +50,7 @@ struct SavedLayer {
 
   /// Becomes that of a layer and a call.
   void complete(const Weights& layer, const View& x, const Call& given) {
-    call.take(given.mask, given.attn_bias, options_of(given));
+    call.take(of_attention(given));
     input.take(detail::numbers_of(x, given.lengths));
     weights.take(layer.numbers());
     config = layer.config;
@@ -70,13 +70,19 @@ struct SavedLayer {
     if (config != layer) reject("saved", "that of a layer of this configuration", "another");
     if (!weights.is_of(of_layer.numbers()))
       reject("saved", "that of a layer of these weights", "another");
-    call.require_same_call(given.mask, given.attn_bias, options_of(given));
-    if (!input.is_of(detail::numbers_of(x, call.options().lengths)))
+    call.require_same_call(of_attention(given));
+    if (!input.is_of(detail::numbers_of(x, call.lengths())))
       reject("x", "what forward_saving() was given", "other numbers");
   }
 
-  static LocalAttentionCall options_of(const Call& given) {
-    return {.training = given.training, .cu_seqlens = given.cu_seqlens, .lengths = given.lengths};
+  /// What the attention is given of a layer's call.
+  static LocalAttentionCall<Scalar> of_attention(const Call& given) {
+    return {.mask = given.mask,
+            .attn_bias = given.attn_bias,
+            .training = given.training,
+            .cu_seqlens = given.cu_seqlens,
+            .lengths = given.lengths,
+            .device = given.device};
   }
   /// The configuration of no layer.
   static LocalMHAConfig of_nothing() { return {.dim_head = 0, .heads = 0}; }

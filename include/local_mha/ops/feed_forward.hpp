@@ -24,6 +24,7 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/activations.hpp>
+#include <local_mha/ops/call.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/feed_forward_weights.hpp>
 #include <local_mha/ops/project.hpp>
@@ -91,34 +92,21 @@ class FeedForward {
   }
 
   /// \param x `[rows, dim]`
-  /// \param training dropout acts, with this seed; empty: evaluation
   /// \return `[rows, dim]`, to be added to the residual stream
   /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                            std::optional<Training> training = {}) const {
-    return forward(AnyDevice(), x, training);
-  }
-
-  /// The same on the threads of a device; the same bits for any number of them.
-  RowMatrix<Scalar> forward(const AnyDevice& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                            std::optional<Training> training = {}) const {
-    return flow(device, x, training, nullptr);
+                            const ModuleCall& call = {}) const {
+    return flow(x, call, nullptr);
   }
 
   /// \param x `[B, N, dim]`
-  /// \param training dropout acts, with this seed; empty: evaluation
   /// \return `[B, N, dim]`, to be added to the residual stream
   /// \throws std::invalid_argument if x has another width
-  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x,
-                            std::optional<Training> training = {}) const {
-    return forward(AnyDevice(), x, training);
-  }
-  Tensor<Scalar, 3> forward(const AnyDevice& device, TensorView<const Scalar, 3> x,
-                            std::optional<Training> training = {}) const {
+  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const ModuleCall& call = {}) const {
     check_input(x);
     Tensor<Scalar, 3> y(x.dimensions());
     Workspace workspace;
-    flow(device, y, workspace, x, training, nullptr);
+    flow(y, workspace, x, call, nullptr);
     return y;
   }
 
@@ -162,16 +150,12 @@ class FeedForward {
   /// The same into given memory. Allocates nothing if the workspace was last used for these sizes,
   /// and with as many threads.
   /// \param y `[B, N, dim]`, must not overlap x
-  void forward_into(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
-                    TensorView<const Scalar, 3> x, std::optional<Training> training = {}) const {
+  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
+                    const ModuleCall& call = {}) const {
     check_input(x);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
-    flow(device, y, workspace, x, training, nullptr);
-  }
-  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
-                    std::optional<Training> training = {}) const {
-    forward_into(AnyDevice(), y, workspace, x, training);
+    flow(y, workspace, x, call, nullptr);
   }
 
   /// The same of rows. Allocates nothing.
@@ -205,62 +189,51 @@ class FeedForward {
 
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
-  RowMatrix<Scalar> forward_saving(const AnyDevice& device, Saved& saved,
-                                   const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                   std::optional<Training> training = {}) const {
+  RowMatrix<Scalar> forward_saving(Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                   const ModuleCall& call = {}) const {
     if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-    RowMatrix<Scalar> y = flow(device, x, training, &saved);
-    complete(saved, x, training);
+    RowMatrix<Scalar> y = flow(x, call, &saved);
+    complete(saved, x, call.training);
     return y;
   }
 
-  Tensor<Scalar, 3> forward_saving(const AnyDevice& device, Saved& saved,
-                                   TensorView<const Scalar, 3> x,
-                                   std::optional<Training> training = {}) const {
+  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
+                                   const ModuleCall& call = {}) const {
     check_input(x);
     Tensor<Scalar, 3> y(x.dimensions());
     Workspace workspace;
-    flow(device, y, workspace, x, training, &saved);
-    complete(saved, detail::rows_of(x), training);
+    flow(y, workspace, x, call, &saved);
+    complete(saved, detail::rows_of(x), call.training);
     return y;
-  }
-  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
-                                   std::optional<Training> training = {}) const {
-    return forward_saving(AnyDevice(), saved, x, training);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param gradients those of the weights are added here
-  /// \param saved what forward_saving() kept. It holds the training: here, it may be left out
+  /// \param saved what forward_saving() kept. It holds the training: in `call`, it may be left out
   /// \param grad_y `[rows, dim]`
-  /// \param x what forward_saving() was given
+  /// \param x, call what forward_saving() was given; the device may be another
   /// \return that of x, `[rows, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
   ///         out, the gradients are as they were
-  RowMatrix<Scalar> backward(const AnyDevice& device, FeedForwardParameters<Scalar>& gradients,
-                             const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+  RowMatrix<Scalar> backward(Parameters& gradients, const Saved& saved,
+                             const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
                              const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                             std::optional<Training> training = {}) const;
+                             const ModuleCall& call = {}) const;
 
   /// The same of tensors.
   /// \param grad_y, x `[B, N, dim]`
   /// \return that of x, `[B, N, dim]`
-  Tensor<Scalar, 3> backward(const AnyDevice& device, Parameters& gradients, const Saved& saved,
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
-                             std::optional<Training> training = {}) const {
+                             const ModuleCall& call = {}) const {
     check_input(x);
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     Tensor<Scalar, 3> grad_x(x.dimensions());
-    detail::rows_of(TensorView<Scalar, 3>(grad_x)) = backward(
-        device, gradients, saved, Eigen::Ref<const RowMatrix<Scalar>>(detail::rows_of(grad_y)),
-        Eigen::Ref<const RowMatrix<Scalar>>(detail::rows_of(x)), training);
+    detail::rows_of(TensorView<Scalar, 3>(grad_x)) =
+        backward(gradients, saved, Eigen::Ref<const RowMatrix<Scalar>>(detail::rows_of(grad_y)),
+                 Eigen::Ref<const RowMatrix<Scalar>>(detail::rows_of(x)), call);
     return grad_x;
-  }
-  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
-                             std::optional<Training> training = {}) const {
-    return backward(AnyDevice(), gradients, saved, grad_y, x, training);
   }
 
  private:
@@ -313,13 +286,12 @@ class FeedForward {
     saved.inner = inner_;
   }
 
-  RowMatrix<Scalar> flow(const AnyDevice& device, const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                         const std::optional<Training>& training, Saved* saved) const;
+  RowMatrix<Scalar> flow(const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call,
+                         Saved* saved) const;
 
   // The same of a tensor, with room for each thread.
-  void flow(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
-            TensorView<const Scalar, 3> x, const std::optional<Training>& training,
-            Saved* saved) const;
+  void flow(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
+            const ModuleCall& call, Saved* saved) const;
 
   // The forward pass of some rows, of which the first starts a block. A single row as such sums in
   // another order.

@@ -38,18 +38,16 @@ void FeedForward<Scalar>::differentiate_geglu(const Scalar* values, const Scalar
 }
 
 template <typename Scalar>
-RowMatrix<Scalar> FeedForward<Scalar>::backward(const AnyDevice& device,
-                                                FeedForwardParameters<Scalar>& gradients,
-                                                const Saved& saved,
+RowMatrix<Scalar> FeedForward<Scalar>::backward(Parameters& gradients, const Saved& saved,
                                                 const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
                                                 const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                                std::optional<Training> training) const {
+                                                const ModuleCall& call) const {
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
   require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
   if (saved.dropout != dropout_ || !saved.weights.is_of(weights_->numbers()))
     reject("saved", "that of a feed-forward of these weights and this dropout", "another");
-  detail::require_same("training", training.has_value(), training, saved.training);
+  detail::require_same("training", call.training.has_value(), call.training, saved.training);
   if (!saved.input.is_of(std::array{Numbers{x}}))
     reject("x", "what forward_saving() was given", "other numbers");
   detail::require_fitting(gradients, dim_, inner_);
@@ -66,7 +64,7 @@ RowMatrix<Scalar> FeedForward<Scalar>::backward(const AnyDevice& device,
   BlockArray<Scalar> grad_out(rows.count(), dim_);
   BlockArray<Scalar> grad_in(rows.count(), 2 * inner_);  // of values, then of gates
   StretchSums<Scalar> norm_sums(ceil_div(rows.count(), stretch_blocks), 2 * dim_);
-  for_each_stretch(device, rows.count(), [&](Index part, const Range& blocks) {
+  for_each_stretch(call.device, rows.count(), [&](Index part, const Range& blocks) {
     const Index size = blocks.end - blocks.begin;
     BlockArray<Scalar> narrow(size, dim_);
     auto hidden = make_block_buffer<Scalar>((std::max)(inner_, dim_) * count);
@@ -97,10 +95,11 @@ RowMatrix<Scalar> FeedForward<Scalar>::backward(const AnyDevice& device,
   });
   norm_sums.add_to(gradients.norm_weight);
   norm_sums.add_to(gradients.norm_bias, dim_);
-  add_weight_gradient(device, rows.count(), grad_out[0], grad_out.stride(), Groups::of(dim_),
+  add_weight_gradient(call.device, rows.count(), grad_out[0], grad_out.stride(), Groups::of(dim_),
                       hidden_panels, Groups::of(inner_), gradients.proj_out.data());
-  add_weight_gradient(device, rows.count(), grad_in[0], grad_in.stride(), Groups::of(2 * inner_),
-                      normed_panels, Groups::of(dim_), gradients.proj_in.data());
+  add_weight_gradient(call.device, rows.count(), grad_in[0], grad_in.stride(),
+                      Groups::of(2 * inner_), normed_panels, Groups::of(dim_),
+                      gradients.proj_in.data());
   return grad_x;
 }
 

@@ -24,16 +24,14 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 template <typename Scalar>
-RowMatrix<Scalar> FeedForward<Scalar>::flow(const AnyDevice& device,
-                                            const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                            const std::optional<Training>& training,
-                                            Saved* saved) const {
+RowMatrix<Scalar> FeedForward<Scalar>::flow(const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                            const ModuleCall& call, Saved* saved) const {
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
+  const std::optional<Dropout<Scalar>> dropout = dropout_of(call.training);
   if (saved != nullptr) prepare(*saved, x.rows());
   RowMatrix<Scalar> y(x.rows(), dim_);
   for_each_stretch(
-      device, ceil_div(x.rows(), count),
+      call.device, ceil_div(x.rows(), count),
       [&](Index, const Range& some) {
         Workspace workspace(*this);
         run({some.begin * count, (std::min)(some.end * count, x.rows())}, x.data(), x.outerStride(),
@@ -44,14 +42,14 @@ RowMatrix<Scalar> FeedForward<Scalar>::flow(const AnyDevice& device,
 }
 
 template <typename Scalar>
-void FeedForward<Scalar>::flow(const AnyDevice& device, TensorView<Scalar, 3> y,
-                               Workspace& workspace, TensorView<const Scalar, 3> x,
-                               const std::optional<Training>& training, Saved* saved) const {
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(training);
+void FeedForward<Scalar>::flow(TensorView<Scalar, 3> y, Workspace& workspace,
+                               TensorView<const Scalar, 3> x, const ModuleCall& call,
+                               Saved* saved) const {
+  const std::optional<Dropout<Scalar>> dropout = dropout_of(call.training);
   const Index rows = x.dimension(0) * x.dimension(1);
   const Index rows_of_task = forward_stretch_blocks * count;
   const Index tasks = ceil_div(rows, rows_of_task);
-  const Index threads = (std::min)(thread_count(device), tasks);
+  const Index threads = (std::min)(thread_count(call.device), tasks);
   const auto room_of = [&](Index worker) -> Workspace& {
     return worker == 0 ? workspace : workspace.of_threads_[static_cast<std::size_t>(worker - 1)];
   };
@@ -59,7 +57,7 @@ void FeedForward<Scalar>::flow(const AnyDevice& device, TensorView<Scalar, 3> y,
     workspace.of_threads_.resize(static_cast<std::size_t>(threads - 1));
   for (Index worker = 0; worker < threads; ++worker) room_of(worker).prepare(*this);
   if (saved != nullptr) prepare(*saved, rows);
-  parallel_for(device, threads, tasks, [&](Index worker, Index task) {
+  parallel_for(call.device, threads, tasks, [&](Index worker, Index task) {
     run({task * rows_of_task, (std::min)((task + 1) * rows_of_task, rows)}, x.data(), dim_,
         y.data(), room_of(worker), dropout, false, saved);
   });

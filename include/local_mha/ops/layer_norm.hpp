@@ -21,6 +21,7 @@
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
+#include <local_mha/ops/call.hpp>
 #include <local_mha/ops/row_pass.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 
@@ -137,45 +138,37 @@ class LayerNorm {
   /// \param x `[B, N, dim]`
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument if x has another width
-  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x) const { return forward(AnyDevice(), x); }
-  /// The same on the threads of a device; the same bits for any number of them.
-  Tensor<Scalar, 3> forward(const AnyDevice& device, TensorView<const Scalar, 3> x) const {
+  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const ModuleCall& call = {}) const {
     check_input(x);
     Tensor<Scalar, 3> y(x.dimensions());
     Workspace workspace;
-    forward_into(device, y, workspace, x);
+    forward_into(y, workspace, x, call);
     return y;
   }
 
   /// The same into given memory. Allocates nothing if the workspace has served a batch as large and
   /// as many threads before.
   /// \param y `[B, N, dim]`, must not overlap x
-  void forward_into(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
-                    TensorView<const Scalar, 3> x) const {
+  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
+                    const ModuleCall& call = {}) const {
     check_input(x);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
-    detail::map_rows_on(device, workspace.rooms_, x.dimension(0) * x.dimension(1), dim(), x.data(),
-                        dim(), dim(), y.data(), 1, [&](Index, const Scalar* in, Scalar* out) {
+    detail::map_rows_on(call.device, workspace.rooms_, x.dimension(0) * x.dimension(1), dim(),
+                        x.data(), dim(), dim(), y.data(), 1,
+                        [&](Index, const Scalar* in, Scalar* out) {
                           std::copy(in, in + dim() * block_rows<Scalar>, out);
                           apply(out);
                         });
   }
-  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace,
-                    TensorView<const Scalar, 3> x) const {
-    forward_into(AnyDevice(), y, workspace, x);
-  }
 
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
-  Tensor<Scalar, 3> forward_saving(const AnyDevice& device, Saved& saved,
-                                   TensorView<const Scalar, 3> x) const {
+  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
+                                   const ModuleCall& call = {}) const {
     check_input(x);
     saved.rows_.take(x, numbers());
-    return forward(device, x);
-  }
-  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x) const {
-    return forward_saving(AnyDevice(), saved, x);
+    return forward(x, call);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -187,14 +180,9 @@ class LayerNorm {
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
   ///         out, the gradients are as they were
-  Tensor<Scalar, 3> backward(const AnyDevice& device, Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y,
-                             TensorView<const Scalar, 3> x) const;
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y,
-                             TensorView<const Scalar, 3> x) const {
-    return backward(AnyDevice(), gradients, saved, grad_y, x);
-  }
+                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
+                             const ModuleCall& call = {}) const;
 
   /// \param grad_y gradient of forward()'s result, `[rows, dim]`
   /// \param x what forward() was given
@@ -289,10 +277,10 @@ class LayerNorm {
 };
 
 template <typename Scalar>
-Tensor<Scalar, 3> LayerNorm<Scalar>::backward(const AnyDevice& device, Parameters& gradients,
-                                              const Saved& saved,
+Tensor<Scalar, 3> LayerNorm<Scalar>::backward(Parameters& gradients, const Saved& saved,
                                               TensorView<const Scalar, 3> grad_y,
-                                              TensorView<const Scalar, 3> x) const {
+                                              TensorView<const Scalar, 3> x,
+                                              const ModuleCall& call) const {
   saved.rows_.require_known(x, numbers(), "a LayerNorm");
   require_shape("grad_y", grad_y.dimensions(), x.dimensions());
   require_shape<1>("weight", {gradients.weight.size()}, {dim()});
@@ -301,7 +289,7 @@ Tensor<Scalar, 3> LayerNorm<Scalar>::backward(const AnyDevice& device, Parameter
   Tensor<Scalar, 3> grad_x(x.dimensions());
   if (rows.seqlen == 0) return grad_x;
   StretchSums<Scalar> sums(ceil_div(rows.count(), stretch_blocks), 2 * dim());
-  for_each_stretch(device, rows.count(), [&](Index stretch, const Range& blocks) {
+  for_each_stretch(call.device, rows.count(), [&](Index stretch, const Range& blocks) {
     BlockArray<Scalar> room(2, dim());
     for (Index b = blocks.begin; b < blocks.end; ++b) {
       const auto load = [&](const TensorView<const Scalar, 3>& from, Scalar* to) {

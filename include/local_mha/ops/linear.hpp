@@ -18,6 +18,7 @@
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
+#include <local_mha/ops/call.hpp>
 #include <local_mha/ops/linear_backward.hpp>
 #include <local_mha/ops/packed_weight.hpp>
 #include <local_mha/ops/project.hpp>
@@ -100,41 +101,33 @@ class Linear {
   /// \param x `[B, N, in_features]`
   /// \return `[B, N, out_features]`
   /// \throws std::invalid_argument if x has another width
-  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x) const { return forward(AnyDevice(), x); }
-  /// The same on the threads of a device; the same bits for any number of them.
-  Tensor<Scalar, 3> forward(const AnyDevice& device, TensorView<const Scalar, 3> x) const {
+  Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const ModuleCall& call = {}) const {
     check_input(x);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), out_);
     Workspace workspace;
-    forward_into(device, y, workspace, x);
+    forward_into(y, workspace, x, call);
     return y;
   }
 
   /// The same into given memory. Allocates nothing if the workspace has served a batch as large and
   /// as many threads before.
   /// \param y `[B, N, out_features]`, must not overlap x
-  void forward_into(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
-                    TensorView<const Scalar, 3> x) const {
+  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
+                    const ModuleCall& call = {}) const {
     check_input(x);
     require_shape("y", y.dimensions(), {x.dimension(0), x.dimension(1), out_});
     detail::require_apart("y", y, "x", x);
-    flow(device, workspace, x.dimension(0) * x.dimension(1), x.data(), in_features(), y.data());
-  }
-  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace,
-                    TensorView<const Scalar, 3> x) const {
-    forward_into(AnyDevice(), y, workspace, x);
+    flow(call.device, workspace, x.dimension(0) * x.dimension(1), x.data(), in_features(),
+         y.data());
   }
 
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
-  Tensor<Scalar, 3> forward_saving(const AnyDevice& device, Saved& saved,
-                                   TensorView<const Scalar, 3> x) const {
+  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
+                                   const ModuleCall& call = {}) const {
     check_input(x);
     saved.rows_.take(x, numbers());
-    return forward(device, x);
-  }
-  Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x) const {
-    return forward_saving(AnyDevice(), saved, x);
+    return forward(x, call);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -146,22 +139,17 @@ class Linear {
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving(), as far as a sample of its numbers tells; then, and where memory runs
   ///         out, the gradients are as they were
-  Tensor<Scalar, 3> backward(const AnyDevice& device, Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y,
-                             TensorView<const Scalar, 3> x) const {
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
+                             TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
+                             const ModuleCall& call = {}) const {
     saved.rows_.require_known(x, numbers(), "a Linear");
     require_shape("grad_y", grad_y.dimensions(), {x.dimension(0), x.dimension(1), out_});
     detail::require_same_shapes(gradients, Parameters::zeros(config()));
     Tensor<Scalar, 3> grad_x(x.dimensions());
     detail::rows_of(TensorView<Scalar, 3>(grad_x)) =
-        linear_backward(device, packed_, detail::rows_of(x), detail::rows_of(grad_y),
+        linear_backward(call.device, packed_, detail::rows_of(x), detail::rows_of(grad_y),
                         gradients.weight, gradients.bias.size() > 0 ? &gradients.bias : nullptr);
     return grad_x;
-  }
-  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
-                             TensorView<const Scalar, 3> grad_y,
-                             TensorView<const Scalar, 3> x) const {
-    return backward(AnyDevice(), gradients, saved, grad_y, x);
   }
 
  private:

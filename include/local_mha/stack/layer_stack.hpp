@@ -79,7 +79,7 @@ class LayerStack : public StackLayers<Scalar> {
         attentions_.resize(static_cast<std::size_t>(stack.kinds_));
       if (stack.layers_.empty()) return;
       const Index blocks = ceil_div(rows, count);
-      workers_ = (std::min)(threads, ceil_div(blocks, together));
+      workers_ = (std::min)(threads, ceil_div(blocks, Index{Tiling<Scalar>::blocks}));
       provide(
           rooms_, workers_, [&](const Room& room) { return room.fits(stack); },
           [&] { return Room(stack); });
@@ -92,6 +92,10 @@ class LayerStack : public StackLayers<Scalar> {
       beta_.prepare(blocks, stack.streams());
     }
 
+    // What the workers take of the blocks.
+    EvenRanges ranges(Index blocks) const {
+      return EvenRanges(blocks, workers_, together, Tiling<Scalar>::blocks);
+    }
     // Of the connection around the attention; null if there is none.
     Scalar* beta(Index block) { return beta_.channels() > 0 ? beta_[block] : nullptr; }
 
@@ -197,18 +201,18 @@ class LayerStack : public StackLayers<Scalar> {
     } else if (streams_ == 1) {
       std::copy_n(x, blocks.rows * dim_, to);
     } else {
-      parallel_for(device, workspace.workers_, ceil_div(blocks.number(), together),
-                   [&](Index worker, Index task) {
-                     auto& room = workspace.rooms_[to_size(worker)];
-                     Scalar* const in = room.attended.data();
-                     const Index end = (std::min)((task + 1) * together, blocks.number());
-                     for (Index block = task * together; block < end; ++block) {
-                       Scalar* const r = workspace.streams_[block];
-                       blocks.load(x, block, in);
-                       expand(in, r);
-                       enter(0, blocks, block, r, in, to, workspace, room, saved);
-                     }
-                   });
+      const EvenRanges ranges = workspace.ranges(blocks.number());
+      parallel_for(device, workspace.workers_, ranges.count(), [&](Index worker, Index task) {
+        auto& room = workspace.rooms_[to_size(worker)];
+        Scalar* const in = room.attended.data();
+        const auto [first, end] = ranges[task];
+        for (Index block = first; block < end; ++block) {
+          Scalar* const r = workspace.streams_[block];
+          blocks.load(x, block, in);
+          expand(in, r);
+          enter(0, blocks, block, r, in, to, workspace, room, saved);
+        }
+      });
     }
   }
 
@@ -221,42 +225,39 @@ class LayerStack : public StackLayers<Scalar> {
     const FeedForward<Scalar>& feed_forward = layer.feed_forward;
     const auto dropout = feed_forward.dropout_of(of_part(training, 2 * i + 1));
     auto* const kept = saved != nullptr ? &saved->layers[i] : nullptr;
-    parallel_for(
-        device, workspace.workers_, ceil_div(blocks.number(), together),
-        [&](Index worker, Index task) {
-          auto& room = workspace.rooms_[to_size(worker)];
-          const Index first = task * together;
-          const Index number = (std::min)(together, blocks.number() - first);
-          const auto streams = [&](Index b) {
-            return streams_ == 1 ? room.streams.data() + b * dim_ * count
-                                 : workspace.streams_[first + b];
-          };
-          const auto beta = [&](Index b) { return room.beta.data() + b * streams_ * count; };
-          const auto in = [&](Index b) { return room.feed_forward.in_.data() + b * dim_ * count; };
-          const auto out = [&](Index b) {
-            return room.feed_forward.out_.data() + b * dim_ * count;
-          };
-          for (Index b = 0; b < number; ++b) {
-            const Index block = first + b;
-            if (streams_ == 1) blocks.load(input, block, streams(b));
-            Scalar* const attended = room.attended.data();
-            blocks.load(workspace.attended_.data(), block, attended);
-            add(layer.attention_connection, attended, workspace.beta(block), streams(b));
-            if (kept != nullptr) {
-              keep(attended, block, kept->attention_branch.result);
-              keep(streams(b), block, kept->feed_forward_branch.streams);
-            }
-            mix(layer.feed_forward_connection, streams(b), in(b), beta(b), room.connection.data());
-            if (kept != nullptr) blocks.store(in(b), block, kept->feed_forward_branch.input.data());
-          }
-          feed_forward.apply(first * count, blocks.rows, number, in(0), out(0), room.feed_forward,
-                             dropout, false, kept != nullptr ? &kept->feed_forward : nullptr);
-          for (Index b = 0; b < number; ++b) {
-            if (kept != nullptr) keep(out(b), first + b, kept->feed_forward_branch.result);
-            add(layer.feed_forward_connection, out(b), beta(b), streams(b));
-            enter(i + 1, blocks, first + b, streams(b), in(b), to, workspace, room, saved);
-          }
-        });
+    const EvenRanges ranges = workspace.ranges(blocks.number());
+    parallel_for(device, workspace.workers_, ranges.count(), [&](Index worker, Index task) {
+      auto& room = workspace.rooms_[to_size(worker)];
+      const Index first = ranges[task].begin;
+      const Index number = ranges[task].end - first;
+      const auto streams = [&](Index b) {
+        return streams_ == 1 ? room.streams.data() + b * dim_ * count
+                             : workspace.streams_[first + b];
+      };
+      const auto beta = [&](Index b) { return room.beta.data() + b * streams_ * count; };
+      const auto in = [&](Index b) { return room.feed_forward.in_.data() + b * dim_ * count; };
+      const auto out = [&](Index b) { return room.feed_forward.out_.data() + b * dim_ * count; };
+      for (Index b = 0; b < number; ++b) {
+        const Index block = first + b;
+        if (streams_ == 1) blocks.load(input, block, streams(b));
+        Scalar* const attended = room.attended.data();
+        blocks.load(workspace.attended_.data(), block, attended);
+        add(layer.attention_connection, attended, workspace.beta(block), streams(b));
+        if (kept != nullptr) {
+          keep(attended, block, kept->attention_branch.result);
+          keep(streams(b), block, kept->feed_forward_branch.streams);
+        }
+        mix(layer.feed_forward_connection, streams(b), in(b), beta(b), room.connection.data());
+        if (kept != nullptr) blocks.store(in(b), block, kept->feed_forward_branch.input.data());
+      }
+      feed_forward.apply(first * count, blocks.rows, number, in(0), out(0), room.feed_forward,
+                         dropout, false, kept != nullptr ? &kept->feed_forward : nullptr);
+      for (Index b = 0; b < number; ++b) {
+        if (kept != nullptr) keep(out(b), first + b, kept->feed_forward_branch.result);
+        add(layer.feed_forward_connection, out(b), beta(b), streams(b));
+        enter(i + 1, blocks, first + b, streams(b), in(b), to, workspace, room, saved);
+      }
+    });
     if (kept != nullptr) {
       const Tensor<Scalar, 3>& x = kept->feed_forward_branch.input;
       feed_forward.complete(kept->feed_forward,
@@ -299,12 +300,15 @@ void LayerStack<Scalar>::forward(const AnyDevice& device, TensorView<Scalar, 3> 
     auto& of_attention = workspace.attentions_[to_size(layers_[i].kind)];
     const TensorView<const Scalar, 3> in(input, x.dimensions());
     const TensorView<Scalar, 3> attended(workspace.attended_.data(), x.dimensions());
+    const LocalMHACall<Scalar> call{.mask = mask,
+                                    .attn_bias = attn_bias(),
+                                    .training = of_part(training, 2 * i),
+                                    .cu_seqlens = cu_seqlens,
+                                    .device = device};
     if (saved != nullptr)
-      attention.forward_saving_into(device, attended, of_attention, saved->layers[i].attention, in,
-                                    mask, attn_bias(), of_part(training, 2 * i), cu_seqlens);
+      attention.forward_saving_into(attended, of_attention, saved->layers[i].attention, in, call);
     else
-      attention.forward_into(device, attended, of_attention, in, mask, attn_bias(),
-                             of_part(training, 2 * i), cu_seqlens);
+      attention.forward_into(attended, of_attention, in, call);
     pass(device, i, blocks, input, place(i + 1), workspace, training, saved);
     input = place(i + 1);
   }

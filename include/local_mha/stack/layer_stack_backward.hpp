@@ -130,13 +130,14 @@ void LayerStack<Scalar>::backward(const AnyDevice& device, EncoderParameters<Sca
 
     move_to({layer.feed_forward_connection, kept.feed_forward_branch, to.feed_forward_connection});
     Eigen::Map<RowMatrix<Scalar>>(of_input.data(), rows, dim_) = layer.feed_forward.backward(
-        device, to.feed_forward, kept.feed_forward, Rows(back.grad(), rows, dim_),
-        Rows(kept.feed_forward_branch.input.data(), rows, dim_));
+        to.feed_forward, kept.feed_forward, Rows(back.grad(), rows, dim_),
+        Rows(kept.feed_forward_branch.input.data(), rows, dim_), {.device = device});
 
     move_to({layer.attention_connection, kept.attention_branch, to.attention_connection});
-    layer.attention.backward_into(device, of_input, workspaces[to_size(layer.kind)], to.attention,
+    layer.attention.backward_into(of_input, workspaces[to_size(layer.kind)], to.attention,
                                   kept.attention, {back.grad(), shape}, kept.attention_branch.input,
-                                  {}, attn_bias(), {}, grad_bias ? &*grad_bias : nullptr);
+                                  {.attn_bias = attn_bias(), .device = device},
+                                  grad_bias ? &*grad_bias : nullptr);
   }
   back.move(device, &*behind, of_input.data(), nullptr);
   if (!grad_bias) return;

@@ -46,60 +46,48 @@ class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
 
   /// Takes the next `n >= 0` positions of every sequence.
   /// \param x `[B, n, dim]`
-  /// \param mask those of them that nobody attends, `[B, n]`
   /// \return the results that are complete, `[B, results_of(n), dim]`. 0 in rows beyond a
   ///         sequence's own
   /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
-  Tensor<Scalar, 3> push(StridedView<const Scalar> x, const PaddingMask& mask = {}) {
-    return push(AnyDevice(), x, mask);
-  }
-  /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
-  Tensor<Scalar, 3> push(const AnyDevice& device, StridedView<const Scalar> x,
-                         const PaddingMask& mask = {}) {
-    check_arguments(x, mask);
+  Tensor<Scalar, 3> push(StridedView<const Scalar> x, const PushCall& call = {}) {
+    check_arguments(x, call.mask);
     Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), dim());
     y.setZero();
-    push_into(device, y, x, mask);
+    push_into(y, x, call);
     return y;
   }
   /// The same into given memory.
   /// \param y `[B, results_of(n), dim]`, must not overlap x. Rows beyond a sequence's own stay
-  void push_into(const AnyDevice& device, StridedView<Scalar> y, StridedView<const Scalar> x,
-                 const PaddingMask& mask = {}) {
-    check_arguments(x, mask);
+  void push_into(StridedView<Scalar> y, StridedView<const Scalar> x, const PushCall& call = {}) {
+    check_arguments(x, call.mask);
     const Index n = x.dimension(1);
     check_room(y, this->results_of(n));
     detail::require_apart("y", y, "x", x);
-    this->run(device, [&](Worker& worker, Sequence& sequence, Index b) {
+    this->run(call.device, [&](Worker& worker, Sequence& sequence, Index b) {
       this->advance(
-          encoder_.stack(), worker, sequence, n, mask.row(b),
+          encoder_.stack(), worker, sequence, n, call.mask.row(b),
           [&](Index i, Index some, Scalar* rows) {
             detail::copy_rows(x.sequence(b).from(i), some, dim(), RowsView<Scalar>{rows, dim()});
           },
           writer(y, b));
     });
   }
-  void push_into(StridedView<Scalar> y, StridedView<const Scalar> x, const PaddingMask& mask = {}) {
-    push_into(AnyDevice(), y, x, mask);
-  }
 
   /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), dim]`, as push() does
-  Tensor<Scalar, 3> flush() { return flush(AnyDevice()); }
-  Tensor<Scalar, 3> flush(const AnyDevice& device) {
+  Tensor<Scalar, 3> flush(const AnyDevice& device = {}) {
     Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), dim());
     y.setZero();
-    flush_into(device, y);
+    flush_into(y, device);
     return y;
   }
-  void flush_into(const AnyDevice& device, StridedView<Scalar> y) {
+  void flush_into(StridedView<Scalar> y, const AnyDevice& device = {}) {
     check_room(y, this->results_of_flush());
     this->run(device, [&](Worker& worker, Sequence& sequence, Index b) {
       this->finish(encoder_.stack(), worker, sequence, writer(y, b));
     });
   }
-  void flush_into(StridedView<Scalar> y) { flush_into(AnyDevice(), y); }
 
  private:
   static std::string describe(const Encoder& encoder) {

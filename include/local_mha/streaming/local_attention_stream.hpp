@@ -34,17 +34,14 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
  public:
   /// \param attention copied
   /// \param heads, dim_head of the queries, keys and values
-  /// \param attn_bias as for forward(), for all pushes; copied
-  /// \param call as for forward(), for all pushes; without training and packed sequences
-  /// \param terms as for forward(), for all pushes; copied
+  /// \param call as for forward(), for all pushes: biases, sinks, the window and the first
+  /// position;
+  ///        tensors are copied
   /// \param kv_heads of the keys and values, if there are fewer
   /// \throws std::invalid_argument naming the argument that does not fit
   Stream(const LocalAttention& attention, Index heads, Index dim_head,
-         const StreamConfig& config = {}, const Bias& attn_bias = {},
-         const LocalAttentionCall& call = {}, const Terms& terms = {},
-         std::optional<Index> kv_heads = {})
-      : Base(config, describe(attention, heads, dim_head, attn_bias, call, terms,
-                              kv_heads.value_or(heads))),
+         const StreamConfig& config = {}, const Call& call = {}, std::optional<Index> kv_heads = {})
+      : Base(config, describe(attention, heads, dim_head, call, kv_heads.value_or(heads))),
         attention_(attention),
         heads_(heads),
         kv_heads_(kv_heads.value_or(heads)),
@@ -52,11 +49,11 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
         window_(attention.window(call)) {
     const Window& window = window_;
     detail::AttentionInputs<Scalar> inputs(window, config.batch, heads,
-                                           attention.bias_of(window, heads, attn_bias, terms));
-    attention.add_options(inputs, kv_heads_, call, terms);
+                                           attention.bias_of(window, heads, call));
+    attention.add_options(inputs, kv_heads_, call);
     bias_ = inputs.copy_of_bias();
-    if (terms.sinks)
-      sinks_.emplace(Eigen::TensorMap<const Tensor<Scalar, 1>>(terms.sinks->data(), heads));
+    if (call.sinks)
+      sinks_.emplace(Eigen::TensorMap<const Tensor<Scalar, 1>>(call.sinks->data(), heads));
     this->sequences_.assign(
         static_cast<std::size_t>(config.batch),
         Sequence(window, {.heads = heads, .dim_head = dim_head, .kv_heads = kv_heads_}, stretch,
@@ -82,48 +79,31 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
 
   /// Takes the next `n >= 0` positions of every sequence.
   /// \param q, k, v `[B, H, n, D]`; with shared_qk, `k` is the same as `q`
-  /// \param mask those of the keys that nobody attends, `[B, n]`
   /// \return the results that are complete, `[B, H, results_of(n), D]`: those of the positions from
   ///         answered() on. 0 in rows beyond a sequence's own
   /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
-  Tensor<Scalar, 4> push(TensorView<const Scalar, 4> q, TensorView<const Scalar, 4> k,
-                         TensorView<const Scalar, 4> v, const PaddingMask& mask = {}) {
-    return push(AnyDevice(), q, k, v, mask);
-  }
-  /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
-  Tensor<Scalar, 4> push(const AnyDevice& device, TensorView<const Scalar, 4> q,
-                         TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                         const PaddingMask& mask = {}) {
-    check_arguments(q, k, v, mask);
+  Tensor<Scalar, 4> push(View q, View k, View v, const PushCall& call = {}) {
+    check_arguments(q, k, v, call.mask);
     Tensor<Scalar, 4> out(this->batch(), heads_, this->results_of(q.dimension(2)), dim_head_);
     out.setZero();
-    push_into(device, out, q, k, v, mask);
+    push_into(out, q, k, v, call);
     return out;
   }
   /// The same into given memory.
   /// \param out `[B, H, results_of(n), D]`, must not overlap the inputs. Rows beyond a sequence's
   ///        own stay
-  void push_into(const AnyDevice& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
-                 TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                 const PaddingMask& mask = {});
-  void push_into(TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
-                 TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v,
-                 const PaddingMask& mask = {}) {
-    push_into(AnyDevice(), out, q, k, v, mask);
-  }
+  void push_into(TensorView<Scalar, 4> out, View q, View k, View v, const PushCall& call = {});
 
   /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, H, results_of_flush(), D]`, as push() does
-  Tensor<Scalar, 4> flush() { return flush(AnyDevice()); }
-  Tensor<Scalar, 4> flush(const AnyDevice& device) {
+  Tensor<Scalar, 4> flush(const AnyDevice& device = {}) {
     Tensor<Scalar, 4> out(this->batch(), heads_, this->results_of_flush(), dim_head_);
     out.setZero();
-    flush_into(device, out);
+    flush_into(out, device);
     return out;
   }
-  void flush_into(const AnyDevice& device, TensorView<Scalar, 4> out);
-  void flush_into(TensorView<Scalar, 4> out) { flush_into(AnyDevice(), out); }
+  void flush_into(TensorView<Scalar, 4> out, const AnyDevice& device = {});
 
  private:
   static constexpr Index count = block_rows<Scalar>;
@@ -146,13 +126,16 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   };
 
   static std::string describe(const LocalAttention& attention, Index heads, Index dim_head,
-                              const Bias& attn_bias, const LocalAttentionCall& call,
-                              const Terms& terms, Index kv_heads) {
+                              const Call& call, Index kv_heads) {
     detail::require_at_least("heads", heads, 1);
     detail::require_dim_head("dim_head", dim_head);
     if (attention.config_.dim && dim_head != *attention.config_.dim)
       reject("dim_head", std::to_string(*attention.config_.dim) + ", the configuration's dim",
              dim_head);
+    if (call.mask) reject("mask", "none, because push() takes one", "one");
+    if (thread_count(call.device) > 1)
+      reject("device", "none, because push() takes one", "one of ", thread_count(call.device),
+             " threads");
     if (call.training) reject("training", "none, because a stream does not train", "one");
     if (!call.cu_seqlens.empty())
       reject("cu_seqlens", "none, because a stream takes whole sequences", "some");
@@ -161,16 +144,15 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
       reject("global_rows", "none, because queries see them before they come", "some");
     std::ostringstream text = detail::plain_text();
     text << "LocalAttention, heads " << heads << ", dim_head " << dim_head << ", "
-         << detail::description_of(attention, attention.window(call), attn_bias);
+         << detail::description_of(attention, attention.window(call), call.attn_bias);
     if (kv_heads != heads) text << ", kv_heads " << kv_heads;
-    if (terms.relative_bias)
-      text << ", relative_bias " << to_string(terms.relative_bias->dimensions());
-    if (terms.sinks) text << ", sinks";
+    if (call.relative_bias)
+      text << ", relative_bias " << to_string(call.relative_bias->dimensions());
+    if (call.sinks) text << ", sinks";
     return text.str();
   }
 
-  void check_arguments(const TensorView<const Scalar, 4>& q, const TensorView<const Scalar, 4>& k,
-                       const TensorView<const Scalar, 4>& v, const PaddingMask& mask) const {
+  void check_arguments(const View& q, const View& k, const View& v, const PaddingMask& mask) const {
     require_shape("q", q.dimensions(), {this->batch(), heads_, -1, dim_head_});
     require_shape("k", k.dimensions(), {this->batch(), kv_heads_, q.dimension(2), dim_head_});
     require_shape("v", v.dimensions(), k.dimensions());
@@ -271,29 +253,28 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
 };
 
 template <typename Scalar, typename Score>
-void LocalAttention<Scalar, Score>::Stream::push_into(
-    const AnyDevice& device, TensorView<Scalar, 4> out, TensorView<const Scalar, 4> q,
-    TensorView<const Scalar, 4> k, TensorView<const Scalar, 4> v, const PaddingMask& mask) {
-  check_arguments(q, k, v, mask);
+void LocalAttention<Scalar, Score>::Stream::push_into(TensorView<Scalar, 4> out, View q, View k,
+                                                      View v, const PushCall& call) {
+  check_arguments(q, k, v, call.mask);
   const Index n = q.dimension(2);
   check_room(out, this->results_of(n));
   detail::require_apart("out", out, "q", q);
   detail::require_apart("out", out, "k", k);
   detail::require_apart("out", out, "v", v);
-  run(device, [&](Worker& worker, Index b) {
+  run(call.device, [&](Worker& worker, Index b) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
     const Range in{sequence.position(), sequence.position() + n};
     const Index head = b * heads_ * n * dim_head_;
     const Index kv_head = b * kv_heads_ * n * dim_head_;
     move(worker, sequence, in, {sequence.answered(), sequence.complete(in.end)},
-         {q.data() + head, k.data() + kv_head, v.data() + kv_head, n}, mask.row(b), out, b,
+         {q.data() + head, k.data() + kv_head, v.data() + kv_head, n}, call.mask.row(b), out, b,
          [&](Index rows) { return sequence.complete(rows); });
   });
 }
 
 template <typename Scalar, typename Score>
-void LocalAttention<Scalar, Score>::Stream::flush_into(const AnyDevice& device,
-                                                       TensorView<Scalar, 4> out) {
+void LocalAttention<Scalar, Score>::Stream::flush_into(TensorView<Scalar, 4> out,
+                                                       const AnyDevice& device) {
   check_room(out, this->results_of_flush());
   run(device, [&](Worker& worker, Index b) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];

@@ -74,56 +74,44 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
 
   /// Takes the next `n >= 0` positions of every sequence.
   /// \param x `[B, n, dim]`
-  /// \param mask those of them that nobody attends, `[B, n]`
   /// \return the results that are complete, `[B, results_of(n), dim]`: those of the positions from
   ///         answered() on. 0 in rows beyond a sequence's own
   /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
-  Tensor<Scalar, 3> push(StridedView<const Scalar> x, const PaddingMask& mask = {}) {
-    return push(AnyDevice(), x, mask);
-  }
-  /// The same on the threads of a device, at most `max_threads`: a sequence on each, or if there
-  /// are fewer sequences, the heads of one after the other; the same bits for any number of them.
-  Tensor<Scalar, 3> push(const AnyDevice& device, StridedView<const Scalar> x,
-                         const PaddingMask& mask = {}) {
-    check_arguments(x, mask);
+  Tensor<Scalar, 3> push(StridedView<const Scalar> x, const PushCall& call = {}) {
+    check_arguments(x, call.mask);
     Tensor<Scalar, 3> y(this->batch(), this->results_of(x.dimension(1)), layer_.config().dim);
     y.setZero();
-    push_into(device, y, x, mask);
+    push_into(y, x, call);
     return y;
   }
   /// The same into given memory.
   /// \param y `[B, results_of(n), dim]`, must not overlap x. Rows beyond a sequence's own stay
-  void push_into(const AnyDevice& device, StridedView<Scalar> y, StridedView<const Scalar> x,
-                 const PaddingMask& mask = {}) {
-    check_arguments(x, mask);
+  void push_into(StridedView<Scalar> y, StridedView<const Scalar> x, const PushCall& call = {}) {
+    check_arguments(x, call.mask);
     const Index n = x.dimension(1);
     check_room(y, this->results_of(n));
     detail::require_apart("y", y, "x", x);
-    run(device, y, [&](const AnyDevice& threads, Flow& flow, Index b, const RowsView<Scalar>& to) {
-      advance(threads, flow, b, n, x.sequence(b), mask.row(b), to);
-    });
-  }
-  void push_into(StridedView<Scalar> y, StridedView<const Scalar> x, const PaddingMask& mask = {}) {
-    push_into(AnyDevice(), y, x, mask);
+    run(call.device, y,
+        [&](const AnyDevice& threads, Flow& flow, Index b, const RowsView<Scalar>& to) {
+          advance(threads, flow, b, n, x.sequence(b), call.mask.row(b), to);
+        });
   }
 
   /// Ends every sequence: nothing follows, and the positions that wait get their results. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), dim]`, as push() does
-  Tensor<Scalar, 3> flush() { return flush(AnyDevice()); }
-  Tensor<Scalar, 3> flush(const AnyDevice& device) {
+  Tensor<Scalar, 3> flush(const AnyDevice& device = {}) {
     Tensor<Scalar, 3> y(this->batch(), this->results_of_flush(), layer_.config().dim);
     y.setZero();
-    flush_into(device, y);
+    flush_into(y, device);
     return y;
   }
-  void flush_into(const AnyDevice& device, StridedView<Scalar> y) {
+  void flush_into(StridedView<Scalar> y, const AnyDevice& device = {}) {
     check_room(y, this->results_of_flush());
     run(device, y, [&](const AnyDevice& threads, Flow& flow, Index b, const RowsView<Scalar>& to) {
       finish(threads, flow, b, to);
     });
   }
-  void flush_into(StridedView<Scalar> y) { flush_into(AnyDevice(), y); }
 
  private:
   static std::string describe(const LocalMHA& layer, const Bias& attn_bias) {

@@ -17,6 +17,7 @@
 
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/streaming/state_file.hpp>
 #include <local_mha/streaming/streamed_sequence.hpp>
@@ -32,6 +33,16 @@ struct StreamConfig {
   Index max_rollback = 0;
   /// Threads that a push uses at most, if it gets a device with as many.
   Index max_threads = 1;
+};
+
+/// What a push is given beside its positions; all of it may be left out:
+///
+///     stream.push(x, {.mask = mask, .device = device});
+struct PushCall {
+  /// Those positions that nobody attends, `[B, n]`.
+  PaddingMask mask = {};
+  /// Whose threads share the work, at most `max_threads`; the same bits for any number of them.
+  AnyDevice device = {};
 };
 
 /// What all streams offer.

@@ -51,55 +51,45 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
 
   /// Takes the next `n >= 0` tokens of every sequence.
   /// \param tokens `[B, n]`, each in `[0, num_tokens)`
-  /// \param mask those positions that nobody attends, `[B, n]`
   /// \return the logits that are complete, `[B, results_of(n), num_tokens]`. 0 in rows beyond a
   ///         sequence's own
   /// \throws std::invalid_argument naming the argument that does not fit, before anything changes
-  Tensor<Scalar, 3> push(Tokens tokens, const PaddingMask& mask = {}) {
-    return push(AnyDevice(), tokens, mask);
-  }
-  /// The same on the threads of a device, a sequence on each; the same bits for any number of them.
-  Tensor<Scalar, 3> push(const AnyDevice& device, Tokens tokens, const PaddingMask& mask = {}) {
-    check_arguments(tokens, mask);
+  Tensor<Scalar, 3> push(Tokens tokens, const PushCall& call = {}) {
+    check_arguments(tokens, call.mask);
     Tensor<Scalar, 3> logits(this->batch(), this->results_of(tokens.dimension(1)),
                              model_.config().num_tokens);
     logits.setZero();
-    push_into(device, logits, tokens, mask);
+    push_into(logits, tokens, call);
     return logits;
   }
   /// The same into given memory.
   /// \param logits `[B, results_of(n), num_tokens]`. Rows beyond a sequence's own stay
-  void push_into(const AnyDevice& device, TensorView<Scalar, 3> logits, Tokens tokens,
-                 const PaddingMask& mask = {}) {
-    check_arguments(tokens, mask);
+  void push_into(TensorView<Scalar, 3> logits, Tokens tokens, const PushCall& call = {}) {
+    check_arguments(tokens, call.mask);
     const Index n = tokens.dimension(1);
     check_room(logits, this->results_of(n));
-    run(device, logits, [&](Worker& worker, Sequence& sequence, Index b, Room& room, Scalar* to) {
-      advance(worker, sequence, room, tokens.data() + b * n, n, mask.row(b), to);
-    });
-  }
-  void push_into(TensorView<Scalar, 3> logits, Tokens tokens, const PaddingMask& mask = {}) {
-    push_into(AnyDevice(), logits, tokens, mask);
+    run(call.device, logits,
+        [&](Worker& worker, Sequence& sequence, Index b, Room& room, Scalar* to) {
+          advance(worker, sequence, room, tokens.data() + b * n, n, call.mask.row(b), to);
+        });
   }
 
   /// Ends every sequence: nothing follows, and the positions that wait get their logits. Until
   /// reset() or rollback(), a sequence takes no more.
   /// \return `[B, results_of_flush(), num_tokens]`, as push() does
-  Tensor<Scalar, 3> flush() { return flush(AnyDevice()); }
-  Tensor<Scalar, 3> flush(const AnyDevice& device) {
+  Tensor<Scalar, 3> flush(const AnyDevice& device = {}) {
     Tensor<Scalar, 3> logits(this->batch(), this->results_of_flush(), model_.config().num_tokens);
     logits.setZero();
-    flush_into(device, logits);
+    flush_into(logits, device);
     return logits;
   }
-  void flush_into(const AnyDevice& device, TensorView<Scalar, 3> logits) {
+  void flush_into(TensorView<Scalar, 3> logits, const AnyDevice& device = {}) {
     check_room(logits, this->results_of_flush());
     run(device, logits, [&](Worker& worker, Sequence& sequence, Index, Room& room, Scalar* to) {
       this->finish(model_.stack(), worker, sequence,
                    [&](const Scalar* rows, Index n) { map_to_logits(room, rows, n, to); });
     });
   }
-  void flush_into(TensorView<Scalar, 3> logits) { flush_into(AnyDevice(), logits); }
 
   /// True if a sequence is longer than the position embedding.
   bool is_past_max_seq_len() const {
