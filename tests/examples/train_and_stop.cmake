@@ -4,7 +4,7 @@
 #         -D SIGNAL=KILL|INT -P train_and_stop.cmake
 file(REMOVE_RECURSE "${FOLDER}")
 file(MAKE_DIRECTORY "${FOLDER}")
-set(small --dim 24 --depth 2 --heads 2 --dim-head 8 --window 8 --seqlen 32 --batch 2 --steps 150
+set(small --dim 24 --depth 2 --heads 2 --dim-head 8 --window 8 --seqlen 32 --batch 2 --steps 125
     --warmup 5 --validate-every 7 --dropout 0.1 --seed 5)
 
 execute_process(COMMAND "${PROGRAM}" "${TEXT}" --out "${FOLDER}/whole.safetensors" ${small}
