@@ -12,6 +12,7 @@ void attention_case(Check& check, Random& random);
 void layer_case(Check& check, Random& random);
 void transformer_case(Check& check, Random& random);
 void stream_case(Check& check, Random& random);
+void encoder_case(Check& check, Random& random);
 void training_case(Check& check, Random& random);
 
 struct Kind {
@@ -21,10 +22,9 @@ struct Kind {
   int share;
 };
 
-inline constexpr Kind kinds[] = {{"attention", attention_case, 4},
-                                 {"layer", layer_case, 2},
-                                 {"transformer", transformer_case, 1},
-                                 {"stream", stream_case, 2},
-                                 {"training", training_case, 1}};
+inline constexpr Kind kinds[] = {
+    {"attention", attention_case, 3},     {"layer", layer_case, 2},
+    {"transformer", transformer_case, 1}, {"stream", stream_case, 2},
+    {"encoder", encoder_case, 1},         {"training", training_case, 1}};
 
 }  // namespace soak

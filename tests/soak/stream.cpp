@@ -11,6 +11,7 @@
 #include "soak/attention_draw.hpp"
 #include "soak/cases.hpp"
 #include "soak/devices.hpp"
+#include "soak/encoder_draw.hpp"
 #include "soak/memory.hpp"
 #include "soak/transformer_draw.hpp"
 
@@ -18,6 +19,7 @@ namespace soak {
 
 namespace {
 
+using local_mha::Encoder;
 using local_mha::LocalAttention;
 using local_mha::LocalMHA;
 using local_mha::LocalTransformer;
@@ -302,6 +304,7 @@ class TransformerSource {
   using Stream = typename LocalTransformer<Scalar>::Stream;
 
   explicit TransformerSource(Random& random) : draw_(draw_transformer<Scalar>(random)) {
+    draw_.lengths.clear();
     auto parameters = local_mha::LocalTransformerParameters<Scalar>::zeros(draw_.config);
     support::assign(parameters, draw_.parameters);
     model_.emplace(draw_.config, std::move(parameters));
@@ -348,6 +351,59 @@ class TransformerSource {
   Array<Bounded<Scalar>> expected_;
 };
 
+template <typename Scalar>
+class EncoderSource {
+ public:
+  using Stream = typename Encoder<Scalar>::Stream;
+
+  explicit EncoderSource(Random& random)
+      : draw_(draw_encoder<Scalar>(random)), encoder_(draw_.of.encoder<Scalar>()) {
+    draw_.lengths.clear();
+    auto unused = reference::zeros_like(exact<Scalar>(draw_.of.parameters));
+    expected_ = expected_of<Scalar>(draw_, unused).first;
+  }
+
+  std::string description() const { return "encoder, " + describe(draw_); }
+  Index batch() const { return draw_.batch(); }
+  Index seqlen() const { return draw_.seqlen(); }
+  Stream stream(const StreamConfig& config) const { return Stream(encoder_, config); }
+  template <typename Device>
+  Tensor<Scalar, 3> push(const Device& device, Stream& stream, Index begin, Index end) const {
+    return stream.push(rows(begin, end), {.mask = mask(begin, end), .device = device});
+  }
+  Tensor<Scalar, 3> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
+    const auto x = rows(begin, end);
+    const auto masked = mask(begin, end);
+    Tensor<Scalar, 3> y(batch(), stream.results_of(end - begin), draw_.dim());
+    allocated = allocations_of([&] { stream.push_into(y, x, {.mask = masked}); });
+    return y;
+  }
+  template <typename Device>
+  Tensor<Scalar, 3> flush(const Device& device, Stream& stream) const {
+    return stream.flush(device);
+  }
+  void compare(Check& check, const Tensor<Scalar, 3>& got, Index first) const {
+    compare_rows(check, "y", got, first, expected_);
+  }
+
+ private:
+  PaddingMask mask(Index begin, Index end) const {
+    return part_of_mask(draw_.of.masked, batch(), seqlen(), begin, end);
+  }
+  Tensor<Scalar, 3> rows(Index begin, Index end) const {
+    Tensor<Scalar, 3> x(batch(), end - begin, draw_.dim());
+    for (Index b = 0; b < batch(); ++b)
+      for (Index i = begin; i < end; ++i)
+        for (Index c = 0; c < draw_.dim(); ++c)
+          x(b, i - begin, c) = static_cast<Scalar>(draw_.of.x(b, i, c));
+    return x;
+  }
+
+  EncoderDraw draw_;
+  Encoder<Scalar> encoder_;
+  Array<Bounded<Scalar>> expected_;
+};
+
 template <typename Source>
 void drive(Check& check, Random& random) {
   Source source(random);
@@ -360,8 +416,10 @@ void stream_run(Check& check, Random& random) {
   const double kind = random.uniform();
   if (kind < 0.4)
     drive<AttentionSource<Scalar>>(check, random);
-  else if (kind < 0.8)
+  else if (kind < 0.75)
     drive<LayerSource<Scalar>>(check, random);
+  else if (kind < 0.87)
+    drive<EncoderSource<Scalar>>(check, random);
   else
     drive<TransformerSource<Scalar>>(check, random);
 }

@@ -43,20 +43,22 @@ class TransformerRun {
     check_.description += ", " + std::to_string(threads) + " threads";
     const auto parameters = exact<Scalar>(draw_.parameters);
     auto expected_gradients = reference::zeros_like(parameters);
-    const auto expected = reference::transformer_backward(
-        transformer_options<Scalar>(draw_.config), parameters, draw_.tokens, draw_.labels,
-        draw_.config.ignore_index, draw_.masked, expected_gradients, dropout_of<Scalar>(draw_));
+    const auto expected = draw_.lengths.empty()
+                              ? reference::transformer_backward(
+                                    transformer_options<Scalar>(draw_.config), parameters,
+                                    draw_.tokens, draw_.labels, draw_.config.ignore_index,
+                                    draw_.masked, expected_gradients, dropout_of<Scalar>(draw_))
+                              : of_each_sequence(parameters, expected_gradients);
     auto gradients = Parameters::zeros(draw_.config);
     Tensor<Scalar, 3> logits;
     Scalar loss = 0, loss_of_backward = 0;
+    for (Index b = 0; b < draw_.batch(); ++b)
+      for (Index i = length_of(draw_.lengths, b, draw_.seqlen()); i < draw_.seqlen(); ++i)
+        tokens_(b, i) = labels_(b, i) = -7;
     on_threads(threads, [&](const auto& device) {
-      logits =
-          model_.forward(tokens_, {.mask = mask_, .training = draw_.training, .device = device});
-      loss = model_.loss(tokens_, labels_,
-                         {.mask = mask_, .training = draw_.training, .device = device});
-      loss_of_backward =
-          model_.backward(gradients, tokens_, labels_,
-                          {.mask = mask_, .training = draw_.training, .device = device});
+      logits = model_.forward(tokens_, call(device));
+      loss = model_.loss(tokens_, labels_, call(device));
+      loss_of_backward = model_.backward(gradients, tokens_, labels_, call(device));
     });
     check_.compare("logits", logits.data(), expected.logits);
     if (draw_.counted() == 0) return check_.equal("loss is NaN", std::isnan(loss), true);
@@ -70,6 +72,37 @@ class TransformerRun {
   }
 
  private:
+  local_mha::EncoderCall call(const local_mha::AnyDevice& device) const {
+    return {.mask = mask_, .training = draw_.training, .lengths = draw_.lengths, .device = device};
+  }
+
+  // One sequence after the other, whose losses count as many times as they have labels.
+  reference::TransformerGradients<Bounded<Scalar>> of_each_sequence(
+      const reference::Parameters<Bounded<Scalar>>& parameters,
+      reference::Parameters<Bounded<Scalar>>& gradients) const {
+    using Real = Bounded<Scalar>;
+    const Index n = draw_.seqlen();
+    reference::TransformerGradients<Real> all;
+    all.logits = Array<Real>({draw_.batch(), n, draw_.config.num_tokens});
+    for (Index b = 0; b < draw_.batch(); ++b) {
+      const Index length = length_of(draw_.lengths, b, n);
+      auto of_one = reference::zeros_like(parameters);
+      const auto one = reference::transformer_backward(
+          transformer_options<Scalar>(draw_.config), parameters,
+          sequence_of(draw_.tokens, b, length), sequence_of(draw_.labels, b, length),
+          draw_.config.ignore_index, sequence_of(draw_.masked, b, length, n), of_one);
+      put_sequence(one.logits, b, all.logits);
+      if (draw_.counted(b) == 0) continue;
+      const Real share =
+          Real(static_cast<double>(draw_.counted(b))) / Real(static_cast<double>(draw_.counted()));
+      all.loss += share * one.loss;
+      for (auto& [name, gradient] : gradients)
+        for (std::size_t i = 0; i < gradient.data.size(); ++i)
+          gradient.data[i] += share * of_one.at(name).data[i];
+    }
+    return all;
+  }
+
   Parameters weights(const reference::Parameters<double>& values) const {
     auto parameters = Parameters::zeros(draw_.config);
     support::assign(parameters, values);
@@ -83,10 +116,8 @@ class TransformerRun {
     const int threads = draw_threads(random_);
     Tensor<Scalar, 3> others[2];
     all_at_once(2, [&](int i) {
-      on_threads(i == 0 ? threads : 0, [&](const auto& device) {
-        others[i] =
-            model_.forward(tokens_, {.mask = mask_, .training = draw_.training, .device = device});
-      });
+      on_threads(i == 0 ? threads : 0,
+                 [&](const auto& device) { others[i] = model_.forward(tokens_, call(device)); });
     });
     for (const Tensor<Scalar, 3>& other : others)
       check_.same("logits of calls at once", other.data(), logits.data(), logits.size());
@@ -107,8 +138,7 @@ class TransformerRun {
     }
     fail_no_more();
     if (!failed) return;
-    const Tensor<Scalar, 3> again =
-        model_.forward(tokens_, {.mask = mask_, .training = draw_.training});
+    const Tensor<Scalar, 3> again = model_.forward(tokens_, call({}));
     check_.same("logits of a model that could not take other weights", again.data(), logits.data(),
                 logits.size());
   }

@@ -12,6 +12,7 @@
 
 #include "reference/transformer.hpp"
 #include "soak/layer_draw.hpp"
+#include "soak/ragged.hpp"
 
 namespace soak {
 
@@ -20,13 +21,20 @@ struct TransformerDraw {
   reference::Parameters<double> parameters;
   Array<Int> tokens, labels;
   std::vector<unsigned char> masked;
+  std::vector<Index> lengths;
   std::optional<local_mha::Training> training;
 
   Index batch() const { return tokens.shape[0]; }
   Index seqlen() const { return tokens.shape[1]; }
-  /// Labels that count.
+  /// Labels that count, of all sequences or of one.
   Index counted() const {
-    return std::count_if(labels.data.begin(), labels.data.end(),
+    Index all = 0;
+    for (Index b = 0; b < batch(); ++b) all += counted(b);
+    return all;
+  }
+  Index counted(Index b) const {
+    const auto first = labels.data.begin() + b * seqlen();
+    return std::count_if(first, first + length_of(lengths, b, seqlen()),
                          [&](Int label) { return label != config.ignore_index; });
   }
 };
@@ -48,6 +56,7 @@ TransformerDraw draw_transformer(Random& random) {
   draw_rules(random, config);
   config.qk_rmsnorm = random.chance(0.4);
   config.gate_values_per_head = random.chance(0.3);
+  config.num_residual_streams = random.pick<Index>({1, 1, 1, 2, 4});
   config.use_dynamic_pos_bias = random.chance(0.25);
   if (config.use_dynamic_pos_bias)
     config.local_attn_window_size = std::min<Index>(config.local_attn_window_size, 6);
@@ -73,7 +82,10 @@ TransformerDraw draw_transformer(Random& random) {
     else if (is_matrix)
       size = (random.chance(0.2) ? power(random, -2, 2) : 1) /
              std::sqrt(static_cast<double>(array.shape.back()));
-    array = draw_numbers<Scalar>(random, array.shape, size);
+    if (array.shape.empty())
+      array.data.front() = round_to<Scalar>(size * random.normal());
+    else
+      array = draw_numbers<Scalar>(random, array.shape, size);
     const bool is_scale = !is_matrix && (name.ends_with("norm.weight") ||
                                          name.ends_with(".0.weight") || name.ends_with("_scale"));
     if (is_scale)
@@ -86,6 +98,8 @@ TransformerDraw draw_transformer(Random& random) {
   for (Int& label : t.labels.data)
     label = random.chance(ignored) ? config.ignore_index : random.integer(0, config.num_tokens - 1);
   t.masked = draw_mask(random, batch, n);
+  // What is dropped is told by the place in the batch.
+  if (!t.training) t.lengths = draw_lengths(random, batch, n);
   return t;
 }
 
@@ -128,7 +142,8 @@ inline std::string describe(const TransformerDraw& t) {
        << " H " << c.heads << " D " << c.dim_head << " w " << c.local_attn_window_size << " lb "
        << c.look_backward << (c.causal ? " causal" : "") << (c.exact_windowsize ? " exact" : "")
        << (c.qk_rmsnorm ? " qk_rmsnorm" : "") << (c.gate_values_per_head ? " gates" : "")
-       << (c.use_xpos ? " xpos" : "") << (c.use_dynamic_pos_bias ? " dynamic bias" : "")
+       << (c.use_xpos ? " xpos" : "") << " streams " << c.num_residual_streams
+       << describe_lengths(t.lengths) << (c.use_dynamic_pos_bias ? " dynamic bias" : "")
        << (t.masked.empty() ? "" : " mask") << (t.training ? " dropout" : "");
   return text.str();
 }
