@@ -14,8 +14,8 @@
 #include <type_traits>
 
 #include "measuring/clock.hpp"
+#include "measuring/make_work.hpp"
 #include "measuring/random.hpp"
-#include "measuring/work.hpp"
 
 namespace {
 

@@ -26,7 +26,7 @@
 
 #include "measuring/clock.hpp"
 #include "measuring/heap.hpp"
-#include "measuring/work.hpp"
+#include "measuring/make_work.hpp"
 
 namespace {
 

@@ -23,10 +23,11 @@ using Index = std::ptrdiff_t;
 /// A shape and what is computed on it. Written and read as
 /// `attention/float/seqlen:8192/dim_head:64/window_size:256`, defaults left out.
 struct Case {
-  /// `attention` (LocalAttention), `layer` (LocalMHA), `prefill` (the layer's stream in chunks of
-  /// 512), `decode` (one position of the stream, after `seqlen − 1`), `naive_attention` (Eigen
-  /// expressions), `eigen_product` and `eigen_vectors` (the layer's projections by Eigen's matrix
-  /// products, of all positions and of one)
+  /// `attention` (LocalAttention), `layer` (LocalMHA), `encoder` (`depth` layers and
+  /// feed-forwards), `prefill` (the layer's stream in chunks of 512), `decode` (one position of the
+  /// stream, after `seqlen − 1`), `naive_attention` (Eigen expressions), `eigen_product` and
+  /// `eigen_vectors` (the layer's projections by Eigen's matrix products, of all positions and of
+  /// one)
   std::string subject = "attention";
   std::string scalar = "float";
   Index batch = 1;
@@ -54,8 +55,10 @@ struct Case {
   Index first_keys = 0;  ///< rows that all later ones see, too
   Index packed = 0;      ///< attention: sequences of this length on average, from a tenth to 1.9
   Index biases = 0;      ///< of a layer's projections
-  /// Of the attention: the backward pass alone. Of a layer: forward and backward, a step of
-  /// training.
+  Index depth = 0;       ///< of an encoder
+  Index residual_streams = 0;  ///< of an encoder; 0: a single one
+  /// Of the attention: the backward pass alone. Of a layer or an encoder: forward and backward, a
+  /// step of training.
   Index backward = 0;
   Index threads = 1;  ///< of an Eigen::ThreadPoolDevice; 1: the calling thread
 
@@ -99,6 +102,8 @@ struct Case {
     visit("first_keys", c.first_keys);
     visit("packed", c.packed);
     visit("biases", c.biases);
+    visit("depth", c.depth);
+    visit("residual_streams", c.residual_streams);
     visit("backward", c.backward);
     visit("threads", c.threads);
   }
@@ -149,9 +154,9 @@ struct Case {
         if (!known) throw bad("expected one of" + keys + ", got " + std::string(key));
       }
     }
-    constexpr std::array<std::string_view, 7> subjects{
-        "attention",       "layer",         "prefill",      "decode",
-        "naive_attention", "eigen_product", "eigen_vectors"};
+    constexpr std::array<std::string_view, 8> subjects{
+        "attention", "layer",           "encoder",       "prefill",
+        "decode",    "naive_attention", "eigen_product", "eigen_vectors"};
     if (std::find(subjects.begin(), subjects.end(), c.subject) == subjects.end()) {
       std::string all;
       for (const std::string_view subject : subjects) all += " " + std::string(subject);
@@ -171,8 +176,14 @@ struct Case {
       throw bad("padding, bias and rotary are for attention");
     if (c.dropout >= 100 || (c.dropout > 0 && c.subject != "attention"))
       throw bad("dropout is for attention, and below 100 (percent)");
-    if (c.backward != 0 && c.subject != "attention" && c.subject != "layer")
-      throw bad("backward is for attention and layer");
+    if (c.backward != 0 && c.subject != "attention" && c.subject != "layer" &&
+        c.subject != "encoder")
+      throw bad("backward is for attention, layer and encoder");
+    if ((c.subject == "encoder") != (c.depth > 0))
+      throw bad("a depth is needed by an encoder, and only there");
+    if (c.subject != "encoder" && c.residual_streams != 0)
+      throw bad("residual_streams are those of an encoder");
+    if (c.subject == "encoder" && c.causal == 0) throw bad("encoders are measured causal");
     if ((c.backward != 0 || c.dropout != 0) && (c.padding != 0 || c.bias != 0 || c.rotary != 0))
       throw bad("backward and dropout are without padding, bias and rotary");
     // Which the check of the gradients rests on.
@@ -283,12 +294,19 @@ struct Case {
 
   /// A pair takes `2·dim_head` for its score and as many for its value; a token of the layer
   /// `2·dim·inner` for each of q, k, v (of kv_heads) and the output. On the way back there are two
-  /// products for each of a projection, and five for two of the attention.
+  /// products for each of a projection, and five for two of the attention. A feed-forward is three
+  /// projections, of a width of `int(dim · 8/3)`; what connects the layers of an encoder does not
+  /// count.
   double flops() const {
     const double projections =
         of_layer() ? 2 * tokens() * static_cast<double>(dim * (projected() + inner())) : 0;
     if (of_eigen()) return projections;
     const double attention = 4 * static_cast<double>(dim_head) * pairs();
+    if (subject == "encoder") {
+      const double all = projections + 6 * tokens() * static_cast<double>(dim * (dim * 8 / 3));
+      return static_cast<double>(depth) *
+             (backward == 0 ? all + attention : 3 * all + 3.5 * attention);
+    }
     if (backward == 0) return projections + attention;
     return subject == "layer" ? 3 * projections + 3.5 * attention : 2.5 * attention;
   }

@@ -603,24 +603,6 @@ class StreamWork final : public LayerWork<Scalar> {
   mutable local_mha::Tensor<Scalar, 3> y_;
 };
 
-template <typename Scalar>
-std::unique_ptr<Work> make_work(const Case& c) {
-  if (c.subject == "attention" && c.backward != 0)
-    return std::make_unique<AttentionBackwardWork<Scalar>>(c);
-  if (c.subject == "layer" && c.backward != 0) return std::make_unique<LayerStepWork<Scalar>>(c);
-  if (c.subject == "attention") return std::make_unique<LocalAttentionWork<Scalar>>(c);
-  if (c.subject == "naive_attention") return std::make_unique<NaiveAttentionWork<Scalar>>(c);
-  if (c.subject == "layer") return std::make_unique<LocalMHAWork<Scalar>>(c);
-  if (c.subject == "prefill" || c.subject == "decode")
-    return std::make_unique<StreamWork<Scalar>>(c);
-  if (c.subject == "eigen_vectors") return std::make_unique<EigenVectorsWork<Scalar>>(c);
-  return std::make_unique<EigenProductWork<Scalar>>(c);
-}
-
 }  // namespace detail
-
-inline std::unique_ptr<Work> make_work(const Case& c) {
-  return c.scalar == "float" ? detail::make_work<float>(c) : detail::make_work<double>(c);
-}
 
 }  // namespace measuring

@@ -39,6 +39,11 @@ std::string layer_of(const char* scalar, long seqlen) {
          layer_options;
 }
 
+std::string encoder_of(const std::string& further) {
+  return std::string("encoder/float/seqlen:8192/dim:512/heads:8") + layer_options + "/depth:6" +
+         further;
+}
+
 /// A share of the peak that a case of the main build is to reach.
 struct ShareBar {
   std::string name;
@@ -125,6 +130,10 @@ std::vector<PointsBar> points_bars() {
        -5},
       {"sinks, over plain, D=64, w=256", w256 + "/sinks:1", w256, -1},
       {"4 first keys, over plain, D=64, w=256", w256 + "/first_keys:4", w256, -3},
+      {"encoder of 6 layers, dim 512, w=256, over the layer alone", encoder_of(""),
+       layer_of("float", 8192), -5},
+      {"the same, forward and backward", encoder_of("/backward:1"),
+       layer_of("float", 8192) + "/backward:1", -6},
   };
 }
 
@@ -330,6 +339,16 @@ class Report {
                        .of = bar.of,
                        .tokens_per_second = of.tokens / of.seconds});
     }
+    const std::string streams = encoder_of("/residual_streams:4");
+    main_.measure({encoder_of(""), streams}, settings_.rounds, 0.05);
+    rows_.push_back(
+        {.name = "encoder with 4 residual streams, against one",
+         .figure = main_.figures(streams).seconds / main_.figures(encoder_of("")).seconds,
+         .bar = 1.06,
+         .unit = "times",
+         .at_most = true,
+         .of = streams,
+         .tokens_per_second = main_.figures(streams).tokens / main_.figures(streams).seconds});
     peak_["float"] = main_.figures(attention_w256).peak * 1e-9;
     peak_["double"] = main_.figures(layer_of("double", 8192)).peak * 1e-9;
   }

@@ -98,7 +98,7 @@ TEST(RandomSlidingCase, LetsEveryTwoOptionsMeet) {
 }
 
 TEST(RandomSlidingCase, GivesTheSameInTwoPrecisions) {
-  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+  for (std::uint64_t seed = 1; seed <= random_cases(300); ++seed) {
     const SlidingCase c = support::sliding_case(seed, seed % 10 == 0 ? 150 : 60);
     const auto got = reference::attention(c.options, c.inputs<double>());
     const auto expected = reference::attention(c.options, c.inputs<long double>());
@@ -113,8 +113,8 @@ TEST(RandomSlidingCase, GivesTheSameInTwoPrecisions) {
 
 TEST(RandomSlidingCase, GradientsAreDifferences) {
   using In = reference::AttentionInputs<long double>;
-  int compared = 0;
-  for (std::uint64_t seed = 1; compared < 150; ++seed) {
+  std::uint64_t compared = 0;
+  for (std::uint64_t seed = 1; compared < random_cases(150); ++seed) {
     const SlidingCase c = support::sliding_case(seed, 25);
     if (c.in.q.data.size() > 1500 || c.in.q.empty()) continue;
     ++compared;
@@ -162,8 +162,8 @@ TEST(RandomSlidingCase, GradientsAreDifferences) {
 }
 
 TEST(RandomSlidingCase, GradientsOfLayersAreDifferences) {
-  std::map<std::string, int> compared;
-  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+  std::map<std::string, std::uint64_t> compared;
+  for (std::uint64_t seed = 1; seed <= random_cases(300); ++seed) {
     const auto c = support::sliding_layer_case(seed, 15);
     if (c.x.empty() || c.attention.in.q.data.size() > 1000) continue;
     Random random(seed);
@@ -212,7 +212,7 @@ TEST(RandomSlidingCase, GradientsOfLayersAreDifferences) {
                            "to_qkv_global.bias", "to_out.weight", "to_out.bias", "norm.weight",
                            "norm.bias", "q_scale", "k_scale", "q_norm.weight", "k_norm.weight",
                            "to_v_gate.0.weight", "to_v_gate.0.bias", "sinks", "relative_bias"})
-    EXPECT_GE(compared[name], 5) << name;
+    EXPECT_GE(compared[name], random_cases(5)) << name;
 }
 
 }  // namespace random_sliding_case_test
