@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include <local_mha/local_mha.hpp>
-
 #include "case.hpp"
 #include "random.hpp"
 #include "work.hpp"
