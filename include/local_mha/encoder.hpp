@@ -15,6 +15,7 @@
 #include <string>
 #include <utility>
 
+#include <local_mha/attention/inputs.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/on_demand.hpp>
@@ -179,6 +180,7 @@ class Encoder {
   void check_arguments(const Input& x, const EncoderCall& call) const {
     require_shape("x", x.dimensions(), {-1, -1, stack().dim()});
     if (call.mask) require_shape("mask", call.mask.shape(), {x.dimension(0), x.dimension(1)});
+    detail::check_cu_seqlens(call.cu_seqlens, x.dimension(0), x.dimension(1));
   }
 
   // \param saved null, or what becomes what backward() needs

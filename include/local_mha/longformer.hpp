@@ -10,6 +10,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -25,6 +26,8 @@
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/linear_backward.hpp>
+#include <local_mha/ops/packed_weight.hpp>
+#include <local_mha/ops/row_pass.hpp>
 #include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -203,6 +206,20 @@ class LongformerAttention {
       return Linear<Scalar>(weight, bias);
     }
 
+    // By which a backward pass knows them again.
+    std::array<std::span<const Scalar>, 4> numbers() const {
+      const auto weight = [](const Part& part) {
+        const PackedWeight<Scalar>& packed = part.to_qkv.weight();
+        return std::span(packed.panel(0, 0),
+                         static_cast<std::size_t>(packed.group_panels() * packed.panel_size()));
+      };
+      const auto bias = [](const Part& part) {
+        return std::span(part.to_qkv.bias().data(),
+                         static_cast<std::size_t>(part.to_qkv.bias().size()));
+      };
+      return {weight(local), bias(local), weight(global), bias(global)};
+    }
+
     LongformerConfig config;
     Part local;
     Part global;
@@ -219,6 +236,7 @@ class LongformerAttention {
     };
     Part local_;
     std::optional<Part> global_;
+    detail::SavedRows<Scalar> rows_;
   };
 
   /// forward() that keeps what backward() needs.
@@ -237,6 +255,7 @@ class LongformerAttention {
     if (some(call.global_rows)) made.global_ = kept(weights_->global);
     Tensor<Scalar, 3> y(x.dimensions());
     put(made.local_.attention.out, call.global_rows, false, y);
+    made.rows_.take(x, weights_->numbers());
     if (made.global_) put(made.global_->attention.out, call.global_rows, true, y);
     saved = std::move(made);
     return y;
@@ -258,6 +277,7 @@ class LongformerAttention {
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     require_shape("saved", saved.local_.heads.q.dimensions(),
                   {x.dimension(0), config().heads, x.dimension(1), config().dim / config().heads});
+    saved.rows_.require_known(x, weights_->numbers(), "a LongformerAttention");
     const auto& global_rows = call.global_rows;
     if (saved.global_.has_value() != some(global_rows))
       reject("global_rows", "those of forward_saving()", some(global_rows) ? "some" : "none");
@@ -320,7 +340,7 @@ class LongformerAttention {
   static LocalAttentionCall<Scalar> of_attention(const LongformerCall& call) {
     return {.mask = call.mask,
             .training = call.training,
-            .global_rows = call.global_rows,
+            .global_rows = some(call.global_rows) ? call.global_rows : std::nullopt,
             .device = call.device};
   }
 

@@ -107,7 +107,8 @@ class LocalTransformer {
 
   /// Mean cross entropy, in nats, of predicting each token from those before it.
   /// \param tokens `[B, N + 1]`: the first `N` are the input, the last `N` the labels; labels equal
-  ///        to ignore_index do not count, nor do those behind `call.lengths`
+  ///        to ignore_index do not count, nor do those behind `call.lengths`, which are of the
+  ///        input: one less than a sequence's tokens
   /// \param call of the input, without packed sequences
   /// \return NaN if no label counts, as in PyTorch
   Scalar loss(Tokens tokens, const EncoderCall& call = {}) const {
@@ -264,34 +265,38 @@ class LocalTransformer {
                "at most max_seq_len = " + std::to_string(config().max_seq_len) + " in a sequence",
                end - begin);
     });
-    check_tokens(tokens, [&](Index b) {
-      return call.lengths.empty() ? tokens.dimension(1) : call.lengths[static_cast<std::size_t>(b)];
-    });
+    check_tokens("tokens", tokens, length_in(tokens, call));
+  }
+  // How many tokens of a sequence there are.
+  static auto length_in(const Tokens& tokens, const EncoderCall& call) {
+    return [&call, n = tokens.dimension(1)](Index b) {
+      return call.lengths.empty() ? n : call.lengths[static_cast<std::size_t>(b)];
+    };
   }
   // \return the labels of the tokens that pass
   Tensor<std::int64_t, 2> check_arguments(const detail::TokenBatch& batch, const Tokens& input,
                                           const Tokens& labels, const EncoderCall& call) const {
     check_arguments(batch, input, call);
     require_shape("labels", labels.dimensions(), input.dimensions());
-    Tensor<std::int64_t, 2> counted = batch.packed(labels);
-    detail::count_labels({counted.dimension(0), counted.dimension(1), config().num_tokens}, counted,
-                         config().ignore_index);
-    return counted;
+    check_tokens("labels", labels, length_in(input, call), config().ignore_index);
+    return batch.packed(labels);
   }
 
   // \param length_of `length_of(b)` says how many tokens of sequence `b` there are
+  // \param ignored allowed, too
   template <typename LengthOf>
-  void check_tokens(const Tokens& tokens, LengthOf&& length_of) const {
+  void check_tokens(const char* name, const Tokens& tokens, LengthOf&& length_of,
+                    std::optional<std::int64_t> ignored = {}) const {
     for (Index b = 0; b < tokens.dimension(0); ++b) {
       const std::int64_t* of_sequence = tokens.data() + b * tokens.dimension(1);
       for (Index i = 0; i < length_of(b); ++i)
-        if (of_sequence[i] < 0 || of_sequence[i] >= config().num_tokens)
-          reject("tokens", "0 to " + std::to_string(config().num_tokens - 1), of_sequence[i],
-                 " in sequence ", b, " at ", i);
+        if ((of_sequence[i] < 0 || of_sequence[i] >= config().num_tokens) &&
+            of_sequence[i] != ignored)
+          reject(name,
+                 "0 to " + std::to_string(config().num_tokens - 1) +
+                     (ignored ? " or ignore_index" : ""),
+                 of_sequence[i], " in sequence ", b, " at ", i);
     }
-  }
-  void check_tokens(const Tokens& tokens) const {
-    check_tokens(tokens, [&](Index) { return tokens.dimension(1); });
   }
 
   Tensor<Scalar, 3> embed(const detail::TokenBatch& batch) const {

@@ -2167,7 +2167,7 @@ std::vector<BadInput> results_and_gradients() {
        [] {
          LocalTransformer<float>(transformer_config()).loss(tokens({1, 2, 3}), tokens({1, 2, 10}));
        },
-       {"labels", "0 to 9", "got 10"},
+       {"labels", "0 to 9", "got 10 in sequence 0 at 2"},
        "LocalTransformer::loss"},
       {"NewMisshapenModelWeights",
        [] {

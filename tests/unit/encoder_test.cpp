@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -228,6 +229,23 @@ TYPED_TEST(AnEncoder, IsCopiedAndGetsOtherWeights) {
 }
 
 // With streams that only repeat, an encoder is one with plain connections.
+TEST(EncoderCalls, OfBadSegmentsWriteNothing) {
+  for (const Index depth : {0, 1}) {
+    EncoderConfig config = small(2);
+    config.depth = depth;
+    config.layers.resize(1);
+    const Encoder<float> encoder(config);
+    Tensor<float, 3> x(1, 5, 6), y(1, 5, 6);
+    x.setZero();
+    y.setConstant(7);
+    Encoder<float>::Workspace workspace;
+    const std::vector<Index> cuts{0, 9};
+    EXPECT_THROW(encoder.forward_into(y, workspace, x, {.cu_seqlens = cuts}),
+                 std::invalid_argument);
+    EXPECT_EQ(y(0, 0, 0), 7);
+  }
+}
+
 TEST(EncoderStreams, ThatAreNewGiveWhatOneGives) {
   EncoderConfig config = small(1);
   const auto plain = Encoder<double>(config, 5);

@@ -255,4 +255,25 @@ TEST(Longformer, DropsProbabilitiesInTraining) {
                 .data);
 }
 
+TEST(Longformer, KnowsItsCallAgain) {
+  Random random(3);
+  const LongformerConfig config{.dim = 4, .heads = 1, .attention_window = 6};
+  const auto parameters = parameters_of(config, random);
+  const LongformerAttention<double> attention(config, parameters);
+  const auto x = tensor<double>(random.array({1, 9, 4}));
+  LongformerAttention<double>::Saved saved;
+  attention.forward_saving(saved, x);
+  auto gradients = LongformerParameters<double>::zeros(config);
+  const Tensor<double, 3> other = x * 2.0;
+  EXPECT_THROW(attention.backward(gradients, saved, x, other), std::invalid_argument);
+  const LongformerAttention<double> another(config, parameters_of(config, random));
+  EXPECT_THROW(another.backward(gradients, saved, x, x), std::invalid_argument);
+  EXPECT_EQ(gradients.to_qkv.norm(), 0);
+  // Rows of which none is global are no others than none.
+  Tensor<bool, 2> none(1, 9);
+  none.setConstant(false);
+  EXPECT_TRUE(support::same_bits(attention.backward(gradients, saved, x, x, {.global_rows = none}),
+                                 attention.backward(gradients, saved, x, x)));
+}
+
 }  // namespace longformer_test

@@ -221,6 +221,14 @@ TEST_F(SavedCallOfTheAttention, IsTakenFromWhatIsSaved) {
   }
 }
 
+TEST_F(SavedCallOfTheAttention, HasTheWindowThatItsBiasIsOf) {
+  Tensor<float, 3> bias(2, 5, 15);
+  bias.setConstant(0.5F);
+  call.attn_bias = bias;
+  saved = attention.forward_saving(q, k, v, call);
+  EXPECT_TRUE(same_bits(backward({.attn_bias = bias}), backward(call)));
+}
+
 TEST_F(SavedCallOfTheAttention, RefusesAnother) {
   const auto refused = [&](const Attention::Call& other) {
     return refusal([&] { backward(other); });

@@ -290,11 +290,14 @@ template <typename Scalar, typename Score>
 void LocalAttention<Scalar, Score>::backward_into(Gradients& gradients, Workspace& workspace,
                                                   const Saved& saved, View grad_out, View q, View k,
                                                   View v, const Call& call) const {
-  check_arguments(q, k, v, call);
+  const Call of_forward = saved.call.with_tensors_of(call);
+  // A bias is that of the window, which may be left out.
+  Call given = call;
+  if (!given.window_size && saved.config == config_) given.window_size = of_forward.window_size;
+  check_arguments(q, k, v, given);
   require_shape("grad_out", grad_out.dimensions(), q.dimensions());
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   saved.check_arguments(config_, q, k, v, call);
-  const Call of_forward = saved.call.with_tensors_of(call);
   const auto inputs = check_arguments(q, k, v, of_forward);
   gradients.prepare(q, k, v, call);
   BiasGradients& grad_bias = workspace.grad_bias_;

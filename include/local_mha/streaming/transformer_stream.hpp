@@ -133,7 +133,7 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
 
   void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
     require_shape("tokens", tokens.dimensions(), {this->batch(), -1});
-    model_.check_tokens(tokens);
+    model_.check_tokens("tokens", tokens, [n = tokens.dimension(1)](Index) { return n; });
     this->check_push(tokens.dimension(1), mask);
   }
   void check_room(const TensorView<Scalar, 3>& logits, Index rows) const {
@@ -232,7 +232,7 @@ Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
   const auto length_of = [&, n = prompted](Index b) {
     return lengths.empty() ? n : lengths[static_cast<std::size_t>(b)];
   };
-  check_tokens(prompt, length_of);
+  check_tokens("prompt", prompt, length_of);
   Sampler sampler(config.sampling);
   std::vector<RandomSequence> random;
   random.reserve(static_cast<std::size_t>(batch));
