@@ -239,6 +239,17 @@ void compare_rows(Check& check, const char* what, const Tensor<Scalar, 3>& got, 
                       expected(b, first + i, c));
 }
 
+/// The positions from `begin` to `end` of `[B, N, dim]`.
+template <typename Scalar>
+Tensor<Scalar, 3> rows_of(const Array<double>& all, Index begin, Index end) {
+  Tensor<Scalar, 3> rows(all.shape[0], end - begin, all.shape[2]);
+  for (Index b = 0; b < rows.dimension(0); ++b)
+    for (Index i = begin; i < end; ++i)
+      for (Index c = 0; c < rows.dimension(2); ++c)
+        rows(b, i - begin, c) = static_cast<Scalar>(all(b, i, c));
+  return rows;
+}
+
 template <typename Scalar>
 class LayerSource {
  public:
@@ -284,12 +295,7 @@ class LayerSource {
 
  private:
   Tensor<Scalar, 3> rows(Index begin, Index end) const {
-    Tensor<Scalar, 3> x(batch(), end - begin, draw_.config.dim);
-    for (Index b = 0; b < batch(); ++b)
-      for (Index i = begin; i < end; ++i)
-        for (Index c = 0; c < draw_.config.dim; ++c)
-          x(b, i - begin, c) = static_cast<Scalar>(draw_.x(b, i, c));
-    return x;
+    return rows_of<Scalar>(draw_.x, begin, end);
   }
 
   LayerDraw draw_;
@@ -391,12 +397,7 @@ class EncoderSource {
     return part_of_mask(draw_.of.masked, batch(), seqlen(), begin, end);
   }
   Tensor<Scalar, 3> rows(Index begin, Index end) const {
-    Tensor<Scalar, 3> x(batch(), end - begin, draw_.dim());
-    for (Index b = 0; b < batch(); ++b)
-      for (Index i = begin; i < end; ++i)
-        for (Index c = 0; c < draw_.dim(); ++c)
-          x(b, i - begin, c) = static_cast<Scalar>(draw_.of.x(b, i, c));
-    return x;
+    return rows_of<Scalar>(draw_.of.x, begin, end);
   }
 
   EncoderDraw draw_;
