@@ -10,7 +10,6 @@
 #include <array>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -207,17 +206,10 @@ class LongformerAttention {
     }
 
     // By which a backward pass knows them again.
-    std::array<std::span<const Scalar>, 4> numbers() const {
-      const auto weight = [](const Part& part) {
-        const PackedWeight<Scalar>& packed = part.to_qkv.weight();
-        return std::span(packed.panel(0, 0),
-                         static_cast<std::size_t>(packed.group_panels() * packed.panel_size()));
-      };
-      const auto bias = [](const Part& part) {
-        return std::span(part.to_qkv.bias().data(),
-                         static_cast<std::size_t>(part.to_qkv.bias().size()));
-      };
-      return {weight(local), bias(local), weight(global), bias(global)};
+    std::array<detail::TensorNumbers<Scalar>, 4> numbers() const {
+      const auto of = [](const auto& tensor) { return detail::TensorNumbers<Scalar>(tensor); };
+      return {of(local.to_qkv.weight()), of(local.to_qkv.bias()), of(global.to_qkv.weight()),
+              of(global.to_qkv.bias())};
     }
 
     LongformerConfig config;

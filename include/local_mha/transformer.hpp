@@ -18,7 +18,6 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/on_demand.hpp>
 #include <local_mha/core/parallel.hpp>
-#include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/layer/call.hpp>

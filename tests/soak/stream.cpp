@@ -239,50 +239,23 @@ void compare_rows(Check& check, const char* what, const Tensor<Scalar, 3>& got, 
                       expected(b, first + i, c));
 }
 
-/// The positions from `begin` to `end` of `[B, N, dim]`.
-template <typename Scalar>
-Tensor<Scalar, 3> rows_of(const Array<double>& all, Index begin, Index end) {
-  Tensor<Scalar, 3> rows(all.shape[0], end - begin, all.shape[2]);
-  for (Index b = 0; b < rows.dimension(0); ++b)
-    for (Index i = begin; i < end; ++i)
-      for (Index c = 0; c < rows.dimension(2); ++c)
-        rows(b, i - begin, c) = static_cast<Scalar>(all(b, i, c));
-  return rows;
-}
-
-template <typename Scalar>
-class LayerSource {
+/// Rows that come with a mask, and the results of the whole sequence.
+template <typename Scalar, typename StreamOfRows>
+class RowsSource {
  public:
-  using Stream = typename LocalMHA<Scalar>::Stream;
+  using Stream = StreamOfRows;
 
-  explicit LayerSource(Random& random) : draw_(draw_layer<Scalar>(random, Arrival::BitByBit)) {
-    draw_.training.reset();
-    auto parameters = local_mha::LocalMHAParameters<Scalar>::zeros(draw_.config);
-    support::assign(parameters, draw_.parameters);
-    layer_.emplace(draw_.config, std::move(parameters));
-    expected_ = reference::local_mha(options_of<Scalar>(draw_), exact<Scalar>(draw_.parameters),
-                                     inputs_of<Scalar>(draw_))
-                    .y;
-    bias_ = support::bias_tensor<Scalar>(draw_.bias);
-  }
-
-  std::string description() const { return "layer, " + describe(draw_); }
-  Index batch() const { return draw_.batch(); }
-  Index seqlen() const { return draw_.seqlen(); }
-  Stream stream(const StreamConfig& config) const {
-    return Stream(*layer_, config, support::optional_view(bias_));
-  }
+  Index batch() const { return x_.shape[0]; }
+  Index seqlen() const { return x_.shape[1]; }
   template <typename Device>
   Tensor<Scalar, 3> push(const Device& device, Stream& stream, Index begin, Index end) const {
-    return stream.push(
-        rows(begin, end),
-        {.mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end), .device = device});
+    return stream.push(rows(begin, end), {.mask = mask(begin, end), .device = device});
   }
   Tensor<Scalar, 3> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
     const auto x = rows(begin, end);
-    const auto mask = part_of_mask(draw_.masked, batch(), seqlen(), begin, end);
-    Tensor<Scalar, 3> y(batch(), stream.results_of(end - begin), draw_.config.dim);
-    allocated = allocations_of([&] { stream.push_into(y, x, {.mask = mask}); });
+    const auto masked = mask(begin, end);
+    Tensor<Scalar, 3> y(batch(), stream.results_of(end - begin), x_.shape[2]);
+    allocated = allocations_of([&] { stream.push_into(y, x, {.mask = masked}); });
     return y;
   }
   template <typename Device>
@@ -293,15 +266,77 @@ class LayerSource {
     compare_rows(check, "y", got, first, expected_);
   }
 
- private:
-  Tensor<Scalar, 3> rows(Index begin, Index end) const {
-    return rows_of<Scalar>(draw_.x, begin, end);
+ protected:
+  void take(Array<double> x, std::vector<unsigned char> masked, Array<Bounded<Scalar>> expected) {
+    x_ = std::move(x);
+    masked_ = std::move(masked);
+    expected_ = std::move(expected);
   }
 
+ private:
+  PaddingMask mask(Index begin, Index end) const {
+    return part_of_mask(masked_, batch(), seqlen(), begin, end);
+  }
+  Tensor<Scalar, 3> rows(Index begin, Index end) const {
+    Tensor<Scalar, 3> rows(batch(), end - begin, x_.shape[2]);
+    for (Index b = 0; b < batch(); ++b)
+      for (Index i = begin; i < end; ++i)
+        for (Index c = 0; c < rows.dimension(2); ++c)
+          rows(b, i - begin, c) = static_cast<Scalar>(x_(b, i, c));
+    return rows;
+  }
+
+  Array<double> x_;
+  std::vector<unsigned char> masked_;
+  Array<Bounded<Scalar>> expected_;
+};
+
+template <typename Scalar>
+class LayerSource : public RowsSource<Scalar, typename LocalMHA<Scalar>::Stream> {
+ public:
+  using typename RowsSource<Scalar, typename LocalMHA<Scalar>::Stream>::Stream;
+
+  explicit LayerSource(Random& random) : draw_(draw_layer<Scalar>(random, Arrival::BitByBit)) {
+    draw_.training.reset();
+    auto parameters = local_mha::LocalMHAParameters<Scalar>::zeros(draw_.config);
+    support::assign(parameters, draw_.parameters);
+    layer_.emplace(draw_.config, std::move(parameters));
+    this->take(draw_.x, draw_.masked,
+               reference::local_mha(options_of<Scalar>(draw_), exact<Scalar>(draw_.parameters),
+                                    inputs_of<Scalar>(draw_))
+                   .y);
+    bias_ = support::bias_tensor<Scalar>(draw_.bias);
+  }
+
+  std::string description() const { return "layer, " + describe(draw_); }
+  Stream stream(const StreamConfig& config) const {
+    return Stream(*layer_, config, support::optional_view(bias_));
+  }
+
+ private:
   LayerDraw draw_;
   std::optional<LocalMHA<Scalar>> layer_;
-  Array<Bounded<Scalar>> expected_;
   Tensor<Scalar, 3> bias_;
+};
+
+template <typename Scalar>
+class EncoderSource : public RowsSource<Scalar, typename Encoder<Scalar>::Stream> {
+ public:
+  using typename RowsSource<Scalar, typename Encoder<Scalar>::Stream>::Stream;
+
+  explicit EncoderSource(Random& random)
+      : draw_(draw_encoder<Scalar>(random)), encoder_(draw_.of.template encoder<Scalar>()) {
+    draw_.lengths.clear();
+    auto unused = reference::zeros_like(exact<Scalar>(draw_.of.parameters));
+    this->take(draw_.of.x, draw_.of.masked, expected_of<Scalar>(draw_, unused).first);
+  }
+
+  std::string description() const { return "encoder, " + describe(draw_); }
+  Stream stream(const StreamConfig& config) const { return Stream(encoder_, config); }
+
+ private:
+  EncoderDraw draw_;
+  Encoder<Scalar> encoder_;
 };
 
 template <typename Scalar>
@@ -354,54 +389,6 @@ class TransformerSource {
 
   TransformerDraw draw_;
   std::optional<LocalTransformer<Scalar>> model_;
-  Array<Bounded<Scalar>> expected_;
-};
-
-template <typename Scalar>
-class EncoderSource {
- public:
-  using Stream = typename Encoder<Scalar>::Stream;
-
-  explicit EncoderSource(Random& random)
-      : draw_(draw_encoder<Scalar>(random)), encoder_(draw_.of.encoder<Scalar>()) {
-    draw_.lengths.clear();
-    auto unused = reference::zeros_like(exact<Scalar>(draw_.of.parameters));
-    expected_ = expected_of<Scalar>(draw_, unused).first;
-  }
-
-  std::string description() const { return "encoder, " + describe(draw_); }
-  Index batch() const { return draw_.batch(); }
-  Index seqlen() const { return draw_.seqlen(); }
-  Stream stream(const StreamConfig& config) const { return Stream(encoder_, config); }
-  template <typename Device>
-  Tensor<Scalar, 3> push(const Device& device, Stream& stream, Index begin, Index end) const {
-    return stream.push(rows(begin, end), {.mask = mask(begin, end), .device = device});
-  }
-  Tensor<Scalar, 3> push_into(Stream& stream, Index begin, Index end, long& allocated) const {
-    const auto x = rows(begin, end);
-    const auto masked = mask(begin, end);
-    Tensor<Scalar, 3> y(batch(), stream.results_of(end - begin), draw_.dim());
-    allocated = allocations_of([&] { stream.push_into(y, x, {.mask = masked}); });
-    return y;
-  }
-  template <typename Device>
-  Tensor<Scalar, 3> flush(const Device& device, Stream& stream) const {
-    return stream.flush(device);
-  }
-  void compare(Check& check, const Tensor<Scalar, 3>& got, Index first) const {
-    compare_rows(check, "y", got, first, expected_);
-  }
-
- private:
-  PaddingMask mask(Index begin, Index end) const {
-    return part_of_mask(draw_.of.masked, batch(), seqlen(), begin, end);
-  }
-  Tensor<Scalar, 3> rows(Index begin, Index end) const {
-    return rows_of<Scalar>(draw_.of.x, begin, end);
-  }
-
-  EncoderDraw draw_;
-  Encoder<Scalar> encoder_;
   Array<Bounded<Scalar>> expected_;
 };
 

@@ -26,8 +26,8 @@ struct EncoderCall {
   /// last, which see nothing of one another. Empty: it holds one.
   std::span<const Index> cu_seqlens = {};
   /// Rows of each sequence, `[B]`: those behind them are not computed, and their results are 0,
-  /// whatever they hold. Empty: all are. Not beside cu_seqlens. In
-  /// training, what an encoder drops of a sequence depends on the lengths before it.
+  /// whatever they hold. Empty: all are. Not beside cu_seqlens. In training, what an encoder drops
+  /// of a sequence depends on the lengths before it.
   std::span<const Index> lengths = {};
   /// Whose threads share the work; the same bits for any number of them.
   AnyDevice device = {};

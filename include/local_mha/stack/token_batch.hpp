@@ -70,8 +70,8 @@ class TokenBatch {
   /// What stands at the tokens that pass.
   /// \param given `[B, N]`
   Tensor<std::int64_t, 2> packed(const Tokens& given) const {
-    const auto [batch, seqlen, one] = rows_.packed_shape();
-    Tensor<std::int64_t, 2> made(batch, seqlen);
+    const std::array<Index, 3> shape = rows_.packed_shape();
+    Tensor<std::int64_t, 2> made(shape[0], shape[1]);
     rows_.pack(StridedView<const std::int64_t>(given.data(), {shape_[0], shape_[1], 1}),
                made.data());
     return made;
