@@ -25,7 +25,8 @@ class EncoderWork final : public LayerWork<Scalar> {
         gradients_(local_mha::EncoderParameters<Scalar>::zeros(configuration(c))),
         threads_(c.threads),
         grad_y_(c.batch, c.seqlen, c.dim),
-        y_(c.batch, c.seqlen, c.dim) {
+        y_(c.batch, c.seqlen, c.dim),
+        grad_x_(c.batch, c.seqlen, c.dim) {
     Random random(5);
     random.fill(grad_y_);
     y_.setZero();
@@ -36,8 +37,8 @@ class EncoderWork final : public LayerWork<Scalar> {
       if (this->of().backward == 0)
         return encoder_.forward_into(y_, workspace_, this->x_, {.device = device});
       local_mha::set_zero(gradients_);
-      y_ = encoder_.forward_saving(saved_, this->x_, {.device = device});
-      grad_x_ = encoder_.backward(gradients_, saved_, grad_y_, device);
+      encoder_.forward_saving_into(y_, workspace_, saved_, this->x_, {.device = device});
+      encoder_.backward_into(grad_x_, workspace_, gradients_, saved_, grad_y_, device);
     });
   }
 

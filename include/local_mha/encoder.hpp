@@ -54,24 +54,30 @@ class Encoder {
 
   /// Sequences that come bit by bit: see encoder_stream.hpp.
   class Stream;
-  /// Room for calls of forward_into().
+  /// Room for calls of forward_into(), forward_saving_into() and backward_into().
   class Workspace {
     friend Encoder;
 
     typename Stack::Workspace stack_;
     detail::PackedBatch<Scalar> batch_;
+    // Of a backward pass: what it adds to the gradients, and the gradient of the rows that pass.
+    Parameters made_;
+    bool made_is_zero_ = false;
+    BlockBuffer<Scalar> grad_;
   };
   /// What forward_saving() keeps for backward().
   class Saved {
    public:
     /// What the attention of a layer was given, `[B, N, dim]`, or of sequences of different lengths
     /// all rows, `[1, sum of lengths, dim]`.
+    /// \return valid as long as this is, and until it becomes that of another call
     /// \throws std::invalid_argument if there is no such layer
-    const Tensor<Scalar, 3>& input_of_attention(Index layer) const {
+    TensorView<const Scalar, 3> input_of_attention(Index layer) const {
       const Index layers = std::ssize(stack_.layers);
       if (layer < 0 || layer >= layers)
         reject("layer", "0 to " + std::to_string(layers - 1), layer);
-      return stack_.layers[static_cast<std::size_t>(layer)].attention_branch.input;
+      return {stack_.layers[static_cast<std::size_t>(layer)].attention_branch.input.data(),
+              stack_.shape};
     }
 
    private:
@@ -134,8 +140,14 @@ class Encoder {
     check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
-    flow(y, workspace, x, call, &saved);
+    forward_saving_into(y, workspace, saved, x, call);
     return y;
+  }
+
+  /// The same into given memory, also that of `saved`: see forward_into().
+  void forward_saving_into(Output y, Workspace& workspace, Saved& saved, Input x,
+                           const EncoderCall& call = {}) const {
+    flow(y, workspace, x, call, &saved);
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -149,19 +161,38 @@ class Encoder {
                              const AnyDevice& device = {}) const {
     stack().require_known(saved.stack_);
     require_shape("grad_y", grad_y.dimensions(), saved.batch_.shape());
+    Tensor<Scalar, 3> grad_x(grad_y.dimensions());
+    Workspace workspace;
+    backward_into(grad_x, workspace, gradients, saved, grad_y, device);
+    return grad_x;
+  }
+
+  /// The same into given memory. What lies between the steps, a set of weights included, stays in
+  /// the workspace for the next call, which allocates nothing where forward_into() would not,
+  /// unless there is a dynamic position bias.
+  /// \param grad_x that of x, `[B, N, dim]`, must not overlap grad_y
+  /// \param workspace for one call at a time
+  void backward_into(Output grad_x, Workspace& workspace, Parameters& gradients, const Saved& saved,
+                     Input grad_y, const AnyDevice& device = {}) const {
+    stack().require_known(saved.stack_);
+    const detail::RaggedBatch& batch = saved.batch_;
+    require_shape("grad_y", grad_y.dimensions(), batch.shape());
+    require_shape("grad_x", grad_x.dimensions(), batch.shape());
+    detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
     detail::require_fitting(gradients, config());
     // Added at the end, where nothing can fail.
-    Parameters made = Parameters::zeros(config());
-    Tensor<Scalar, 3> grad(saved.batch_.packed_shape());
-    saved.batch_.pack(grad_y, grad.data());
-    stack().backward(device, made, saved.stack_, grad);
-    if (saved.batch_.ragged()) {
-      Tensor<Scalar, 3> grad_x(grad_y.dimensions());
-      saved.batch_.unpack(grad.data(), StridedView<Scalar>(grad_x));
-      grad = std::move(grad_x);
-    }
-    detail::add(gradients, made);
-    return grad;
+    Parameters& made = workspace.made_;
+    if (!std::exchange(workspace.made_is_zero_, false) || !made.has_shapes_of(gradients))
+      made = Parameters::zeros(config());
+    const bool copies = batch.ragged() || !detail::adjoins(grad_x);
+    const auto shape = batch.packed_shape();
+    resize_without_values(workspace.grad_, copies ? shape[0] * shape[1] * shape[2] : 0);
+    const TensorView<Scalar, 3> grad(copies ? workspace.grad_.data() : grad_x.data(), shape);
+    batch.pack(grad_y, grad.data());
+    stack().backward(device, made, workspace.stack_, saved.stack_, grad);
+    if (copies) batch.unpack(grad.data(), grad_x);
+    detail::add_and_clear(gradients, made);
+    workspace.made_is_zero_ = true;
   }
 
  private:

@@ -332,50 +332,57 @@ struct HyperConnectionParameters {
 
 namespace detail {
 
-// Adds the numbers of a set of the same shapes. Allocates nothing.
-template <typename Scalar>
-void add(LocalMHAParameters<Scalar>& to, const LocalMHAParameters<Scalar>& from) {
-  to.to_qkv += from.to_qkv;
-  to.to_out += from.to_out;
-  to.norm_weight += from.norm_weight;
-  to.norm_bias += from.norm_bias;
-  to.q_scale += from.q_scale;
-  to.k_scale += from.k_scale;
-  to.to_v_gate_weight += from.to_v_gate_weight;
-  to.to_v_gate_bias += from.to_v_gate_bias;
-  to.to_qkv_bias += from.to_qkv_bias;
-  to.to_out_bias += from.to_out_bias;
-  to.q_norm_weight += from.q_norm_weight;
-  to.k_norm_weight += from.k_norm_weight;
-  to.sinks += from.sinks;
-  to.relative_bias += from.relative_bias;
+// Adds the numbers of a set of the same shapes, which become 0. Allocates nothing.
+template <typename Tensor>
+void add_and_clear(Eigen::PlainObjectBase<Tensor>& to, Eigen::PlainObjectBase<Tensor>& from) {
+  for (Index i = 0; i < to.size(); ++i) {
+    to.data()[i] += from.data()[i];
+    from.data()[i] = typename Tensor::Scalar(0);
+  }
 }
 template <typename Scalar>
-void add(FeedForwardParameters<Scalar>& to, const FeedForwardParameters<Scalar>& from) {
-  to.norm_weight += from.norm_weight;
-  to.norm_bias += from.norm_bias;
-  to.proj_in += from.proj_in;
-  to.proj_out += from.proj_out;
+void add_and_clear(LocalMHAParameters<Scalar>& to, LocalMHAParameters<Scalar>& from) {
+  add_and_clear(to.to_qkv, from.to_qkv);
+  add_and_clear(to.to_out, from.to_out);
+  add_and_clear(to.norm_weight, from.norm_weight);
+  add_and_clear(to.norm_bias, from.norm_bias);
+  add_and_clear(to.q_scale, from.q_scale);
+  add_and_clear(to.k_scale, from.k_scale);
+  add_and_clear(to.to_v_gate_weight, from.to_v_gate_weight);
+  add_and_clear(to.to_v_gate_bias, from.to_v_gate_bias);
+  add_and_clear(to.to_qkv_bias, from.to_qkv_bias);
+  add_and_clear(to.to_out_bias, from.to_out_bias);
+  add_and_clear(to.q_norm_weight, from.q_norm_weight);
+  add_and_clear(to.k_norm_weight, from.k_norm_weight);
+  add_and_clear(to.sinks, from.sinks);
+  add_and_clear(to.relative_bias, from.relative_bias);
 }
 template <typename Scalar>
-void add(DynamicPositionBiasParameters<Scalar>& to,
-         const DynamicPositionBiasParameters<Scalar>& from) {
-  to.weight_0 += from.weight_0;
-  to.bias_0 += from.bias_0;
-  to.weight_2 += from.weight_2;
-  to.bias_2 += from.bias_2;
-  to.weight_4 += from.weight_4;
-  to.bias_4 += from.bias_4;
+void add_and_clear(FeedForwardParameters<Scalar>& to, FeedForwardParameters<Scalar>& from) {
+  add_and_clear(to.norm_weight, from.norm_weight);
+  add_and_clear(to.norm_bias, from.norm_bias);
+  add_and_clear(to.proj_in, from.proj_in);
+  add_and_clear(to.proj_out, from.proj_out);
 }
 template <typename Scalar>
-void add(HyperConnectionParameters<Scalar>& to, const HyperConnectionParameters<Scalar>& from) {
-  to.static_alpha += from.static_alpha;
-  to.alpha_fn += from.alpha_fn;
-  to.alpha_scale += from.alpha_scale;
-  to.static_beta += from.static_beta;
-  to.beta_fn += from.beta_fn;
-  to.beta_scale += from.beta_scale;
-  to.norm_gamma += from.norm_gamma;
+void add_and_clear(DynamicPositionBiasParameters<Scalar>& to,
+                   DynamicPositionBiasParameters<Scalar>& from) {
+  add_and_clear(to.weight_0, from.weight_0);
+  add_and_clear(to.bias_0, from.bias_0);
+  add_and_clear(to.weight_2, from.weight_2);
+  add_and_clear(to.bias_2, from.bias_2);
+  add_and_clear(to.weight_4, from.weight_4);
+  add_and_clear(to.bias_4, from.bias_4);
+}
+template <typename Scalar>
+void add_and_clear(HyperConnectionParameters<Scalar>& to, HyperConnectionParameters<Scalar>& from) {
+  add_and_clear(to.static_alpha, from.static_alpha);
+  add_and_clear(to.alpha_fn, from.alpha_fn);
+  add_and_clear(to.alpha_scale, from.alpha_scale);
+  add_and_clear(to.static_beta, from.static_beta);
+  add_and_clear(to.beta_fn, from.beta_fn);
+  add_and_clear(to.beta_scale, from.beta_scale);
+  add_and_clear(to.norm_gamma, from.norm_gamma);
 }
 
 }  // namespace detail

@@ -182,29 +182,31 @@ struct LocalTransformerParameters : EncoderParameters<Scalar> {
 
 namespace detail {
 
-// Adds the numbers of a set of the same shapes. Allocates nothing.
+// Adds the numbers of a set of the same shapes, which become 0. Allocates nothing.
 template <typename Scalar>
-void add(EncoderParameters<Scalar>& to, const EncoderParameters<Scalar>& from) {
+void add_and_clear(EncoderParameters<Scalar>& to, EncoderParameters<Scalar>& from) {
   for (std::size_t i = 0; i < to.layers.size(); ++i) {
     auto& layer = to.layers[i];
-    const auto& other = from.layers[i];
-    add(layer.attention, other.attention);
-    add(layer.feed_forward, other.feed_forward);
-    if (layer.attention_connection) add(*layer.attention_connection, *other.attention_connection);
+    auto& other = from.layers[i];
+    add_and_clear(layer.attention, other.attention);
+    add_and_clear(layer.feed_forward, other.feed_forward);
+    if (layer.attention_connection)
+      add_and_clear(*layer.attention_connection, *other.attention_connection);
     if (layer.feed_forward_connection)
-      add(*layer.feed_forward_connection, *other.feed_forward_connection);
+      add_and_clear(*layer.feed_forward_connection, *other.feed_forward_connection);
   }
-  if (to.dynamic_pos_bias) add(*to.dynamic_pos_bias, *from.dynamic_pos_bias);
+  if (to.dynamic_pos_bias) add_and_clear(*to.dynamic_pos_bias, *from.dynamic_pos_bias);
 }
 template <typename Scalar>
-void add(LocalTransformerParameters<Scalar>& to, const LocalTransformerParameters<Scalar>& from) {
-  add(static_cast<EncoderParameters<Scalar>&>(to),
-      static_cast<const EncoderParameters<Scalar>&>(from));
-  to.token_emb += from.token_emb;
-  to.pos_emb += from.pos_emb;
-  to.to_logits_norm_weight += from.to_logits_norm_weight;
-  to.to_logits_norm_bias += from.to_logits_norm_bias;
-  to.to_logits += from.to_logits;
+void add_and_clear(LocalTransformerParameters<Scalar>& to,
+                   LocalTransformerParameters<Scalar>& from) {
+  add_and_clear(static_cast<EncoderParameters<Scalar>&>(to),
+                static_cast<EncoderParameters<Scalar>&>(from));
+  add_and_clear(to.token_emb, from.token_emb);
+  add_and_clear(to.pos_emb, from.pos_emb);
+  add_and_clear(to.to_logits_norm_weight, from.to_logits_norm_weight);
+  add_and_clear(to.to_logits_norm_bias, from.to_logits_norm_bias);
+  add_and_clear(to.to_logits, from.to_logits);
 }
 
 }  // namespace detail

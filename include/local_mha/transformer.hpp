@@ -332,12 +332,15 @@ Scalar LocalTransformer<Scalar>::backward(Parameters& gradients, Tokens input, T
       linear_backward<AnyDevice, Scalar>(call.device, weights_->to_logits.weight(), normed,
                                          rows(grad_logits), made.to_logits, nullptr),
       rows(x), made.to_logits_norm_weight, made.to_logits_norm_bias);
-  stack().backward(call.device, made, saved, grad);
+  {
+    typename detail::LayerStack<Scalar>::Workspace workspace;
+    stack().backward(call.device, made, workspace, saved, grad);
+  }
   const Tensor<std::int64_t, 2>& tokens = batch.tokens();
   embedding_backward<Scalar>(made.token_emb,
                              {tokens.data(), static_cast<std::size_t>(tokens.size())}, rows(grad));
   embedding_backward<Scalar>(made.pos_emb, batch.places(), rows(grad));
-  detail::add(gradients, made);
+  detail::add_and_clear(gradients, made);
   return loss;
 }
 

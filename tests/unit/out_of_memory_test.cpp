@@ -515,7 +515,7 @@ TEST(OutOfMemory, InCallsOfTheEncoder) {
       return o;
     };
     const auto backward = [&](Objects& o) {
-      o.y = o.encoder.backward(o.gradients, o.saved, x, device);
+      o.encoder.backward_into(o.y, o.workspace, o.gradients, o.saved, x, device);
     };
     expect_as_it_was(
         "forward_into", make,
@@ -524,16 +524,17 @@ TEST(OutOfMemory, InCallsOfTheEncoder) {
         },
         [&](Objects& o) { return numbers(o.y); });
     expect_as_it_was(
-        "forward_saving", make,
+        "forward_saving_into", make,
         [&](Objects& o) {
-          o.y = o.encoder.forward_saving(o.saved, x, {.training = training, .device = device});
+          o.encoder.forward_saving_into(o.y, o.workspace, o.saved, x,
+                                        {.training = training, .device = device});
         },
         [&](Objects& o) {
           backward(o);
           return numbers(o.y, o.gradients);
         });
     expect_as_it_was(
-        "backward", make_saved, backward, [](Objects& o) { return numbers(o.y, o.gradients); },
+        "backward_into", make_saved, backward, [](Objects& o) { return numbers(o.y, o.gradients); },
         [](const Objects& o) { return numbers(o.gradients); });
   });
   const auto others = Module(encoder_config(), 2).parameters();
@@ -705,6 +706,64 @@ void fail_in_module(const Config& config) {
         "set_parameters", make, [&](Objects& o) { o.module.set_parameters(other); }, weights,
         weights);
   });
+}
+
+// What a backward pass adds to, and what it reads.
+template <typename Gradients>
+struct ToBeAddedTo {
+  Gradients gradients;
+  local_mha::RowMatrix<float> result = {};
+};
+
+/// \param backward `backward(objects)` adds to the gradients
+template <typename Gradients, typename Backward>
+void expect_gradients_as_they_were(const std::string& what, const Gradients& zeros,
+                                   Backward&& backward) {
+  using Objects = ToBeAddedTo<Gradients>;
+  const auto gradients = [](const Objects& o) { return numbers(o.gradients); };
+  expect_as_it_was(
+      what, [&] { return std::make_unique<Objects>(Objects{zeros}); }, backward, gradients,
+      gradients);
+}
+
+TEST(OutOfMemory, InComponentsOfTheirOwn) {
+  using Rows = local_mha::RowMatrix<float>;
+  const Rows x = Rows::Random(37, 12), grad = Rows::Random(37, 12);
+  {
+    using Parameters = local_mha::DynamicPositionBiasParameters<float>;
+    auto weights = Parameters::zeros(5, 3);
+    local_mha::for_each_parameter(weights, [](const auto&, auto& w) { w.setRandom(); });
+    const local_mha::DynamicPositionBias<float> module(weights);
+    const auto of_bias = random<3>(1, {3, 4, 8});
+    expect_gradients_as_they_were("DynamicPositionBias", Parameters::zeros(5, 3),
+                                  [&](auto& o) { module.backward(o.gradients, of_bias, 4, 1, 0); });
+  }
+  {
+    using Parameters = local_mha::HyperConnectionParameters<float>;
+    auto weights = Parameters::zeros(3, 12);
+    local_mha::for_each_parameter(weights, [](const auto&, auto& w) { w.setRandom(); });
+    const local_mha::HyperConnection<float> module(weights);
+    const Rows streams = Rows::Random(37, 36), of_streams = Rows::Random(37, 36);
+    expect_gradients_as_they_were("HyperConnection", Parameters::zeros(3, 12), [&](auto& o) {
+      o.result = module.mix_backward(o.gradients, of_streams, streams, x, grad);
+    });
+  }
+  {
+    const local_mha::LayerNorm<float> module({.dim = 12});
+    using Parameters = local_mha::LayerNormParameters<float>;
+    expect_gradients_as_they_were("LayerNorm", Parameters::zeros({.dim = 12}), [&](auto& o) {
+      o.result = module.backward(grad, x, o.gradients.weight, o.gradients.bias);
+    });
+  }
+  {
+    using Parameters = local_mha::LinearParameters<float>;
+    const local_mha::LinearConfig config{.in_features = 12, .out_features = 12};
+    const Rows weight = Rows::Random(12, 12);
+    expect_gradients_as_they_were("linear_backward", Parameters::zeros(config), [&](auto& o) {
+      o.result = local_mha::linear_backward(Eigen::DefaultDevice(), weight, x, grad,
+                                            o.gradients.weight, &o.gradients.bias);
+    });
+  }
 }
 
 TEST(OutOfMemory, InTheModules) {

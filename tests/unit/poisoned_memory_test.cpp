@@ -343,16 +343,19 @@ TYPED_TEST(PoisonedMemory, OfAnEncoder) {
         typename Encoder<TypeParam>::Workspace workspace;
         typename Encoder<TypeParam>::Saved kept;
         Tensor<TypeParam, 3> to = not_a_number;
+        Tensor<TypeParam, 3> back(x.dimensions());
         encoder.forward_into(to, workspace, not_a_number, {.device = on.device});
-        encoder.forward_saving(kept, not_a_number, {.device = on.device});
+        encoder.forward_saving_into(to, workspace, kept, not_a_number, {.device = on.device});
         auto ignored = fresh;
-        encoder.backward(ignored, kept, not_a_number, on.device);
+        encoder.backward_into(back, workspace, ignored, kept, not_a_number, on.device);
         EXPECT_GT(AlignedMemory::instance().poison_since(mark), 0U);
         encoder.forward_into(to, workspace, x, {.device = on.device});
         EXPECT_EQ(bytes(to), bytes(y));
-        EXPECT_EQ(bytes(encoder.forward_saving(kept, x, {.device = on.device})), bytes(y));
+        encoder.forward_saving_into(to, workspace, kept, x, {.device = on.device});
+        EXPECT_EQ(bytes(to), bytes(y));
         auto summed = fresh;
-        EXPECT_EQ(bytes(encoder.backward(summed, kept, grad_y, on.device)), bytes(grad_x));
+        encoder.backward_into(back, workspace, summed, kept, grad_y, on.device);
+        EXPECT_EQ(bytes(back), bytes(grad_x));
         EXPECT_EQ(bytes_of_all(summed), bytes_of_all(gradients));
       }
     }

@@ -211,6 +211,54 @@ TYPED_TEST(RepeatedCalls, OfTheLayerWithASlidingWindow) {
   }
 }
 
+TYPED_TEST(RepeatedCalls, OfTheEncoder) {
+  for (const Index streams : {1, 3}) {
+    local_mha::EncoderConfig config{.depth = 3, .num_residual_streams = streams};
+    config.layers = {{.dim = 10, .window_size = 9, .dim_head = 6, .heads = 3, .prenorm = true}};
+    config.layers.insert(config.layers.end(), 2, config.layers[0]);
+    config.layers[1].causal = true;
+    config.ff_dropout = 0.2;
+    const local_mha::Encoder<float> encoder(config, 1);
+    local_mha::Encoder<float>::Workspace workspace;
+    local_mha::Encoder<float>::Saved saved;
+    auto gradients = local_mha::EncoderParameters<float>::zeros(config);
+    const auto call = [&](Index batch, Index seqlen) {
+      const auto x = tensor<float, 3>(Random(1).array({batch, seqlen, 10}));
+      const std::vector<Index> lengths(static_cast<std::size_t>(batch), seqlen / 2);
+      Tensor<float, 3> y(batch, seqlen, 10), grad_x(batch, seqlen, 10);
+      const auto& device = this->threads.device;
+      const auto forth_and_back = [&] {
+        encoder.forward_into(y, workspace, x, {.lengths = lengths, .device = device});
+        encoder.forward_saving_into(y, workspace, saved, x,
+                                    {.training = Training{.seed = 4}, .device = device});
+        encoder.backward_into(grad_x, workspace, gradients, saved, y, device);
+      };
+      // The first time, Eigen makes a set of weights.
+      if (seqlen == 0) forth_and_back();
+      return allocations_of(forth_and_back);
+    };
+    call(1, 0);
+    expect_no_allocations_but_at_first(call, std::is_same_v<TypeParam, OnAPool>);
+  }
+}
+
+TYPED_TEST(RepeatedCalls, OfTheFeedForwardsBackwardPass) {
+  const local_mha::FeedForward<float> layer({.dim = 6, .dropout = 0.2}, 1);
+  local_mha::FeedForward<float>::Workspace workspace;
+  auto gradients = local_mha::FeedForwardParameters<float>::zeros({.dim = 6});
+  const auto call = [&](Index batch, Index seqlen) {
+    const auto x = tensor<float, 3>(Random(1).array({batch, seqlen, 6}));
+    local_mha::FeedForward<float>::Saved saved;
+    const auto y = layer.forward_saving(saved, x, {.training = Training{.seed = 1}});
+    Tensor<float, 3> grad_x(batch, seqlen, 6);
+    return allocations_of([&] {
+      layer.backward_into(grad_x, workspace, gradients, saved, y, x,
+                          {.device = this->threads.device});
+    });
+  };
+  expect_no_allocations_but_at_first(call, std::is_same_v<TypeParam, OnAPool>);
+}
+
 TYPED_TEST(RepeatedCalls, OfStreams) {
   LocalMHAConfig config{.dim = 10, .window_size = 9, .dim_head = 6, .heads = 3, .causal = true};
   LocalMHAConfig with_more = config;

@@ -26,6 +26,7 @@
 #include <local_mha/ops/activations.hpp>
 #include <local_mha/ops/call.hpp>
 #include <local_mha/ops/dropout.hpp>
+#include <local_mha/ops/feed_forward_room.hpp>
 #include <local_mha/ops/feed_forward_weights.hpp>
 #include <local_mha/ops/project.hpp>
 #include <local_mha/ops/row_pass.hpp>
@@ -110,7 +111,8 @@ class FeedForward {
     return y;
   }
 
-  /// Room for calls of forward_into(); for one call at a time. For tensors, it prepares itself.
+  /// Room for calls of forward_into() and backward_into(); for one call at a time. For tensors, it
+  /// prepares itself.
   class Workspace {
    public:
     Workspace() = default;
@@ -129,11 +131,12 @@ class FeedForward {
       return std::ssize(in_) == together * layer.dim_ * count &&
              std::ssize(values_) == together * layer.inner_ * count;
     }
-    // Keeps the rooms of threads.
+    // Keeps the rooms of threads and of the backward pass.
     void prepare(const FeedForward& layer) {
       if (fits(layer)) return;
       Workspace made(layer);
       made.of_threads_.swap(of_threads_);
+      std::swap(made.backward_, backward_);
       *this = std::move(made);
     }
     static BlockBuffer<Scalar> room(Index channels) {
@@ -145,6 +148,7 @@ class FeedForward {
     BlockBuffer<Scalar> gates_;
     BlockBuffer<Scalar> spread_;
     std::vector<Workspace> of_threads_;  // but for the first
+    detail::FeedForwardBackwardRoom<Scalar> backward_;
   };
 
   /// The same into given memory. Allocates nothing if the workspace was last used for these sizes,
@@ -228,12 +232,25 @@ class FeedForward {
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
                              const ModuleCall& call = {}) const {
     check_input(x);
-    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     Tensor<Scalar, 3> grad_x(x.dimensions());
-    detail::rows_of(TensorView<Scalar, 3>(grad_x)) =
-        backward(gradients, saved, Eigen::Ref<const RowMatrix<Scalar>>(detail::rows_of(grad_y)),
-                 Eigen::Ref<const RowMatrix<Scalar>>(detail::rows_of(x)), call);
+    Workspace workspace;
+    backward_into(grad_x, workspace, gradients, saved, grad_y, x, call);
     return grad_x;
+  }
+
+  /// The same into given memory. Allocates nothing if the workspace was last used for these sizes,
+  /// and before for as many rows and threads.
+  /// \param grad_x that of x, `[B, N, dim]`, must not overlap grad_y and x
+  void backward_into(TensorView<Scalar, 3> grad_x, Workspace& workspace, Parameters& gradients,
+                     const Saved& saved, TensorView<const Scalar, 3> grad_y,
+                     TensorView<const Scalar, 3> x, const ModuleCall& call = {}) const {
+    check_input(x);
+    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+    require_shape("grad_x", grad_x.dimensions(), x.dimensions());
+    detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
+    detail::require_apart("grad_x", grad_x, "x", x);
+    flow_back(grad_x.data(), workspace.backward_, gradients, saved, detail::rows_of(grad_y),
+              detail::rows_of(x), call);
   }
 
  private:
@@ -265,9 +282,8 @@ class FeedForward {
                  Scalar* to) const {
     load_block(dim_, rows.rows(block), StridedRows{x.data(), x.outerStride(), rows.row(block)}, to);
   }
-  void store_rows(const Scalar* from, const BatchBlocks& rows, Index block,
-                  RowMatrix<Scalar>& y) const {
-    store_block(dim_, rows.rows(block), from, StridedRows{y.data(), dim_, rows.row(block)});
+  void store_rows(const Scalar* from, const BatchBlocks& rows, Index block, Scalar* y) const {
+    store_block(dim_, rows.rows(block), from, StridedRows{y, dim_, rows.row(block)});
   }
 
   // Makes room for what a forward pass keeps; complete() ends it.
@@ -303,6 +319,12 @@ class FeedForward {
   // \param in, out `[blocks][dim][count]`; `in` becomes anything
   void apply(Index first, Index rows, Index blocks, Scalar* in, Scalar* out, Workspace& workspace,
              const std::optional<Dropout<Scalar>>& dropout, bool single, Saved* saved) const;
+
+  // backward() to rows that adjoin.
+  void flow_back(Scalar* grad_x, detail::FeedForwardBackwardRoom<Scalar>& room,
+                 Parameters& gradients, const Saved& saved,
+                 const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                 const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const;
 
   // The hidden activations of a block, in place of its values.
   void hide(const std::optional<Dropout<Scalar>>& dropout, Index first, Scalar* values,

@@ -44,6 +44,18 @@ RowMatrix<Scalar> FeedForward<Scalar>::backward(Parameters& gradients, const Sav
                                                 const ModuleCall& call) const {
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
+  RowMatrix<Scalar> grad_x(x.rows(), dim_);
+  detail::FeedForwardBackwardRoom<Scalar> room;
+  flow_back(grad_x.data(), room, gradients, saved, grad_y, x, call);
+  return grad_x;
+}
+
+template <typename Scalar>
+void FeedForward<Scalar>::flow_back(Scalar* grad_x, detail::FeedForwardBackwardRoom<Scalar>& room,
+                                    Parameters& gradients, const Saved& saved,
+                                    const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                                    const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                    const ModuleCall& call) const {
   require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
   if (saved.dropout != dropout_ || !saved.weights.is_of(weights_->numbers()))
     reject("saved", "that of a feed-forward of these weights and this dropout", "another");
@@ -51,56 +63,51 @@ RowMatrix<Scalar> FeedForward<Scalar>::backward(Parameters& gradients, const Sav
   if (!saved.input.is_of(std::array{Numbers{x}}))
     reject("x", "what forward_saving() was given", "other numbers");
   detail::require_fitting(gradients, dim_, inner_);
+  if (x.rows() == 0) return;
   const std::optional<Dropout<Scalar>> dropout = dropout_of(saved.training);
   const BatchBlocks rows{1, x.rows(), count};
-  RowMatrix<Scalar> grad_x(x.rows(), dim_);
-  if (x.rows() == 0) return grad_x;
-  // Transposed: from gradients of results to those of inputs.
-  PackedWeight<Scalar> proj_out, proj_in;
-  proj_out.pack_transposed(weights_->proj_out);
-  proj_in.pack_transposed(weights_->proj_in);
-  PanelArray<Scalar> normed_panels(rows.count(), panel_channels<Scalar>(dim_));
-  PanelArray<Scalar> hidden_panels(rows.count(), panel_channels<Scalar>(inner_));
-  BlockArray<Scalar> grad_out(rows.count(), dim_);
-  BlockArray<Scalar> grad_in(rows.count(), 2 * inner_);  // of values, then of gates
-  StretchSums<Scalar> norm_sums(ceil_div(rows.count(), stretch_blocks), 2 * dim_);
-  for_each_stretch(call.device, rows.count(), [&](Index part, const Range& blocks) {
-    const Index size = blocks.end - blocks.begin;
-    BlockArray<Scalar> narrow(size, dim_);
-    auto hidden = make_block_buffer<Scalar>((std::max)(inner_, dim_) * count);
-    for (Index block = blocks.begin; block < blocks.end; ++block) {
-      load_rows(x, rows, block, hidden.data());
-      weights_->norm.apply(hidden.data());
-      clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden.data());
-      normed_panels.put(block, 0, dim_, hidden.data());
-      load_rows(grad_y, rows, block, grad_out[block]);
+  const Index stretches = ceil_div(rows.count(), stretch_blocks);
+  const Index threads = thread_count(call.device);
+  room.prepare(*weights_, x.rows(), threads);
+  parallel_for(call.device, threads, stretches, [&](Index worker, Index stretch) {
+    auto& of_worker = room.rooms[static_cast<std::size_t>(worker)];
+    BlockArray<Scalar>& narrow = of_worker.narrow;
+    Scalar* const hidden = of_worker.hidden[0];
+    const Index first = stretch * stretch_blocks;
+    const Index end = (std::min)(first + stretch_blocks, rows.count());
+    for (Index block = first; block < end; ++block) {
+      load_rows(x, rows, block, hidden);
+      weights_->norm.apply(hidden);
+      clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden);
+      room.normed_panels.put(block, 0, dim_, hidden);
+      load_rows(grad_y, rows, block, room.grad_out[block]);
     }
-    project(proj_out, 0, grad_out[blocks.begin], size,
-            [&](Index b) { return grad_in[blocks.begin + b]; });
-    for (Index block = blocks.begin; block < blocks.end; ++block) {
+    project(room.proj_out, 0, room.grad_out[first], end - first,
+            [&](Index b) { return room.grad_in[first + b]; });
+    for (Index block = first; block < end; ++block) {
       const Scalar* gates = saved.gates[block];
-      std::copy_n(saved.values[block], inner_ * count, hidden.data());
-      hide(dropout, rows.row(block), hidden.data(), gates);
-      hidden_panels.put(block, 0, inner_, hidden.data());
-      Scalar* grad_values = grad_in[block];
+      std::copy_n(saved.values[block], inner_ * count, hidden);
+      hide(dropout, rows.row(block), hidden, gates);
+      room.hidden_panels.put(block, 0, inner_, hidden);
+      Scalar* grad_values = room.grad_in[block];
       if (dropout) drop(*dropout, rows.row(block), grad_values);
       differentiate_geglu(saved.values[block], gates, grad_values, grad_values + inner_ * count);
     }
-    project(proj_in, 0, grad_in[blocks.begin], size, [&](Index b) { return narrow[b]; });
-    for (Index b = 0; b < size; ++b) {
-      load_rows(x, rows, blocks.begin + b, hidden.data());
-      weights_->norm.apply_backward(hidden.data(), narrow[b], norm_sums[part]);
-      store_rows(narrow[b], rows, blocks.begin + b, grad_x);
+    project(room.proj_in, 0, room.grad_in[first], end - first, [&](Index b) { return narrow[b]; });
+    for (Index block = first; block < end; ++block) {
+      load_rows(x, rows, block, hidden);
+      weights_->norm.apply_backward(hidden, narrow[block - first], room.norm_sums[stretch]);
+      store_rows(narrow[block - first], rows, block, grad_x);
     }
   });
-  norm_sums.add_to(gradients.norm_weight);
-  norm_sums.add_to(gradients.norm_bias, dim_);
-  add_weight_gradient(call.device, rows.count(), grad_out[0], grad_out.stride(), Groups::of(dim_),
-                      hidden_panels, Groups::of(inner_), gradients.proj_out.data());
-  add_weight_gradient(call.device, rows.count(), grad_in[0], grad_in.stride(),
-                      Groups::of(2 * inner_), normed_panels, Groups::of(dim_),
+  room.norm_sums.add_to(gradients.norm_weight);
+  room.norm_sums.add_to(gradients.norm_bias, dim_);
+  add_weight_gradient(call.device, rows.count(), room.grad_out[0], room.grad_out.stride(),
+                      Groups::of(dim_), room.hidden_panels, Groups::of(inner_),
+                      gradients.proj_out.data());
+  add_weight_gradient(call.device, rows.count(), room.grad_in[0], room.grad_in.stride(),
+                      Groups::of(2 * inner_), room.normed_panels, Groups::of(dim_),
                       gradients.proj_in.data());
-  return grad_x;
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -119,27 +119,26 @@ template <typename Scalar>
 void HyperConnection<Scalar>::add_gradients(const StretchSums<Scalar>& sums,
                                             HyperConnectionParameters<Scalar>& gradients) const {
   const auto& p = parameters_;
-  Vector<Scalar> of(this->sums());
-  of.setZero();
-  sums.add_to(of);
   for (Index c = 0; c < dim(); ++c) {
     const Scalar gain = Scalar(root_ * (Scalar(1) + p.norm_gamma[c]));
-    const auto* of_functions = of.data() + c * columns();
-    Scalar of_gamma = Scalar(of_functions[streams() + 1] * p.beta_fn[c]);
+    const auto of_function = [&](Index t) { return sums.total(c * columns() + t); };
+    const Scalar of_beta = of_function(streams() + 1);
+    Scalar of_gamma = Scalar(of_beta * p.beta_fn[c]);
     for (Index t = 0; t <= streams(); ++t) {
-      gradients.alpha_fn(c, t) += gain * of_functions[t];
-      of_gamma += of_functions[t] * p.alpha_fn(c, t);
+      const Scalar of_alpha = of_function(t);
+      gradients.alpha_fn(c, t) += gain * of_alpha;
+      of_gamma += of_alpha * p.alpha_fn(c, t);
     }
-    gradients.beta_fn[c] += gain * of_functions[streams() + 1];
+    gradients.beta_fn[c] += gain * of_beta;
     gradients.norm_gamma[c] += root_ * of_gamma;
   }
-  const auto* of_fixed = of.data() + dim() * columns();
-  for (Index s = 0; s < streams(); ++s, of_fixed += columns()) {
-    for (Index t = 0; t <= streams(); ++t) gradients.static_alpha(s, t) += of_fixed[t];
-    gradients.static_beta[s] += of_fixed[streams() + 1];
+  Index fixed = dim() * columns();
+  for (Index s = 0; s < streams(); ++s, fixed += columns()) {
+    for (Index t = 0; t <= streams(); ++t) gradients.static_alpha(s, t) += sums.total(fixed + t);
+    gradients.static_beta[s] += sums.total(fixed + streams() + 1);
   }
-  gradients.alpha_scale(0) += of_fixed[0];
-  gradients.beta_scale(0) += of_fixed[1];
+  gradients.alpha_scale(0) += sums.total(fixed);
+  gradients.beta_scale(0) += sums.total(fixed + 1);
 }
 
 template <typename Scalar>

@@ -161,14 +161,16 @@ class StretchSums {
 
   /// Adds the sums of channels `[first, first + to.size())`.
   void add_to(Vector<Scalar>& to, Index first = 0) const {
-    for (Index c = 0; c < to.size(); ++c) {
-      LongSum<Scalar> sum(0);
-      for (Index stretch = 0; stretch < stretches_; ++stretch) {
-        const Scalar* lanes = sums_[stretch] + (first + c) * block_rows<Scalar>;
-        for (Index i = 0; i < block_rows<Scalar>; ++i) sum += LongSum<Scalar>(lanes[i]);
-      }
-      to[c] += Scalar(sum);
+    for (Index c = 0; c < to.size(); ++c) to[c] += total(first + c);
+  }
+  /// The sum of a channel.
+  Scalar total(Index channel) const {
+    LongSum<Scalar> sum(0);
+    for (Index stretch = 0; stretch < stretches_; ++stretch) {
+      const Scalar* lanes = sums_[stretch] + channel * block_rows<Scalar>;
+      for (Index i = 0; i < block_rows<Scalar>; ++i) sum += LongSum<Scalar>(lanes[i]);
     }
+    return Scalar(sum);
   }
 
  private:

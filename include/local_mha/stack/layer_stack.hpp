@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <optional>
 #include <span>
 #include <vector>
@@ -27,6 +28,7 @@
 #include <local_mha/ops/feed_forward.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
+#include <local_mha/stack/backward_room.hpp>
 #include <local_mha/stack/saved_stack.hpp>
 #include <local_mha/stack/stack_layers.hpp>
 
@@ -49,7 +51,7 @@ class LayerStack : public StackLayers<Scalar> {
   using Base::mix;
   using Base::reduce;
 
-  /// Room for calls of forward().
+  /// Room for calls of forward() and backward().
   class Workspace {
     friend LayerStack;
 
@@ -74,9 +76,11 @@ class LayerStack : public StackLayers<Scalar> {
       typename FeedForward<Scalar>::Workspace feed_forward;
     };
 
+    void prepare_attentions(const LayerStack& stack) {
+      if (std::ssize(attentions_) < stack.kinds_) attentions_.resize(to_size(stack.kinds_));
+    }
     void prepare(const LayerStack& stack, Index rows, Index threads) {
-      if (attentions_.size() < static_cast<std::size_t>(stack.kinds_))
-        attentions_.resize(static_cast<std::size_t>(stack.kinds_));
+      prepare_attentions(stack);
       if (stack.layers_.empty()) return;
       const Index blocks = ceil_div(rows, count);
       workers_ = (std::min)(threads, ceil_div(blocks, Index{Tiling<Scalar>::blocks}));
@@ -105,6 +109,7 @@ class LayerStack : public StackLayers<Scalar> {
     BlockBuffer<Scalar> attended_;                                  // rows
     BlockArray<Scalar> streams_;                                    // of several
     BlockArray<Scalar> beta_;  // of the connection around the attention
+    StackBackwardRoom<Scalar> backward_;
   };
 
   using Base::Base;
@@ -121,14 +126,14 @@ class LayerStack : public StackLayers<Scalar> {
   /// \param gradients those of the weights are added here; if it throws, some of them are
   /// \param saved what forward() kept
   /// \param grad of its result; becomes that of x
-  void backward(const AnyDevice& device, EncoderParameters<Scalar>& gradients, const Saved& saved,
-                TensorView<Scalar, 3> grad) const;
+  void backward(const AnyDevice& device, EncoderParameters<Scalar>& gradients, Workspace& workspace,
+                const Saved& saved, TensorView<Scalar, 3> grad) const;
 
   /// \throws std::invalid_argument if saved is not that of a call of a stack of these weights
   void require_known(const Saved& saved) const {
     const std::array<Index, 3>& shape = saved.shape;
     if (shape[2] != dim_ || saved.layers.size() != layers_.size() ||
-        !saved.connections.is_of(connection_numbers()))
+        !saved.connections.is_of(connection_numbers_))
       reject("saved", "that of layers of these weights", "another, or none");
   }
 
@@ -161,7 +166,7 @@ class LayerStack : public StackLayers<Scalar> {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       auto& layer = saved.layers[i];
       for (SavedBranch<Scalar>* branch : {&layer.attention_branch, &layer.feed_forward_branch}) {
-        set_shape(branch->input, shape);
+        resize_without_values(branch->input, rows * dim_);
         if (streams_ == 1) {
           branch->streams = branch->result = BlockArray<Scalar>();
           continue;
@@ -259,9 +264,9 @@ class LayerStack : public StackLayers<Scalar> {
       }
     });
     if (kept != nullptr) {
-      const Tensor<Scalar, 3>& x = kept->feed_forward_branch.input;
+      const Scalar* const x = kept->feed_forward_branch.input.data();
       feed_forward.complete(kept->feed_forward,
-                            Eigen::Map<const RowMatrix<Scalar>>(x.data(), blocks.rows, dim_),
+                            Eigen::Map<const RowMatrix<Scalar>>(x, blocks.rows, dim_),
                             of_part(training, 2 * i + 1));
     }
   }
@@ -269,7 +274,7 @@ class LayerStack : public StackLayers<Scalar> {
   static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
 
   using Base::bias_;
-  using Base::connection_numbers;
+  using Base::connection_numbers_;
   using Base::dim_;
   using Base::kinds_;
   using Base::layers_;
@@ -313,7 +318,7 @@ void LayerStack<Scalar>::forward(const AnyDevice& device, TensorView<Scalar, 3> 
     input = place(i + 1);
   }
   if (saved == nullptr) return;
-  saved->connections.take(connection_numbers());
+  saved->connections.take(connection_numbers_);
   saved->shape = x.dimensions();
 }
 

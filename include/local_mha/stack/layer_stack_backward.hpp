@@ -7,8 +7,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <optional>
-#include <span>
-#include <vector>
 
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
@@ -18,19 +16,15 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 template <typename Scalar>
 class LayerStackBackward {
-  using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
   using Stack = LayerStack<Scalar>;
   using Connection = typename Stack::Connection;
 
  public:
+  /// \param room prepared for the call
   /// \param grad `[B·N, dim]` of the result; becomes that of the input
-  LayerStackBackward(const Stack& stack, Index rows, Scalar* grad)
-      : stack_(stack), rows_{1, rows, count}, grad_(grad) {
-    if (stack.streams() == 1) return;
-    through_.resize(rows, stack.dim());
-    streams_.prepare(rows_.count(), stack.streams() * stack.dim());
-  }
+  LayerStackBackward(const Stack& stack, StackBackwardRoom<Scalar>& room, Index rows, Scalar* grad)
+      : stack_(stack), room_(room), rows_{1, rows, count}, grad_(grad) {}
 
   /// What a branch is, and what it was given and gave.
   struct Branch {
@@ -39,72 +33,78 @@ class LayerStackBackward {
     std::optional<HyperConnectionParameters<Scalar>>& gradients;
   };
 
-  /// Goes back from `behind` to `before`: takes the gradient of the input of one, and gives that of
-  /// the result of the other. Null: the end, or the beginning.
-  /// \param of_input rows; not that of grad()
-  void move(const AnyDevice& device, const Branch* behind, const Scalar* of_input,
-            const Branch* before) {
-    if (stack_.streams() == 1) return add(device, behind != nullptr ? of_input : nullptr);
-    if (behind != nullptr) sums_.prepare(ceil_div(rows_.count(), stretch_blocks), sums_channels());
-    for_each_stretch(device, rows_.count(), [&](Index stretch, const Range& blocks) {
-      auto one = make_block_buffer<Scalar>(stack_.dim() * count);
-      auto room = make_block_buffer<Scalar>(any_connection().room() * count);
+  /// Goes back from `behind` to `before`: takes the gradient of the input of one, which lies in the
+  /// room, and gives that of the result of the other. Null: the end, or the beginning.
+  void move(const AnyDevice& device, const Branch* behind, const Branch* before) {
+    if (stack_.streams() == 1) {
+      if (behind != nullptr) add(device);
+      return;
+    }
+    if (behind != nullptr)
+      room_.sums.prepare(ceil_div(rows_.count(), stretch_blocks), behind->connection->sums());
+    over_stretches(device, [&](Index worker, Index stretch, const Range& blocks) {
+      auto& of_worker = room_.rooms[static_cast<std::size_t>(worker)];
+      Scalar* const one = of_worker.one[0];
+      Scalar* const room = of_worker.connection[0];
       for (Index b = blocks.begin; b < blocks.end; ++b) {
-        Scalar* const of_streams = streams_[b];
+        Scalar* const of_streams = room_.streams[b];
         if (behind != nullptr) {
-          load(of_input, b, one.data());
+          load(room_.of_input.data(), b, one);
           behind->connection->apply_mix_backward(behind->saved.streams[b], behind->saved.result[b],
-                                                 one.data(), of_streams, room.data(),
-                                                 sums_[stretch]);
+                                                 one, of_streams, room, room_.sums[stretch]);
         } else {
-          load(grad_, b, one.data());
-          stack_.expand(one.data(), of_streams);
+          load(grad_, b, one);
+          stack_.expand(one, of_streams);
         }
         if (before != nullptr)
-          before->connection->apply_add_backward(of_streams, before->saved.streams[b], one.data(),
-                                                 room.data());
+          before->connection->apply_add_backward(of_streams, before->saved.streams[b], one, room);
         else
-          stack_.reduce(of_streams, one.data());
-        store_block(
-            stack_.dim(), rows_.rows(b), one.data(),
-            StridedRows{before != nullptr ? through_.data() : grad_, stack_.dim(), rows_.row(b)});
+          stack_.reduce(of_streams, one);
+        store_block(stack_.dim(), rows_.rows(b), one,
+                    StridedRows{before != nullptr ? room_.of_result.data() : grad_, stack_.dim(),
+                                rows_.row(b)});
       }
     });
-    if (behind != nullptr) behind->connection->add_gradients(sums_, *behind->gradients);
+    if (behind != nullptr) behind->connection->add_gradients(room_.sums, *behind->gradients);
   }
 
   /// The gradient of the result of the branch that move() came to, rows.
-  const Scalar* grad() const { return stack_.streams() == 1 ? grad_ : through_.data(); }
+  const Scalar* grad() const { return stack_.streams() == 1 ? grad_ : room_.of_result.data(); }
 
  private:
-  const HyperConnection<Scalar>& any_connection() const {
-    return *stack_.layers().front().attention_connection;
+  // `task(worker, stretch, blocks)`, as for_each_stretch() calls it.
+  template <typename Task>
+  void over_stretches(const AnyDevice& device, Task&& task) const {
+    const Index blocks = rows_.count();
+    parallel_for(device, thread_count(device), ceil_div(blocks, stretch_blocks),
+                 [&](Index worker, Index stretch) {
+                   const Index begin = stretch * stretch_blocks;
+                   task(worker, stretch, Range{begin, (std::min)(begin + stretch_blocks, blocks)});
+                 });
   }
-  Index sums_channels() const { return any_connection().sums(); }
   void load(const Scalar* from, Index block, Scalar* to) const {
     load_block(stack_.dim(), rows_.rows(block), StridedRows{from, stack_.dim(), rows_.row(block)},
                to);
   }
 
-  void add(const AnyDevice& device, const Scalar* of_input) {
-    if (of_input == nullptr) return;
-    for_each_stretch(device, rows_.count(), [&](Index, const Range& blocks) {
+  void add(const AnyDevice& device) {
+    over_stretches(device, [&](Index, Index, const Range& blocks) {
       const Index end = (std::min)(blocks.end * count, rows_.seqlen) * stack_.dim();
-      for (Index i = blocks.begin * count * stack_.dim(); i < end; ++i) grad_[i] += of_input[i];
+      for (Index i = blocks.begin * count * stack_.dim(); i < end; ++i)
+        grad_[i] += room_.of_input[static_cast<std::size_t>(i)];
     });
   }
 
   const Stack& stack_;
+  StackBackwardRoom<Scalar>& room_;
   BatchBlocks rows_;
   Scalar* grad_;
-  RowMatrix<Scalar> through_;
-  BlockArray<Scalar> streams_;
-  StretchSums<Scalar> sums_;
 };
 
 template <typename Scalar>
 void LayerStack<Scalar>::backward(const AnyDevice& device, EncoderParameters<Scalar>& gradients,
-                                  const Saved& saved, TensorView<Scalar, 3> grad) const {
+                                  Workspace& workspace, const Saved& saved,
+                                  TensorView<Scalar, 3> grad) const {
   const auto shape = saved.shape;
   const Index rows = shape[0] * shape[1];
   if (layers_.empty()) {
@@ -113,33 +113,37 @@ void LayerStack<Scalar>::backward(const AnyDevice& device, EncoderParameters<Sca
   }
   std::optional<Tensor<Scalar, 3>> grad_bias;
   if (bias_) grad_bias = bias_->constant(Scalar(0));
-  std::vector<typename LocalMHA<Scalar>::Workspace> workspaces(to_size(kinds_));
-  Tensor<Scalar, 3> of_input(shape[0], shape[1], shape[2]);
+  workspace.prepare_attentions(*this);
+  StackBackwardRoom<Scalar>& room = workspace.backward_;
+  room.prepare(*this, rows, thread_count(device));
+  const TensorView<Scalar, 3> of_input(room.of_input.data(), shape);
   using Back = LayerStackBackward<Scalar>;
-  Back back(*this, rows, grad.data());
+  Back back(*this, room, rows, grad.data());
   std::optional<typename Back::Branch> behind;
   const auto move_to = [&](const typename Back::Branch& before) {
-    back.move(device, behind ? &*behind : nullptr, of_input.data(), &before);
+    back.move(device, behind ? &*behind : nullptr, &before);
     behind.emplace(before);
+  };
+  const auto rows_of = [&](const SavedBranch<Scalar>& branch) {
+    return TensorView<const Scalar, 3>(branch.input.data(), shape);
   };
   for (std::size_t i = layers_.size(); i-- > 0;) {
     const Layer& layer = layers_[i];
     auto& to = gradients.layers[i];
     const auto& kept = saved.layers[i];
-    using Rows = Eigen::Map<const RowMatrix<Scalar>>;
 
     move_to({layer.feed_forward_connection, kept.feed_forward_branch, to.feed_forward_connection});
-    Eigen::Map<RowMatrix<Scalar>>(of_input.data(), rows, dim_) = layer.feed_forward.backward(
-        to.feed_forward, kept.feed_forward, Rows(back.grad(), rows, dim_),
-        Rows(kept.feed_forward_branch.input.data(), rows, dim_), {.device = device});
+    layer.feed_forward.backward_into(of_input, room.feed_forward, to.feed_forward,
+                                     kept.feed_forward, {back.grad(), shape},
+                                     rows_of(kept.feed_forward_branch), {.device = device});
 
     move_to({layer.attention_connection, kept.attention_branch, to.attention_connection});
-    layer.attention.backward_into(of_input, workspaces[to_size(layer.kind)], to.attention,
-                                  kept.attention, {back.grad(), shape}, kept.attention_branch.input,
-                                  {.attn_bias = attn_bias(), .device = device},
-                                  grad_bias ? &*grad_bias : nullptr);
+    layer.attention.backward_into(
+        of_input, workspace.attentions_[to_size(layer.kind)], to.attention, kept.attention,
+        {back.grad(), shape}, rows_of(kept.attention_branch),
+        {.attn_bias = attn_bias(), .device = device}, grad_bias ? &*grad_bias : nullptr);
   }
-  back.move(device, &*behind, of_input.data(), nullptr);
+  back.move(device, &*behind, nullptr);
   if (!grad_bias) return;
   const LocalMHAConfig& first = layers_.front().attention.config();
   position_bias_->backward(*gradients.dynamic_pos_bias, *grad_bias, first.window_size,

@@ -20,6 +20,13 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
+/// Whether the rows of a tensor follow each other without a gap.
+template <typename Element>
+bool adjoins(const StridedView<Element>& view) {
+  const auto& shape = view.dimensions();
+  return view.strides() == std::array<Index, 3>{shape[1] * shape[2], shape[2], 1};
+}
+
 /// How many rows of each item of a batch are its sequence: all, or the first of them, which pass
 /// the layers as packed sequences.
 class RaggedBatch {
@@ -119,12 +126,6 @@ class PackedBatch {
   }
 
  private:
-  template <typename Element>
-  static bool adjoins(const StridedView<Element>& view) {
-    const auto& shape = view.dimensions();
-    return view.strides() == std::array<Index, 3>{shape[1] * shape[2], shape[2], 1};
-  }
-
   RaggedBatch batch_;
   bool copies_x_ = false;
   bool copies_y_ = false;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <local_mha/attention/call.hpp>
+#include <local_mha/core/block.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/ops/feed_forward.hpp>
@@ -17,7 +18,7 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// What the backward pass needs of a branch, such as an attention.
 template <typename Scalar>
 struct SavedBranch {
-  Tensor<Scalar, 3> input;     // [B, N, dim]
+  BlockBuffer<Scalar> input;   // [B·N][dim]
   BlockArray<Scalar> streams;  // [block][S·dim], before it; none of a single stream
   BlockArray<Scalar> result;   // [block][dim]; the same
 };

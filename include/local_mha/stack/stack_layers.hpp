@@ -66,12 +66,17 @@ class StackLayers {
                            std::move(parameters.layers[static_cast<std::size_t>(i)]),
                            same == layers_.end() ? kinds_++ : same->kind);
     }
+    connection_numbers_ = connection_numbers();
     if (!parameters.dynamic_pos_bias) return;
     const LocalMHAConfig& first = config.layers.front();
     position_bias_.emplace(*parameters.dynamic_pos_bias);
     bias_ = position_bias_->forward(first.window_size, first.look_backward,
                                     resolved_look_forward(first));
   }
+
+  // It holds views of its own weights.
+  StackLayers(const StackLayers&) = delete;
+  StackLayers& operator=(const StackLayers&) = delete;
 
   /// What this was made of, bit for bit.
   EncoderParameters<Scalar> unpacked() const {
@@ -134,8 +139,7 @@ class StackLayers {
     }
   }
 
- protected:
-  // The weights of all connections.
+ private:
   std::vector<std::span<const Scalar>> connection_numbers() const {
     std::vector<std::span<const Scalar>> numbers;
     const auto take = [&](const std::string&, const auto& tensor) {
@@ -148,12 +152,15 @@ class StackLayers {
     return numbers;
   }
 
+ protected:
   Index dim_;
   Index streams_;
   Index kinds_ = 0;
   std::vector<Layer> layers_;
   std::optional<DynamicPositionBias<Scalar>> position_bias_;
   std::optional<Tensor<Scalar, 3>> bias_;  // that it gives
+  // The weights of all connections.
+  std::vector<std::span<const Scalar>> connection_numbers_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail
