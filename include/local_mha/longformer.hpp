@@ -99,7 +99,7 @@ struct LongformerParameters {
 /// What a call of LongformerAttention is given beside its rows; all of it may be left out.
 struct LongformerCall {
   /// Rows that see all and that all see, `[B, N]`, true = global. Empty: none is.
-  std::optional<TensorView<const bool, 2>> global_rows = {};
+  OptionalView<bool, 2> global_rows = {};
   /// Keys that nobody attends, `[B, N]`.
   PaddingMask mask = {};
   /// Dropout acts, with this seed. Empty: evaluation.

@@ -14,12 +14,15 @@
 #include "io/file_builder.hpp"
 
 #ifndef _WIN32
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdarg>
+#include <utility>
 
 #include "io/without_root.hpp"
 #endif
@@ -51,6 +54,26 @@ extern "C" int fsync(int descriptor) {
     }
   }
   return static_cast<int>(::syscall(SYS_fsync, descriptor));
+}
+
+namespace {
+/// Called before a file is opened, with its name; null: nothing is.
+void (*before_open)(const char* path) = nullptr;
+/// With which a file was made last.
+::mode_t mode_at_creation = 0;
+}  // namespace
+
+extern "C" int open(const char* path, int flags, ...) {
+  ::mode_t mode = 0;
+  if ((flags & O_CREAT) != 0) {
+    std::va_list arguments;
+    va_start(arguments, flags);
+    mode = va_arg(arguments, ::mode_t);
+    va_end(arguments);
+    mode_at_creation = mode;
+  }
+  if (auto* const call = std::exchange(before_open, nullptr); call != nullptr) call(path);
+  return static_cast<int>(::syscall(SYS_openat, AT_FDCWD, path, flags, mode));
 }
 
 extern "C" int close(int descriptor) {
@@ -250,6 +273,66 @@ TEST(AtomicFile, ThatGoesNowhereLeavesNothing) {
 }
 
 #ifdef __linux__
+// Before it has the mode of what it replaces, others could open it.
+TEST(AtomicFile, IsPrivateFromTheBeginningWhereItReplacesWhatIs) {
+  const TemporaryFolder folder;
+  for (const unsigned mode : {0600U, 0640U, 0666U}) {
+    write_file(folder / "x", to_bytes("old"));
+    ASSERT_EQ(::chmod((folder / "x").c_str(), mode), 0);
+    mode_at_creation = 0777;
+    replace(folder / "x", "new");
+    EXPECT_EQ(mode_at_creation & ~mode, 0U) << mode;
+  }
+}
+
+// Who may not give a file away keeps others out of it.
+TEST(AtomicFile, ThatReplacesAnotherOwnersOpensItToNobodyElse) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to whom a file can belong or not";
+  const TemporaryFolder folder;
+  fs::permissions(folder.path(), fs::perms::all);
+  const auto make = [&](unsigned mode) {
+    fs::remove(folder / "x");
+    write_file(folder / "x", to_bytes("old"));
+    ASSERT_EQ(::chown((folder / "x").c_str(), 12345, 54321), 0);
+    ASSERT_EQ(::chmod((folder / "x").c_str(), mode), 0);
+  };
+  struct ::stat status = {};
+  make(06754);
+  replace(folder / "x", "new");
+  ASSERT_EQ(::stat((folder / "x").c_str(), &status), 0);
+  EXPECT_EQ(status.st_uid, 12345U);
+  EXPECT_EQ(status.st_gid, 54321U);
+  EXPECT_EQ(status.st_mode & 07777U, 06754U);
+  make(06772);
+  {
+    const WithoutRoot guard;
+    replace(folder / "x", "new");
+  }
+  ASSERT_EQ(::stat((folder / "x").c_str(), &status), 0);
+  EXPECT_EQ(read_file(folder / "x"), "new");
+  EXPECT_NE(status.st_uid, 12345U);
+  // Its group is another one, which may do what all may; nor does it run with anybody's rights.
+  EXPECT_EQ(status.st_mode & 07777U, 0722U);
+}
+
+// What is read may become a pipe after it was looked at: nobody waits for a writer.
+TEST(FileBytes, OfAFileThatBecomesAPipeIsAnError) {
+  static const fs::path* path = nullptr;
+  const TemporaryFolder folder;
+  const fs::path name = folder / "x.safetensors";
+  path = &name;
+  write_file(name, to_bytes("old"));
+  before_open = [](const char*) {
+    fs::remove(*path);
+    if (::mkfifo(path->c_str(), 0600) != 0) std::abort();
+  };
+  ::alarm(20);
+  const auto error =
+      message_of<SafetensorsError>([&] { detail::FileBytes::open(name, FileAccess::read); });
+  ::alarm(0);
+  EXPECT_NE(error.find("expected a regular file, got a pipe"), std::string::npos) << error;
+}
+
 TEST(AtomicFile, IsOnTheDiskBeforeItsNameAndTheNameBeforeCommitReturns) {
   const TemporaryFolder folder;
   Disk observed;

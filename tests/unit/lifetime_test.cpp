@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <type_traits>
@@ -153,6 +154,33 @@ TYPED_TEST(Lifetime, AModuleThatWasMovedFromIsStillOne) {
   const TypeParam moved = std::move(module);
   EXPECT_TRUE(same_bits(module.forward(this->input(1)), moved.forward(this->input(1))));
   EXPECT_EQ(module.config().heads, 2);
+}
+
+TEST(LifetimeOfTheAttention, OneThatWasMovedFromIsStillOne) {
+  LocalAttentionConfig config{.window_size = 5, .causal = true, .dim = 6};
+  config.score.alibi_slopes = {0.5, 0.25};
+  Random random(1);
+  const auto q = tensor<float, 4>(random.array({1, 2, 9, 6}));
+  const auto expected = LocalAttention<float>(config).forward(q, q, q);
+  LocalAttention<float> attention(config);
+  LocalAttention<float> moved = std::move(attention);
+  const LocalAttention<float> copy = attention;
+  LocalAttention<float>& itself = moved;
+  moved = std::move(itself);
+  for (const auto* each :
+       std::initializer_list<const LocalAttention<float>*>{&attention, &moved, &copy}) {
+    EXPECT_TRUE(same_bits(each->forward(q, q, q), expected));
+    LocalAttention<float>::Stream stream(*each, 2, 6);
+    EXPECT_TRUE(
+        support::close(support::array(stream.push(q, q, q)), support::array(expected), 1e-5));
+  }
+}
+
+TEST(LifetimeOfTheLayerNorm, OneThatWasMovedFromHasNoChannels) {
+  local_mha::LayerNorm<float> norm({.dim = 3});
+  const local_mha::LayerNorm<float> moved = std::move(norm);
+  EXPECT_EQ(moved.forward(local_mha::RowMatrix<float>::Ones(2, 3)).rows(), 2);
+  EXPECT_EQ(norm.forward(local_mha::RowMatrix<float>(2, norm.dim())).rows(), 2);
 }
 
 TEST(LifetimeOfTheAttention, AStreamOutlivesItAndItsBias) {

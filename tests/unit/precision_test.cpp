@@ -189,6 +189,56 @@ TEST(DynamicPositionBiasGradients, OfADistanceAreTheSumOverAllQueries) {
   EXPECT_NEAR(gradients.bias_4[0] / (static_cast<double>(0.1F) * w), 1, 4 * epsilon);
 }
 
+/// Rows that repeat every four, so that what a bias gets of each is about the same.
+template <typename Scalar>
+Tensor<Scalar, 4> repeating(std::uint64_t seed, Index n) {
+  Random random(seed);
+  double of[8];
+  for (double& number : of) number = random.normal();
+  Tensor<Scalar, 4> t(1, 1, n, 2);
+  for (Index i = 0; i < t.size(); ++i)
+    t.data()[i] = static_cast<Scalar>(static_cast<float>(of[i % 8]));
+  return t;
+}
+
+// Those of attn_bias of windows of two, or of relative_bias.
+template <typename Scalar>
+Vector<double> bias_gradients(const local_mha::LocalAttentionConfig& config, bool of_windows,
+                              Index n) {
+  const auto q = repeating<Scalar>(1, n), k = repeating<Scalar>(2, n), v = repeating<Scalar>(3, n);
+  const auto grad = repeating<Scalar>(4, n);
+  const local_mha::LocalAttention<Scalar> attention(config);
+  local_mha::LocalAttentionCall<Scalar> call;
+  Tensor<Scalar, 3> attn_bias(1, 2, 4);
+  Tensor<Scalar, 2> relative_bias(1, 3);
+  attn_bias.setZero();
+  relative_bias.setZero();
+  if (of_windows)
+    call.attn_bias = attn_bias;
+  else
+    call.relative_bias = relative_bias;
+  const auto saved = attention.forward_saving(q, k, v, call);
+  const auto gradients = attention.backward(saved, grad, q, k, v, call);
+  Vector<double> all(of_windows ? 8 : 3);
+  for (Index i = 0; i < all.size(); ++i)
+    all[i] = static_cast<double>(of_windows ? gradients.attn_bias->data()[i]
+                                            : gradients.relative_bias->data()[i]);
+  return all;
+}
+
+TEST(BiasGradients, OfMillionsOfQueriesAreTheirSums) {
+  const local_mha::LocalAttentionConfig windows{.window_size = 2, .causal = true};
+  local_mha::LocalAttentionConfig tokens;
+  tokens.token_window = {.left = 2, .right = 0};
+  for (const bool of_windows : {true, false}) {
+    const auto& config = of_windows ? windows : tokens;
+    const Vector<double> got = bias_gradients<float>(config, of_windows, many / 2);
+    const Vector<double> exact = bias_gradients<double>(config, of_windows, many / 2);
+    EXPECT_GT(exact.cwiseAbs().maxCoeff(), many / 2000.0);
+    EXPECT_LT(relative_error(got, exact), 20 * epsilon) << (of_windows ? "windows" : "tokens");
+  }
+}
+
 TEST(QkScaleGradients, OfALongSequenceAreTheirSums) {
   local_mha::LocalMHAConfig config{.dim = 2, .window_size = 2, .dim_head = 2, .heads = 1};
   config.causal = config.qk_rmsnorm = true;

@@ -54,4 +54,33 @@ TEST(StreamingWork, OfAStepIsTheSameAfterAMillionPositions) {
     }
 }
 
+/// Operations of a step whose window is full.
+long work_of_a_step(Index window_size) {
+  using support::Counted;
+  using Attention = local_mha::LocalAttention<Counted>;
+  local_mha::LocalAttentionConfig config{.window_size = window_size, .causal = true};
+  config.exact_windowsize = true;
+  typename Attention::Stream stream(Attention(config), 1, 2);
+  Tensor<Counted, 4> q(1, 1, window_size + 2, 2);
+  q.setConstant(Counted(0.5));
+  const auto push = [&](Index n) {
+    const TensorView<const Counted, 4> rows(q.data(), {1, 1, n, 2});
+    stream.push(rows, rows, rows);
+  };
+  push(window_size + 2);
+  const long before = Counted::operations;
+  push(1);
+  return Counted::operations - before;
+}
+
+// A window that has no room to be scored at once costs as much a key as one that has.
+TEST(StreamingWork, OfAStepGrowsWithItsWindowAlone) {
+  using Kernel = local_mha::AttentionKernel<support::Counted>;
+  constexpr Index room = Kernel::chunk_keys;
+  const auto small = static_cast<double>(work_of_a_step(room / 2));
+  const auto large = static_cast<double>(work_of_a_step(4 * room));
+  EXPECT_GT(large, 7.5 * small);
+  EXPECT_LT(large, 8.5 * small);
+}
+
 }  // namespace streaming_work_test

@@ -59,7 +59,7 @@ class AttentionBackwardFlow {
     AttentionHead<Scalar> head = {};
     std::optional<Dropout<Scalar>> dropout = {};
     /// Null, or the gradient of the head's bias, to be added to.
-    Scalar* grad_bias = nullptr;
+    LongSum<Scalar>* grad_bias = nullptr;
     /// The same of its sink.
     LongSum<Scalar>* grad_sink = nullptr;
   };

@@ -29,6 +29,7 @@
 #include <local_mha/attention/score_gradients.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/ops/project.hpp>
 #include <local_mha/ops/rotary.hpp>
@@ -65,7 +66,7 @@ class AttentionBackwardKernel {
   /// \param grad_bias null, or `[w, (1 + lb + lf)·w]` to be added to
   void differentiate(const AttentionHead<Scalar>& head, const QueryGradients<Scalar>& block,
                      const GradientStore<Scalar>& window, const GradientStore<Scalar>& pinned,
-                     Scalar* grad_bias) {
+                     LongSum<Scalar>* grad_bias) {
     std::fill(block.grad_queries,
               block.grad_queries + padded_channels<Scalar>(window.keys->channels()) * count,
               Scalar(0));
@@ -81,7 +82,7 @@ class AttentionBackwardKernel {
   /// added to.
   void differentiate_part(const AttentionHead<Scalar>& head, const QueryGradients<Scalar>& block,
                           const Range& keys, const GradientStore<Scalar>& store,
-                          Scalar* grad_bias) {
+                          LongSum<Scalar>* grad_bias) {
     take_queries(head, block, store);
     take({Tile::all_of(head, block.first, keys), store, nullptr}, head, block, grad_bias);
   }
@@ -109,7 +110,7 @@ class AttentionBackwardKernel {
   }
 
   void take(const Strip& strip, const AttentionHead<Scalar>& head,
-            const QueryGradients<Scalar>& block, Scalar* grad_bias) {
+            const QueryGradients<Scalar>& block, LongSum<Scalar>* grad_bias) {
     if (strip.tile.keys.begin >= strip.tile.keys.end) return;
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const Tile& tile = strip.tile;

@@ -19,10 +19,11 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 /// Gradients of an attention bias: a bias that heads share is summed for each of them alone, so
-/// that the order of the sum does not depend on threads.
+/// that the order of the sum does not depend on threads. Each is a sum over all queries.
 template <typename Scalar>
 class BiasGradients {
  public:
+  using Sum = LongSum<Scalar>;
   using Bias = std::optional<TensorView<const Scalar, 3>>;
 
   /// Becomes 0. Memory is used again.
@@ -31,23 +32,24 @@ class BiasGradients {
     biases_ = attn_bias ? attn_bias->dimension(0) : 0;
     number_ = attn_bias ? (std::max)(biases_, heads) : 0;
     size_ = attn_bias ? attn_bias->dimension(1) * attn_bias->dimension(2) : 0;
-    sums_.assign(static_cast<std::size_t>(number_ * size_), Scalar(0));
+    sums_.assign(static_cast<std::size_t>(number_ * size_), Sum(0));
   }
 
   explicit operator bool() const { return biases_ > 0; }
   /// Sums that are apart: head `b·H + h` adds to that of its number modulo theirs.
   Index number() const { return number_; }
   /// Null if there are no gradients.
-  Scalar* of_head(Index head) {
-    return biases_ > 0 ? sums_.data() + head % number_ * size_ : nullptr;
-  }
+  Sum* of_head(Index head) { return biases_ > 0 ? sums_.data() + head % number_ * size_ : nullptr; }
 
   /// \param to in the shape of the bias
   void add_to(Scalar* to) const {
-    if (biases_ == 0) return;
-    for (Index i = 0; i < number_; ++i)
-      for (Index c = 0; c < size_; ++c)
-        to[i % biases_ * size_ + c] += sums_[static_cast<std::size_t>(i * size_ + c)];
+    for (Index i = 0; i < biases_; ++i)
+      for (Index c = 0; c < size_; ++c) {
+        Sum sum(0);
+        for (Index head = i; head < number_; head += biases_)
+          sum += sums_[static_cast<std::size_t>(head * size_ + c)];
+        to[i * size_ + c] += static_cast<Scalar>(sum);
+      }
   }
   void add_to(Tensor<Scalar, 3>& to) const { add_to(to.data()); }
 
@@ -55,7 +57,7 @@ class BiasGradients {
   Index biases_ = 0;
   Index number_ = 0;
   Index size_ = 0;
-  BlockBuffer<Scalar> sums_;
+  BlockBuffer<Sum> sums_;
 };
 
 /// What a block of queries gives to the gradient of its sink: `−Σ_i p_i,sink · delta_i`.

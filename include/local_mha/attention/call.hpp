@@ -15,6 +15,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/optional_view.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
@@ -33,12 +34,12 @@ struct LocalAttentionCall {
   /// `[H or 1, w, (1 + lb + lf)·w]`, or `[B·H, …]`, one for each sequence; added to the scaled
   /// scores: query `i` takes row `i mod w`, and key `j` column `j − (i/w − lb)·w`. None with a
   /// token window.
-  std::optional<TensorView<const Scalar, 3>> attn_bias = {};
+  OptionalView<Scalar, 3> attn_bias = {};
   /// `[H or 1, left + right + 1]`, of a token window whose ends are bounded: the score of query `i`
   /// and key `j` has `relative_bias[h, j − i + left]` added.
-  std::optional<TensorView<const Scalar, 2>> relative_bias = {};
+  OptionalView<Scalar, 2> relative_bias = {};
   /// `[H]`: scores without a value, one for each query, which take their share of the softmax.
-  std::optional<TensorView<const Scalar, 1>> sinks = {};
+  OptionalView<Scalar, 1> sinks = {};
   /// Takes the place of the configuration's window in every rule, while xpos_scale_base stays.
   /// Allowed with xPos only.
   std::optional<Index> window_size = {};
@@ -54,7 +55,7 @@ struct LocalAttentionCall {
   std::span<const Index> lengths = {};
   /// Rows that every query of their sequence sees, and that see every key of it, whatever else
   /// says: `[B, N]`, true = global.
-  std::optional<TensorView<const bool, 2>> global_rows = {};
+  OptionalView<bool, 2> global_rows = {};
   /// Whose threads share the work; the same bits for any number of them.
   AnyDevice device = {};
 };

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -56,16 +57,13 @@ class LocalAttention {
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   explicit LocalAttention(const LocalAttentionConfig& config, const Score& score = {})
-      : config_(checked(config)), placement_(config), score_(config, score) {}
+      : made_(std::make_shared<const Made>(config, score)) {}
 
+  // One that was moved from would compute nothing: moving is copying, which shares all there is.
   LocalAttention(const LocalAttention&) = default;
-  LocalAttention(LocalAttention&&) = default;
-  /// If it throws, this is as it was.
-  LocalAttention& operator=(const LocalAttention& other) { return *this = LocalAttention(other); }
-  LocalAttention& operator=(LocalAttention&&) = default;
-  ~LocalAttention() = default;
+  LocalAttention& operator=(const LocalAttention&) = default;
 
-  const LocalAttentionConfig& config() const { return config_; }
+  const LocalAttentionConfig& config() const { return made_->config; }
 
   /// \param q `[B, H, N, D]`
   /// \param k, v `[B, H, N, D]`, or of fewer heads, `[B, H_kv, N, D]`, where `H_kv` divides `H`:
@@ -108,7 +106,7 @@ class LocalAttention {
   /// forward() that keeps what backward() needs.
   Saved forward_saving(View q, View k, View v, const Call& call = {}) const {
     const auto inputs = check_arguments(q, k, v, call);
-    Saved saved = Saved::of(config_, q, k, v, call);
+    Saved saved = Saved::of(config(), q, k, v, call);
     detail::AttentionForward<Scalar> room;
     attend(room, inputs, q, k, v, call, saved.out.data(), saved.lse.data(), saved.lse_rest.data());
     return saved;
@@ -156,7 +154,8 @@ class LocalAttention {
   void prepare_differentiate(const AnyDevice& device, Workspace& workspace,
                              const detail::AttentionInputs<Scalar>& inputs, Index batch,
                              Index dim_head, const BiasGradients& grad_bias) const {
-    workspace.backward_.prepare(device, config_, placement_, inputs, batch, dim_head, grad_bias);
+    workspace.backward_.prepare(device, config(), made_->placement, inputs, batch, dim_head,
+                                grad_bias);
   }
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
@@ -169,7 +168,7 @@ class LocalAttention {
     static_assert(detail::HeldScore<Scalar, Score>::differentiable,
                   "backward() needs the derivative of the score functor: give it a member "
                   "derivative(), or see local_mha::with_derivative()");
-    workspace.backward_.run(device, config_, placement_, inputs, batch, dim_head, head_of,
+    workspace.backward_.run(device, config(), made_->placement, inputs, batch, dim_head, head_of,
                             grad_bias, training);
   }
 
@@ -187,31 +186,31 @@ class LocalAttention {
   /// \throws std::invalid_argument if dim_head is out of range
   double softmax_scale(Index dim_head) const {
     detail::require_dim_head("dim_head", dim_head);
-    return placement_.softmax_scale(dim_head);
+    return made_->placement.softmax_scale(dim_head);
   }
 
   /// The same for scores in units of log 2, which the kernels take.
   Scalar score_scale(Index dim_head) const { return Scalar(softmax_scale(dim_head) * log2_e); }
 
   /// Null: none.
-  const RotaryEmbedding<Scalar>* rotary() const { return placement_.rotary(); }
+  const RotaryEmbedding<Scalar>* rotary() const { return made_->placement.rotary(); }
   /// What becomes of scores; valid as long as this.
-  ScoreFunction<Scalar> score() const { return score_.function(); }
+  ScoreFunction<Scalar> score() const { return made_->score.function(); }
 
   /// Makes what the kernel takes: scales queries, normalizes keys if they are shared_qk, and turns
   /// both by their place.
   /// \param block `[dim_head][block_rows]`, in place
   /// \param first position of the block's first row
   void place_queries(Index dim_head, Scalar* block, Index first) const {
-    placement_.place_queries(dim_head, block, first);
+    made_->placement.place_queries(dim_head, block, first);
   }
   void place_keys(Index dim_head, Scalar* block, Index first) const {
-    placement_.place_keys(dim_head, block, first);
+    made_->placement.place_keys(dim_head, block, first);
   }
 
   /// The steps of the rotary embedding in sequences of `seqlen` rows.
   std::optional<RotarySteps<Scalar>> rotary_steps(const Window& window, Index seqlen) const {
-    return placement_.steps(window, seqlen);
+    return made_->placement.steps(window, seqlen);
   }
 
  private:
@@ -230,7 +229,7 @@ class LocalAttention {
       inputs.clear_other_rows(heads, 1, -std::numeric_limits<Scalar>::infinity(), lse);
       inputs.clear_other_rows(heads, 1, Scalar(0), lse_rest);
     }
-    room.run(call.device, config_, placement_, inputs,
+    room.run(call.device, config(), made_->placement, inputs,
              {q.data(), k.data(), v.data(), seqlen * dim_head, batch, seqlen, dim_head, dim_head,
               out, lse, lse_rest},
              call.training);
@@ -238,7 +237,7 @@ class LocalAttention {
 
   detail::AttentionInputs<Scalar> check_arguments(const View& q, const View& k, const View& v,
                                                   const Call& call) const {
-    require_shape("q", q.dimensions(), {-1, -1, -1, config_.dim.value_or(-1)});
+    require_shape("q", q.dimensions(), {-1, -1, -1, config().dim.value_or(-1)});
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     if (dim_head < 1) reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
     require_shape("k", k.dimensions(), {batch, k.dimension(1), seqlen, dim_head});
@@ -254,22 +253,22 @@ class LocalAttention {
   void add_options(detail::AttentionInputs<Scalar>& inputs, Index kv_heads,
                    const Call& call) const {
     inputs.share_keys(kv_heads);
-    if (config_.shared_qk && kv_heads != inputs.heads())
+    if (config().shared_qk && kv_heads != inputs.heads())
       reject("k", "as many heads as q has, because they are the same (shared_qk)", kv_heads);
     inputs.cut(call.cu_seqlens);
     inputs.shorten(call.lengths);
     inputs.add_global(call.global_rows);
     inputs.add_sinks(call.sinks);
-    score_.check_heads(inputs.heads());
+    made_->score.check_heads(inputs.heads());
     inputs.set_score(score());
   }
 
   // The bias of all places of a window: a relative one is that of windows of one position.
   Bias bias_of(const Window& window, Index heads, const Call& call) const {
-    if (config_.token_window && call.attn_bias)
+    if (config().token_window && call.attn_bias)
       reject("attn_bias", "none, because a token window takes a relative_bias", "one");
     if (!call.relative_bias) return call.attn_bias;
-    if (!config_.token_window || !config_.token_window->bounded())
+    if (!config().token_window || !config().token_window->bounded())
       reject("relative_bias", "none, because that is for token windows with bounded ends", "one");
     require_shape("relative_bias", call.relative_bias->dimensions(), {-1, window.look_around()});
     const auto [biases, columns] = call.relative_bias->dimensions();
@@ -279,11 +278,19 @@ class LocalAttention {
     return TensorView<const Scalar, 3>(call.relative_bias->data(), {biases, 1, columns});
   }
 
-  Window window(const Call& call) const { return detail::window_of(config_, call); }
+  Window window(const Call& call) const { return detail::window_of(config(), call); }
 
-  LocalAttentionConfig config_;
-  detail::Placement<Scalar> placement_;
-  detail::HeldScore<Scalar, Score> score_;
+  // All that a call reads.
+  struct Made {
+    Made(const LocalAttentionConfig& given, const Score& of_scores)
+        : config(checked(given)), placement(config), score(config, of_scores) {}
+
+    LocalAttentionConfig config;
+    detail::Placement<Scalar> placement;
+    detail::HeldScore<Scalar, Score> score;
+  };
+
+  std::shared_ptr<const Made> made_;
 };
 
 template <typename Scalar, typename Score>
@@ -293,11 +300,11 @@ void LocalAttention<Scalar, Score>::backward_into(Gradients& gradients, Workspac
   const Call of_forward = saved.call.with_tensors_of(call);
   // A bias is that of the window, which may be left out.
   Call given = call;
-  if (!given.window_size && saved.config == config_) given.window_size = of_forward.window_size;
+  if (!given.window_size && saved.config == config()) given.window_size = of_forward.window_size;
   check_arguments(q, k, v, given);
   require_shape("grad_out", grad_out.dimensions(), q.dimensions());
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
-  saved.check_arguments(config_, q, k, v, call);
+  saved.check_arguments(config(), q, k, v, call);
   const auto inputs = check_arguments(q, k, v, of_forward);
   gradients.prepare(q, k, v, call);
   BiasGradients& grad_bias = workspace.grad_bias_;
@@ -309,7 +316,7 @@ void LocalAttention<Scalar, Score>::backward_into(Gradients& gradients, Workspac
     const Index shared = (item * inputs.kv_heads() + h / inputs.group()) * n + rows.begin;
     return detail::RowsHead<Scalar>{rows.end - rows.begin,
                                     d,
-                                    config_.shared_qk,
+                                    config().shared_qk,
                                     q.data() + row * d,
                                     k.data() + shared * d,
                                     v.data() + shared * d,
@@ -345,7 +352,7 @@ Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(View q,
   Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
   inputs.clear_other_rows(heads, seqlen, Scalar(0), out.data());
   detail::AttentionForward<Scalar> room;
-  room.run(call.device, config_, placement_, inputs,
+  room.run(call.device, config(), made_->placement, inputs,
            {q.data(), k.data(), unit.data(), 0, batch, seqlen, dim_head, seqlen, out.data()},
            call.training);
   return out;

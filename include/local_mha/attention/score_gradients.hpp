@@ -15,6 +15,7 @@
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/exp2.hpp>
+#include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
@@ -146,12 +147,13 @@ class ScoreGradients {
 
   /// \param grad_bias `[w, (1 + lb + lf)·w]`, is added to
   void add_to_bias(const AttentionHead<Scalar>& head, const Strip& strip, const Range& segment,
-                   Scalar* grad_bias) {
+                   LongSum<Scalar>* grad_bias) {
+    using Sum = LongSum<Scalar>;
     const Tile& tile = strip.tile;
     const Index columns = head.window->look_around();
     for (Index r = tile.queries.begin; r < tile.queries.end; ++r) {
       const Index query = tile.first + r;
-      Scalar* row = grad_bias + head.window->place_in_bucket(query) * columns;
+      Sum* row = grad_bias + head.window->place_in_bucket(query) * columns;
       const Index first = head.window->look_around_begin(query);
       Range keys = tile.seen[r].clipped_to(segment);
       if (strip.blocks == nullptr) keys = keys.clipped_to({first, first + columns});
@@ -159,12 +161,12 @@ class ScoreGradients {
       const Scalar* ds = gradients(segment, keys.begin) + r;
       if (strip.blocks == nullptr) {
         row += keys.begin - first;
-        for (Index i = 0; i < keys.end - keys.begin; ++i) row[i] += ds[i * count];
+        for (Index i = 0; i < keys.end - keys.begin; ++i) row[i] += Sum(ds[i * count]);
         continue;
       }
       for (Index key = keys.begin; key < keys.end; ++key, ds += count) {
         const Index column = strip.row(key) - first;
-        if (Range{0, columns}.contains(column)) row[column] += *ds;
+        if (Range{0, columns}.contains(column)) row[column] += Sum(*ds);
       }
     }
   }

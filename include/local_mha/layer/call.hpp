@@ -7,6 +7,7 @@
 #include <span>
 
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/optional_view.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/dropout.hpp>
@@ -43,7 +44,7 @@ struct LocalMHACall {
   PaddingMask mask = {};
   /// `[heads or 1, w, (1 + lb + lf)·w]`, or `[B·heads, …]`, one for each sequence; see
   /// LocalAttention::forward(). None with a token window.
-  std::optional<TensorView<const Scalar, 3>> attn_bias = {};
+  OptionalView<Scalar, 3> attn_bias = {};
   std::optional<Training> training = {};
   std::span<const Index> cu_seqlens = {};
   std::span<const Index> lengths = {};

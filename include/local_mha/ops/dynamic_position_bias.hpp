@@ -94,11 +94,14 @@ class DynamicPositionBias {
       for (Index i = 0; i < g.size(); ++i) g.data()[i] *= silu_derivative(x.data()[i]);
       return g;
     };
-    grad = through(third_, activate(at.second), grad, gradients.weight_4, gradients.bias_4);
+    // Added at the end, where nothing can fail.
+    auto made = DynamicPositionBiasParameters<Scalar>::zeros(first_.out_features(), heads_);
+    grad = through(third_, activate(at.second), grad, made.weight_4, made.bias_4);
     grad = differentiate(std::move(grad), at.second);
-    grad = through(second_, activate(at.first), grad, gradients.weight_2, gradients.bias_2);
+    grad = through(second_, activate(at.first), grad, made.weight_2, made.bias_2);
     grad = differentiate(std::move(grad), at.first);
-    through(first_, at.distances, grad, gradients.weight_0, gradients.bias_0);
+    through(first_, at.distances, grad, made.weight_0, made.bias_0);
+    detail::add_and_clear(gradients, made);
   }
 
  private:

@@ -256,7 +256,7 @@ class LayerNorm {
     const Scalar factor = mean_factor();
     Moments of{L::zero(), L::zero(), L::zero()};
     // From the first channel on, so that the mean of a constant row is its constant.
-    const L first = L::load(block);
+    const L first = dim() > 0 ? L::load(block) : L::zero();
     of.mean = first + detail::sum_channels(dim(), block, [&](const L& x, const L& sum) {
                 return fma(factor, x - first, sum);
               });

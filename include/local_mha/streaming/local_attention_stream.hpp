@@ -129,8 +129,8 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
                               const Call& call, Index kv_heads) {
     detail::require_at_least("heads", heads, 1);
     detail::require_dim_head("dim_head", dim_head);
-    if (attention.config_.dim && dim_head != *attention.config_.dim)
-      reject("dim_head", std::to_string(*attention.config_.dim) + ", the configuration's dim",
+    if (attention.config().dim && dim_head != *attention.config().dim)
+      reject("dim_head", std::to_string(*attention.config().dim) + ", the configuration's dim",
              dim_head);
     if (call.mask) reject("mask", "none, because push() takes one", "one");
     if (thread_count(call.device) > 1)
@@ -198,7 +198,7 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
         AttentionHead<Scalar> head = shown.head(b, h);
         sequence.show(answered, head);
         head.steps = steps_ ? &*steps_ : nullptr;
-        head.shared_qk = attention_.config_.shared_qk;
+        head.shared_qk = attention_.config().shared_qk;
         head.pinned_steps = worker.pinned_steps ? &*worker.pinned_steps : nullptr;
         Scalar* to =
             result.data() +
