@@ -6,16 +6,19 @@
 #   cmake/setup.sh --test       and clang, which compiles the tests fastest
 #   cmake/setup.sh --developer  and its sanitizer and fuzzer runtimes, clang-format, clang-tidy, and what
 #                               builds and runs programs for AArch64
+#   cmake/setup.sh --mpi        what --test does, and Open MPI, for the preset mpi
 set -euo pipefail
 
-usage() { sed -n '3,8s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '3,9s/^# \{0,1\}//p' "$0"; }
 
 clang=false
 developer=false
+mpi=false
 case "${1-}" in
   "") ;;
   --test) clang=true ;;
   --developer) clang=true developer=true ;;
+  --mpi) clang=true mpi=true ;;
   -h | --help) usage; exit 0 ;;
   *) echo "setup.sh: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
 esac
@@ -45,6 +48,7 @@ LIST
     echo "  its sanitizer and fuzzer runtimes, clang-format 19, clang-tidy 19,"
     echo "  g++ for AArch64, qemu-user"
   fi
+  if $mpi; then echo "  an implementation of MPI 3, such as Open MPI"; fi
   exit 0
 fi
 
@@ -82,6 +86,7 @@ if $developer; then
   packages+=("libclang-rt-$version-dev" "clang-format-$version" "clang-tidy-$version")
   packages+=(g++-aarch64-linux-gnu qemu-user)
 fi
+if $mpi; then packages+=(openmpi-bin libopenmpi-dev); fi
 
 missing=()
 for package in "${packages[@]}"; do

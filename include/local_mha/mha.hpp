@@ -225,14 +225,15 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
   // \return what the queries see; a view of the call
   detail::AttentionInputs<Scalar> check_arguments(const Input& x, const Call& call) const {
     require_shape("x", x.dimensions(), {-1, -1, config().dim});
-    return inputs_of(x, call.mask, bias_of(call.attn_bias), call.cu_seqlens, call.lengths);
+    return inputs_of(x.dimension(0), x.dimension(1), call.mask, bias_of(call.attn_bias),
+                     call.cu_seqlens, call.lengths);
   }
-  detail::AttentionInputs<Scalar> inputs_of(const Input& x, const PaddingMask& mask,
+  detail::AttentionInputs<Scalar> inputs_of(Index batch, Index seqlen, const PaddingMask& mask,
                                             const Bias& attn_bias,
                                             std::span<const Index> cu_seqlens,
                                             std::span<const Index> lengths) const {
-    detail::AttentionInputs<Scalar> inputs(Window(attention().config()), x.dimension(0),
-                                           config().heads, x.dimension(1), mask, attn_bias);
+    detail::AttentionInputs<Scalar> inputs(Window(attention().config()), batch, config().heads,
+                                           seqlen, mask, attn_bias);
     add_options(inputs);
     inputs.cut(cu_seqlens);
     inputs.shorten(lengths);
@@ -294,8 +295,8 @@ void LocalMHA<Scalar>::backward_into(Output grad_x, Workspace& workspace, Parame
   if (x.size() == 0) return;
   const LocalAttentionCall<Scalar> of_forward =
       saved.call.with_tensors_of(Saved::of_attention(call));
-  const auto inputs =
-      inputs_of(x, of_forward.mask, bias_of(attn_bias), of_forward.cu_seqlens, of_forward.lengths);
+  const auto inputs = inputs_of(x.dimension(0), x.dimension(1), of_forward.mask, bias_of(attn_bias),
+                                of_forward.cu_seqlens, of_forward.lengths);
   auto& grad_bias = workspace.grad_bias_;
   const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
   grad_bias.prepare(wants_bias ? bias_of(attn_bias) : Bias(), config().heads);

@@ -47,6 +47,11 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 ///
 ///     add_upcoming(queries, keys, finished_keys, to)        blocks that are next
 ///
+/// and, if some keys come from elsewhere ready for the kernel,
+///
+///     put_placed_keys(block, to)                            over those that are here
+///     take_placed_grad_keys(block, from)                    times log2(e)
+///
 /// each of which takes the index of a block and a block `[channels][block_rows]`. What is loaded
 /// for rows that do not exist must be 0; what is stored may be changed. Keys and values are those
 /// of the first head of a group.
@@ -124,6 +129,8 @@ class AttentionBackwardFlow {
            Index sequence, MemberOf&& member_of) {
     rotary_ = rotary;
     seqlen_ = members_.front().head.seqlen;
+    const Range own = members_.front().head.queries;
+    if (own.begin >= own.end) return;
     global_ = inputs.global(sequence);
     if (pins_) inputs.assign_pinned(sequence, pinned_);
     for (Member& member : members_) {
@@ -135,14 +142,12 @@ class AttentionBackwardFlow {
     auto keys = member_of(Index{0});
     make_pinned(keys);
     make_global(member_of);
-    const Index blocks = ceil_div(seqlen_, count);
-    Index made = 0;
-    Index finished = 0;
+    Index made = window_.keys_of({own.begin, own.begin + 1}, seqlen_).begin / count;
+    Index finished = made;
     std::size_t next_global = 0;
-    for (Index block = 0; block < blocks; ++block) {
+    for (Index block = own.begin / count; block * count < own.end; ++block) {
       const Index first = block * count;
-      const Range seen =
-          window_.keys_of({first, first + (std::min)(count, seqlen_ - first)}, seqlen_);
+      const Range seen = window_.keys_of(Range{first, first + count}.clipped_to(own), seqlen_);
       for (; finished < (std::min)(made, seen.begin / count); ++finished)
         finish_keys(finished, keys);
       for (; made * count < seen.end; ++made) make_keys(made, keys);
@@ -325,6 +330,8 @@ class AttentionBackwardFlow {
   void make_keys(Index block, Index at, Head& head, Rings& rings) {
     head.load_keys(block, rings.keys[at]);
     if (rotary_ != nullptr) rotary_->apply_to_keys(rings.keys[at], block * count);
+    if constexpr (requires { head.put_placed_keys(block, rings.keys[at]); })
+      head.put_placed_keys(block, rings.keys[at]);
     head.load_values(block, rings.values[at]);
     rings.keys.note_finite(at);
     rings.values.note_finite(at);
@@ -353,6 +360,8 @@ class AttentionBackwardFlow {
   template <typename Head>
   void store_keys(Index block, Head& head, const Scalar* grad_keys, const Scalar* grad_values) {
     panels_to_block(dim_head(), grad_keys, out_.data());
+    if constexpr (requires { head.take_placed_grad_keys(block, out_.data()); })
+      head.take_placed_grad_keys(block, out_.data());
     if (rotary_ != nullptr) rotary_->apply_back_to_keys(out_.data(), block * count);
     // The queries that the kernel had were scaled for powers of 2.
     scale_block(dim_head(), Scalar(ln_2), out_.data());

@@ -44,6 +44,21 @@ inline void check_cu_seqlens(std::span<const Index> cu_seqlens, Index batch, Ind
     reject("cu_seqlens", std::to_string(seqlen) + " (rows) at last", cu_seqlens.back());
 }
 
+/// What queries see of a sequence of which only a part is here.
+struct SequencePart {
+  /// Keys that the window shows to the queries that are here, first keys apart, counted in the
+  /// sequence.
+  Range keys;
+  /// Flags of the keys from row `masked_begin` on, as far as `keys` goes, 1 = masked; null: none
+  /// is, of the whole sequence.
+  const std::uint8_t* masked = nullptr;
+  Index masked_begin = 0;
+  /// No key of the whole sequence outside of it is unmasked.
+  Range unmasked;
+  /// Flags of first keys; null: none is masked.
+  const std::uint8_t* first_masked = nullptr;
+};
+
 /// The sequences of a batch, or the segments of a packed one, their heads, and what their queries
 /// see.
 template <typename Scalar>
@@ -119,6 +134,14 @@ class AttentionInputs {
     global_ = global->data();
   }
 
+  /// Of each item of the batch, only some rows are here: their queries attend, and what these see
+  /// of other rows is at hand elsewhere. Sequences, masks apart, stay those of whole items.
+  /// \param seen what is said of each sequence's keys, `[sequences]`; must outlive this
+  void take_part(const Range& here, std::span<const SequencePart> seen) {
+    here_ = here;
+    parts_ = seen;
+  }
+
   /// What becomes of scores; what it calls must outlive this.
   void set_score(const ScoreFunction<Scalar>& score) { score_ = score; }
 
@@ -140,8 +163,21 @@ class AttentionInputs {
     const Index* begin = cu_seqlens_.data() + sequence;
     return {begin[0], begin[1]};
   }
-  /// Where its first row lies among all rows of the batch.
-  Index place(Index sequence) const { return item(sequence) * seqlen_ + rows(sequence).begin; }
+  /// Those of its rows that are here, counted in the sequence: all, but for take_part().
+  Range own(Index sequence) const {
+    const Range in_item = rows(sequence);
+    if (parts_.empty()) return {0, in_item.end - in_item.begin};
+    const Index begin = (std::max)(in_item.begin, here_.begin);
+    const Index end = (std::min)(in_item.end, here_.end);
+    if (begin >= end) return {0, 0};
+    return {begin - in_item.begin, end - in_item.begin};
+  }
+  /// Where the first of these lies among all rows of the batch that are here.
+  Index place(Index sequence) const {
+    const Index row = rows(sequence).begin + own(sequence).begin;
+    if (parts_.empty()) return item(sequence) * seqlen_ + row;
+    return item(sequence) * (here_.end - here_.begin) + row - here_.begin;
+  }
   Index longest() const {
     const bool equal = cu_seqlens_.empty() && lengths_.empty();
     Index longest = equal ? seqlen_ : 0;
@@ -185,6 +221,11 @@ class AttentionInputs {
   /// The rows that stay visible to a sequence's queries.
   void assign_pinned(Index sequence, PinnedRows<Scalar>& pinned) const {
     const Range in_item = rows(sequence);
+    if (!parts_.empty()) {
+      const std::uint8_t* first = part(sequence).first_masked;
+      return pinned.assign(in_item.end - in_item.begin, window_.first_keys(), nullptr,
+                           [&](Index row) { return first != nullptr && first[row] != 0; });
+    }
     const std::uint8_t* masked = mask_ != nullptr ? mask_->row(item(sequence)) : nullptr;
     pinned.assign(in_item.end - in_item.begin, window_.first_keys(), global(sequence),
                   [&](Index row) { return masked != nullptr && masked[in_item.begin + row] != 0; });
@@ -198,15 +239,14 @@ class AttentionInputs {
     head.index = h;
     head.window = &window_;
     head.seqlen = in_item.end - in_item.begin;
-    head.queries = {0, head.seqlen};
-    const std::uint8_t* masked = mask_ != nullptr ? mask_->row(b) : nullptr;
-    head.masked = masked != nullptr ? masked + in_item.begin : nullptr;
-    head.unmasked = unmasked(head.masked, head.seqlen);
-    // A padding mask's only say is where its sequence ends.
-    if (head.masked != nullptr &&
-        std::none_of(head.masked + head.unmasked.begin, head.masked + head.unmasked.end,
-                     [](std::uint8_t flag) { return flag != 0; }))
-      head.masked = nullptr;
+    head.queries = own(sequence);
+    if (parts_.empty()) {
+      show_masked(b, in_item, head);
+    } else {
+      head.masked = part(sequence).masked;
+      head.masked_begin = part(sequence).masked_begin;
+      head.unmasked = part(sequence).unmasked;
+    }
     head.score = score_;
     if (attn_bias_) {
       const Index bias = (b * heads_ + h) % attn_bias_->dimension(0);
@@ -230,7 +270,27 @@ class AttentionInputs {
     return Eigen::TensorMap<const Tensor<Scalar, 3>>(attn_bias_->data(), attn_bias_->dimensions());
   }
 
+  /// Where keys lie whose queries are not all here; null: all are.
+  const SequencePart* part_of(Index sequence) const {
+    return parts_.empty() ? nullptr : &part(sequence);
+  }
+
  private:
+  const SequencePart& part(Index sequence) const {
+    return parts_[static_cast<std::size_t>(sequence)];
+  }
+
+  void show_masked(Index item, const Range& in_item, AttentionHead<Scalar>& head) const {
+    const std::uint8_t* masked = mask_ != nullptr ? mask_->row(item) : nullptr;
+    head.masked = masked != nullptr ? masked + in_item.begin : nullptr;
+    head.unmasked = unmasked(head.masked, head.seqlen);
+    // A padding mask's only say is where its sequence ends.
+    if (head.masked != nullptr &&
+        std::none_of(head.masked + head.unmasked.begin, head.masked + head.unmasked.end,
+                     [](std::uint8_t flag) { return flag != 0; }))
+      head.masked = nullptr;
+  }
+
   // From the first to the last key that is not masked.
   static Range unmasked(const std::uint8_t* masked, Index seqlen) {
     Range keys{0, seqlen};
@@ -251,6 +311,8 @@ class AttentionInputs {
   std::span<const Index> cu_seqlens_;
   std::span<const Index> lengths_;
   const bool* global_ = nullptr;
+  Range here_;
+  std::span<const SequencePart> parts_;
   ScoreFunction<Scalar> score_;
 };
 

@@ -12,7 +12,8 @@
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// The rows of a batch in blocks: each sequence, or segment of a packed one, starts a block of its
-/// own. Rows and blocks are counted through the batch.
+/// own. Rows and blocks are counted through the batch. Of a sequence of which only a part is here,
+/// they are that part's, whose blocks begin where those of the whole sequence do.
 class SequenceBlocks {
  public:
   /// Becomes those of a batch. Memory is used again.
@@ -23,11 +24,13 @@ class SequenceBlocks {
     begins_.resize(static_cast<std::size_t>(inputs.sequences()) + 1);
     Begin begin;
     for (Index s = 0; s < inputs.sequences(); ++s) {
-      const Range rows = inputs.rows(s);
+      const Range rows = inputs.own(s);
       begin.place = inputs.place(s);
+      begin.lane = rows.begin % block_rows;
       at(s) = begin;
       begin.row += rows.end - rows.begin;
-      begin.block += ceil_div(rows.end - rows.begin, block_rows);
+      if (rows.begin < rows.end)
+        begin.block += ceil_div(begin.lane + rows.end - rows.begin, block_rows);
     }
     begins_.back() = begin;
   }
@@ -42,16 +45,25 @@ class SequenceBlocks {
   /// Blocks of all sequences.
   Index count() const { return begins_.back().block; }
 
-  /// Where the first row of a sequence, or of a block, lies among all rows of the batch, those of
-  /// no sequence included; and how many a block holds.
+  /// Where the first row of a sequence lies among all rows of the batch, those of no sequence
+  /// included.
   Index place(Index sequence) const { return at(sequence).place; }
+  /// Where the first row of a block lies there, and its lane, which is 0 but where a part begins.
   Index row(Index block) const {
     const Index s = sequence(block);
-    return place(s) + (block - first_block(s)) * block_rows_;
+    const Index before = (block - first_block(s)) * block_rows_ - at(s).lane;
+    return place(s) + (std::max<Index>)(0, before);
   }
+  Index lane(Index block) const {
+    const Index s = sequence(block);
+    return block == first_block(s) ? at(s).lane : 0;
+  }
+  /// How many rows a block holds.
   Index rows(Index block) const {
     const Index s = sequence(block);
-    return (std::min)(block_rows_, length(s) - (block - first_block(s)) * block_rows_);
+    const Index before = (block - first_block(s)) * block_rows_ - at(s).lane;
+    const Index begin = (std::max<Index>)(0, before);
+    return (std::min)(before + block_rows_, length(s)) - begin;
   }
 
  private:
@@ -59,6 +71,7 @@ class SequenceBlocks {
     Index row = 0;
     Index block = 0;
     Index place = 0;
+    Index lane = 0;  // of the first row in its block
   };
 
   Begin& at(Index sequence) { return begins_[static_cast<std::size_t>(sequence)]; }

@@ -278,7 +278,8 @@ template <typename Inputs, typename Scalar>
 void clear_rows_without_sequence(const Inputs& inputs, const StridedView<Scalar>& y) {
   if (inputs.packed()) return;
   for (Index b = 0; b < inputs.sequences(); ++b) {
-    const Index end = inputs.rows(b).end;
+    const Range own = inputs.own(b);
+    const Index end = own.end - own.begin;
     clear_rows(y.sequence(b).from(end), y.dimensions()[1] - end, y.dimensions()[2]);
   }
 }

@@ -49,6 +49,25 @@ class LayerBackward {
     room.prepare(layer, saved, threads);
   }
 
+  /// run() of a part of sequences, whose keys are not all here.
+  /// \param part `part.head(head, sequence)` gives the blocks of a LayerBackwardHead, and those
+  /// that
+  ///        are elsewhere; `part.finish(head_of)` adds what these and other parts have given to one
+  ///        another, of heads `head_of(sequence, h)`
+  template <typename Part>
+  void run_part(const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
+                const std::optional<Training>& training, const StridedView<const Scalar>& x,
+                const StridedView<const Scalar>& grad_y, const StridedView<Scalar>& grad_x,
+                LocalMHAParameters<Scalar>& gradients,
+                typename LocalAttention<Scalar>::BiasGradients& grad_bias, Part&& part) {
+    layer_.attention.prepare_differentiate(device, room_.attention, inputs, saved_.batch,
+                                           dim_head(), grad_bias);
+    clear_rows_without_sequence(inputs, grad_x);
+    if (rows_.count() > 0) to_out(device, x, grad_y, gradients);
+    attend(device, inputs, training, gradients, grad_bias, part);
+    if (rows_.count() > 0) to_qkv(device, x, grad_x, gradients);
+  }
+
   /// \param x, grad_y, grad_x `[B, N, dim]`
   void run(const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
            const std::optional<Training>& training, const StridedView<const Scalar>& x,
@@ -87,10 +106,13 @@ class LayerBackward {
   // What is no row of a block becomes 0.
   void load_rows(const StridedView<const Scalar>& from, Index block, Scalar* to) const {
     const LaneRange lanes = lanes_of(block);
-    load_lanes(dim(), lanes, from.rows(rows_.row(block)), 0, to);
+    load_lanes(dim(), lanes, from.rows(rows_.row(block)), -lanes.begin, to);
     clear_other_lanes(dim(), lanes, to);
   }
-  LaneRange lanes_of(Index block) const { return {0, static_cast<int>(rows_.rows(block))}; }
+  LaneRange lanes_of(Index block) const {
+    const auto lane = static_cast<int>(rows_.lane(block));
+    return {lane, lane + static_cast<int>(rows_.rows(block))};
+  }
 
   // Steps 10 and 9: from the gradient of y to those of the heads' outputs and gates, and of to_out.
   void to_out(const AnyDevice& device, const StridedView<const Scalar>& x,
@@ -148,24 +170,38 @@ class LayerBackward {
     put(gated);
   }
 
+  // Where all is here.
+  struct Whole {
+    const LayerBackwardHead<Scalar>& head(const LayerBackwardHead<Scalar>& head, Index) const {
+      return head;
+    }
+    template <typename HeadOf>
+    void finish(HeadOf&&) const {}
+  };
+
   // Steps 8 to 3: from the gradients of the heads' outputs to those of queries, keys and values as
   // they were projected.
+  template <typename Part>
   void attend(const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
               const std::optional<Training>& training, LocalMHAParameters<Scalar>& gradients,
-              typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+              typename LocalAttention<Scalar>::BiasGradients& grad_bias, Part&& part) {
     StretchSums<Scalar>& scale_sums = room_.scale_sums;
     const auto head_of = [&](Index sequence, Index h) {
+      const Index before = inputs.own(sequence).begin / count;
       return LayerBackwardHead<Scalar>{layer_,
                                        saved_,
                                        room_,
                                        inputs.item(sequence),
-                                       rows_.first_block(sequence),
-                                       rows_.blocks_of(sequence),
+                                       rows_.first_block(sequence) - before,
+                                       before + rows_.blocks_of(sequence),
                                        h,
                                        h / inputs.group()};
     };
-    layer_.attention.differentiate(device, room_.attention, inputs, saved_.batch, dim_head(),
-                                   head_of, grad_bias, training);
+    layer_.attention.differentiate(
+        device, room_.attention, inputs, saved_.batch, dim_head(),
+        [&](Index sequence, Index h) { return part.head(head_of(sequence, h), sequence); },
+        grad_bias, training);
+    part.finish(head_of);
     if (config().sinks)
       layer_.attention.add_sink_gradients(room_.attention, heads(), gradients.sinks.data());
     if (norms_all_heads()) qk_norm_of_all(device);
@@ -245,7 +281,8 @@ class LayerBackward {
           load_rows(x, block, room);
           layer_.norm.apply_backward(room, grad[b], norm_sums[stretch]);
         }
-        store_lanes(dim(), lanes_of(block), grad[b], grad_x.rows(rows_.row(block)), 0);
+        const LaneRange lanes = lanes_of(block);
+        store_lanes(dim(), lanes, grad[b], grad_x.rows(rows_.row(block)), -lanes.begin);
       }
     });
     if (config().prenorm) {
@@ -280,7 +317,7 @@ void LayerBackward<Scalar>::run(const AnyDevice& device, const AttentionInputs<S
   clear_rows_without_sequence(inputs, grad_x);
   if (rows_.count() == 0) return;
   to_out(device, x, grad_y, gradients);
-  attend(device, inputs, training, gradients, grad_bias);
+  attend(device, inputs, training, gradients, grad_bias, Whole());
   to_qkv(device, x, grad_x, gradients);
 }
 

@@ -27,9 +27,9 @@ struct LayerBackwardHead {
   const LayerWeights<Scalar>& layer;
   const SavedLayer<Scalar>& kept;
   LayerBackwardRoom<Scalar>& room;
-  Index item;  ///< of the batch
-  Index first_block;
-  Index block_count;
+  Index item;         ///< of the batch
+  Index first_block;  ///< where block 0 of the sequence is, or would be
+  Index block_count;  ///< up to the last that is here
   Index h;
   Index kv_head;
 

@@ -74,7 +74,7 @@ class LayerWorker {
     steps_.to_out(AnyDevice(), rows, y);
   }
 
-  /// Rows of a stream come in, and queries are answered, of which LayerSteps::see() has been told.
+  /// Rows come in, and queries are answered, of which LayerSteps::see() has been told.
   /// The threads of the device share the heads.
   void make_and_answer(const AnyDevice& device, Past<Scalar>& past, const Range& made,
                        const RowsView<const Scalar>& x, const Range& answered,
@@ -90,6 +90,7 @@ class LayerWorker {
   void stream(const AnyDevice& device, Sequence& sequence, const AttentionInputs<Scalar>& inputs,
               Index b, const Range& in, const Range& out, const RowsView<const Scalar>& x,
               const std::uint8_t* masked, const RowsView<Scalar>& y, Complete&& complete) {
+    steps_.take_stream();
     flow_through<Scalar>(
         in, out, layer_stretch<Scalar>, complete, [&](const Range& made, const Range& answered) {
           sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
@@ -101,6 +102,35 @@ class LayerWorker {
           make_and_answer(device, sequence.past(), made, x.from(made.begin - in.begin), answered,
                           y.from(answered.begin - out.begin));
         });
+  }
+
+  /// Keys and values of rows, ready for the kernel, of a sequence that LayerSteps has been told of.
+  /// \param x from the first row on
+  /// \param take `take(block, kv_head, keys, values)` gets a block of the sequence, `[dim_head]
+  ///        [block_rows]`, whose other lanes are anything
+  template <typename Take>
+  void keys_and_values(const Range& rows, const RowsView<const Scalar>& x, Take&& take) {
+    const Index size = padded_channels<Scalar>(steps_.dim_head()) * count;
+    auto room = make_block_buffer<Scalar>(2 * layer_stretch<Scalar> * size);
+    for (Range some{rows.begin, rows.begin}; some.end < rows.end; some.begin = some.end) {
+      const Index first = some.begin / count;
+      some.end = (std::min)((first + layer_stretch<Scalar>)*count, rows.end);
+      steps_.prenorm(AnyDevice(), some, x.from(some.begin - rows.begin));
+      steps_.to_qk_of_all(AnyDevice(), some);
+      const auto keys = [&](Index block) { return room.data() + 2 * (block - first) * size; };
+      const auto values = [&](Index block) { return keys(block) + size; };
+      for (Index kv_head = 0; kv_head < steps_.kv_heads(); ++kv_head) {
+        steps_.to_qkv(Steps::keys, kv_head, some, keys);
+        steps_.to_qkv(Steps::values, kv_head, some, values);
+        const Range blocks = blocks_of<Scalar>(some);
+        for (Index block = blocks.begin; block < blocks.end; ++block) {
+          steps_.qk_norm(Steps::keys, kv_head, some, block, keys(block));
+          steps_.rotary(Steps::keys, block, keys(block));
+          take(block, kv_head, static_cast<const Scalar*>(keys(block)),
+               static_cast<const Scalar*>(values(block)));
+        }
+      }
+    }
   }
 
   /// Queries and keys of an item of a batch before their rotary embedding.
@@ -192,7 +222,6 @@ template <typename Scalar>
 void LayerWorker<Scalar>::make_and_answer(const AnyDevice& device, Past<Scalar>& past,
                                           const Range& made, const RowsView<const Scalar>& x,
                                           const Range& answered, const RowsView<Scalar>& y) {
-  steps_.take_stream();
   make_of_all_heads(device, past, made, x);
   steps_.rotary_to_first_keys(answered);
   const Index kv_heads = steps_.kv_heads();

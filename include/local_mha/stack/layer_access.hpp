@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// What a stack of layers may do with its attentions beyond what everybody may.
+/// What a stack of layers, and a layer over several processes, may do with attentions beyond what
+/// everybody may.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,18 @@ struct LayerAccess {
   /// LocalMHA::parameters(), which the attention does not keep.
   static LocalMHAParameters<Scalar> unpacked(const LocalMHA<Scalar>& attention) {
     return attention.weights_->unpacked();
+  }
+
+  static const LayerWeights<Scalar>& weights(const LocalMHA<Scalar>& attention) {
+    return *attention.weights_;
+  }
+  /// What the queries of sequences of `seqlen` rows see, masks apart.
+  /// \throws std::invalid_argument naming the member of the call that does not fit
+  static AttentionInputs<Scalar> inputs_of(const LocalMHA<Scalar>& attention, Index batch,
+                                           Index seqlen, const LocalMHACall<Scalar>& call) {
+    static const PaddingMask none;
+    return attention.inputs_of(batch, seqlen, none, attention.bias_of(call.attn_bias),
+                               call.cu_seqlens, call.lengths);
   }
 
   // How the rows of a stream pass an attention.

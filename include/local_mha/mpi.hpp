@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Sequences over many machines: link local_mha::mpi.
+#pragma once
+
+#include <local_mha/mpi/communicator.hpp>
+#include <local_mha/mpi/mha.hpp>
+#include <local_mha/mpi/split.hpp>

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What a rank's queries see of the sequences of a batch, masks included.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <local_mha/attention/inputs.hpp>
+#include <local_mha/core/mask.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/mpi/borrow_plan.hpp>
+#include <local_mha/mpi/exchange.hpp>
+#include <local_mha/mpi/split.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail {
+
+/// SequenceParts of a call, and the flags that they point to.
+class Parts {
+  using SequencePart = local_mha::detail::SequencePart;
+  using Flags = std::vector<std::uint8_t>;
+
+ public:
+  /// Collective if there is a mask.
+  /// \param mask of this rank's rows, `[B, rows]`; on every rank, or on none
+  template <typename Inputs>
+  Parts(const Split& split, const BorrowPlan& plan, const Inputs& inputs, const PaddingMask& mask) {
+    parts_.resize(static_cast<std::size_t>(inputs.sequences()));
+    for (Index s = 0; s < inputs.sequences(); ++s) {
+      const Range rows = inputs.rows(s);
+      const Index length = rows.end - rows.begin;
+      at(s).unmasked = {0, length};
+      const Range own = own_of(split, rows);
+      if (own.begin >= own.end) continue;
+      at(s).keys = inputs.window().keys_of(own, length);
+      at(s).keys.begin = (std::min)(at(s).keys.begin, own.begin);
+      at(s).keys.end = (std::max)(at(s).keys.end, own.end);
+    }
+    if (mask) take_mask(split, plan, inputs, mask);
+  }
+
+  const std::vector<SequencePart>& all() const { return parts_; }
+
+ private:
+  SequencePart& at(Index sequence) { return parts_[static_cast<std::size_t>(sequence)]; }
+
+  // Of a sequence whose rows are `rows` of its item, those that are here, counted in it.
+  static Range own_of(const Split& split, const Range& rows) {
+    const Range held = split.stretch();
+    const Index begin = (std::max)(rows.begin, held.begin), end = (std::min)(rows.end, held.end);
+    return begin < end ? Range{begin - rows.begin, end - rows.begin} : Range{};
+  }
+
+  template <typename Inputs>
+  void take_mask(const Split& split, const BorrowPlan& plan, const Inputs& inputs,
+                 const PaddingMask& mask) {
+    RowExchange<std::uint8_t> exchange(split.communicator(), plan, 1);
+    const auto own_flag = [&](Index s, Index row) -> std::uint8_t {
+      const Index in_stretch = inputs.rows(s).begin + row - split.stretch().begin;
+      return mask.row(inputs.item(s))[in_stretch] != 0 ? 1 : 0;
+    };
+    for (const Piece& piece : plan.lent())
+      for (Index row = piece.rows.begin; row < piece.rows.end; ++row)
+        *exchange.lent(piece.offset + row - piece.rows.begin) = own_flag(piece.sequence, row);
+    exchange.start(split.communicator().traffic().masks);
+    find_unmasked(split, inputs, own_flag);
+    exchange.wait();
+
+    const Index first_keys = inputs.window().first_keys();
+    flags_.resize(parts_.size());
+    first_flags_.resize(parts_.size());
+    const auto put = [&](Index s, Index row, std::uint8_t flag) {
+      const auto i = static_cast<std::size_t>(s);
+      if (at(s).keys.contains(row))
+        flags_[i][static_cast<std::size_t>(row - at(s).keys.begin)] = flag;
+      if (row < first_keys) first_flags_[i][static_cast<std::size_t>(row)] = flag;
+    };
+    for (Index s = 0; s < inputs.sequences(); ++s) {
+      const auto i = static_cast<std::size_t>(s);
+      const Range rows = inputs.rows(s);
+      flags_[i].assign(static_cast<std::size_t>(at(s).keys.end - at(s).keys.begin), 0);
+      first_flags_[i].assign(
+          static_cast<std::size_t>((std::min)(first_keys, rows.end - rows.begin)), 0);
+      const Range own = own_of(split, rows);
+      for (Index row = own.begin; row < own.end; ++row) put(s, row, own_flag(s, row));
+    }
+    for (const Piece& piece : plan.borrowed())
+      for (Index row = piece.rows.begin; row < piece.rows.end; ++row)
+        put(piece.sequence, row, *exchange.borrowed(piece.offset + row - piece.rows.begin));
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      parts_[i].masked = some_masked_[i] != 0 ? flags_[i].data() : nullptr;
+      parts_[i].masked_begin = parts_[i].keys.begin;
+      parts_[i].first_masked = first_flags_[i].empty() ? nullptr : first_flags_[i].data();
+    }
+  }
+
+  // From the first to the last key of the whole that is not masked, and whether one between them
+  // is: what a query's tile is decides over the last bits of its result.
+  template <typename Inputs, typename Flag>
+  void find_unmasked(const Split& split, const Inputs& inputs, Flag&& own_flag) {
+    constexpr auto none = (std::numeric_limits<std::int64_t>::max)();
+    std::vector<std::int64_t> ends(2 * parts_.size(), none);
+    for (Index s = 0; s < inputs.sequences(); ++s) {
+      const auto i = static_cast<std::size_t>(s);
+      const Range own = own_of(split, inputs.rows(s));
+      for (Index row = own.begin; row < own.end; ++row) {
+        if (own_flag(s, row) != 0) continue;
+        ends[2 * i] = (std::min)(ends[2 * i], static_cast<std::int64_t>(row));
+        ends[2 * i + 1] = -static_cast<std::int64_t>(row) - 1;
+      }
+    }
+    const MPI_Comm comm = split.communicator().get();
+    const auto reduce = [&](void* numbers, std::size_t size, MPI_Datatype type, MPI_Op op) {
+      check(MPI_Allreduce(MPI_IN_PLACE, numbers, static_cast<int>(size), type, op, comm),
+            "MPI_Allreduce");
+    };
+    reduce(ends.data(), ends.size(), MPI_INT64_T, MPI_MIN);
+    some_masked_.assign(parts_.size(), 0);
+    for (Index s = 0; s < inputs.sequences(); ++s) {
+      const auto i = static_cast<std::size_t>(s);
+      const Range rows = inputs.rows(s);
+      const Index length = rows.end - rows.begin;
+      // As one process has it, where all are masked.
+      at(s).unmasked = ends[2 * i] == none ? Range{length, length}
+                                           : Range{static_cast<Index>(ends[2 * i]),
+                                                   static_cast<Index>(-ends[2 * i + 1])};
+      const Range own = own_of(split, rows);
+      for (Index row = own.begin; row < own.end; ++row)
+        if (own_flag(s, row) != 0 && at(s).unmasked.contains(row)) some_masked_[i] = 1;
+    }
+    reduce(some_masked_.data(), some_masked_.size(), MPI_UINT8_T, MPI_MAX);
+  }
+
+  std::vector<SequencePart> parts_;
+  std::vector<Flags> flags_;        // of each part's keys
+  std::vector<Flags> first_flags_;  // of its first keys
+  std::vector<std::uint8_t> some_masked_;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail
