@@ -114,6 +114,14 @@ Tensor<Scalar, 3> own_rows(const Tensor<Scalar, 3>& x, const local_mha::mpi::Spl
   return own;
 }
 
+inline local_mha::PaddingMask own_mask(const Tensor<bool, 2>& masked,
+                                       const local_mha::mpi::Split& split) {
+  Tensor<bool, 2> own(masked.dimension(0), split.rows());
+  for (Index b = 0; b < masked.dimension(0); ++b)
+    for (Index i = 0; i < split.rows(); ++i) own(b, i) = masked(b, split.stretch().begin + i);
+  return local_mha::PaddingMask::masked(own);
+}
+
 /// The largest difference, or that of the bits: 0 only if all are the same.
 template <typename Scalar>
 double difference(const Tensor<Scalar, 3>& a, const Tensor<Scalar, 3>& b) {

@@ -29,17 +29,11 @@ using local_mha::mpi::Communicator;
 using local_mha::mpi::Split;
 using mpi_tests::difference;
 using mpi_tests::layer_of;
+using mpi_tests::own_mask;
 using mpi_tests::own_rows;
 using mpi_tests::random_rows;
 
 constexpr double close = 1e-12;
-
-PaddingMask own_mask(const Tensor<bool, 2>& masked, const Split& split) {
-  Tensor<bool, 2> own(masked.dimension(0), split.rows());
-  for (Index b = 0; b < masked.dimension(0); ++b)
-    for (Index i = 0; i < split.rows(); ++i) own(b, i) = masked(b, split.stretch().begin + i);
-  return PaddingMask::masked(own);
-}
 
 TEST(MhaForward, IsThatOfOneProcess) {
   const Communicator communicator;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <local_mha/core/block.hpp>
@@ -37,6 +38,11 @@ class RowExchange {
   const Number* lent(Index row) const { return lent_.data() + row * width_; }
   Number* borrowed(Index row) { return borrowed_.data() + row * width_; }
   const Number* borrowed(Index row) const { return borrowed_.data() + row * width_; }
+
+  /// What was borrowed, for what outlives this.
+  BlockBuffer<Number> take_borrowed() { return std::move(borrowed_); }
+  /// Nothing has become of what was borrowed yet.
+  void clear_borrowed() { std::fill(borrowed_.begin(), borrowed_.end(), Number()); }
 
   /// Sends what is lent. Until wait(), nobody touches either.
   /// \param bytes what is sent is added to

@@ -4,15 +4,20 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
+#include <local_mha/layer/backward.hpp>
+#include <local_mha/layer/backward_room.hpp>
 #include <local_mha/layer/call.hpp>
 #include <local_mha/layer/saved.hpp>
 #include <local_mha/mha.hpp>
@@ -21,13 +26,25 @@
 #include <local_mha/mpi/call_check.hpp>
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/mpi/exchange.hpp>
+#include <local_mha/mpi/mha_backward.hpp>
 #include <local_mha/mpi/mha_forward.hpp>
 #include <local_mha/mpi/parts.hpp>
 #include <local_mha/mpi/split.hpp>
+#include <local_mha/mpi/sum.hpp>
 #include <local_mha/stack/layer_access.hpp>
 #include <local_mha/streaming/description.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::mpi {
+
+/// What a rank's forward pass keeps for the backward pass: that of its rows, and what it has
+/// borrowed.
+template <typename Scalar>
+struct SavedMHA {
+  SavedLayer<Scalar> layer = {};
+  BlockBuffer<Scalar> borrowed = {};  ///< keys and values, as they came
+  std::vector<Index> lengths = {};    ///< of the whole
+  std::uint64_t split = 0;            ///< a checksum of the stretches
+};
 
 /// local_mha::LocalMHA of sequences that no rank holds alone: every position gets what one process
 /// gives it, bit for bit where the stretches of the Split begin on the grid of tiles, such as those
@@ -39,7 +56,8 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 /// Keys and values travel, after normalization and rotation, and only those that another rank's
 /// window shows: of each layer, sequence and cut, `2 · kv_heads · dim_head · sizeof(Scalar)` bytes
 /// a position, for `reach_behind` positions to the right and `reach_ahead` to the left. Meanwhile
-/// the queries are answered that see nothing of other ranks.
+/// the queries are answered that see nothing of other ranks. On the way back, their gradients go
+/// home, in as many bytes.
 ///
 /// All calls are collective. What is wrong on one rank, or differs between them (the configuration,
 /// the weights, the batch, the stretches, what else a call is given), is thrown on every rank as
@@ -50,16 +68,17 @@ template <typename Scalar>
 class LocalMHA {
   static_assert(std::is_trivially_copyable_v<Scalar>, "numbers travel as their bytes");
   using Layer = local_mha::LocalMHA<Scalar>;
-  using Access = local_mha::detail::LayerAccess<Scalar>;
-  using Inputs = local_mha::detail::AttentionInputs<Scalar>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
+  using GradBias = Tensor<Scalar, 3>;
 
  public:
   /// What a call is given beside its rows: of the mask those of this rank, `[B, rows]`; the rest is
   /// that of the whole, and the same on every rank: `lengths` up to the total, `cu_seqlens` from 0
   /// to it.
   using Call = LocalMHACall<Scalar>;
+  using Saved = SavedMHA<Scalar>;
+  using Parameters = LocalMHAParameters<Scalar>;
 
   /// Collective.
   /// \param communicator must outlive this
@@ -85,31 +104,142 @@ class LocalMHA {
     forward_into(y, x, split, call);
     return y;
   }
-
   /// The same into given memory.
   /// \param y `[B, split.rows(), dim]`, must not overlap x
   void forward_into(Output y, Input x, const Split& split, const Call& call = {}) const {
     agree("forward", split, x, call, [&] { check_result("y", y, x); });
-    communicator_->alone([&] {
-      Inputs inputs = Access::inputs_of(layer_, x.dimension(0), split.total(), call);
-      const detail::BorrowPlan plan(split, inputs);
-      const detail::Parts parts(split, plan, inputs, call.mask);
-      inputs.take_part(split.stretch(), parts.all());
-      detail::RowExchange<Scalar> exchange(*communicator_, plan, detail::row_width(config()));
-      detail::MhaForward<Scalar>(call.device, Access::weights(layer_), inputs, exchange)
-          .run(communicator_->traffic(), call.training, x, y, nullptr);
-    });
+    communicator_->alone([&] { run(y, x, split, call, nullptr); });
+  }
+
+  /// forward() that keeps what backward() needs.
+  /// \param saved becomes what this call kept
+  Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Split& split,
+                                   const Call& call = {}) const {
+    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
+    forward_saving_into(y, saved, x, split, call);
+    return y;
+  }
+  /// The same into given memory.
+  void forward_saving_into(Output y, Saved& saved, Input x, const Split& split,
+                           const Call& call = {}) const {
+    agree("forward_saving", split, x, call, [&] { check_result("y", y, x); });
+    communicator_->alone([&] { run(y, x, split, call, &saved); });
+  }
+
+  /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
+  ///
+  /// What a rank has made of borrowed keys and values goes home, and is added there in the order of
+  /// the ranks; so are the gradients of the weights, whose bits depend on the stretches alone.
+  /// \param gradients the sums over all ranks are added here, on every rank:
+  ///        `Parameters::zeros(config)` at first
+  /// \param saved what forward_saving() kept. It holds the mask, the training and the lengths: in
+  ///        `call`, they may be left out
+  /// \param grad_y `[B, split.rows(), dim]`
+  /// \param x, split, call what forward_saving() was given; the device may be another
+  /// \param grad_attn_bias null, or where that of attn_bias is added, in its shape; on all ranks,
+  /// or
+  ///        on none
+  /// \return that of x, `[B, split.rows(), dim]`
+  /// \throws std::invalid_argument, on every rank, as LocalMHA::backward() does and forward() here
+  Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
+                             const Split& split, const Call& call = {},
+                             GradBias* grad_attn_bias = nullptr) const {
+    Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
+    backward_into(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias);
+    return grad_x;
+  }
+  /// The same into given memory.
+  /// \param grad_x that of x, must not overlap grad_y and x
+  void backward_into(Output grad_x, Parameters& gradients, const Saved& saved, Input grad_y,
+                     Input x, const Split& split, const Call& call = {},
+                     GradBias* grad_attn_bias = nullptr) const {
+    agree(
+        "backward", split, x, call,
+        [&] { check_backward(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias); },
+        grad_attn_bias != nullptr);
+    communicator_->alone(
+        [&] { run_back(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias); });
   }
 
  private:
+  using Access = local_mha::detail::LayerAccess<Scalar>;
+  using Inputs = local_mha::detail::AttentionInputs<Scalar>;
+  using Bias = std::optional<TensorView<const Scalar, 3>>;
+
   const LocalMHAConfig& config() const { return layer_.config(); }
+  const local_mha::detail::LayerWeights<Scalar>& weights() const { return Access::weights(layer_); }
+
+  // What a call of this rank sees of the whole, and what travels for it.
+  struct Part {
+    Part(const LocalMHA& mha, const Split& split, Index batch, const Call& call)
+        : inputs(Access::inputs_of(mha.layer_, batch, split.total(), call)),
+          plan(split, inputs),
+          parts(split, plan, inputs, call.mask),
+          exchange(*mha.communicator_, plan, detail::row_width(mha.config())) {
+      inputs.take_part(split.stretch(), parts.all());
+    }
+    Part(const Part&) = delete;
+    Part& operator=(const Part&) = delete;
+
+    Inputs inputs;
+    detail::BorrowPlan plan;
+    detail::Parts parts;
+    detail::RowExchange<Scalar> exchange;
+  };
+
+  // \param saved null, or what becomes what backward() needs
+  void run(const Output& y, const Input& x, const Split& split, const Call& call,
+           Saved* saved) const {
+    Part part(*this, split, x.dimension(0), call);
+    SavedLayer<Scalar>* const layer = saved != nullptr ? &saved->layer : nullptr;
+    if (layer != nullptr) layer->prepare(config(), x.dimension(0), x.dimension(1), part.inputs);
+    detail::MhaForward<Scalar>(call.device, weights(), part.inputs, part.exchange)
+        .run(communicator_->traffic(), call.training, x, y, layer);
+    if (saved == nullptr) return;
+    saved->borrowed = part.exchange.take_borrowed();
+    saved->split = split.checksum().value();
+    saved->lengths.assign(call.lengths.begin(), call.lengths.end());
+    const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
+    layer->complete(weights(), x, own_call(call, lengths));
+  }
+
+  void run_back(const Output& grad_x, Parameters& gradients, const Saved& saved,
+                const Input& grad_y, const Input& x, const Split& split, const Call& call,
+                GradBias* grad_attn_bias) const {
+    const auto kept = saved.layer.call.with_tensors_of(SavedLayer<Scalar>::of_attention(call));
+    const Call of_forward{.mask = kept.mask,
+                          .attn_bias = call.attn_bias,
+                          .training = kept.training,
+                          .cu_seqlens = kept.cu_seqlens,
+                          .lengths = saved.lengths,
+                          .device = call.device};
+    Part part(*this, split, x.dimension(0), of_forward);
+    typename local_mha::LocalAttention<Scalar>::BiasGradients grad_bias;
+    const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
+    grad_bias.prepare(wants_bias ? Access::bias_of(layer_, call.attn_bias) : Bias(),
+                      config().heads);
+    Parameters own = Parameters::zeros(config());
+    local_mha::detail::LayerBackwardRoom<Scalar> room;
+    detail::MhaPart<Scalar> here(*communicator_, weights(), part.inputs, saved.borrowed,
+                                 part.exchange);
+    local_mha::detail::LayerBackward<Scalar>(weights(), saved.layer, room,
+                                             thread_count(call.device))
+        .run_part(call.device, part.inputs, of_forward.training, x, grad_y, grad_x, own, grad_bias,
+                  here);
+    if (config().relative_bias) grad_bias.add_to(own.relative_bias.data());
+    detail::add_sums<Scalar>(*communicator_, own, gradients);
+    if (grad_attn_bias == nullptr) return;
+    std::vector<Scalar> of_bias(static_cast<std::size_t>(grad_attn_bias->size()), Scalar(0));
+    grad_bias.add_to(of_bias.data());
+    detail::sum_over_ranks(*communicator_, of_bias);
+    for (std::size_t i = 0; i < of_bias.size(); ++i) grad_attn_bias->data()[i] += of_bias[i];
+  }
 
   detail::Checksum description() const {
     detail::Checksum sum;
     sum.add(local_mha::detail::description_of(config()));
-    const auto& attention = Access::weights(layer_).attention;
-    sum.add(local_mha::detail::description_of(attention, Window(attention.config()),
-                                              std::optional<TensorView<const Scalar, 3>>()));
+    const auto& attention = weights().attention;
+    sum.add(local_mha::detail::description_of(attention, Window(attention.config()), Bias()));
     sum.add(config().dropout);
     sum.add(sizeof(Scalar));
     return sum;
@@ -123,15 +253,41 @@ class LocalMHA {
     return sum;
   }
 
+  // What a call is for this rank's rows.
+  static Call own_call(const Call& call, const std::vector<Index>& lengths) {
+    Call own = call;
+    own.lengths = lengths;
+    return own;
+  }
+
   static void check_result(std::string_view name, const Output& y, const Input& x) {
     require_shape(name, y.dimensions(), x.dimensions());
     local_mha::detail::require_apart(name, y, "x", x);
+  }
+  void check_backward(const Output& grad_x, const Parameters& gradients, const Saved& saved,
+                      const Input& grad_y, const Input& x, const Split& split, const Call& call,
+                      const GradBias* grad_attn_bias) const {
+    check_result("grad_x", grad_x, x);
+    require_shape("grad_y", grad_y.dimensions(), x.dimensions());
+    local_mha::detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
+    if (saved.split != split.checksum().value())
+      reject("saved", "that of a call with this split", "that of another");
+    if (!call.lengths.empty() && !std::ranges::equal(call.lengths, saved.lengths))
+      reject("lengths", "that of forward_saving()", "another");
+    const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
+    saved.layer.check_arguments(weights(), x, own_call(call, lengths));
+    weights().require_same_shapes(gradients);
+    if (grad_attn_bias == nullptr) return;
+    if (!call.attn_bias)
+      reject("grad_attn_bias", "null, because there is no attn_bias", "a tensor");
+    require_shape("grad_attn_bias", TensorView<const Scalar, 3>(*grad_attn_bias).dimensions(),
+                  call.attn_bias->dimensions());
   }
 
   // \param check throws what else is wrong
   template <typename Check>
   void agree(std::string_view name, const Split& split, const Input& x, const Call& call,
-             Check&& check) const {
+             Check&& check, bool wants_grad_attn_bias = false) const {
     detail::Agreement agreement(*communicator_, name);
     agreement.check([&] {
       detail::check_split(*communicator_, split, call.device);
@@ -143,6 +299,7 @@ class LocalMHA {
     agreement.same("weights", weights_);
     detail::agree_on_call(agreement, split, x.dimension(0), call);
     detail::agree_on_tensor(agreement, "attn_bias", call.attn_bias);
+    agreement.same("grad_attn_bias", Index{wants_grad_attn_bias ? 1 : 0});
     agreement.settle();
   }
 

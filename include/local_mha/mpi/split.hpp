@@ -99,8 +99,11 @@ class Split {
     return {begins_[at], begins_[at + 1]};
   }
 
-  /// Those ranks that hold some of `rows` (not empty), the first and one past the last.
+  /// Those ranks that hold some of `rows`, the first and one past the last.
+  /// \throws std::invalid_argument unless they are some of the sequence's
   std::pair<int, int> holders(const Range& rows) const {
+    if (rows.begin < 0 || rows.begin >= rows.end || rows.end > total())
+      reject("rows", "some of the " + std::to_string(total()), rows.begin, " to ", rows.end);
     const auto first = std::upper_bound(begins_.begin(), begins_.end(), rows.begin) - 1;
     const auto last = std::lower_bound(begins_.begin(), begins_.end(), rows.end);
     return {static_cast<int>(first - begins_.begin()), static_cast<int>(last - begins_.begin())};

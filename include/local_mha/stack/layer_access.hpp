@@ -36,6 +36,12 @@ struct LayerAccess {
                                call.cu_seqlens, call.lengths);
   }
 
+  /// The bias of a call, or that of the weights.
+  static auto bias_of(const LocalMHA<Scalar>& attention,
+                      const typename LocalMHA<Scalar>::Bias& attn_bias) {
+    return attention.bias_of(attn_bias);
+  }
+
   // How the rows of a stream pass an attention.
   static Flow make_flow(const LocalMHA<Scalar>& attention) {
     return Flow(*attention.weights_, Window(attention_config(attention.config())),

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: MIT
+// LocalMHA over ranks, backward, against one process and the reference.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
+#include <local_mha/local_mha.hpp>
+#include <local_mha/mpi.hpp>
+#include <mpi/layers.hpp>
+#include <mpi/splits.hpp>
+
+namespace mha_backward_test {
+namespace {
+
+using local_mha::Index;
+using local_mha::LocalMHACall;
+using local_mha::PaddingMask;
+using local_mha::Tensor;
+using local_mha::mpi::Communicator;
+using local_mha::mpi::Split;
+using mpi_tests::difference;
+using mpi_tests::layer_of;
+using mpi_tests::own_mask;
+using mpi_tests::own_rows;
+using mpi_tests::random_rows;
+
+using Layer = local_mha::LocalMHA<double>;
+using SplitLayer = local_mha::mpi::LocalMHA<double>;
+using Parameters = local_mha::LocalMHAParameters<double>;
+
+constexpr double close = 1e-11;
+
+struct Gradients {
+  explicit Gradients(const Layer& layer) : weights(Parameters::zeros(layer.config())) {}
+  Tensor<double, 3> x;
+  Parameters weights;
+  Tensor<double, 3> bias;
+};
+
+// What is to be had of one process.
+Gradients of_one(const Layer& layer, const Tensor<double, 3>& x, const Tensor<double, 3>& grad_y,
+                 const LocalMHACall<double>& call, const Tensor<double, 3>* bias) {
+  Gradients all(layer);
+  Layer::Saved saved;
+  layer.forward_saving(saved, x, call);
+  if (bias != nullptr) all.bias = bias->constant(0.0);
+  all.x =
+      layer.backward(all.weights, saved, grad_y, x, call, bias != nullptr ? &all.bias : nullptr);
+  return all;
+}
+
+Gradients of_ranks(const SplitLayer& mha, const Split& split, const Tensor<double, 3>& x,
+                   const Tensor<double, 3>& grad_y, const LocalMHACall<double>& call,
+                   const Tensor<double, 3>* bias) {
+  Gradients all(mha.layer());
+  const auto own = own_rows(x, split);
+  SplitLayer::Saved saved;
+  const auto y = mha.forward_saving(saved, own, split, call);
+  EXPECT_EQ(difference(y, mha.forward(own, split, call)), 0);
+  if (bias != nullptr) all.bias = bias->constant(0.0);
+  all.x = mha.backward(all.weights, saved, own_rows(grad_y, split), own, split, call,
+                       bias != nullptr ? &all.bias : nullptr);
+  return all;
+}
+
+// The largest difference, as a share of the largest number of a tensor.
+double difference_of(const Parameters& a, const Parameters& b) {
+  std::vector<double> numbers;
+  local_mha::for_each_parameter(a, [&](const std::string&, const auto& tensor) {
+    numbers.insert(numbers.end(), tensor.data(), tensor.data() + tensor.size());
+  });
+  double most = 0;
+  std::size_t i = 0;
+  local_mha::for_each_parameter(b, [&](const std::string&, const auto& tensor) {
+    double largest = 1;
+    for (Index j = 0; j < tensor.size(); ++j)
+      largest = std::max(largest, std::abs(tensor.data()[j]));
+    for (Index j = 0; j < tensor.size(); ++j) {
+      const double apart = std::abs(tensor.data()[j] - numbers[i++]) / largest;
+      most = apart <= most ? most : apart;
+    }
+  });
+  return most;
+}
+
+void expect_that_of_one(const std::string& name, const Layer& layer, Index batch, Index total,
+                        LocalMHACall<double> call, const Tensor<bool, 2>* masked,
+                        const Tensor<double, 3>* bias) {
+  const Communicator communicator;
+  const SplitLayer mha(communicator, layer);
+  const auto x = random_rows<double>(batch, total, layer.config().dim, 5);
+  const auto grad_y = random_rows<double>(batch, total, layer.config().dim, 6);
+  if (masked != nullptr) call.mask = PaddingMask::masked(*masked);
+  const Gradients expected = of_one(layer, x, grad_y, call, bias);
+  for (const Index rows : mpi_tests::splits(communicator, total)) {
+    const Split split(communicator, rows);
+    if (masked != nullptr) call.mask = own_mask(*masked, split);
+    const Gradients got = of_ranks(mha, split, x, grad_y, call, bias);
+    EXPECT_LE(difference(got.x, own_rows(expected.x, split)), close) << name << ", " << rows;
+    EXPECT_LE(difference_of(got.weights, expected.weights), close) << name << ", " << rows;
+    if (bias != nullptr)
+      EXPECT_LE(difference(got.bias, expected.bias), close * 10) << name << ", " << rows;
+  }
+}
+
+TEST(MhaBackward, IsThatOfOneProcess) {
+  for (const auto& [name, config] : mpi_tests::layers())
+    expect_that_of_one(name, layer_of<double>(config), 2, 201, {}, nullptr, nullptr);
+}
+
+TEST(MhaBackward, TakesMasksBiasesAndDropout) {
+  Tensor<bool, 2> masked(2, 150);
+  for (Index i = 0; i < 300; ++i) masked.data()[i] = i < 20 || i % 7 == 3 || i > 290;
+  for (const auto& [name, layer_config] : mpi_tests::layers()) {
+    auto config = layer_config;
+    config.dropout = 0.3;
+    LocalMHACall<double> call{.training = local_mha::Training{.seed = 9}};
+    if (config.token_window) {
+      expect_that_of_one(name, layer_of<double>(config), 2, 150, call, &masked, nullptr);
+      continue;
+    }
+    const local_mha::Window window(local_mha::attention_config(config));
+    const auto bias = random_rows<double>(4, window.size(), window.look_around(), 8);
+    call.attn_bias = bias;
+    expect_that_of_one(name, layer_of<double>(config), 2, 150, call, &masked, &bias);
+  }
+}
+
+TEST(MhaBackward, TakesLengthsAndPackedSequences) {
+  const std::vector<Index> lengths{150, 0, 77}, cu_seqlens{0, 0, 13, 60, 61, 61, 149, 150};
+  for (const auto& [name, config] : mpi_tests::layers()) {
+    const auto layer = layer_of<double>(config);
+    expect_that_of_one(name, layer, 3, 150, {.lengths = lengths}, nullptr, nullptr);
+    expect_that_of_one(name, layer, 1, 150, {.cu_seqlens = cu_seqlens}, nullptr, nullptr);
+  }
+}
+
+// Also on threads.
+TEST(MhaBackward, HasTheSameBitsEachTime) {
+  const Communicator communicator;
+  Eigen::ThreadPool pool(3);
+  const Eigen::ThreadPoolDevice device(&pool, 3);
+  for (const auto& [name, config] : mpi_tests::layers()) {
+    const auto layer = layer_of<double>(config);
+    const SplitLayer mha(communicator, layer);
+    const auto x = random_rows<double>(2, 201, config.dim, 5);
+    const auto grad_y = random_rows<double>(2, 201, config.dim, 6);
+    for (const Index rows : mpi_tests::splits(communicator, 201)) {
+      const Split split(communicator, rows);
+      const Gradients once = of_ranks(mha, split, x, grad_y, {}, nullptr);
+      const Gradients again = of_ranks(mha, split, x, grad_y, {.device = device}, nullptr);
+      EXPECT_EQ(difference(once.x, again.x), 0) << name;
+      EXPECT_EQ(difference_of(once.weights, again.weights), 0) << name;
+    }
+  }
+}
+
+// A number of each weight, and of a row of each rank, by differences of the forward pass.
+TEST(MhaBackward, IsTheDerivativeOfTheForwardPass) {
+  const Communicator communicator;
+  const Index total = 60;
+  for (const auto& [name, config] : mpi_tests::layers()) {
+    const auto layer = layer_of<double>(config);
+    const auto x = random_rows<double>(1, total, config.dim, 5);
+    const auto grad_y = random_rows<double>(1, total, config.dim, 6);
+    const Split split(communicator, mpi_tests::splits(communicator, total).back());
+    const auto own_grad = own_rows(grad_y, split);
+    const auto loss = [&](const Layer& of, const Tensor<double, 3>& at) {
+      const auto y = SplitLayer(communicator, of).forward(own_rows(at, split), split);
+      double sum = 0;
+      for (Index i = 0; i < y.size(); ++i) sum += y.data()[i] * own_grad.data()[i];
+      MPI_Allreduce(MPI_IN_PLACE, &sum, 1, MPI_DOUBLE, MPI_SUM, communicator.get());
+      return sum;
+    };
+    const auto got = of_ranks(SplitLayer(communicator, layer), split, x, grad_y, {}, nullptr);
+    constexpr double step = 1e-5;
+    const auto expect_slope = [&](double gradient, const std::string& of, auto&& loss_at) {
+      const double slope = (loss_at(step) - loss_at(-step)) / (2 * step);
+      EXPECT_NEAR(gradient, slope, 1e-6 * (1 + std::abs(slope))) << name << ", " << of;
+    };
+    std::vector<double> gradients;
+    local_mha::for_each_parameter(got.weights, [&](const std::string&, const auto& tensor) {
+      if (tensor.size() > 0) gradients.push_back(tensor.data()[tensor.size() / 2]);
+    });
+    for (std::size_t which = 0; which < gradients.size(); ++which)
+      expect_slope(gradients[which], "weight " + std::to_string(which), [&](double change) {
+        Parameters parameters = layer.parameters();
+        std::size_t i = 0;
+        local_mha::for_each_parameter(parameters, [&](const std::string&, auto& tensor) {
+          if (tensor.size() > 0 && i++ == which) tensor.data()[tensor.size() / 2] += change;
+        });
+        return loss(Layer(config, parameters), x);
+      });
+    for (Index row = 3; row < total; row += 14) {
+      double gradient =
+          split.stretch().contains(row) ? got.x(0, row - split.stretch().begin, 2) : 0;
+      MPI_Allreduce(MPI_IN_PLACE, &gradient, 1, MPI_DOUBLE, MPI_SUM, communicator.get());
+      expect_slope(gradient, "row " + std::to_string(row), [&](double change) {
+        auto moved = x;
+        moved(0, row, 2) += change;
+        return loss(layer, moved);
+      });
+    }
+  }
+}
+
+TEST(MhaBackward, SendsHomeAsManyBytesAsCame) {
+  const Communicator communicator;
+  for (const auto& [name, config] : mpi_tests::layers()) {
+    const SplitLayer mha(communicator, layer_of<double>(config));
+    const auto x = random_rows<double>(2, 201, config.dim, 5);
+    const Split split(communicator, mpi_tests::splits(communicator, 201).front());
+    const auto own = own_rows(x, split);
+    communicator.reset_traffic();
+    SplitLayer::Saved saved;
+    mha.forward_saving(saved, own, split);
+    auto gradients = Parameters::zeros(config);
+    mha.backward(gradients, saved, own, own_rows(x, split), split);
+    std::uint64_t bytes[2] = {communicator.traffic().keys_and_values,
+                              communicator.traffic().gradients};
+    MPI_Allreduce(MPI_IN_PLACE, bytes, 2, MPI_UINT64_T, MPI_SUM, communicator.get());
+    EXPECT_EQ(bytes[0], bytes[1]) << name;
+  }
+}
+
+TEST(MhaBackward, RejectsBadInputOnEveryRank) {
+  const Communicator communicator;
+  const bool is_last = communicator.rank() == communicator.size() - 1;
+  const auto layer = layer_of<double>(mpi_tests::layers().front().config);
+  const SplitLayer mha(communicator, layer);
+  const Split split(communicator, 4), other(communicator, is_last ? 4 : 3);
+  const auto x = random_rows<double>(1, 4, 12, 5), y = random_rows<double>(1, 4, 12, 6),
+             wide = random_rows<double>(1, 4, 13, 5);
+  SplitLayer::Saved saved;
+  mha.forward_saving(saved, x, split);
+  auto gradients = Parameters::zeros(layer.config());
+  const auto says = [&](const std::string& begin, auto&& task) {
+    std::string message = "none";
+    try {
+      task();
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    EXPECT_EQ(message.substr(0, begin.size()), begin);
+  };
+  says("grad_y: expected shape",
+       [&] { mha.backward(gradients, saved, is_last ? wide : y, x, split); });
+  says("x: expected what forward_saving() was given",
+       [&] { mha.backward(gradients, saved, x, is_last ? y : x, split); });
+  says("saved: expected", [&] { mha.backward(gradients, SplitLayer::Saved(), y, x, split); });
+  Tensor<double, 3> bias(1, 7, 21);
+  says("grad_attn_bias: expected null",
+       [&] { mha.backward(gradients, saved, y, x, split, {}, &bias); });
+  const std::vector<Index> lengths{1};
+  says("lengths: expected that of forward_saving()",
+       [&] { mha.backward(gradients, saved, y, x, split, {.lengths = lengths}); });
+  Parameters none;
+  says("to_qkv.weight: expected", [&] { mha.backward(none, saved, y, x, split); });
+  if (communicator.size() > 1)
+    says("saved: expected that of a call with this split", [&] {
+      const auto own = random_rows<double>(1, other.rows(), 12, 5);
+      mha.backward(gradients, saved, random_rows<double>(1, other.rows(), 12, 6), own, other);
+    });
+}
+
+TEST(ASumOverRanks, IsInTheOrderOfTheRanks) {
+  const Communicator communicator;
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{1} << 20}) {
+    const auto number = [](int rank, std::size_t i) {
+      return 1 / (1.0 + static_cast<double>(i % 1000) + 0.3 * rank);
+    };
+    std::vector<double> numbers(size);
+    for (std::size_t i = 0; i < size; ++i) numbers[i] = number(communicator.rank(), i);
+    local_mha::mpi::detail::sum_over_ranks(communicator, numbers);
+    bool same = true;
+    for (std::size_t i = 0; i < size; ++i) {
+      double sum = number(0, i);
+      for (int rank = 1; rank < communicator.size(); ++rank) sum += number(rank, i);
+      same = same && numbers[i] == sum;
+    }
+    EXPECT_TRUE(same) << size;
+  }
+}
+
+}  // namespace
+}  // namespace mha_backward_test
