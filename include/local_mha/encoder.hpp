@@ -7,6 +7,7 @@
 /// or, with several residual streams, each of the two inside of a HyperConnection.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -20,6 +21,7 @@
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/on_demand.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/encoder_config.hpp>
@@ -43,9 +45,10 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// A copy shares the weights, which nobody changes: set_parameters() gives an encoder others, and a
 /// stream goes on with those that it was made with.
 /// \tparam Scalar float, double, or any type that Eigen computes with
-template <typename Scalar>
+/// \tparam Storage what weights, keys and values are rounded to: see LocalMHA
+template <typename Scalar, typename Storage = Scalar>
 class Encoder {
-  using Stack = detail::LayerStack<Scalar>;
+  using Stack = detail::LayerStack<Scalar, Storage>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
 
@@ -97,12 +100,20 @@ class Encoder {
       : weights_(std::make_shared<const Weights>(config,
                                                  detail::fitting(std::move(parameters), config))) {}
 
+  /// Of weights as they are stored: see LocalMHA.
+  template <std::same_as<Storage> Given>
+    requires(!std::same_as<Given, Scalar>)
+  Encoder(const EncoderConfig& config, EncoderParameters<Given> parameters)
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
+
   // An encoder that was moved from would have no weights: moving is copying.
   Encoder(const Encoder&) = default;
   Encoder& operator=(const Encoder&) = default;
 
   const EncoderConfig& config() const { return weights_->config; }
-  /// The weights as they were given; made at the first call, see LocalMHA::parameters().
+  /// The weights as they were given, or rounded; made at the first call, see
+  /// LocalMHA::parameters().
   /// \return valid until set_parameters() or an assignment, and as long as the encoder
   const Parameters& parameters() const {
     return weights_->parameters.get([&] { return stack().unpacked(); });
@@ -136,7 +147,9 @@ class Encoder {
 
   /// forward() that keeps what backward() needs, copies of all that it was given included.
   /// \param saved becomes what this call kept
-  Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const EncoderCall& call = {}) const {
+  Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const EncoderCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
@@ -146,7 +159,9 @@ class Encoder {
 
   /// The same into given memory, also that of `saved`: see forward_into().
   void forward_saving_into(Output y, Workspace& workspace, Saved& saved, Input x,
-                           const EncoderCall& call = {}) const {
+                           const EncoderCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     flow(y, workspace, x, call, &saved);
   }
 
@@ -158,7 +173,9 @@ class Encoder {
   /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
   ///         runs out, the gradients are as they were
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y,
-                             const AnyDevice& device = {}) const {
+                             const AnyDevice& device = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     stack().require_known(saved.stack_);
     require_shape("grad_y", grad_y.dimensions(), saved.batch_.shape());
     Tensor<Scalar, 3> grad_x(grad_y.dimensions());
@@ -173,7 +190,9 @@ class Encoder {
   /// \param grad_x that of x, `[B, N, dim]`, must not overlap grad_y
   /// \param workspace for one call at a time
   void backward_into(Output grad_x, Workspace& workspace, Parameters& gradients, const Saved& saved,
-                     Input grad_y, const AnyDevice& device = {}) const {
+                     Input grad_y, const AnyDevice& device = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     stack().require_known(saved.stack_);
     const detail::RaggedBatch& batch = saved.batch_;
     require_shape("grad_y", grad_y.dimensions(), batch.shape());
@@ -198,7 +217,8 @@ class Encoder {
  private:
   // All that a pass reads of the encoder.
   struct Weights {
-    Weights(const EncoderConfig& encoder_config, Parameters given)
+    template <typename Given>
+    Weights(const EncoderConfig& encoder_config, EncoderParameters<Given> given)
         : config(encoder_config), stack(config, std::move(given)) {}
 
     EncoderConfig config;

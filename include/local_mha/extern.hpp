@@ -9,6 +9,16 @@
 ///     #define LOCAL_MHA_INSTANTIATE float
 ///     #include <local_mha/extern.hpp>
 ///
+/// Layers that store float in 16 bits take part if the program says so: all files that use them
+///
+///     #define LOCAL_MHA_STORAGE Eigen::bfloat16
+///     #include <local_mha/extern.hpp>
+///
+/// and one file, beside that of float, compiles them:
+///
+///     #define LOCAL_MHA_INSTANTIATE_STORAGE Eigen::bfloat16
+///     #include <local_mha/extern.hpp>
+///
 /// That file's flags decide how fast the program is; all files must have the same ones. This is
 /// about float and double; other scalars are compiled where they are used, as without this header.
 #pragma once
@@ -18,6 +28,7 @@
 #define LOCAL_MHA_TEMPLATES(EXTERN, Scalar)                                                      \
   EXTERN template class AttentionForwardFlow<Scalar>;                                            \
   EXTERN template class LocalAttention<Scalar>;                                                  \
+  EXTERN template class LocalAttention<Scalar>::StreamOf<Scalar>;                                \
   EXTERN template class LocalMHA<Scalar>;                                                        \
   EXTERN template class Encoder<Scalar>;                                                         \
   EXTERN template class detail::LayerSteps<Scalar>;                                              \
@@ -59,6 +70,25 @@
       const AnyDevice&, const PackedWeight<Scalar>&, const Eigen::Ref<const RowMatrix<Scalar>>&, \
       const Eigen::Ref<const RowMatrix<Scalar>>&, RowMatrix<Scalar>&, Vector<Scalar>*);
 
+// Of float, beside those above.
+#define LOCAL_MHA_STORED_TEMPLATES(EXTERN, Storage)                                      \
+  EXTERN template class LocalAttention<float>::StreamOf<Storage>;                        \
+  EXTERN template class LocalMHA<float, Storage>;                                        \
+  EXTERN template class Encoder<float, Storage>;                                         \
+  EXTERN template class LocalTransformer<float, Storage>;                                \
+  EXTERN template class detail::LayerSteps<float, Storage>;                              \
+  EXTERN template class detail::LayerWorker<float, Storage>;                             \
+  EXTERN template class detail::LayerForward<float, Storage>;                            \
+  EXTERN template struct detail::LayerWeights<float, Storage>;                           \
+  EXTERN template class PackedWeight<float, Storage>;                                    \
+  EXTERN template struct detail::FeedForwardWeights<float, Storage>;                     \
+  EXTERN template class FeedForward<float, Storage>;                                     \
+  EXTERN template class detail::StackLayers<float, Storage>;                             \
+  EXTERN template class detail::LayerStack<float, Storage>;                              \
+  EXTERN template class Linear<float, Storage>;                                          \
+  EXTERN template class SequenceStream<float, detail::StreamedSequence<float, Storage>>; \
+  EXTERN template class SequenceStream<float, detail::StreamedStack<float, Storage>>;
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 #ifdef LOCAL_MHA_INSTANTIATE
@@ -67,7 +97,13 @@ LOCAL_MHA_TEMPLATES(, LOCAL_MHA_INSTANTIATE)
 LOCAL_MHA_TEMPLATES(extern, float)
 LOCAL_MHA_TEMPLATES(extern, double)
 #endif
+#if defined(LOCAL_MHA_INSTANTIATE_STORAGE)
+LOCAL_MHA_STORED_TEMPLATES(, LOCAL_MHA_INSTANTIATE_STORAGE)
+#elif defined(LOCAL_MHA_STORAGE)
+LOCAL_MHA_STORED_TEMPLATES(extern, LOCAL_MHA_STORAGE)
+#endif
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
 
 #undef LOCAL_MHA_TEMPLATES
+#undef LOCAL_MHA_STORED_TEMPLATES

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <string>
-#include <utility>
 
 #include <local_mha/component_config.hpp>
 #include <local_mha/config.hpp>

@@ -40,7 +40,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar>
+template <typename Scalar, typename Storage>
 struct LayerAccess;
 
 }  // namespace detail
@@ -55,13 +55,23 @@ struct LayerAccess;
 ///
 /// A copy shares the weights, which nobody changes: set_parameters() gives a layer others, and a
 /// stream goes on with those that it was made with.
-template <typename Scalar>
-class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
-  using Positional = detail::PositionalCalls<LocalMHA<Scalar>, Scalar>;
+///
+/// Of float, weights, and the keys and values that are kept, can be stored in 16 bits, and computed
+/// with in float:
+///
+///     local_mha::LocalMHA<float, Eigen::bfloat16> small(mha.config(), mha.parameters());
+///
+/// The weights of projections are rounded when they are given; keys, normalized and turned, and
+/// values when they are made, in forward() as in a stream: how a sequence is cut changes nothing.
+/// All else is float. Such a layer goes forward alone: train a LocalMHA<float>, and round it.
+/// \tparam Storage what weights, keys and values are rounded to, see can_store
+template <typename Scalar, typename Storage = Scalar>
+class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scalar> {
+  using Positional = detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scalar>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
-  using Weights = detail::LayerWeights<Scalar>;
-  using Flow = detail::LayerWorker<Scalar>;
+  using Weights = detail::LayerWeights<Scalar, Storage>;
+  using Flow = detail::LayerWorker<Scalar, Storage>;
 
   static constexpr Index stretch = detail::layer_stretch<Scalar>;
 
@@ -72,14 +82,14 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
 
   /// Sequences that come bit by bit: see mha_stream.hpp.
   class Stream;
-  friend detail::LayerAccess<Scalar>;
+  friend detail::LayerAccess<Scalar, Storage>;
 
   /// Room for calls of forward_into(), forward_saving_into() and backward_into().
   class Workspace {
    private:
     friend LocalMHA;
 
-    detail::LayerForward<Scalar> forward_;
+    detail::LayerForward<Scalar, Storage> forward_;
     detail::LayerBackwardRoom<Scalar> backward_;
     typename LocalAttention<Scalar>::BiasGradients grad_bias_;
   };
@@ -94,14 +104,22 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
       : weights_(std::make_shared<const Weights>(config,
                                                  detail::fitting(std::move(parameters), config))) {}
 
+  /// Of weights as they are stored, as files in 16 bits have them: none is made a Scalar on the
+  /// way, but for vectors.
+  template <std::same_as<Storage> Given>
+    requires(!std::same_as<Given, Scalar>)
+  LocalMHA(const LocalMHAConfig& config, LocalMHAParameters<Given> parameters)
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
+
   // A layer that was moved from would have no weights: moving is copying.
   LocalMHA(const LocalMHA&) = default;
   LocalMHA& operator=(const LocalMHA&) = default;
 
   const LocalMHAConfig& config() const { return weights_->config; }
-  /// The weights as they were given. Passes read them in another order, which is the only one in
-  /// which a layer holds them; the first call makes this set, and all copies of the layer keep it.
-  /// Threads may call it at once.
+  /// The weights as they were given, or rounded. Passes read them in another order, which is the
+  /// only one in which a layer holds them; the first call makes this set, and all copies of the
+  /// layer keep it. Threads may call it at once.
   /// \return valid until set_parameters() or an assignment, and as long as the layer
   const Parameters& parameters() const { return weights_->parameters(); }
 
@@ -127,7 +145,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
     check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     // Of a workspace, a program that goes forward alone compiles no more than this.
-    detail::LayerForward<Scalar> room;
+    detail::LayerForward<Scalar, Storage> room;
     flow(y, room, x, call, nullptr);
     return y;
   }
@@ -146,7 +164,9 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
 
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
-  Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Call& call = {}) const {
+  Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Call& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
@@ -156,7 +176,9 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
 
   /// The same into given memory, also that of `saved`: see forward_into().
   void forward_saving_into(Output y, Workspace& workspace, Saved& saved, Input x,
-                           const Call& call = {}) const {
+                           const Call& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     const auto inputs = check_arguments(x, call);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
@@ -178,7 +200,9 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
   ///         out, the gradients are as they were
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
                              const Call& call = {},
-                             Tensor<Scalar, 3>* grad_attn_bias = nullptr) const {
+                             Tensor<Scalar, 3>* grad_attn_bias = nullptr) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     check_arguments(x, call);
     Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
     Workspace workspace;
@@ -193,7 +217,8 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
   /// \param workspace for one call at a time
   void backward_into(Output grad_x, Workspace& workspace, Parameters& gradients, const Saved& saved,
                      Input grad_y, Input x, const Call& call = {},
-                     Tensor<Scalar, 3>* grad_attn_bias = nullptr) const;
+                     Tensor<Scalar, 3>* grad_attn_bias = nullptr) const
+    requires detail::Trainable<Scalar, Storage>;
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`. Queries
   /// and keys are made on the calling thread.
@@ -211,8 +236,8 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
 
  private:
   // \param saved null, or where is kept what backward() needs
-  void flow(const Output& y, detail::LayerForward<Scalar>& room, const Input& x, const Call& call,
-            Saved* saved) const {
+  void flow(const Output& y, detail::LayerForward<Scalar, Storage>& room, const Input& x,
+            const Call& call, Saved* saved) const {
     const auto inputs = check_arguments(x, call);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
@@ -275,10 +300,13 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar>, Scalar> {
   std::shared_ptr<const Weights> weights_;
 };
 
-template <typename Scalar>
-void LocalMHA<Scalar>::backward_into(Output grad_x, Workspace& workspace, Parameters& gradients,
-                                     const Saved& saved, Input grad_y, Input x, const Call& call,
-                                     Tensor<Scalar, 3>* grad_attn_bias) const {
+template <typename Scalar, typename Storage>
+void LocalMHA<Scalar, Storage>::backward_into(Output grad_x, Workspace& workspace,
+                                              Parameters& gradients, const Saved& saved,
+                                              Input grad_y, Input x, const Call& call,
+                                              Tensor<Scalar, 3>* grad_attn_bias) const
+  requires detail::Trainable<Scalar, Storage>
+{
   check_arguments(x, call);
   const Bias& attn_bias = call.attn_bias;
   require_shape("grad_x", grad_x.dimensions(), x.dimensions());
@@ -306,8 +334,9 @@ void LocalMHA<Scalar>::backward_into(Output grad_x, Workspace& workspace, Parame
   if (config().relative_bias) grad_bias.add_to(gradients.relative_bias.data());
 }
 
-template <typename Scalar>
-Tensor<Scalar, 4> LocalMHA<Scalar>::attention_probabilities(Input x, const Call& call) const {
+template <typename Scalar, typename Storage>
+Tensor<Scalar, 4> LocalMHA<Scalar, Storage>::attention_probabilities(Input x,
+                                                                     const Call& call) const {
   check_arguments(x, call);
   const auto [batch, seqlen, dim] = x.dimensions();
   constexpr Index most = Index{1} << 40;

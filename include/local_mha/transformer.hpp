@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/on_demand.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/layer/call.hpp>
@@ -54,7 +56,8 @@ struct GenerateConfig {
 /// A copy shares the weights, which nobody changes: set_parameters() gives a model others, and a
 /// stream goes on with those that it was made with.
 /// \tparam Scalar float, double, or any type that Eigen computes with
-template <typename Scalar>
+/// \tparam Storage what embeddings, weights, keys and values are rounded to: see LocalMHA
+template <typename Scalar, typename Storage = Scalar>
 class LocalTransformer {
   struct Weights;
 
@@ -75,12 +78,21 @@ class LocalTransformer {
       : weights_(std::make_shared<const Weights>(config,
                                                  detail::fitting(std::move(parameters), config))) {}
 
+  /// Of weights as they are stored: see LocalMHA.
+  template <std::same_as<Storage> Given>
+    requires(!std::same_as<Given, Scalar>)
+  LocalTransformer(const LocalTransformerConfig& config,
+                   LocalTransformerParameters<Given> parameters)
+      : weights_(std::make_shared<const Weights>(config,
+                                                 detail::fitting(std::move(parameters), config))) {}
+
   // A model that was moved from would have no weights: moving is copying.
   LocalTransformer(const LocalTransformer&) = default;
   LocalTransformer& operator=(const LocalTransformer&) = default;
 
   const LocalTransformerConfig& config() const { return weights_->config; }
-  /// The weights as they were given; made at the first call, see LocalMHA::parameters().
+  /// The weights as they were given, or rounded; made at the first call, see
+  /// LocalMHA::parameters().
   /// \return valid until set_parameters() or an assignment, and as long as the model
   const Parameters& parameters() const {
     return weights_->parameters.get([&] { return weights_->unpacked(); });
@@ -153,17 +165,20 @@ class LocalTransformer {
   /// \return the loss; NaN and no gradients if no label counts
   /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
   ///         runs out, the gradients are as they were
-  Scalar backward(Parameters& gradients, Tokens tokens, const EncoderCall& call = {}) const {
+  Scalar backward(Parameters& gradients, Tokens tokens, const EncoderCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     const InputAndLabels parts = split(tokens, call);
     return backward(gradients, parts.input, parts.labels, call);
   }
 
   /// The same of labels that are given, as loss() takes them.
   Scalar backward(Parameters& gradients, Tokens input, Tokens labels,
-                  const EncoderCall& call = {}) const;
+                  const EncoderCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>;
 
  private:
-  const detail::LayerStack<Scalar>& stack() const { return weights_->stack; }
+  const detail::LayerStack<Scalar, Storage>& stack() const { return weights_->stack; }
 
   struct InputAndLabels {
     Tensor<std::int64_t, 2> input;
@@ -193,11 +208,11 @@ class LocalTransformer {
   // \param saved null, or what becomes what the layers' backward pass needs
   Tensor<Scalar, 3> logits_of(const detail::TokenBatch& batch, const EncoderCall& call,
                               Tensor<Scalar, 3>& x,
-                              typename detail::LayerStack<Scalar>::Saved* saved) const {
+                              typename detail::LayerStack<Scalar, Storage>::Saved* saved) const {
     {
       const Tensor<Scalar, 3> embedded = embed(batch);
       set_shape<Scalar, 3>(x, embedded.dimensions());
-      typename detail::LayerStack<Scalar>::Workspace workspace;
+      typename detail::LayerStack<Scalar, Storage>::Workspace workspace;
       stack().forward(call.device, x, workspace, embedded, batch.mask(), call.training,
                       batch.cu_seqlens(), saved);
     }
@@ -222,20 +237,21 @@ class LocalTransformer {
 
   // All that a pass reads of the model.
   struct Weights {
-    Weights(const LocalTransformerConfig& model_config, Parameters given)
+    template <typename Given>
+    Weights(const LocalTransformerConfig& model_config, LocalTransformerParameters<Given> given)
         : config(model_config),
-          token_emb(std::move(given.token_emb)),
-          pos_emb(std::move(given.pos_emb)),
-          stack(encoder_config(config), std::move(static_cast<EncoderParameters<Scalar>&>(given))),
-          to_logits_norm(std::move(given.to_logits_norm_weight),
-                         std::move(given.to_logits_norm_bias)),
+          token_emb(detail::cast<Storage>(std::move(given.token_emb))),
+          pos_emb(detail::cast<Storage>(std::move(given.pos_emb))),
+          stack(encoder_config(config), std::move(static_cast<EncoderParameters<Given>&>(given))),
+          to_logits_norm(detail::cast<Scalar>(std::move(given.to_logits_norm_weight)),
+                         detail::cast<Scalar>(std::move(given.to_logits_norm_bias))),
           to_logits(given.to_logits) {}
 
     Parameters unpacked() const {
       Parameters p;
       static_cast<EncoderParameters<Scalar>&>(p) = stack.unpacked();
-      p.token_emb = token_emb;
-      p.pos_emb = pos_emb;
+      p.token_emb = detail::cast<Scalar>(token_emb);
+      p.pos_emb = detail::cast<Scalar>(pos_emb);
       p.to_logits_norm_weight = to_logits_norm.weight();
       p.to_logits_norm_bias = to_logits_norm.bias();
       p.to_logits = to_logits.weight().unpacked();
@@ -243,11 +259,11 @@ class LocalTransformer {
     }
 
     LocalTransformerConfig config;
-    RowMatrix<Scalar> token_emb;
-    RowMatrix<Scalar> pos_emb;
-    detail::LayerStack<Scalar> stack;
+    RowMatrix<Storage> token_emb;
+    RowMatrix<Storage> pos_emb;
+    detail::LayerStack<Scalar, Storage> stack;
     LayerNorm<Scalar> to_logits_norm;
-    Linear<Scalar> to_logits;
+    Linear<Scalar, Storage> to_logits;
     detail::OnDemand<Parameters> parameters;
   };
 
@@ -302,22 +318,31 @@ class LocalTransformer {
     const Tensor<std::int64_t, 2>& tokens = batch.tokens();
     Tensor<Scalar, 3> x(tokens.dimension(0), tokens.dimension(1), config().dim);
     for (Index i = 0; i < tokens.size(); ++i)
-      rows(x).row(i) = weights_->token_emb.row(tokens.data()[i]) +
-                       weights_->pos_emb.row(batch.places()[static_cast<std::size_t>(i)]);
+      embed(tokens.data()[i], batch.places()[static_cast<std::size_t>(i)],
+            x.data() + i * config().dim);
     return x;
+  }
+
+  // A token at a place.
+  void embed(std::int64_t token, Index place, Scalar* to) const {
+    using Row = Eigen::Matrix<Scalar, 1, Eigen::Dynamic>;
+    Eigen::Map<Row>(to, config().dim) = weights_->token_emb.row(token).template cast<Scalar>() +
+                                        weights_->pos_emb.row(place).template cast<Scalar>();
   }
 
   std::shared_ptr<const Weights> weights_;
 };
 
-template <typename Scalar>
-Scalar LocalTransformer<Scalar>::backward(Parameters& gradients, Tokens input, Tokens labels,
-                                          const EncoderCall& call) const {
+template <typename Scalar, typename Storage>
+Scalar LocalTransformer<Scalar, Storage>::backward(Parameters& gradients, Tokens input,
+                                                   Tokens labels, const EncoderCall& call) const
+  requires detail::Trainable<Scalar, Storage>
+{
   const detail::TokenBatch batch(input, call);
   const Tensor<std::int64_t, 2> counted = check_arguments(batch, input, labels, call);
   detail::require_fitting(gradients, config());
 
-  typename detail::LayerStack<Scalar>::Saved saved;
+  typename detail::LayerStack<Scalar, Storage>::Saved saved;
   Tensor<Scalar, 3> x;
   const Tensor<Scalar, 3> logits = logits_of(batch, call, x, &saved);
   const Scalar loss = cross_entropy<Scalar>(logits, counted, config().ignore_index);

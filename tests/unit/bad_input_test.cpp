@@ -704,7 +704,7 @@ std::vector<BadInput> attention_arguments() {
                                        {.lengths = lengths});
        },
        {"lengths", "a stream ends at flush()"},
-       "LocalAttention::Stream::Stream"},
+       "LocalAttention::StreamOf::StreamOf"},
       {"SegmentsFromAPosition",
        attend_packed(1, {0, 10}, 3),
        {"first_position", "got 3"},
@@ -2349,14 +2349,14 @@ std::vector<BadInput> streams() {
       {"AttentionStreamOfNoHeads",
        of_attention(nothing, 0),
        {"heads", "at least 1", "got 0"},
-       "LocalAttention::Stream::Stream"},
+       "LocalAttention::StreamOf::StreamOf"},
       {"AttentionPushOfOtherHeads",
        of_attention([](AttentionStream& stream) {
          const auto q = heads(1, 2, 5, 8);
          stream.push(q, q, q);
        }),
        {"q", "[1, 3, any, 8]", "[1, 2, 5, 8]"},
-       "LocalAttention::Stream::push"},
+       "LocalAttention::StreamOf::push"},
       {"AttentionPushIntoOtherRoom",
        of_attention([](AttentionStream& stream) {
          const auto q = heads(1, 3, 5, 8);
@@ -2364,7 +2364,7 @@ std::vector<BadInput> streams() {
          stream.push_into(out, q, q, q);
        }),
        {"out", "[1, 3, 5, 8]", "[1, 3, 4, 8]"},
-       "LocalAttention::Stream::push_into"},
+       "LocalAttention::StreamOf::push_into"},
       {"AttentionPushIntoTheValues",
        of_attention([](AttentionStream& stream) {
          const auto q = heads(1, 3, 5, 8);
@@ -2372,14 +2372,14 @@ std::vector<BadInput> streams() {
          stream.push_into(v, q, q, v);
        }),
        {"out", "not overlap v"},
-       "LocalAttention::Stream::push_into"},
+       "LocalAttention::StreamOf::push_into"},
       {"AttentionFlushIntoOtherRoom",
        of_attention([](AttentionStream& stream) {
          auto out = heads(1, 3, 1, 8);
          stream.flush_into(out);
        }),
        {"out", "[1, 3, 0, 8]", "[1, 3, 1, 8]"},
-       "LocalAttention::Stream::flush_into"},
+       "LocalAttention::StreamOf::flush_into"},
       {"ModelStreamOfNegativeBatch",
        of_model(nothing, {.batch = -1}),
        {"batch", "at least 1", "got -1"},
@@ -2390,15 +2390,15 @@ std::vector<BadInput> streams() {
          AttentionStream(endless, 2, 8);
        },
        {"token_window", "bounded", "unbounded"},
-       "LocalAttention::Stream::Stream"},
+       "LocalAttention::StreamOf::StreamOf"},
       {"AttentionStreamOfKeyHeadsThatDoNotDivide",
        [] { AttentionStream(of_tokens(3, 0), 3, 8, {}, {}, 2); },
        {"k", "divides", "got 2"},
-       "LocalAttention::Stream::Stream"},
+       "LocalAttention::StreamOf::StreamOf"},
       {"AttentionStreamOfAMask",
        [] { AttentionStream(of_tokens(3, 0), 3, 8, {}, {.mask = mask_of(1, 5)}); },
        {"mask", "none, because push() takes one", "got one"},
-       "LocalAttention::Stream::Stream"},
+       "LocalAttention::StreamOf::StreamOf"},
       {"AttentionStreamOnThreads",
        [] {
          struct Device {
@@ -2407,14 +2407,14 @@ std::vector<BadInput> streams() {
          AttentionStream(of_tokens(3, 0), 3, 8, {}, {.device = Device()});
        },
        {"device", "none, because push() takes one", "3 threads"},
-       "LocalAttention::Stream::Stream"},
+       "LocalAttention::StreamOf::StreamOf"},
       {"AttentionStreamOfSegments",
        [] {
          const std::vector<Index> cu_seqlens{0};
          AttentionStream(of_tokens(3, 0), 3, 8, {}, {.cu_seqlens = cu_seqlens});
        },
        {"cu_seqlens", "none"},
-       "LocalAttention::Stream::Stream"},
+       "LocalAttention::StreamOf::StreamOf"},
       {"ModelPushOfATokenThatIsNone",
        of_model([](ModelStream& stream) { stream.push(tokens({1, 10})); }),
        {"tokens", "0 to 9", "got 10"},
@@ -2789,7 +2789,7 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "LongformerParameters::visit_each",
         "LocalTransformerParameters::has_shapes_of",
         "PaddingMask::assign",
-        "LocalAttention::Stream::flush",
+        "LocalAttention::StreamOf::flush",
         "LocalMHA::Stream::flush",
         "LocalMHAParameters::visit_each",
         "LocalTransformer::Stream::flush",
@@ -2834,6 +2834,7 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "LayerNorm::apply",
         "LayerNorm::apply_backward",
         "PackedWeight::panel",
+        "PackedWeight::panel_behind",
         "PanelArray::PanelArray",
         "PanelArray::panel",
         "PanelArray::prepare",

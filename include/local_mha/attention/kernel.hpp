@@ -82,13 +82,15 @@ class AttentionKernel {
 
   /// The same with rows that are pinned.
   /// \param window the blocks that the window shows
+  ///        If they are in 16 bits, there is a single query, which drops nothing
   /// \param pinned those of `head.pinned`, one after the other, if there are any
-  template <typename Values>
+  template <typename Values, typename Keys>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
-              const KeyStore<Scalar, Values>& window, const KeyStore<Scalar, Values>& pinned,
-              Scalar* out, Scalar* lse = nullptr) {
+              const KeyStore<Scalar, Values, Keys>& window,
+              const std::type_identity_t<KeyStore<Scalar, Values, Keys>>& pinned, Scalar* out,
+              Scalar* lse = nullptr) {
     const Tile tile(head, first);
-    Strips<Values> strips(head, tile, window);
+    detail::Strips<Scalar, Values, Keys> strips(head, tile, window);
     std::optional<Tile> before, after;
     if (head.pinned != nullptr) {
       strips.add(before.emplace(Tile::before_window(head, first)), pinned, *head.pinned);
@@ -96,7 +98,7 @@ class AttentionKernel {
     }
     const Index channels = window.values->channels();
     bool done = false;
-    if constexpr (std::is_same_v<Values, Ring<Scalar>>) {
+    if constexpr (std::is_same_v<Values, Keys>) {
       // Lanes are keys, so that a single query costs what it reads.
       done = tile.single() && head.dropout == nullptr && channels <= window.keys->channels();
       if (done)
@@ -104,9 +106,11 @@ class AttentionKernel {
                                        sums_.data())
             .attend(strips, queries, out, lse);
     }
-    if (!done) {
-      Softmax softmax(head.sink);
-      attend_block(strips, queries, softmax, true, true, out, lse);
+    if constexpr (std::is_same_v<Keys, Ring<Scalar>>) {
+      if (!done) {
+        Softmax softmax(head.sink);
+        attend_block(strips, queries, softmax, true, true, out, lse);
+      }
     }
     clear_rest(tile, channels, out, lse);
   }

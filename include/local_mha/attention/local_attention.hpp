@@ -40,8 +40,11 @@ class LocalAttention {
   using Bias = std::optional<TensorView<const Scalar, 3>>;
   using Call = LocalAttentionCall<Scalar>;
 
-  /// Sequences that come bit by bit: see local_attention_stream.hpp.
-  class Stream;
+  /// Sequences that come bit by bit, whose keys and values are kept as Storage: see
+  /// local_attention_stream.hpp.
+  template <typename Storage>
+  class StreamOf;
+  using Stream = StreamOf<Scalar>;
 
   using BiasGradients = detail::BiasGradients<Scalar>;
 
@@ -64,6 +67,19 @@ class LocalAttention {
   LocalAttention& operator=(const LocalAttention&) = default;
 
   const LocalAttentionConfig& config() const { return made_->config; }
+
+  /// The same whose keys, as place_keys() leaves them, a Storage can hold.
+  template <typename Storage>
+  LocalAttention keys_as() const {
+    LocalAttention result = *this;
+    constexpr int max_exponent = std::numeric_limits<Storage>::max_exponent;
+    if constexpr (max_exponent < std::numeric_limits<Scalar>::max_exponent) {
+      const auto made = std::make_shared<Made>(*made_);
+      made->placement = detail::Placement<Scalar>(config(), max_exponent);
+      result.made_ = made;
+    }
+    return result;
+  }
 
   /// \param q `[B, H, N, D]`
   /// \param k, v `[B, H, N, D]`, or of fewer heads, `[B, H_kv, N, D]`, where `H_kv` divides `H`:

@@ -17,6 +17,7 @@
 #include <local_mha/attention/strips.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/project.hpp>
 #include <local_mha/ops/qk_norm.hpp>
@@ -39,14 +40,16 @@ class OneQueryKernel {
       : scores_(scores), most_blocks_(blocks), turned_(turned), sums_(sums) {}
 
   /// AttentionKernel::attend() of a tile with one query, whose lane of `out` it writes.
-  void attend(const Strips<Scalar, Ring<Scalar>>& strips, const Scalar* queries, Scalar* out,
+  /// \tparam Keys a Ring of any storage, which is read as it lies
+  template <typename Keys>
+  void attend(const Strips<Scalar, Keys, Keys>& strips, const Scalar* queries, Scalar* out,
               Scalar* lse) {
     const AttentionHead<Scalar>& head = strips.head;
     const Index channels = strips.strips->values->channels();
     std::fill_n(sums_, channels * count, Scalar(0));
     Softmax softmax(head.sink);
     bool any = false;
-    for (const Strip<Scalar, Ring<Scalar>>& strip : strips) {
+    for (const Strip<Scalar, Keys, Keys>& strip : strips) {
       const Index last = ceil_div(strip.tile->keys.end, count);
       for (Range blocks{strip.tile->keys.begin / count, 0}; blocks.begin < last;
            blocks.begin = blocks.end) {
@@ -65,15 +68,17 @@ class OneQueryKernel {
   }
 
  private:
+  static constexpr Index ahead = 256;
   using Tile = QueryTile<Scalar>;
   using Softmax = SoftmaxState<Scalar>;
 
   // scores[key] of whole blocks, −∞ where the query does not see a key.
-  void score(const AttentionHead<Scalar>& head, const KeyStrip<Scalar>& strip, const Range& blocks,
-             const Scalar* queries) {
+  template <typename Keys>
+  void score(const AttentionHead<Scalar>& head, const KeyStrip<Scalar, Keys>& strip,
+             const Range& blocks, const Scalar* queries) {
     constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
     const Tile& tile = *strip.tile;
-    const Ring<Scalar>& keys = *strip.keys;
+    const Keys& keys = *strip.keys;
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const int lane = tile.queries.begin;
     const Scalar* turned = queries + lane;
@@ -95,7 +100,7 @@ class OneQueryKernel {
       for (; block < until; block += together) {
         // Where there are fewer blocks, the last one is taken again, to no effect.
         const int fresh = static_cast<int>((std::min<Index>)(together, until - block));
-        const Scalar* x[together];
+        const typename Keys::Stored* x[together];
         for (int b = 0; b < together; ++b) {
           x[b] = cursor.block();
           if (b < fresh) cursor.advance();
@@ -103,7 +108,7 @@ class OneQueryKernel {
         }
         L acc[1][together];
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
-        multiply(keys.channels(), turned, 0, count, x, acc);
+        multiply<Ahead{.x = ahead}>(keys.channels(), turned, 0, count, x, acc);
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
           if (b < fresh) acc[0][b].store(to + b * count);
         }
@@ -170,7 +175,8 @@ class OneQueryKernel {
   }
 
   // sums[channel] += Σ_key p[key]·v[key], lane by lane.
-  void add_values(const Tile& tile, const Range& blocks, const Ring<Scalar>& values) {
+  template <typename Values>
+  void add_values(const Tile& tile, const Range& blocks, const Values& values) {
     Scalar* const sums = sums_;
     const Scalar* scores = scores_;
     auto cursor = values.cursor(blocks.begin);
@@ -208,33 +214,34 @@ class OneQueryKernel {
   }
 
   // sums[channel] += Σ_block p[block]·v[block][channel], lane by lane.
-  template <int Blocks>
-  static void add_values(Index channels, const Scalar* scores,
-                         typename Ring<Scalar>::Cursor& cursor, Scalar* sums) {
+  template <int Blocks, typename Cursor>
+  static void add_values(Index channels, const Scalar* scores, Cursor& cursor, Scalar* sums) {
     L p[Blocks];
-    const Scalar* v[Blocks];
+    decltype(cursor.block()) v[Blocks];
     for (int b = 0; b < Blocks; ++b, cursor.advance()) {
       p[b] = L::load(scores + b * count);
       v[b] = cursor.block();
     }
     LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels * count; c += count) {
       L sum = L::load(sums + c);
-      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) sum = fma(p[b], L::load(v[b] + c), sum);
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) prefetch(v[b] + c, ahead * count);
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) sum =
+          fma(p[b], load_stored<L>(v[b] + c), sum);
       sum.store(sums + c);
     }
   }
 
   // The same of one block with a NaN or an infinity, which 0 does not cancel: leaves out what is
   // not seen.
-  static void add_seen_values(const Tile& tile, Index block, const Ring<Scalar>& values,
-                              const Scalar* scores, typename Ring<Scalar>::Cursor& cursor,
-                              Scalar* sums) {
+  template <typename Values>
+  static void add_seen_values(const Tile& tile, Index block, const Values& values,
+                              const Scalar* scores, typename Values::Cursor& cursor, Scalar* sums) {
     alignas(64) Scalar unseen[count];
     for (Index r = 0; r < count; ++r)
       unseen[r] = Scalar(tile.sees(tile.queries.begin, block * count + r) ? 0 : -1);
     const L p = L::load(scores);
     for (Index c = 0; c < values.channels() * count; c += count) {
-      const L v = select_negative(L::load(unseen), L::zero(), L::load(cursor.block() + c));
+      const L v = select_negative(L::load(unseen), L::zero(), load_stored<L>(cursor.block() + c));
       fma(p, v, L::load(sums + c)).store(sums + c);
     }
     cursor.advance();

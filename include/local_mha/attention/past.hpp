@@ -16,9 +16,12 @@
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The last queries, keys and values of every head, ready for the kernel, and the heads' gates.
-template <typename Scalar>
+/// \tparam Storage what keys and values are rounded to: see can_store
+template <typename Scalar, typename Storage = Scalar>
 class Past {
  public:
+  using KeyRing = Ring<Scalar, Storage>;
+
   struct Size {
     Index heads = 0;
     Index dim_head = 0;
@@ -38,7 +41,7 @@ class Past {
   Past() = default;
   LOCAL_MHA_NOINLINE explicit Past(const Size& size)
       : size_(size),
-        queries_(rings(size.heads, size.dim_head, size.waiting)),
+        queries_(rings<Ring<Scalar>>(size.heads, size.dim_head, size.waiting)),
         keys_(rings_of_keys(size, size.kept)),
         values_(rings_of_keys(size, size.kept)),
         pinned_keys_(rings_of_keys(size, size.pinned)),
@@ -55,14 +58,12 @@ class Past {
            size_.pinned >= size.pinned;
   }
   Ring<Scalar>& queries(Index h) { return queries_[to_size(h)]; }
-  Ring<Scalar>& keys(Index h) { return keys_[to_size(h)]; }
-  Ring<Scalar>& values(Index h) { return values_[to_size(h)]; }
+  KeyRing& keys(Index h) { return keys_[to_size(h)]; }
+  KeyRing& values(Index h) { return values_[to_size(h)]; }
   Ring<Scalar>& gates() { return gates_; }
   /// Null: nothing is pinned.
-  Ring<Scalar>* pinned_keys(Index h) {
-    return size_.pinned > 0 ? &pinned_keys_[to_size(h)] : nullptr;
-  }
-  Ring<Scalar>* pinned_values(Index h) {
+  KeyRing* pinned_keys(Index h) { return size_.pinned > 0 ? &pinned_keys_[to_size(h)] : nullptr; }
+  KeyRing* pinned_values(Index h) {
     return size_.pinned > 0 ? &pinned_values_[to_size(h)] : nullptr;
   }
 
@@ -96,24 +97,24 @@ class Past {
 
  private:
   static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
-  static LOCAL_MHA_NOINLINE std::vector<Ring<Scalar>> rings(Index number, Index channels,
-                                                            Index blocks) {
-    std::vector<Ring<Scalar>> rings;
+  template <typename Some>
+  static LOCAL_MHA_NOINLINE std::vector<Some> rings(Index number, Index channels, Index blocks) {
+    std::vector<Some> rings;
     rings.reserve(to_size(number));
     while (static_cast<Index>(rings.size()) < number) rings.emplace_back(channels, blocks);
     return rings;
   }
-  static std::vector<Ring<Scalar>> rings_of_keys(const Size& size, Index blocks) {
+  static std::vector<KeyRing> rings_of_keys(const Size& size, Index blocks) {
     const Index kv_heads = size.kv_heads > 0 ? size.kv_heads : size.heads;
-    return rings(blocks > 0 ? kv_heads : 0, size.dim_head, blocks);
+    return rings<KeyRing>(blocks > 0 ? kv_heads : 0, size.dim_head, blocks);
   }
 
   Size size_;
   std::vector<Ring<Scalar>> queries_;
-  std::vector<Ring<Scalar>> keys_;
-  std::vector<Ring<Scalar>> values_;
-  std::vector<Ring<Scalar>> pinned_keys_;
-  std::vector<Ring<Scalar>> pinned_values_;
+  std::vector<KeyRing> keys_;
+  std::vector<KeyRing> values_;
+  std::vector<KeyRing> pinned_keys_;
+  std::vector<KeyRing> pinned_values_;
   Ring<Scalar> gates_;
 };
 

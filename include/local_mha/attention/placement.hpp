@@ -21,13 +21,15 @@ namespace detail {
 template <typename Scalar>
 class Placement {
  public:
-  explicit Placement(const LocalAttentionConfig& config)
+  /// \param max_exponent of what keys are stored as
+  explicit Placement(const LocalAttentionConfig& config,
+                     int max_exponent = std::numeric_limits<Scalar>::max_exponent)
       : scale_(config.scale), shared_qk_(config.shared_qk) {
     if (!config.dim || !config.use_rotary_pos_emb) return;
     std::optional<double> base;
     if (config.use_xpos)
       base = config.xpos_scale_base.value_or(std::sqrt(static_cast<double>(*config.dim)));
-    rotary_.emplace(*config.dim, base, config.rotary);
+    rotary_.emplace(*config.dim, base, config.rotary, max_exponent);
   }
 
   /// Factor of the scores for heads of `dim_head` channels.

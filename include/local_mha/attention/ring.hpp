@@ -9,42 +9,51 @@
 #include <vector>
 
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/ops/project.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The last `capacity` blocks of an endless sequence of blocks, `[channels][block_rows]` each.
-template <typename Scalar>
+/// \tparam Storage what its numbers are rounded to: see can_store
+template <typename Scalar, typename Storage = Scalar>
 class Ring {
+  static_assert(can_store<Scalar, Storage>,
+                "keys and values are stored as what is computed with, or where that is float, as "
+                "Eigen::bfloat16 or Eigen::half");
+
  public:
+  using Stored = Storage;
+
   Ring() = default;
   /// \param channels of a block; its room is padded_channels() of it, and the rest stays 0
   Ring(Index channels, Index capacity)
       : stride_(padded_channels<Scalar>(channels) * block_rows<Scalar>),
         channels_(channels),
         capacity_(capacity),
-        blocks_(make_block_buffer<Scalar>(stride_ * capacity)),
+        blocks_(make_block_buffer<Storage>(stride_ * capacity)),
         finite_(static_cast<std::size_t>(capacity), 1) {}
 
   Index channels() const { return channels_; }
   Index capacity() const { return capacity_; }
 
   /// Block `b` of the sequence, `b >= 0`.
-  Scalar* operator[](Index b) { return blocks_.data() + slot(b) * stride_; }
-  const Scalar* operator[](Index b) const { return blocks_.data() + slot(b) * stride_; }
+  Storage* operator[](Index b) { return blocks_.data() + slot(b) * stride_; }
+  const Storage* operator[](Index b) const { return blocks_.data() + slot(b) * stride_; }
 
   /// Takes the lanes from `begin` on of block `b` from another block; those before it stay.
   void put_lanes(Index b, int begin, const Scalar* from) {
     using L = Lanes<Scalar>;
-    Scalar* to = (*this)[b];
+    Storage* to = (*this)[b];
     for (Index c = 0; c < channels_; ++c, from += L::count, to += L::count)
-      select_lanes(begin, L::count, L::load(from), L::load(to)).store(to);
+      detail::store_rounded(
+          select_lanes(begin, L::count, L::load(from), detail::load_stored<L>(to)), to);
   }
   /// Takes one lane of block `b` from another block.
   void put_lane(Index b, int lane, const Scalar* from) {
-    Scalar* to = (*this)[b];
+    Storage* to = (*this)[b];
     for (Index i = lane; i < channels_ * block_rows<Scalar>; i += block_rows<Scalar>)
-      to[i] = from[i];
+      to[i] = detail::to_stored<Storage>(from[i]);
   }
 
   /// In a block, channel `c` of position `r` is at `c·channel_stride() + r·position_stride()`.
@@ -55,7 +64,7 @@ class Ring {
   class Cursor {
    public:
     Cursor(const Ring& ring, Index slot) : ring_(ring), slot_(slot) {}
-    const Scalar* block() const { return ring_.blocks_.data() + slot_ * ring_.stride_; }
+    const Storage* block() const { return ring_.blocks_.data() + slot_ * ring_.stride_; }
     void advance() { slot_ = slot_ + 1 < ring_.capacity_ ? slot_ + 1 : 0; }
 
    private:
@@ -67,7 +76,12 @@ class Ring {
   /// Looks at block `b`, for finite().
   void note_finite(Index b) {
     finite_[static_cast<std::size_t>(slot(b))] =
-        all_finite(blocks_.data() + slot(b) * stride_, channels_ * block_rows<Scalar>) ? 1 : 0;
+        detail::all_finite_stored<Scalar>((*this)[b], channels_ * block_rows<Scalar>) ? 1 : 0;
+  }
+  /// The same of what was noted of the block of another ring.
+  template <typename Other>
+  void copy_finite(Index b, const Other& other) {
+    finite_[static_cast<std::size_t>(slot(b))] = other.finite(b) ? 1 : 0;
   }
   /// False if block `b` holds a NaN or an infinity.
   bool finite(Index b) const { return finite_[static_cast<std::size_t>(slot(b))] != 0; }
@@ -78,7 +92,7 @@ class Ring {
   Index stride_ = 0;
   Index channels_ = 0;
   Index capacity_ = 1;
-  BlockBuffer<Scalar> blocks_;
+  BlockBuffer<Storage> blocks_;
   std::vector<std::uint8_t> finite_;
 };
 

@@ -16,19 +16,20 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Where keys and values lie.
 /// \tparam Values a Ring, or Rows
-template <typename Scalar, typename Values>
+/// \tparam Keys a Ring; that of another storage is for single queries, with values in the same
+template <typename Scalar, typename Values, typename Keys = Ring<Scalar>>
 struct KeyStore {
-  const Ring<Scalar>* keys = nullptr;
+  const Keys* keys = nullptr;
   const Values* values = nullptr;
 };
 
 namespace detail {
 
 /// Keys one after the other in a store, and what the tile's queries see of them.
-template <typename Scalar>
+template <typename Scalar, typename Keys = Ring<Scalar>>
 struct KeyStrip {
   const QueryTile<Scalar>* tile;
-  const Ring<Scalar>* keys;
+  const Keys* keys;
   const Index* blocks;  ///< of the store in the sequence; null: the same
 
   Index block_in_sequence(Index block) const { return blocks == nullptr ? block : blocks[block]; }
@@ -36,30 +37,30 @@ struct KeyStrip {
     return blocks == nullptr ? head.steps : head.pinned_steps;
   }
 };
-template <typename Scalar, typename Values>
-struct Strip : KeyStrip<Scalar> {
+template <typename Scalar, typename Values, typename Keys = Ring<Scalar>>
+struct Strip : KeyStrip<Scalar, Keys> {
   const Values* values;
 };
 
 /// Those of a block of queries, none of which is empty but for the first.
-template <typename Scalar, typename Values>
+template <typename Scalar, typename Values, typename Keys = Ring<Scalar>>
 struct Strips {
   using Tile = QueryTile<Scalar>;
 
   Strips(const AttentionHead<Scalar>& of_head, const Tile& tile,
-         const KeyStore<Scalar, Values>& window)
+         const KeyStore<Scalar, Values, Keys>& window)
       : head(of_head), strips{{{&tile, window.keys, nullptr}, window.values}} {}
 
-  void add(const Tile& tile, const KeyStore<Scalar, Values>& store,
+  void add(const Tile& tile, const KeyStore<Scalar, Values, Keys>& store,
            const PinnedRows<Scalar>& rows) {
     if (tile.keys.begin < tile.keys.end)
       strips[number++] = {{&tile, store.keys, rows.blocks().data()}, store.values};
   }
-  const Strip<Scalar, Values>* begin() const { return strips; }
-  const Strip<Scalar, Values>* end() const { return strips + number; }
+  const Strip<Scalar, Values, Keys>* begin() const { return strips; }
+  const Strip<Scalar, Values, Keys>* end() const { return strips + number; }
 
   const AttentionHead<Scalar>& head;
-  Strip<Scalar, Values> strips[3];
+  Strip<Scalar, Values, Keys> strips[3];
   int number = 1;
 };
 

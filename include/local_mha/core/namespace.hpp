@@ -45,7 +45,7 @@
 #endif
 
 // Conversions of Eigen::half by instructions, or by code.
-#if defined(EIGEN_HAS_FP16_C) || defined(EIGEN_VECTORIZE_FP16)
+#if defined(EIGEN_HAS_FP16_C) || defined(EIGEN_VECTORIZE_FP16) || defined(__F16C__)
 #define LOCAL_MHA_FP16 _fp16
 #else
 #define LOCAL_MHA_FP16

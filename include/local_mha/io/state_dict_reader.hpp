@@ -246,7 +246,7 @@ class StateDictReader {
   }
 
   void read(const Stored& stored, std::span<Scalar> out) const {
-    if constexpr (std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>) {
+    if constexpr (ReadableScalar<Scalar>) {
       source_.read_into<Scalar>(stored.first, out);
     } else {
       const std::vector<double> values = source_.read<double>(stored.first);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -45,13 +46,16 @@ struct TensorContent {
 /// |-----------------|---------------------|-----------------------------------------------|
 /// | `double`        | F64, F32, F16, BF16 | exact                                         |
 /// | `float`         | F64, F32, F16, BF16 | exact, but F64 is rounded to nearest          |
-/// | `std::int64_t`  | integers, BOOL      | exact; a U64 above 2^63 - 1 is an error       |
-/// | `std::uint8_t`  | U8, BOOL            | exact                                         |
-/// | `bool`          | U8, BOOL            | another value than 0 and 1 is an error        |
+/// | `Eigen::half`, `Eigen::bfloat16` | F64, F32, F16, BF16 | rounded to nearest, ties to even; its
+/// own dtype is exact | | `std::int64_t`  | integers, BOOL      | exact; a U64 above 2^63 - 1 is an
+/// error       | | `std::uint8_t`  | U8, BOOL            | exact | | `bool`          | U8, BOOL |
+/// another value than 0 and 1 is an error        |
 template <typename Scalar>
-concept ReadableScalar = std::same_as<Scalar, double> || std::same_as<Scalar, float> ||
-                         std::same_as<Scalar, std::int64_t> || std::same_as<Scalar, std::uint8_t> ||
-                         std::same_as<Scalar, bool>;
+concept ReadableScalar =
+    std::same_as<Scalar, double> || std::same_as<Scalar, float> ||
+    std::same_as<Scalar, Eigen::half> || std::same_as<Scalar, Eigen::bfloat16> ||
+    std::same_as<Scalar, std::int64_t> || std::same_as<Scalar, std::uint8_t> ||
+    std::same_as<Scalar, bool>;
 
 /// Tensors by name, and texts: a SafetensorsFile, or a StateDict in memory. What loads weights
 /// takes either. Copies share the tensors.
@@ -169,7 +173,7 @@ class TensorSource {
 
   template <typename Scalar>
   void require_convertible(std::string_view name, const TensorEntry& stored) const {
-    if constexpr (std::is_floating_point_v<Scalar>) {
+    if constexpr (std::is_floating_point_v<Scalar> || is_16_bits<Scalar>) {
       if (!is_float(stored.dtype))
         fail(name, stored, "expected F64, F32, F16 or BF16, got " + to_string(stored));
     } else if constexpr (std::is_same_v<Scalar, std::int64_t>) {
@@ -191,8 +195,30 @@ class TensorSource {
   }
 
   template <typename Scalar>
+  static constexpr bool is_16_bits =
+      std::is_same_v<Scalar, Eigen::half> || std::is_same_v<Scalar, Eigen::bfloat16>;
+
+  // A number in 16 bits that is stored in these.
+  template <typename Scalar>
+  static void convert_to_16_bits(const TensorEntry& stored, Scalar* out) {
+    constexpr bool half = std::is_same_v<Scalar, Eigen::half>;
+    const auto rounded = [](double value) {
+      return std::bit_cast<Scalar>(half ? to_float16(value) : to_bfloat16(value));
+    };
+    const auto round = [&](auto value, std::size_t) { return rounded(static_cast<double>(value)); };
+    if (stored.dtype == Dtype::F64) return convert_each<double>(stored, out, round);
+    if (stored.dtype == Dtype::F32) return convert_each<float>(stored, out, round);
+    convert_each<std::uint16_t>(stored, out, [&](std::uint16_t bits, std::size_t) {
+      const bool of_half = stored.dtype == Dtype::F16;
+      if (of_half == half) return std::bit_cast<Scalar>(bits);
+      return rounded(static_cast<double>(of_half ? from_float16(bits) : from_bfloat16(bits)));
+    });
+  }
+
+  template <typename Scalar>
   void convert(std::string_view name, const TensorEntry& stored, Scalar* out) const {
     require_convertible<Scalar>(name, stored);
+    if constexpr (is_16_bits<Scalar>) return convert_to_16_bits(stored, out);
     const auto cast = [](auto value, std::size_t) { return static_cast<Scalar>(value); };
     const auto of_byte = [&](std::uint8_t value, std::size_t i) {
       if ((stored.dtype == Dtype::Boolean || std::is_same_v<Scalar, bool>) && value > 1)

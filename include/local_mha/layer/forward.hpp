@@ -27,8 +27,10 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// Takes batches through LayerWorkers on the threads of a device, and holds the room for that.
 /// Sequences follow one another through `pasts_`; workers share the one of a sequence.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 class LayerForward {
+  using Weights = LayerWeights<Scalar, Storage>;
+
  public:
   LayerForward() = default;
   // Not to be copied.
@@ -38,10 +40,9 @@ class LayerForward {
 
   /// \param x, y the batch, `[B, N, dim]`
   /// \param saved null, or where is kept what the backward pass needs
-  void run(const AnyDevice& device, const LayerWeights<Scalar>& weights,
-           const AttentionInputs<Scalar>& inputs, const std::optional<Training>& training,
-           const StridedView<const Scalar>& x, const StridedView<Scalar>& y,
-           SavedLayer<Scalar>* saved) {
+  void run(const AnyDevice& device, const Weights& weights, const AttentionInputs<Scalar>& inputs,
+           const std::optional<Training>& training, const StridedView<const Scalar>& x,
+           const StridedView<Scalar>& y, SavedLayer<Scalar>* saved) {
     prepare(weights, inputs, thread_count(device));
     clear_rows_without_sequence(inputs, y);
     const auto work = [&](Index worker, Index) {
@@ -56,10 +57,9 @@ class LayerForward {
   }
 
  private:
-  using Worker = LayerWorker<Scalar>;
+  using Worker = LayerWorker<Scalar, Storage>;
 
-  void prepare(const LayerWeights<Scalar>& weights, const AttentionInputs<Scalar>& inputs,
-               Index threads) {
+  void prepare(const Weights& weights, const AttentionInputs<Scalar>& inputs, Index threads) {
     plan_.assign(inputs, threads);
     const Window& window = inputs.window();
     const Index longest = inputs.longest();

@@ -25,7 +25,8 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 template <typename Scalar>
 class LayerInput {
  public:
-  explicit LayerInput(const LayerWeights<Scalar>& weights)
+  template <typename Storage>
+  explicit LayerInput(const LayerWeights<Scalar, Storage>& weights)
       : dim_(weights.config.dim),
         gates_row_(qkv_heads(weights.config) * weights.config.dim_head),
         x_(make_block_buffer<Scalar>(layer_stretch<Scalar> * dim_ * count)),
@@ -35,7 +36,8 @@ class LayerInput {
   /// Takes rows, at most layer_stretch blocks of them, normalized if the layer does that.
   /// \param alone they are a single row that passes all weights at once
   /// \param x from the first row on
-  void take(const LayerWeights<Scalar>& weights, const Range& rows, bool alone,
+  template <typename Storage>
+  void take(const LayerWeights<Scalar, Storage>& weights, const Range& rows, bool alone,
             const RowsView<const Scalar>& x) {
     rows_ = rows;
     alone_ = alone;
@@ -54,7 +56,9 @@ class LayerInput {
   bool alone() const { return alone_; }
 
   /// All products of a row that is alone.
-  void project_alone(const AnyDevice& device, Index workers, const LayerWeights<Scalar>& weights) {
+  template <typename Storage>
+  void project_alone(const AnyDevice& device, Index workers,
+                     const LayerWeights<Scalar, Storage>& weights) {
     parallel_for(device, workers, qkv_heads(weights.config), [&](Index, Index group) {
       project_lane(weights.to_qkv, group, spread_.data(),
                    projected_.data() + group * weights.config.dim_head, 1);
@@ -66,20 +70,21 @@ class LayerInput {
   /// Products with the weight of a head's queries, keys or values.
   /// \param to block `b` of the sequence goes to `to(b)`, `[dim_head][block_rows]`. A row that is
   ///        alone takes its lane; if that is the first, the others become 0
-  template <typename Target>
-  void to_qkv(const LayerWeights<Scalar>& weights, Index group, Target&& to) const {
+  template <typename Storage, typename Target>
+  void to_qkv(const LayerWeights<Scalar, Storage>& weights, Index group, Target&& to) const {
     project(weights.to_qkv, group, group * weights.config.dim_head, to);
   }
   /// The same with that of the gates, `[heads][block_rows]`.
-  template <typename Target>
-  void to_v_gate(const LayerWeights<Scalar>& weights, Target&& to) const {
+  template <typename Storage, typename Target>
+  void to_v_gate(const LayerWeights<Scalar, Storage>& weights, Target&& to) const {
     project(weights.to_v_gate, 0, gates_row_, to);
   }
 
  private:
   static constexpr Index count = block_rows<Scalar>;
 
-  void take_alone(const LayerWeights<Scalar>& weights, const RowsView<const Scalar>& x) {
+  template <typename Storage>
+  void take_alone(const LayerWeights<Scalar, Storage>& weights, const RowsView<const Scalar>& x) {
     if (!weights.config.prenorm)
       return spread_lane(weights.to_qkv, x.data, x.channel_stride, spread_.data());
     const Index lane = rows_.begin % count;
@@ -90,9 +95,8 @@ class LayerInput {
   }
 
   // \param first_row of projected_, where that of a row that is alone is
-  template <typename Target>
-  void project(const PackedWeight<Scalar>& weight, Index group, Index first_row,
-               Target&& to) const {
+  template <typename Weight, typename Target>
+  void project(const Weight& weight, Index group, Index first_row, Target&& to) const {
     const Range blocks = blocks_of<Scalar>(rows_);
     if (blocks.begin == blocks.end) return;
     if (alone_) return put_alone(weight.group_rows(), first_row, to(blocks.begin));

@@ -21,7 +21,8 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 template <typename Scalar>
 class LayerOutput {
  public:
-  explicit LayerOutput(const LayerWeights<Scalar>& weights)
+  template <typename Storage>
+  explicit LayerOutput(const LayerWeights<Scalar, Storage>& weights)
       : dim_(weights.config.dim),
         heads_(weights.config.heads),
         head_size_(padded_channels<Scalar>(weights.config.dim_head) * count),
@@ -36,13 +37,15 @@ class LayerOutput {
   /// Gives rows whose heads are made. The workers share the rows of the weight.
   /// \param alone they are a single row that passes the weight alone
   /// \param y from the first row on
-  void give(const AnyDevice& device, Index workers, const LayerWeights<Scalar>& weights,
+  template <typename Storage>
+  void give(const AnyDevice& device, Index workers, const LayerWeights<Scalar, Storage>& weights,
             const Range& rows, bool alone, const RowsView<Scalar>& y) {
     if (rows.begin == rows.end) return;
     const Range blocks = blocks_of<Scalar>(rows);
     if (alone) spread_lane(weights.to_out, out_.data() + rows.begin % count, count, spread_.data());
     const auto share_begin = [&](Index i) {
-      return i * weights.to_out.group_panels() / workers * PackedWeight<Scalar>::panel_rows;
+      return i * weights.to_out.group_panels() / workers *
+             PackedWeight<Scalar, Storage>::panel_rows;
     };
     parallel_for(device, workers, workers, [&](Index, Index i) {
       const Range share{share_begin(i), (std::min)(share_begin(i + 1), dim_)};

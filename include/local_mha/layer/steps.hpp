@@ -15,6 +15,7 @@
 #include <local_mha/attention/past.hpp>
 #include <local_mha/attention/pinned.hpp>
 #include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/strips.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
@@ -48,15 +49,17 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// | 8 | dropout | drop(), attend() |
 /// | 9 | gates | to_v_gate(), gate() |
 /// | 10 | the result | to_out() |
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 class LayerSteps {
+  using Weights = LayerWeights<Scalar, Storage>;
+
  public:
   /// What to_qkv() makes.
   enum Part : std::uint8_t { queries, keys, values };
 
   /// \param seqlen of the longest sequence
   /// \param threads of a device that share a step at most
-  LayerSteps(const LayerWeights<Scalar>& weights, const Window& window, Index seqlen, Index threads)
+  LayerSteps(const Weights& weights, const Window& window, Index seqlen, Index threads)
       : weights_(&weights),
         config_(weights.config),
         threads_(threads),
@@ -76,7 +79,7 @@ class LayerSteps {
   }
 
   /// The weights of the calls that follow, which are of the same configuration.
-  void use(const LayerWeights<Scalar>& weights) { weights_ = &weights; }
+  void use(const Weights& weights) { weights_ = &weights; }
 
   /// Stretches that follow are of a sequence of a batch, each of whole blocks but for its end.
   /// \param saved null, or where is kept what the backward pass needs, from block `first_saved` on
@@ -183,6 +186,11 @@ class LayerSteps {
     }
   }
 
+  /// Keys that the window shows to any of some queries, of which see() was told.
+  Range keys_of(const Range& rows) const {
+    return heads_.front().window->keys_of(rows, heads_.front().seqlen);
+  }
+
   /// Step 8: what each head of a sequence drops.
   void drop(Index sequence, const std::optional<Training>& training) {
     dropouts_.clear();
@@ -193,24 +201,25 @@ class LayerSteps {
   }
 
   /// Steps 5 to 8: a block of the queries `rows` of a head.
-  void attend(AttentionKernel<Scalar>& kernel, Past<Scalar>& past, const Range& rows, Index block,
-              Index h) {
+  /// \param of_queries that block of the past
+  /// \param window, pinned the keys and values that the head reads
+  template <typename Keys>
+  void attend(AttentionKernel<Scalar>& kernel, const Scalar* of_queries,
+              const KeyStore<Scalar, Keys, Keys>& window,
+              const KeyStore<Scalar, Keys, Keys>& pinned, const Range& rows, Index block, Index h) {
     AttentionHead<Scalar>& head = heads_[to_size(h)];
     head.queries = rows;
-    const Index kv_head = h / members();
     Scalar* out = output_.head(block - rows.begin / count, h);
     Scalar* lse = saved_ != nullptr ? saved_->lse[first_saved_ + block] + 2 * h * count : nullptr;
-    kernel.attend(head, block * count, past.queries(h)[block],
-                  KeyStore<Scalar, Ring<Scalar>>{&past.keys(kv_head), &past.values(kv_head)},
-                  {past.pinned_keys(kv_head), past.pinned_values(kv_head)}, out, lse);
+    kernel.attend(head, block * count, of_queries, window, pinned, out, lse);
     save(&SavedLayer<Scalar>::out, out, block, h);
   }
 
   /// Step 9: the gates of all heads of the rows that came in.
   /// \param aside room for a block of them
-  void to_v_gate(Past<Scalar>& past, const Range& rows, Scalar* aside) {
+  void to_v_gate(Ring<Scalar>& gates, const Range& rows, Scalar* aside) {
     if (!config().gate_values_per_head || rows.begin == rows.end) return;
-    const RowsForRing<Scalar> to(past.gates(), rows, aside);
+    const RowsForRing<Scalar> to(gates, rows, aside);
     input_.to_v_gate(*weights_, to);
     const Range blocks = blocks_of(rows);
     for (Index block = blocks.begin; block < blocks.end; ++block) {
@@ -226,10 +235,10 @@ class LayerSteps {
   }
 
   /// Step 9: a block of what the queries `rows` of a head have got.
-  void gate(Past<Scalar>& past, const Range& rows, Index block, Index h) {
+  void gate(const Ring<Scalar>& gates, const Range& rows, Index block, Index h) {
     if (!config().gate_values_per_head) return;
     Scalar* out = output_.head(block - rows.begin / count, h);
-    const auto gate = Lanes<Scalar>::load(past.gates()[block] + h * count);
+    const auto gate = Lanes<Scalar>::load(gates[block] + h * count);
     for (Index c = 0; c < dim_head(); ++c)
       (gate * Lanes<Scalar>::load(out + c * count)).store(out + c * count);
   }
@@ -294,7 +303,7 @@ class LayerSteps {
   }
   Scalar* inverse(Part part, Index i) { return raw(part, i, heads()); }
 
-  const LayerWeights<Scalar>* weights_;  // of the call
+  const Weights* weights_;  // of the call
   LocalMHAConfig config_;
   Index threads_;
   std::optional<RotarySteps<Scalar>> rotary_steps_;

@@ -11,6 +11,7 @@
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/on_demand.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/packed_weight.hpp>
@@ -23,29 +24,36 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// All that a pass reads of a layer: its weights, each in one form. What the configuration has not
 /// is empty.
-template <typename Scalar>
+/// \tparam Storage what the weights of projections are rounded to, see can_store
+template <typename Scalar, typename Storage = Scalar>
 struct LayerWeights {
   using Parameters = LocalMHAParameters<Scalar>;
+  using Weight = PackedWeight<Scalar, Storage>;
 
-  /// \param given fit the configuration, which is valid
-  LayerWeights(const LocalMHAConfig& layer_config, Parameters given)
+  /// \param given fit the configuration, which is valid; of Scalars, or of the Storage
+  template <typename Given>
+  LayerWeights(const LocalMHAConfig& layer_config, LocalMHAParameters<Given> given)
       : config(layer_config),
-        attention(attention_config(config)),
-        to_v_gate_bias(std::move(given.to_v_gate_bias)),
-        to_qkv_bias(std::move(given.to_qkv_bias)),
-        to_out_bias(std::move(given.to_out_bias)),
-        sinks(std::move(given.sinks)),
-        relative_bias(std::move(given.relative_bias)) {
-    if (config.prenorm) norm = Prenorm<Scalar>(config.norm, given.norm_weight, given.norm_bias);
-    make_norm(given.q_scale, given.q_norm_weight, q_norm, norms_of_all[0]);
-    make_norm(given.k_scale, given.k_norm_weight, k_norm, norms_of_all[1]);
+        attention(LocalAttention<Scalar>(attention_config(config)).template keys_as<Storage>()),
+        to_v_gate_bias(cast<Scalar>(std::move(given.to_v_gate_bias))),
+        to_qkv_bias(cast<Scalar>(std::move(given.to_qkv_bias))),
+        to_out_bias(cast<Scalar>(std::move(given.to_out_bias))),
+        sinks(cast<Scalar>(std::move(given.sinks))),
+        relative_bias(cast<Scalar>(std::move(given.relative_bias))) {
+    if (config.prenorm)
+      norm = Prenorm<Scalar>(config.norm, cast<Scalar>(std::move(given.norm_weight)),
+                             cast<Scalar>(std::move(given.norm_bias)));
+    make_norm(cast<Scalar>(std::move(given.q_scale)), cast<Scalar>(std::move(given.q_norm_weight)),
+              q_norm, norms_of_all[0]);
+    make_norm(cast<Scalar>(std::move(given.k_scale)), cast<Scalar>(std::move(given.k_norm_weight)),
+              k_norm, norms_of_all[1]);
     const Index dim_head = config.dim_head;
-    to_qkv = PackedWeight<Scalar>(given.to_qkv, dim_head);
-    if (config.gate_values_per_head) to_v_gate = PackedWeight<Scalar>(given.to_v_gate_weight);
-    to_out = PackedWeight<Scalar>(given.to_out, 0, dim_head, padded_channels<Scalar>(dim_head));
+    to_qkv = Weight(given.to_qkv, dim_head);
+    if (config.gate_values_per_head) to_v_gate = Weight(given.to_v_gate_weight);
+    to_out = Weight(given.to_out, 0, dim_head, padded_channels<Scalar>(dim_head));
   }
 
-  /// What the layer was made of, bit for bit: made at the first call.
+  /// What the layer was made of, as it is rounded: made at the first call.
   const Parameters& parameters() const {
     return parameters_.get([&] { return unpacked(); });
   }
@@ -91,7 +99,9 @@ struct LayerWeights {
   }
 
   /// All numbers, by a sample of which these weights are known again.
-  std::array<TensorNumbers<Scalar>, 12> numbers() const {
+  std::array<TensorNumbers<Scalar>, 12> numbers() const
+    requires Trainable<Scalar, Storage>
+  {
     const auto of = [](const auto& tensor) { return TensorNumbers<Scalar>(tensor); };
     return {of(to_qkv),
             of(to_out),
@@ -113,9 +123,9 @@ struct LayerWeights {
   QkNorm<Scalar> q_norm;
   QkNorm<Scalar> k_norm;
   std::array<RmsNorm<Scalar>, 2> norms_of_all;  ///< of queries and of keys, all heads together
-  PackedWeight<Scalar> to_qkv;                  ///< a group of rows is a head
-  PackedWeight<Scalar> to_v_gate;
-  PackedWeight<Scalar> to_out;
+  Weight to_qkv;                                ///< a group of rows is a head
+  Weight to_v_gate;
+  Weight to_out;
   // As in LocalMHAParameters.
   Vector<Scalar> to_v_gate_bias;
   Vector<Scalar> to_qkv_bias;

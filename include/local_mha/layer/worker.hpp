@@ -6,17 +6,21 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/key_room.hpp>
 #include <local_mha/attention/past.hpp>
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/rows_view.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/layer/plan.hpp>
@@ -30,15 +34,21 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// Takes stretches of rows through LayerSteps. When rows come in, their queries, keys, values and
 /// gates are made, and go into the rings of a Past; when all keys are there that a stretch of
 /// queries sees, it is answered. What a head needs is made while it is in the cache.
-template <typename Scalar>
+/// \tparam Storage what weights are held as, and keys and values rounded to, see can_store: in a
+/// batch
+///         they lie there as numbers to compute with, in a stream as what they are rounded to, so
+///         that both give the same
+template <typename Scalar, typename Storage = Scalar>
 class LayerWorker {
+  using Weights = LayerWeights<Scalar, Storage>;
+
  public:
-  using Steps = LayerSteps<Scalar>;
+  using Steps = LayerSteps<Scalar, Storage>;
 
   /// \param seqlen of the longest sequence
   /// \param threads of a device that share the work at most
-  LOCAL_MHA_NOINLINE LayerWorker(const LayerWeights<Scalar>& weights, const Window& window,
-                                 Index seqlen, Index threads = 1)
+  LOCAL_MHA_NOINLINE LayerWorker(const Weights& weights, const Window& window, Index seqlen,
+                                 Index threads = 1)
       : config_(weights.config), made_for_(seqlen), steps_(weights, window, seqlen, threads) {
     const Index reach = window.reach(seqlen);
     const Index first_keys = (std::min)(window.first_keys(), seqlen);
@@ -49,10 +59,21 @@ class LayerWorker {
         padded_channels<Scalar>((std::max)(config_.heads, config_.dim_head));
     rooms_.assign(static_cast<std::size_t>((std::min)(threads, config_.heads)),
                   {AttentionKernel<Scalar>(config_.dim_head, range),
-                   make_block_buffer<Scalar>(most_channels * count)});
+                   make_block_buffer<Scalar>(most_channels * count),
+                   {}});
   }
 
-  bool fits(const LayerWeights<Scalar>& weights, const Window& window, Index seqlen) const {
+  /// One for streams.
+  static LayerWorker for_stream(const Weights& weights, const Window& window, Index threads = 1) {
+    constexpr Index endless = (std::numeric_limits<Index>::max)();
+    LayerWorker worker(weights, window, endless, threads);
+    if constexpr (!std::is_same_v<Scalar, Storage>)
+      for (Room& room : worker.rooms_)
+        room.keys = KeyRoom<Scalar>(window, weights.config.dim_head, layer_stretch<Scalar>);
+    return worker;
+  }
+
+  bool fits(const Weights& weights, const Window& window, Index seqlen) const {
     return config_ == weights.config && window.room_serves(made_for_, seqlen, count);
   }
   /// To say whose stretches follow.
@@ -61,7 +82,7 @@ class LayerWorker {
   /// Rows come in.
   /// \param x from the first row on
   void make(Past<Scalar>& past, const Range& rows, const RowsView<const Scalar>& x) {
-    make_of_all_heads(AnyDevice(), past, rows, x);
+    make_of_all_heads(AnyDevice(), past.gates(), rows, x);
     for (Index kv_head = 0; kv_head < steps_.kv_heads(); ++kv_head)
       make_heads(rooms_.front(), past, rows, kv_head);
   }
@@ -70,13 +91,14 @@ class LayerWorker {
   /// \param y from the first row on
   void answer(Past<Scalar>& past, const Range& rows, const RowsView<Scalar>& y) {
     steps_.rotary_to_first_keys(rows);
-    for (Index h = 0; h < steps_.heads(); ++h) answer_head(rooms_.front(), past, rows, h);
+    for (Index kv_head = 0; kv_head < steps_.kv_heads(); ++kv_head)
+      answer_heads(rooms_.front(), past, rows, kv_head);
     steps_.to_out(AnyDevice(), rows, y);
   }
 
   /// Rows come in, and queries are answered, of which LayerSteps::see() has been told.
   /// The threads of the device share the heads.
-  void make_and_answer(const AnyDevice& device, Past<Scalar>& past, const Range& made,
+  void make_and_answer(const AnyDevice& device, Past<Scalar, Storage>& past, const Range& made,
                        const RowsView<const Scalar>& x, const Range& answered,
                        const RowsView<Scalar>& y);
 
@@ -163,17 +185,27 @@ class LayerWorker {
   struct Room {
     AttentionKernel<Scalar> kernel;
     BlockBuffer<Scalar> aside;  // a block on its way into a ring
+    KeyRoom<Scalar> keys;       // of a stream that keeps them in 16 bits
+
+    RowsForRing<Scalar> rows_for(Ring<Scalar>& ring, const Range& rows) {
+      return {ring, rows, aside.data()};
+    }
+    template <typename Stored>
+    RoundedRowsForRing<Scalar, Stored> rows_for(Ring<Scalar, Stored>& ring, const Range& rows) {
+      return keys.rows_for(ring, rows);
+    }
   };
 
-  void make_of_all_heads(const AnyDevice& device, Past<Scalar>& past, const Range& rows,
+  void make_of_all_heads(const AnyDevice& device, Ring<Scalar>& gates, const Range& rows,
                          const RowsView<const Scalar>& x) {
     steps_.prenorm(device, rows, x);
-    steps_.to_v_gate(past, rows, rooms_.front().aside.data());
+    steps_.to_v_gate(gates, rows, rooms_.front().aside.data());
     steps_.to_qk_of_all(device, rows);
   }
 
   // The heads that read one head of keys and values.
-  void make_heads(Room& room, Past<Scalar>& past, const Range& rows, Index kv_head) {
+  template <typename SomePast>
+  void make_heads(Room& room, SomePast& past, const Range& rows, Index kv_head) {
     if (rows.begin == rows.end) return;
     for (Index h = kv_head * steps_.members(); h < (kv_head + 1) * steps_.members(); ++h)
       make_queries_or_keys(room, past.queries(h), Steps::queries, rows, h);
@@ -182,34 +214,55 @@ class LayerWorker {
     past.pin(kv_head, rows);
   }
 
-  LOCAL_MHA_NOINLINE void make_queries_or_keys(Room& room, Ring<Scalar>& ring, Part part,
+  template <typename SomeRing>
+  LOCAL_MHA_NOINLINE void make_queries_or_keys(Room& room, SomeRing& ring, Part part,
                                                const Range& rows, Index h) {
-    const RowsForRing<Scalar> to(ring, rows, room.aside.data());
+    const auto to = room.rows_for(ring, rows);
     steps_.to_qkv(part, h, rows, to);
     const Range blocks = blocks_of<Scalar>(rows);
     for (Index block = blocks.begin; block < blocks.end; ++block) {
       steps_.qk_norm(part, h, rows, block, to(block));
       steps_.rotary(part, block, to(block));
+      if (part == Steps::keys) round_in(ring, to(block));
     }
     to.put();
   }
 
-  void make_values(Room& room, Ring<Scalar>& ring, const Range& rows, Index kv_head) {
-    const RowsForRing<Scalar> to(ring, rows, room.aside.data());
+  // What goes into a ring that does not round it.
+  template <typename SomeRing>
+  void round_in(const SomeRing& /*ring*/, Scalar* block) const {
+    if constexpr (std::is_same_v<SomeRing, Ring<Scalar>>)
+      round_as_stored<Storage>(steps_.dim_head() * count, block);
+  }
+
+  template <typename SomeRing>
+  void make_values(Room& room, SomeRing& ring, const Range& rows, Index kv_head) {
+    const auto to = room.rows_for(ring, rows);
     steps_.to_qkv(Steps::values, kv_head, rows, to);
     const Range blocks = blocks_of<Scalar>(rows);
-    for (Index block = blocks.begin; block < blocks.end; ++block)
+    for (Index block = blocks.begin; block < blocks.end; ++block) {
+      round_in(ring, to(block));
       steps_.save(&SavedLayer<Scalar>::v, to(block), block, kv_head);
+    }
     to.put();
     for (Index block = blocks.begin; block < blocks.end; ++block) ring.note_finite(block);
   }
 
-  void answer_head(Room& room, Past<Scalar>& past, const Range& rows, Index h) {
-    const Range blocks = blocks_of<Scalar>(rows);
-    for (Index block = blocks.begin; block < blocks.end; ++block) {
-      steps_.attend(room.kernel, past, rows, block, h);
-      steps_.gate(past, rows, block, h);
-    }
+  // The heads that read one head of keys and values.
+  template <typename SomePast>
+  void answer_heads(Room& room, SomePast& past, const Range& rows, Index kv_head) {
+    if (rows.begin == rows.end) return;
+    show_keys(room.keys, past, kv_head, rows, steps_.keys_of(rows),
+              [&](const auto& window, const auto& pinned) {
+                const Range blocks = blocks_of<Scalar>(rows);
+                const Index first = kv_head * steps_.members();
+                for (Index h = first; h < first + steps_.members(); ++h)
+                  for (Index block = blocks.begin; block < blocks.end; ++block) {
+                    steps_.attend(room.kernel, past.queries(h)[block], window, pinned, rows, block,
+                                  h);
+                    steps_.gate(past.gates(), rows, block, h);
+                  }
+              });
   }
 
   LocalMHAConfig config_;
@@ -218,19 +271,21 @@ class LayerWorker {
   std::vector<Room> rooms_;  // of each thread
 };
 
-template <typename Scalar>
-void LayerWorker<Scalar>::make_and_answer(const AnyDevice& device, Past<Scalar>& past,
-                                          const Range& made, const RowsView<const Scalar>& x,
-                                          const Range& answered, const RowsView<Scalar>& y) {
-  make_of_all_heads(device, past, made, x);
+template <typename Scalar, typename Storage>
+void LayerWorker<Scalar, Storage>::make_and_answer(const AnyDevice& device,
+                                                   Past<Scalar, Storage>& past, const Range& made,
+                                                   const RowsView<const Scalar>& x,
+                                                   const Range& answered,
+                                                   const RowsView<Scalar>& y) {
+  steps_.take_stream();
+  make_of_all_heads(device, past.gates(), made, x);
   steps_.rotary_to_first_keys(answered);
   const Index kv_heads = steps_.kv_heads();
   parallel_for(device, (std::min)(steps_.workers(device), kv_heads), kv_heads,
                [&](Index worker, Index kv_head) {
                  Room& room = rooms_[static_cast<std::size_t>(worker)];
                  make_heads(room, past, made, kv_head);
-                 for (Index i = 0; i < steps_.members(); ++i)
-                   answer_head(room, past, answered, kv_head * steps_.members() + i);
+                 answer_heads(room, past, answered, kv_head);
                });
   steps_.to_out(device, answered, y);
 }

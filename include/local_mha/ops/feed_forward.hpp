@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -21,6 +22,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/activations.hpp>
@@ -39,21 +41,39 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar>
+template <typename Scalar, typename Storage>
 class StackLayers;
-template <typename Scalar>
+template <typename Scalar, typename Storage>
 class LayerStack;
 
 }  // namespace detail
 
+/// What FeedForward::forward_saving() keeps for backward(): the result of the first projection. It
+/// knows its layer and its call again.
+template <typename Scalar>
+struct SavedFeedForward {
+  Index rows = 0;
+  Index inner = 0;
+  BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
+  BlockArray<Scalar> gates;   ///< the same, before gelu
+  double dropout = 0;
+  std::optional<Training> training = {};
+  /// Samples by which x and the weights are known again.
+  detail::Sample<Scalar> input = {};
+  detail::Sample<Scalar> weights = {};
+};
+
 /// LayerNorm, Linear, GEGLU, dropout, Linear.
 ///
 /// A copy shares the weights, which nobody changes.
-template <typename Scalar>
+/// \tparam Storage what the weights of the projections are rounded to, see can_store; if they are,
+/// it
+///         goes forward alone
+template <typename Scalar, typename Storage = Scalar>
 class FeedForward {
-  friend detail::StackLayers<Scalar>;
-  friend detail::LayerStack<Scalar>;
-  using Weights = detail::FeedForwardWeights<Scalar>;
+  friend detail::StackLayers<Scalar, Storage>;
+  friend detail::LayerStack<Scalar, Storage>;
+  using Weights = detail::FeedForwardWeights<Scalar, Storage>;
 
  public:
   using Parameters = FeedForwardParameters<Scalar>;
@@ -68,10 +88,14 @@ class FeedForward {
   ///         does not fit the others
   explicit FeedForward(FeedForwardParameters<Scalar> parameters, double dropout = 0)
       : dropout_(dropout) {
-    detail::require_probability("dropout", dropout);
-    weights_ = std::make_shared<const Weights>(std::move(parameters));
-    dim_ = weights_->dim;
-    inner_ = weights_->inner;
+    take(std::move(parameters));
+  }
+  /// Of weights as they are stored.
+  template <std::same_as<Storage> Given>
+    requires(!std::same_as<Given, Scalar>)
+  explicit FeedForward(FeedForwardParameters<Given> parameters, double dropout = 0)
+      : dropout_(dropout) {
+    take(std::move(parameters));
   }
 
   // One that was moved from would have no weights: moving is copying.
@@ -83,7 +107,7 @@ class FeedForward {
   Index inner_dim() const { return inner_; }
   double dropout() const { return dropout_; }
 
-  /// A copy of the weights, which are held in another order.
+  /// A copy of the weights, which are held in another order, as they are rounded.
   Parameters parameters() const { return weights_->unpacked(); }
   /// If it throws, the module is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
@@ -126,7 +150,7 @@ class FeedForward {
 
    private:
     friend FeedForward;
-    friend detail::LayerStack<Scalar>;
+    friend detail::LayerStack<Scalar, Storage>;
     bool fits(const FeedForward& layer) const {
       return std::ssize(in_) == together * layer.dim_ * count &&
              std::ssize(values_) == together * layer.inner_ * count;
@@ -177,24 +201,15 @@ class FeedForward {
     run({0, rows}, x, x_stride, y, workspace, dropout_of(training), rows == 1, nullptr);
   }
 
-  /// What forward_saving() keeps for backward(): the result of the first projection. It knows its
-  /// layer and its call again.
-  struct Saved {
-    Index rows = 0;
-    Index inner = 0;
-    BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
-    BlockArray<Scalar> gates;   ///< the same, before gelu
-    double dropout = 0;
-    std::optional<Training> training = {};
-    /// Samples by which x and the weights are known again.
-    detail::Sample<Scalar> input = {};
-    detail::Sample<Scalar> weights = {};
-  };
+  /// What forward_saving() keeps for backward().
+  using Saved = SavedFeedForward<Scalar>;
 
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
   RowMatrix<Scalar> forward_saving(Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                   const ModuleCall& call = {}) const {
+                                   const ModuleCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
     RowMatrix<Scalar> y = flow(x, call, &saved);
     complete(saved, x, call.training);
@@ -202,7 +217,9 @@ class FeedForward {
   }
 
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
-                                   const ModuleCall& call = {}) const {
+                                   const ModuleCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     check_input(x);
     Tensor<Scalar, 3> y(x.dimensions());
     Workspace workspace;
@@ -223,14 +240,17 @@ class FeedForward {
   RowMatrix<Scalar> backward(Parameters& gradients, const Saved& saved,
                              const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
                              const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                             const ModuleCall& call = {}) const;
+                             const ModuleCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>;
 
   /// The same of tensors.
   /// \param grad_y, x `[B, N, dim]`
   /// \return that of x, `[B, N, dim]`
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
-                             const ModuleCall& call = {}) const {
+                             const ModuleCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     check_input(x);
     Tensor<Scalar, 3> grad_x(x.dimensions());
     Workspace workspace;
@@ -243,7 +263,9 @@ class FeedForward {
   /// \param grad_x that of x, `[B, N, dim]`, must not overlap grad_y and x
   void backward_into(TensorView<Scalar, 3> grad_x, Workspace& workspace, Parameters& gradients,
                      const Saved& saved, TensorView<const Scalar, 3> grad_y,
-                     TensorView<const Scalar, 3> x, const ModuleCall& call = {}) const {
+                     TensorView<const Scalar, 3> x, const ModuleCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     check_input(x);
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     require_shape("grad_x", grad_x.dimensions(), x.dimensions());
@@ -254,6 +276,14 @@ class FeedForward {
   }
 
  private:
+  template <typename Given>
+  void take(FeedForwardParameters<Given>&& parameters) {
+    detail::require_probability("dropout", dropout_);
+    weights_ = std::make_shared<const Weights>(std::move(parameters));
+    dim_ = weights_->dim;
+    inner_ = weights_->inner;
+  }
+
   void check_input(const TensorView<const Scalar, 3>& x) const {
     require_shape("x", x.dimensions(), {-1, -1, dim_});
   }
@@ -293,7 +323,9 @@ class FeedForward {
     saved.gates.prepare(ceil_div(rows, count), inner_);
   }
   void complete(Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                const std::optional<Training>& training) const {
+                const std::optional<Training>& training) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     saved.dropout = dropout_;
     saved.training = training;
     saved.input.take(std::array{Numbers{x}});
@@ -324,7 +356,8 @@ class FeedForward {
   void flow_back(Scalar* grad_x, detail::FeedForwardBackwardRoom<Scalar>& room,
                  Parameters& gradients, const Saved& saved,
                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                 const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const;
+                 const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const
+    requires detail::Trainable<Scalar, Storage>;
 
   // The hidden activations of a block, in place of its values.
   void hide(const std::optional<Dropout<Scalar>>& dropout, Index first, Scalar* values,

@@ -23,9 +23,10 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-template <typename Scalar>
-void FeedForward<Scalar>::differentiate_geglu(const Scalar* values, const Scalar* gates,
-                                              Scalar* grad_values, Scalar* grad_gates) const {
+template <typename Scalar, typename Storage>
+void FeedForward<Scalar, Storage>::differentiate_geglu(const Scalar* values, const Scalar* gates,
+                                                       Scalar* grad_values,
+                                                       Scalar* grad_gates) const {
   for (Index i = 0; i < inner_ * count; i += count) {
     const L gate = L::load(gates + i);
     const Normal<Scalar> at = normal(gate);
@@ -37,11 +38,12 @@ void FeedForward<Scalar>::differentiate_geglu(const Scalar* values, const Scalar
   }
 }
 
-template <typename Scalar>
-RowMatrix<Scalar> FeedForward<Scalar>::backward(Parameters& gradients, const Saved& saved,
-                                                const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                                                const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                                const ModuleCall& call) const {
+template <typename Scalar, typename Storage>
+RowMatrix<Scalar> FeedForward<Scalar, Storage>::backward(
+    Parameters& gradients, const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+    const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const
+  requires detail::Trainable<Scalar, Storage>
+{
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
   RowMatrix<Scalar> grad_x(x.rows(), dim_);
@@ -50,12 +52,15 @@ RowMatrix<Scalar> FeedForward<Scalar>::backward(Parameters& gradients, const Sav
   return grad_x;
 }
 
-template <typename Scalar>
-void FeedForward<Scalar>::flow_back(Scalar* grad_x, detail::FeedForwardBackwardRoom<Scalar>& room,
-                                    Parameters& gradients, const Saved& saved,
-                                    const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                                    const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                    const ModuleCall& call) const {
+template <typename Scalar, typename Storage>
+void FeedForward<Scalar, Storage>::flow_back(Scalar* grad_x,
+                                             detail::FeedForwardBackwardRoom<Scalar>& room,
+                                             Parameters& gradients, const Saved& saved,
+                                             const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+                                             const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                             const ModuleCall& call) const
+  requires detail::Trainable<Scalar, Storage>
+{
   require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
   if (saved.dropout != dropout_ || !saved.weights.is_of(weights_->numbers()))
     reject("saved", "that of a feed-forward of these weights and this dropout", "another");

@@ -23,9 +23,9 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-template <typename Scalar>
-RowMatrix<Scalar> FeedForward<Scalar>::flow(const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                            const ModuleCall& call, Saved* saved) const {
+template <typename Scalar, typename Storage>
+RowMatrix<Scalar> FeedForward<Scalar, Storage>::flow(const Eigen::Ref<const RowMatrix<Scalar>>& x,
+                                                     const ModuleCall& call, Saved* saved) const {
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   const std::optional<Dropout<Scalar>> dropout = dropout_of(call.training);
   if (saved != nullptr) prepare(*saved, x.rows());
@@ -41,10 +41,10 @@ RowMatrix<Scalar> FeedForward<Scalar>::flow(const Eigen::Ref<const RowMatrix<Sca
   return y;
 }
 
-template <typename Scalar>
-void FeedForward<Scalar>::flow(TensorView<Scalar, 3> y, Workspace& workspace,
-                               TensorView<const Scalar, 3> x, const ModuleCall& call,
-                               Saved* saved) const {
+template <typename Scalar, typename Storage>
+void FeedForward<Scalar, Storage>::flow(TensorView<Scalar, 3> y, Workspace& workspace,
+                                        TensorView<const Scalar, 3> x, const ModuleCall& call,
+                                        Saved* saved) const {
   const std::optional<Dropout<Scalar>> dropout = dropout_of(call.training);
   const Index rows = x.dimension(0) * x.dimension(1);
   const Index rows_of_task = forward_stretch_blocks * count;
@@ -63,10 +63,11 @@ void FeedForward<Scalar>::flow(TensorView<Scalar, 3> y, Workspace& workspace,
   });
 }
 
-template <typename Scalar>
-void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y,
-                              Workspace& workspace, const std::optional<Dropout<Scalar>>& dropout,
-                              bool single, Saved* saved) const {
+template <typename Scalar, typename Storage>
+void FeedForward<Scalar, Storage>::run(const Range& rows, const Scalar* x, Index x_stride,
+                                       Scalar* y, Workspace& workspace,
+                                       const std::optional<Dropout<Scalar>>& dropout, bool single,
+                                       Saved* saved) const {
   Index first = rows.begin;
   map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
            y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(),
@@ -76,14 +77,15 @@ void FeedForward<Scalar>::run(const Range& rows, const Scalar* x, Index x_stride
            });
 }
 
-template <typename Scalar>
-void FeedForward<Scalar>::apply(Index first, Index rows, Index blocks, Scalar* in, Scalar* out,
-                                Workspace& workspace, const std::optional<Dropout<Scalar>>& dropout,
-                                bool single, Saved* saved) const {
+template <typename Scalar, typename Storage>
+void FeedForward<Scalar, Storage>::apply(Index first, Index rows, Index blocks, Scalar* in,
+                                         Scalar* out, Workspace& workspace,
+                                         const std::optional<Dropout<Scalar>>& dropout, bool single,
+                                         Saved* saved) const {
   const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
   const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
-  const auto multiply = [&](const PackedWeight<Scalar>& weight, Index group, const Scalar* x,
-                            auto&& to) {
+  const auto multiply = [&](const PackedWeight<Scalar, Storage>& weight, Index group,
+                            const Scalar* x, auto&& to) {
     project_rows(weight, group, x, blocks, single, workspace.spread_.data(), to);
   };
   for (Index b = 0; b < blocks; ++b) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/layer_norm.hpp>
 #include <local_mha/ops/packed_weight.hpp>
@@ -15,27 +16,33 @@
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// Each weight in one form.
-template <typename Scalar>
+/// \tparam Storage what the weights of projections are rounded to, see can_store
+template <typename Scalar, typename Storage = Scalar>
 struct FeedForwardWeights {
   using Parameters = FeedForwardParameters<Scalar>;
+  using Weight = PackedWeight<Scalar, Storage>;
 
   /// \throws std::invalid_argument naming the weight whose shape does not fit the others
-  explicit FeedForwardWeights(Parameters given)
+  template <typename Given>
+  explicit FeedForwardWeights(FeedForwardParameters<Given> given)
       : dim(given.norm_weight.size()), inner(given.proj_out.cols()) {
     require_shape<2>("1.weight", {given.proj_in.rows(), given.proj_in.cols()}, {2 * inner, dim});
     require_shape<2>("4.weight", {given.proj_out.rows(), given.proj_out.cols()}, {dim, inner});
-    norm = LayerNorm<Scalar>(std::move(given.norm_weight), std::move(given.norm_bias));
-    proj_in = PackedWeight<Scalar>(given.proj_in, inner);
-    proj_out = PackedWeight<Scalar>(given.proj_out);
+    norm = LayerNorm<Scalar>(cast<Scalar>(std::move(given.norm_weight)),
+                             cast<Scalar>(std::move(given.norm_bias)));
+    proj_in = Weight(given.proj_in, inner);
+    proj_out = Weight(given.proj_out);
   }
 
-  /// What this was made of, bit for bit.
+  /// What this was made of, as it is rounded.
   Parameters unpacked() const {
     return {norm.weight(), norm.bias(), proj_in.unpacked(), proj_out.unpacked()};
   }
 
   /// All numbers, by a sample of which these weights are known again.
-  std::array<TensorNumbers<Scalar>, 4> numbers() const {
+  std::array<TensorNumbers<Scalar>, 4> numbers() const
+    requires Trainable<Scalar, Storage>
+  {
     const auto of = [](const auto& tensor) { return TensorNumbers<Scalar>(tensor); };
     return {of(norm.weight()), of(norm.bias()), of(proj_in), of(proj_out)};
   }
@@ -43,8 +50,8 @@ struct FeedForwardWeights {
   Index dim;
   Index inner;
   LayerNorm<Scalar> norm;
-  PackedWeight<Scalar> proj_in;  ///< a group of rows is that of values, or of gates
-  PackedWeight<Scalar> proj_out;
+  Weight proj_in;  ///< a group of rows is that of values, or of gates
+  Weight proj_out;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail

@@ -16,6 +16,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/initialization.hpp>
 #include <local_mha/ops/call.hpp>
@@ -29,8 +30,13 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.
-template <typename Scalar>
+/// \tparam Storage what the weight is held as, see can_store; the bias stays a Scalar. A Linear
+/// that
+///         rounds its weight goes forward alone
+template <typename Scalar, typename Storage = Scalar>
 class Linear {
+  using Weight = PackedWeight<Scalar, Storage>;
+
  public:
   using Parameters = LinearParameters<Scalar>;
 
@@ -55,11 +61,12 @@ class Linear {
   ///         empty
   explicit Linear(Parameters parameters) : Linear(parameters.weight, std::move(parameters.bias)) {}
 
-  /// \param weight `[out, in]`
+  /// \param weight `[out, in]`, of Scalars or as it is stored
   /// \param bias `[out]`, or empty for none
   /// \throws std::invalid_argument if bias has another size
   template <typename Matrix>
-    requires std::same_as<typename Matrix::Scalar, Scalar>
+    requires(std::same_as<typename Matrix::Scalar, Scalar> ||
+             std::same_as<typename Matrix::Scalar, Storage>)
   explicit Linear(const Eigen::MatrixBase<Matrix>& weight, Vector<Scalar> bias = {})
       : out_(weight.rows()), bias_(std::move(bias)), packed_(weight) {
     if (bias_.size() != 0 && bias_.size() != out_)
@@ -70,14 +77,14 @@ class Linear {
   Linear(const Linear&) = default;
   Linear& operator=(const Linear&) = default;
 
-  const PackedWeight<Scalar>& weight() const { return packed_; }
+  const Weight& weight() const { return packed_; }
   /// `[out]`, or empty.
   const Vector<Scalar>& bias() const { return bias_; }
   Index in_features() const { return packed_.depth(); }
   Index out_features() const { return out_; }
   LinearConfig config() const { return {in_features(), out_features(), bias_.size() > 0}; }
 
-  /// A copy of the weights, which are held in another order.
+  /// A copy of the weights, which are held in another order, as they are rounded.
   Parameters parameters() const { return {packed_.unpacked(), bias_}; }
   /// If it throws, the module is as it was.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit
@@ -124,7 +131,9 @@ class Linear {
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
-                                   const ModuleCall& call = {}) const {
+                                   const ModuleCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     check_input(x);
     saved.rows_.take(x, numbers());
     return forward(x, call);
@@ -141,7 +150,9 @@ class Linear {
   ///         out, the gradients are as they were
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
-                             const ModuleCall& call = {}) const {
+                             const ModuleCall& call = {}) const
+    requires detail::Trainable<Scalar, Storage>
+  {
     saved.rows_.require_known(x, numbers(), "a Linear");
     require_shape("grad_y", grad_y.dimensions(), {x.dimension(0), x.dimension(1), out_});
     detail::require_same_shapes(gradients, Parameters::zeros(config()));
@@ -158,7 +169,9 @@ class Linear {
   }
 
   // Those of the weights, as they are held.
-  std::array<std::span<const Scalar>, 2> numbers() const {
+  std::array<std::span<const Scalar>, 2> numbers() const
+    requires detail::Trainable<Scalar, Storage>
+  {
     const Index size = packed_.group_panels() * packed_.panel_size();
     return {std::span(packed_.panel(0, 0), static_cast<std::size_t>(size)),
             std::span(bias_.data(), static_cast<std::size_t>(bias_.size()))};
@@ -169,7 +182,7 @@ class Linear {
 
   Index out_;
   Vector<Scalar> bias_;
-  PackedWeight<Scalar> packed_;
+  Weight packed_;
 };
 
 template <typename Matrix>
@@ -178,9 +191,9 @@ template <typename Matrix>
 explicit Linear(const Eigen::MatrixBase<Matrix>& weight, Vector<typename Matrix::Scalar> bias)
     -> Linear<typename Matrix::Scalar>;
 
-template <typename Scalar>
-void Linear<Scalar>::flow(const AnyDevice& device, Workspace& workspace, Index rows,
-                          const Scalar* x, Index x_stride, Scalar* y) const {
+template <typename Scalar, typename Storage>
+void Linear<Scalar, Storage>::flow(const AnyDevice& device, Workspace& workspace, Index rows,
+                                   const Scalar* x, Index x_stride, Scalar* y) const {
   constexpr Index count = block_rows<Scalar>;
   detail::map_rows_on(device, workspace.rooms_, rows, in_features(), x, x_stride, out_, y,
                       8 * Tiling<Scalar>::blocks, [&](Index blocks, const Scalar* in, Scalar* out) {

@@ -7,6 +7,7 @@
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/lanes.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
@@ -61,16 +62,18 @@ struct Ahead {
 /// `acc[r][b] += Σ_d a[r, d] · x[b][d]`: the micro-kernel.
 /// \param row_stride, depth_stride where `a[r, d]` lies: at `a + r·row_stride + d·depth_stride`.
 ///        Constants where the caller has them as such
-/// \param x for each block of positions, `[depth][block_rows]`, from the lanes on that count
-template <Ahead ahead = Ahead{}, int Rows, int Blocks, typename Scalar, int Parts>
+/// \param x for each block of positions, `[depth][block_rows]`, from the lanes on that count, as
+/// they
+///        are stored
+template <Ahead ahead = Ahead{}, int Rows, int Blocks, typename Scalar, int Parts, typename Storage>
 LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, Index depth_stride,
-                               const Scalar* const (&x)[Blocks],
+                               const Storage* const (&x)[Blocks],
                                Lanes<Scalar, Parts> (&acc)[Rows][Blocks]) {
   using L = Lanes<Scalar, Parts>;
   LOCAL_MHA_UNROLL_4 for (Index d = 0; d < depth; ++d) {
     L lanes[Blocks];
     LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) lanes[b] =
-        L::load(x[b] + d * block_rows<Scalar>);
+        detail::load_stored<L>(x[b] + d * block_rows<Scalar>);
     if constexpr (ahead.a > 0) prefetch(a, (d + ahead.a) * depth_stride);
     if constexpr (ahead.x > 0) {
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)

@@ -7,9 +7,12 @@
 #include <concepts>
 #include <cstddef>
 #include <string>
+#include <type_traits>
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/lanes.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/multiply.hpp>
 
@@ -22,15 +25,27 @@ class TensorNumbers;
 
 }  // namespace detail
 
-/// A weight `[out, in]` in the order in which project() reads it: panels of `Tiling::rows` rows,
-/// `[panel][in][row]`; the last panel is filled up with zeros.
+/// A weight `[out, in]` in the order in which project() reads it: panels of panel_rows rows,
+/// `[panel][in][row]`, or of Eigen::bfloat16 `[panel][in/2][row][2]`; the last panel is filled up
+/// with zeros.
 ///
 /// A head's rows are a group that starts a new panel, so that each head's product has its own
 /// panels.
-template <typename Scalar>
+/// \tparam Storage what its numbers are rounded to: see can_store
+template <typename Scalar, typename Storage = Scalar>
 class PackedWeight {
+  static_assert(can_store<Scalar, Storage>,
+                "weights are stored as what is computed with, or where that is float, as "
+                "Eigen::bfloat16 or Eigen::half");
+  static constexpr bool is_rounded = !std::is_same_v<Scalar, Storage>;
+  // Columns whose values lie side by side.
+  static constexpr Index together = is_rounded ? detail::side_by_side<Storage> : 1;
+
  public:
-  static constexpr Index panel_rows = Tiling<Scalar>::rows;
+  /// Of a weight in 16 bits, as many as a packet holds: it is read from far away, by a single row.
+  static constexpr Index panel_rows =
+      is_rounded ? (std::max)(Tiling<Scalar>::rows, Lanes<Scalar>::packet_size)
+                 : Tiling<Scalar>::rows;
 
   PackedWeight() = default;
 
@@ -41,7 +56,8 @@ class PackedWeight {
   ///        not
   /// \throws std::invalid_argument if rows or columns are not made of such groups
   template <typename Matrix>
-    requires std::same_as<typename Matrix::Scalar, Scalar>
+    requires(std::same_as<typename Matrix::Scalar, Scalar> ||
+             std::same_as<typename Matrix::Scalar, Storage>)
   explicit PackedWeight(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0,
                         Index column_group = 0, Index padded_group = 0) {
     pack(weight, group_rows, column_group, padded_group);
@@ -49,14 +65,16 @@ class PackedWeight {
 
   /// Becomes what the constructor makes of the same arguments. Memory is used again.
   template <typename Matrix>
-    requires std::same_as<typename Matrix::Scalar, Scalar>
+    requires(std::same_as<typename Matrix::Scalar, Scalar> ||
+             std::same_as<typename Matrix::Scalar, Storage>)
   void pack(const Eigen::MatrixBase<Matrix>& weight, Index group_rows = 0, Index column_group = 0,
             Index padded_group = 0) {
     prepare(weight.rows(), weight.cols(), group_rows, column_group, padded_group);
-    for_each_panel([&](Index first, Index rows, Scalar* panel) {
+    for_each_panel([&](Index first, Index rows, Storage* panel) {
       for (Index column = 0; column < columns_; ++column) {
-        Scalar* const to = panel + place(column) * panel_rows;
-        for (Index r = 0; r < rows; ++r) to[r] = weight.derived().coeff(first + r, column);
+        for (Index r = 0; r < rows; ++r)
+          panel[in_panel(place(column), r)] =
+              detail::to_stored<Storage>(weight.derived().coeff(first + r, column));
       }
     });
   }
@@ -70,25 +88,24 @@ class PackedWeight {
     if (weight.column_group_ > 0 && (group_rows < 1 || weight.column_group_ % group_rows != 0))
       reject("group_rows", "a divisor of " + std::to_string(weight.column_group_), group_rows);
     prepare(weight.columns_, weight.rows_, group_rows, column_group, padded_group);
-    for_each_panel([&](Index first, Index rows, Scalar* panel) {
+    for_each_panel([&](Index first, Index rows, Storage* panel) {
       // Rows of a panel are columns there that adjoin.
-      const Index begin = weight.place(first) * panel_rows;
+      const Index begin = weight.place(first);
       for (Index column = 0; column < columns_; ++column) {
-        const Scalar* const from = weight.row(column) + begin;
-        Scalar* const to = panel + place(column) * panel_rows;
-        for (Index r = 0; r < rows; ++r) to[r] = from[r * panel_rows];
+        const Storage* const from = weight.panel_of(column);
+        const Index row = weight.row_of_panel(column);
+        for (Index r = 0; r < rows; ++r)
+          panel[in_panel(place(column), r)] = from[in_panel(begin + r, row)];
       }
     });
   }
 
-  /// What was packed, bit for bit.
+  /// What was packed, bit for bit if it was of the Storage.
   RowMatrix<Scalar> unpacked() const {
     RowMatrix<Scalar> weight(rows_, columns_);
-    for (Index r = 0; columns_ > 0 && r < rows_; ++r) {
-      const Scalar* const from = row(r);
+    for (Index r = 0; columns_ > 0 && r < rows_; ++r)
       for (Index column = 0; column < columns_; ++column)
-        weight(r, column) = from[place(column) * panel_rows];
-    }
+        weight(r, column) = detail::from_stored<Scalar>(at(r, column));
     return weight;
   }
   /// Those of what was packed.
@@ -98,9 +115,14 @@ class PackedWeight {
   Index depth() const { return depth_; }
   Index group_rows() const { return group_rows_; }
   Index group_panels() const { return group_panels_; }
-  /// Panel `p` of group `g`, `[depth][panel_rows]`
-  const Scalar* panel(Index g, Index p) const {
+  /// Panel `p` of group `g`, `[depth][panel_rows]`, or `[depth/2][panel_rows][2]`
+  const Storage* panel(Index g, Index p) const {
     return packed_.data() + (g * group_panels_ + p) * panel_size_;
+  }
+  /// The panel behind another one; the first, behind the last.
+  const Storage* panel_behind(const Storage* panel) const {
+    const Storage* const next = panel + panel_size_;
+    return next == packed_.data() + packed_.size() ? packed_.data() : next;
   }
   /// Values of a panel, up to a multiple of block_rows: what fills it up is 0.
   Index panel_size() const { return panel_size_; }
@@ -115,10 +137,12 @@ class PackedWeight {
     const Index rows_of_group = group_rows > 0 ? group_rows : rows;
     const Index panels = ceil_div(rows_of_group, panel_rows);
     const Index depth = column_group > 0 ? columns / column_group * padded_group : columns;
-    const Index panel_size = ceil_div(depth * panel_rows, block_rows<Scalar>) * block_rows<Scalar>;
+    const Index panel_size =
+        ceil_div(ceil_div(depth, together) * together * panel_rows, block_rows<Scalar>) *
+        block_rows<Scalar>;
     const Index groups = rows_of_group > 0 ? rows / rows_of_group : 0;
     // All that may fail, before anything changes.
-    packed_.assign(static_cast<std::size_t>(groups * panels * panel_size), Scalar(0));
+    packed_.assign(static_cast<std::size_t>(groups * panels * panel_size), Storage(0));
     rows_ = rows;
     columns_ = columns;
     column_group_ = column_group;
@@ -147,13 +171,18 @@ class PackedWeight {
     return column_group_ > 0 ? column / column_group_ * padded_group_ + column % column_group_
                              : column;
   }
-  // Its values lie panel_rows apart.
-  const Scalar* row(Index r) const {
-    const Index in_group = r % group_rows_;
-    return panel(r / group_rows_, in_group / panel_rows) + in_group % panel_rows;
+  // Where a row's value at such a place lies in its panel.
+  static Index in_panel(Index place, Index row) {
+    return (place / together * panel_rows + row) * together + place % together;
   }
+  const Storage* panel_of(Index r) const {
+    return panel(r / group_rows_, r % group_rows_ / panel_rows);
+  }
+  Index row_of_panel(Index r) const { return r % group_rows_ % panel_rows; }
 
-  const Scalar& at(Index r, Index column) const { return row(r)[place(column) * panel_rows]; }
+  const Storage& at(Index r, Index column) const {
+    return panel_of(r)[in_panel(place(column), row_of_panel(r))];
+  }
 
   static void check_arguments(Index rows, Index columns, Index group_rows, Index column_group,
                               Index padded_group) {
@@ -174,7 +203,7 @@ class PackedWeight {
   Index group_panels_ = 0;
   Index depth_ = 0;
   Index panel_size_ = 0;
-  BlockBuffer<Scalar> packed_;
+  BlockBuffer<Storage> packed_;
 };
 
 namespace detail {

@@ -4,9 +4,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/core/upcoming.hpp>
 #include <local_mha/ops/multiply.hpp>
 #include <local_mha/ops/packed_weight.hpp>
 
@@ -16,6 +20,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
+// Rows of a group whose panels are read as they lie.
 template <int Blocks, typename Scalar>
 void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_begin, Index row_end,
                     const Scalar* x, Index x_stride, Scalar* const (&y)[Blocks]) {
@@ -42,15 +47,10 @@ void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_b
   }
 }
 
-}  // namespace detail
-
-/// `y(b)[r] = Σ_c W[group·group_rows + r, c] · x(b)[c]` for blocks `0 <= b < blocks`.
-/// \param some_rows those of the group that are computed, whole panels
-/// \param x blocks `[weight.depth()][block_rows]`, one after the other
-/// \param y `y(b)` points to block `b` of the result, `[group_rows][block_rows]`
+// project() of a weight whose panels are read as they lie.
 template <typename Scalar, typename BlockOf>
-void project(const PackedWeight<Scalar>& weight, Index group, const Range& some_rows,
-             const Scalar* x, Index blocks, BlockOf&& y) {
+void project_as_it_lies(const PackedWeight<Scalar>& weight, Index group, const Range& some_rows,
+                        const Scalar* x, Index blocks, BlockOf&& y) {
   constexpr Index rows = Tiling<Scalar>::rows;
   constexpr Index together = Tiling<Scalar>::blocks;
   const Index x_stride = weight.depth() * block_rows<Scalar>;
@@ -64,19 +64,161 @@ void project(const PackedWeight<Scalar>& weight, Index group, const Range& some_
     for (; b + together <= blocks; b += together) {
       Scalar* to[together];
       for (Index i = 0; i < together; ++i) to[i] = y(b + i);
-      detail::project_panels<together>(weight, group, row, row_end, x + b * x_stride, x_stride, to);
+      project_panels<together>(weight, group, row, row_end, x + b * x_stride, x_stride, to);
     }
     for (; b < blocks; ++b) {
       Scalar* to[1] = {y(b)};
-      detail::project_panels<1>(weight, group, row, row_end, x + b * x_stride, x_stride, to);
+      project_panels<1>(weight, group, row, row_end, x + b * x_stride, x_stride, to);
     }
   }
 }
 
+// `y[b][r] += Σ_c weight[c][r]·x[b][c]` for a micro-kernel's rows, of which `rows` are there.
+// \param stride from column to column of the weight
+// \param begins there is no y yet
+// \param upcoming is fetched meanwhile, in depth / fetch_depth steps
+inline constexpr Index fetch_depth = 64;
+template <int Blocks, typename Scalar, typename Storage>
+LOCAL_MHA_NOINLINE void project_unpacked(Index depth, const Scalar* weight, Index stride,
+                                         Index rows, bool begins, const Scalar* (&x)[Blocks],
+                                         Scalar* const (&y)[Blocks], Upcoming<Storage>& upcoming) {
+  using L = Lanes<Scalar>;
+  constexpr int most = Tiling<Scalar>::rows;
+  constexpr Ahead ahead = Blocks > 1 ? Ahead{.x = 8} : Ahead{};
+  L acc[most][Blocks];
+  LOCAL_MHA_UNROLL for (int r = 0; r < most; ++r) {
+    LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] =
+        begins || r >= rows ? L::zero() : L::load(y[b] + r * L::count);
+  }
+  for (Index left = depth; left > 0; left -= fetch_depth) {
+    upcoming.fetch();
+    multiply<ahead>((std::min)(left, fetch_depth), weight, 1, stride, x, acc);
+    weight += fetch_depth * stride;
+    for (int b = 0; b < Blocks; ++b) x[b] += fetch_depth * L::count;
+  }
+  LOCAL_MHA_UNROLL for (int r = 0; r < most; ++r) {
+    if (r < rows) {
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b].store(y[b] + r * L::count);
+    }
+  }
+}
+
+/// Columns of a panel, as many as `columns` has, from where they begin on.
+/// \param stride from column to column, or from pair to pair
+template <typename P, int Columns, typename Storage>
+LOCAL_MHA_INLINE void load_columns(const Storage* from, P (&columns)[Columns], Index stride = 0) {
+  if constexpr (requires { P::load(from); }) {
+    LOCAL_MHA_UNROLL for (int i = 0; i < Columns; ++i) columns[i] = P::load(from + i * stride);
+  } else if constexpr (side_by_side<Storage> == 2) {
+    LOCAL_MHA_UNROLL for (int i = 0; i < Columns; i += 2)
+        load_pairs(from + i * stride, columns[i], columns[i + 1]);
+  } else {
+    LOCAL_MHA_UNROLL for (int i = 0; i < Columns; ++i) columns[i] =
+        load_stored<P>(from + i * stride);
+  }
+}
+
+/// Rows of a weight in 16 bits that lie together when they are unpacked: those of a micro-kernel,
+/// or where no packet is as small, of a panel.
+template <typename Scalar, typename Storage>
+inline constexpr Index unpacked_rows =
+    Tiling<Scalar>::rows >=
+            int{Eigen::internal::unpacket_traits<typename Lanes<Scalar>::HalfPacket>::size}
+        ? Index{Tiling<Scalar>::rows}
+        : PackedWeight<Scalar, Storage>::panel_rows;
+
+// Columns of a panel, as `[part][most_depth][unpacked_rows]`. If the depth is odd, one more may
+// follow.
+template <typename Scalar, typename Storage>
+LOCAL_MHA_FLATTEN void unpack_panel(Index depth, const Storage* panel, Index most_depth,
+                                    Scalar* to) {
+  constexpr Index rows = unpacked_rows<Scalar, Storage>;
+  constexpr Index panel_rows = PackedWeight<Scalar, Storage>::panel_rows;
+  constexpr int together = side_by_side<Storage>;
+  using P = Lanes<Scalar, static_cast<int>(Lanes<Scalar>::count / panel_rows)>;
+  using Part = Lanes<Scalar, static_cast<int>(Lanes<Scalar>::count / rows)>;
+  LOCAL_MHA_UNROLL_4 for (Index d = 0; d < depth; d += together) {
+    P columns[together];
+    load_columns(panel, columns);
+    LOCAL_MHA_UNROLL for (int i = 0; i < together; ++i) {
+      Part parts[panel_rows / rows];
+      static_assert(sizeof parts == sizeof columns[i]);
+      std::memcpy(&parts, &columns[i], sizeof parts);
+      LOCAL_MHA_UNROLL for (int part = 0; part < panel_rows / rows; ++part) parts[part].store(
+          to + (part * most_depth + d + i) * rows);
+    }
+    panel += together * panel_rows;
+  }
+}
+
+// project() of a weight in 16 bits: what all blocks pass is unpacked once.
+template <typename Scalar, typename Storage, typename BlockOf>
+void project_rounded(const PackedWeight<Scalar, Storage>& weight, Index group,
+                     const Range& some_rows, const Scalar* x, Index blocks, BlockOf&& y) {
+  constexpr Index most = Tiling<Scalar>::rows;
+  constexpr Index rows = unpacked_rows<Scalar, Storage>;
+  constexpr Index panel_rows = PackedWeight<Scalar, Storage>::panel_rows;
+  constexpr int together = Tiling<Scalar>::blocks;
+  // Those of a part take half of a first-level cache: rows of x pass from the second one meanwhile.
+  constexpr Index most_depth = 16 * 1024 / (rows * static_cast<Index>(sizeof(Scalar)));
+  alignas(64) Scalar unpacked[most_depth * panel_rows];
+  const Index x_stride = weight.depth() * block_rows<Scalar>;
+  for (Index row = some_rows.begin; row < some_rows.end; row += panel_rows) {
+    const Storage* const panel = weight.panel(group, row / panel_rows);
+    Range some{0, 0};
+    do {
+      some.end = (std::min)(some.begin + most_depth, weight.depth());
+      const Index depth = some.end - some.begin;
+      unpack_panel(depth, panel + some.begin * panel_rows, most_depth, unpacked);
+      // What is unpacked next would be waited for.
+      const bool ends = some.end == weight.depth();
+      const Storage* const next = ends ? weight.panel_behind(panel) : panel + some.end * panel_rows;
+      Upcoming<Storage> upcoming;
+      upcoming.add(next, (ends ? (std::min)(most_depth, weight.depth())
+                               : (std::min)(most_depth, weight.depth() - some.end)) *
+                             panel_rows);
+      upcoming.spread_over(ceil_div(depth, fetch_depth) * (panel_rows / most) *
+                           (blocks / together + blocks % together));
+      const auto pass = [&]<int Blocks>(Index b, Index r) {
+        const Scalar* from[Blocks];
+        Scalar* to[Blocks];
+        for (int i = 0; i < Blocks; ++i) {
+          from[i] = x + (b + i) * x_stride + some.begin * block_rows<Scalar>;
+          to[i] = y(b + i) + (row + r) * block_rows<Scalar>;
+        }
+        project_unpacked<Blocks>(depth, unpacked + r / rows * rows * most_depth + r % rows, rows,
+                                 weight.group_rows() - row - r, some.begin == 0, from, to,
+                                 upcoming);
+      };
+      for (Index r = 0; r < panel_rows && row + r < weight.group_rows(); r += most) {
+        Index b = 0;
+        for (; b + together <= blocks; b += together) pass.template operator()<together>(b, r);
+        for (; b < blocks; ++b) pass.template operator()<1>(b, r);
+      }
+      some.begin = some.end;
+    } while (some.begin < weight.depth());
+  }
+}
+
+}  // namespace detail
+
+/// `y(b)[r] = Σ_c W[group·group_rows + r, c] · x(b)[c]` for blocks `0 <= b < blocks`.
+/// \param some_rows those of the group that are computed, whole panels
+/// \param x blocks `[weight.depth()][block_rows]`, one after the other
+/// \param y `y(b)` points to block `b` of the result, `[group_rows][block_rows]`
+template <typename Scalar, typename Storage, typename BlockOf>
+void project(const PackedWeight<Scalar, Storage>& weight, Index group, const Range& some_rows,
+             const Scalar* x, Index blocks, BlockOf&& y) {
+  if constexpr (!std::is_same_v<Scalar, Storage>)
+    return detail::project_rounded(weight, group, some_rows, x, blocks, y);
+  else
+    detail::project_as_it_lies(weight, group, some_rows, x, blocks, y);
+}
+
 /// The same for all rows of the group.
-template <typename Scalar, typename BlockOf>
-void project(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, Index blocks,
-             BlockOf&& y) {
+template <typename Scalar, typename Storage, typename BlockOf>
+void project(const PackedWeight<Scalar, Storage>& weight, Index group, const Scalar* x,
+             Index blocks, BlockOf&& y) {
   project(weight, group, {0, weight.group_rows()}, x, blocks, y);
 }
 
@@ -94,44 +236,49 @@ namespace detail {
 
 /// How project_lane() reads a panel: its rows at one column at a time, where they fill at least 32
 /// bytes or a packet, else at as many columns as do.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 struct PanelReading {
-  static constexpr int rows = Tiling<Scalar>::rows;
+  static constexpr int rows = PackedWeight<Scalar, Storage>::panel_rows;
   static constexpr int filling =
       (std::min)(Lanes<Scalar>::packet_size, (std::max)(1, 32 / static_cast<int>(sizeof(Scalar))));
   using P = Lanes<Scalar, Lanes<Scalar>::count / (std::max)(rows, filling)>;
   static constexpr int columns = P::count / rows;
   /// How often a value of the position is needed: a single time, it is broadcast.
   static constexpr int copies = columns == 1 ? 1 : rows;
+  /// Numbers before they are needed that weights in 16 bits are fetched: 2 KB. They come from
+  /// memory sooner than it answers.
+  static constexpr Index ahead = std::is_same_v<Scalar, Storage> ? 0 : 1024;
   /// Panels that are read at a time.
   static constexpr int panels = 4;
   /// One sum would wait for its own additions.
-  static constexpr int sums = (std::max)(1, 8 / P::packets / panels);
+  static constexpr bool in_pairs = !std::is_same_v<Scalar, Storage> && side_by_side<Storage> == 2;
+  static constexpr int sums = in_pairs ? 2 : (std::max)(1, 8 / P::packets / panels);
 
-  static LOCAL_MHA_INLINE P multiply_add(const Scalar* x, const Scalar* weights, const P& sum) {
+  static LOCAL_MHA_INLINE P multiply_add(const Scalar* x, const P& weights, const P& sum) {
     if constexpr (columns == 1)
-      return fma(*x, P::load(weights), sum);
+      return fma(*x, weights, sum);
     else
-      return fma(P::load(x), P::load(weights), sum);
+      return fma(P::load(x), weights, sum);
   }
 };
 
 }  // namespace detail
 
 /// Values of a position for project_lane().
-template <typename Scalar>
-Index spread_size(const PackedWeight<Scalar>& weight) {
-  return weight.panel_size() / Tiling<Scalar>::rows * detail::PanelReading<Scalar>::copies;
+template <typename Scalar, typename Storage>
+Index spread_size(const PackedWeight<Scalar, Storage>& weight) {
+  using Reading = detail::PanelReading<Scalar, Storage>;
+  return weight.panel_size() / Reading::rows * Reading::copies;
 }
 
 /// Prepares one position for project_lane(): its values one after the other, each as often as is
 /// needed, then zeros.
 /// \param x `[weight.depth()]`, values `x_stride` apart: `block_rows` for a lane of a block
 /// \param spread `[spread_size(weight)]`
-template <typename Scalar>
-void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Index x_stride,
+template <typename Scalar, typename Storage>
+void spread_lane(const PackedWeight<Scalar, Storage>& weight, const Scalar* x, Index x_stride,
                  Scalar* spread) {
-  constexpr Index copies = detail::PanelReading<Scalar>::copies;
+  constexpr Index copies = detail::PanelReading<Scalar, Storage>::copies;
   for (Index d = 0; d < weight.depth(); ++d)
     std::fill(spread + d * copies, spread + (d + 1) * copies, x[d * x_stride]);
   std::fill(spread + weight.depth() * copies, spread + spread_size(weight), Scalar(0));
@@ -140,17 +287,17 @@ void spread_lane(const PackedWeight<Scalar>& weight, const Scalar* x, Index x_st
 namespace detail {
 
 /// `Panels` panels of a group from that of `row` on, for project_lane().
-template <int Panels, typename Scalar>
-LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar>& weight, Index group,
+template <int Panels, typename Scalar, typename Storage>
+LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& weight, Index group,
                                           Index row, const Scalar* spread, Scalar* y,
                                           Index y_stride) {
-  using Reading = PanelReading<Scalar>;
+  using Reading = PanelReading<Scalar, Storage>;
   using P = typename Reading::P;
   constexpr Index rows = Reading::rows;
   constexpr Index x_step = Reading::columns * Reading::copies;
   constexpr int sums = Reading::sums;
   const Index steps = weight.panel_size() / P::count;
-  const Scalar* from[Panels];
+  const Storage* from[Panels];
   P acc[Panels][sums];
   LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
     from[p] = weight.panel(group, row / rows + p);
@@ -160,22 +307,31 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar>& weight, In
   Index i = 0;
   for (; i + sums <= steps; i += sums, x += sums * x_step) {
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+      P weights[sums];
+      load_columns(from[p] + i * P::count, weights, P::count);
+      if constexpr (Reading::ahead > 0) prefetch(from[p] + i * P::count, Reading::ahead);
       LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[p][s] =
-          Reading::multiply_add(x + s * x_step, from[p] + (i + s) * P::count, acc[p][s]);
+          Reading::multiply_add(x + s * x_step, weights[s], acc[p][s]);
     }
   }
   for (; i < steps; ++i, x += x_step) {
-    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[p][0] =
-        Reading::multiply_add(x, from[p] + i * P::count, acc[p][0]);
+    if constexpr (!Reading::in_pairs) {
+      LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[p][0] =
+          Reading::multiply_add(x, load_stored<P>(from[p] + i * P::count), acc[p][0]);
+    }
   }
-  for (int p = 0; p < Panels; ++p, row += rows) {
+  // Of all panels before any is read: what is indexed by a variable has no registers.
+  alignas(64) Scalar all[Panels][P::count];
+  LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
     LOCAL_MHA_UNROLL for (int s = 1; s < sums; ++s) acc[p][0] = acc[p][0] + acc[p][s];
-    alignas(64) Scalar sum[P::count];
-    acc[p][0].store(sum);
+    acc[p][0].store(all[p]);
+  }
+  for (auto& sum : all) {
     for (Index r = 0; r < (std::min)(rows, weight.group_rows() - row); ++r) {
       for (Index lane = r + rows; lane < P::count; lane += rows) sum[r] = sum[r] + sum[lane];
       y[(row + r) * y_stride] = sum[r];
     }
+    row += rows;
   }
 }
 
@@ -187,10 +343,10 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar>& weight, In
 /// \param some_rows those of the group that are computed, whole panels
 /// \param spread made by spread_lane()
 /// \param y `[group_rows]`, values `y_stride` apart: `block_rows` for a lane of a block
-template <typename Scalar>
-void project_lane(const PackedWeight<Scalar>& weight, Index group, const Range& some_rows,
+template <typename Scalar, typename Storage>
+void project_lane(const PackedWeight<Scalar, Storage>& weight, Index group, const Range& some_rows,
                   const Scalar* spread, Scalar* y, Index y_stride) {
-  using Reading = detail::PanelReading<Scalar>;
+  using Reading = detail::PanelReading<Scalar, Storage>;
   constexpr Index rows = Reading::rows;
   constexpr int together = Reading::panels;
   Index row = some_rows.begin;
@@ -201,17 +357,17 @@ void project_lane(const PackedWeight<Scalar>& weight, Index group, const Range& 
 }
 
 /// The same for all rows of the group.
-template <typename Scalar>
-void project_lane(const PackedWeight<Scalar>& weight, Index group, const Scalar* spread, Scalar* y,
-                  Index y_stride) {
+template <typename Scalar, typename Storage>
+void project_lane(const PackedWeight<Scalar, Storage>& weight, Index group, const Scalar* spread,
+                  Scalar* y, Index y_stride) {
   project_lane(weight, group, {0, weight.group_rows()}, spread, y, y_stride);
 }
 
 /// project(), or project_lane() if there is a single position, in lane 0.
 /// \param spread `[spread_size(weight)]`
-template <typename Scalar, typename BlockOf>
-void project_rows(const PackedWeight<Scalar>& weight, Index group, const Scalar* x, Index blocks,
-                  bool single, Scalar* spread, BlockOf&& y) {
+template <typename Scalar, typename Storage, typename BlockOf>
+void project_rows(const PackedWeight<Scalar, Storage>& weight, Index group, const Scalar* x,
+                  Index blocks, bool single, Scalar* spread, BlockOf&& y) {
   if (!single) return project(weight, group, x, blocks, y);
   spread_lane(weight, x, block_rows<Scalar>, spread);
   project_lane(weight, group, spread, y(0), block_rows<Scalar>);

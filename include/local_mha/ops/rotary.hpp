@@ -125,14 +125,16 @@ class RotaryEmbedding {
   /// \param dim_head channels of a head, even unless `rotary.rotary_dim` says how many turn
   /// \param xpos_scale_base distance over which a score decays by `ζ_m`; empty: no xPos
   /// \param rotary how they turn
+  /// \param max_exponent of what turned keys are stored as
   /// \throws std::invalid_argument if dim_head is odd or not positive, the base is below 0.5, or
   ///         naming the member of `rotary` that is out of range or has no xPos
   explicit RotaryEmbedding(Index dim_head, std::optional<double> xpos_scale_base = {},
-                           const RotaryConfig& rotary = {})
+                           const RotaryConfig& rotary = {},
+                           int max_exponent = std::numeric_limits<Scalar>::max_exponent)
       : pairs_(checked(dim_head, xpos_scale_base, rotary)),
         frequencies_(detail::frequencies_of(rotary, dim_head)),
         xpos_scale_base_(xpos_scale_base),
-        group_(group_length(xpos_scale_base)) {
+        group_(group_length(xpos_scale_base, max_exponent)) {
     queries_ = make_block_buffer<Scalar>(group_ * pairs_.turned());
     keys_ = make_block_buffer<Scalar>(group_ * pairs_.turned());
     const double factor = rotary.factor;
@@ -238,13 +240,12 @@ class RotaryEmbedding {
 
   // Long groups make tables that leave the cache, short ones many steps; and within a group
   // ζ_0^(−length / base), the largest factor, must stay far from overflow: below 2^24.
-  static Index group_length(std::optional<double> xpos_scale_base) {
+  static Index group_length(std::optional<double> xpos_scale_base, int max_exponent) {
     constexpr double longest = 256;
     const double most =
-        xpos_scale_base
-            ? (std::min)(longest, std::min<int>(24, std::numeric_limits<Scalar>::max_exponent / 2) *
-                                      std::log(2.0) / std::log(1.4 / 0.4) * *xpos_scale_base)
-            : longest;
+        xpos_scale_base ? (std::min)(longest, std::min<int>(24, max_exponent / 2) * std::log(2.0) /
+                                                  std::log(1.4 / 0.4) * *xpos_scale_base)
+                        : longest;
     return (std::max<Index>)(1, static_cast<Index>(most) / count) * count;
   }
 

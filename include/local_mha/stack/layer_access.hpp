@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
@@ -13,14 +12,15 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 struct LayerAccess {
-  using Flow = typename LocalMHA<Scalar>::Flow;
+  using Attention = LocalMHA<Scalar, Storage>;
+  using Flow = typename Attention::Flow;
   /// Blocks of a stream that pass together.
-  static constexpr Index stretch = LocalMHA<Scalar>::stretch;
+  static constexpr Index stretch = Attention::stretch;
 
   /// LocalMHA::parameters(), which the attention does not keep.
-  static LocalMHAParameters<Scalar> unpacked(const LocalMHA<Scalar>& attention) {
+  static LocalMHAParameters<Scalar> unpacked(const Attention& attention) {
     return attention.weights_->unpacked();
   }
 
@@ -43,16 +43,14 @@ struct LayerAccess {
   }
 
   // How the rows of a stream pass an attention.
-  static Flow make_flow(const LocalMHA<Scalar>& attention) {
-    return Flow(*attention.weights_, Window(attention_config(attention.config())),
-                (std::numeric_limits<Index>::max)());
+  static Flow make_flow(const Attention& attention) {
+    return Flow::for_stream(*attention.weights_, Window(attention_config(attention.config())));
   }
-  static auto shown_to(const LocalMHA<Scalar>& attention,
-                       const typename LocalMHA<Scalar>::Bias& attn_bias) {
+  static auto shown_to(const Attention& attention, const typename Attention::Bias& attn_bias) {
     return attention.shown_to(1, attn_bias);
   }
   template <typename Sequence, typename Inputs, typename Complete>
-  static void stream_rows(const LocalMHA<Scalar>& attention, Flow& flow, Sequence& sequence,
+  static void stream_rows(const Attention& attention, Flow& flow, Sequence& sequence,
                           const Inputs& inputs, const Range& in, const Range& out,
                           const RowsView<const Scalar>& x, const std::uint8_t* masked,
                           const RowsView<Scalar>& y, Complete&& complete) {

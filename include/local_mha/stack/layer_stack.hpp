@@ -34,12 +34,12 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-template <typename Scalar>
-class LayerStack : public StackLayers<Scalar> {
-  using Base = StackLayers<Scalar>;
+template <typename Scalar, typename Storage = Scalar>
+class LayerStack : public StackLayers<Scalar, Storage> {
+  using Base = StackLayers<Scalar, Storage>;
   static constexpr Index count = block_rows<Scalar>;
   // Blocks that pass the feed-forward's weights together.
-  static constexpr Index together = FeedForward<Scalar>::together;
+  static constexpr Index together = FeedForward<Scalar, Storage>::together;
 
  public:
   using typename Base::Connection;
@@ -73,7 +73,7 @@ class LayerStack : public StackLayers<Scalar> {
       BlockBuffer<Scalar> attended;
       BlockBuffer<Scalar> beta;  // of the feed-forward's connection
       BlockBuffer<Scalar> connection;
-      typename FeedForward<Scalar>::Workspace feed_forward;
+      typename FeedForward<Scalar, Storage>::Workspace feed_forward;
     };
 
     void prepare_attentions(const LayerStack& stack) {
@@ -104,10 +104,10 @@ class LayerStack : public StackLayers<Scalar> {
     Scalar* beta(Index block) { return beta_.channels() > 0 ? beta_[block] : nullptr; }
 
     Index workers_ = 1;
-    std::vector<typename LocalMHA<Scalar>::Workspace> attentions_;  // of each kind
-    std::vector<Room> rooms_;                                       // of each worker
-    BlockBuffer<Scalar> attended_;                                  // rows
-    BlockArray<Scalar> streams_;                                    // of several
+    std::vector<typename LocalMHA<Scalar, Storage>::Workspace> attentions_;  // of each kind
+    std::vector<Room> rooms_;                                                // of each worker
+    BlockBuffer<Scalar> attended_;                                           // rows
+    BlockArray<Scalar> streams_;                                             // of several
     BlockArray<Scalar> beta_;  // of the connection around the attention
     StackBackwardRoom<Scalar> backward_;
   };
@@ -127,7 +127,8 @@ class LayerStack : public StackLayers<Scalar> {
   /// \param saved what forward() kept
   /// \param grad of its result; becomes that of x
   void backward(const AnyDevice& device, EncoderParameters<Scalar>& gradients, Workspace& workspace,
-                const Saved& saved, TensorView<Scalar, 3> grad) const;
+                const Saved& saved, TensorView<Scalar, 3> grad) const
+    requires Trainable<Scalar, Storage>;
 
   /// \throws std::invalid_argument if saved is not that of a call of a stack of these weights
   void require_known(const Saved& saved) const {
@@ -227,7 +228,7 @@ class LayerStack : public StackLayers<Scalar> {
             Scalar* to, Workspace& workspace, const std::optional<Training>& training,
             Saved* saved) const {
     const Layer& layer = layers_[i];
-    const FeedForward<Scalar>& feed_forward = layer.feed_forward;
+    const FeedForward<Scalar, Storage>& feed_forward = layer.feed_forward;
     const auto dropout = feed_forward.dropout_of(of_part(training, 2 * i + 1));
     auto* const kept = saved != nullptr ? &saved->layers[i] : nullptr;
     const EvenRanges ranges = workspace.ranges(blocks.number());
@@ -263,11 +264,13 @@ class LayerStack : public StackLayers<Scalar> {
         enter(i + 1, blocks, first + b, streams(b), in(b), to, workspace, room, saved);
       }
     });
-    if (kept != nullptr) {
-      const Scalar* const x = kept->feed_forward_branch.input.data();
-      feed_forward.complete(kept->feed_forward,
-                            Eigen::Map<const RowMatrix<Scalar>>(x, blocks.rows, dim_),
-                            of_part(training, 2 * i + 1));
+    if constexpr (Trainable<Scalar, Storage>) {
+      if (kept != nullptr) {
+        const Scalar* const x = kept->feed_forward_branch.input.data();
+        feed_forward.complete(kept->feed_forward,
+                              Eigen::Map<const RowMatrix<Scalar>>(x, blocks.rows, dim_),
+                              of_part(training, 2 * i + 1));
+      }
     }
   }
 
@@ -282,11 +285,12 @@ class LayerStack : public StackLayers<Scalar> {
   using Base::streams_;
 };
 
-template <typename Scalar>
-void LayerStack<Scalar>::forward(const AnyDevice& device, TensorView<Scalar, 3> y,
-                                 Workspace& workspace, TensorView<const Scalar, 3> x,
-                                 const PaddingMask& mask, const std::optional<Training>& training,
-                                 std::span<const Index> cu_seqlens, Saved* saved) const {
+template <typename Scalar, typename Storage>
+void LayerStack<Scalar, Storage>::forward(const AnyDevice& device, TensorView<Scalar, 3> y,
+                                          Workspace& workspace, TensorView<const Scalar, 3> x,
+                                          const PaddingMask& mask,
+                                          const std::optional<Training>& training,
+                                          std::span<const Index> cu_seqlens, Saved* saved) const {
   const Blocks blocks{x.dimension(0) * x.dimension(1), dim_};
   workspace.prepare(*this, blocks.rows, thread_count(device));
   if (saved != nullptr) prepare(*saved, x.dimensions());
@@ -301,7 +305,7 @@ void LayerStack<Scalar>::forward(const AnyDevice& device, TensorView<Scalar, 3> 
     input = place(0);
   }
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const LocalMHA<Scalar>& attention = layers_[i].attention;
+    const LocalMHA<Scalar, Storage>& attention = layers_[i].attention;
     auto& of_attention = workspace.attentions_[to_size(layers_[i].kind)];
     const TensorView<const Scalar, 3> in(input, x.dimensions());
     const TensorView<Scalar, 3> attended(workspace.attended_.data(), x.dimensions());
@@ -310,10 +314,11 @@ void LayerStack<Scalar>::forward(const AnyDevice& device, TensorView<Scalar, 3> 
                                     .training = of_part(training, 2 * i),
                                     .cu_seqlens = cu_seqlens,
                                     .device = device};
-    if (saved != nullptr)
-      attention.forward_saving_into(attended, of_attention, saved->layers[i].attention, in, call);
-    else
-      attention.forward_into(attended, of_attention, in, call);
+    bool kept = false;
+    if constexpr (Trainable<Scalar, Storage>)
+      if ((kept = saved != nullptr))
+        attention.forward_saving_into(attended, of_attention, saved->layers[i].attention, in, call);
+    if (!kept) attention.forward_into(attended, of_attention, in, call);
     pass(device, i, blocks, input, place(i + 1), workspace, training, saved);
     input = place(i + 1);
   }

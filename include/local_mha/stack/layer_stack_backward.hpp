@@ -101,10 +101,13 @@ class LayerStackBackward {
   Scalar* grad_;
 };
 
-template <typename Scalar>
-void LayerStack<Scalar>::backward(const AnyDevice& device, EncoderParameters<Scalar>& gradients,
-                                  Workspace& workspace, const Saved& saved,
-                                  TensorView<Scalar, 3> grad) const {
+template <typename Scalar, typename Storage>
+void LayerStack<Scalar, Storage>::backward(const AnyDevice& device,
+                                           EncoderParameters<Scalar>& gradients,
+                                           Workspace& workspace, const Saved& saved,
+                                           TensorView<Scalar, 3> grad) const
+  requires Trainable<Scalar, Storage>
+{
   const auto shape = saved.shape;
   const Index rows = shape[0] * shape[1];
   if (layers_.empty()) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/encoder_config.hpp>
 #include <local_mha/mha.hpp>
@@ -23,29 +24,50 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-template <typename Scalar>
+// A set of other numbers.
+template <typename Scalar, typename Given>
+DynamicPositionBiasParameters<Scalar> cast_set(DynamicPositionBiasParameters<Given>&& p) {
+  return {cast<Scalar>(std::move(p.weight_0)), cast<Scalar>(std::move(p.bias_0)),
+          cast<Scalar>(std::move(p.weight_2)), cast<Scalar>(std::move(p.bias_2)),
+          cast<Scalar>(std::move(p.weight_4)), cast<Scalar>(std::move(p.bias_4))};
+}
+template <typename Scalar, typename Given>
+HyperConnectionParameters<Scalar> cast_set(HyperConnectionParameters<Given>&& p) {
+  return {cast<Scalar>(std::move(p.static_alpha)),
+          cast<Scalar>(std::move(p.alpha_fn)),
+          cast<Scalar>(p.alpha_scale),
+          cast<Scalar>(std::move(p.static_beta)),
+          cast<Scalar>(std::move(p.beta_fn)),
+          cast<Scalar>(p.beta_scale),
+          cast<Scalar>(std::move(p.norm_gamma))};
+}
+
+/// \tparam Storage what weights, keys and values are rounded to: see LocalMHA and FeedForward
+template <typename Scalar, typename Storage = Scalar>
 class StackLayers {
   static constexpr Index count = block_rows<Scalar>;
 
  public:
-  using Bias = typename LocalMHA<Scalar>::Bias;
+  using Bias = typename LocalMHA<Scalar, Storage>::Bias;
   using Connection = std::optional<HyperConnection<Scalar>>;
 
   struct Layer {
-    Layer(const LocalMHAConfig& config, double dropout,
-          typename EncoderParameters<Scalar>::Layer&& parameters, Index kind_of_attention)
+    // \tparam Parameters EncoderParameters::Layer, of Scalars or of the Storage
+    template <typename Parameters>
+    Layer(const LocalMHAConfig& config, double dropout, Parameters&& parameters,
+          Index kind_of_attention)
         : attention(config, std::move(parameters.attention)),
           feed_forward(std::move(parameters.feed_forward), dropout),
           kind(kind_of_attention) {
       const auto connect = [](auto& weights, Connection& connection) {
-        if (weights) connection.emplace(std::move(*weights));
+        if (weights) connection.emplace(cast_set<Scalar>(std::move(*weights)));
       };
       connect(parameters.attention_connection, attention_connection);
       connect(parameters.feed_forward_connection, feed_forward_connection);
     }
 
-    LocalMHA<Scalar> attention;
-    FeedForward<Scalar> feed_forward;
+    LocalMHA<Scalar, Storage> attention;
+    FeedForward<Scalar, Storage> feed_forward;
     // None of a single residual stream.
     Connection attention_connection;
     Connection feed_forward_connection;
@@ -54,7 +76,8 @@ class StackLayers {
   };
 
   /// \param parameters fit the configuration, which is valid; they go as they are taken in
-  StackLayers(const EncoderConfig& config, EncoderParameters<Scalar>&& parameters)
+  template <typename Given>
+  StackLayers(const EncoderConfig& config, EncoderParameters<Given>&& parameters)
       : dim_(config.layers.front().dim), streams_(config.num_residual_streams) {
     layers_.reserve(parameters.layers.size());
     for (Index i = 0; i < config.depth; ++i) {
@@ -69,7 +92,7 @@ class StackLayers {
     connection_numbers_ = connection_numbers();
     if (!parameters.dynamic_pos_bias) return;
     const LocalMHAConfig& first = config.layers.front();
-    position_bias_.emplace(*parameters.dynamic_pos_bias);
+    position_bias_.emplace(cast_set<Scalar>(std::move(*parameters.dynamic_pos_bias)));
     bias_ = position_bias_->forward(first.window_size, first.look_backward,
                                     resolved_look_forward(first));
   }
@@ -78,13 +101,13 @@ class StackLayers {
   StackLayers(const StackLayers&) = delete;
   StackLayers& operator=(const StackLayers&) = delete;
 
-  /// What this was made of, bit for bit.
+  /// What this was made of, as it is rounded.
   EncoderParameters<Scalar> unpacked() const {
     EncoderParameters<Scalar> parameters;
     parameters.layers.reserve(layers_.size());
     for (const Layer& layer : layers_) {
       auto& to = parameters.layers.emplace_back();
-      to.attention = LayerAccess<Scalar>::unpacked(layer.attention);
+      to.attention = LayerAccess<Scalar, Storage>::unpacked(layer.attention);
       to.feed_forward = layer.feed_forward.weights_->unpacked();
       if (layer.attention_connection)
         to.attention_connection = layer.attention_connection->parameters();

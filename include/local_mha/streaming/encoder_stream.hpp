@@ -27,9 +27,9 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// Layers that see ahead wait for it one after the other: a position's result comes when all that
 /// it depends on through them is there, which is the sum of what they see ahead later. Where all
 /// layers are causal, it comes at once.
-template <typename Scalar>
-class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
-  using Base = detail::StackStream<Scalar>;
+template <typename Scalar, typename Storage>
+class Encoder<Scalar, Storage>::Stream : public detail::StackStream<Scalar, Storage> {
+  using Base = detail::StackStream<Scalar, Storage>;
   using Sequence = typename Base::Sequence;
   using Worker = typename Base::Worker;
 
@@ -97,7 +97,8 @@ class Encoder<Scalar>::Stream : public detail::StackStream<Scalar> {
          << ", num_residual_streams " << config.num_residual_streams;
     for (Index i = 0; i < config.depth; ++i) {
       const LocalMHAConfig& layer = layer_config(config, i);
-      const LocalAttention<Scalar> attention(attention_config(layer));
+      const auto attention =
+          LocalAttention<Scalar>(attention_config(layer)).template keys_as<Storage>();
       text << "; " << detail::description_of(layer)
            << detail::description_of(attention, Window(attention.config()),
                                      encoder.stack().attn_bias());

@@ -9,15 +9,19 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/key_room.hpp>
 #include <local_mha/attention/local_attention.hpp>
 #include <local_mha/attention/past.hpp>
+#include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
@@ -26,10 +30,14 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The same for queries, keys and values as LocalMHA::Stream for a layer's input: chunks of any
 /// size, at every position the result of forward() of the whole sequence, constant memory.
+/// \tparam Storage what keys, normalized and turned, and values are rounded to when they come:
+///         forward() does not round them
 template <typename Scalar, typename Score>
-class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
-  using Base = SequenceStream<Scalar>;
-  using Sequence = detail::StreamedSequence<Scalar>;
+template <typename Storage>
+class LocalAttention<Scalar, Score>::StreamOf
+    : public SequenceStream<Scalar, detail::StreamedSequence<Scalar, Storage>> {
+  using Sequence = detail::StreamedSequence<Scalar, Storage>;
+  using Base = SequenceStream<Scalar, Sequence>;
 
  public:
   /// \param attention copied
@@ -39,10 +47,11 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   ///        tensors are copied
   /// \param kv_heads of the keys and values, if there are fewer
   /// \throws std::invalid_argument naming the argument that does not fit
-  Stream(const LocalAttention& attention, Index heads, Index dim_head,
-         const StreamConfig& config = {}, const Call& call = {}, std::optional<Index> kv_heads = {})
+  StreamOf(const LocalAttention& attention, Index heads, Index dim_head,
+           const StreamConfig& config = {}, const Call& call = {},
+           std::optional<Index> kv_heads = {})
       : Base(config, describe(attention, heads, dim_head, call, kv_heads.value_or(heads))),
-        attention_(attention),
+        attention_(attention.template keys_as<Storage>()),
         heads_(heads),
         kv_heads_(kv_heads.value_or(heads)),
         dim_head_(dim_head),
@@ -50,7 +59,7 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
     const Window& window = window_;
     detail::AttentionInputs<Scalar> inputs(window, config.batch, heads,
                                            attention.bias_of(window, heads, call));
-    attention.add_options(inputs, kv_heads_, call);
+    attention_.add_options(inputs, kv_heads_, call);
     bias_ = inputs.copy_of_bias();
     if (call.sinks)
       sinks_.emplace(Eigen::TensorMap<const Tensor<Scalar, 1>>(call.sinks->data(), heads));
@@ -59,23 +68,27 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
         Sequence(window, {.heads = heads, .dim_head = dim_head, .kv_heads = kv_heads_}, stretch,
                  config.max_rollback));
     constexpr Index endless = (std::numeric_limits<Index>::max)();
-    steps_ = attention.rotary_steps(window, endless);
+    steps_ = attention_.rotary_steps(window, endless);
     const Index range =
         window.reach_behind() + window.reach_ahead() + window.first_keys() + 4 * count;
     const Index block = padded_channels<Scalar>(dim_head) * count;
     workers_.assign(
         static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
-        {AttentionKernel<Scalar>(dim_head, range), make_block_buffer<Scalar>(block), {}});
-    if (window.first_keys() == 0 || attention.rotary() == nullptr) return;
+        {AttentionKernel<Scalar>(dim_head, range),
+         make_block_buffer<Scalar>(block),
+         std::is_same_v<Scalar, Storage> ? detail::KeyRoom<Scalar>()
+                                         : detail::KeyRoom<Scalar>(window, dim_head, stretch),
+         {}});
+    if (window.first_keys() == 0 || attention_.rotary() == nullptr) return;
     for (Worker& worker : workers_)
-      worker.pinned_steps.emplace(*attention.rotary(), window.rotary_shift(), window.first_keys(),
+      worker.pinned_steps.emplace(*attention_.rotary(), window.rotary_shift(), window.first_keys(),
                                   0);
   }
-  Stream(const Stream&) = default;
-  Stream(Stream&&) = default;
-  Stream& operator=(const Stream& other) { return *this = Stream(other); }
-  Stream& operator=(Stream&&) = default;
-  ~Stream() = default;
+  StreamOf(const StreamOf&) = default;
+  StreamOf(StreamOf&&) = default;
+  StreamOf& operator=(const StreamOf& other) { return *this = StreamOf(other); }
+  StreamOf& operator=(StreamOf&&) = default;
+  ~StreamOf() = default;
 
   /// Takes the next `n >= 0` positions of every sequence.
   /// \param q, k, v `[B, H, n, D]`; with shared_qk, `k` is the same as `q`
@@ -113,8 +126,18 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   struct Worker {
     AttentionKernel<Scalar> kernel;
     BlockBuffer<Scalar> block;
+    detail::KeyRoom<Scalar> keys;
     // To the first keys, from where the queries are.
     std::optional<RotarySteps<Scalar>> pinned_steps;
+
+    detail::RowsForRing<Scalar> rows_for(Ring<Scalar>& ring, const Range& rows) {
+      return {ring, rows, block.data()};
+    }
+    template <typename Stored>
+    detail::RoundedRowsForRing<Scalar, Stored> rows_for(Ring<Scalar, Stored>& ring,
+                                                        const Range& rows) {
+      return keys.rows_for(ring, rows);
+    }
   };
 
   // The first row of the first head, and how many rows a head has.
@@ -180,7 +203,7 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
     shown.share_keys(kv_heads_);
     if (sinks_) shown.add_sinks(TensorView<const Scalar, 1>(*sinks_));
     shown.set_score(attention_.score());
-    Past<Scalar>& past = sequence.past();
+    Past<Scalar, Storage>& past = sequence.past();
     flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
       sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
       const auto first = [&](const Scalar* x, Index h) {
@@ -193,18 +216,26 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
                                [&](Index block, LaneRange) { past.values(h).note_finite(block); });
         past.pin(h, made);
       }
-      for (Index h = 0; h < heads_; ++h) {
+      for (Index h = 0; h < heads_; ++h)
         take(worker, past.queries(h), made, first(inputs.q, h), &LocalAttention::place_queries);
-        AttentionHead<Scalar> head = shown.head(b, h);
-        sequence.show(answered, head);
-        head.steps = steps_ ? &*steps_ : nullptr;
-        head.shared_qk = attention_.config().shared_qk;
-        head.pinned_steps = worker.pinned_steps ? &*worker.pinned_steps : nullptr;
-        Scalar* to =
-            result.data() +
-            (((b * heads_ + h) * result.dimension(2)) + answered.begin - out.begin) * dim_head_;
-        attend(worker, past, h, h / shown.group(), head, answered, to);
-      }
+      if (answered.begin == answered.end) return;
+      const Range keys = window_.keys_of(answered, sequence.position());
+      for (Index kv_head = 0; kv_head < kv_heads_; ++kv_head)
+        detail::show_keys(
+            worker.keys, past, kv_head, answered, keys,
+            [&](const auto& window, const auto& pinned) {
+              for (Index h = kv_head * shown.group(); h < (kv_head + 1) * shown.group(); ++h) {
+                AttentionHead<Scalar> head = shown.head(b, h);
+                sequence.show(answered, head);
+                head.steps = steps_ ? &*steps_ : nullptr;
+                head.shared_qk = attention_.config().shared_qk;
+                head.pinned_steps = worker.pinned_steps ? &*worker.pinned_steps : nullptr;
+                Scalar* to = result.data() + (((b * heads_ + h) * result.dimension(2)) +
+                                              answered.begin - out.begin) *
+                                                 dim_head_;
+                attend(worker, past.queries(h), window, pinned, head, answered, to);
+              }
+            });
     });
   }
 
@@ -212,10 +243,11 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   using Place = void (LocalAttention::*)(Index channels, Scalar* block, Index first_row) const;
 
   // Takes rows into a ring, as `place` puts them there, unless it is null.
-  void take(Worker& worker, Ring<Scalar>& ring, const Range& rows, const Scalar* from,
+  template <typename SomeRing>
+  void take(Worker& worker, SomeRing& ring, const Range& rows, const Scalar* from,
             Place place) const {
     if (rows.begin == rows.end) return;
-    const detail::RowsForRing<Scalar> to(ring, rows, worker.block.data());
+    const auto to = worker.rows_for(ring, rows);
     for_each_block<Scalar>(rows, [&](Index block, LaneRange lanes) {
       load_lanes(dim_head_, lanes, StridedRows{from, dim_head_, block * count - rows.begin},
                  to(block));
@@ -225,16 +257,14 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
   }
 
   // Answers queries. \param to the first one's row
-  void attend(Worker& worker, Past<Scalar>& past, Index h, Index kv_head,
+  template <typename Store>
+  void attend(Worker& worker, const Ring<Scalar>& of_head, const Store& window, const Store& pinned,
               const AttentionHead<Scalar>& head, const Range& queries, Scalar* to) const {
-    using Store = KeyStore<Scalar, Ring<Scalar>>;
     for_each_block<Scalar>(queries, [&](Index block, LaneRange lanes) {
       if (head.pinned_steps != nullptr)
         worker.pinned_steps->move_to(*attention_.rotary(), window_.rotary_shift(),
                                      block * count / head.pinned_steps->group());
-      worker.kernel.attend(head, block * count, past.queries(h)[block],
-                           Store{&past.keys(kv_head), &past.values(kv_head)},
-                           {past.pinned_keys(kv_head), past.pinned_values(kv_head)},
+      worker.kernel.attend(head, block * count, of_head[block], window, pinned,
                            worker.block.data());
       store_lanes(dim_head_, lanes, worker.block.data(),
                   StridedRows{to, dim_head_, block * count - queries.begin});
@@ -253,8 +283,10 @@ class LocalAttention<Scalar, Score>::Stream : public SequenceStream<Scalar> {
 };
 
 template <typename Scalar, typename Score>
-void LocalAttention<Scalar, Score>::Stream::push_into(TensorView<Scalar, 4> out, View q, View k,
-                                                      View v, const PushCall& call) {
+template <typename Storage>
+void LocalAttention<Scalar, Score>::StreamOf<Storage>::push_into(TensorView<Scalar, 4> out, View q,
+                                                                 View k, View v,
+                                                                 const PushCall& call) {
   check_arguments(q, k, v, call.mask);
   const Index n = q.dimension(2);
   check_room(out, this->results_of(n));
@@ -273,8 +305,9 @@ void LocalAttention<Scalar, Score>::Stream::push_into(TensorView<Scalar, 4> out,
 }
 
 template <typename Scalar, typename Score>
-void LocalAttention<Scalar, Score>::Stream::flush_into(TensorView<Scalar, 4> out,
-                                                       const AnyDevice& device) {
+template <typename Storage>
+void LocalAttention<Scalar, Score>::StreamOf<Storage>::flush_into(TensorView<Scalar, 4> out,
+                                                                  const AnyDevice& device) {
   check_room(out, this->results_of_flush());
   run(device, [&](Worker& worker, Index b) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];

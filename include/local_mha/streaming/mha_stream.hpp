@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -36,10 +35,13 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// flush_into() allocate nothing, lock nothing and throw nothing once their arguments are checked;
 /// with one, the device schedules. push() allocates its result, and a mask its flags, but for
 /// PaddingMask::masked_view(). There is no training mode.
-template <typename Scalar>
-class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
-  using Base = SequenceStream<Scalar>;
-  using Sequence = detail::StreamedSequence<Scalar>;
+///
+/// Where the layer stores in 16 bits, so does the stream: its keys and values take half the memory.
+template <typename Scalar, typename Storage>
+class LocalMHA<Scalar, Storage>::Stream
+    : public SequenceStream<Scalar, detail::StreamedSequence<Scalar, Storage>> {
+  using Sequence = detail::StreamedSequence<Scalar, Storage>;
+  using Base = SequenceStream<Scalar, Sequence>;
 
  public:
   /// \param layer the stream shares its weights, and goes on with them whatever becomes of it
@@ -58,12 +60,11 @@ class LocalMHA<Scalar>::Stream : public SequenceStream<Scalar> {
                                       .gated = layer.config().gate_values_per_head,
                                       .kv_heads = resolved_kv_heads(layer.config())},
                                      stretch, config.max_rollback));
-    constexpr Index endless = (std::numeric_limits<Index>::max)();
     flows_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
-                  Flow(*layer.weights_, window, endless));
+                  Flow::for_stream(*layer.weights_, window));
     // Of one sequence at a time, so that it does for all.
     if (config.max_threads > config.batch)
-      flows_.front() = Flow(*layer.weights_, window, endless, config.max_threads);
+      flows_.front() = Flow::for_stream(*layer.weights_, window, config.max_threads);
     max_threads_ = config.max_threads;
   }
   Stream(const Stream&) = default;

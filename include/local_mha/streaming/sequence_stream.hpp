@@ -18,6 +18,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/parallel.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/streaming/state_file.hpp>
 #include <local_mha/streaming/streamed_sequence.hpp>
@@ -124,6 +125,9 @@ class SequenceStream {
     if (config.batch > Index{1} << 32) reject("batch", "at most 2^32 sequences", config.batch);
     description_ += ", batch " + std::to_string(config.batch) + ", " +
                     std::to_string(sizeof(Scalar)) + " bytes";
+    if constexpr (!std::is_same_v<typename Sequence::Stored, Scalar>)
+      description_ +=
+          std::string(", kept as ") + detail::name_of_storage<typename Sequence::Stored>();
   }
   ~SequenceStream() = default;
   SequenceStream(const SequenceStream&) = default;

@@ -23,14 +23,14 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-template <typename Scalar>
-class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
-  using Base = SequenceStream<Scalar, StreamedStack<Scalar>>;
-  using Access = LayerAccess<Scalar>;
+template <typename Scalar, typename Storage = Scalar>
+class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar, Storage>> {
+  using Base = SequenceStream<Scalar, StreamedStack<Scalar, Storage>>;
+  using Access = LayerAccess<Scalar, Storage>;
 
  protected:
-  using Stack = LayerStack<Scalar>;
-  using Sequence = StreamedStack<Scalar>;
+  using Stack = LayerStack<Scalar, Storage>;
+  using Sequence = StreamedStack<Scalar, Storage>;
 
   static constexpr Index count = block_rows<Scalar>;
   // Rows that pass the layers together.
@@ -53,14 +53,15 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
       for (const auto& layer : stack.layers())
         if (static_cast<std::size_t>(layer.kind) == flows.size())
           flows.push_back(Access::make_flow(layer.attention));
-      feed_forward = typename FeedForward<Scalar>::Workspace(stack.layers().front().feed_forward);
+      feed_forward =
+          typename FeedForward<Scalar, Storage>::Workspace(stack.layers().front().feed_forward);
     }
 
     BlockBuffer<Scalar> rows;    // that come in and go out, and the inputs of branches
     BlockBuffer<Scalar> branch;  // what a branch gives
     std::vector<std::uint8_t> masked;
     std::vector<typename Access::Flow> flows;  // of each kind of attention
-    typename FeedForward<Scalar>::Workspace feed_forward;
+    typename FeedForward<Scalar, Storage>::Workspace feed_forward;
     // Of several residual streams.
     BlockBuffer<Scalar> streams;
     BlockBuffer<Scalar> block;
@@ -82,14 +83,15 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
       const Index rollback = config.max_rollback + ahead;
       ahead += window.reach_ahead();
       const Index rows = (std::max)(at_once + jumps, ahead) + 1;
-      layers.push_back({StreamedSequence<Scalar>(window,
-                                                 {.heads = attention.heads,
-                                                  .dim_head = attention.dim_head,
-                                                  .gated = attention.gate_values_per_head,
-                                                  .kv_heads = resolved_kv_heads(attention)},
-                                                 Access::stretch, rollback),
-                        WaitingRows<Scalar>(width(stack), window.reach_ahead() + rollback + rows,
-                                            window.reach_ahead() > 0)});
+      layers.push_back(
+          {StreamedSequence<Scalar, Storage>(window,
+                                             {.heads = attention.heads,
+                                              .dim_head = attention.dim_head,
+                                              .gated = attention.gate_values_per_head,
+                                              .kv_heads = resolved_kv_heads(attention)},
+                                             Access::stretch, rollback),
+           WaitingRows<Scalar>(width(stack), window.reach_ahead() + rollback + rows,
+                               window.reach_ahead() > 0)});
       jumps += jump(window);
     }
     this->sequences_.assign(static_cast<std::size_t>(config.batch), Sequence(std::move(layers)));
@@ -206,9 +208,9 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar>> {
   static Index pass(const Stack& stack, Worker& worker, Sequence& sequence, Index n, bool ends);
 };
 
-template <typename Scalar>
-Index StackStream<Scalar>::pass(const Stack& stack, Worker& worker, Sequence& sequence, Index n,
-                                bool ends) {
+template <typename Scalar, typename Storage>
+Index StackStream<Scalar, Storage>::pass(const Stack& stack, Worker& worker, Sequence& sequence,
+                                         Index n, bool ends) {
   sequence.take(n);
   const Index all = width(stack);
   if (stack.streams() > 1)
@@ -216,7 +218,7 @@ Index StackStream<Scalar>::pass(const Stack& stack, Worker& worker, Sequence& se
                       [&](Scalar* r, Scalar* x) { stack.expand(x, r); });
   auto* state = sequence.layers().data();
   for (const auto& layer : stack.layers()) {
-    StreamedSequence<Scalar>& attention = state->attention;
+    StreamedSequence<Scalar, Storage>& attention = state->attention;
     WaitingRows<Scalar>& waiting = state->residual;
     ++state;
     const Range in{attention.position(), attention.position() + n};

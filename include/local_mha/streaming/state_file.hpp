@@ -19,6 +19,11 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
+/// What a state holds: numbers, and those that are stored in 16 bits.
+template <typename T>
+inline constexpr bool is_state_number =
+    std::is_arithmetic_v<T> || std::is_same_v<T, Eigen::bfloat16> || std::is_same_v<T, Eigen::half>;
+
 /// What a state begins with; a machine of the other byte order reads another number.
 inline constexpr std::uint64_t state_magic = 0x4C4D48410002FEFF;
 
@@ -52,14 +57,14 @@ class StateWriter {
 
   template <typename T>
   void put(const T* values, Index n) {
-    static_assert(std::is_arithmetic_v<T>, "states are of float or double");
+    static_assert(is_state_number<T>, "states are of float or double");
     const auto* bytes = reinterpret_cast<const char*>(values);
     const auto size = static_cast<std::size_t>(n) * sizeof(T);
     checksum_.add(bytes, size);
     out_.write(bytes, static_cast<std::streamsize>(size));
   }
   template <typename T>
-    requires std::is_arithmetic_v<T>
+    requires is_state_number<T>
   void put(const T& value) {
     put(&value, 1);
   }
@@ -93,7 +98,7 @@ class StateReader {
 
   template <typename T>
   void get(T* values, Index n) {
-    static_assert(std::is_arithmetic_v<T>, "states are of float or double");
+    static_assert(is_state_number<T>, "states are of float or double");
     const auto size = static_cast<std::size_t>(n) * sizeof(T);
     in_.read(reinterpret_cast<char*>(values), static_cast<std::streamsize>(size));
     if (!in_) reject("state", "more data", "its end");

@@ -9,6 +9,7 @@
 #include <istream>
 #include <ostream>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -38,12 +39,17 @@ Index largest_rollback(Index most, Possible&& possible) {
 }
 
 /// A sequence that comes bit by bit: where it stands, and its past.
-template <typename Scalar>
+/// \tparam Storage what keys and values are rounded to: see can_store
+template <typename Scalar, typename Storage = Scalar>
 class StreamedSequence {
+  using PastRows = Past<Scalar, Storage>;
+
  public:
+  using Stored = Storage;
+
   /// \param size heads, dim_head and gated; the rings' sizes are computed
   /// \param stretch blocks that come in at once
-  StreamedSequence(const Window& window, typename Past<Scalar>::Size size, Index stretch,
+  StreamedSequence(const Window& window, typename PastRows::Size size, Index stretch,
                    Index max_rollback)
       : window_(window) {
     const Index ahead = window.reach_ahead();
@@ -54,13 +60,13 @@ class StreamedSequence {
     size.kept = ceil_div(reach, count) + spare;
     size.waiting = ahead > 0 ? ceil_div(ahead, count) + spare : stretch + 1;
     size.pinned = ceil_div(window.first_keys(), count);
-    past_ = Past<Scalar>(size);
+    past_ = PastRows(size);
     pinned_.make_room(size.pinned);
     pinned_masked_.assign(static_cast<std::size_t>(window.first_keys()), 0);
     masked_.assign(static_cast<std::size_t>(2 * size.kept * count), 0);
   }
 
-  Past<Scalar>& past() { return past_; }
+  PastRows& past() { return past_; }
   const Window& window() const { return window_; }
   /// Positions so far.
   Index position() const { return position_; }
@@ -133,7 +139,7 @@ class StreamedSequence {
     to.put(static_cast<std::int64_t>((std::min)(oldest_query_, position_)));
     to.put(static_cast<std::int64_t>(masked_end_));
     for (Index row = oldest_key_; row < position_; ++row) to.put(masked_at(row));
-    Past<Scalar>::for_each_ring(past_, [&](const Ring<Scalar>& ring, bool of_queries) {
+    PastRows::for_each_ring(past_, [&](const auto& ring, bool of_queries) {
       const Index begin = of_queries ? (std::min)(oldest_query_, position_) : oldest_key_;
       for (Index row = begin; row < position_; ++row)
         for (Index c = 0; c < ring.channels(); ++c)
@@ -141,7 +147,7 @@ class StreamedSequence {
     });
     const Index pinned = (std::min)(position_, window_.first_keys());
     for (Index row = 0; row < pinned; ++row) to.put(pinned_masked_[static_cast<std::size_t>(row)]);
-    Past<Scalar>::for_each_pinned_ring(past_, [&](const Ring<Scalar>& ring) {
+    PastRows::for_each_pinned_ring(past_, [&](const auto& ring) {
       for (Index row = 0; row < pinned; ++row)
         for (Index c = 0; c < ring.channels(); ++c)
           to.put(ring[row / count][c * count + row % count]);
@@ -170,11 +176,11 @@ class StreamedSequence {
       const auto masked = from.get<std::uint8_t>();
       if (row >= oldest_key_) masked_at(row) = masked != 0;
     }
-    Past<Scalar>::for_each_ring(past_, [&](Ring<Scalar>& ring, bool of_queries) {
+    PastRows::for_each_ring(past_, [&](auto& ring, bool of_queries) {
       const Index oldest_row = of_queries ? oldest_query_ : oldest_key_;
       for (Index row = of_queries ? query_begin : key_begin; row < position_; ++row)
         for (Index c = 0; c < ring.channels(); ++c) {
-          const auto value = from.get<Scalar>();
+          const auto value = from.get<std::remove_cvref_t<decltype(*ring[0])>>();
           if (row >= oldest_row) ring[row / count][c * count + row % count] = value;
         }
       for (Index block = oldest_row / count; block * count < position_; ++block)
@@ -183,12 +189,12 @@ class StreamedSequence {
     const Index pinned = (std::min)(position_, window_.first_keys());
     for (Index row = 0; row < pinned; ++row)
       pinned_masked_[static_cast<std::size_t>(row)] = from.get<std::uint8_t>() != 0;
-    Past<Scalar>::for_each_pinned_ring(past_, [&](Ring<Scalar>& ring) {
+    PastRows::for_each_pinned_ring(past_, [&](auto& ring) {
       for (Index block = 0; block * count < pinned; ++block)
-        std::fill_n(ring[block], ring.channels() * count, Scalar(0));
+        std::fill_n(ring[block], ring.channels() * count, Storage(0));
       for (Index row = 0; row < pinned; ++row)
         for (Index c = 0; c < ring.channels(); ++c)
-          ring[row / count][c * count + row % count] = from.get<Scalar>();
+          ring[row / count][c * count + row % count] = from.get<Storage>();
       for (Index block = 0; block * count < pinned; ++block) ring.note_finite(block);
     });
     note_pinned();
@@ -197,7 +203,7 @@ class StreamedSequence {
  private:
   static constexpr Index count = block_rows<Scalar>;
 
-  static Index checked_reach(const Window& window, const typename Past<Scalar>::Size& size,
+  static Index checked_reach(const Window& window, const typename PastRows::Size& size,
                              Index max_rollback) {
     const Index reach = window.reach_behind() + window.reach_ahead();
     constexpr Index most = Index{1} << 36;
@@ -223,9 +229,9 @@ class StreamedSequence {
 
   // What stands in a block beside the rows of the sequence is nothing from before.
   void clear_block_of(Index row) {
-    Past<Scalar>::for_each_ring(past_, [&](Ring<Scalar>& ring, bool) {
-      Scalar* block = ring[row / count];
-      std::fill(block, block + ring.channels() * count, Scalar(0));
+    PastRows::for_each_ring(past_, [&](auto& ring, bool) {
+      auto* const block = ring[row / count];
+      std::fill(block, block + ring.channels() * count, std::remove_cvref_t<decltype(*block)>(0));
     });
   }
 
@@ -253,7 +259,7 @@ class StreamedSequence {
   }
 
   Window window_;
-  Past<Scalar> past_;
+  PastRows past_;
   Index position_ = 0;
   bool ended_ = false;
   // One past the last row ever taken: what the rings hold is behind it.

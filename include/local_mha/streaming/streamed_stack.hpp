@@ -74,11 +74,13 @@ class WaitingRows {
 };
 
 /// A sequence on its way through all layers.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 class StreamedStack {
  public:
+  using Stored = Storage;
+
   struct Layer {
-    StreamedSequence<Scalar> attention;
+    StreamedSequence<Scalar, Storage> attention;
     WaitingRows<Scalar> residual;
   };
 

@@ -29,9 +29,9 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// There is no longest sequence: past max_seq_len, the position embedding stays at its last row, as
 /// in the Python package's cached generation. The model was not trained for that; see
 /// is_past_max_seq_len().
-template <typename Scalar>
-class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
-  using Base = detail::StackStream<Scalar>;
+template <typename Scalar, typename Storage>
+class LocalTransformer<Scalar, Storage>::Stream : public detail::StackStream<Scalar, Storage> {
+  using Base = detail::StackStream<Scalar, Storage>;
   using Sequence = typename Base::Sequence;
   using Worker = typename Base::Worker;
 
@@ -117,7 +117,8 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
 
   static std::string describe(const LocalTransformer& model) {
     const LocalTransformerConfig& config = model.config();
-    const LocalAttention<Scalar> attention(attention_config(layer_config(config)));
+    const auto attention =
+        LocalAttention<Scalar>(attention_config(layer_config(config))).template keys_as<Storage>();
     std::ostringstream text = detail::plain_text();
     text << std::boolalpha << "LocalTransformer, depth " << config.depth << ", dim " << config.dim
          << ", num_tokens " << config.num_tokens << ", max_seq_len " << config.max_seq_len
@@ -150,13 +151,10 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
   }
 
   void embed(Index first, const std::int64_t* tokens, Index n, Scalar* rows) const {
-    const auto& weights = *model_.weights_;
     const Index dim = model_.config().dim;
-    for (Index i = 0; i < n; ++i) {
-      const Index place = (std::min)(first + i, model_.config().max_seq_len - 1);
-      for (Index c = 0; c < dim; ++c)
-        rows[i * dim + c] = weights.token_emb(tokens[i], c) + weights.pos_emb(place, c);
-    }
+    for (Index i = 0; i < n; ++i)
+      model_.embed(tokens[i], (std::min)(first + i, model_.config().max_seq_len - 1),
+                   rows + i * dim);
   }
 
   // The next `n` tokens of a sequence.
@@ -207,11 +205,11 @@ class LocalTransformer<Scalar>::Stream : public detail::StackStream<Scalar> {
   std::vector<Room> rooms_;  // of each worker
 };
 
-template <typename Scalar>
+template <typename Scalar, typename Storage>
 template <typename OnTokens>
-Tensor<std::int64_t, 2> LocalTransformer<Scalar>::generate(Tokens prompt,
-                                                           const GenerateConfig& config,
-                                                           OnTokens&& on_tokens) const {
+Tensor<std::int64_t, 2> LocalTransformer<Scalar, Storage>::generate(Tokens prompt,
+                                                                    const GenerateConfig& config,
+                                                                    OnTokens&& on_tokens) const {
   const auto [batch, prompted] = prompt.dimensions();
   if (!this->config().causal)
     reject("causal", "true, because a token is made of those before it", false);
