@@ -168,7 +168,8 @@ class LongformerAttention {
 
     Heads heads_of(const AnyDevice& device, const TensorView<const Scalar, 3>& x,
                    Index number) const {
-      const auto [batch, seqlen, dim] = x.dimensions();
+      // clang before 16 does not capture the names of a structured binding.
+      const Index batch = x.dimension(0), seqlen = x.dimension(1), dim = x.dimension(2);
       const Tensor<Scalar, 3> made = to_qkv.forward(x, {.device = device});
       const Eigen::Map<const RowMatrix<Scalar>> qkv(made.data(), batch * seqlen, 3 * dim);
       const auto heads = [&](Index from) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Scalars of 16 bits, whose packets in Eigen lack what is needed.
+// Scalars of 16 bits, whose packets in Eigen lack what is needed, and one that has no packets.
 #include "computations.hpp"
 
 namespace {
@@ -31,5 +31,6 @@ int far_scores() {
 
 int main() {
   return computations::check<Eigen::half>("half", 5e-3) |
-         computations::check<Eigen::bfloat16>("bfloat16", 4e-2) | far_scores();
+         computations::check<Eigen::bfloat16>("bfloat16", 4e-2) |
+         computations::check<long double>("long double", 1e-14) | far_scores();
 }

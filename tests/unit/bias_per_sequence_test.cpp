@@ -135,6 +135,34 @@ TYPED_TEST(BiasPerSequence, RepeatedIsOneForAll) {
   }
 }
 
+// As in Python, which repeats a bias over all heads of the batch.
+TYPED_TEST(BiasPerSequence, OfAnyDivisorIsRepeated) {
+  const LocalAttention<TypeParam> attention({.window_size = w, .causal = true, .dim = 6});
+  const auto q = this->template random<4>(1, {batch, heads, seqlen, 6});
+  for (Index biases = 1; biases <= batch * heads; ++biases) {
+    if (batch * heads % biases != 0) continue;
+    const auto bias = this->template random<3>(5, {biases, w, 2 * w});
+    Tensor<TypeParam, 3> repeated(batch * heads, w, 2 * w);
+    for (Index i = 0; i < repeated.size(); ++i) repeated.data()[i] = bias.data()[i % bias.size()];
+    EXPECT_TRUE(same_bits(attention.forward(q, q, q, {.attn_bias = bias}),
+                          attention.forward(q, q, q, {.attn_bias = repeated})));
+    const auto of_each = *attention
+                              .backward(attention.forward_saving(q, q, q, {.attn_bias = repeated}),
+                                        q, q, q, q, {.attn_bias = repeated})
+                              .attn_bias;
+    Tensor<TypeParam, 3> sum(bias.dimensions());
+    sum.setZero();
+    for (Index i = 0; i < of_each.size(); ++i) sum.data()[i % sum.size()] += of_each.data()[i];
+    const auto saved = attention.forward_saving(q, q, q, {.attn_bias = bias});
+    for (const int threads : {1, 3}) {
+      Eigen::ThreadPool pool(threads);
+      const Eigen::ThreadPoolDevice device(&pool, threads);
+      const auto got = attention.backward(saved, q, q, q, q, {.attn_bias = bias, .device = device});
+      EXPECT_TRUE(support::close(support::array(*got.attn_bias), support::array(sum), 1e-5));
+    }
+  }
+}
+
 TYPED_TEST(BiasPerSequence, OfAnotherNumberIsRefused) {
   const LocalAttention<TypeParam> attention({.window_size = w, .causal = true, .dim = 6});
   const auto q = this->template random<4>(1, {batch, heads, seqlen, 6});

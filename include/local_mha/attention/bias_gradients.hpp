@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -18,8 +19,9 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-/// Gradients of an attention bias: a bias that heads share is summed for each of them alone, so
-/// that the order of the sum does not depend on threads. Each is a sum over all queries.
+/// Gradients of an attention bias, of which head `b·H + h` has that of its number modulo theirs: a
+/// bias that heads share is summed for each of them alone, so that the order of the sum does not
+/// depend on threads. Each is a sum over all queries.
 template <typename Scalar>
 class BiasGradients {
  public:
@@ -30,7 +32,7 @@ class BiasGradients {
   /// \param attn_bias null: no gradients
   void prepare(const Bias& attn_bias, Index heads) {
     biases_ = attn_bias ? attn_bias->dimension(0) : 0;
-    number_ = attn_bias ? (std::max)(biases_, heads) : 0;
+    number_ = biases_ > 0 && heads > 0 ? std::lcm(biases_, heads) : biases_;
     size_ = attn_bias ? attn_bias->dimension(1) * attn_bias->dimension(2) : 0;
     sums_.assign(static_cast<std::size_t>(number_ * size_), Sum(0));
   }

@@ -31,7 +31,8 @@ template <typename Scalar>
 struct LocalAttentionCall {
   /// Keys that nobody attends, `[B, N]`.
   PaddingMask mask = {};
-  /// `[H or 1, w, (1 + lb + lf)·w]`, or `[B·H, …]`, one for each sequence; added to the scaled
+  /// `[H or 1, w, (1 + lb + lf)·w]`, or `[B·H, …]`, one for each sequence, or of any number that
+  /// divides `B·H`: head `b·H + h` takes that of its number modulo theirs. Added to the scaled
   /// scores: query `i` takes row `i mod w`, and key `j` column `j − (i/w − lb)·w`. None with a
   /// token window.
   OptionalView<Scalar, 3> attn_bias = {};

@@ -83,11 +83,11 @@ class AttentionInputs {
     if (!attn_bias) return;
     require_shape("attn_bias", attn_bias->dimensions(), {-1, window.size(), window.look_around()});
     const Index biases = attn_bias->dimension(0);
-    const bool one_each = heads > 0 && biases % heads == 0 && biases / heads == batch;
-    if (!one_each && biases != heads && biases != 1)
+    const bool divides = biases > 0 && batch > 0 && heads > 0 && batch * heads % biases == 0;
+    if (!divides && biases != heads && biases != 1)
       reject("attn_bias",
-             "a first dimension of " + std::to_string(batch * heads) + " (batch x heads), " +
-                 std::to_string(heads) + " (heads) or 1",
+             "a first dimension that divides " + std::to_string(batch * heads) +
+                 " (batch x heads), such as " + std::to_string(heads) + " (heads) or 1",
              biases);
   }
 

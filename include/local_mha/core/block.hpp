@@ -108,6 +108,11 @@ struct StridedRows {
 
   T* operator()(Index r) const { return data + (first + r) * stride; }
 };
+// clang before 17 does not deduce aggregates.
+template <typename T>
+StridedRows(T*, Index) -> StridedRows<T>;
+template <typename T>
+StridedRows(T*, Index, Index) -> StridedRows<T>;
 
 /// Transposes `rows` positions of `channels` values into a block; the remaining positions become 0.
 /// \param row `row(r)` points to the `channels` values of position `r`, `0 <= r < rows`

@@ -189,7 +189,8 @@ LOCAL_MHA_INLINE Value rounded(Value x) {
 /// The same of all lanes.
 template <typename Scalar, int Parts>
 LOCAL_MHA_INLINE Lanes<Scalar, Parts> rounded(const Lanes<Scalar, Parts>& a) {
-  if constexpr (std::is_arithmetic_v<typename Lanes<Scalar, Parts>::Value>)
+  using Value = typename Lanes<Scalar, Parts>::Value;
+  if constexpr (std::is_same_v<Value, float> || std::is_same_v<Value, double>)
     return Lanes<Scalar, Parts>::make([&](int i) { return detail::rounded(a.packet[i]); });
   else
     return a;

@@ -32,13 +32,32 @@ inline std::atomic<int> alignment = -1;
   std::_Exit(EXIT_FAILURE);
 }
 
+// What runs before main() may use no instructions but those of every processor: a program may have
+// units for others than the one it runs on.
+#if defined(__GNUC__) && defined(__x86_64__)
+#define LOCAL_MHA_FOR_ANY_PROCESSOR __attribute__((noinline, target("no-avx")))
+#else
+#define LOCAL_MHA_FOR_ANY_PROCESSOR
+#endif
+
+// No macro shows the flags of `#pragma GCC optimize`, nor some of clang's.
+LOCAL_MHA_FOR_ANY_PROCESSOR static bool lacks_special_numbers() {
+#if defined(__GNUC__)
+  const float infinity = __builtin_huge_valf();
+#else
+  const float infinity = std::numeric_limits<float>::infinity();
+#endif
+  const volatile float zero = 0;
+  const volatile float most = 3.40282347e+38F;
+  const float infinite = 1 / zero;
+  const float twice = 2 * most;
+  const float nan = infinite - infinite;
+  return nan == nan || !(nan != nan) || infinite != infinity || !(twice == infinity);
+}
+
 // Of each unit its own, compiled with its flags.
 static bool check_unit() {
-  // No macro shows the flags of `#pragma GCC optimize`, nor some of clang's.
-  const volatile float zero = 0;
-  const float infinite = 1 / zero;
-  const float nan = infinite - infinite;
-  if (nan == nan || !(nan != nan) || infinite != std::numeric_limits<float>::infinity())
+  if (lacks_special_numbers())
     refuse(
         "a part of this program is compiled with flags by which there are no NaN and no "
         "infinities (-ffinite-math-only, -fno-honor-nans, -fno-honor-infinities, -ffast-math)");

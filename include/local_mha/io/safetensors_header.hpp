@@ -110,6 +110,9 @@ inline SafetensorsHeader parse_header(std::string_view file, std::span<const std
   }
   const auto header_size = load_element<std::uint64_t>(bytes.data());
   if (bytes.size() == 8 || bytes[8] != std::byte{'{'}) fail_as_other_kind();
+  if (header_size > max_header_size && bytes[8] != std::byte{'{'})
+    fail(0, "expected a safetensors file, got one that begins with '" +
+                printable({reinterpret_cast<const char*>(bytes.data()), 8}) + "'");
   if (header_size > max_header_size)
     fail(0, "header: expected at most " + std::to_string(max_header_size) + " bytes, got " +
                 std::to_string(header_size));

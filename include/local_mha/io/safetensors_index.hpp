@@ -59,7 +59,7 @@ inline SafetensorsIndex parse_index(const FileBytes& bytes) {
   for (const auto& [tensor, file] : weight_map->items()) {
     if (!file.is_string()) fail(tensor, "index: expected a file's name, got " + describe(file));
     const auto& name = file.get_ref<const std::string&>();
-    const std::filesystem::path path(std::u8string(name.begin(), name.end()));
+    const std::filesystem::path path = path_of(name);
     bool is_below =
         path.has_filename() && !path.has_root_path() && name.find('\0') == std::string::npos;
     for (const auto& part : path) is_below = is_below && part != "..";
@@ -102,9 +102,8 @@ inline TensorContent open_index(const std::filesystem::path& path, const FileByt
   for (const auto& [tensor, name] : index.weight_map)
     if (is_wanted(tensor, prefixes)) names.insert(name);
   for (const std::string& name : names) {
-    const auto& file = content.files.emplace_back(FileBytes::open(
-        path.parent_path() / std::filesystem::path(std::u8string(name.begin(), name.end())),
-        access));
+    const auto& file =
+        content.files.emplace_back(FileBytes::open(path.parent_path() / path_of(name), access));
     SafetensorsHeader header = parse_header(file->name(), file->bytes());
     content.header.metadata.merge(header.metadata);
     for (auto& [tensor, entry] : header.tensors) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -27,10 +28,19 @@ namespace local_mha::inline LOCAL_MHA_ABI::io::detail {
 /// A path as messages show it; UTF-8 on Windows, where not every name has a form in `char`.
 inline std::string path_text(const std::filesystem::path& path) {
 #ifdef _WIN32
-  const std::u8string text = path.u8string();
+  const auto text = path.u8string();
   return {text.begin(), text.end()};
 #else
   return path.string();
+#endif
+}
+
+/// A path that a file names, in UTF-8.
+inline std::filesystem::path path_of(std::string_view text) {
+#ifdef __cpp_char8_t
+  return std::u8string(text.begin(), text.end());
+#else
+  return text;
 #endif
 }
 

@@ -16,10 +16,10 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 namespace detail {
 
 /// Modules that wrap another one put these before its names: torch.compile, DataParallel and
-/// DistributedDataParallel, FSDP, checkpointed activations, Fabric.
-inline constexpr std::array<std::string_view, 5> wrappers{
-    "_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.",
-    "_forward_module."};
+/// DistributedDataParallel, FSDP, checkpointed activations, Fabric, Opacus, fairscale.
+inline constexpr std::array<std::string_view, 7> wrappers{
+    "_orig_mod.",       "module.",  "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.",
+    "_forward_module.", "_module.", "_fpw_module."};
 
 /// The name that a tensor has without wrappers around its module or a module of that.
 inline std::string without_wrappers(std::string_view name) {
@@ -37,6 +37,21 @@ inline std::string without_wrappers(std::string_view name) {
     name.remove_prefix(size);
   }
   return result;
+}
+
+/// The part that `name` has more than `wanted`, with its dot, as another wrapper would leave it;
+/// empty if that is not what tells them apart.
+inline std::string_view part_more(std::string_view name, std::string_view wanted) {
+  for (std::size_t begin = 0; begin < name.size();) {
+    const std::size_t end = name.find('.', begin);
+    if (end == name.npos) break;
+    const std::string_view part = name.substr(begin, end + 1 - begin);
+    if (name.size() - part.size() == wanted.size() && wanted.starts_with(name.substr(0, begin)) &&
+        wanted.substr(begin) == name.substr(end + 1))
+      return part;
+    begin = end + 1;
+  }
+  return {};
 }
 
 /// Whether it is a weight of hyper-connections alone.
