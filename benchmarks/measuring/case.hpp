@@ -61,6 +61,10 @@ struct Case {
   /// step of training.
   Index backward = 0;
   Index threads = 1;  ///< of an Eigen::ThreadPoolDevice; 1: the calling thread
+  /// Weights, keys and values are stored in so many bits: 16 are bfloat16. 0: as they are computed
+  /// with. Layer, prefill and decode
+  Index stored_bits = 0;
+  Index layers = 1;  ///< decode: so many layers one after the other, each with weights of its own
 
   Index look_forward() const { return causal != 0 ? 0 : 1; }
   Index inner() const { return heads * dim_head; }
@@ -106,6 +110,8 @@ struct Case {
     visit("residual_streams", c.residual_streams);
     visit("backward", c.backward);
     visit("threads", c.threads);
+    visit("stored_bits", c.stored_bits);
+    visit("layers", c.layers);
   }
 
   std::string name() const {
@@ -207,6 +213,12 @@ struct Case {
     if (c.threads < 1 || c.threads > 1024) throw bad("expected 1 to 1024 threads");
     if (c.threads > 1 && (c.of_eigen() || c.subject == "naive_attention"))
       throw bad("threads are for the library's own");
+    if (c.stored_bits != 0 &&
+        (c.stored_bits != 16 || c.scalar != "float" || c.backward != 0 ||
+         (c.subject != "layer" && c.subject != "prefill" && c.subject != "decode")))
+      throw bad("stored_bits are 16, of float, in a layer's forward pass, prefill and decode");
+    if (c.layers < 1 || (c.layers > 1 && c.subject != "decode"))
+      throw bad("layers, at least 1, are those of decode");
     if (c.xpos != 0 && !c.of_layer() && c.rotary == 0) throw bad("xpos needs rotary");
     return c;
   }
@@ -307,7 +319,7 @@ struct Case {
       return static_cast<double>(depth) *
              (backward == 0 ? all + attention : 3 * all + 3.5 * attention);
     }
-    if (backward == 0) return projections + attention;
+    if (backward == 0) return static_cast<double>(layers) * (projections + attention);
     return subject == "layer" ? 3 * projections + 3.5 * attention : 2.5 * attention;
   }
 

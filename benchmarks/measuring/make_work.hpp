@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <type_traits>
 
 #include "case.hpp"
 #include "encoder_work.hpp"
@@ -15,6 +16,11 @@ namespace detail {
 
 template <typename Scalar>
 std::unique_ptr<Work> make_work(const Case& c) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    if (c.stored_bits == 16 && c.subject == "layer")
+      return std::make_unique<LocalMHAWork<float, Eigen::bfloat16>>(c);
+    if (c.stored_bits == 16) return std::make_unique<StreamWork<float, Eigen::bfloat16>>(c);
+  }
   if (c.subject == "attention" && c.backward != 0)
     return std::make_unique<AttentionBackwardWork<Scalar>>(c);
   if (c.subject == "layer" && c.backward != 0) return std::make_unique<LayerStepWork<Scalar>>(c);

@@ -445,6 +445,30 @@ class Report {
          .unit = "times",
          .at_most = true});
     note_wrong(build, "streams");
+
+    // Weights, keys and values in bfloat16, of one layer and of several whose weights come from
+    // further away.
+    Build stored(programs_ / "local_mha_measure");
+    for (const std::string layers : {"", "/layers:24"}) {
+      const std::string whole = of("decode") + layers;
+      const std::string rounded = of("decode") + "/stored_bits:16" + layers;
+      stored.measure({whole, rounded}, settings_.rounds, 0.05);
+      rows_.push_back({.name = std::string("a step with bfloat16 storage") +
+                               (layers.empty() ? "" : ", 24 layers in turn") +
+                               ", against that of float",
+                       .figure = stored.figures(rounded).seconds / stored.figures(whole).seconds,
+                       .bar = 0.58,
+                       .unit = "times",
+                       .at_most = true});
+    }
+    const std::string forward = layer + "/stored_bits:16";
+    stored.measure({layer, forward}, settings_.rounds, 0.05);
+    rows_.push_back(
+        {.name = "the layer's forward pass with bfloat16 storage, of that of float",
+         .figure = 100 * stored.figures(layer).seconds / stored.figures(forward).seconds,
+         .bar = 96,
+         .unit = "%"});
+    note_wrong(stored, "16 bits");
   }
 
   void measure_generation() {
@@ -461,6 +485,12 @@ class Report {
                              " MiB of weights, one core",
                      .figure = found.at("weight_reads_per_second").get<double>(),
                      .unit = "times/s"});
+    const json rounded =
+        json::parse(report::output_of(report::quoted(program.string()) + " --storage bfloat16 " +
+                                      report::quoted(LOCAL_MHA_BENCHMARK_MODEL)));
+    rows_.push_back({.name = "generation by the trained model in bfloat16, one core",
+                     .figure = rounded.at("tokens_per_second").get<double>(),
+                     .unit = "tokens/s"});
   }
 
   void measure_lengths() {

@@ -256,6 +256,7 @@ LOCAL_MHA_INLINE void load_pairs(const Eigen::bfloat16* from, L& first, L& secon
       typename Words<size>::Type words;
       std::memcpy(&words, pairs, sizeof words);
       if constexpr (std::endian::native == std::endian::big) words = words >> 16 | words << 16;
+      words = rounded(words);  // read once, and not for each of the two
       first.packet[i] = reinterpreted<Packet>(words << 16);
       second.packet[i] = reinterpreted<Packet>(words & 0xffff0000U);
 #else

@@ -103,19 +103,14 @@ LOCAL_MHA_NOINLINE void project_unpacked(Index depth, const Scalar* weight, Inde
   }
 }
 
-/// Columns of a panel, as many as `columns` has, from where they begin on.
-/// \param stride from column to column, or from pair to pair
+/// A column of a panel, or two that lie side by side.
 template <typename P, int Columns, typename Storage>
-LOCAL_MHA_INLINE void load_columns(const Storage* from, P (&columns)[Columns], Index stride = 0) {
-  if constexpr (requires { P::load(from); }) {
-    LOCAL_MHA_UNROLL for (int i = 0; i < Columns; ++i) columns[i] = P::load(from + i * stride);
-  } else if constexpr (side_by_side<Storage> == 2) {
-    LOCAL_MHA_UNROLL for (int i = 0; i < Columns; i += 2)
-        load_pairs(from + i * stride, columns[i], columns[i + 1]);
-  } else {
-    LOCAL_MHA_UNROLL for (int i = 0; i < Columns; ++i) columns[i] =
-        load_stored<P>(from + i * stride);
-  }
+LOCAL_MHA_INLINE void load_columns(const Storage* from, P (&columns)[Columns]) {
+  static_assert(Columns <= 2);
+  if constexpr (Columns == 2)
+    load_pairs(from, columns[0], columns[1]);
+  else
+    columns[0] = load_stored<P>(from);
 }
 
 /// Rows of a weight in 16 bits that lie together when they are unpacked: those of a micro-kernel,
@@ -245,14 +240,17 @@ struct PanelReading {
   static constexpr int columns = P::count / rows;
   /// How often a value of the position is needed: a single time, it is broadcast.
   static constexpr int copies = columns == 1 ? 1 : rows;
-  /// Numbers before they are needed that weights in 16 bits are fetched: 2 KB. They come from
-  /// memory sooner than it answers.
+  /// Numbers before they are needed that weights in 16 bits are fetched, 2 KB: they are used up
+  /// sooner than memory answers.
   static constexpr Index ahead = std::is_same_v<Scalar, Storage> ? 0 : 1024;
-  /// Panels that are read at a time.
-  static constexpr int panels = 4;
+  static constexpr bool is_rounded = !std::is_same_v<Scalar, Storage>;
+  /// Panels that are read at a time. In 16 bits, one after the other as they lie, for which memory
+  /// needs to be asked in order.
+  static constexpr int panels = is_rounded ? 1 : 4;
+  /// Columns whose values lie side by side.
+  static constexpr int side = is_rounded ? side_by_side<Storage> : 1;
   /// One sum would wait for its own additions.
-  static constexpr bool in_pairs = !std::is_same_v<Scalar, Storage> && side_by_side<Storage> == 2;
-  static constexpr int sums = in_pairs ? 2 : (std::max)(1, 8 / P::packets / panels);
+  static constexpr int sums = (std::max)(side, 8 / P::packets / panels);
 
   static LOCAL_MHA_INLINE P multiply_add(const Scalar* x, const P& weights, const P& sum) {
     if constexpr (columns == 1)
@@ -307,17 +305,22 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& w
   Index i = 0;
   for (; i + sums <= steps; i += sums, x += sums * x_step) {
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
-      P weights[sums];
-      load_columns(from[p] + i * P::count, weights, P::count);
+      // One line in some: others are brought along, and to ask for each takes time.
       if constexpr (Reading::ahead > 0) prefetch(from[p] + i * P::count, Reading::ahead);
-      LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[p][s] =
-          Reading::multiply_add(x + s * x_step, weights[s], acc[p][s]);
+      LOCAL_MHA_UNROLL for (int s = 0; s < sums; s += Reading::side) {
+        P weights[Reading::side];
+        load_columns(from[p] + (i + s) * P::count, weights);
+        LOCAL_MHA_UNROLL for (int k = 0; k < Reading::side; ++k) acc[p][s + k] =
+            Reading::multiply_add(x + (s + k) * x_step, weights[k], acc[p][s + k]);
+      }
     }
   }
-  for (; i < steps; ++i, x += x_step) {
-    if constexpr (!Reading::in_pairs) {
-      LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[p][0] =
-          Reading::multiply_add(x, load_stored<P>(from[p] + i * P::count), acc[p][0]);
+  for (; i < steps; i += Reading::side, x += Reading::side * x_step) {
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
+      P weights[Reading::side];
+      load_columns(from[p] + i * P::count, weights);
+      LOCAL_MHA_UNROLL for (int k = 0; k < Reading::side; ++k) acc[p][k] =
+          Reading::multiply_add(x + k * x_step, weights[k], acc[p][k]);
     }
   }
   // Of all panels before any is read: what is indexed by a variable has no registers.
@@ -338,7 +341,7 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& w
 }  // namespace detail
 
 /// project() of a single position. Its lanes are rows of the weight: panels are multiplied as they
-/// lie, several at a time, because memory answers that many readers in order faster than one. The
+/// lie, those of whole numbers several at a time, which the cache answers faster than one. The
 /// order in which a row is summed does not depend on how many there are.
 /// \param some_rows those of the group that are computed, whole panels
 /// \param spread made by spread_lane()
