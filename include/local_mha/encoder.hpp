@@ -35,6 +35,13 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+template <typename Scalar>
+struct StackAccess;
+
+}  // namespace detail
+
 /// A stack of layers, the counterpart of the Python package's LocalTransformer without tokens
 /// (`num_tokens=None`), and of a ModuleList of pairs of LocalMHA and FeedForward.
 ///
@@ -48,6 +55,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// \tparam Storage what weights, keys and values are rounded to: see LocalMHA
 template <typename Scalar, typename Storage = Scalar>
 class Encoder {
+  friend detail::StackAccess<Scalar>;
   using Stack = detail::LayerStack<Scalar, Storage>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;

@@ -4,5 +4,7 @@
 #pragma once
 
 #include <local_mha/mpi/communicator.hpp>
+#include <local_mha/mpi/encoder.hpp>
 #include <local_mha/mpi/mha.hpp>
 #include <local_mha/mpi/split.hpp>
+#include <local_mha/mpi/transformer.hpp>

@@ -36,6 +36,13 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+template <typename Scalar>
+struct StackAccess;
+
+}  // namespace detail
+
 /// How LocalTransformer::generate() goes on from a prompt.
 struct GenerateConfig {
   /// Tokens to make, at least 0.
@@ -59,6 +66,7 @@ struct GenerateConfig {
 /// \tparam Storage what embeddings, weights, keys and values are rounded to: see LocalMHA
 template <typename Scalar, typename Storage = Scalar>
 class LocalTransformer {
+  friend detail::StackAccess<Scalar>;
   struct Weights;
 
  public:

@@ -203,6 +203,7 @@ void check(int argc, char** argv) {
   for (std::size_t i = 0; i < p.size(); ++i)
     if (!(std::abs(shares[i] - p[i] / largest) < 0.01))
       throw std::runtime_error("expected the softmax of the case");
+  std::cout << "as the softmax of the case\n";
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include <local_mha/local_mha.hpp>
 #include <local_mha/mpi.hpp>
+#include <mpi/instances.hpp>
 #include <mpi/layers.hpp>
 #include <mpi/splits.hpp>
 

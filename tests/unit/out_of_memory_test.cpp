@@ -190,15 +190,6 @@ TEST(OutOfMemory, InCallsOfTheAttention) {
           return numbers(o.attention.backward(o.saved, q, q, q, q, {.attn_bias = view(bias)}));
         });
   });
-  const Attention other({.window_size = 3, .dim = 6});
-  expect_as_it_was(
-      "assignment",
-      // Without the tables of the other one, whose memory would serve.
-      [&] {
-        return std::make_unique<Attention>(local_mha::LocalAttentionConfig{.window_size = 4});
-      },
-      [&](Attention& a) { a = other; }, [&](Attention& a) { return numbers(a.forward(q, q, q)); },
-      [&](const Attention& a) { return numbers(a.forward(q, q, q)); });
 }
 
 TEST(OutOfMemory, InCallsOfTheLayer) {

@@ -114,12 +114,14 @@ class Communicator {
     std::terminate();
   }
 
-  /// Calls `task()`. What that throws, the other ranks do not know of: it ends them all.
+  /// Calls `task()`. What that throws, the other ranks do not know of: it ends them all, unless it
+  /// is what all ranks throw.
   template <typename Task>
   decltype(auto) alone(Task&& task) const {
     try {
       return std::forward<Task>(task)();
     } catch (const std::exception& error) {
+      if (agreed_) throw;
       abort(error.what());
     } catch (...) {
       abort("an unknown exception");

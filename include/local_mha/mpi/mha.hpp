@@ -36,6 +36,13 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 
+namespace detail {
+
+template <typename Scalar>
+struct MhaAccess;
+
+}  // namespace detail
+
 /// What a rank's forward pass keeps for the backward pass: that of its rows, and what it has
 /// borrowed.
 template <typename Scalar>
@@ -71,6 +78,7 @@ class LocalMHA {
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
   using GradBias = Tensor<Scalar, 3>;
+  friend detail::MhaAccess<Scalar>;
 
  public:
   /// What a call is given beside its rows: of the mask those of this rank, `[B, rows]`; the rest is
@@ -162,6 +170,10 @@ class LocalMHA {
   }
 
  private:
+  // A layer of a stack, whose ranks have agreed.
+  LocalMHA(const Communicator& communicator, const Layer& layer, const detail::Checksum& weights)
+      : communicator_(&communicator), layer_(layer), weights_(weights) {}
+
   using Access = local_mha::detail::LayerAccess<Scalar>;
   using Inputs = local_mha::detail::AttentionInputs<Scalar>;
   using Bias = std::optional<TensorView<const Scalar, 3>>;
@@ -206,6 +218,22 @@ class LocalMHA {
   void run_back(const Output& grad_x, Parameters& gradients, const Saved& saved,
                 const Input& grad_y, const Input& x, const Split& split, const Call& call,
                 GradBias* grad_attn_bias) const {
+    Parameters own = Parameters::zeros(config());
+    GradBias own_bias;
+    if (grad_attn_bias != nullptr) own_bias = grad_attn_bias->constant(Scalar(0));
+    run_own_back(grad_x, own, saved, grad_y, x, split, call,
+                 grad_attn_bias != nullptr ? &own_bias : nullptr);
+    detail::add_sums<Scalar>(*communicator_, own, gradients);
+    if (grad_attn_bias == nullptr) return;
+    std::vector<Scalar> of_bias(own_bias.data(), own_bias.data() + own_bias.size());
+    detail::sum_over_ranks(*communicator_, of_bias);
+    for (std::size_t i = 0; i < of_bias.size(); ++i) grad_attn_bias->data()[i] += of_bias[i];
+  }
+
+  // The same, of this rank alone.
+  void run_own_back(const Output& grad_x, Parameters& own, const Saved& saved, const Input& grad_y,
+                    const Input& x, const Split& split, const Call& call,
+                    GradBias* grad_attn_bias) const {
     const auto kept = saved.layer.call.with_tensors_of(SavedLayer<Scalar>::of_attention(call));
     const Call of_forward{.mask = kept.mask,
                           .attn_bias = call.attn_bias,
@@ -218,7 +246,6 @@ class LocalMHA {
     const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
     grad_bias.prepare(wants_bias ? Access::bias_of(layer_, call.attn_bias) : Bias(),
                       config().heads);
-    Parameters own = Parameters::zeros(config());
     local_mha::detail::LayerBackwardRoom<Scalar> room;
     detail::MhaPart<Scalar> here(*communicator_, weights(), part.inputs, saved.borrowed,
                                  part.exchange);
@@ -227,12 +254,7 @@ class LocalMHA {
         .run_part(call.device, part.inputs, of_forward.training, x, grad_y, grad_x, own, grad_bias,
                   here);
     if (config().relative_bias) grad_bias.add_to(own.relative_bias.data());
-    detail::add_sums<Scalar>(*communicator_, own, gradients);
-    if (grad_attn_bias == nullptr) return;
-    std::vector<Scalar> of_bias(static_cast<std::size_t>(grad_attn_bias->size()), Scalar(0));
-    grad_bias.add_to(of_bias.data());
-    detail::sum_over_ranks(*communicator_, of_bias);
-    for (std::size_t i = 0; i < of_bias.size(); ++i) grad_attn_bias->data()[i] += of_bias[i];
+    if (grad_attn_bias != nullptr) grad_bias.add_to(*grad_attn_bias);
   }
 
   detail::Checksum description() const {

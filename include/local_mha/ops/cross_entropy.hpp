@@ -58,6 +58,48 @@ SoftmaxWeights<Scalar> softmax_weights(Index classes, const Scalar* logits, Scal
   return of;
 }
 
+/// The sum of what cross_entropy() is the mean of.
+template <typename Scalar>
+LongSum<Scalar> cross_entropy_sum(const TensorView<const Scalar, 3>& logits,
+                                  const TensorView<const std::int64_t, 2>& labels,
+                                  std::int64_t ignore_index) {
+  using std::log;
+  const Index classes = logits.dimension(2);
+  LongSum<Scalar> total(0);
+  std::vector<Scalar> weights(static_cast<std::size_t>(classes));
+  for (Index i = 0; i < labels.size(); ++i) {
+    if (labels.data()[i] == ignore_index) continue;
+    const Scalar* row = logits.data() + i * classes;
+    const auto [maximum, sum] = softmax_weights(classes, row, weights.data());
+    // A difference of logits first, which may be large.
+    total += LongSum<Scalar>(log(sum)) + LongSum<Scalar>(maximum - row[labels.data()[i]]);
+  }
+  return total;
+}
+
+/// cross_entropy_gradient() where so many positions count, which need not all be here.
+template <typename Scalar>
+Tensor<Scalar, 3> cross_entropy_gradient_of(const TensorView<const Scalar, 3>& logits,
+                                            const TensorView<const std::int64_t, 2>& labels,
+                                            std::int64_t ignore_index, Index counted) {
+  const Index classes = logits.dimension(2);
+  Tensor<Scalar, 3> gradient(logits.dimension(0), logits.dimension(1), classes);
+  gradient.setZero();
+  for (Index i = 0; i < labels.size(); ++i) {
+    if (labels.data()[i] == ignore_index) continue;
+    Scalar* to = gradient.data() + i * classes;
+    const LongSum<Scalar> sum = softmax_weights(classes, logits.data() + i * classes, to).sum;
+    const LongSum<Scalar> factor =
+        LongSum<Scalar>(LongSum<Scalar>(1 / static_cast<double>(counted)) / sum);
+    Scalar& of_label = to[labels.data()[i]];
+    // Less the sum while both have all their digits: a probability may be next to 1.
+    const Scalar grad_label = Scalar((LongSum<Scalar>(of_label) - sum) * factor);
+    for (Index c = 0; c < classes; ++c) to[c] = Scalar(LongSum<Scalar>(to[c]) * factor);
+    of_label = grad_label;
+  }
+  return gradient;
+}
+
 /// What has the numbers of a TensorView<const Scalar, 3>: a tensor, a map or a view.
 template <typename Source>
 concept LogitsSource = std::convertible_to<const Source&, TensorView<const ScalarOf<Source>, 3>>;
@@ -73,19 +115,9 @@ concept LogitsSource = std::convertible_to<const Source&, TensorView<const Scala
 template <typename Scalar>
 Scalar cross_entropy(TensorView<const Scalar, 3> logits, TensorView<const std::int64_t, 2> labels,
                      std::int64_t ignore_index = -1) {
-  using std::log;
   const Index counted = detail::count_labels(logits.dimensions(), labels, ignore_index);
-  const Index classes = logits.dimension(2);
-  LongSum<Scalar> total(0);
-  std::vector<Scalar> weights(static_cast<std::size_t>(classes));
-  for (Index i = 0; i < labels.size(); ++i) {
-    if (labels.data()[i] == ignore_index) continue;
-    const Scalar* row = logits.data() + i * classes;
-    const auto [maximum, sum] = detail::softmax_weights(classes, row, weights.data());
-    // A difference of logits first, which may be large.
-    total += LongSum<Scalar>(log(sum)) + LongSum<Scalar>(maximum - row[labels.data()[i]]);
-  }
-  return Scalar(total / LongSum<Scalar>(static_cast<double>(counted)));
+  return Scalar(detail::cross_entropy_sum<Scalar>(logits, labels, ignore_index) /
+                LongSum<Scalar>(static_cast<double>(counted)));
 }
 
 /// The same of a tensor, a map or a view, whose scalar need not be said.
@@ -104,23 +136,7 @@ Tensor<Scalar, 3> cross_entropy_gradient(TensorView<const Scalar, 3> logits,
                                          TensorView<const std::int64_t, 2> labels,
                                          std::int64_t ignore_index = -1) {
   const Index counted = detail::count_labels(logits.dimensions(), labels, ignore_index);
-  const Index classes = logits.dimension(2);
-  Tensor<Scalar, 3> gradient(logits.dimension(0), logits.dimension(1), classes);
-  gradient.setZero();
-  for (Index i = 0; i < labels.size(); ++i) {
-    if (labels.data()[i] == ignore_index) continue;
-    Scalar* to = gradient.data() + i * classes;
-    const LongSum<Scalar> sum =
-        detail::softmax_weights(classes, logits.data() + i * classes, to).sum;
-    const LongSum<Scalar> factor =
-        LongSum<Scalar>(LongSum<Scalar>(1 / static_cast<double>(counted)) / sum);
-    Scalar& of_label = to[labels.data()[i]];
-    // Less the sum while both have all their digits: a probability may be next to 1.
-    const Scalar grad_label = Scalar((LongSum<Scalar>(of_label) - sum) * factor);
-    for (Index c = 0; c < classes; ++c) to[c] = Scalar(LongSum<Scalar>(to[c]) * factor);
-    of_label = grad_label;
-  }
-  return gradient;
+  return detail::cross_entropy_gradient_of<Scalar>(logits, labels, ignore_index, counted);
 }
 
 /// The same of a tensor, a map or a view, whose scalar need not be said.

@@ -122,6 +122,23 @@ class LayerStack : public StackLayers<Scalar, Storage> {
                const std::optional<Training>& training, std::span<const Index> cu_seqlens,
                Saved* saved) const;
 
+  /// forward() of rows whose attentions lie elsewhere.
+  /// \param attend `attend(i, attention, training, x, y, saved)` makes y, what the attention of
+  /// layer
+  ///        `i` gives for x; `saved`: null, or the layer's SavedLayer
+  template <typename Attend>
+  void run(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
+           TensorView<const Scalar, 3> x, const std::optional<Training>& training, Saved* saved,
+           Attend&& attend) const;
+
+  /// backward() of such rows.
+  /// \param attend `attend(i, attention, gradients, saved, grad_y, x, grad_x, grad_bias)` makes
+  ///        grad_x, and adds to the gradients of the weights and of attn_bias()
+  template <typename Attend>
+  void run_back(const AnyDevice& device, EncoderParameters<Scalar>& gradients, Workspace& workspace,
+                const Saved& saved, TensorView<Scalar, 3> grad, Attend&& attend) const
+    requires Trainable<Scalar, Storage>;
+
   /// Gradients of a loss.
   /// \param gradients those of the weights are added here; if it throws, some of them are
   /// \param saved what forward() kept
@@ -291,6 +308,29 @@ void LayerStack<Scalar, Storage>::forward(const AnyDevice& device, TensorView<Sc
                                           const PaddingMask& mask,
                                           const std::optional<Training>& training,
                                           std::span<const Index> cu_seqlens, Saved* saved) const {
+  run(device, y, workspace, x, training, saved,
+      [&](std::size_t i, const LocalMHA<Scalar, Storage>& attention,
+          const std::optional<Training>& of_attention, const TensorView<const Scalar, 3>& in,
+          const TensorView<Scalar, 3>& attended, SavedLayer<Scalar>* kept) {
+        auto& room = workspace.attentions_[to_size(layers_[i].kind)];
+        const LocalMHACall<Scalar> call{.mask = mask,
+                                        .attn_bias = attn_bias(),
+                                        .training = of_attention,
+                                        .cu_seqlens = cu_seqlens,
+                                        .device = device};
+        if constexpr (Trainable<Scalar, Storage>)
+          if (kept != nullptr)
+            return attention.forward_saving_into(attended, room, *kept, in, call);
+        attention.forward_into(attended, room, in, call);
+      });
+}
+
+template <typename Scalar, typename Storage>
+template <typename Attend>
+void LayerStack<Scalar, Storage>::run(const AnyDevice& device, TensorView<Scalar, 3> y,
+                                      Workspace& workspace, TensorView<const Scalar, 3> x,
+                                      const std::optional<Training>& training, Saved* saved,
+                                      Attend&& attend) const {
   const Blocks blocks{x.dimension(0) * x.dimension(1), dim_};
   workspace.prepare(*this, blocks.rows, thread_count(device));
   if (saved != nullptr) prepare(*saved, x.dimensions());
@@ -305,20 +345,10 @@ void LayerStack<Scalar, Storage>::forward(const AnyDevice& device, TensorView<Sc
     input = place(0);
   }
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const LocalMHA<Scalar, Storage>& attention = layers_[i].attention;
-    auto& of_attention = workspace.attentions_[to_size(layers_[i].kind)];
     const TensorView<const Scalar, 3> in(input, x.dimensions());
     const TensorView<Scalar, 3> attended(workspace.attended_.data(), x.dimensions());
-    const LocalMHACall<Scalar> call{.mask = mask,
-                                    .attn_bias = attn_bias(),
-                                    .training = of_part(training, 2 * i),
-                                    .cu_seqlens = cu_seqlens,
-                                    .device = device};
-    bool kept = false;
-    if constexpr (Trainable<Scalar, Storage>)
-      if ((kept = saved != nullptr))
-        attention.forward_saving_into(attended, of_attention, saved->layers[i].attention, in, call);
-    if (!kept) attention.forward_into(attended, of_attention, in, call);
+    attend(i, layers_[i].attention, of_part(training, 2 * i), in, attended,
+           saved != nullptr ? &saved->layers[i].attention : nullptr);
     pass(device, i, blocks, input, place(i + 1), workspace, training, saved);
     input = place(i + 1);
   }

@@ -108,6 +108,26 @@ void LayerStack<Scalar, Storage>::backward(const AnyDevice& device,
                                            TensorView<Scalar, 3> grad) const
   requires Trainable<Scalar, Storage>
 {
+  workspace.prepare_attentions(*this);
+  run_back(device, gradients, workspace, saved, grad,
+           [&](std::size_t i, const LocalMHA<Scalar>& attention, LocalMHAParameters<Scalar>& to,
+               const SavedLayer<Scalar>& kept, const TensorView<const Scalar, 3>& grad_y,
+               const TensorView<const Scalar, 3>& x, const TensorView<Scalar, 3>& grad_x,
+               Tensor<Scalar, 3>* grad_bias) {
+             attention.backward_into(grad_x, workspace.attentions_[to_size(layers_[i].kind)], to,
+                                     kept, grad_y, x, {.attn_bias = attn_bias(), .device = device},
+                                     grad_bias);
+           });
+}
+
+template <typename Scalar, typename Storage>
+template <typename Attend>
+void LayerStack<Scalar, Storage>::run_back(const AnyDevice& device,
+                                           EncoderParameters<Scalar>& gradients,
+                                           Workspace& workspace, const Saved& saved,
+                                           TensorView<Scalar, 3> grad, Attend&& attend) const
+  requires Trainable<Scalar, Storage>
+{
   const auto shape = saved.shape;
   const Index rows = shape[0] * shape[1];
   if (layers_.empty()) {
@@ -116,7 +136,6 @@ void LayerStack<Scalar, Storage>::backward(const AnyDevice& device,
   }
   std::optional<Tensor<Scalar, 3>> grad_bias;
   if (bias_) grad_bias = bias_->constant(Scalar(0));
-  workspace.prepare_attentions(*this);
   StackBackwardRoom<Scalar>& room = workspace.backward_;
   room.prepare(*this, rows, thread_count(device));
   const TensorView<Scalar, 3> of_input(room.of_input.data(), shape);
@@ -141,10 +160,9 @@ void LayerStack<Scalar, Storage>::backward(const AnyDevice& device,
                                      rows_of(kept.feed_forward_branch), {.device = device});
 
     move_to({layer.attention_connection, kept.attention_branch, to.attention_connection});
-    layer.attention.backward_into(
-        of_input, workspace.attentions_[to_size(layer.kind)], to.attention, kept.attention,
-        {back.grad(), shape}, rows_of(kept.attention_branch),
-        {.attn_bias = attn_bias(), .device = device}, grad_bias ? &*grad_bias : nullptr);
+    const TensorView<const Scalar, 3> of_result(back.grad(), shape);
+    attend(i, layer.attention, to.attention, kept.attention, of_result,
+           rows_of(kept.attention_branch), of_input, grad_bias ? &*grad_bias : nullptr);
   }
   back.move(device, &*behind, nullptr);
   if (!grad_bias) return;

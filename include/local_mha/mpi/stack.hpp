@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A stack of layers over the ranks that hold a sequence.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <local_mha/attention/inputs.hpp>
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/encoder.hpp>
+#include <local_mha/layer/call.hpp>
+#include <local_mha/mpi/agreement.hpp>
+#include <local_mha/mpi/call_check.hpp>
+#include <local_mha/mpi/communicator.hpp>
+#include <local_mha/mpi/mha.hpp>
+#include <local_mha/mpi/split.hpp>
+#include <local_mha/parameter_set.hpp>
+#include <local_mha/stack/layer_stack.hpp>
+#include <local_mha/stack/layer_stack_backward.hpp>
+#include <local_mha/transformer.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+namespace detail {
+
+/// What calls over ranks may do with models beyond what everybody may.
+template <typename Scalar>
+struct StackAccess {
+  static const LayerStack<Scalar>& stack(const Encoder<Scalar>& encoder) { return encoder.stack(); }
+  static const auto& weights(const LocalTransformer<Scalar>& model) { return *model.weights_; }
+  static Tensor<Scalar, 3> project(const LocalTransformer<Scalar>& model, const AnyDevice& device,
+                                   const RowMatrix<Scalar>& normed, const Tensor<Scalar, 3>& x) {
+    return model.project(device, normed, x);
+  }
+  /// Rejects what are no tokens.
+  static void check_tokens(const LocalTransformer<Scalar>& model, const char* name,
+                           const TensorView<const std::int64_t, 2>& tokens,
+                           std::optional<std::int64_t> ignored = {}) {
+    model.check_tokens(name, tokens, [n = tokens.dimension(1)](Index) { return n; }, ignored);
+  }
+};
+
+}  // namespace detail
+
+namespace mpi::detail {
+
+/// What a stack does with its attentions beyond what everybody may.
+template <typename Scalar>
+struct MhaAccess {
+  using Mha = LocalMHA<Scalar>;
+
+  static Mha make(const Communicator& communicator, const local_mha::LocalMHA<Scalar>& layer,
+                  const Checksum& weights) {
+    return Mha(communicator, layer, weights);
+  }
+  static Checksum description(const Mha& mha) { return mha.description(); }
+  static void run(const Mha& mha, const TensorView<Scalar, 3>& y,
+                  const TensorView<const Scalar, 3>& x, const Split& split,
+                  const LocalMHACall<Scalar>& call, SavedMHA<Scalar>* saved) {
+    mha.run(y, x, split, call, saved);
+  }
+  static void run_back(const Mha& mha, const TensorView<Scalar, 3>& grad_x,
+                       LocalMHAParameters<Scalar>& own, const SavedMHA<Scalar>& saved,
+                       const TensorView<const Scalar, 3>& grad_y,
+                       const TensorView<const Scalar, 3>& x, const Split& split,
+                       const LocalMHACall<Scalar>& call, Tensor<Scalar, 3>* grad_attn_bias) {
+    mha.run_own_back(grad_x, own, saved, grad_y, x, split, call, grad_attn_bias);
+  }
+};
+
+/// What a stack keeps over ranks: all but what it keeps of attentions, and that.
+template <typename Scalar>
+struct SavedSplitStack {
+  local_mha::detail::SavedStack<Scalar> stack = {};
+  std::vector<SavedMHA<Scalar>> attentions = {};
+};
+
+/// The layers of a stack, whose attentions are over ranks. All of its calls are after an agreement.
+template <typename Scalar>
+class SplitStack {
+  using Stack = local_mha::detail::LayerStack<Scalar>;
+  using Access = MhaAccess<Scalar>;
+
+ public:
+  /// \param weights of all that the stack is part of
+  SplitStack(const Communicator& communicator, const Stack& stack, const Checksum& weights) {
+    for (const auto& layer : stack.layers())
+      attentions_.push_back(Access::make(communicator, layer.attention, weights));
+  }
+
+  /// Of all layers' configurations.
+  void add_description(const Stack& stack, double ff_dropout, Checksum& to) const {
+    to.add(stack.streams());
+    to.add(ff_dropout);
+    for (const auto& attention : attentions_) to.add(Access::description(attention).value());
+  }
+
+  /// \param saved null, or what becomes what backward() needs
+  void forward(const Stack& stack, const Split& split, TensorView<Scalar, 3> y,
+               TensorView<const Scalar, 3> x, const EncoderCall& call,
+               SavedSplitStack<Scalar>* saved) const {
+    typename Stack::Workspace workspace;
+    if (saved != nullptr) saved->attentions.resize(attentions_.size());
+    stack.run(call.device, y, workspace, x, call.training,
+              saved != nullptr ? &saved->stack : nullptr,
+              [&](std::size_t i, const auto&, const std::optional<Training>& training,
+                  const TensorView<const Scalar, 3>& in, const TensorView<Scalar, 3>& attended,
+                  const auto*) {
+                Access::run(attentions_[i], attended, in, split,
+                            {.mask = call.mask,
+                             .attn_bias = stack.attn_bias(),
+                             .training = training,
+                             .cu_seqlens = call.cu_seqlens,
+                             .device = call.device},
+                            saved != nullptr ? &saved->attentions[i] : nullptr);
+              });
+  }
+
+  /// \param own gradients of this rank alone, to be added to
+  /// \param grad of the result; becomes that of the input
+  void backward(const Stack& stack, const Split& split, const AnyDevice& device,
+                EncoderParameters<Scalar>& own, const SavedSplitStack<Scalar>& saved,
+                TensorView<Scalar, 3> grad) const {
+    typename Stack::Workspace workspace;
+    stack.run_back(
+        device, own, workspace, saved.stack, grad,
+        [&](std::size_t i, const auto&, LocalMHAParameters<Scalar>& to, const auto&,
+            const TensorView<const Scalar, 3>& grad_y, const TensorView<const Scalar, 3>& x,
+            const TensorView<Scalar, 3>& grad_x, Tensor<Scalar, 3>* grad_bias) {
+          Access::run_back(attentions_[i], grad_x, to, saved.attentions[i], grad_y, x, split,
+                           {.attn_bias = stack.attn_bias(), .device = device}, grad_bias);
+        });
+  }
+
+ private:
+  std::vector<LocalMHA<Scalar>> attentions_;
+};
+
+/// Of all numbers of a set of parameters.
+template <typename Parameters>
+void add_parameters(const Parameters& parameters, Checksum& to) {
+  for_each_parameter(parameters, [&](const std::string& name, const auto& tensor) {
+    to.add(std::string_view(name));
+    to.add(tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(*tensor.data()));
+  });
+}
+
+/// \throws std::invalid_argument naming the member of a call that a stack over ranks does not take,
+///         or that does not fit
+inline void check_stack_call(const Split& split, Index batch, double ff_dropout,
+                             const EncoderCall& call) {
+  if (!call.lengths.empty())
+    reject("lengths", "none over ranks: a mask, or cu_seqlens, says as much", "some");
+  if (call.training && ff_dropout > 0)
+    reject("training", "none over ranks where ff_dropout is not 0", "some");
+  local_mha::detail::check_cu_seqlens(call.cu_seqlens, batch, split.total());
+  check_mask(call.mask, batch, split);
+}
+
+}  // namespace mpi::detail
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI

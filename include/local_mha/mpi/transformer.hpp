@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// LocalTransformer over the ranks that hold a sequence.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include <local_mha/core/error.hpp>
+#include <local_mha/core/sum.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/layer/call.hpp>
+#include <local_mha/mpi/agreement.hpp>
+#include <local_mha/mpi/call_check.hpp>
+#include <local_mha/mpi/communicator.hpp>
+#include <local_mha/mpi/split.hpp>
+#include <local_mha/mpi/stack.hpp>
+#include <local_mha/mpi/sum.hpp>
+#include <local_mha/ops/cross_entropy.hpp>
+#include <local_mha/ops/embedding.hpp>
+#include <local_mha/ops/linear_backward.hpp>
+#include <local_mha/parameters.hpp>
+#include <local_mha/transformer.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI::mpi {
+
+/// local_mha::LocalTransformer of sequences that no rank holds alone: what mpi::LocalMHA says, of
+/// all layers. The loss is that of the whole, the same on every rank.
+///
+///     local_mha::mpi::LocalTransformer<float> split_model(communicator, model);
+///     float loss = split_model.backward(gradients, input, labels, split);  // of this rank's
+///     tokens
+///
+/// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
+template <typename Scalar>
+class LocalTransformer {
+  static_assert(std::is_trivially_copyable_v<Scalar>, "numbers travel as their bytes");
+  using Whole = local_mha::LocalTransformer<Scalar>;
+  using Access = local_mha::detail::StackAccess<Scalar>;
+
+ public:
+  using Parameters = LocalTransformerParameters<Scalar>;
+  using Tokens = TensorView<const std::int64_t, 2>;
+
+  /// Collective.
+  /// \param communicator must outlive this
+  /// \param model the same on every rank; its weights are shared
+  /// \throws std::invalid_argument, on every rank, if they are not the same
+  LocalTransformer(const Communicator& communicator, const Whole& model)
+      : communicator_(&communicator),
+        model_(model),
+        weights_(checksum_of(model)),
+        layers_(communicator, weights().stack, weights_) {
+    detail::Checksum config;
+    layers_.add_description(weights().stack, model.config().ff_dropout, config);
+    config.add(model.config().ignore_index);
+    detail::Agreement agreement(communicator, "LocalTransformer");
+    agreement.same("config", config);
+    agreement.same("weights", weights_);
+    agreement.settle();
+  }
+
+  const Whole& model() const { return model_; }
+  const Communicator& communicator() const { return *communicator_; }
+
+  /// \param tokens `[B, split.rows()]`, those of this rank; of no sequence more than max_seq_len on
+  ///        all ranks
+  /// \param call of the mask the rows of this rank; `cu_seqlens` of the whole; no `lengths`, and,
+  /// if
+  ///        the feed-forwards have dropout, no `training`
+  /// \return their logits, `[B, split.rows(), num_tokens]`
+  /// \throws std::invalid_argument, on every rank, naming the argument that does not fit on one, or
+  ///         is not the same on all
+  Tensor<Scalar, 3> forward(Tokens tokens, const Split& split, const EncoderCall& call = {}) const {
+    agree("forward", tokens, nullptr, nullptr, split, call);
+    return communicator_->alone([&] {
+      Tensor<Scalar, 3> x;
+      return logits_of(tokens, split, call, x, nullptr);
+    });
+  }
+
+  /// Mean cross entropy, in nats, of labels that are given, over all ranks.
+  /// \param input, labels `[B, split.rows()]`, those of this rank; labels equal to ignore_index do
+  ///        not count
+  /// \return the same on every rank; NaN if no label counts on any
+  Scalar loss(Tokens input, Tokens labels, const Split& split, const EncoderCall& call = {}) const {
+    agree("loss", input, &labels, nullptr, split, call);
+    return communicator_->alone([&] {
+      Tensor<Scalar, 3> x;
+      const Tensor<Scalar, 3> logits = logits_of(input, split, call, x, nullptr);
+      return mean_loss(logits, labels, count(logits, labels));
+    });
+  }
+
+  /// loss() and its gradients.
+  /// \param gradients the sums over all ranks are added here, on every rank, in the order of the
+  ///        ranks: `Parameters::zeros(config)` at first
+  /// \return the loss; NaN and no gradients if no label counts
+  Scalar backward(Parameters& gradients, Tokens input, Tokens labels, const Split& split,
+                  const EncoderCall& call = {}) const {
+    agree("backward", input, &labels, &gradients, split, call);
+    return communicator_->alone([&] { return run_back(gradients, input, labels, split, call); });
+  }
+
+ private:
+  const auto& weights() const { return Access::weights(model_); }
+  const LocalTransformerConfig& config() const { return model_.config(); }
+
+  static detail::Checksum checksum_of(const Whole& model) {
+    detail::Checksum sum;
+    detail::add_parameters(Access::weights(model).unpacked(), sum);
+    return sum;
+  }
+
+  // \param labels, gradients null: none are given
+  void agree(std::string_view name, const Tokens& input, const Tokens* labels,
+             const Parameters* gradients, const Split& split, const EncoderCall& call) const {
+    detail::Agreement agreement(*communicator_, name);
+    agreement.check([&] {
+      detail::check_split(*communicator_, split, call.device);
+      require_shape("tokens", input.dimensions(), {-1, split.rows()});
+      detail::check_stack_call(split, input.dimension(0), config().ff_dropout, call);
+      check_length(split.total(), call.cu_seqlens);
+      Access::check_tokens(model_, "tokens", input);
+      if (labels != nullptr) {
+        require_shape("labels", labels->dimensions(), input.dimensions());
+        Access::check_tokens(model_, "labels", *labels, config().ignore_index);
+      }
+      if (gradients != nullptr) local_mha::detail::require_fitting(*gradients, config());
+    });
+    agreement.same("weights", weights_);
+    detail::agree_on_call(agreement, split, input.dimension(0), call);
+    agreement.settle();
+  }
+  void check_length(Index total, std::span<const Index> cu_seqlens) const {
+    Index longest = cu_seqlens.empty() ? total : 0;
+    for (std::size_t s = 1; s < cu_seqlens.size(); ++s)
+      longest = (std::max)(longest, cu_seqlens[s] - cu_seqlens[s - 1]);
+    if (longest > config().max_seq_len)
+      reject("tokens",
+             "at most max_seq_len = " + std::to_string(config().max_seq_len) + " in a sequence",
+             longest);
+  }
+
+  // Where in its sequence each token of this rank is.
+  static std::vector<std::int64_t> places(const Tokens& tokens, const Split& split,
+                                          std::span<const Index> cu_seqlens) {
+    std::vector<std::int64_t> places;
+    for (Index b = 0; b < tokens.dimension(0); ++b) {
+      std::size_t next = 1;  // segment's end
+      for (Index row = split.stretch().begin; row < split.stretch().end; ++row) {
+        while (next < cu_seqlens.size() && cu_seqlens[next] <= row) ++next;
+        places.push_back(cu_seqlens.empty() ? row : row - cu_seqlens[next - 1]);
+      }
+    }
+    return places;
+  }
+
+  static Eigen::Map<RowMatrix<Scalar>> rows(Tensor<Scalar, 3>& x) {
+    return {x.data(), x.dimension(0) * x.dimension(1), x.dimension(2)};
+  }
+
+  // \param x becomes what the layers give
+  // \param saved null, or what becomes what their backward pass needs
+  Tensor<Scalar, 3> logits_of(const Tokens& tokens, const Split& split, const EncoderCall& call,
+                              Tensor<Scalar, 3>& x, detail::SavedSplitStack<Scalar>* saved) const {
+    const std::vector<std::int64_t> place = places(tokens, split, call.cu_seqlens);
+    Tensor<Scalar, 3> embedded(tokens.dimension(0), tokens.dimension(1), config().dim);
+    for (Index i = 0; i < tokens.size(); ++i)
+      rows(embedded).row(i) = weights().token_emb.row(tokens.data()[i]) +
+                              weights().pos_emb.row(place[static_cast<std::size_t>(i)]);
+    x = Tensor<Scalar, 3>(embedded.dimensions());
+    layers_.forward(weights().stack, split, x, embedded, call, saved);
+    return Access::project(model_, call.device, weights().to_logits_norm.forward(rows(x)), x);
+  }
+
+  // Labels that count, on all ranks.
+  Index count(const Tensor<Scalar, 3>& logits, const Tokens& labels) const {
+    auto counted = static_cast<std::int64_t>(local_mha::detail::count_labels(
+        TensorView<const Scalar, 3>(logits).dimensions(), labels, config().ignore_index));
+    detail::check(
+        MPI_Allreduce(MPI_IN_PLACE, &counted, 1, MPI_INT64_T, MPI_SUM, communicator_->get()),
+        "MPI_Allreduce");
+    return static_cast<Index>(counted);
+  }
+  Scalar mean_loss(const Tensor<Scalar, 3>& logits, const Tokens& labels, Index counted) const {
+    using Sum = LongSum<Scalar>;
+    std::vector<Sum> sum{
+        local_mha::detail::cross_entropy_sum<Scalar>(logits, labels, config().ignore_index)};
+    detail::sum_over_ranks(*communicator_, sum);
+    return Scalar(sum.front() / Sum(static_cast<double>(counted)));
+  }
+
+  Scalar run_back(Parameters& gradients, const Tokens& input, const Tokens& labels,
+                  const Split& split, const EncoderCall& call) const {
+    detail::SavedSplitStack<Scalar> saved;
+    Tensor<Scalar, 3> x;
+    const Tensor<Scalar, 3> logits = logits_of(input, split, call, x, &saved);
+    const Index counted = count(logits, labels);
+    const Scalar loss = mean_loss(logits, labels, counted);
+    if (counted == 0) return loss;
+
+    Parameters own = Parameters::zeros(config());
+    Tensor<Scalar, 3> grad_logits = local_mha::detail::cross_entropy_gradient_of<Scalar>(
+        logits, labels, config().ignore_index, counted);
+    Tensor<Scalar, 3> grad(x.dimensions());
+    const RowMatrix<Scalar> normed = weights().to_logits_norm.forward(rows(x));
+    rows(grad) = weights().to_logits_norm.backward(
+        linear_backward<AnyDevice, Scalar>(call.device, weights().to_logits.weight(), normed,
+                                           rows(grad_logits), own.to_logits, nullptr),
+        rows(x), own.to_logits_norm_weight, own.to_logits_norm_bias);
+    layers_.backward(weights().stack, split, call.device, own, saved, grad);
+    embedding_backward<Scalar>(own.token_emb,
+                               {input.data(), static_cast<std::size_t>(input.size())}, rows(grad));
+    embedding_backward<Scalar>(own.pos_emb, places(input, split, call.cu_seqlens), rows(grad));
+    detail::add_sums<Scalar>(*communicator_, own, gradients);
+    return loss;
+  }
+
+  const Communicator* communicator_;
+  Whole model_;
+  detail::Checksum weights_;
+  detail::SplitStack<Scalar> layers_;
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::mpi

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT
+// Encoders and language models over ranks, forward, backward and in training, against one process.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
+#include <local_mha/local_mha.hpp>
+#include <local_mha/mpi.hpp>
+#include <mpi/instances.hpp>
+#include <mpi/layers.hpp>
+#include <mpi/splits.hpp>
+
+namespace stack_test {
+namespace {
+
+using local_mha::EncoderCall;
+using local_mha::EncoderConfig;
+using local_mha::Index;
+using local_mha::LocalTransformerConfig;
+using local_mha::PaddingMask;
+using local_mha::Tensor;
+using local_mha::mpi::Communicator;
+using local_mha::mpi::Split;
+using mpi_tests::difference;
+using mpi_tests::own_mask;
+using mpi_tests::own_rows;
+using mpi_tests::random_rows;
+
+using Encoder = local_mha::Encoder<double>;
+using SplitEncoder = local_mha::mpi::Encoder<double>;
+using Model = local_mha::LocalTransformer<double>;
+using SplitModel = local_mha::mpi::LocalTransformer<double>;
+using Tokens = Tensor<std::int64_t, 2>;
+
+constexpr double close = 1e-11;
+
+std::vector<EncoderConfig> encoders() {
+  const local_mha::LocalMHAConfig wide{
+      .dim = 12, .window_size = 9, .dim_head = 6, .heads = 2, .dropout = 0.2, .prenorm = true};
+  local_mha::LocalMHAConfig narrow = wide;
+  narrow.causal = true;
+  narrow.window_size = 4;
+  EncoderConfig two{.depth = 2, .layers = {wide, narrow}};
+  EncoderConfig streams = two;
+  streams.num_residual_streams = 3;
+  EncoderConfig biased{.depth = 2, .layers = {wide}};
+  biased.use_dynamic_pos_bias = true;
+  biased.layers.front().use_rotary_pos_emb = false;
+  return {two, streams, biased};
+}
+
+template <typename Parameters>
+double difference_of(const Parameters& a, const Parameters& b) {
+  std::vector<double> numbers;
+  local_mha::for_each_parameter(a, [&](const std::string&, const auto& tensor) {
+    numbers.insert(numbers.end(), tensor.data(), tensor.data() + tensor.size());
+  });
+  double most = 0;
+  std::size_t i = 0;
+  local_mha::for_each_parameter(b, [&](const std::string&, const auto& tensor) {
+    double largest = 1;
+    for (Index j = 0; j < tensor.size(); ++j)
+      largest = std::max(largest, std::abs(tensor.data()[j]));
+    for (Index j = 0; j < tensor.size(); ++j) {
+      const double apart = std::abs(tensor.data()[j] - numbers[i++]) / largest;
+      most = apart <= most ? most : apart;
+    }
+  });
+  return most;
+}
+
+void expect_encoder_of_one(const EncoderConfig& config, Index batch, EncoderCall call,
+                           const Tensor<bool, 2>* masked) {
+  const Encoder encoder(config, 3);
+  const Communicator communicator;
+  const SplitEncoder split_encoder(communicator, encoder);
+  const Index total = 130;
+  const auto x = random_rows<double>(batch, total, 12, 5);
+  const auto grad_y = random_rows<double>(batch, total, 12, 6);
+  if (masked != nullptr) call.mask = PaddingMask::masked(*masked);
+  Encoder::Saved saved;
+  const auto y = encoder.forward_saving(saved, x, call);
+  auto gradients = Encoder::Parameters::zeros(config);
+  const auto grad_x = encoder.backward(gradients, saved, grad_y);
+  for (const Index rows : mpi_tests::splits(communicator, total)) {
+    const Split split(communicator, rows);
+    if (masked != nullptr) call.mask = own_mask(*masked, split);
+    SplitEncoder::Saved kept;
+    const auto own = own_rows(x, split);
+    const auto got = split_encoder.forward_saving(kept, own, split, call);
+    EXPECT_LE(difference(got, own_rows(y, split)), close) << rows;
+    EXPECT_EQ(difference(split_encoder.forward(own, split, call), got), 0) << rows;
+    auto sums = Encoder::Parameters::zeros(config);
+    const auto grad = split_encoder.backward(sums, kept, own_rows(grad_y, split), split);
+    EXPECT_LE(difference(grad, own_rows(grad_x, split)), close) << rows;
+    EXPECT_LE(difference_of(sums, gradients), close) << rows;
+  }
+}
+
+TEST(SplitEncoders, AreThoseOfOneProcess) {
+  const std::vector<Index> cu_seqlens{0, 13, 60, 61, 61, 130};
+  Tensor<bool, 2> masked(2, 130);
+  for (Index i = 0; i < 260; ++i) masked.data()[i] = i < 20 || i % 7 == 3;
+  for (const EncoderConfig& config : encoders()) {
+    expect_encoder_of_one(config, 2, {}, nullptr);
+    expect_encoder_of_one(config, 2, {.training = local_mha::Training{.seed = 4}}, &masked);
+    expect_encoder_of_one(config, 1, {.cu_seqlens = cu_seqlens}, nullptr);
+  }
+}
+
+TEST(SplitEncoders, HaveTheSameBitsOnTheGridAndOnThreads) {
+  const Communicator communicator;
+  Eigen::ThreadPool pool(3);
+  const Eigen::ThreadPoolDevice device(&pool, 3);
+  for (const EncoderConfig& config : encoders()) {
+    const Encoder encoder(config, 3);
+    const SplitEncoder split_encoder(communicator, encoder);
+    const auto x = random_rows<double>(1, 301, 12, 5);
+    const auto y = encoder.forward(x);
+    const Split split = Split::even(communicator, 301, 16);
+    const auto own = own_rows(x, split);
+    EXPECT_EQ(difference(split_encoder.forward(own, split), own_rows(y, split)), 0);
+    EXPECT_EQ(difference(split_encoder.forward(own, split, {.device = device}), own_rows(y, split)),
+              0);
+  }
+}
+
+LocalTransformerConfig model_config() {
+  return {.num_tokens = 11,
+          .max_seq_len = 200,
+          .dim = 12,
+          .depth = 2,
+          .local_attn_window_size = 8,
+          .dim_head = 6,
+          .heads = 2,
+          .attn_dropout = 0.1,
+          .use_xpos = true,
+          .qk_rmsnorm = true};
+}
+
+Tokens random_tokens(Index batch, Index total, std::uint64_t seed) {
+  Random random(seed);
+  Tokens tokens(batch, total);
+  for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = random.integer(0, 10);
+  return tokens;
+}
+
+Tokens own_tokens(const Tokens& tokens, const Split& split, Index ahead = 0) {
+  Tokens own(tokens.dimension(0), split.rows());
+  for (Index b = 0; b < own.dimension(0); ++b)
+    for (Index i = 0; i < split.rows(); ++i)
+      own(b, i) = tokens(b, split.stretch().begin + i + ahead);
+  return own;
+}
+
+TEST(SplitModels, AreThoseOfOneProcess) {
+  const Communicator communicator;
+  const Model model(model_config(), 3);
+  const SplitModel split_model(communicator, model);
+  const std::vector<Index> cu_seqlens{0, 13, 60, 61, 61, 130};
+  for (const bool packed : {false, true}) {
+    const Index total = 130, batch = packed ? 1 : 2;
+    const Tokens tokens = random_tokens(batch, total, 5);
+    Tokens labels = random_tokens(batch, total, 6);
+    for (Index i = 0; i < labels.size(); i += 9) labels.data()[i] = model.config().ignore_index;
+    EncoderCall call{.training = local_mha::Training{.seed = 8}};
+    if (packed) call.cu_seqlens = cu_seqlens;
+    const auto logits = model.forward(tokens, call);
+    auto gradients = Model::Parameters::zeros(model.config());
+    const double loss = model.backward(gradients, tokens, labels, call);
+    for (const Index rows : mpi_tests::splits(communicator, total)) {
+      const Split split(communicator, rows);
+      const Tokens own = own_tokens(tokens, split), own_labels = own_tokens(labels, split);
+      EXPECT_LE(difference(split_model.forward(own, split, call), own_rows(logits, split)), close);
+      EXPECT_NEAR(split_model.loss(own, own_labels, split, call), loss, 1e-12);
+      auto sums = Model::Parameters::zeros(model.config());
+      EXPECT_NEAR(split_model.backward(sums, own, own_labels, split, call), loss, 1e-12);
+      EXPECT_LE(difference_of(sums, gradients), close) << rows;
+    }
+  }
+}
+
+TEST(SplitModels, HaveNoLossWhereNoLabelCounts) {
+  const Communicator communicator;
+  const Model model(model_config(), 3);
+  const Split split(communicator, 5);
+  const Tokens tokens = own_tokens(random_tokens(1, split.total(), 5), split);
+  Tokens labels(1, 5);
+  labels.setConstant(model.config().ignore_index);
+  auto gradients = Model::Parameters::zeros(model.config());
+  const SplitModel split_model(communicator, model);
+  EXPECT_TRUE(std::isnan(split_model.backward(gradients, tokens, labels, split)));
+  EXPECT_EQ(difference_of(gradients, Model::Parameters::zeros(model.config())), 0);
+}
+
+// 50 steps on one process, and on all ranks.
+TEST(SplitModels, LearnWhatOneProcessLearns) {
+  const Communicator communicator;
+  const Index total = 150;
+  Model one(model_config(), 3), many(model_config(), 3);
+  const Split split(communicator, mpi_tests::splits(communicator, total).back());
+  local_mha::AdamW<Model::Parameters> optimizer_of_one({}, one.parameters()),
+      optimizer({}, many.parameters());
+  constexpr double learning_rate = 3e-3;
+  double first = 0, last = 0;
+  for (std::uint64_t step = 0; step < 50; ++step) {
+    const Tokens tokens = random_tokens(2, total + 1, step % 3);
+    const EncoderCall call{.training = local_mha::Training{.seed = step}};
+    auto gradients = Model::Parameters::zeros(one.config());
+    const double loss = one.backward(gradients, tokens, call);
+    auto parameters = one.parameters();
+    optimizer_of_one.step(parameters, gradients, learning_rate);
+    one.set_parameters(parameters);
+
+    auto sums = Model::Parameters::zeros(many.config());
+    const double got =
+        SplitModel(communicator, many)
+            .backward(sums, own_tokens(tokens, split), own_tokens(tokens, split, 1), split, call);
+    parameters = many.parameters();
+    optimizer.step(parameters, sums, learning_rate);
+    many.set_parameters(parameters);
+    EXPECT_NEAR(got, loss, 1e-10) << step;
+    (step == 0 ? first : last) = got;
+  }
+  EXPECT_LT(last, 0.9 * first);
+}
+
+TEST(SplitModels, RejectBadInputOnEveryRank) {
+  const Communicator communicator;
+  const bool is_last = communicator.rank() == communicator.size() - 1;
+  const auto says = [&](const std::string& begin, auto&& task) {
+    std::string message = "none";
+    try {
+      task();
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    EXPECT_EQ(message.substr(0, begin.size()), begin);
+  };
+  const Split split(communicator, 4), longer(communicator, 201);
+  const Model model(model_config(), 3);
+  const SplitModel split_model(communicator, model);
+  Tokens tokens(1, 4), bad(1, 4), wide(1, 5), more(1, 201);
+  for (Tokens* all : {&tokens, &bad, &wide, &more}) all->setConstant(2);
+  bad(0, 2) = 11;
+  auto gradients = Model::Parameters::zeros(model.config());
+  const std::vector<Index> lengths{3};
+  says("tokens: expected 0 to 10", [&] { split_model.forward(is_last ? bad : tokens, split); });
+  says("tokens: expected shape", [&] { split_model.forward(is_last ? wide : tokens, split); });
+  says("tokens: expected at most max_seq_len", [&] { split_model.forward(more, longer); });
+  says("labels: expected 0 to 10",
+       [&] { split_model.backward(gradients, tokens, is_last ? bad : tokens, split); });
+  says("labels: expected shape", [&] { split_model.loss(tokens, wide, split); });
+  says("lengths: expected none over ranks",
+       [&] { split_model.forward(tokens, split, {.lengths = lengths}); });
+  const auto encoder_config = encoders().front();
+  auto dropping = encoder_config;
+  dropping.ff_dropout = 0.1;
+  const auto x = random_rows<double>(1, 4, 12, 5), other = random_rows<double>(1, 4, 13, 5);
+  const SplitEncoder encoder(communicator, Encoder(encoder_config, 3)),
+      drops(communicator, Encoder(dropping, 3));
+  says("training: expected none over ranks",
+       [&] { drops.forward(x, split, {.training = local_mha::Training{1}}); });
+  says("x: expected shape", [&] { encoder.forward(is_last ? other : x, split); });
+  SplitEncoder::Saved saved;
+  auto of_encoder = Encoder::Parameters::zeros(encoder_config);
+  says("saved: expected", [&] { encoder.backward(of_encoder, saved, x, split); });
+  encoder.forward_saving(saved, x, split);
+  says("grad_y: expected shape",
+       [&] { encoder.backward(of_encoder, saved, is_last ? other : x, split); });
+  if (communicator.size() == 1) return;
+  says("weights: expected the same on every rank",
+       [&] { SplitModel(communicator, Model(model_config(), is_last ? 3 : 4)); });
+  says("config: expected the same on every rank", [&] {
+    auto config = encoder_config;
+    if (is_last) config.ff_dropout = 0.5;
+    SplitEncoder(communicator, Encoder(config, 3));
+  });
+}
+
+}  // namespace
+}  // namespace stack_test
