@@ -429,15 +429,17 @@ TYPED_TEST(SixteenBits, ValuesThatAreNotFiniteReachThoseThatSeeThem) {
   const float large = std::is_same_v<TypeParam, half> ? 4e5F : 3.4e38F;
   for (Index c = 0; c < 8; ++c) x(0, 20, c) = c % 2 == 0 ? large : -large;
   const Tensor<float, 3> y = layer.forward(x);
-  typename LocalMHA<float, TypeParam>::Stream stream(layer);
-  Random random(1);
-  const Tensor<float, 3> z = pushed(stream, x, random, 1);
-  for (Index i = 0; i < 60; ++i)
-    for (Index c = 0; c < 8; ++c) {
-      const bool sees = i >= 20 && i <= 26;
-      EXPECT_TRUE(sees || (std::isfinite(y(0, i, c)) && std::isfinite(z(0, i, c)))) << i;
-      EXPECT_EQ(std::isfinite(y(0, i, c)), std::isfinite(z(0, i, c))) << i;
-    }
+  for (const Index chunk : {1, 5, 16, 60}) {
+    typename LocalMHA<float, TypeParam>::Stream stream(layer);
+    Random random(1);
+    const Tensor<float, 3> z = pushed(stream, x, random, chunk);
+    for (Index i = 0; i < 60; ++i)
+      for (Index c = 0; c < 8; ++c) {
+        const bool sees = i >= 20 && i <= 26;
+        EXPECT_TRUE(sees || (std::isfinite(y(0, i, c)) && std::isfinite(z(0, i, c)))) << i;
+        EXPECT_EQ(std::isfinite(y(0, i, c)), std::isfinite(z(0, i, c))) << i;
+      }
+  }
 }
 
 TYPED_TEST(SixteenBits, ParametersAreTheRoundedOnes) {
