@@ -3,6 +3,7 @@
 /// Sequences over many machines: link local_mha::mpi.
 #pragma once
 
+#include <local_mha/mpi/attention.hpp>
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/mpi/encoder.hpp>
 #include <local_mha/mpi/mha.hpp>

@@ -3,8 +3,10 @@
 /// LocalAttention's forward pass of a batch.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include <local_mha/attention/attention_dropout.hpp>
@@ -45,7 +47,7 @@ class AttentionForward {
            const Placement<Scalar>& placement, const AttentionInputs<Scalar>& inputs,
            const AttentionTensors<Scalar>& tensors, const std::optional<Training>& training) {
     plan_.assign(inputs, tensors.batch, thread_count(device));
-    prepare(config, placement, inputs, tensors.dim_head, tensors.dim_value);
+    prepare(config, placement, inputs, tensors.dim_head, tensors.dim_value, plan_.workers());
     const AttentionDropout dropout{config.dropout, training};
     parallel_for(device, plan_.workers(), plan_.tasks(), [&](Index worker, Index i) {
       const auto task = plan_.task(i);
@@ -69,11 +71,33 @@ class AttentionForward {
     });
   }
 
+  using Task = typename AttentionPlan<Scalar>::Task;
+
+  /// Takes some stretches of queries, whose rows may lie anywhere.
+  /// \param rows_of `rows_of(sequence, h)` gives the Rows of head `h` of AttentionForwardFlow
+  template <typename RowsOf>
+  void run_some(const AnyDevice& device, const LocalAttentionConfig& config,
+                const Placement<Scalar>& placement, const AttentionInputs<Scalar>& inputs,
+                Index dim_head, std::span<const Task> tasks,
+                const std::optional<Training>& training, RowsOf&& rows_of) {
+    const auto number = static_cast<Index>(tasks.size());
+    const Index workers = (std::min)(thread_count(device), number);
+    prepare(config, placement, inputs, dim_head, dim_head, workers);
+    const AttentionDropout dropout{config.dropout, training};
+    parallel_for(device, workers, number, [&](Index worker, Index i) {
+      const Task& task = tasks[static_cast<std::size_t>(i)];
+      flows_[static_cast<std::size_t>(worker)].run(
+          inputs, task.sequence, task.kv_head, task.queries, dropout,
+          [&](Index h) -> typename Flow::Rows { return rows_of(task.sequence, h); });
+    });
+  }
+
  private:
   using Flow = AttentionForwardFlow<Scalar>;
 
   void prepare(const LocalAttentionConfig& config, const Placement<Scalar>& placement,
-               const AttentionInputs<Scalar>& inputs, Index dim_head, Index dim_value) {
+               const AttentionInputs<Scalar>& inputs, Index dim_head, Index dim_value,
+               Index workers) {
     const Window& window = inputs.window();
     const Index seqlen = inputs.longest();
     const bool pins = inputs.pins();
@@ -82,7 +106,7 @@ class AttentionForward {
       made_for_ = config;
     }
     provide(
-        flows_, plan_.workers(),
+        flows_, workers,
         [&](const Flow& flow) { return flow.fits(window, seqlen, dim_head, dim_value, pins); },
         [&] { return Flow(placement, window, seqlen, dim_head, dim_value, pins); });
     const Index global_blocks = inputs.most_global_blocks();

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <local_mha/attention/attention_dropout.hpp>
+#include <local_mha/attention/forward_rows.hpp>
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/kernel.hpp>
@@ -32,16 +33,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class AttentionForwardFlow {
  public:
-  /// One head of one sequence, `[seqlen, channels]` each.
-  struct Rows {
-    const Scalar* q;
-    const Scalar* k;
-    const Scalar* v;
-    Scalar* out;
-    // [seqlen] each, or null: not wanted.
-    Scalar* lse = nullptr;
-    Scalar* lse_rest = nullptr;
-  };
+  using Rows = detail::ForwardRows<Scalar>;
 
   /// \param pins some rows may be seen from anywhere
   AttentionForwardFlow(const detail::Placement<Scalar>& placement, const Window& window,
@@ -121,18 +113,33 @@ class AttentionForwardFlow {
       member.narrow = NarrowKernel<Scalar>::fits(member.head, dim_head_, dim_value_);
     }
     seqlen_ = members_.front().head.seqlen;
+    const detail::SequencePart* part = inputs.part_of(sequence);
+    const Index held = part != nullptr ? ceil_div(part->keys.end, count) * count : seqlen_;
+    held_ = (std::min)(held, seqlen_);
+  }
+
+  // The lanes of a block whose queries are here.
+  LaneRange lanes_at(Index first) const {
+    const Range own = Range{first, first + count}.clipped_to(members_.front().head.queries);
+    return {static_cast<int>(own.begin - first), static_cast<int>(own.end - first)};
+  }
+  // Whether a block is attended from the rows as they lie.
+  bool is_narrow(const Member& member, Index first) const {
+    const LaneRange lanes = lanes_at(first);
+    return member.narrow && lanes.begin == 0 && lanes.end == rows_at(first);
   }
 
   // One block of queries of one head.
   void attend(Member& member, Index first) {
     const Rows& rows = member.rows;
+    const LaneRange lanes = lanes_at(first);
     Scalar* lse = rows.lse != nullptr ? lse_.data() : nullptr;
-    if (member.narrow) {
+    if (is_narrow(member, first)) {
       narrow_kernel_.attend(member.head, first, dim_head_, dim_value_,
                             placement_->score_scale(dim_head_), rows.q, rows.k, rows.v, rows.out,
                             lse);
     } else {
-      load(queries_.data(), first / count, dim_head_, rows.q);
+      load_lanes(dim_head_, lanes, StridedRows{rows.q, dim_head_, first}, queries_.data());
       placement_->place_queries(dim_head_, queries_.data(), first);
       if (value_rows_)
         kernel_.attend(member.head, first, queries_.data(),
@@ -142,22 +149,16 @@ class AttentionForwardFlow {
         kernel_.attend(member.head, first, queries_.data(),
                        KeyStore<Scalar, Ring<Scalar>>{&keys_, &values_},
                        {&pinned_keys_, &pinned_values_}, out_.data(), lse);
-      store_block(dim_value_, rows_at(first), out_.data(),
-                  StridedRows{rows.out, dim_value_, first});
+      store_lanes(dim_value_, lanes, out_.data(), StridedRows{rows.out, dim_value_, first});
     }
-    if (lse == nullptr) return;
-    std::copy_n(lse, rows_at(first), rows.lse + first);
-    std::copy_n(lse + count, rows_at(first), rows.lse_rest + first);
+    rows.store_lse(first, lanes, lse_.data());
   }
 
   // Queries that see nothing but the sink.
   void see_nothing(const Member& member, Index first) {
-    const Rows& rows = member.rows;
-    std::fill_n(rows.out + first * dim_value_, rows_at(first) * dim_value_, Scalar(0));
-    if (rows.lse == nullptr) return;
+    member.rows.clear(first, lanes_at(first), dim_value_);
     SoftmaxState<Scalar>(member.head.sink).log_sum_exp(lse_.data());
-    std::copy_n(lse_.data(), rows_at(first), rows.lse + first);
-    std::copy_n(lse_.data() + count, rows_at(first), rows.lse_rest + first);
+    member.rows.store_lse(first, lanes_at(first), lse_.data());
   }
 
   Index rows_at(Index first) const { return (std::min)(count, seqlen_ - first); }
@@ -332,6 +333,7 @@ class AttentionForwardFlow {
   Window window_;
   Index made_for_;
   Index seqlen_ = 0;
+  Index held_ = 0;  // where the rows of keys and values that are here end
   Index dim_head_;
   Index dim_value_;
   bool pins_;
@@ -369,22 +371,25 @@ void AttentionForwardFlow<Scalar>::run(const detail::AttentionInputs<Scalar>& in
   take_members(inputs, sequence, kv_head, dropout, rows_of);
   const AttentionHead<Scalar>& head = members_.front().head;
   const Rows& rows = members_.front().rows;
-  if (value_rows_) value_rows_->view(rows.v, seqlen_);
-  make_pinned(rows.k, rows.v);
+  if (value_rows_) value_rows_->view(rows.v, held_);
+  make_pinned(rows.first_k != nullptr ? rows.first_k : rows.k,
+              rows.first_v != nullptr ? rows.first_v : rows.v);
   Index made = 0;
   for (Index block = queries.begin; block < queries.end; ++block) {
     const Index first = block * count;
     const Range seen =
-        window_.keys_of({first, first + rows_at(first)}, seqlen_).clipped_to(head.unmasked);
+        window_.keys_of(Range{first, first + rows_at(first)}.clipped_to(head.queries), seqlen_)
+            .clipped_to(head.unmasked);
     if (seen.begin >= seen.end && pinned_.empty()) {
       for (const Member& member : members_) see_nothing(member, first);
       continue;
     }
-    if (!members_.front().narrow)
+    const bool narrow = is_narrow(members_.front(), first);
+    if (!narrow)
       for (made = (std::max)(made, seen.begin / count); made * count < seen.end; ++made)
         make_keys(made, rows.k, rows.v);
     for (std::size_t i = 0; i < members_.size(); ++i) {
-      if (!members_[i].narrow) fetch_next(i, first, made * count);
+      if (!narrow) fetch_next(i, first, made * count);
       attend(members_[i], first);
     }
   }

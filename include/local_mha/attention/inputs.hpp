@@ -190,9 +190,10 @@ class AttentionInputs {
   /// \param to `[B, of_heads, N, channels]`
   void clear_other_rows(Index of_heads, Index channels, const Scalar& value, Scalar* to) const {
     if (packed()) return;
+    const Index here = parts_.empty() ? seqlen_ : here_.end - here_.begin;
     for (Index b = 0; b < batch_; ++b)
-      for (Index h = 0; h < of_heads; ++h, to += seqlen_ * channels)
-        std::fill(to + rows(b).end * channels, to + seqlen_ * channels, value);
+      for (Index h = 0; h < of_heads; ++h, to += here * channels)
+        std::fill(to + (own(b).end - own(b).begin) * channels, to + here * channels, value);
   }
 
   /// Flags of a sequence's rows, true = global; null: none is.

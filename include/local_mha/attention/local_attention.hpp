@@ -26,6 +26,13 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+template <typename Scalar, typename Score>
+struct AttentionAccess;
+
+}  // namespace detail
+
 /// Local attention: softmax(score(softmax_scale · q·kᵀ) + bias) · v over the keys that Window
 /// shows.
 ///
@@ -34,6 +41,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 ///         score_functors.hpp
 template <typename Scalar, typename Score = ConfiguredScore>
 class LocalAttention {
+  friend detail::AttentionAccess<Scalar, Score>;
   using View = TensorView<const Scalar, 4>;
 
  public:
@@ -258,10 +266,14 @@ class LocalAttention {
     if (dim_head < 1) reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
     require_shape("k", k.dimensions(), {batch, k.dimension(1), seqlen, dim_head});
     require_shape("v", v.dimensions(), k.dimensions());
+    return inputs_of(batch, heads, k.dimension(1), seqlen, call);
+  }
+  detail::AttentionInputs<Scalar> inputs_of(Index batch, Index heads, Index kv_heads, Index seqlen,
+                                            const Call& call) const {
     const Window rows = window(call);
     detail::AttentionInputs<Scalar> inputs(rows, batch, heads, seqlen, call.mask,
                                            bias_of(rows, heads, call));
-    add_options(inputs, k.dimension(1), call);
+    add_options(inputs, kv_heads, call);
     return inputs;
   }
 
