@@ -5,7 +5,7 @@
 #   cmake/setup.sh              what the presets demo, release and bench need
 #   cmake/setup.sh --test       and clang, which compiles the tests fastest
 #   cmake/setup.sh --developer  and its sanitizer and fuzzer runtimes, clang-format, clang-tidy, and what
-#                               builds and runs programs for AArch64
+#                               builds and runs programs for AArch64, and compiles for Windows
 #   cmake/setup.sh --mpi        what --test does, and Open MPI, for the preset mpi
 set -euo pipefail
 
@@ -84,7 +84,7 @@ if $clang; then
 fi
 if $developer; then
   packages+=("libclang-rt-$version-dev" "clang-format-$version" "clang-tidy-$version")
-  packages+=(g++-aarch64-linux-gnu qemu-user)
+  packages+=(g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64-posix)
 fi
 if $mpi; then packages+=(openmpi-bin libopenmpi-dev); fi
 

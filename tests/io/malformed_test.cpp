@@ -110,6 +110,9 @@ std::vector<Malformed> files() {
        "expected at most 100000000 bytes, got 100000001", "", 0},
       {"HeaderOf100Megabytes", to_bytes(size_field(100'000'000) + "{}"),
        "expected 100000000 bytes of header, got 2", "", 10},
+      {"UnknownKind", to_bytes("\x08\x07\x12\x07pytorch:"), "got one that begins with '", "", 0},
+      {"UnknownKindOf8Bytes", to_bytes("\xff\x01\x02\x03\x04\x05\x06\x07"),
+       "got one that begins with '", "", 0},
       {"HeaderOfNothing", file("", "\1"), "begin with '{'", "", 8},
 
       // Other files.

@@ -438,6 +438,9 @@ TEST(Names, OfWhatIsNotSupportedAreRefused) {
   refused("to_out.weight", {"to_out.weight_g", "to_out.weight_v"}, "to_out.weight", norm);
   refused("", {"to_out.weight_g"}, "to_out.weight_g", norm);
   refused("to_out.weight", {"to_out.parametrizations.weight.original0"}, "to_out.weight", norm);
+  refused("to_out.weight", {"inner.to_out.weight"}, "to_out.weight",
+          "is the prefix 'param/inner.'");
+  refused("to_out.weight", {"to_out.inner.weight"}, "to_out.weight", "is 'inner.' of a wrapper?");
 }
 
 // ---- Parts of models ----

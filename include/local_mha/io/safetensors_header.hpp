@@ -109,8 +109,9 @@ inline SafetensorsHeader parse_header(std::string_view file, std::span<const std
          "truncated: expected 8 bytes with the header's size, got " + std::to_string(bytes.size()));
   }
   const auto header_size = load_element<std::uint64_t>(bytes.data());
-  if (bytes.size() == 8 || bytes[8] != std::byte{'{'}) fail_as_other_kind();
-  if (header_size > max_header_size && bytes[8] != std::byte{'{'})
+  const bool has_header = bytes.size() > 8 && bytes[8] == std::byte{'{'};
+  if (!has_header) fail_as_other_kind();
+  if (header_size > max_header_size && !has_header)
     fail(0, "expected a safetensors file, got one that begins with '" +
                 printable({reinterpret_cast<const char*>(bytes.data()), 8}) + "'");
   if (header_size > max_header_size)

@@ -238,6 +238,10 @@ class StateDictReader {
                printable(without.substr(0, without.size() - name.size())) +
                "'? The loader takes it)";
     }
+    for (const Stored* named : under_prefix_)
+      if (const std::string_view text = remedy(named->first);
+          !text.empty() && !is_of_connection(named->first))
+        return ", but '" + printable(named->first) + "'" + std::string(text);
     for (const auto& named : source_.entries()) {
       const std::string without = without_wrappers(named.first);
       if (const std::string_view part = part_more(without, prefix_ + name); !part.empty())
@@ -245,10 +249,6 @@ class StateDictReader {
                "' of a wrapper? Save the module inside of it, or give a StateDict with names "
                "without it)";
     }
-    for (const Stored* named : under_prefix_)
-      if (const std::string_view text = remedy(named->first);
-          !text.empty() && !is_of_connection(named->first))
-        return ", but '" + printable(named->first) + "'" + std::string(text);
     return "";
   }
 

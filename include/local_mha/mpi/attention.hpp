@@ -37,7 +37,7 @@ struct AttentionAccess {
   using Attention = LocalAttention<Scalar, Score>;
 
   static const Placement<Scalar>& placement(const Attention& attention) {
-    return attention.placement_;
+    return attention.made_->placement;
   }
   static AttentionInputs<Scalar> inputs_of(const Attention& attention, Index batch, Index heads,
                                            Index kv_heads, Index seqlen,
