@@ -75,6 +75,11 @@ inline std::vector<NamedLayer> layers() {
     c.first_keys = 3;
     c.score.soft_cap = 5;
   });
+  add("a first key far behind a narrow window", [](LocalMHAConfig& c) {
+    c.window_size = 0;
+    c.token_window = {.left = 2, .right = 0};
+    c.first_keys = 1;
+  });
   add("many first keys, both sides", [](LocalMHAConfig& c) {
     c.first_keys = 19;
     c.qkv_bias = true;

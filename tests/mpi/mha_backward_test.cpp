@@ -263,6 +263,11 @@ TEST(MhaBackward, RejectsBadInputOnEveryRank) {
        [&] { mha.backward(gradients, saved, y, x, split, {.lengths = lengths}); });
   Parameters none;
   says("to_qkv.weight: expected", [&] { mha.backward(none, saved, y, x, split); });
+  SplitLayer::Saved of_another_call;
+  mha.forward_saving(of_another_call, x, split);
+  if (communicator.size() > 1)
+    says("saved: expected the same on every rank",
+         [&] { mha.backward(gradients, is_last ? of_another_call : saved, y, x, split); });
   if (communicator.size() > 1)
     says("saved: expected that of a call with this split", [&] {
       const auto own = random_rows<double>(1, other.rows(), 12, 5);

@@ -277,7 +277,6 @@ void LayerWorker<Scalar, Storage>::make_and_answer(const AnyDevice& device,
                                                    const RowsView<const Scalar>& x,
                                                    const Range& answered,
                                                    const RowsView<Scalar>& y) {
-  steps_.take_stream();
   make_of_all_heads(device, past.gates(), made, x);
   steps_.rotary_to_first_keys(answered);
   const Index kv_heads = steps_.kv_heads();

@@ -124,6 +124,7 @@ class Agreement {
                ? std::to_string(smallest) + " on one and " + std::to_string(largest) + " on another"
                : "others on some");
     }
+    communicator_.note_agreement();
   }
 
  private:

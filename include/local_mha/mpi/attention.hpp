@@ -169,13 +169,12 @@ class LocalAttention {
   /// \throws std::invalid_argument, on every rank, if it is not the same
   LocalAttention(const Communicator& communicator, const Whole& attention)
       : communicator_(&communicator), attention_(attention) {
-    detail::Checksum config;
-    config.add(local_mha::detail::description_of(attention, Window(attention.config()),
-                                                 std::optional<TensorView<const Scalar, 3>>()));
-    config.add(attention.config().dropout);
-    config.add(sizeof(Scalar));
+    config_.add(local_mha::detail::description_of(attention, Window(attention.config()),
+                                                  std::optional<TensorView<const Scalar, 3>>()));
+    config_.add(attention.config().dropout);
+    config_.add(sizeof(Scalar));
     detail::Agreement agreement(communicator, "LocalAttention");
-    agreement.same("config", config);
+    agreement.same("config", config_);
     agreement.settle();
   }
 
@@ -222,6 +221,7 @@ class LocalAttention {
       Access::inputs_of(attention_, n, h, k.dimension(1), split.total(), whole);
       detail::check_mask(call.mask, n, split);
     });
+    agreement.same("config", config_);
     agreement.same("heads", heads);
     agreement.same("kv_heads", k.dimension(1));
     agreement.same("dim_head", dim_head);
@@ -317,6 +317,7 @@ class LocalAttention {
   }
 
   const Communicator* communicator_;
+  detail::Checksum config_;
   Whole attention_;
 };
 

@@ -118,6 +118,7 @@ class Communicator {
   /// is what all ranks throw.
   template <typename Task>
   decltype(auto) alone(Task&& task) const {
+    agreed_ = false;
     try {
       return std::forward<Task>(task)();
     } catch (const std::exception& error) {
@@ -131,6 +132,10 @@ class Communicator {
   /// All ranks throw the same, so that none of them waits.
   void note_agreed_error() const { agreed_ = true; }
   void clear_agreed_error() const { agreed_ = false; }
+
+  /// How often all ranks have agreed: the same number on all of them.
+  std::uint64_t agreements() const { return agreements_; }
+  void note_agreement() const { ++agreements_; }
 
   /// What this rank has sent, and how long it has waited, since reset_traffic().
   Traffic& traffic() const { return traffic_; }
@@ -155,6 +160,7 @@ class Communicator {
   int size_ = 1;
   int exceptions_ = 0;
   mutable bool agreed_ = false;
+  mutable std::uint64_t agreements_ = 0;
   mutable Traffic traffic_;
 };
 

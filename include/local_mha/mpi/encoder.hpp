@@ -49,6 +49,7 @@ class Encoder {
     detail::SavedSplitStack<Scalar> stack_;
     Index batch_ = 0;
     std::uint64_t split_ = 0;
+    std::uint64_t call_ = 0;
   };
 
   /// Collective.
@@ -66,6 +67,7 @@ class Encoder {
     agreement.same("config", config);
     agreement.same("weights", weights_);
     agreement.settle();
+    weights_.add(config.value());
   }
 
   const Whole& encoder() const { return encoder_; }
@@ -101,6 +103,7 @@ class Encoder {
       run(y, x, split, call, &saved.stack_);
       saved.batch_ = x.dimension(0);
       saved.split_ = split.checksum().value();
+      saved.call_ = communicator_->agreements();
     });
     return y;
   }
@@ -125,6 +128,7 @@ class Encoder {
       local_mha::detail::require_fitting(gradients, encoder_.config());
     });
     agreement.same("weights", weights_);
+    agreement.same("saved", saved.call_);
     agreement.settle();
     return communicator_->alone([&] {
       Tensor<Scalar, 3> grad(grad_y.dimensions());
@@ -172,7 +176,7 @@ class Encoder {
 
   const Communicator* communicator_;
   Whole encoder_;
-  detail::Checksum weights_;
+  detail::Checksum weights_;  // and of the configuration
   detail::SplitStack<Scalar> layers_;
 };
 

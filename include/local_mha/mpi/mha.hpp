@@ -51,6 +51,7 @@ struct SavedMHA {
   BlockBuffer<Scalar> borrowed = {};  ///< keys and values, as they came
   std::vector<Index> lengths = {};    ///< of the whole
   std::uint64_t split = 0;            ///< a checksum of the stretches
+  std::uint64_t call = 0;             ///< by which all ranks know that theirs is of the same one
 };
 
 /// local_mha::LocalMHA of sequences that no rank holds alone: every position gets what one process
@@ -164,7 +165,7 @@ class LocalMHA {
     agree(
         "backward", split, x, call,
         [&] { check_backward(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias); },
-        grad_attn_bias != nullptr);
+        grad_attn_bias != nullptr, saved.call);
     communicator_->alone(
         [&] { run_back(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias); });
   }
@@ -210,6 +211,7 @@ class LocalMHA {
     if (saved == nullptr) return;
     saved->borrowed = part.exchange.take_borrowed();
     saved->split = split.checksum().value();
+    saved->call = communicator_->agreements();
     saved->lengths.assign(call.lengths.begin(), call.lengths.end());
     const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
     layer->complete(weights(), x, own_call(call, lengths));
@@ -309,7 +311,7 @@ class LocalMHA {
   // \param check throws what else is wrong
   template <typename Check>
   void agree(std::string_view name, const Split& split, const Input& x, const Call& call,
-             Check&& check, bool wants_grad_attn_bias = false) const {
+             Check&& check, bool wants_grad_attn_bias = false, std::uint64_t saved = 0) const {
     detail::Agreement agreement(*communicator_, name);
     agreement.check([&] {
       detail::check_split(*communicator_, split, call.device);
@@ -318,7 +320,9 @@ class LocalMHA {
       detail::check_mask(call.mask, x.dimension(0), split);
       check();
     });
+    agreement.same("config", description());
     agreement.same("weights", weights_);
+    agreement.same("saved", saved);
     detail::agree_on_call(agreement, split, x.dimension(0), call);
     detail::agree_on_tensor(agreement, "attn_bias", call.attn_bias);
     agreement.same("grad_attn_bias", Index{wants_grad_attn_bias ? 1 : 0});

@@ -225,8 +225,8 @@ class MhaForward {
     if (in.end < own.end) in.end = (std::min)(ceil_div(in.end, count) * count, own.end);
     const Index first_saved = saved != nullptr ? saved->rows.first_block(s) - own.begin / count : 0;
     worker_.steps().take_sequence(inputs_, s, training, saved, first_saved);
-    // Own ones that come in take the place of the same.
-    if (first_keys(length(s)) > 0) put_first_keys(s);
+    const Index pinned = first_keys(length(s));
+    if (pinned > 0) put_first_keys(s);
     // Whole blocks of queries, whose bits are then those of one process.
     const auto complete = [&](Index rows) {
       return rows >= in.end ? out.end : window().complete(rows) / count * count;
@@ -240,12 +240,15 @@ class MhaForward {
           answered.begin < answered.end ? rows_of(y, s, answered.begin) : RowsView<Scalar>{};
       put(s, {made.begin, (std::min)(made.end, own.begin)});
       const Range ahead{(std::max)(made.begin, own.end), made.end};
-      if (ahead.begin >= ahead.end)
+      // Rows that are made here take a whole block's place, also that of other ranks' first keys.
+      const bool pins = here.begin < here.end && here.begin / count * count < pinned;
+      if (ahead.begin >= ahead.end && !pins)
         return worker_.make_and_answer(device_, past_, here, rows, answered, results);
       // The rows ahead complete blocks whose first rows are made here.
       const Range none{answered.begin, answered.begin};
       worker_.make_and_answer(device_, past_, here, rows, none, {});
       put(s, ahead);
+      if (pins) put_first_keys(s);
       worker_.make_and_answer(device_, past_, {here.end, here.end}, {}, answered, results);
     });
   }

@@ -75,13 +75,13 @@ class Parts {
     const auto put = [&](Index s, Index row, std::uint8_t flag) {
       const auto i = static_cast<std::size_t>(s);
       if (at(s).keys.contains(row))
-        flags_[i][static_cast<std::size_t>(row - at(s).keys.begin)] = flag;
+        flags_[i][static_cast<std::size_t>(row - masked_begin(at(s)))] = flag;
       if (row < first_keys) first_flags_[i][static_cast<std::size_t>(row)] = flag;
     };
     for (Index s = 0; s < inputs.sequences(); ++s) {
       const auto i = static_cast<std::size_t>(s);
       const Range rows = inputs.rows(s);
-      flags_[i].assign(static_cast<std::size_t>(at(s).keys.end - at(s).keys.begin), 0);
+      flags_[i].assign(static_cast<std::size_t>(at(s).keys.end - masked_begin(at(s))), 0);
       first_flags_[i].assign(
           static_cast<std::size_t>((std::min)(first_keys, rows.end - rows.begin)), 0);
       const Range own = own_of(split, rows);
@@ -92,10 +92,13 @@ class Parts {
         put(piece.sequence, row, *exchange.borrowed(piece.offset + row - piece.rows.begin));
     for (std::size_t i = 0; i < parts_.size(); ++i) {
       parts_[i].masked = some_masked_[i] != 0 ? flags_[i].data() : nullptr;
-      parts_[i].masked_begin = parts_[i].keys.begin;
+      parts_[i].masked_begin = masked_begin(parts_[i]);
       parts_[i].first_masked = first_flags_[i].empty() ? nullptr : first_flags_[i].data();
     }
   }
+
+  // Kernels ask from the beginning of a block on, of which 64 is a multiple.
+  static Index masked_begin(const SequencePart& part) { return part.keys.begin / 64 * 64; }
 
   // From the first to the last key of the whole that is not masked, and whether one between them
   // is: what a query's tile is decides over the last bits of its result.

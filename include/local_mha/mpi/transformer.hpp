@@ -33,8 +33,8 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 /// all layers. The loss is that of the whole, the same on every rank.
 ///
 ///     local_mha::mpi::LocalTransformer<float> split_model(communicator, model);
-///     float loss = split_model.backward(gradients, input, labels, split);  // of this rank's
-///     tokens
+///     // The tokens of this rank.
+///     float loss = split_model.backward(gradients, input, labels, split);
 ///
 /// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
 template <typename Scalar>
@@ -63,6 +63,7 @@ class LocalTransformer {
     agreement.same("config", config);
     agreement.same("weights", weights_);
     agreement.settle();
+    weights_.add(config.value());
   }
 
   const Whole& model() const { return model_; }
@@ -224,7 +225,7 @@ class LocalTransformer {
 
   const Communicator* communicator_;
   Whole model_;
-  detail::Checksum weights_;
+  detail::Checksum weights_;  // and of the configuration
   detail::SplitStack<Scalar> layers_;
 };
 
