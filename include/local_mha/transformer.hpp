@@ -233,7 +233,7 @@ class LocalTransformer {
     Tensor<Scalar, 3> logits(x.dimension(0), x.dimension(1), config().num_tokens);
     for_each_stretch(
         device, ceil_div(normed.rows(), block_rows<Scalar>),
-        [&](Index, const Range& blocks) {
+        [&](Index, Index, const Range& blocks) {
           const Index first = blocks.begin * block_rows<Scalar>;
           const Index last = (std::min)(blocks.end * block_rows<Scalar>, normed.rows());
           rows(logits).middleRows(first, last - first) =

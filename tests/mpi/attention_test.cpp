@@ -29,7 +29,9 @@ using local_mha::PaddingMask;
 using local_mha::Tensor;
 using local_mha::mpi::Communicator;
 using local_mha::mpi::Split;
+using mpi_tests::difference;
 using mpi_tests::own_mask;
+using mpi_tests::says;
 
 using Attention = local_mha::LocalAttention<double>;
 using SplitAttention = local_mha::mpi::LocalAttention<double>;
@@ -50,15 +52,6 @@ Heads own_rows(const Heads& x, const Split& split) {
         for (Index c = 0; c < own.dimension(3); ++c)
           own(b, h, i, c) = x(b, h, split.stretch().begin + i, c);
   return own;
-}
-
-double difference(const Heads& a, const Heads& b) {
-  double most = 0;
-  for (Index i = 0; i < a.size(); ++i) {
-    const double apart = std::abs(a.data()[i] - b.data()[i]);
-    most = apart <= most ? most : apart;
-  }
-  return most;
 }
 
 // Of heads of 16 channels; those that look least far have a kernel of their own.
@@ -211,15 +204,6 @@ TEST(SplitAttentions, RejectBadInputOnEveryRank) {
   const Heads q = random_heads(1, 2, 5, 8, 1), three = random_heads(1, 3, 5, 8, 1),
               wide = random_heads(1, 2, 5, 9, 1), more = random_heads(2, 2, 5, 8, 1),
               longer = random_heads(1, 2, 6, 8, 1);
-  const auto says = [&](const std::string& begin, auto&& task) {
-    std::string message = "none";
-    try {
-      task();
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
-    EXPECT_EQ(message.substr(0, begin.size()), begin);
-  };
   says("q: expected shape", [&] { attention.forward(is_last ? longer : q, q, q, split); });
   says("k: expected shape", [&] { attention.forward(q, is_last ? wide : q, q, split); });
   says("v: expected shape", [&] { attention.forward(q, q, is_last ? three : q, split); });

@@ -2,13 +2,18 @@
 // Layers of every kind, and the rows of a rank.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include <local_mha/local_mha.hpp>
 #include <local_mha/mpi/split.hpp>
+#include <support/compare.hpp>
 #include <support/random.hpp>
 
 namespace mpi_tests {
@@ -127,15 +132,45 @@ inline local_mha::PaddingMask own_mask(const Tensor<bool, 2>& masked,
   return local_mha::PaddingMask::masked(own);
 }
 
-/// The largest difference, or that of the bits: 0 only if all are the same.
-template <typename Scalar>
-double difference(const Tensor<Scalar, 3>& a, const Tensor<Scalar, 3>& b) {
+/// The largest difference, or that of the bits: 0 only if all are the same, infinite if one is NaN.
+template <typename Scalar, int Rank>
+double difference(const Tensor<Scalar, Rank>& a, const Tensor<Scalar, Rank>& b) {
   double most = 0;
-  for (Index i = 0; i < a.size(); ++i) {
-    const double apart = std::abs(static_cast<double>(a.data()[i] - b.data()[i]));
-    most = apart <= most ? most : apart;  // NaN stays
-  }
+  for (Index i = 0; i < a.size(); ++i)
+    most = std::max(most, support::distance(a.data()[i], b.data()[i]));
   return most;
+}
+
+/// The largest difference of two sets of parameters, as a share of the largest number of a tensor,
+/// or of 1.
+template <typename Parameters>
+double difference_of(const Parameters& a, const Parameters& b) {
+  std::vector<double> numbers;
+  local_mha::for_each_parameter(a, [&](const std::string&, const auto& tensor) {
+    numbers.insert(numbers.end(), tensor.data(), tensor.data() + tensor.size());
+  });
+  double most = 0;
+  std::size_t i = 0;
+  local_mha::for_each_parameter(b, [&](const std::string&, const auto& tensor) {
+    double largest = 1;
+    for (Index j = 0; j < tensor.size(); ++j)
+      largest = std::max(largest, std::abs(tensor.data()[j]));
+    for (Index j = 0; j < tensor.size(); ++j)
+      most = std::max(most, support::distance(tensor.data()[j], numbers[i++]) / largest);
+  });
+  return most;
+}
+
+/// Expects an error of an argument that begins so, on this rank as on all.
+template <typename Task>
+void says(const std::string& begin, Task&& task) {
+  std::string message = "none";
+  try {
+    task();
+  } catch (const std::invalid_argument& error) {
+    message = error.what();
+  }
+  EXPECT_EQ(message.substr(0, begin.size()), begin);
 }
 
 }  // namespace mpi_tests

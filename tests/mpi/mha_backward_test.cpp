@@ -26,10 +26,12 @@ using local_mha::Tensor;
 using local_mha::mpi::Communicator;
 using local_mha::mpi::Split;
 using mpi_tests::difference;
+using mpi_tests::difference_of;
 using mpi_tests::layer_of;
 using mpi_tests::own_mask;
 using mpi_tests::own_rows;
 using mpi_tests::random_rows;
+using mpi_tests::says;
 
 using Layer = local_mha::LocalMHA<double>;
 using SplitLayer = local_mha::mpi::LocalMHA<double>;
@@ -68,26 +70,6 @@ Gradients of_ranks(const SplitLayer& mha, const Split& split, const Tensor<doubl
   all.x = mha.backward(all.weights, saved, own_rows(grad_y, split), own, split, call,
                        bias != nullptr ? &all.bias : nullptr);
   return all;
-}
-
-// The largest difference, as a share of the largest number of a tensor.
-double difference_of(const Parameters& a, const Parameters& b) {
-  std::vector<double> numbers;
-  local_mha::for_each_parameter(a, [&](const std::string&, const auto& tensor) {
-    numbers.insert(numbers.end(), tensor.data(), tensor.data() + tensor.size());
-  });
-  double most = 0;
-  std::size_t i = 0;
-  local_mha::for_each_parameter(b, [&](const std::string&, const auto& tensor) {
-    double largest = 1;
-    for (Index j = 0; j < tensor.size(); ++j)
-      largest = std::max(largest, std::abs(tensor.data()[j]));
-    for (Index j = 0; j < tensor.size(); ++j) {
-      const double apart = std::abs(tensor.data()[j] - numbers[i++]) / largest;
-      most = apart <= most ? most : apart;
-    }
-  });
-  return most;
 }
 
 void expect_that_of_one(const std::string& name, const Layer& layer, Index batch, Index total,
@@ -241,15 +223,6 @@ TEST(MhaBackward, RejectsBadInputOnEveryRank) {
   SplitLayer::Saved saved;
   mha.forward_saving(saved, x, split);
   auto gradients = Parameters::zeros(layer.config());
-  const auto says = [&](const std::string& begin, auto&& task) {
-    std::string message = "none";
-    try {
-      task();
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
-    EXPECT_EQ(message.substr(0, begin.size()), begin);
-  };
   says("grad_y: expected shape",
        [&] { mha.backward(gradients, saved, is_last ? wide : y, x, split); });
   says("x: expected what forward_saving() was given",

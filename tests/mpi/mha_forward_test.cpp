@@ -33,6 +33,7 @@ using mpi_tests::layer_of;
 using mpi_tests::own_mask;
 using mpi_tests::own_rows;
 using mpi_tests::random_rows;
+using mpi_tests::says;
 
 constexpr double close = 1e-12;
 
@@ -251,9 +252,6 @@ TEST(MhaForward, RejectsBadInputOnEveryRank) {
   const Split split(communicator, 4), elsewhere(other, 4);
   const auto x = random_rows<double>(2, 4, 12, 5), wide = random_rows<double>(2, 4, 13, 5),
              more = random_rows<double>(3, 4, 12, 5);
-  const auto says = [&](const std::string& begin, auto&& task) {
-    EXPECT_EQ(message_of(task).substr(0, begin.size()), begin);
-  };
   says("x: expected shape", [&] { mha.forward(is_last ? wide : x, split); });
   says("split: expected one of the same communicator", [&] { mha.forward(x, elsewhere); });
   const std::vector<Index> lengths{1, 5 * communicator.size()}, cu_seqlens{0, 1};

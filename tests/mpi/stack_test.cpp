@@ -29,9 +29,11 @@ using local_mha::Tensor;
 using local_mha::mpi::Communicator;
 using local_mha::mpi::Split;
 using mpi_tests::difference;
+using mpi_tests::difference_of;
 using mpi_tests::own_mask;
 using mpi_tests::own_rows;
 using mpi_tests::random_rows;
+using mpi_tests::says;
 
 using Encoder = local_mha::Encoder<double>;
 using SplitEncoder = local_mha::mpi::Encoder<double>;
@@ -54,26 +56,6 @@ std::vector<EncoderConfig> encoders() {
   biased.use_dynamic_pos_bias = true;
   biased.layers.front().use_rotary_pos_emb = false;
   return {two, streams, biased};
-}
-
-template <typename Parameters>
-double difference_of(const Parameters& a, const Parameters& b) {
-  std::vector<double> numbers;
-  local_mha::for_each_parameter(a, [&](const std::string&, const auto& tensor) {
-    numbers.insert(numbers.end(), tensor.data(), tensor.data() + tensor.size());
-  });
-  double most = 0;
-  std::size_t i = 0;
-  local_mha::for_each_parameter(b, [&](const std::string&, const auto& tensor) {
-    double largest = 1;
-    for (Index j = 0; j < tensor.size(); ++j)
-      largest = std::max(largest, std::abs(tensor.data()[j]));
-    for (Index j = 0; j < tensor.size(); ++j) {
-      const double apart = std::abs(tensor.data()[j] - numbers[i++]) / largest;
-      most = apart <= most ? most : apart;
-    }
-  });
-  return most;
 }
 
 void expect_encoder_of_one(const EncoderConfig& config, Index batch, EncoderCall call,
@@ -235,15 +217,6 @@ TEST(SplitModels, LearnWhatOneProcessLearns) {
 TEST(SplitModels, RejectBadInputOnEveryRank) {
   const Communicator communicator;
   const bool is_last = communicator.rank() == communicator.size() - 1;
-  const auto says = [&](const std::string& begin, auto&& task) {
-    std::string message = "none";
-    try {
-      task();
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
-    EXPECT_EQ(message.substr(0, begin.size()), begin);
-  };
   const Split split(communicator, 4), longer(communicator, 201);
   const Model model(model_config(), 3);
   const SplitModel split_model(communicator, model);

@@ -111,7 +111,7 @@ inline SafetensorsHeader parse_header(std::string_view file, std::span<const std
   const auto header_size = load_element<std::uint64_t>(bytes.data());
   const bool has_header = bytes.size() > 8 && bytes[8] == std::byte{'{'};
   if (!has_header) fail_as_other_kind();
-  if (header_size > max_header_size && !has_header)
+  if (!has_header && header_size > max_header_size)
     fail(0, "expected a safetensors file, got one that begins with '" +
                 printable({reinterpret_cast<const char*>(bytes.data()), 8}) + "'");
   if (header_size > max_header_size)

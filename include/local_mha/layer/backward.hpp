@@ -80,16 +80,12 @@ class LayerBackward {
   using Room = typename LayerBackwardRoom<Scalar>::OfWorker;
   static constexpr Index count = block_rows<Scalar>;
 
-  // `task(room, stretch, blocks)`, as for_each_stretch() calls it.
+  // `task(room, stretch, blocks)` with the room of the worker.
   template <typename Task>
   void over_stretches(const AnyDevice& device, Task&& task) {
-    const Index blocks = rows_.count();
-    parallel_for(device, thread_count(device), ceil_div(blocks, stretch_blocks),
-                 [&](Index worker, Index i) {
-                   const Index begin = i * stretch_blocks;
-                   task(room_.rooms[static_cast<std::size_t>(worker)], i,
-                        Range{begin, (std::min)(begin + stretch_blocks, blocks)});
-                 });
+    for_each_stretch(device, rows_.count(), [&](Index worker, Index stretch, const Range& blocks) {
+      task(room_.rooms[static_cast<std::size_t>(worker)], stretch, blocks);
+    });
   }
 
   const LocalMHAConfig& config() const { return layer_.config; }

@@ -71,40 +71,40 @@ void FeedForward<Scalar, Storage>::flow_back(Scalar* grad_x,
   if (x.rows() == 0) return;
   const std::optional<Dropout<Scalar>> dropout = dropout_of(saved.training);
   const BatchBlocks rows{1, x.rows(), count};
-  const Index stretches = ceil_div(rows.count(), stretch_blocks);
-  const Index threads = thread_count(call.device);
-  room.prepare(*weights_, x.rows(), threads);
-  parallel_for(call.device, threads, stretches, [&](Index worker, Index stretch) {
-    auto& of_worker = room.rooms[static_cast<std::size_t>(worker)];
-    BlockArray<Scalar>& narrow = of_worker.narrow;
-    Scalar* const hidden = of_worker.hidden[0];
-    const Index first = stretch * stretch_blocks;
-    const Index end = (std::min)(first + stretch_blocks, rows.count());
-    for (Index block = first; block < end; ++block) {
-      load_rows(x, rows, block, hidden);
-      weights_->norm.apply(hidden);
-      clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden);
-      room.normed_panels.put(block, 0, dim_, hidden);
-      load_rows(grad_y, rows, block, room.grad_out[block]);
-    }
-    project(room.proj_out, 0, room.grad_out[first], end - first,
-            [&](Index b) { return room.grad_in[first + b]; });
-    for (Index block = first; block < end; ++block) {
-      const Scalar* gates = saved.gates[block];
-      std::copy_n(saved.values[block], inner_ * count, hidden);
-      hide(dropout, rows.row(block), hidden, gates);
-      room.hidden_panels.put(block, 0, inner_, hidden);
-      Scalar* grad_values = room.grad_in[block];
-      if (dropout) drop(*dropout, rows.row(block), grad_values);
-      differentiate_geglu(saved.values[block], gates, grad_values, grad_values + inner_ * count);
-    }
-    project(room.proj_in, 0, room.grad_in[first], end - first, [&](Index b) { return narrow[b]; });
-    for (Index block = first; block < end; ++block) {
-      load_rows(x, rows, block, hidden);
-      weights_->norm.apply_backward(hidden, narrow[block - first], room.norm_sums[stretch]);
-      store_rows(narrow[block - first], rows, block, grad_x);
-    }
-  });
+  room.prepare(*weights_, x.rows(), thread_count(call.device));
+  for_each_stretch(
+      call.device, rows.count(), [&](Index worker, Index stretch, const Range& blocks) {
+        auto& of_worker = room.rooms[static_cast<std::size_t>(worker)];
+        BlockArray<Scalar>& narrow = of_worker.narrow;
+        Scalar* const hidden = of_worker.hidden[0];
+        const Index first = blocks.begin, end = blocks.end;
+        for (Index block = first; block < end; ++block) {
+          load_rows(x, rows, block, hidden);
+          weights_->norm.apply(hidden);
+          clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden);
+          room.normed_panels.put(block, 0, dim_, hidden);
+          load_rows(grad_y, rows, block, room.grad_out[block]);
+        }
+        project(room.proj_out, 0, room.grad_out[first], end - first,
+                [&](Index b) { return room.grad_in[first + b]; });
+        for (Index block = first; block < end; ++block) {
+          const Scalar* gates = saved.gates[block];
+          std::copy_n(saved.values[block], inner_ * count, hidden);
+          hide(dropout, rows.row(block), hidden, gates);
+          room.hidden_panels.put(block, 0, inner_, hidden);
+          Scalar* grad_values = room.grad_in[block];
+          if (dropout) drop(*dropout, rows.row(block), grad_values);
+          differentiate_geglu(saved.values[block], gates, grad_values,
+                              grad_values + inner_ * count);
+        }
+        project(room.proj_in, 0, room.grad_in[first], end - first,
+                [&](Index b) { return narrow[b]; });
+        for (Index block = first; block < end; ++block) {
+          load_rows(x, rows, block, hidden);
+          weights_->norm.apply_backward(hidden, narrow[block - first], room.norm_sums[stretch]);
+          store_rows(narrow[block - first], rows, block, grad_x);
+        }
+      });
   room.norm_sums.add_to(gradients.norm_weight);
   room.norm_sums.add_to(gradients.norm_bias, dim_);
   add_weight_gradient(call.device, rows.count(), room.grad_out[0], room.grad_out.stride(),

@@ -32,7 +32,7 @@ RowMatrix<Scalar> FeedForward<Scalar, Storage>::flow(const Eigen::Ref<const RowM
   RowMatrix<Scalar> y(x.rows(), dim_);
   for_each_stretch(
       call.device, ceil_div(x.rows(), count),
-      [&](Index, const Range& some) {
+      [&](Index, Index, const Range& some) {
         Workspace workspace(*this);
         run({some.begin * count, (std::min)(some.end * count, x.rows())}, x.data(), x.outerStride(),
             y.data(), workspace, dropout, false, saved);

@@ -289,7 +289,7 @@ Tensor<Scalar, 3> LayerNorm<Scalar>::backward(Parameters& gradients, const Saved
   Tensor<Scalar, 3> grad_x(x.dimensions());
   if (rows.seqlen == 0) return grad_x;
   StretchSums<Scalar> sums(ceil_div(rows.count(), stretch_blocks), 2 * dim());
-  for_each_stretch(call.device, rows.count(), [&](Index stretch, const Range& blocks) {
+  for_each_stretch(call.device, rows.count(), [&](Index, Index stretch, const Range& blocks) {
     BlockArray<Scalar> room(2, dim());
     for (Index b = blocks.begin; b < blocks.end; ++b) {
       const auto load = [&](const TensorView<const Scalar, 3>& from, Scalar* to) {

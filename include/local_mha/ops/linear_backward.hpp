@@ -42,7 +42,7 @@ RowMatrix<Scalar> linear_backward_through(const AnyDevice& device,
   PanelArray<Scalar> x_panels(rows.count(), panel_channels<Scalar>(in));
   BlockArray<Scalar> grad_blocks(rows.count(), out);
   StretchSums<Scalar> sums(ceil_div(rows.count(), stretch_blocks), out);
-  for_each_stretch(device, rows.count(), [&](Index stretch, const Range& blocks) {
+  for_each_stretch(device, rows.count(), [&](Index, Index stretch, const Range& blocks) {
     BlockArray<Scalar> made(blocks.end - blocks.begin, in);
     for (Index b = blocks.begin; b < blocks.end; ++b) {
       Scalar* grad = grad_blocks[b];

@@ -128,13 +128,13 @@ struct BatchBlocks {
 /// some hundred channels wide.
 inline constexpr Index stretch_blocks = 12;
 
-/// Calls `task(stretch, blocks)` for stretches of `length` blocks.
+/// Calls `task(worker, stretch, blocks)`, see parallel_for(), for stretches of `length` blocks.
 template <typename Task>
 void for_each_stretch(const AnyDevice& device, Index blocks, Task&& task,
                       Index length = stretch_blocks) {
   const Index stretches = ceil_div(blocks, length);
-  parallel_for(device, thread_count(device), stretches, [&](Index, Index stretch) {
-    task(stretch, Range{stretch * length, (std::min)((stretch + 1) * length, blocks)});
+  parallel_for(device, thread_count(device), stretches, [&](Index worker, Index stretch) {
+    task(worker, stretch, Range{stretch * length, (std::min)((stretch + 1) * length, blocks)});
   });
 }
 

@@ -42,7 +42,7 @@ class LayerStackBackward {
     }
     if (behind != nullptr)
       room_.sums.prepare(ceil_div(rows_.count(), stretch_blocks), behind->connection->sums());
-    over_stretches(device, [&](Index worker, Index stretch, const Range& blocks) {
+    for_each_stretch(device, rows_.count(), [&](Index worker, Index stretch, const Range& blocks) {
       auto& of_worker = room_.rooms[static_cast<std::size_t>(worker)];
       Scalar* const one = of_worker.one[0];
       Scalar* const room = of_worker.connection[0];
@@ -72,23 +72,13 @@ class LayerStackBackward {
   const Scalar* grad() const { return stack_.streams() == 1 ? grad_ : room_.of_result.data(); }
 
  private:
-  // `task(worker, stretch, blocks)`, as for_each_stretch() calls it.
-  template <typename Task>
-  void over_stretches(const AnyDevice& device, Task&& task) const {
-    const Index blocks = rows_.count();
-    parallel_for(device, thread_count(device), ceil_div(blocks, stretch_blocks),
-                 [&](Index worker, Index stretch) {
-                   const Index begin = stretch * stretch_blocks;
-                   task(worker, stretch, Range{begin, (std::min)(begin + stretch_blocks, blocks)});
-                 });
-  }
   void load(const Scalar* from, Index block, Scalar* to) const {
     load_block(stack_.dim(), rows_.rows(block), StridedRows{from, stack_.dim(), rows_.row(block)},
                to);
   }
 
   void add(const AnyDevice& device) {
-    over_stretches(device, [&](Index, Index, const Range& blocks) {
+    for_each_stretch(device, rows_.count(), [&](Index, Index, const Range& blocks) {
       const Index end = (std::min)(blocks.end * count, rows_.seqlen) * stack_.dim();
       for (Index i = blocks.begin * count * stack_.dim(); i < end; ++i)
         grad_[i] += room_.of_input[static_cast<std::size_t>(i)];
