@@ -15,6 +15,7 @@
 
 #include <local_mha/local_mha.hpp>
 #include <local_mha/mpi.hpp>
+#include <mpi/attentions.hpp>
 #include <mpi/layers.hpp>
 #include <mpi/splits.hpp>
 #include <support/random_case.hpp>
@@ -29,72 +30,16 @@ using local_mha::PaddingMask;
 using local_mha::Tensor;
 using local_mha::mpi::Communicator;
 using local_mha::mpi::Split;
+using mpi_tests::attentions;
 using mpi_tests::difference;
+using mpi_tests::Heads;
 using mpi_tests::own_mask;
+using mpi_tests::own_rows;
+using mpi_tests::random_heads;
 using mpi_tests::says;
 
 using Attention = local_mha::LocalAttention<double>;
 using SplitAttention = local_mha::mpi::LocalAttention<double>;
-using Heads = Tensor<double, 4>;
-
-Heads random_heads(Index batch, Index heads, Index rows, Index channels, std::uint64_t seed) {
-  Random random(seed);
-  Heads x(batch, heads, rows, channels);
-  for (Index i = 0; i < x.size(); ++i) x.data()[i] = random.normal();
-  return x;
-}
-
-Heads own_rows(const Heads& x, const Split& split) {
-  Heads own(x.dimension(0), x.dimension(1), split.rows(), x.dimension(3));
-  for (Index b = 0; b < own.dimension(0); ++b)
-    for (Index h = 0; h < own.dimension(1); ++h)
-      for (Index i = 0; i < split.rows(); ++i)
-        for (Index c = 0; c < own.dimension(3); ++c)
-          own(b, h, i, c) = x(b, h, split.stretch().begin + i, c);
-  return own;
-}
-
-// Of heads of 16 channels; those that look least far have a kernel of their own.
-std::vector<std::pair<std::string, LocalAttentionConfig>> attentions() {
-  std::vector<std::pair<std::string, LocalAttentionConfig>> all;
-  const auto add = [&](const std::string& name, auto&& change) {
-    LocalAttentionConfig config{.window_size = 9};
-    change(config);
-    all.emplace_back(name, config);
-  };
-  add("both sides", [](LocalAttentionConfig& c) { c.dim = 16; });
-  add("exact, causal", [](LocalAttentionConfig& c) {
-    c.dim = 16;
-    c.exact_windowsize = c.causal = true;
-    c.look_backward = 2;
-  });
-  add("narrow", [](LocalAttentionConfig& c) {
-    c.window_size = 2;
-    c.exact_windowsize = c.causal = true;
-  });
-  add("narrow, both sides", [](LocalAttentionConfig& c) { c.window_size = 1; });
-  add("shared keys", [](LocalAttentionConfig& c) { c.shared_qk = true; });
-  add("xpos", [](LocalAttentionConfig& c) {
-    c.dim = 16;
-    c.use_xpos = c.causal = true;
-  });
-  add("long", [](LocalAttentionConfig& c) { c.window_size = 90; });
-  add("tokens", [](LocalAttentionConfig& c) {
-    c.window_size = 0;
-    c.token_window = {.left = 33, .right = 5};
-    c.dim = 16;
-  });
-  add("first keys", [](LocalAttentionConfig& c) {
-    c.exact_windowsize = c.causal = true;
-    c.first_keys = 3;
-    c.dim = 16;
-  });
-  add("many first keys", [](LocalAttentionConfig& c) {
-    c.first_keys = 21;
-    c.score.soft_cap = 4;
-  });
-  return all;
-}
 
 void expect_that_of_one(const std::string& name, const Attention& attention, Index batch,
                         LocalAttentionCall<double> call, const Tensor<bool, 2>* masked) {

@@ -1,149 +1,55 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// LocalAttention's forward pass over the ranks that hold a sequence.
+/// LocalAttention over the ranks that hold a sequence.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <local_mha/attention/call.hpp>
 #include <local_mha/attention/forward.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/local_attention.hpp>
+#include <local_mha/attention/saved.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/mpi/agreement.hpp>
+#include <local_mha/mpi/attention_access.hpp>
 #include <local_mha/mpi/borrow_plan.hpp>
 #include <local_mha/mpi/call_check.hpp>
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/mpi/exchange.hpp>
+#include <local_mha/mpi/gathered_keys.hpp>
 #include <local_mha/mpi/parts.hpp>
 #include <local_mha/mpi/split.hpp>
+#include <local_mha/mpi/sum.hpp>
 #include <local_mha/streaming/description.hpp>
 
-namespace local_mha::inline LOCAL_MHA_ABI {
+namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 
-namespace detail {
-
-/// What an attention over ranks may do beyond what everybody may.
-template <typename Scalar, typename Score>
-struct AttentionAccess {
-  using Attention = LocalAttention<Scalar, Score>;
-
-  static const Placement<Scalar>& placement(const Attention& attention) {
-    return attention.made_->placement;
-  }
-  static AttentionInputs<Scalar> inputs_of(const Attention& attention, Index batch, Index heads,
-                                           Index kv_heads, Index seqlen,
-                                           const LocalAttentionCall<Scalar>& call) {
-    return attention.inputs_of(batch, heads, kv_heads, seqlen, call);
-  }
-};
-
-}  // namespace detail
-
-namespace mpi::detail {
-
-/// Keys and values of a rank's queries, its own and those of others, where a forward pass reads
-/// them: of each sequence and head in whole blocks.
+/// What a rank's forward pass keeps for the backward pass: that of its rows, `out` included, and
+/// what it has borrowed.
 template <typename Scalar>
-class GatheredKeys {
- public:
-  using Inputs = local_mha::detail::AttentionInputs<Scalar>;
-  using View = TensorView<const Scalar, 4>;
-
-  /// Copies what is here.
-  /// \param k, v `[B, H_kv, rows, D]`
-  GatheredKeys(const Inputs& inputs, const View& k, const View& v)
-      : inputs_(inputs), channels_(k.dimension(3)), sequences_(to_size(inputs.sequences())) {
-    for (Index s = 0; s < inputs.sequences(); ++s) {
-      const Range own = inputs.own(s);
-      if (own.begin >= own.end) continue;
-      const Index length = inputs.rows(s).end - inputs.rows(s).begin;
-      const Range keys = inputs.part_of(s)->keys;
-      OfSequence& of = sequences_[to_size(s)];
-      of.rows = {keys.begin / count * count, (std::min)(ceil_div(keys.end, count) * count, length)};
-      const Index first = (std::min)(inputs.window().first_keys(), length);
-      of.first_rows = (std::min)(ceil_div(first, count) * count, length);
-      of.numbers = make_block_buffer<Scalar>(2 * inputs.kv_heads() * of_head(of));
-      for (Index row = own.begin; row < own.end; ++row)
-        for (Index h = 0; h < inputs.kv_heads(); ++h) {
-          put(of, h, row, 0, at(k, s, h, row));
-          put(of, h, row, 1, at(v, s, h, row));
-        }
-    }
-  }
-
-  /// A row of one head as it lies in a tensor.
-  const Scalar* at(const View& tensor, Index s, Index h, Index row) const {
-    const Index n = tensor.dimension(2);
-    const Index in_item = inputs_.place(s) - inputs_.item(s) * n + row - inputs_.own(s).begin;
-    return tensor.data() + ((inputs_.item(s) * tensor.dimension(1) + h) * n + in_item) * channels_;
-  }
-
-  /// Takes what others have lent: rows of `[kv_head][keys, values][D]`.
-  void take(const RowExchange<Scalar>& exchange) {
-    for (const Piece& piece : exchange.plan().borrowed())
-      for (Index row = piece.rows.begin; row < piece.rows.end; ++row) {
-        const Scalar* from = exchange.borrowed(piece.offset + row - piece.rows.begin);
-        for (Index h = 0; h < inputs_.kv_heads(); ++h)
-          for (Index part = 0; part < 2; ++part)
-            put(sequences_[to_size(piece.sequence)], h, row, part,
-                from + (2 * h + part) * channels_);
-      }
-  }
-
-  /// Where row 0 of the keys (0) or values (1) of a head would be, and the first ones.
-  const Scalar* rows(Index s, Index h, Index part) const {
-    const OfSequence& of = sequences_[to_size(s)];
-    return of.numbers.data() + (2 * h + part) * of_head(of) - of.rows.begin * channels_;
-  }
-  const Scalar* first_rows(Index s, Index h, Index part) const {
-    const OfSequence& of = sequences_[to_size(s)];
-    if (of.first_rows == 0) return nullptr;
-    return of.numbers.data() + (2 * h + part) * of_head(of) +
-           (of.rows.end - of.rows.begin) * channels_;
-  }
-
- private:
-  static constexpr Index count = block_rows<Scalar>;
-
-  struct OfSequence {
-    Range rows;            // of the sequence
-    Index first_rows = 0;  // first keys, behind them
-    BlockBuffer<Scalar> numbers;
-  };
-
-  static std::size_t to_size(Index i) { return static_cast<std::size_t>(i); }
-  Index of_head(const OfSequence& of) const {
-    return (of.rows.end - of.rows.begin + of.first_rows) * channels_;
-  }
-  void put(OfSequence& of, Index h, Index row, Index part, const Scalar* from) const {
-    Scalar* head = of.numbers.data() + (2 * h + part) * of_head(of);
-    if (of.rows.contains(row))
-      std::copy_n(from, channels_, head + (row - of.rows.begin) * channels_);
-    if (row < of.first_rows)
-      std::copy_n(from, channels_, head + (of.rows.end - of.rows.begin + row) * channels_);
-  }
-
-  const Inputs& inputs_;
-  Index channels_;
-  std::vector<OfSequence> sequences_;
+struct SavedAttention : local_mha::detail::SavedAttention<Scalar> {
+  BlockBuffer<Scalar> borrowed = {};  ///< keys and values, as they came
+  std::vector<Index> whole_lengths = {};
+  std::uint64_t split = 0;    ///< a checksum of the stretches
+  std::uint64_t call_id = 0;  ///< by which all ranks know that theirs is of the same one
 };
 
-}  // namespace mpi::detail
-
-namespace mpi {
-
-/// local_mha::LocalAttention of sequences that no rank holds alone, forward: what mpi::LocalMHA
-/// says, of queries, keys and values that are given. Keys travel as they are given; where they are
-/// used, they are turned by their place in the whole.
+/// local_mha::LocalAttention of sequences that no rank holds alone: what mpi::LocalMHA says, of
+/// queries, keys and values that are given. Keys travel as they are given; where they are used,
+/// they are turned by their place in the whole. On the way back, the gradients of what was borrowed
+/// go home, in as many bytes.
 ///
 ///     local_mha::mpi::LocalAttention<float> split_attention(communicator, attention);
 ///     auto out = split_attention.forward(q, k, v, split);  // [B, H, split.rows(), D]
@@ -162,6 +68,10 @@ class LocalAttention {
   /// What a call is given beside queries, keys and values: of the mask the rows of this rank,
   /// `[B, rows]`; the rest is that of the whole, and the same on every rank. No global_rows.
   using Call = LocalAttentionCall<Scalar>;
+  using Saved = SavedAttention<Scalar>;
+  /// Those of a rank's queries, keys and values, and the sums over all ranks of those of a bias and
+  /// of sinks.
+  using Gradients = typename Whole::Gradients;
 
   /// Collective.
   /// \param communicator must outlive this
@@ -188,10 +98,49 @@ class LocalAttention {
   ///         is not the same on all
   Tensor<Scalar, 4> forward(View q, View k, View v, const Split& split,
                             const Call& call = {}) const {
-    Tensor<Scalar, 4> out(q.dimensions());
-    agree(q, k, v, split, call);
-    communicator_->alone([&] { run(out, q, k, v, split, call); });
-    return out;
+    agree("forward", q, k, v, split, call, [] {});
+    return communicator_->alone([&] {
+      Tensor<Scalar, 4> out(q.dimensions());
+      run(out, q, k, v, split, call, nullptr);
+      return out;
+    });
+  }
+
+  /// forward() that keeps what backward() needs; its result is `out` of that.
+  Saved forward_saving(View q, View k, View v, const Split& split, const Call& call = {}) const {
+    agree("forward_saving", q, k, v, split, call, [] {});
+    return communicator_->alone([&] {
+      const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
+      Saved saved{local_mha::detail::SavedAttention<Scalar>::of(attention_.config(), q, k, v,
+                                                                own_call(call, lengths))};
+      run(saved.out, q, k, v, split, call, &saved);
+      saved.split = split.checksum().value();
+      saved.call_id = communicator_->agreements();
+      saved.whole_lengths.assign(call.lengths.begin(), call.lengths.end());
+      return saved;
+    });
+  }
+
+  /// Gradients of a loss whose gradient for forward()'s result is `grad_out`.
+  ///
+  /// What a rank has made of borrowed keys and values goes home, and is added there in the order of
+  /// the ranks; so are the gradients of a bias and of sinks, whose bits depend on the stretches
+  /// alone.
+  /// \param saved what forward_saving() kept. It holds what the call was given but for tensors of
+  ///        Scalars: in `call`, the rest may be left out
+  /// \param grad_out `[B, H, split.rows(), D]`
+  /// \param q, k, v, split, call what forward_saving() was given; the device may be another
+  /// \throws std::invalid_argument, on every rank, as LocalAttention::backward() does and forward()
+  ///         here
+  Gradients backward(const Saved& saved, View grad_out, View q, View k, View v, const Split& split,
+                     const Call& call = {}) const {
+    Call given = call;
+    if (!given.window_size && saved.config == attention_.config())
+      given.window_size = saved.call.with_tensors_of(call).window_size;
+    agree(
+        "backward", q, k, v, split, given,
+        [&] { check_backward(saved, grad_out, q, k, v, split, call); }, saved.call_id);
+    return communicator_->alone([&] { return run_back(saved, grad_out, q, k, v, split, call); });
   }
 
  private:
@@ -204,9 +153,29 @@ class LocalAttention {
     return whole;
   }
 
-  void agree(const View& q, const View& k, const View& v, const Split& split,
-             const Call& call) const {
-    detail::Agreement agreement(*communicator_, "forward");
+  // What a call is for this rank's rows.
+  static Call own_call(const Call& call, const std::vector<Index>& lengths) {
+    Call own = call;
+    own.lengths = lengths;
+    return own;
+  }
+
+  void check_backward(const Saved& saved, const View& grad_out, const View& q, const View& k,
+                      const View& v, const Split& split, const Call& call) const {
+    require_shape("grad_out", grad_out.dimensions(), q.dimensions());
+    if (saved.split != split.checksum().value())
+      reject("saved", "that of a call with this split", "that of another, or none");
+    if (!call.lengths.empty() && !std::ranges::equal(call.lengths, saved.whole_lengths))
+      reject("lengths", "that of forward_saving(), or none", "another");
+    const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
+    saved.check_arguments(attention_.config(), q, k, v, own_call(call, lengths));
+  }
+
+  // \param check throws what else is wrong
+  template <typename Check>
+  void agree(std::string_view name, const View& q, const View& k, const View& v, const Split& split,
+             const Call& call, Check&& check, std::uint64_t saved = 0) const {
+    detail::Agreement agreement(*communicator_, name);
     const auto [batch, heads, rows, dim_head] = q.dimensions();
     agreement.check([&, n = batch, h = heads, d = dim_head] {
       detail::check_split(*communicator_, split, call.device);
@@ -220,8 +189,10 @@ class LocalAttention {
       const Call whole = without_mask(call);
       Access::inputs_of(attention_, n, h, k.dimension(1), split.total(), whole);
       detail::check_mask(call.mask, n, split);
+      check();
     });
     agreement.same("config", config_);
+    agreement.same("saved", saved);
     agreement.same("heads", heads);
     agreement.same("kv_heads", k.dimension(1));
     agreement.same("dim_head", dim_head);
@@ -234,48 +205,129 @@ class LocalAttention {
     agreement.settle();
   }
 
+  // What a call of this rank sees of the whole, and what travels for it.
+  struct Part {
+    Part(const LocalAttention& of, const View& q, const View& k, const Split& split,
+         const Call& call)
+        : whole(without_mask(call)),
+          inputs(Access::inputs_of(of.attention_, q.dimension(0), q.dimension(1), k.dimension(1),
+                                   split.total(), whole)),
+          plan(split, inputs),
+          parts(split, plan, inputs, call.mask),
+          exchange(*of.communicator_, plan, 2 * inputs.kv_heads() * q.dimension(3)),
+          keys(inputs, q.dimension(2), q.dimension(3)) {
+      inputs.take_part(split.stretch(), parts.all());
+      keys.make_room();
+    }
+    Part(const Part&) = delete;
+    Part& operator=(const Part&) = delete;
+
+    Call whole;
+    Inputs inputs;
+    detail::BorrowPlan plan;
+    detail::Parts parts;
+    detail::RowExchange<Scalar> exchange;
+    detail::GatheredKeys<Scalar> keys;
+  };
+
+  // \param saved null, or what gets what backward() needs
   void run(Tensor<Scalar, 4>& out, const View& q, const View& k, const View& v, const Split& split,
-           const Call& call) const {
-    const auto [batch, heads, rows, channels] = q.dimensions();
-    const Call whole = without_mask(call);
-    Inputs inputs =
-        Access::inputs_of(attention_, batch, heads, k.dimension(1), split.total(), whole);
-    const detail::BorrowPlan plan(split, inputs);
-    const detail::Parts parts(split, plan, inputs, call.mask);
-    inputs.take_part(split.stretch(), parts.all());
+           const Call& call, Saved* saved) const {
+    Part part(*this, q, k, split, call);
+    const Inputs& inputs = part.inputs;
+    detail::GatheredKeys<Scalar>& keys = part.keys;
+    const Index heads = q.dimension(1), channels = q.dimension(3);
+    keys.take(k, v);
+    keys.give(part.plan.lent(), part.exchange.lent(0));
+    part.exchange.start(communicator_->traffic().keys_and_values);
     inputs.clear_other_rows(heads, channels, Scalar(0), out.data());
-    detail::RowExchange<Scalar> exchange(*communicator_, plan, 2 * inputs.kv_heads() * channels);
-    detail::GatheredKeys<Scalar> keys(inputs, k, v);
-    for (const detail::Piece& piece : plan.lent())
-      for (Index row = piece.rows.begin; row < piece.rows.end; ++row) {
-        Scalar* to = exchange.lent(piece.offset + row - piece.rows.begin);
-        for (Index h = 0; h < inputs.kv_heads(); ++h, to += 2 * channels) {
-          std::copy_n(keys.at(k, piece.sequence, h, row), channels, to);
-          std::copy_n(keys.at(v, piece.sequence, h, row), channels, to + channels);
-        }
-      }
-    exchange.start(communicator_->traffic().keys_and_values);
+    if (saved != nullptr) {
+      inputs.clear_other_rows(heads, 1, -std::numeric_limits<Scalar>::infinity(),
+                              saved->lse.data());
+      inputs.clear_other_rows(heads, 1, Scalar(0), saved->lse_rest.data());
+    }
 
     local_mha::detail::AttentionForward<Scalar> room;
-    const auto answer = [&, d = channels](const std::vector<Task>& tasks) {
-      room.run_some(
-          call.device, attention_.config(), Access::placement(attention_), inputs, d, tasks,
-          call.training, [&](Index s, Index h) {
-            const Index kv = h / inputs.group();
-            const Index before = inputs.own(s).begin * d;
-            return local_mha::detail::ForwardRows<Scalar>{
-                .q = keys.at(q, s, h, inputs.own(s).begin) - before,
-                .k = keys.rows(s, kv, 0),
-                .v = keys.rows(s, kv, 1),
-                .out = out.data() + (keys.at(q, s, h, inputs.own(s).begin) - q.data()) - before,
-                .first_k = keys.first_rows(s, kv, 0),
-                .first_v = keys.first_rows(s, kv, 1)};
-          });
+    const auto answer = [&](const std::vector<Task>& tasks) {
+      room.run_some(call.device, attention_.config(), Access::placement(attention_), inputs,
+                    channels, tasks, call.training, [&](Index s, Index h) {
+                      const Index kv = h / inputs.group();
+                      const Index row = keys.offset(heads, s, h, 0, 1);
+                      return local_mha::detail::ForwardRows<Scalar>{
+                          .q = q.data() + row * channels,
+                          .k = keys.rows(s, kv, 0),
+                          .v = keys.rows(s, kv, 1),
+                          .out = out.data() + row * channels,
+                          .lse = saved != nullptr ? saved->lse.data() + row : nullptr,
+                          .lse_rest = saved != nullptr ? saved->lse_rest.data() + row : nullptr,
+                          .first_k = keys.first_rows(s, kv, 0),
+                          .first_v = keys.first_rows(s, kv, 1)};
+                    });
     };
     answer(tasks_of(inputs, true));
-    exchange.wait();
-    keys.take(exchange);
+    part.exchange.wait();
+    keys.take(part.plan, part.exchange.borrowed(0));
     answer(tasks_of(inputs, false));
+    if (saved != nullptr) saved->borrowed = part.exchange.take_borrowed();
+  }
+
+  Gradients run_back(const Saved& saved, const View& grad_out, const View& q, const View& k,
+                     const View& v, const Split& split, const Call& call) const {
+    Call of_forward = saved.call.with_tensors_of(call);
+    of_forward.lengths = saved.whole_lengths;
+    Part part(*this, q, k, split, of_forward);
+    const Inputs& inputs = part.inputs;
+    const Index heads = q.dimension(1), channels = q.dimension(3);
+    part.keys.take(k, v);
+    part.keys.take(part.plan, saved.borrowed.data());
+    detail::GatheredKeys<Scalar> grad_keys(inputs, q.dimension(2), channels);
+    grad_keys.make_room();
+    Gradients gradients;
+    gradients.prepare(q, k, v, call);
+    inputs.clear_other_rows(heads, channels, Scalar(0), gradients.q.data());
+    for (Tensor<Scalar, 4>* shared : {&gradients.k, &gradients.v})
+      inputs.clear_other_rows(inputs.kv_heads(), channels, Scalar(0), shared->data());
+
+    typename Whole::BiasGradients grad_bias;
+    grad_bias.prepare(Access::bias_of(attention_, inputs.window(), heads, call), heads);
+    typename Whole::Workspace workspace;
+    attention_.differentiate(
+        call.device, workspace, inputs, q.dimension(0), channels,
+        [&](Index s, Index h) {
+          const Index row = part.keys.offset(heads, s, h, 0, 1);
+          return detail::GatheredHead<Scalar>{s,
+                                              h / inputs.group(),
+                                              inputs.own(s),
+                                              attention_.config().shared_qk,
+                                              part.keys,
+                                              grad_keys,
+                                              q.data() + row * channels,
+                                              grad_out.data() + row * channels,
+                                              saved.out.data() + row * channels,
+                                              saved.lse.data() + row,
+                                              saved.lse_rest.data() + row,
+                                              gradients.q.data() + row * channels};
+        },
+        grad_bias, of_forward.training);
+
+    grad_keys.give(part.plan.borrowed(), part.exchange.borrowed(0));
+    part.exchange.start_back(communicator_->traffic().gradients);
+    part.exchange.wait();
+    grad_keys.add(part.plan, part.exchange.lent(0));
+    grad_keys.give(gradients.k.data(), gradients.v.data());
+    if (gradients.attn_bias) grad_bias.add_to(gradients.attn_bias->data());
+    if (gradients.relative_bias) grad_bias.add_to(gradients.relative_bias->data());
+    if (gradients.sinks) Whole::add_sink_gradients(workspace, heads, gradients.sinks->data());
+    const auto sum = [&](auto& gradient) {
+      if (!gradient) return;
+      std::vector<Scalar> numbers(gradient->data(), gradient->data() + gradient->size());
+      detail::sum_over_ranks(*communicator_, numbers);
+      std::copy(numbers.begin(), numbers.end(), gradient->data());
+    };
+    sum(gradients.attn_bias);
+    sum(gradients.relative_bias);
+    sum(gradients.sinks);
+    return gradients;
   }
 
   using Task = typename local_mha::detail::AttentionForward<Scalar>::Task;
@@ -321,6 +373,4 @@ class LocalAttention {
   Whole attention_;
 };
 
-}  // namespace mpi
-
-}  // namespace local_mha::inline LOCAL_MHA_ABI
+}  // namespace local_mha::inline LOCAL_MHA_ABI::mpi
