@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
+#include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -52,10 +55,12 @@ std::vector<EncoderConfig> encoders() {
   EncoderConfig two{.depth = 2, .layers = {wide, narrow}};
   EncoderConfig streams = two;
   streams.num_residual_streams = 3;
+  EncoderConfig dropping = two;
+  dropping.ff_dropout = 0.3;
   EncoderConfig biased{.depth = 2, .layers = {wide}};
   biased.use_dynamic_pos_bias = true;
   biased.layers.front().use_rotary_pos_emb = false;
-  return {two, streams, biased};
+  return {two, streams, dropping, biased};
 }
 
 void expect_encoder_of_one(const EncoderConfig& config, Index batch, EncoderCall call,
@@ -64,8 +69,12 @@ void expect_encoder_of_one(const EncoderConfig& config, Index batch, EncoderCall
   const Communicator communicator;
   const SplitEncoder split_encoder(communicator, encoder);
   const Index total = 130;
-  const auto x = random_rows<double>(batch, total, 12, 5);
-  const auto grad_y = random_rows<double>(batch, total, 12, 6);
+  auto x = random_rows<double>(batch, total, 12, 5);
+  auto grad_y = random_rows<double>(batch, total, 12, 6);
+  // What is behind a sequence may be anything.
+  for (Index b = 0; b < std::ssize(call.lengths); ++b)
+    for (Index i = call.lengths[static_cast<std::size_t>(b)]; i < total; ++i)
+      for (Index c = 0; c < 12; ++c) x(b, i, c) = grad_y(b, i, c) = std::nan("");
   if (masked != nullptr) call.mask = PaddingMask::masked(*masked);
   Encoder::Saved saved;
   const auto y = encoder.forward_saving(saved, x, call);
@@ -87,13 +96,48 @@ void expect_encoder_of_one(const EncoderConfig& config, Index batch, EncoderCall
 }
 
 TEST(SplitEncoders, AreThoseOfOneProcess) {
-  const std::vector<Index> cu_seqlens{0, 13, 60, 61, 61, 130};
-  Tensor<bool, 2> masked(2, 130);
+  const std::vector<Index> cu_seqlens{0, 13, 60, 61, 61, 130}, lengths{99, 0, 130, 3, 64};
+  Tensor<bool, 2> masked(2, 130), of_five(5, 130);
   for (Index i = 0; i < 260; ++i) masked.data()[i] = i < 20 || i % 7 == 3;
+  for (Index i = 0; i < 650; ++i) of_five.data()[i] = i % 11 == 4;
+  const std::optional training = local_mha::Training{.seed = 4};
   for (const EncoderConfig& config : encoders()) {
     expect_encoder_of_one(config, 2, {}, nullptr);
-    expect_encoder_of_one(config, 2, {.training = local_mha::Training{.seed = 4}}, &masked);
-    expect_encoder_of_one(config, 1, {.cu_seqlens = cu_seqlens}, nullptr);
+    expect_encoder_of_one(config, 2, {.training = training}, &masked);
+    expect_encoder_of_one(config, 1, {.training = training, .cu_seqlens = cu_seqlens}, nullptr);
+    expect_encoder_of_one(config, 5, {.lengths = lengths}, nullptr);
+    expect_encoder_of_one(config, 5, {.training = training, .lengths = lengths}, &of_five);
+  }
+}
+
+// By the published layout of counters, also where the lower half of a place turns.
+TEST(PlacedDropout, IsThatOfThePlace) {
+  constexpr Index turn = Index{1} << 32;
+  constexpr Index count = local_mha::block_rows<double>;
+  const local_mha::Philox philox(9);
+  for (const Index begin : {Index{0}, Index{5}, turn - 3, 3 * turn - 1, (Index{1} << 40) + 2}) {
+    const std::vector<local_mha::detail::RowPlace> places{
+        {0, begin}, {3, begin + 100}, {3, begin + 1000}, {2 * count + 1, begin + 2001}};
+    const local_mha::detail::PlacedDropout<double> dropout({0.5, 9, 0}, places);
+    for (Index row = 0; row < 4 * count; ++row) {
+      const Index place = row < 3               ? begin + row
+                          : row < 2 * count + 1 ? begin + 1000 + row - 3
+                                                : begin + 2001 + row - 2 * count - 1;
+      for (const Index octet : {Index{0}, Index{4}}) {
+        local_mha::Lanes<double> factors[8];
+        dropout.factors(row / count * count, octet, factors);
+        const auto words =
+            philox({static_cast<std::uint32_t>(place), static_cast<std::uint32_t>(octet),
+                    static_cast<std::uint32_t>((place >> 32) << 16), 0});
+        for (int i = 0; i < 8; ++i) {
+          alignas(64) double lanes[count];
+          factors[i].store(lanes);
+          const std::uint32_t word = words[static_cast<std::size_t>(i / 2)];
+          const bool kept = (i % 2 == 0 ? word & 0xFFFF : word >> 16) < 32768;
+          EXPECT_EQ(lanes[row % count], kept ? 2 : 0) << begin << ", " << row << ", " << i;
+        }
+      }
+    }
   }
 }
 
@@ -123,6 +167,7 @@ LocalTransformerConfig model_config() {
           .dim_head = 6,
           .heads = 2,
           .attn_dropout = 0.1,
+          .ff_dropout = 0.2,
           .use_xpos = true,
           .qk_rmsnorm = true};
 }
@@ -142,31 +187,37 @@ Tokens own_tokens(const Tokens& tokens, const Split& split, Index ahead = 0) {
   return own;
 }
 
-TEST(SplitModels, AreThoseOfOneProcess) {
+void expect_model_of_one(Index batch, const EncoderCall& call) {
   const Communicator communicator;
   const Model model(model_config(), 3);
   const SplitModel split_model(communicator, model);
-  const std::vector<Index> cu_seqlens{0, 13, 60, 61, 61, 130};
-  for (const bool packed : {false, true}) {
-    const Index total = 130, batch = packed ? 1 : 2;
-    const Tokens tokens = random_tokens(batch, total, 5);
-    Tokens labels = random_tokens(batch, total, 6);
-    for (Index i = 0; i < labels.size(); i += 9) labels.data()[i] = model.config().ignore_index;
-    EncoderCall call{.training = local_mha::Training{.seed = 8}};
-    if (packed) call.cu_seqlens = cu_seqlens;
-    const auto logits = model.forward(tokens, call);
-    auto gradients = Model::Parameters::zeros(model.config());
-    const double loss = model.backward(gradients, tokens, labels, call);
-    for (const Index rows : mpi_tests::splits(communicator, total)) {
-      const Split split(communicator, rows);
-      const Tokens own = own_tokens(tokens, split), own_labels = own_tokens(labels, split);
-      EXPECT_LE(difference(split_model.forward(own, split, call), own_rows(logits, split)), close);
-      EXPECT_NEAR(split_model.loss(own, own_labels, split, call), loss, 1e-12);
-      auto sums = Model::Parameters::zeros(model.config());
-      EXPECT_NEAR(split_model.backward(sums, own, own_labels, split, call), loss, 1e-12);
-      EXPECT_LE(difference_of(sums, gradients), close) << rows;
-    }
+  const Index total = 130;
+  Tokens tokens = random_tokens(batch, total, 5), labels = random_tokens(batch, total, 6);
+  for (Index i = 0; i < labels.size(); i += 9) labels.data()[i] = model.config().ignore_index;
+  // What is behind a sequence may be anything.
+  for (Index b = 0; b < std::ssize(call.lengths); ++b)
+    for (Index i = call.lengths[static_cast<std::size_t>(b)]; i < total; ++i)
+      tokens(b, i) = labels(b, i) = 77;
+  const auto logits = model.forward(tokens, call);
+  auto gradients = Model::Parameters::zeros(model.config());
+  const double loss = model.backward(gradients, tokens, labels, call);
+  for (const Index rows : mpi_tests::splits(communicator, total)) {
+    const Split split(communicator, rows);
+    const Tokens own = own_tokens(tokens, split), own_labels = own_tokens(labels, split);
+    EXPECT_LE(difference(split_model.forward(own, split, call), own_rows(logits, split)), close);
+    EXPECT_NEAR(split_model.loss(own, own_labels, split, call), loss, 1e-12);
+    auto sums = Model::Parameters::zeros(model.config());
+    EXPECT_NEAR(split_model.backward(sums, own, own_labels, split, call), loss, 1e-12);
+    EXPECT_LE(difference_of(sums, gradients), close) << rows;
   }
+}
+
+TEST(SplitModels, AreThoseOfOneProcess) {
+  const std::vector<Index> cu_seqlens{0, 13, 60, 61, 61, 130}, lengths{130, 0, 71, 5};
+  const std::optional training = local_mha::Training{.seed = 8};
+  expect_model_of_one(2, {.training = training});
+  expect_model_of_one(1, {.training = training, .cu_seqlens = cu_seqlens});
+  expect_model_of_one(4, {.training = training, .lengths = lengths});
 }
 
 TEST(SplitModels, HaveNoLossWhereNoLabelCounts) {
@@ -224,23 +275,20 @@ TEST(SplitModels, RejectBadInputOnEveryRank) {
   for (Tokens* all : {&tokens, &bad, &wide, &more}) all->setConstant(2);
   bad(0, 2) = 11;
   auto gradients = Model::Parameters::zeros(model.config());
-  const std::vector<Index> lengths{3};
+  const std::vector<Index> lengths{split.total() + 1}, one_less{3}, two{4, 4};
   says("tokens: expected 0 to 10", [&] { split_model.forward(is_last ? bad : tokens, split); });
   says("tokens: expected shape", [&] { split_model.forward(is_last ? wide : tokens, split); });
   says("tokens: expected at most max_seq_len", [&] { split_model.forward(more, longer); });
   says("labels: expected 0 to 10",
        [&] { split_model.backward(gradients, tokens, is_last ? bad : tokens, split); });
   says("labels: expected shape", [&] { split_model.loss(tokens, wide, split); });
-  says("lengths: expected none over ranks",
+  says("lengths: expected 0 to " + std::to_string(split.total()),
        [&] { split_model.forward(tokens, split, {.lengths = lengths}); });
+  says("lengths: expected 1 (batch) numbers",
+       [&] { split_model.forward(tokens, split, {.lengths = two}); });
   const auto encoder_config = encoders().front();
-  auto dropping = encoder_config;
-  dropping.ff_dropout = 0.1;
   const auto x = random_rows<double>(1, 4, 12, 5), other = random_rows<double>(1, 4, 13, 5);
-  const SplitEncoder encoder(communicator, Encoder(encoder_config, 3)),
-      drops(communicator, Encoder(dropping, 3));
-  says("training: expected none over ranks",
-       [&] { drops.forward(x, split, {.training = local_mha::Training{1}}); });
+  const SplitEncoder encoder(communicator, Encoder(encoder_config, 3));
   says("x: expected shape", [&] { encoder.forward(is_last ? other : x, split); });
   SplitEncoder::Saved saved;
   auto of_encoder = Encoder::Parameters::zeros(encoder_config);
@@ -249,6 +297,10 @@ TEST(SplitModels, RejectBadInputOnEveryRank) {
   says("grad_y: expected shape",
        [&] { encoder.backward(of_encoder, saved, is_last ? other : x, split); });
   if (communicator.size() == 1) return;
+  says("lengths: expected the same on every rank", [&] {
+    const std::span<const Index> none;
+    encoder.forward(x, split, {.lengths = is_last ? std::span<const Index>(one_less) : none});
+  });
   says("weights: expected the same on every rank",
        [&] { SplitModel(communicator, Model(model_config(), is_last ? 3 : 4)); });
   says("config: expected the same on every rank", [&] {

@@ -47,7 +47,6 @@ class Encoder {
     friend Encoder;
 
     detail::SavedSplitStack<Scalar> stack_;
-    Index batch_ = 0;
     std::uint64_t split_ = 0;
     std::uint64_t call_ = 0;
   };
@@ -74,9 +73,7 @@ class Encoder {
   const Communicator& communicator() const { return *communicator_; }
 
   /// \param x `[B, split.rows(), dim]`: the rows of this rank
-  /// \param call of the mask the rows of this rank; `cu_seqlens` of the whole; no `lengths`, and,
-  /// if
-  ///        the feed-forwards have dropout, no `training`
+  /// \param call of the mask the rows of this rank; `cu_seqlens` and `lengths` of the whole
   /// \return their results, in the same shape
   /// \throws std::invalid_argument, on every rank, naming the argument that does not fit on one, or
   ///         is not the same on all
@@ -101,7 +98,6 @@ class Encoder {
     communicator_->alone([&] {
       saved = Saved();
       run(y, x, split, call, &saved.stack_);
-      saved.batch_ = x.dimension(0);
       saved.split_ = split.checksum().value();
       saved.call_ = communicator_->agreements();
     });
@@ -124,21 +120,23 @@ class Encoder {
       if (saved.split_ != split.checksum().value())
         reject("saved", "that of a call with this split", "that of another, or none");
       stack().require_known(saved.stack_.stack);
-      require_shape("grad_y", grad_y.dimensions(), {saved.batch_, split.rows(), stack().dim()});
+      require_shape("grad_y", grad_y.dimensions(), saved.stack_.rows.batch().shape());
       local_mha::detail::require_fitting(gradients, encoder_.config());
     });
     agreement.same("weights", weights_);
     agreement.same("saved", saved.call_);
     agreement.settle();
     return communicator_->alone([&] {
-      Tensor<Scalar, 3> grad(grad_y.dimensions());
-      local_mha::detail::RaggedBatch rows;
-      rows.assign(grad_y.dimensions(), {}, false);
+      const local_mha::detail::RaggedBatch& rows = saved.stack_.rows.batch();
+      Tensor<Scalar, 3> grad(rows.packed_shape());
       rows.pack(grad_y, grad.data());
       Parameters own = Parameters::zeros(encoder_.config());
       layers_.backward(stack(), split, device, own, saved.stack_, grad);
       detail::add_sums<Scalar>(*communicator_, own, gradients);
-      return grad;
+      if (!rows.ragged()) return grad;
+      Tensor<Scalar, 3> all(grad_y.dimensions());
+      rows.unpack(grad.data(), Output(all));
+      return all;
     });
   }
 
@@ -159,7 +157,7 @@ class Encoder {
       require_shape("x", x.dimensions(), {-1, split.rows(), stack().dim()});
       require_shape("y", y.dimensions(), x.dimensions());
       local_mha::detail::require_apart("y", y, "x", x);
-      detail::check_stack_call(split, x.dimension(0), encoder_.config().ff_dropout, call);
+      detail::check_stack_call(split, x.dimension(0), call);
     });
     agreement.same("weights", weights_);
     detail::agree_on_call(agreement, split, x.dimension(0), call);
@@ -168,9 +166,10 @@ class Encoder {
 
   void run(const Output& y, const Input& x, const Split& split, const EncoderCall& call,
            detail::SavedSplitStack<Scalar>* saved) const {
+    const detail::OwnRows rows(split, x.dimensions(), call);
     local_mha::detail::PackedBatch<Scalar> batch;
-    batch.take(x, y, {});
-    layers_.forward(stack(), split, batch.y(y), batch.x(x), call, saved);
+    batch.take(x, y, {.lengths = rows.lengths()});
+    layers_.forward(stack(), split, rows, batch.y(y), batch.x(x), call, saved);
     batch.give(y);
   }
 

@@ -3,9 +3,11 @@
 /// A stack of layers over the ranks that hold a sequence.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,9 +22,11 @@
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/mpi/mha.hpp>
 #include <local_mha/mpi/split.hpp>
+#include <local_mha/ops/dropout.hpp>
 #include <local_mha/parameter_set.hpp>
 #include <local_mha/stack/layer_stack.hpp>
 #include <local_mha/stack/layer_stack_backward.hpp>
+#include <local_mha/stack/packed_batch.hpp>
 #include <local_mha/transformer.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -39,10 +43,19 @@ struct StackAccess {
     return model.project(device, normed, x);
   }
   /// Rejects what are no tokens.
+  /// \param lengths how many tokens of each sequence there are; empty: all
   static void check_tokens(const LocalTransformer<Scalar>& model, const char* name,
                            const TensorView<const std::int64_t, 2>& tokens,
+                           std::span<const Index> lengths,
                            std::optional<std::int64_t> ignored = {}) {
-    model.check_tokens(name, tokens, [n = tokens.dimension(1)](Index) { return n; }, ignored);
+    const auto length_of = [&, n = tokens.dimension(1)](Index b) {
+      return lengths.empty() ? n : lengths[static_cast<std::size_t>(b)];
+    };
+    model.check_tokens(name, tokens, length_of, ignored);
+  }
+  static void embed(const LocalTransformer<Scalar>& model, std::int64_t token, Index place,
+                    Scalar* to) {
+    model.embed(token, place, to);
   }
 };
 
@@ -74,10 +87,56 @@ struct MhaAccess {
   }
 };
 
+/// The rows of a rank that pass a stack: all, or those of sequences, one after the other.
+class OwnRows {
+ public:
+  /// \param shape `[B, split.rows(), dim]`
+  OwnRows(const Split& split, const std::array<Index, 3>& shape, const EncoderCall& call)
+      : lengths_(own_lengths(split, call.lengths)) {
+    rows_.assign(shape, lengths_, !call.cu_seqlens.empty());
+    const Index begin = split.stretch().begin;
+    Index row = 0, whole = 0;
+    for (std::size_t b = 0; b < static_cast<std::size_t>(shape[0]); ++b) {
+      places_.push_back({row, whole + begin});
+      row += lengths_.empty() ? split.rows() : lengths_[b];
+      whole += lengths_.empty() ? split.total() : call.lengths[b];
+    }
+  }
+  OwnRows() = default;
+
+  const local_mha::detail::RaggedBatch& batch() const { return rows_; }
+  /// Of each sequence here; empty: all.
+  const std::vector<Index>& lengths() const { return lengths_; }
+  /// In the batch as one process has it.
+  const std::vector<local_mha::detail::RowPlace>& places() const { return places_; }
+
+  /// Calls `task(in, out)` with tensors `[B, split.rows(), dim]` of rows that pass, and of
+  /// what is made of them.
+  template <typename Scalar, typename Task>
+  void unpacked(const std::vector<TensorView<const Scalar, 3>>& in,
+                const TensorView<Scalar, 3>& out, Task&& task) const {
+    if (!rows_.ragged()) return task(in, out);
+    std::vector<Tensor<Scalar, 3>> room(in.size() + 1, Tensor<Scalar, 3>(rows_.shape()));
+    std::vector<TensorView<const Scalar, 3>> views;
+    for (std::size_t i = 0; i < in.size(); ++i) {
+      rows_.unpack(in[i].data(), StridedView<Scalar>(room[i]));
+      views.emplace_back(room[i]);
+    }
+    task(views, TensorView<Scalar, 3>(room.back()));
+    rows_.pack(StridedView<const Scalar>(room.back()), out.data());
+  }
+
+ private:
+  std::vector<Index> lengths_;
+  std::vector<local_mha::detail::RowPlace> places_;
+  local_mha::detail::RaggedBatch rows_;
+};
+
 /// What a stack keeps over ranks: all but what it keeps of attentions, and that.
 template <typename Scalar>
 struct SavedSplitStack {
   local_mha::detail::SavedStack<Scalar> stack = {};
+  OwnRows rows = {};
   std::vector<SavedMHA<Scalar>> attentions = {};
 };
 
@@ -101,25 +160,34 @@ class SplitStack {
     for (const auto& attention : attentions_) to.add(Access::description(attention).value());
   }
 
+  /// \param x, y those rows that pass
   /// \param saved null, or what becomes what backward() needs
-  void forward(const Stack& stack, const Split& split, TensorView<Scalar, 3> y,
+  void forward(const Stack& stack, const Split& split, const OwnRows& rows, TensorView<Scalar, 3> y,
                TensorView<const Scalar, 3> x, const EncoderCall& call,
                SavedSplitStack<Scalar>* saved) const {
     typename Stack::Workspace workspace;
-    if (saved != nullptr) saved->attentions.resize(attentions_.size());
-    stack.run(call.device, y, workspace, x, call.training,
-              saved != nullptr ? &saved->stack : nullptr,
-              [&](std::size_t i, const auto&, const std::optional<Training>& training,
-                  const TensorView<const Scalar, 3>& in, const TensorView<Scalar, 3>& attended,
-                  const auto*) {
-                Access::run(attentions_[i], attended, in, split,
+    if (saved != nullptr) {
+      saved->attentions.resize(attentions_.size());
+      saved->rows = rows;
+    }
+    stack.run(
+        call.device, y, workspace, x, call.training, saved != nullptr ? &saved->stack : nullptr,
+        [&](std::size_t i, const auto&, const std::optional<Training>& training,
+            const TensorView<const Scalar, 3>& in, const TensorView<Scalar, 3>& attended,
+            const auto*) {
+          rows.template unpacked<Scalar>(
+              {in}, attended, [&](const auto& from, const TensorView<Scalar, 3>& to) {
+                Access::run(attentions_[i], to, from[0], split,
                             {.mask = call.mask,
                              .attn_bias = stack.attn_bias(),
                              .training = training,
                              .cu_seqlens = call.cu_seqlens,
+                             .lengths = call.lengths,
                              .device = call.device},
                             saved != nullptr ? &saved->attentions[i] : nullptr);
               });
+        },
+        rows.places());
   }
 
   /// \param own gradients of this rank alone, to be added to
@@ -133,8 +201,12 @@ class SplitStack {
         [&](std::size_t i, const auto&, LocalMHAParameters<Scalar>& to, const auto&,
             const TensorView<const Scalar, 3>& grad_y, const TensorView<const Scalar, 3>& x,
             const TensorView<Scalar, 3>& grad_x, Tensor<Scalar, 3>* grad_bias) {
-          Access::run_back(attentions_[i], grad_x, to, saved.attentions[i], grad_y, x, split,
-                           {.attn_bias = stack.attn_bias(), .device = device}, grad_bias);
+          saved.rows.template unpacked<Scalar>(
+              {grad_y, x}, grad_x, [&](const auto& from, const TensorView<Scalar, 3>& of_x) {
+                Access::run_back(attentions_[i], of_x, to, saved.attentions[i], from[0], from[1],
+                                 split, {.attn_bias = stack.attn_bias(), .device = device},
+                                 grad_bias);
+              });
         });
   }
 
@@ -151,14 +223,9 @@ void add_parameters(const Parameters& parameters, Checksum& to) {
   });
 }
 
-/// \throws std::invalid_argument naming the member of a call that a stack over ranks does not take,
-///         or that does not fit
-inline void check_stack_call(const Split& split, Index batch, double ff_dropout,
-                             const EncoderCall& call) {
-  if (!call.lengths.empty())
-    reject("lengths", "none over ranks: a mask, or cu_seqlens, says as much", "some");
-  if (call.training && ff_dropout > 0)
-    reject("training", "none over ranks where ff_dropout is not 0", "some");
+/// \throws std::invalid_argument naming the member of a call that does not fit
+inline void check_stack_call(const Split& split, Index batch, const EncoderCall& call) {
+  local_mha::detail::check_lengths(call.lengths, batch, split.total(), !call.cu_seqlens.empty());
   local_mha::detail::check_cu_seqlens(call.cu_seqlens, batch, split.total());
   check_mask(call.mask, batch, split);
 }

@@ -3,6 +3,7 @@
 /// LocalTransformer over the ranks that hold a sequence.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -25,6 +26,7 @@
 #include <local_mha/ops/embedding.hpp>
 #include <local_mha/ops/linear_backward.hpp>
 #include <local_mha/parameters.hpp>
+#include <local_mha/stack/token_batch.hpp>
 #include <local_mha/transformer.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::mpi {
@@ -70,18 +72,17 @@ class LocalTransformer {
   const Communicator& communicator() const { return *communicator_; }
 
   /// \param tokens `[B, split.rows()]`, those of this rank; of no sequence more than max_seq_len on
-  ///        all ranks
-  /// \param call of the mask the rows of this rank; `cu_seqlens` of the whole; no `lengths`, and,
-  /// if
-  ///        the feed-forwards have dropout, no `training`
+  ///        all ranks. Those behind a sequence's `call.lengths` may be anything
+  /// \param call of the mask the rows of this rank; `cu_seqlens` and `lengths` of the whole
   /// \return their logits, `[B, split.rows(), num_tokens]`
   /// \throws std::invalid_argument, on every rank, naming the argument that does not fit on one, or
   ///         is not the same on all
   Tensor<Scalar, 3> forward(Tokens tokens, const Split& split, const EncoderCall& call = {}) const {
     agree("forward", tokens, nullptr, nullptr, split, call);
     return communicator_->alone([&] {
+      const Batch batch(tokens, split, call, config().dim);
       Tensor<Scalar, 3> x;
-      return logits_of(tokens, split, call, x, nullptr);
+      return batch.rows.unpacked(logits_of(batch, split, call, x, nullptr));
     });
   }
 
@@ -92,9 +93,11 @@ class LocalTransformer {
   Scalar loss(Tokens input, Tokens labels, const Split& split, const EncoderCall& call = {}) const {
     agree("loss", input, &labels, nullptr, split, call);
     return communicator_->alone([&] {
+      const Batch batch(input, split, call, config().dim);
+      const Tensor<std::int64_t, 2> counted = batch.rows.packed(labels);
       Tensor<Scalar, 3> x;
-      const Tensor<Scalar, 3> logits = logits_of(input, split, call, x, nullptr);
-      return mean_loss(logits, labels, count(logits, labels));
+      const Tensor<Scalar, 3> logits = logits_of(batch, split, call, x, nullptr);
+      return mean_loss(logits, counted, count(logits, counted));
     });
   }
 
@@ -125,12 +128,13 @@ class LocalTransformer {
     agreement.check([&] {
       detail::check_split(*communicator_, split, call.device);
       require_shape("tokens", input.dimensions(), {-1, split.rows()});
-      detail::check_stack_call(split, input.dimension(0), config().ff_dropout, call);
-      check_length(split.total(), call.cu_seqlens);
-      Access::check_tokens(model_, "tokens", input);
+      detail::check_stack_call(split, input.dimension(0), call);
+      check_length(split.total(), call);
+      const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
+      Access::check_tokens(model_, "tokens", input, lengths);
       if (labels != nullptr) {
         require_shape("labels", labels->dimensions(), input.dimensions());
-        Access::check_tokens(model_, "labels", *labels, config().ignore_index);
+        Access::check_tokens(model_, "labels", *labels, lengths, config().ignore_index);
       }
       if (gradients != nullptr) local_mha::detail::require_fitting(*gradients, config());
     });
@@ -138,8 +142,10 @@ class LocalTransformer {
     detail::agree_on_call(agreement, split, input.dimension(0), call);
     agreement.settle();
   }
-  void check_length(Index total, std::span<const Index> cu_seqlens) const {
-    Index longest = cu_seqlens.empty() ? total : 0;
+  void check_length(Index total, const EncoderCall& call) const {
+    const std::span<const Index> cu_seqlens = call.cu_seqlens;
+    Index longest = cu_seqlens.empty() && call.lengths.empty() ? total : 0;
+    for (const Index length : call.lengths) longest = (std::max)(longest, length);
     for (std::size_t s = 1; s < cu_seqlens.size(); ++s)
       longest = (std::max)(longest, cu_seqlens[s] - cu_seqlens[s - 1]);
     if (longest > config().max_seq_len)
@@ -148,19 +154,29 @@ class LocalTransformer {
              longest);
   }
 
-  // Where in its sequence each token of this rank is.
-  static std::vector<std::int64_t> places(const Tokens& tokens, const Split& split,
-                                          std::span<const Index> cu_seqlens) {
-    std::vector<std::int64_t> places;
-    for (Index b = 0; b < tokens.dimension(0); ++b) {
-      std::size_t next = 1;  // segment's end
-      for (Index row = split.stretch().begin; row < split.stretch().end; ++row) {
-        while (next < cu_seqlens.size() && cu_seqlens[next] <= row) ++next;
-        places.push_back(cu_seqlens.empty() ? row : row - cu_seqlens[next - 1]);
-      }
+  // The tokens of this rank that pass, and where in its sequence each is.
+  struct Batch {
+    Batch(const Tokens& tokens, const Split& split, const EncoderCall& call, Index dim)
+        : own(split, {tokens.dimension(0), tokens.dimension(1), dim}, call),
+          of_rank{.lengths = own.lengths()},
+          rows(tokens, of_rank) {
+      rows.for_each_sequence([&](Index, Index begin, Index end) {
+        std::size_t next = 1;  // segment's end
+        for (Index i = begin; i < end; ++i) {
+          const Index row = split.stretch().begin + i - begin;
+          while (next < call.cu_seqlens.size() && call.cu_seqlens[next] <= row) ++next;
+          places.push_back(call.cu_seqlens.empty() ? row : row - call.cu_seqlens[next - 1]);
+        }
+      });
     }
-    return places;
-  }
+
+    const Tensor<std::int64_t, 2>& tokens() const { return rows.tokens(); }
+
+    detail::OwnRows own;
+    EncoderCall of_rank;
+    local_mha::detail::TokenBatch rows;
+    std::vector<std::int64_t> places;
+  };
 
   static Eigen::Map<RowMatrix<Scalar>> rows(Tensor<Scalar, 3>& x) {
     return {x.data(), x.dimension(0) * x.dimension(1), x.dimension(2)};
@@ -168,15 +184,15 @@ class LocalTransformer {
 
   // \param x becomes what the layers give
   // \param saved null, or what becomes what their backward pass needs
-  Tensor<Scalar, 3> logits_of(const Tokens& tokens, const Split& split, const EncoderCall& call,
+  Tensor<Scalar, 3> logits_of(const Batch& batch, const Split& split, const EncoderCall& call,
                               Tensor<Scalar, 3>& x, detail::SavedSplitStack<Scalar>* saved) const {
-    const std::vector<std::int64_t> place = places(tokens, split, call.cu_seqlens);
+    const Tensor<std::int64_t, 2>& tokens = batch.tokens();
     Tensor<Scalar, 3> embedded(tokens.dimension(0), tokens.dimension(1), config().dim);
     for (Index i = 0; i < tokens.size(); ++i)
-      rows(embedded).row(i) = weights().token_emb.row(tokens.data()[i]) +
-                              weights().pos_emb.row(place[static_cast<std::size_t>(i)]);
+      Access::embed(model_, tokens.data()[i], batch.places[static_cast<std::size_t>(i)],
+                    embedded.data() + i * config().dim);
     x = Tensor<Scalar, 3>(embedded.dimensions());
-    layers_.forward(weights().stack, split, x, embedded, call, saved);
+    layers_.forward(weights().stack, split, batch.own, x, embedded, call, saved);
     return Access::project(model_, call.device, weights().to_logits_norm.forward(rows(x)), x);
   }
 
@@ -201,14 +217,16 @@ class LocalTransformer {
                   const Split& split, const EncoderCall& call) const {
     detail::SavedSplitStack<Scalar> saved;
     Tensor<Scalar, 3> x;
-    const Tensor<Scalar, 3> logits = logits_of(input, split, call, x, &saved);
-    const Index counted = count(logits, labels);
-    const Scalar loss = mean_loss(logits, labels, counted);
+    const Batch batch(input, split, call, config().dim);
+    const Tensor<std::int64_t, 2> own_labels = batch.rows.packed(labels);
+    const Tensor<Scalar, 3> logits = logits_of(batch, split, call, x, &saved);
+    const Index counted = count(logits, own_labels);
+    const Scalar loss = mean_loss(logits, own_labels, counted);
     if (counted == 0) return loss;
 
     Parameters own = Parameters::zeros(config());
     Tensor<Scalar, 3> grad_logits = local_mha::detail::cross_entropy_gradient_of<Scalar>(
-        logits, labels, config().ignore_index, counted);
+        logits, own_labels, config().ignore_index, counted);
     Tensor<Scalar, 3> grad(x.dimensions());
     const RowMatrix<Scalar> normed = weights().to_logits_norm.forward(rows(x));
     rows(grad) = weights().to_logits_norm.backward(
@@ -216,9 +234,10 @@ class LocalTransformer {
                                            rows(grad_logits), own.to_logits, nullptr),
         rows(x), own.to_logits_norm_weight, own.to_logits_norm_bias);
     layers_.backward(weights().stack, split, call.device, own, saved, grad);
-    embedding_backward<Scalar>(own.token_emb,
-                               {input.data(), static_cast<std::size_t>(input.size())}, rows(grad));
-    embedding_backward<Scalar>(own.pos_emb, places(input, split, call.cu_seqlens), rows(grad));
+    const Tensor<std::int64_t, 2>& tokens = batch.tokens();
+    embedding_backward<Scalar>(
+        own.token_emb, {tokens.data(), static_cast<std::size_t>(tokens.size())}, rows(grad));
+    embedding_backward<Scalar>(own.pos_emb, batch.places, rows(grad));
     detail::add_sums<Scalar>(*communicator_, own, gradients);
     return loss;
   }

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <span>
 
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
@@ -92,5 +93,61 @@ class Dropout {
   std::uint32_t threshold_;
   Scalar scale_;
 };
+
+namespace detail {
+
+/// Rows of a call, from `row` up to that of the next, are rows of a larger whole from `place` on.
+struct RowPlace {
+  Index row;
+  Index place;
+};
+
+/// Dropout of rows by their places in the whole.
+template <typename Scalar>
+class PlacedDropout {
+ public:
+  static constexpr Index together = Dropout<Scalar>::together;
+
+  /// \param places from row 0 on, in order; empty: each row's own number. Must outlive this
+  PlacedDropout(const Dropout<Scalar>& dropout, std::span<const RowPlace> places)
+      : dropout_(dropout), places_(places) {}
+
+  /// Dropout::factors() of `block_rows` rows.
+  /// \param first a multiple of `block_rows`
+  LOCAL_MHA_INLINE void factors(Index first, Index octet, Lanes<Scalar> (&to)[together]) const {
+    if (places_.empty()) return dropout_.factors(first, octet, to);
+    gather(first, octet, to);
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  void gather(Index first, Index octet, Lanes<Scalar> (&to)[together]) const {
+    alignas(64) Scalar gathered[together][count];
+    auto piece = std::upper_bound(places_.begin(), places_.end(), first,
+                                  [](Index row, const RowPlace& p) { return row < p.row; }) -
+                 1;
+    for (Index lane = 0, next = 0; lane < count; lane = next) {
+      while (piece + 1 != places_.end() && (piece + 1)->row <= first + lane) ++piece;
+      const Index place = piece->place + first + lane - piece->row;
+      // A call counts the lower 32 bits alone.
+      constexpr Index turn = Index{1} << 32;
+      next = (std::min)(count, lane + turn - place % turn);
+      if (piece + 1 != places_.end()) next = (std::min)(next, (piece + 1)->row - first);
+      dropout_.factors(place, octet, to);
+      alignas(64) Scalar made[count];
+      for (Index i = 0; i < together; ++i) {
+        to[i].store(made);
+        std::copy(made, made + (next - lane), gathered[i] + lane);
+      }
+    }
+    for (Index i = 0; i < together; ++i) to[i] = Lanes<Scalar>::load(gathered[i]);
+  }
+
+  Dropout<Scalar> dropout_;
+  std::span<const RowPlace> places_;
+};
+
+}  // namespace detail
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

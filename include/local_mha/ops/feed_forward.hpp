@@ -13,6 +13,7 @@
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,6 +33,7 @@
 #include <local_mha/ops/feed_forward_weights.hpp>
 #include <local_mha/ops/project.hpp>
 #include <local_mha/ops/row_pass.hpp>
+#include <local_mha/ops/saved_feed_forward.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
@@ -47,21 +49,6 @@ template <typename Scalar, typename Storage>
 class LayerStack;
 
 }  // namespace detail
-
-/// What FeedForward::forward_saving() keeps for backward(): the result of the first projection. It
-/// knows its layer and its call again.
-template <typename Scalar>
-struct SavedFeedForward {
-  Index rows = 0;
-  Index inner = 0;
-  BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
-  BlockArray<Scalar> gates;   ///< the same, before gelu
-  double dropout = 0;
-  std::optional<Training> training = {};
-  /// Samples by which x and the weights are known again.
-  detail::Sample<Scalar> input = {};
-  detail::Sample<Scalar> weights = {};
-};
 
 /// LayerNorm, Linear, GEGLU, dropout, Linear.
 ///
@@ -280,8 +267,7 @@ class FeedForward {
   void take(FeedForwardParameters<Given>&& parameters) {
     detail::require_probability("dropout", dropout_);
     weights_ = std::make_shared<const Weights>(std::move(parameters));
-    dim_ = weights_->dim;
-    inner_ = weights_->inner;
+    dim_ = weights_->dim, inner_ = weights_->inner;
   }
 
   void check_input(const TensorView<const Scalar, 3>& x) const {
@@ -303,9 +289,11 @@ class FeedForward {
   // Blocks that pass the weights together.
   static constexpr Index together = 4 * Tiling<Scalar>::blocks;
 
-  std::optional<Dropout<Scalar>> dropout_of(const std::optional<Training>& training) const {
+  std::optional<detail::PlacedDropout<Scalar>> dropout_of(
+      const std::optional<Training>& training,
+      std::span<const detail::RowPlace> places = {}) const {
     if (!training || dropout_ == 0) return std::nullopt;
-    return Dropout<Scalar>(dropout_, training->seed, 0);
+    return detail::PlacedDropout<Scalar>(Dropout<Scalar>(dropout_, training->seed, 0), places);
   }
 
   void load_rows(const Eigen::Ref<const RowMatrix<Scalar>>& x, const BatchBlocks& rows, Index block,
@@ -323,11 +311,13 @@ class FeedForward {
     saved.gates.prepare(ceil_div(rows, count), inner_);
   }
   void complete(Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                const std::optional<Training>& training) const
+                const std::optional<Training>& training,
+                std::span<const detail::RowPlace> places = {}) const
     requires detail::Trainable<Scalar, Storage>
   {
     saved.dropout = dropout_;
     saved.training = training;
+    saved.places.assign(places.begin(), places.end());
     saved.input.take(std::array{Numbers{x}});
     saved.weights.take(weights_->numbers());
     saved.rows = x.rows();
@@ -344,13 +334,15 @@ class FeedForward {
   // The forward pass of some rows, of which the first starts a block. A single row as such sums in
   // another order.
   void run(const Range& rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
-           const std::optional<Dropout<Scalar>>& dropout, bool single, Saved* saved) const;
+           const std::optional<detail::PlacedDropout<Scalar>>& dropout, bool single,
+           Saved* saved) const;
 
   // The same of blocks, at most `together`.
   // \param first the first row, of `rows` in all
   // \param in, out `[blocks][dim][count]`; `in` becomes anything
   void apply(Index first, Index rows, Index blocks, Scalar* in, Scalar* out, Workspace& workspace,
-             const std::optional<Dropout<Scalar>>& dropout, bool single, Saved* saved) const;
+             const std::optional<detail::PlacedDropout<Scalar>>& dropout, bool single,
+             Saved* saved) const;
 
   // backward() to rows that adjoin.
   void flow_back(Scalar* grad_x, detail::FeedForwardBackwardRoom<Scalar>& room,
@@ -360,8 +352,8 @@ class FeedForward {
     requires detail::Trainable<Scalar, Storage>;
 
   // The hidden activations of a block, in place of its values.
-  void hide(const std::optional<Dropout<Scalar>>& dropout, Index first, Scalar* values,
-            const Scalar* gates) const {
+  void hide(const std::optional<detail::PlacedDropout<Scalar>>& dropout, Index first,
+            Scalar* values, const Scalar* gates) const {
     for (Index i = 0; i < inner_ * count; i += count)
       (L::load(values + i) * gelu(L::load(gates + i))).store(values + i);
     if (dropout) drop(*dropout, first, values);
@@ -371,8 +363,8 @@ class FeedForward {
   void differentiate_geglu(const Scalar* values, const Scalar* gates, Scalar* grad_values,
                            Scalar* grad_gates) const;
 
-  void drop(const Dropout<Scalar>& dropout, Index first, Scalar* values) const {
-    constexpr Index octet = Dropout<Scalar>::together;
+  void drop(const detail::PlacedDropout<Scalar>& dropout, Index first, Scalar* values) const {
+    constexpr Index octet = detail::PlacedDropout<Scalar>::together;
     L factors[octet];
     for (Index c = 0; c < inner_; ++c) {
       if (c % octet == 0) dropout.factors(first, c / octet, factors);

@@ -69,7 +69,8 @@ void FeedForward<Scalar, Storage>::flow_back(Scalar* grad_x,
     reject("x", "what forward_saving() was given", "other numbers");
   detail::require_fitting(gradients, dim_, inner_);
   if (x.rows() == 0) return;
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(saved.training);
+  const std::optional<detail::PlacedDropout<Scalar>> dropout =
+      dropout_of(saved.training, saved.places);
   const BatchBlocks rows{1, x.rows(), count};
   room.prepare(*weights_, x.rows(), thread_count(call.device));
   for_each_stretch(

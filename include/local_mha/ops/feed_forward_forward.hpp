@@ -27,7 +27,7 @@ template <typename Scalar, typename Storage>
 RowMatrix<Scalar> FeedForward<Scalar, Storage>::flow(const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                                      const ModuleCall& call, Saved* saved) const {
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(call.training);
+  const std::optional<detail::PlacedDropout<Scalar>> dropout = dropout_of(call.training);
   if (saved != nullptr) prepare(*saved, x.rows());
   RowMatrix<Scalar> y(x.rows(), dim_);
   for_each_stretch(
@@ -45,7 +45,7 @@ template <typename Scalar, typename Storage>
 void FeedForward<Scalar, Storage>::flow(TensorView<Scalar, 3> y, Workspace& workspace,
                                         TensorView<const Scalar, 3> x, const ModuleCall& call,
                                         Saved* saved) const {
-  const std::optional<Dropout<Scalar>> dropout = dropout_of(call.training);
+  const std::optional<detail::PlacedDropout<Scalar>> dropout = dropout_of(call.training);
   const Index rows = x.dimension(0) * x.dimension(1);
   const Index rows_of_task = forward_stretch_blocks * count;
   const Index tasks = ceil_div(rows, rows_of_task);
@@ -66,8 +66,8 @@ void FeedForward<Scalar, Storage>::flow(TensorView<Scalar, 3> y, Workspace& work
 template <typename Scalar, typename Storage>
 void FeedForward<Scalar, Storage>::run(const Range& rows, const Scalar* x, Index x_stride,
                                        Scalar* y, Workspace& workspace,
-                                       const std::optional<Dropout<Scalar>>& dropout, bool single,
-                                       Saved* saved) const {
+                                       const std::optional<detail::PlacedDropout<Scalar>>& dropout,
+                                       bool single, Saved* saved) const {
   Index first = rows.begin;
   map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
            y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(),
@@ -78,10 +78,9 @@ void FeedForward<Scalar, Storage>::run(const Range& rows, const Scalar* x, Index
 }
 
 template <typename Scalar, typename Storage>
-void FeedForward<Scalar, Storage>::apply(Index first, Index rows, Index blocks, Scalar* in,
-                                         Scalar* out, Workspace& workspace,
-                                         const std::optional<Dropout<Scalar>>& dropout, bool single,
-                                         Saved* saved) const {
+void FeedForward<Scalar, Storage>::apply(
+    Index first, Index rows, Index blocks, Scalar* in, Scalar* out, Workspace& workspace,
+    const std::optional<detail::PlacedDropout<Scalar>>& dropout, bool single, Saved* saved) const {
   const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
   const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
   const auto multiply = [&](const PackedWeight<Scalar, Storage>& weight, Index group,

@@ -126,10 +126,11 @@ class LayerStack : public StackLayers<Scalar, Storage> {
   /// \param attend `attend(i, attention, training, x, y, saved)` makes y, what the attention of
   /// layer
   ///        `i` gives for x; `saved`: null, or the layer's SavedLayer
+  /// \param places of the rows in a whole, by which feed-forwards drop; empty: this is all
   template <typename Attend>
   void run(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
            TensorView<const Scalar, 3> x, const std::optional<Training>& training, Saved* saved,
-           Attend&& attend) const;
+           Attend&& attend, std::span<const RowPlace> places = {}) const;
 
   /// backward() of such rows.
   /// \param attend `attend(i, attention, gradients, saved, grad_y, x, grad_x, grad_bias)` makes
@@ -243,10 +244,10 @@ class LayerStack : public StackLayers<Scalar, Storage> {
   // \param input that of the attention: the streams, if there is a single one
   void pass(const AnyDevice& device, std::size_t i, const Blocks& blocks, const Scalar* input,
             Scalar* to, Workspace& workspace, const std::optional<Training>& training,
-            Saved* saved) const {
+            std::span<const RowPlace> places, Saved* saved) const {
     const Layer& layer = layers_[i];
     const FeedForward<Scalar, Storage>& feed_forward = layer.feed_forward;
-    const auto dropout = feed_forward.dropout_of(of_part(training, 2 * i + 1));
+    const auto dropout = feed_forward.dropout_of(of_part(training, 2 * i + 1), places);
     auto* const kept = saved != nullptr ? &saved->layers[i] : nullptr;
     const EvenRanges ranges = workspace.ranges(blocks.number());
     parallel_for(device, workspace.workers_, ranges.count(), [&](Index worker, Index task) {
@@ -286,7 +287,7 @@ class LayerStack : public StackLayers<Scalar, Storage> {
         const Scalar* const x = kept->feed_forward_branch.input.data();
         feed_forward.complete(kept->feed_forward,
                               Eigen::Map<const RowMatrix<Scalar>>(x, blocks.rows, dim_),
-                              of_part(training, 2 * i + 1));
+                              of_part(training, 2 * i + 1), places);
       }
     }
   }
@@ -330,7 +331,7 @@ template <typename Attend>
 void LayerStack<Scalar, Storage>::run(const AnyDevice& device, TensorView<Scalar, 3> y,
                                       Workspace& workspace, TensorView<const Scalar, 3> x,
                                       const std::optional<Training>& training, Saved* saved,
-                                      Attend&& attend) const {
+                                      Attend&& attend, std::span<const RowPlace> places) const {
   const Blocks blocks{x.dimension(0) * x.dimension(1), dim_};
   workspace.prepare(*this, blocks.rows, thread_count(device));
   if (saved != nullptr) prepare(*saved, x.dimensions());
@@ -349,7 +350,7 @@ void LayerStack<Scalar, Storage>::run(const AnyDevice& device, TensorView<Scalar
     const TensorView<Scalar, 3> attended(workspace.attended_.data(), x.dimensions());
     attend(i, layers_[i].attention, of_part(training, 2 * i), in, attended,
            saved != nullptr ? &saved->layers[i].attention : nullptr);
-    pass(device, i, blocks, input, place(i + 1), workspace, training, saved);
+    pass(device, i, blocks, input, place(i + 1), workspace, training, places, saved);
     input = place(i + 1);
   }
   if (saved == nullptr) return;

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What a feed-forward keeps between its passes.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include <local_mha/attention/call.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/dropout.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// What FeedForward::forward_saving() keeps for backward(): the result of the first projection. It
+/// knows its layer and its call again.
+template <typename Scalar>
+struct SavedFeedForward {
+  Index rows = 0;
+  Index inner = 0;
+  BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
+  BlockArray<Scalar> gates;   ///< the same, before gelu
+  double dropout = 0;
+  std::optional<Training> training = {};
+  /// Of rows of a larger whole, see PlacedDropout.
+  std::vector<detail::RowPlace> places = {};
+  /// Samples by which x and the weights are known again.
+  detail::Sample<Scalar> input = {};
+  detail::Sample<Scalar> weights = {};
+};
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI
