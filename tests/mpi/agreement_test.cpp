@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -90,6 +94,24 @@ TEST(AChecksum, IsOfEveryByte) {
   EXPECT_NE(of("0123456789"), of("0123456780"));
   EXPECT_NE(of("0123456789"), of("1023456789"));
   EXPECT_NE(of(""), of(std::string(1, '\0')));
+}
+
+TEST(AChecksum, IsOfNumbersAndNotOfWhatLiesBetweenThem) {
+  alignas(long double) unsigned char bytes[2][2 * sizeof(long double)];
+  std::memset(bytes[0], 0x00, sizeof(bytes[0]));
+  std::memset(bytes[1], 0xFF, sizeof(bytes[1]));
+  const std::size_t value =
+      std::numeric_limits<long double>::digits == 64 ? 10 : sizeof(long double);
+  const auto of = [&](int i, long double first, long double second) {
+    std::memcpy(bytes[i], &first, value);
+    std::memcpy(bytes[i] + sizeof(long double), &second, value);
+    Checksum sum;
+    sum.add_numbers(reinterpret_cast<const long double*>(bytes[i]), 2);
+    return sum.value();
+  };
+  EXPECT_EQ(of(0, 1, 2), of(1, 1, 2));
+  EXPECT_NE(of(0, 1, 2), of(1, 2, 1));
+  EXPECT_NE(of(0, 1, 2), of(1, 1, std::nextafter(2.0L, 3.0L)));
 }
 
 }  // namespace

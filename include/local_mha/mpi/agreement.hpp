@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -38,17 +39,34 @@ class Checksum {
   template <typename Number>
     requires std::is_arithmetic_v<Number>
   void add(Number number) {
-    add(&number, sizeof(number));
+    add_numbers(&number, 1);
   }
   void add(std::string_view text) { add(text.data(), text.size()); }
+  /// Numbers of any type that may be copied as bytes, but for bytes that are none of the number.
+  template <typename Scalar>
+  void add_numbers(const Scalar* numbers, std::size_t size) {
+    constexpr std::size_t bytes = value_bytes<Scalar>();
+    if constexpr (bytes == sizeof(Scalar))
+      add(static_cast<const void*>(numbers), size * sizeof(Scalar));
+    else
+      for (std::size_t i = 0; i < size; ++i) add(static_cast<const void*>(numbers + i), bytes);
+  }
   template <typename Number>
   void add(std::span<const Number> numbers) {
-    add(numbers.data(), numbers.size_bytes());
+    add_numbers(numbers.data(), numbers.size());
   }
 
   std::uint64_t value() const { return value_; }
 
  private:
+  // The processor's long double of 80 bits lies in 12 or 16 bytes, whose others are anything.
+  template <typename Scalar>
+  static constexpr std::size_t value_bytes() {
+    if constexpr (std::is_same_v<Scalar, long double>)
+      if (std::numeric_limits<Scalar>::digits == 64) return 10;
+    return sizeof(Scalar);
+  }
+
   // A bijection of the state for each word, so that no two words give the same.
   void mix(std::uint64_t word) {
     value_ = (value_ ^ word) * 0x9E3779B97F4A7C15U;
@@ -142,8 +160,8 @@ class Agreement {
 
   [[noreturn]] void fail(std::string_view name, std::string_view expected,
                          const std::string& got) const {
-    communicator_.note_agreed_error();
-    reject(name, expected, got);
+    communicator_.agreed([&] { reject(name, expected, got); });
+    std::terminate();
   }
 
   // What the first rank with an error has found.
@@ -155,9 +173,11 @@ class Agreement {
     detail::check(
         MPI_Bcast(text.data(), static_cast<int>(length), MPI_CHAR, rank, communicator_.get()),
         "MPI_Bcast");
-    communicator_.note_agreed_error();
-    if (exception_) std::rethrow_exception(exception_);
-    throw std::invalid_argument(text + " (on rank " + std::to_string(rank) + ")");
+    communicator_.agreed([&] {
+      if (exception_) std::rethrow_exception(exception_);
+      throw std::invalid_argument(text + " (on rank " + std::to_string(rank) + ")");
+    });
+    std::terminate();
   }
 
   const Communicator& communicator_;

@@ -57,7 +57,7 @@ void agree_on_tensor(Agreement& agreement, std::string_view name,
   Checksum sum;
   if (tensor) {
     for (const Index extent : tensor->dimensions()) sum.add(extent);
-    sum.add(tensor->data(), static_cast<std::size_t>(tensor->size()) * sizeof(*tensor->data()));
+    sum.add_numbers(tensor->data(), static_cast<std::size_t>(tensor->size()));
   }
   agreement.same(name, sum);
 }

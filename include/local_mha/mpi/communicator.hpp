@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -35,6 +36,16 @@ inline void check(int result, const char* call) {
   throw std::runtime_error(std::string(call) + ": " +
                            std::string(text, static_cast<std::size_t>(length)));
 }
+
+/// What all ranks throw, known as long as somebody holds it.
+class AgreedError : public std::invalid_argument {
+ public:
+  AgreedError(const std::string& what, std::shared_ptr<const int> token)
+      : std::invalid_argument(what), token_(std::move(token)) {}
+
+ private:
+  std::shared_ptr<const int> token_;
+};
 
 }  // namespace detail
 
@@ -77,7 +88,7 @@ class Communicator {
   ~Communicator() {
     int finalized = 0;
     if (MPI_Finalized(&finalized) != MPI_SUCCESS || finalized != 0) return;
-    if (std::uncaught_exceptions() > exceptions_ && !agreed_)
+    if (std::uncaught_exceptions() > exceptions_ && !is_agreed())
       abort("an exception ends this rank's part");
     MPI_Comm_free(&comm_);
   }
@@ -118,20 +129,37 @@ class Communicator {
   /// is what all ranks throw.
   template <typename Task>
   decltype(auto) alone(Task&& task) const {
-    agreed_ = false;
+    clear_agreed_error();
     try {
       return std::forward<Task>(task)();
     } catch (const std::exception& error) {
-      if (agreed_) throw;
+      if (is_agreed()) throw;
       abort(error.what());
     } catch (...) {
       abort("an unknown exception");
     }
   }
 
-  /// All ranks throw the same, so that none of them waits.
-  void note_agreed_error() const { agreed_ = true; }
-  void clear_agreed_error() const { agreed_ = false; }
+  /// Calls `task()`, which throws on all ranks or on none, so that none of them waits. When such a
+  /// std::invalid_argument has been dealt with, the next exception is one rank's own again.
+  template <typename Task>
+  decltype(auto) agreed(Task&& task) const {
+    try {
+      return std::forward<Task>(task)();
+    } catch (const std::invalid_argument& error) {
+      auto token = std::make_shared<const int>(0);
+      agreed_error_ = token;
+      throw detail::AgreedError(error.what(), std::move(token));
+    } catch (...) {
+      // Another type cannot say when it is dealt with: until the next agreement.
+      other_agreed_error_ = true;
+      throw;
+    }
+  }
+  void clear_agreed_error() const {
+    agreed_error_.reset();
+    other_agreed_error_ = false;
+  }
 
   /// How often all ranks have agreed: the same number on all of them.
   std::uint64_t agreements() const { return agreements_; }
@@ -142,6 +170,8 @@ class Communicator {
   void reset_traffic() const { traffic_ = {}; }
 
  private:
+  bool is_agreed() const { return other_agreed_error_ || !agreed_error_.expired(); }
+
   static const char* level_name(int level) {
     switch (level) {
       case MPI_THREAD_SINGLE:
@@ -159,7 +189,8 @@ class Communicator {
   int rank_ = 0;
   int size_ = 1;
   int exceptions_ = 0;
-  mutable bool agreed_ = false;
+  mutable std::weak_ptr<const int> agreed_error_;
+  mutable bool other_agreed_error_ = false;
   mutable std::uint64_t agreements_ = 0;
   mutable Traffic traffic_;
 };

@@ -78,14 +78,18 @@ class Encoder {
   /// \throws std::invalid_argument, on every rank, naming the argument that does not fit on one, or
   ///         is not the same on all
   Tensor<Scalar, 3> forward(Input x, const Split& split, const EncoderCall& call = {}) const {
-    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-    forward_into(y, x, split, call);
-    return y;
+    agree("forward", nullptr, x, split, call);
+    // Memory that one rank has not ends all.
+    return communicator_->alone([&] {
+      Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
+      run(y, x, split, call, nullptr);
+      return y;
+    });
   }
   /// The same into given memory.
   /// \param y `[B, split.rows(), dim]`, must not overlap x
   void forward_into(Output y, Input x, const Split& split, const EncoderCall& call = {}) const {
-    agree("forward", y, x, split, call);
+    agree("forward", &y, x, split, call);
     communicator_->alone([&] { run(y, x, split, call, nullptr); });
   }
 
@@ -93,15 +97,15 @@ class Encoder {
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Split& split,
                                    const EncoderCall& call = {}) const {
-    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-    agree("forward_saving", y, x, split, call);
-    communicator_->alone([&] {
+    agree("forward_saving", nullptr, x, split, call);
+    return communicator_->alone([&] {
+      Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
       saved = Saved();
       run(y, x, split, call, &saved.stack_);
       saved.split_ = split.checksum().value();
       saved.call_ = communicator_->agreements();
+      return y;
     });
-    return y;
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -149,14 +153,17 @@ class Encoder {
     return sum;
   }
 
-  void agree(std::string_view name, const Output& y, const Input& x, const Split& split,
+  // \param y null: it is not there yet
+  void agree(std::string_view name, const Output* y, const Input& x, const Split& split,
              const EncoderCall& call) const {
     detail::Agreement agreement(*communicator_, name);
     agreement.check([&] {
       detail::check_split(*communicator_, split, call.device);
       require_shape("x", x.dimensions(), {-1, split.rows(), stack().dim()});
-      require_shape("y", y.dimensions(), x.dimensions());
-      local_mha::detail::require_apart("y", y, "x", x);
+      if (y != nullptr) {
+        require_shape("y", y->dimensions(), x.dimensions());
+        local_mha::detail::require_apart("y", *y, "x", x);
+      }
       detail::check_stack_call(split, x.dimension(0), call);
     });
     agreement.same("weights", weights_);

@@ -109,9 +109,13 @@ class LocalMHA {
   /// \throws std::invalid_argument, on every rank, naming the argument that does not fit on one, or
   ///         is not the same on all
   Tensor<Scalar, 3> forward(Input x, const Split& split, const Call& call = {}) const {
-    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-    forward_into(y, x, split, call);
-    return y;
+    agree("forward", split, x, call, [] {});
+    // Memory that one rank has not ends all.
+    return communicator_->alone([&] {
+      Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
+      run(y, x, split, call, nullptr);
+      return y;
+    });
   }
   /// The same into given memory.
   /// \param y `[B, split.rows(), dim]`, must not overlap x
@@ -124,9 +128,12 @@ class LocalMHA {
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Split& split,
                                    const Call& call = {}) const {
-    Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-    forward_saving_into(y, saved, x, split, call);
-    return y;
+    agree("forward_saving", split, x, call, [] {});
+    return communicator_->alone([&] {
+      Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
+      run(y, x, split, call, &saved);
+      return y;
+    });
   }
   /// The same into given memory.
   void forward_saving_into(Output y, Saved& saved, Input x, const Split& split,
@@ -153,9 +160,15 @@ class LocalMHA {
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
                              const Split& split, const Call& call = {},
                              GradBias* grad_attn_bias = nullptr) const {
-    Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
-    backward_into(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias);
-    return grad_x;
+    agree(
+        "backward", split, x, call,
+        [&] { check_backward(gradients, saved, grad_y, x, split, call, grad_attn_bias); },
+        grad_attn_bias != nullptr, saved.call);
+    return communicator_->alone([&] {
+      Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
+      run_back(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias);
+      return grad_x;
+    });
   }
   /// The same into given memory.
   /// \param grad_x that of x, must not overlap grad_y and x
@@ -164,7 +177,11 @@ class LocalMHA {
                      GradBias* grad_attn_bias = nullptr) const {
     agree(
         "backward", split, x, call,
-        [&] { check_backward(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias); },
+        [&] {
+          check_result("grad_x", grad_x, x);
+          check_backward(gradients, saved, grad_y, x, split, call, grad_attn_bias);
+          local_mha::detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
+        },
         grad_attn_bias != nullptr, saved.call);
     communicator_->alone(
         [&] { run_back(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias); });
@@ -272,7 +289,7 @@ class LocalMHA {
     detail::Checksum sum;
     for (const auto& tensor : Access::weights(layer).numbers()) {
       sum.add(tensor.size());
-      for (std::size_t i = 0; i < tensor.size(); ++i) sum.add(&tensor[i], sizeof(Scalar));
+      for (std::size_t i = 0; i < tensor.size(); ++i) sum.add_numbers(&tensor[i], 1);
     }
     return sum;
   }
@@ -288,12 +305,10 @@ class LocalMHA {
     require_shape(name, y.dimensions(), x.dimensions());
     local_mha::detail::require_apart(name, y, "x", x);
   }
-  void check_backward(const Output& grad_x, const Parameters& gradients, const Saved& saved,
-                      const Input& grad_y, const Input& x, const Split& split, const Call& call,
+  void check_backward(const Parameters& gradients, const Saved& saved, const Input& grad_y,
+                      const Input& x, const Split& split, const Call& call,
                       const GradBias* grad_attn_bias) const {
-    check_result("grad_x", grad_x, x);
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
-    local_mha::detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
     if (saved.split != split.checksum().value())
       reject("saved", "that of a call with this split", "that of another");
     if (!call.lengths.empty() && !std::ranges::equal(call.lengths, saved.lengths))

@@ -49,16 +49,16 @@ class Split {
     detail::check(
         MPI_Allgather(&own, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, communicator.get()),
         "MPI_Allgather");
-    // All ranks have the same numbers, and throw the same.
-    communicator.note_agreed_error();
     begins_.assign(1, 0);
-    for (const std::int64_t length : lengths) {
-      if (length > most - begins_.back()) reject("rows", "at most 2^60 in all", "more");
-      begins_.push_back(begins_.back() + static_cast<Index>(length));
-    }
-    if (total && *total != begins_.back())
-      reject("total", "the sum of all ranks' rows, " + std::to_string(begins_.back()), *total);
-    communicator.clear_agreed_error();
+    // All ranks have the same numbers, and throw the same.
+    communicator.agreed([&] {
+      for (const std::int64_t length : lengths) {
+        if (length > most - begins_.back()) reject("rows", "at most 2^60 in all", "more");
+        begins_.push_back(begins_.back() + static_cast<Index>(length));
+      }
+      if (total && *total != begins_.back())
+        reject("total", "the sum of all ranks' rows, " + std::to_string(begins_.back()), *total);
+    });
     checksum_.add(std::span<const Index>(begins_));
   }
 

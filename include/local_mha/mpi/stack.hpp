@@ -219,7 +219,7 @@ template <typename Parameters>
 void add_parameters(const Parameters& parameters, Checksum& to) {
   for_each_parameter(parameters, [&](const std::string& name, const auto& tensor) {
     to.add(std::string_view(name));
-    to.add(tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(*tensor.data()));
+    to.add_numbers(tensor.data(), static_cast<std::size_t>(tensor.size()));
   });
 }
 
