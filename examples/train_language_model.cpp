@@ -38,6 +38,7 @@
 #include "loss_plot.hpp"
 #include "output_file.hpp"
 #include "program.hpp"
+#include "ranks.hpp"
 #include "terminal.hpp"
 
 namespace {
@@ -45,8 +46,6 @@ namespace {
 using local_mha::Index;
 using local_mha::Tensor;
 using local_mha::Training;
-using Model = local_mha::LocalTransformer<float>;
-using Parameters = local_mha::LocalTransformerParameters<float>;
 using Tokens = Tensor<std::int64_t, 2>;
 namespace examples = local_mha::examples;
 namespace io = local_mha::io;
@@ -77,6 +76,8 @@ struct Options {
   double validation_share = 0.1;
   Index validate_every = 50;
   std::uint64_t seed = 0;
+  bool in_double = false;
+  Index ranks_per_sequence = 0;
   Index threads = std::clamp<Index>(std::thread::hardware_concurrency(), 1, most_threads);
 
   Index steps() const { return given_steps.value_or(1000); }
@@ -105,7 +106,8 @@ struct Options {
             {"clip", clip},
             {"validation-share", validation_share},
             {"validate-every", validate_every},
-            {"seed", seed}};
+            {"seed", seed},
+            {"double", in_double}};
   }
 };
 
@@ -187,8 +189,9 @@ class Text {
   }
 
   /// Bits that a byte of the validation part takes, in consecutive windows.
-  template <typename Device>
-  double validate(const Device& device, const Model& model, Index seqlen, Index batch) const {
+  /// \param loss `loss(input, labels)`, the mean over both
+  template <typename Loss>
+  double validate(Index seqlen, Index batch, Loss&& loss) const {
     double nats = 0;
     const Index inputs = validation_size() - 1;
     for (Index first = 0; first < inputs;) {
@@ -198,8 +201,7 @@ class Text {
       Tokens labels(windows, length);
       copy(train_size_ + first, windows * length, input.data());
       copy(train_size_ + first + 1, windows * length, labels.data());
-      nats += static_cast<double>(model.loss(input, labels, {.device = device})) *
-              static_cast<double>(windows * length);
+      nats += static_cast<double>(loss(input, labels)) * static_cast<double>(windows * length);
       first += windows * length;
     }
     return nats / static_cast<double>(inputs) / std::log(2.0);
@@ -273,11 +275,16 @@ struct Files {
   std::string plot;
 };
 
+template <typename Scalar>
 class Trainer {
+  using Model = local_mha::LocalTransformer<Scalar>;
+  using Parameters = local_mha::LocalTransformerParameters<Scalar>;
+
  public:
-  Trainer(const Options& options, const Text& text)
+  Trainer(const Options& options, const Text& text, const examples::Ranks& ranks)
       : options_(options),
         text_(text),
+        ranks_(ranks),
         files_(options.model_path),
         config_(model_config(options)),
         pool_(static_cast<int>(options.threads)),
@@ -302,6 +309,7 @@ class Trainer {
     const Index kept_steps = integer(kept, "steps");
     // Older checkpoints do not say it.
     if (!kept.contains("num-residual-streams")) kept["num-residual-streams"] = 1;
+    if (!kept.contains("double")) kept["double"] = false;
     const Index kept_warmup = integer(kept, "warmup");
     if (!options_.given_steps) options_.given_steps = kept_steps;
     if (!options_.given_warmup) options_.given_warmup = kept_warmup;
@@ -324,7 +332,7 @@ class Trainer {
                         value.dump());
     }
     const auto load = [&](const char* prefix) {
-      return io::load_local_transformer_parameters<float>(file, config_, prefix);
+      return io::load_local_transformer_parameters<Scalar>(file, config_, prefix);
     };
     history_ = {file.read<double>("history/loss"),
                 file.read<double>("history/gradient_norm"),
@@ -358,7 +366,8 @@ class Trainer {
     };
     const examples::Stopwatch watch;
     examples::ProgressBar progress(tokens_of(options_.steps() - begin), "tokens");
-    while (step() < options_.steps() && interrupted == 0) {
+    // Ranks that are told to stop at different moments stop at the same step.
+    while (step() < options_.steps() && !ranks_.any(interrupted != 0)) {
       train_step();
       if (step() % options_.validate_every == 0 || step() == options_.steps()) {
         validate();
@@ -385,8 +394,8 @@ class Trainer {
     local_mha::set_zero(gradients_);
     // Each step drops something else.
     const Training training{options_.seed * 0x9e3779b97f4a7c15 + static_cast<std::uint64_t>(now)};
-    const double loss = static_cast<double>(model_.backward(
-        gradients_, text_.batch(options_, now), {.training = training, .device = device_}));
+    const double loss = static_cast<double>(ranks_.backward<Scalar>(
+        model_, gradients_, text_.batch(options_, now), {.training = training, .device = device_}));
     const double norm = local_mha::clip_gradients(gradients_, options_.clip);
     if (!std::isfinite(loss) || !std::isfinite(norm))
       throw std::runtime_error("the loss of step " + std::to_string(now + 1) +
@@ -412,9 +421,13 @@ class Trainer {
   // The checkpoint comes last: what is newer than it is made again, the same.
   void validate() {
     const double best = history_.best();
-    const double loss = text_.validate(device_, model_, options_.seqlen, options_.batch);
+    const double loss = text_.validate(
+        options_.seqlen, options_.batch, [&](const Tokens& input, const Tokens& labels) {
+          return ranks_.loss<Scalar>(model_, input, labels, {.device = device_});
+        });
     history_.validated_steps.push_back(static_cast<double>(step()));
     history_.validation_losses.push_back(loss);
+    if (!ranks_.first()) return;
     if (loss < best) {
       std::ostringstream note;
       note << "step " << step() << ", " << std::setprecision(4) << loss
@@ -441,6 +454,7 @@ class Trainer {
   }
 
   void write_checkpoint() {
+    if (!ranks_.first()) return;
     io::SafetensorsWriter writer;
     io::add_local_transformer(writer, config_, parameters_);
     io::add_local_transformer(writer, config_, optimizer_.mean(), {.prefix = "mean/"});
@@ -493,6 +507,7 @@ class Trainer {
 
   Options options_;
   const Text& text_;
+  const examples::Ranks& ranks_;
   Files files_;
   local_mha::LocalTransformerConfig config_;
   Eigen::ThreadPool pool_;
@@ -506,18 +521,20 @@ class Trainer {
   Index checkpoint_step_ = -1;  ///< of the checkpoint written; -1: none yet
 };
 
-int train(const Options& options) {
-  check(options);
-  Files(options.model_path).check(options.text_path);
+template <typename Scalar>
+int train(const Options& options, const examples::Ranks& ranks) {
+  if (ranks.first()) Files(options.model_path).check(options.text_path);
   const Text text(options.text_path, options.validation_share, options.seqlen);
-  Trainer trainer(options, text);
+  Trainer<Scalar> trainer(options, text, ranks);
   if (options.resume) {
     trainer.resume();
   } else if (std::filesystem::exists(trainer.files().checkpoint)) {
     throw std::runtime_error(trainer.files().checkpoint +
                              ": there is a checkpoint already: go on with --resume, or remove it");
   }
-  trainer.files().remove_temporaries();
+  // Nobody writes before all have looked.
+  ranks.any(false);
+  if (ranks.first()) trainer.files().remove_temporaries();
   const examples::Stopwatch watch;
   const Index begin = trainer.step();
   const bool done = trainer.run();
@@ -526,7 +543,9 @@ int train(const Options& options) {
                         static_cast<double>(options.batch * options.seqlen);
   std::cerr << "steps " << begin << " to " << trainer.step() << " in " << std::fixed
             << std::setprecision(1) << seconds << " s, " << std::setprecision(0)
-            << (seconds > 0 ? tokens / seconds : 0) << " tokens per second\n";
+            << (seconds > 0 ? tokens / seconds : 0) << " tokens per second";
+  if (ranks.number() > 1) std::cerr << " on " << ranks.number() << " ranks";
+  std::cerr << '\n';
   if (!done) {
     std::cerr << "Stopped. Go on with the same arguments and --resume.\n";
     return 130;
@@ -545,7 +564,10 @@ int run(int argc, char** argv) {
       "loss\n"
       "curves, and MODEL.checkpoint.safetensors, from which --resume goes on after Ctrl-C, or "
       "after\n"
-      "the program was killed: to the same bits as if it had not stopped.\n"
+      "the program was killed: to the same bits as if it had not stopped. Under mpirun, where the "
+      "program was "
+      "built\nwith MPI, all ranks train one model, each a part of each sequence; the first one "
+      "writes.\n"
       "Exit status: 0 when all steps are done, 130 after Ctrl-C, 2 after an error.",
       "train_language_model");
   options.text_path = LOCAL_MHA_OWN_SOURCES;
@@ -587,9 +609,17 @@ int run(int argc, char** argv) {
         return seed.starts_with('-') ? "expected at least 0, got " + seed : std::string();
       })
       ->capture_default_str();
-  add("--threads", options.threads, "Threads; the result does not depend on them");
+  app.add_flag("--double", options.in_double, "Computes in double");
+  app.add_option("--ranks-per-sequence", options.ranks_per_sequence,
+                 "Under mpirun, ranks that hold a sequence together; groups of them share the "
+                 "batch. Default: all ranks");
+  add("--threads", options.threads, "Threads, of each rank; the result does not depend on them");
   if (const auto status = examples::parse(app, argc, argv)) return *status;
-  return train(options);
+  check(options);
+  const examples::Ranks ranks(options.ranks_per_sequence, options.batch);
+  return ranks.together([&] {
+    return options.in_double ? train<double>(options, ranks) : train<float>(options, ranks);
+  });
 }
 
 }  // namespace
@@ -598,5 +628,6 @@ int main(int argc, char** argv) {
   // Before all else: from the beginning it stops with a checkpoint.
   std::signal(SIGINT, [](int) { interrupted = 1; });
   std::signal(SIGTERM, [](int) { interrupted = 1; });
+  const examples::MpiProgram program(argc, argv);
   return examples::run_program("train_language_model", [&] { return run(argc, argv); });
 }

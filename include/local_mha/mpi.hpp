@@ -8,4 +8,5 @@
 #include <local_mha/mpi/encoder.hpp>
 #include <local_mha/mpi/mha.hpp>
 #include <local_mha/mpi/split.hpp>
+#include <local_mha/mpi/sum.hpp>
 #include <local_mha/mpi/transformer.hpp>

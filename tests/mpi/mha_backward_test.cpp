@@ -268,5 +268,33 @@ TEST(ASumOverRanks, IsInTheOrderOfTheRanks) {
   }
 }
 
+TEST(ASumOverRanks, IsOfParametersAndOfNumbers) {
+  const Communicator communicator;
+  const auto config = mpi_tests::layers().front().config;
+  const Parameters own =
+      layer_of<double>(config, static_cast<std::uint64_t>(communicator.rank()) + 1).parameters();
+  Parameters sum = layer_of<double>(config, 100).parameters(), expected = sum;
+  std::vector<Parameters> of_ranks;
+  for (int rank = 0; rank < communicator.size(); ++rank)
+    of_ranks.push_back(layer_of<double>(config, static_cast<std::uint64_t>(rank) + 1).parameters());
+  local_mha::mpi::add_over_ranks(communicator, own, sum);
+  for (int rank = 1; rank < communicator.size(); ++rank)
+    of_ranks.front().to_qkv += of_ranks[static_cast<std::size_t>(rank)].to_qkv;
+  expected.to_qkv += of_ranks.front().to_qkv;
+  EXPECT_EQ((expected.to_qkv - sum.to_qkv).cwiseAbs().maxCoeff(), 0);
+  EXPECT_EQ(local_mha::mpi::sum_over_ranks(communicator, communicator.rank() + 0.5),
+            communicator.size() * communicator.size() / 2.0);
+
+  const bool is_last = communicator.rank() == communicator.size() - 1;
+  Parameters other = Parameters::zeros(mpi_tests::layers()[7].config);
+  says("to: expected the shapes of own",
+       [&] { local_mha::mpi::add_over_ranks(communicator, own, is_last ? other : sum); });
+  if (communicator.size() == 1) return;
+  Parameters same = other;
+  says("own: expected the same on every rank", [&] {
+    local_mha::mpi::add_over_ranks(communicator, is_last ? other : own, is_last ? same : sum);
+  });
+}
+
 }  // namespace
 }  // namespace mha_backward_test

@@ -7,14 +7,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
 #include <local_mha/core/types.hpp>
+#include <local_mha/mpi/agreement.hpp>
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/parameter_set.hpp>
+#include <local_mha/training/parameter_list.hpp>
 
-namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail {
+namespace local_mha::inline LOCAL_MHA_ABI::mpi {
+
+namespace detail {
 
 /// Makes numbers the sums of those of all ranks, added in the order of the ranks: MPI_Allreduce may
 /// choose another order each time. Each rank adds up a part of them.
@@ -66,4 +71,45 @@ void add_sums(const Communicator& communicator, const Parameters& own, Parameter
   });
 }
 
-}  // namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail
+}  // namespace detail
+
+/// Adds the sums of all ranks' parameters, or gradients, to others, on every rank, in the order of
+/// the ranks: of groups of ranks that share a batch, for instance. Collective.
+/// \param own of this rank
+/// \param to in the same shapes
+/// \throws std::invalid_argument, on every rank, if shapes differ
+template <ParameterSet Parameters>
+  requires local_mha::detail::OfOneScalar<Parameters>
+void add_over_ranks(const Communicator& communicator, const Parameters& own, Parameters& to) {
+  const auto shapes_of = [](const Parameters& parameters) {
+    detail::Checksum shapes;
+    for_each_parameter(parameters, [&](const std::string& name, const auto& tensor) {
+      shapes.add(std::string_view(name));
+      shapes.add(tensor.rows());
+      shapes.add(tensor.cols());
+    });
+    return shapes;
+  };
+  detail::Agreement agreement(communicator, "add_over_ranks");
+  agreement.check([&] {
+    if (shapes_of(own).value() != shapes_of(to).value())
+      reject("to", "the shapes of own", "others");
+  });
+  agreement.same("own", shapes_of(own));
+  agreement.settle();
+  using Scalar = typename local_mha::detail::ScalarOfSet<Parameters>::type;
+  communicator.alone([&] { detail::add_sums<Scalar>(communicator, own, to); });
+}
+
+/// The sum of a number of each rank, the same bits on all of them. Collective.
+template <typename Scalar>
+  requires std::is_floating_point_v<Scalar>
+Scalar sum_over_ranks(const Communicator& communicator, Scalar number) {
+  detail::Agreement agreement(communicator, "sum_over_ranks");
+  agreement.settle();
+  std::vector<Scalar> numbers{number};
+  communicator.alone([&] { detail::sum_over_ranks(communicator, numbers); });
+  return numbers.front();
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::mpi
