@@ -136,6 +136,9 @@
 #define B50 TAKEN
 #define ECHO TAKEN
 #define EMPTY TAKEN
+// term.h
+#define bell TAKEN
+#define lines TAKEN
 // ctype.h of newlib and of the BSDs
 #define _N TAKEN
 #define _L TAKEN

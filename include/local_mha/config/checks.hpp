@@ -46,10 +46,10 @@ inline void require_streams(std::string_view argument, Index streams, Index dim)
 // An attention bias `[heads, w, (1 + lb + lf)·w]` that fits into a machine.
 inline void require_bias_size(std::string_view argument, Index heads, Index window_size,
                               Index look_backward, Index look_forward) {
-  const double columns =
+  const double cols =
       (1.0 + static_cast<double>(look_backward) + static_cast<double>(look_forward)) *
       static_cast<double>(window_size);
-  if (static_cast<double>(heads) * static_cast<double>(window_size) * columns > 0x1p40)
+  if (static_cast<double>(heads) * static_cast<double>(window_size) * cols > 0x1p40)
     reject(argument, "a window whose bias [heads, w, look-around] has at most 2^40 values",
            window_size);
 }

@@ -37,12 +37,12 @@ class Upcoming {
   LOCAL_MHA_INLINE void fetch() {
     for (Index left = lines_a_step_; left > 0 && piece_ < count_;) {
       Piece& piece = pieces_[piece_];
-      const Index lines = (std::min)(left, piece.lines);
-      for (Index i = 0; i < lines; ++i) prefetch(piece.at, i * line);
-      piece.at += lines * line;
-      piece.lines -= lines;
-      if (piece.lines == 0) ++piece_;
-      left -= lines;
+      const Index cache_lines = (std::min)(left, piece.cache_lines);
+      for (Index i = 0; i < cache_lines; ++i) prefetch(piece.at, i * line);
+      piece.at += cache_lines * line;
+      piece.cache_lines -= cache_lines;
+      if (piece.cache_lines == 0) ++piece_;
+      left -= cache_lines;
     }
   }
 
@@ -51,7 +51,7 @@ class Upcoming {
 
   struct Piece {
     const Scalar* at;
-    Index lines;
+    Index cache_lines;
   };
 
   std::array<Piece, most> pieces_{};

@@ -42,13 +42,13 @@ LOCAL_MHA_INLINE Normal<Scalar> normal(const Lanes<Scalar>& x) {
                             0.224748665273,   0.225716857437};
     const L one = L::broadcast(Scalar(1));
     const L magnitude = (max)(x, L::zero() - x);
-    const L bell = exp2(Scalar(-0.5 * 1.44269504088896340736) * (x * x));
+    const L gauss = exp2(Scalar(-0.5 * 1.44269504088896340736) * (x * x));
     const L t = one / fma(Scalar(0.4 * inverse_root_two), magnitude, one);
     L polynomial = L::broadcast(Scalar(c[0]));
     LOCAL_MHA_UNROLL for (int i = 1; i < 10; ++i) polynomial =
         fma(polynomial, t, L::broadcast(Scalar(c[i])));
-    const L tail = Scalar(0.5) * (bell * (t * polynomial));
-    return {select_negative(x, tail, one - tail), Scalar(inverse_root_two_pi) * bell};
+    const L tail = Scalar(0.5) * (gauss * (t * polynomial));
+    return {select_negative(x, tail, one - tail), Scalar(inverse_root_two_pi) * gauss};
   } else {
     using std::erfc;
     using std::exp;

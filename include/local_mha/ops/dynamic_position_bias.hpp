@@ -50,12 +50,12 @@ class DynamicPositionBias {
   /// \throws std::invalid_argument if the window is empty, a count negative or the bias too large
   Tensor<Scalar, 3> forward(Index window_size, Index look_backward, Index look_forward) const {
     check_arguments(window_size, look_backward, look_forward);
-    const Index columns = (1 + look_backward + look_forward) * window_size;
-    const RowMatrix<Scalar> of_distance = activations(columns).heads;
-    Tensor<Scalar, 3> bias(heads_, window_size, columns);
+    const Index cols = (1 + look_backward + look_forward) * window_size;
+    const RowMatrix<Scalar> of_distance = activations(cols).heads;
+    Tensor<Scalar, 3> bias(heads_, window_size, cols);
     for (Index h = 0; h < heads_; ++h)
       for (Index i = 0; i < window_size; ++i)
-        for (Index j = 0; j < columns; ++j)
+        for (Index j = 0; j < cols; ++j)
           bias(h, i, j) = of_distance(std::abs(look_backward * window_size + i - j), h);
     return bias;
   }
@@ -69,17 +69,17 @@ class DynamicPositionBias {
                 TensorView<const Scalar, 3> grad_bias, Index window_size, Index look_backward,
                 Index look_forward) const {
     check_arguments(window_size, look_backward, look_forward);
-    const Index columns = (1 + look_backward + look_forward) * window_size;
-    require_shape("grad_bias", grad_bias.dimensions(), {heads_, window_size, columns});
+    const Index cols = (1 + look_backward + look_forward) * window_size;
+    require_shape("grad_bias", grad_bias.dimensions(), {heads_, window_size, cols});
     detail::require_fitting(gradients, first_.out_features(), heads_);
-    const Activations at = activations(columns);
+    const Activations at = activations(cols);
     // A distance is that of up to two pairs of every query.
     RowMatrix<LongSum<Scalar>> of_distance =
-        RowMatrix<LongSum<Scalar>>::Constant(columns, heads_, LongSum<Scalar>(0));
+        RowMatrix<LongSum<Scalar>>::Constant(cols, heads_, LongSum<Scalar>(0));
     const Scalar* of_pair = grad_bias.data();
     for (Index h = 0; h < heads_; ++h)
       for (Index i = 0; i < window_size; ++i)
-        for (Index j = 0; j < columns; ++j)
+        for (Index j = 0; j < cols; ++j)
           of_distance(std::abs(look_backward * window_size + i - j), h) +=
               LongSum<Scalar>(*of_pair++);
     RowMatrix<Scalar> grad = of_distance.template cast<Scalar>();
@@ -118,10 +118,10 @@ class DynamicPositionBias {
     return x;
   }
 
-  Activations activations(Index columns) const {
+  Activations activations(Index cols) const {
     Activations at;
-    at.distances.resize(columns, 1);
-    for (Index i = 0; i < columns; ++i) at.distances(i, 0) = Scalar(static_cast<double>(i));
+    at.distances.resize(cols, 1);
+    for (Index i = 0; i < cols; ++i) at.distances(i, 0) = Scalar(static_cast<double>(i));
     at.first = first_.forward(at.distances);
     at.second = second_.forward(activate(at.first));
     at.heads = third_.forward(activate(at.second));

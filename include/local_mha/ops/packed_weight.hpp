@@ -131,12 +131,11 @@ class PackedWeight {
   friend detail::TensorNumbers<Scalar>;
 
   // Zeros of the shape.
-  void prepare(Index rows, Index columns, Index group_rows, Index column_group,
-               Index padded_group) {
-    check_arguments(rows, columns, group_rows, column_group, padded_group);
+  void prepare(Index rows, Index cols, Index group_rows, Index column_group, Index padded_group) {
+    check_arguments(rows, cols, group_rows, column_group, padded_group);
     const Index rows_of_group = group_rows > 0 ? group_rows : rows;
     const Index panels = ceil_div(rows_of_group, panel_rows);
-    const Index depth = column_group > 0 ? columns / column_group * padded_group : columns;
+    const Index depth = column_group > 0 ? cols / column_group * padded_group : cols;
     const Index panel_size =
         ceil_div(ceil_div(depth, together) * together * panel_rows, block_rows<Scalar>) *
         block_rows<Scalar>;
@@ -144,7 +143,7 @@ class PackedWeight {
     // All that may fail, before anything changes.
     packed_.assign(static_cast<std::size_t>(groups * panels * panel_size), Storage(0));
     rows_ = rows;
-    columns_ = columns;
+    columns_ = cols;
     column_group_ = column_group;
     padded_group_ = padded_group;
     group_rows_ = rows_of_group;
@@ -184,12 +183,12 @@ class PackedWeight {
     return panel_of(r)[in_panel(place(column), row_of_panel(r))];
   }
 
-  static void check_arguments(Index rows, Index columns, Index group_rows, Index column_group,
+  static void check_arguments(Index rows, Index cols, Index group_rows, Index column_group,
                               Index padded_group) {
     if (group_rows < 0 || (group_rows > 0 && rows % group_rows != 0))
       reject("group_rows", "a divisor of " + std::to_string(rows) + " rows, or 0", group_rows);
-    if (column_group < 0 || (column_group > 0 && columns % column_group != 0))
-      reject("column_group", "a divisor of " + std::to_string(columns) + " columns, or 0",
+    if (column_group < 0 || (column_group > 0 && cols % column_group != 0))
+      reject("column_group", "a divisor of " + std::to_string(cols) + " columns, or 0",
              column_group);
     if (column_group > 0 && padded_group < column_group)
       reject("padded_group", "at least " + std::to_string(column_group), padded_group);

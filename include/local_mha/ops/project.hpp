@@ -105,12 +105,12 @@ LOCAL_MHA_NOINLINE void project_unpacked(Index depth, const Scalar* weight, Inde
 
 /// A column of a panel, or two that lie side by side.
 template <typename P, int Columns, typename Storage>
-LOCAL_MHA_INLINE void load_columns(const Storage* from, P (&columns)[Columns]) {
+LOCAL_MHA_INLINE void load_columns(const Storage* from, P (&cols)[Columns]) {
   static_assert(Columns <= 2);
   if constexpr (Columns == 2)
-    load_pairs(from, columns[0], columns[1]);
+    load_pairs(from, cols[0], cols[1]);
   else
-    columns[0] = load_stored<P>(from);
+    cols[0] = load_stored<P>(from);
 }
 
 /// Rows of a weight in 16 bits that lie together when they are unpacked: those of a micro-kernel,
@@ -133,12 +133,12 @@ LOCAL_MHA_FLATTEN void unpack_panel(Index depth, const Storage* panel, Index mos
   using P = Lanes<Scalar, static_cast<int>(Lanes<Scalar>::count / panel_rows)>;
   using Part = Lanes<Scalar, static_cast<int>(Lanes<Scalar>::count / rows)>;
   LOCAL_MHA_UNROLL_4 for (Index d = 0; d < depth; d += together) {
-    P columns[together];
-    load_columns(panel, columns);
+    P cols[together];
+    load_columns(panel, cols);
     LOCAL_MHA_UNROLL for (int i = 0; i < together; ++i) {
       Part parts[panel_rows / rows];
-      static_assert(sizeof parts == sizeof columns[i]);
-      std::memcpy(&parts, &columns[i], sizeof parts);
+      static_assert(sizeof parts == sizeof cols[i]);
+      std::memcpy(&parts, &cols[i], sizeof parts);
       LOCAL_MHA_UNROLL for (int part = 0; part < panel_rows / rows; ++part) parts[part].store(
           to + (part * most_depth + d + i) * rows);
     }
@@ -237,9 +237,9 @@ struct PanelReading {
   static constexpr int filling =
       (std::min)(Lanes<Scalar>::packet_size, (std::max)(1, 32 / static_cast<int>(sizeof(Scalar))));
   using P = Lanes<Scalar, Lanes<Scalar>::count / (std::max)(rows, filling)>;
-  static constexpr int columns = P::count / rows;
+  static constexpr int cols = P::count / rows;
   /// How often a value of the position is needed: a single time, it is broadcast.
-  static constexpr int copies = columns == 1 ? 1 : rows;
+  static constexpr int copies = cols == 1 ? 1 : rows;
   /// Numbers before they are needed that weights in 16 bits are fetched, 2 KB: they are used up
   /// sooner than memory answers.
   static constexpr Index ahead = std::is_same_v<Scalar, Storage> ? 0 : 1024;
@@ -253,7 +253,7 @@ struct PanelReading {
   static constexpr int sums = (std::max)(side, 8 / P::packets / panels);
 
   static LOCAL_MHA_INLINE P multiply_add(const Scalar* x, const P& weights, const P& sum) {
-    if constexpr (columns == 1)
+    if constexpr (cols == 1)
       return fma(*x, weights, sum);
     else
       return fma(P::load(x), weights, sum);
@@ -292,7 +292,7 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& w
   using Reading = PanelReading<Scalar, Storage>;
   using P = typename Reading::P;
   constexpr Index rows = Reading::rows;
-  constexpr Index x_step = Reading::columns * Reading::copies;
+  constexpr Index x_step = Reading::cols * Reading::copies;
   constexpr int sums = Reading::sums;
   const Index steps = weight.panel_size() / P::count;
   const Storage* from[Panels];

@@ -101,7 +101,7 @@ class HyperConnection {
   /// Channels of the room that the functions of a block take.
   Index room() const { return 3 * table() + 4 * (streams() + 1); }
   /// Channels of the sums of apply_mix_backward().
-  Index sums() const { return dim() * columns() + table() + 2; }
+  Index sums() const { return dim() * cols() + table() + 2; }
 
   /// mix() of a block.
   /// \param r `[S][dim][block_rows]`, mixed in place
@@ -139,11 +139,11 @@ class HyperConnection {
 
  private:
   // Of each stream, α and, at last, β.
-  Index columns() const { return streams() + 2; }
-  Index table() const { return streams() * columns(); }
+  Index cols() const { return streams() + 2; }
+  Index table() const { return streams() * cols(); }
   Index stream(Index s) const { return s * dim(); }
   // Of the table.
-  Index beta_row(Index s) const { return (s + 1) * columns() - 1; }
+  Index beta_row(Index s) const { return (s + 1) * cols() - 1; }
   static L at(const Scalar* lanes, Index i) { return L::load(lanes + i * count); }
   static void put(const L& value, Scalar* lanes, Index i) { value.store(lanes + i * count); }
   static void accumulate(const L& a, const L& b, Scalar* lanes, Index i) {
@@ -171,11 +171,10 @@ class HyperConnection {
 
   // What tanh takes: `values` `[S][S + 2][block_rows]`.
   void make_arguments(const Scalar* r, Scalar* values) const {
-    project(functions_, 0, r, streams(), [&](Index s) { return values + s * columns() * count; });
+    project(functions_, 0, r, streams(), [&](Index s) { return values + s * cols() * count; });
     for (Index s = 0; s < streams(); ++s) {
       const L inverse = inverse_norm(r, s);
-      for (Index i = s * columns(); i < (s + 1) * columns(); ++i)
-        put(inverse * at(values, i), values, i);
+      for (Index i = s * cols(); i < (s + 1) * cols(); ++i) put(inverse * at(values, i), values, i);
     }
   }
   Scalar scale(Index t) const {
@@ -187,8 +186,8 @@ class HyperConnection {
   // α and β of their arguments. `[S][S + 2][block_rows]`, may be the same.
   void make_weights(const Scalar* arguments, Scalar* weights) const {
     for (Index s = 0; s < streams(); ++s)
-      for (Index t = 0; t < columns(); ++t) {
-        const Index i = s * columns() + t;
+      for (Index t = 0; t < cols(); ++t) {
+        const Index i = s * cols() + t;
         put(fma(scale(t), tanh(at(arguments, i)), L::broadcast(fixed(s, t))), weights, i);
       }
   }
@@ -233,7 +232,7 @@ void HyperConnection<Scalar>::apply_mix(Scalar* r, Scalar* branch_input, Scalar*
       for (Index s = 0; s < streams(); ++s) {
         const L value = at(before, s);
         LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) mixed[i] =
-            fma(at(weights, s * columns() + first + i), value, mixed[i]);
+            fma(at(weights, s * cols() + first + i), value, mixed[i]);
       }
       LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) {
         const Index t = first + i;

@@ -61,20 +61,19 @@ void HyperConnection<Scalar>::apply_mix_backward(const Scalar* r, const Scalar* 
     load_channel(c);
     for (Index s = 0; s < number; ++s) {
       const L value = at(of_r, s);
-      for (Index t = 0; t <= number; ++t)
-        accumulate(value, at(of_mix, t), slopes, s * columns() + t);
-      accumulate(at(of_mix, s + 1), at(y, c), slopes, s * columns() + number + 1);
+      for (Index t = 0; t <= number; ++t) accumulate(value, at(of_mix, t), slopes, s * cols() + t);
+      accumulate(at(of_mix, s + 1), at(y, c), slopes, s * cols() + number + 1);
     }
   }
 
-  Scalar* const of_fixed = sums + dim() * columns() * count;
+  Scalar* const of_fixed = sums + dim() * cols() * count;
   Scalar* const of_scales = of_fixed + table() * count;
   const L least = sqrt(detail::least_square<Scalar>());
   for (Index s = 0; s < number; ++s) {
     const L inverse = inverse_norm(r, s);
     L total = L::zero();
-    for (Index t = 0; t < columns(); ++t) {
-      const Index i = s * columns() + t;
+    for (Index t = 0; t < cols(); ++t) {
+      const Index i = s * cols() + t;
       const L dynamic = tanh(at(arguments, i));
       const L slope = at(slopes, i);
       put(at(of_fixed, i) + slope, of_fixed, i);
@@ -98,19 +97,19 @@ void HyperConnection<Scalar>::apply_mix_backward(const Scalar* r, const Scalar* 
       for (Index t = 0; t <= number; ++t) {
         const L value = at(of_mix, t);
         LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) of_stream[i] =
-            fma(at(weights, (first + i) * columns() + t), value, of_stream[i]);
+            fma(at(weights, (first + i) * cols() + t), value, of_stream[i]);
       }
-      for (Index t = 0; t < columns(); ++t) {
+      for (Index t = 0; t < cols(); ++t) {
         const Scalar& factor = function(t, c);
         LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) of_stream[i] =
-            fma(factor, at(slopes, (first + i) * columns() + t), of_stream[i]);
+            fma(factor, at(slopes, (first + i) * cols() + t), of_stream[i]);
       }
       LOCAL_MHA_UNROLL for (int i = 0; i < n; ++i) put(of_stream[i], grad, stream(first + i) + c);
     });
-    for (Index t = 0; t < columns(); ++t) {
-      L sum = at(sums, c * columns() + t);
-      for (Index s = 0; s < number; ++s) sum = fma(at(of_r, s), at(slopes, s * columns() + t), sum);
-      put(sum, sums, c * columns() + t);
+    for (Index t = 0; t < cols(); ++t) {
+      L sum = at(sums, c * cols() + t);
+      for (Index s = 0; s < number; ++s) sum = fma(at(of_r, s), at(slopes, s * cols() + t), sum);
+      put(sum, sums, c * cols() + t);
     }
   }
 }
@@ -121,7 +120,7 @@ void HyperConnection<Scalar>::add_gradients(const StretchSums<Scalar>& sums,
   const auto& p = parameters_;
   for (Index c = 0; c < dim(); ++c) {
     const Scalar gain = Scalar(root_ * (Scalar(1) + p.norm_gamma[c]));
-    const auto of_function = [&](Index t) { return sums.total(c * columns() + t); };
+    const auto of_function = [&](Index t) { return sums.total(c * cols() + t); };
     const Scalar of_beta = of_function(streams() + 1);
     Scalar of_gamma = Scalar(of_beta * p.beta_fn[c]);
     for (Index t = 0; t <= streams(); ++t) {
@@ -132,8 +131,8 @@ void HyperConnection<Scalar>::add_gradients(const StretchSums<Scalar>& sums,
     gradients.beta_fn[c] += gain * of_beta;
     gradients.norm_gamma[c] += root_ * of_gamma;
   }
-  Index fixed = dim() * columns();
-  for (Index s = 0; s < streams(); ++s, fixed += columns()) {
+  Index fixed = dim() * cols();
+  for (Index s = 0; s < streams(); ++s, fixed += cols()) {
     for (Index t = 0; t <= streams(); ++t) gradients.static_alpha(s, t) += sums.total(fixed + t);
     gradients.static_beta[s] += sums.total(fixed + streams() + 1);
   }

@@ -216,8 +216,8 @@ class RotaryEmbedding {
  private:
   static constexpr Index count = block_rows<Scalar>;
 
-  void check_rows(const char* argument, Index rows, Index columns) const {
-    if (columns != dim_head()) reject(argument, std::to_string(dim_head()) + " columns", columns);
+  void check_rows(const char* argument, Index rows, Index cols) const {
+    if (cols != dim_head()) reject(argument, std::to_string(dim_head()) + " columns", cols);
     if (rows > group_) reject(argument, "at most " + std::to_string(group_) + " rows", rows);
   }
 

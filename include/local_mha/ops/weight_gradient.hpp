@@ -183,7 +183,7 @@ namespace detail {
 // weight[r][c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i] for Rows rows and Panels panels of columns.
 template <int Rows, int Panels, typename Scalar>
 void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride,
-                     const PanelArray<Scalar>& x, Index first_panel, Index columns, Scalar* weight,
+                     const PanelArray<Scalar>& x, Index first_panel, Index cols, Scalar* weight,
                      Index weight_stride) {
   using L = Lanes<Scalar>;
   constexpr Index count = block_rows<Scalar>;
@@ -203,23 +203,23 @@ void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride,
   LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
       Scalar* to = weight + r * weight_stride + p * count;
-      if (columns >= (p + 1) * count) {
+      if (cols >= (p + 1) * count) {
         (L::load_unaligned(to) + acc[r][p]).store_unaligned(to);
         continue;
       }
       alignas(64) Scalar sum[count];
       acc[r][p].store(sum);
-      for (Index c = 0; c < columns - p * count; ++c) to[c] += sum[c];
+      for (Index c = 0; c < cols - p * count; ++c) to[c] += sum[c];
     }
   }
 }
 
 // add_weight_gradient() for `rows` rows of `a` and some panels of x.
-// `columns` are there from the first of these panels on.
+// `cols` are there from the first of these panels on.
 template <typename Scalar>
 void add_weight_tiles(Index blocks, const Scalar* a, Index a_stride, Index rows,
-                      const PanelArray<Scalar>& x, const Range& panels, Index columns,
-                      Scalar* weight, Index weight_stride) {
+                      const PanelArray<Scalar>& x, const Range& panels, Index cols, Scalar* weight,
+                      Index weight_stride) {
   constexpr int most_rows = Tiling<Scalar>::rows;
   constexpr int most_panels = Tiling<Scalar>::blocks;
   constexpr Index count = block_rows<Scalar>;
@@ -231,7 +231,7 @@ void add_weight_tiles(Index blocks, const Scalar* a, Index a_stride, Index rows,
     const auto next_panels = [&]<int Panels>() {
       const Index c = (panel - panels.begin) * count;
       const auto next_rows = [&]<int Rows>(Index r) {
-        add_weight_tile<Rows, Panels>(some, a + r * count, a_stride, x, panel, columns - c,
+        add_weight_tile<Rows, Panels>(some, a + r * count, a_stride, x, panel, cols - c,
                                       weight + r * weight_stride + c, weight_stride);
       };
       Index r = 0;
@@ -280,19 +280,19 @@ struct Groups {
 /// \param weight `[rows][columns]`, to be added to
 template <typename Scalar>
 void add_weight_gradient(const AnyDevice& device, Index blocks, const Scalar* a, Index a_stride,
-                         const Groups& rows, const PanelArray<Scalar>& x, const Groups& columns,
+                         const Groups& rows, const PanelArray<Scalar>& x, const Groups& cols,
                          Scalar* weight) {
   constexpr Index count = block_rows<Scalar>;
   const Index threads = thread_count(device);
-  const Index panels = ceil_div(columns.size, count);
-  const Index weight_stride = columns.number * columns.size;
+  const Index panels = ceil_div(cols.size, count);
+  const Index weight_stride = cols.number * cols.size;
   // A large part of the weight reads its operands less often than small ones do, but threads need
   // several parts each.
   Index rows_of_task = std::clamp<Index>(rows.size, 1, 192);
   Index panels_of_task = std::clamp<Index>(panels, 1, 32);
   const auto row_tasks = [&] { return ceil_div(rows.size, rows_of_task); };
   const auto panel_tasks = [&] { return ceil_div(panels, panels_of_task); };
-  const auto all_tasks = [&] { return rows.number * row_tasks() * columns.number * panel_tasks(); };
+  const auto all_tasks = [&] { return rows.number * row_tasks() * cols.number * panel_tasks(); };
   while (threads > 1 && all_tasks() < 4 * threads && (panels_of_task > 4 || rows_of_task > 24)) {
     if (panels_of_task > 4)
       panels_of_task = ceil_div(panels_of_task, 2);
@@ -301,19 +301,18 @@ void add_weight_gradient(const AnyDevice& device, Index blocks, const Scalar* a,
   }
   parallel_for(device, threads, all_tasks(), [&](Index, Index task) {
     const Index panel_begin = task % panel_tasks() * panels_of_task;
-    const Index column_group = task / panel_tasks() % columns.number;
-    const Index rest = task / panel_tasks() / columns.number;
+    const Index column_group = task / panel_tasks() % cols.number;
+    const Index rest = task / panel_tasks() / cols.number;
     const Index row = rest % row_tasks() * rows_of_task;
     const Index row_group = rest / row_tasks();
-    const Index first_panel = column_group * (columns.padded_size / count);
+    const Index first_panel = column_group * (cols.padded_size / count);
     const Index column = panel_begin * count;
     detail::add_weight_tiles(
         blocks, a + (row_group * rows.padded_size + row) * count, a_stride,
         (std::min)(rows_of_task, rows.size - row), x,
         {first_panel + panel_begin, first_panel + (std::min)(panel_begin + panels_of_task, panels)},
-        columns.size - column,
-        weight + (row_group * rows.size + row) * weight_stride + column_group * columns.size +
-            column,
+        cols.size - column,
+        weight + (row_group * rows.size + row) * weight_stride + column_group * cols.size + column,
         weight_stride);
   });
 }
