@@ -7,18 +7,25 @@
 #   cmake/setup.sh --developer  and its sanitizer and fuzzer runtimes, clang-format, clang-tidy, and what
 #                               builds and runs programs for AArch64, and compiles for Windows
 #   cmake/setup.sh --mpi        what --test does, and Open MPI, for the preset mpi
+#   cmake/setup.sh --matrix     what --developer does, and further compilers, processors and build
+#                               systems, some from other suites of Debian, for the preset matrix
+#   cmake/setup.sh --docs       Doxygen, MathJax and Chromium, for the preset docs
 set -euo pipefail
 
-usage() { sed -n '3,9s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '3,12s/^# \{0,1\}//p' "$0"; }
 
 clang=false
 developer=false
 mpi=false
+matrix=false
+docs=false
 case "${1-}" in
   "") ;;
   --test) clang=true ;;
   --developer) clang=true developer=true ;;
   --mpi) clang=true mpi=true ;;
+  --matrix) clang=true developer=true matrix=true ;;
+  --docs) docs=true ;;
   -h | --help) usage; exit 0 ;;
   *) echo "setup.sh: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
 esac
@@ -49,6 +56,8 @@ LIST
     echo "  g++ for AArch64, qemu-user"
   fi
   if $mpi; then echo "  an implementation of MPI 3, such as Open MPI"; fi
+  if $matrix; then echo "  the compilers of tests/matrix/CMakeLists.txt, Meson, pkg-config"; fi
+  if $docs; then echo "  Doxygen 1.9, MathJax 2, Chromium"; fi
   exit 0
 fi
 
@@ -84,9 +93,17 @@ if $clang; then
 fi
 if $developer; then
   packages+=("libclang-rt-$version-dev" "clang-format-$version" "clang-tidy-$version")
-  packages+=(g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64-posix)
+  packages+=(g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64-posix pkg-config python3)
 fi
 if $mpi; then packages+=(openmpi-bin libopenmpi-dev); fi
+if $matrix; then
+  packages+=(libc6-dev-i386 lib32stdc++-12-dev g++-s390x-linux-gnu libncurses-dev meson pkg-config python3
+             git debootstrap)
+  for package in g++-11 clang-13 clang-14 clang-15 clang-16; do
+    if available "$package"; then packages+=("$package"); fi
+  done
+fi
+if $docs; then packages+=(doxygen libjs-mathjax chromium python3); fi
 
 missing=()
 for package in "${packages[@]}"; do
@@ -106,5 +123,8 @@ version=$(cmake --version | sed -n '1s/[^0-9]*//p')
 if [ "$(printf '%s\n' 3.25 "$version" | sort -V | head -n 1)" != 3.25 ]; then
   say "cmake is version $version, but 3.25 or newer is needed (https://cmake.org/download)" >&2
   exit 1
+fi
+if $matrix; then
+  "${as_root[@]}" "$(dirname "$0")/../tests/matrix/make_roots.sh" "$(dirname "$0")/../build/roots"
 fi
 say "ready"
