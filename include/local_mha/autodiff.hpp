@@ -3,6 +3,8 @@
 /// Opt-in: what dual numbers of Eigen's AutoDiff module need to go through a transformer.
 #pragma once
 
+#include <local_mha/core/requirements.hpp>
+
 #include <cmath>
 
 // The module does not include what it needs.

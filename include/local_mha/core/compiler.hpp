@@ -3,6 +3,8 @@
 /// What compilers are told of functions and loops.
 #pragma once
 
+#include <local_mha/core/requirements.hpp>
+
 #include <Eigen/Core>
 
 /// Inlined whatever the compiler's heuristics say: accumulators must stay in registers.

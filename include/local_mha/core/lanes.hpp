@@ -3,6 +3,8 @@
 /// Lanes: the values of one channel at adjoining positions, in SIMD packets.
 #pragma once
 
+#include <local_mha/core/requirements.hpp>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>

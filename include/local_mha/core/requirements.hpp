@@ -5,13 +5,24 @@
 #pragma once
 
 // A file that is not found ends the compilation everywhere, as #error does not.
-#if __cplusplus < 202002L && !(defined(_MSVC_LANG) && _MSVC_LANG >= 202002L)
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 11
+#include <local_mha needs g++ 11 or newer>
+#elif __cplusplus < 202002L && !(defined(_MSVC_LANG) && _MSVC_LANG >= 202002L)
 #include <local_mha needs C++20: compile with -std=c++20 or later>
 #elif defined(__GNUC__) && !defined(__cpp_exceptions)
 #include <local_mha reports errors by exceptions: compile without -fno-exceptions>
 #elif defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || \
     (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
 #include <local_mha is exact only without -ffast-math, -Ofast and their parts>
+#elif defined(__SIZEOF_POINTER__) && __SIZEOF_POINTER__ < 8 && \
+    !defined(EIGEN_DEFAULT_DENSE_INDEX_TYPE)
+#include <local_mha counts in 64 bits: compile with -DEIGEN_DEFAULT_DENSE_INDEX_TYPE=__INT64_TYPE__>
+#endif
+
+#include <version>
+// A compiler may know C++20 and have a library that does not.
+#if !defined(__cpp_lib_bit_cast)
+#include <local_mha needs std::bit_cast: libstdc++ 11, libc++ 14, or newer>
 #endif
 
 #include <atomic>

@@ -7,6 +7,8 @@
 /// the largest to infinity; a NaN stays one, though not each of its bits. Reading is exact.
 #pragma once
 
+#include <local_mha/core/requirements.hpp>
+
 #include <bit>
 #include <cstdint>
 #include <cstring>

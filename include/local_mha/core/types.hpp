@@ -3,6 +3,8 @@
 /// Index, matrix and tensor types. Everything is row-major, as in PyTorch.
 #pragma once
 
+#include <local_mha/core/requirements.hpp>
+
 #include <algorithm>
 #include <array>
 #include <cstddef>

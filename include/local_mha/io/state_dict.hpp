@@ -10,6 +10,8 @@
 /// What loads weights from a file loads them from here by the same code.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -36,6 +38,7 @@
 namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// Tensors by name, in memory. Nothing is copied: what was added must stay as long as this is used.
+/// (Big-endian processors copy numbers that are not added by their bytes when they are added.)
 /// Copies are independent lists of the same tensors. Where adding throws, nothing was added.
 class StateDict : public TensorSource {
  public:
@@ -64,7 +67,7 @@ class StateDict : public TensorSource {
     requires std::is_arithmetic_v<Scalar>
   void add(std::string name, const Scalar* data, std::vector<Index> shape) {
     add_entry(std::move(name), dtype_of<Scalar>(), std::move(shape),
-              reinterpret_cast<const std::byte*>(data), std::nullopt);
+              reinterpret_cast<const std::byte*>(data), std::nullopt, sizeof(Scalar));
   }
 
   /// Adds the numbers of a vector, an array or a span: `add("x", values, {2, 3})`.
@@ -76,7 +79,7 @@ class StateDict : public TensorSource {
     using Scalar = std::ranges::range_value_t<Values>;
     add_entry(std::move(name), dtype_of<Scalar>(), std::move(shape),
               reinterpret_cast<const std::byte*>(std::ranges::data(values)),
-              std::ranges::size(values) * sizeof(Scalar));
+              std::ranges::size(values) * sizeof(Scalar), sizeof(Scalar));
   }
 
   /// Adds a tensor with its own shape.
@@ -137,8 +140,9 @@ class StateDict : public TensorSource {
     return {std::move(name), {std::move(source)}, {}};
   }
 
+  // `native`: the size of a number, if they lie as this processor has them, else 1.
   void add_entry(std::string name, Dtype dtype, std::vector<Index> shape, const std::byte* data,
-                 std::optional<std::size_t> given) {
+                 std::optional<std::size_t> given, [[maybe_unused]] std::size_t native = 1) {
     for (const Index extent : shape)
       if (extent < 0)
         reject("shape", "extents of at least 0", extent, " for '", printable(name), "'");
@@ -156,6 +160,17 @@ class StateDict : public TensorSource {
                       .file = tensors_->files.front()->name()};
     if (tensors_->header.tensors.contains(name))
       reject("name", "one that was not added before", "'", printable(name), "'");
+    if constexpr (std::endian::native == std::endian::big) {
+      if (native > 1) {
+        std::vector<std::byte> turned(entry.bytes.begin(), entry.bytes.end());
+        for (auto at = turned.begin(); at != turned.end();
+             at += static_cast<std::ptrdiff_t>(native))
+          std::reverse(at, at + static_cast<std::ptrdiff_t>(native));
+        tensors_->files.push_back(std::make_shared<const detail::FileBytes>(
+            std::move(turned), tensors_->files.front()->name()));
+        entry.bytes = tensors_->files.back()->bytes();
+      }
+    }
     tensors_->header.tensors.emplace(std::move(name), std::move(entry));
   }
 
