@@ -13,6 +13,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 struct LinearConfig {
   Index in_features = 0;   ///< required
   Index out_features = 0;  ///< required
+  /// Whether a bias is added.
   bool bias = true;
 
   friend bool operator==(const LinearConfig&, const LinearConfig&) = default;

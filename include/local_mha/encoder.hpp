@@ -61,6 +61,7 @@ class Encoder {
   using Output = StridedView<Scalar>;
 
  public:
+  /// Its weights.
   using Parameters = EncoderParameters<Scalar>;
 
   /// Sequences that come bit by bit: see encoder_stream.hpp.

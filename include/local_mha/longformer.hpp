@@ -65,6 +65,7 @@ struct LongformerParameters {
   RowMatrix<Scalar> to_qkv;         ///< `[3·dim, dim]`: q, k, v; a head's rows adjoin
   Vector<Scalar> to_qkv_bias;       ///< `[3·dim]`
   RowMatrix<Scalar> to_qkv_global;  ///< the same of global queries, and of what they see
+  /// `[3·dim]`, the same.
   Vector<Scalar> to_qkv_global_bias;
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
@@ -122,6 +123,7 @@ struct LongformerCall {
 template <typename Scalar>
 class LongformerAttention {
  public:
+  /// Its weights.
   using Parameters = LongformerParameters<Scalar>;
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range, or
@@ -133,6 +135,7 @@ class LongformerAttention {
   LongformerAttention(const LongformerAttention&) = default;
   LongformerAttention& operator=(const LongformerAttention&) = default;
 
+  /// What it was made with.
   const LongformerConfig& config() const { return weights_->config; }
   /// The weights as they were given; made at the first call, see LocalMHA::parameters().
   /// \return valid until an assignment, and as long as the attention

@@ -76,8 +76,11 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scala
   static constexpr Index stretch = detail::layer_stretch<Scalar>;
 
  public:
+  /// Its weights.
   using Parameters = LocalMHAParameters<Scalar>;
+  /// A view of an attention bias, or none.
   using Bias = std::optional<TensorView<const Scalar, 3>>;
+  /// What a call is given beside its rows.
   using Call = LocalMHACall<Scalar>;
 
   /// Sequences that come bit by bit: see mha_stream.hpp.

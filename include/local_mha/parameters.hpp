@@ -21,15 +21,20 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// Weights of Encoder.
 template <typename Scalar>
 struct EncoderParameters {
+  /// Weights of one layer, and of what connects it.
   struct Layer {
+    /// Of the layer's attention.
     LocalMHAParameters<Scalar> attention;
+    /// Of the layer's feed-forward.
     FeedForwardParameters<Scalar> feed_forward;
     /// What connects them to several residual streams.
     std::optional<HyperConnectionParameters<Scalar>> attention_connection = {};
+    /// The same of the feed-forward.
     std::optional<HyperConnectionParameters<Scalar>> feed_forward_connection = {};
   };
 
   std::vector<Layer> layers;  ///< `depth` of them
+  /// The bias that all layers share, if the configuration has one.
   std::optional<DynamicPositionBiasParameters<Scalar>> dynamic_pos_bias;
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range

@@ -70,7 +70,9 @@ class LocalTransformer {
   struct Weights;
 
  public:
+  /// Its weights.
   using Parameters = LocalTransformerParameters<Scalar>;
+  /// `[B, N]`, numbers from 0 to below `num_tokens`.
   using Tokens = TensorView<const std::int64_t, 2>;
 
   /// Sequences of tokens that come bit by bit: see transformer_stream.hpp.
@@ -98,6 +100,7 @@ class LocalTransformer {
   LocalTransformer(const LocalTransformer&) = default;
   LocalTransformer& operator=(const LocalTransformer&) = default;
 
+  /// What it was made with.
   const LocalTransformerConfig& config() const { return weights_->config; }
   /// The weights as they were given, or rounded; made at the first call, see
   /// LocalMHA::parameters().
@@ -163,6 +166,7 @@ class LocalTransformer {
   template <typename OnTokens>
   Tensor<std::int64_t, 2> generate(Tokens prompt, const GenerateConfig& config,
                                    OnTokens&& on_tokens) const;
+  /// The same, and nobody is told of the tokens of each step.
   Tensor<std::int64_t, 2> generate(Tokens prompt, const GenerateConfig& config) const {
     return generate(prompt, config, [](const auto&) {});
   }

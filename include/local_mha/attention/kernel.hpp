@@ -47,7 +47,9 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class AttentionKernel {
  public:
+  /// What is computed at a time.
   using L = Lanes<Scalar>;
+  /// Positions of a block.
   static constexpr Index count = block_rows<Scalar>;
   /// Keys whose scores are kept at once.
   static constexpr Index chunk_keys = 1024;

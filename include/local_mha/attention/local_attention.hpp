@@ -45,15 +45,19 @@ class LocalAttention {
   using View = TensorView<const Scalar, 4>;
 
  public:
+  /// A view of an attention bias, or none.
   using Bias = std::optional<TensorView<const Scalar, 3>>;
+  /// What a call is given beside q, k and v.
   using Call = LocalAttentionCall<Scalar>;
 
   /// Sequences that come bit by bit, whose keys and values are kept as Storage: see
   /// local_attention_stream.hpp.
   template <typename Storage>
   class StreamOf;
+  /// A stream that keeps keys and values as Scalar.
   using Stream = StreamOf<Scalar>;
 
+  /// Gradients of what is added to scores.
   using BiasGradients = detail::BiasGradients<Scalar>;
 
   /// Room for calls of forward_into() and backward_into().

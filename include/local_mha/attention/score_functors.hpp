@@ -40,12 +40,15 @@ struct ConfiguredScore {};
 
 /// `cap · tanh(s / cap)`, `cap > 0`.
 struct SoftCap {
+  /// The bound, above 0.
   double cap = 1;
 
+  /// The score of the keys of a packet.
   template <typename Scalar>
   Lanes<Scalar> operator()(const Lanes<Scalar>& s, const ScorePlace<Scalar>&) const {
     return Scalar(cap) * tanh(Scalar(1 / cap) * s);
   }
+  /// The derivative of that by the score.
   template <typename Scalar>
   Lanes<Scalar> derivative(const Lanes<Scalar>& s, const ScorePlace<Scalar>&) const {
     const Lanes<Scalar> t = tanh(Scalar(1 / cap) * s);
@@ -55,8 +58,10 @@ struct SoftCap {
 
 /// ALiBi: `s − slopes[h] · |i − j|` (O. Press et al., "Train Short, Test Long", 2022).
 struct ALiBi {
+  /// `[heads]`
   std::vector<double> slopes;
 
+  /// The score of the keys of a packet.
   template <typename Scalar>
   Lanes<Scalar> operator()(const Lanes<Scalar>& s, const ScorePlace<Scalar>& at) const {
     using L = Lanes<Scalar>;
@@ -64,6 +69,7 @@ struct ALiBi {
     const L length = (max)(distance, L::zero() - distance);
     return fma(Scalar(-slopes[static_cast<std::size_t>(at.head)]), length, s);
   }
+  /// The derivative of that by the score, 1.
   template <typename Scalar>
   Lanes<Scalar> derivative(const Lanes<Scalar>&, const ScorePlace<Scalar>&) const {
     return Lanes<Scalar>::broadcast(Scalar(1));
@@ -73,20 +79,25 @@ struct ALiBi {
 /// A functor and its derivative by the score, each of either form.
 template <typename Value, typename Derivative>
 struct ScoreWithDerivative {
+  /// The score.
   Value value;
+  /// Its derivative.
   Derivative slope;
 
+  /// The score of the keys of a packet.
   template <typename... Arguments>
     requires std::invocable<const Value&, const Arguments&...>
   auto operator()(const Arguments&... arguments) const {
     return value(arguments...);
   }
+  /// The derivative of that by the score.
   template <typename... Arguments>
     requires std::invocable<const Derivative&, const Arguments&...>
   auto derivative(const Arguments&... arguments) const {
     return slope(arguments...);
   }
 };
+/// A functor of a score and its derivative, for the backward pass.
 template <typename Value, typename Derivative>
 ScoreWithDerivative<Value, Derivative> with_derivative(Value value, Derivative derivative) {
   return {std::move(value), std::move(derivative)};

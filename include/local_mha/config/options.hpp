@@ -53,6 +53,7 @@ enum class NormKind : std::uint8_t {
 
 /// Normalization of a layer's input.
 struct NormConfig {
+  /// Layer norm or RMS norm.
   NormKind kind = NormKind::layer;
   /// From 1e-30 to 1e30.
   double eps = 1e-5;
@@ -73,6 +74,7 @@ enum class QkNormKind : std::uint8_t {
 
 /// Normalization of queries and keys.
 struct QkNormConfig {
+  /// None, L2 or RMS.
   QkNormKind kind = QkNormKind::none;
   /// Of the root mean squares; from 1e-30 to 1e30.
   double eps = 1e-6;
@@ -86,9 +88,12 @@ struct TokenWindow {
   /// As far as the sequence goes.
   static constexpr Index unbounded = (std::numeric_limits<Index>::max)();
 
+  /// Positions back; `unbounded`: all of them.
   Index left = 0;
+  /// Positions ahead; `unbounded`: all of them.
   Index right = 0;
 
+  /// Whether both ends are.
   bool bounded() const { return left != unbounded && right != unbounded; }
   friend bool operator==(const TokenWindow&, const TokenWindow&) = default;
 };

@@ -11,6 +11,7 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+/// What positions, sizes and shapes are counted in: 64 bits, with a sign.
 using Index = Eigen::Index;
 static_assert(
     sizeof(Index) >= 8,

@@ -137,6 +137,7 @@ class AnyDevice {
       };
   }
 
+  /// As Eigen's devices say it: how many threads there are.
   int numThreads() const { return static_cast<int>(threads_); }
   /// Whether there are threads beside the calling one.
   bool has_pool() const { return schedule_ != nullptr; }
@@ -186,7 +187,9 @@ class EvenRanges {
     size_ = (std::max<Index>)(1, ceil_div(number - whole_ * most, workers * step)) * step;
   }
 
+  /// How many ranges there are.
   Index count() const { return whole_ + ceil_div(number_ - whole_ * most_, size_); }
+  /// The range of number `i`, below count().
   Range operator[](Index i) const {
     if (i < whole_) return {i * most_, (i + 1) * most_};
     const Index begin = whole_ * most_ + (i - whole_) * size_;

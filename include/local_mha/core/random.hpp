@@ -17,8 +17,10 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// random words for a counter and a key.
 class Philox {
  public:
+  /// Four words of 32 bits.
   using Counter = std::array<std::uint32_t, 4>;
 
+  /// With the seed as key.
   explicit Philox(std::uint64_t seed) {
     auto k0 = static_cast<std::uint32_t>(seed);
     auto k1 = static_cast<std::uint32_t>(seed >> 32);
@@ -29,6 +31,7 @@ class Philox {
     }
   }
 
+  /// The words of a counter.
   Counter operator()(Counter c) const {
     std::uint32_t words[4];
     apply<Words<OneWord>>(c[0], {c[1], c[2], c[3]}, words);

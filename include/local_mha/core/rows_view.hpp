@@ -14,11 +14,14 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename T>
 struct RowsView {
   T* data = nullptr;  ///< channel 0 of the first
+  /// Values from a row to the next.
   Index row_stride = 0;
+  /// Values from a channel to the next.
   Index channel_stride = 1;
 
   /// The rows from row `i` on.
   RowsView from(Index i) const { return {data + i * row_stride, row_stride, channel_stride}; }
+  /// The value at a row and channel.
   T& operator()(Index row, Index channel) const {
     return data[row * row_stride + channel * channel_stride];
   }

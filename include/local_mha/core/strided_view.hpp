@@ -33,6 +33,7 @@ class StridedView {
   using Scalar = std::remove_const_t<Element>;
 
  public:
+  /// Of three axes.
   using Dimensions = std::array<Index, 3>;
 
   /// Rows that adjoin.
@@ -60,6 +61,7 @@ class StridedView {
     check_strides();
   }
 
+  /// Of a tensor, or what a view can be made of.
   template <typename Source>
     requires(std::constructible_from<TensorView<Element, 3>, Source &&> &&
              !std::derived_from<std::remove_cvref_t<Source>, StridedView>)
@@ -73,11 +75,13 @@ class StridedView {
   {
     take_matrix(matrix.derived());
   }
+  /// One sequence to be written to.
   template <typename Derived>
   StridedView(Eigen::MatrixBase<Derived>& matrix LOCAL_MHA_LIFETIME_BOUND) {
     take_matrix(matrix.derived());
   }
   // A block or a Map that has no name is written through.
+  /// The same of a block or a Map without a name.
   template <typename Derived>
     requires(!std::is_const_v<Element>)
   StridedView(Eigen::MatrixBase<Derived>&& matrix LOCAL_MHA_LIFETIME_BOUND) {
@@ -86,6 +90,7 @@ class StridedView {
     take_matrix(matrix.derived());
   }
 
+  /// Does not compile: an expression has no memory.
   template <typename Derived>
   StridedView(const Eigen::TensorBase<Derived, Eigen::ReadOnlyAccessors>&) {
     static_assert(std::is_void_v<Derived>,
@@ -98,14 +103,18 @@ class StridedView {
   StridedView(const StridedView<Other>& other)
       : data_(other.data()), dimensions_(other.dimensions()), strides_(other.strides()) {}
 
+  /// The first element.
   Element* data() const { return data_; }
+  /// `[B, N, channels]`
   const Dimensions& dimensions() const { return dimensions_; }
+  /// Elements from one to the next, along each axis.
   const Dimensions& strides() const { return strides_; }
   /// \throws std::invalid_argument if there is no such axis
   Index dimension(int axis) const {
     if (axis < 0 || axis > 2) reject("axis", "0 to 2", axis);
     return dimensions_[static_cast<std::size_t>(axis)];
   }
+  /// Number of elements.
   Index size() const { return dimensions_[0] * dimensions_[1] * dimensions_[2]; }
 
   /// The rows of sequence `b`.

@@ -42,10 +42,14 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Positions, or rows, `[begin, end)`.
 struct Range {
+  /// The first.
   Index begin = 0;
+  /// Behind the last.
   Index end = 0;
 
+  /// Whether `i` is one of them.
   bool contains(Index i) const { return begin <= i && i < end; }
+  /// Those that the other has, too; a range without elements if there are none.
   Range clipped_to(const Range& other) const {
     return {std::clamp(begin, other.begin, other.end), std::clamp(end, other.begin, other.end)};
   }
@@ -56,6 +60,7 @@ struct Range {
 template <typename Scalar>
 using RowMatrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
+/// Column vector, `[size]`.
 template <typename Scalar>
 using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
@@ -63,6 +68,7 @@ using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 template <typename Scalar>
 using Single = Eigen::Matrix<Scalar, 1, 1>;
 
+/// Row-major tensor.
 template <typename Scalar, int Rank>
 using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
 
@@ -89,6 +95,7 @@ class TensorView {
   using Scalar = std::remove_const_t<Element>;
 
  public:
+  /// Extents.
   using Dimensions = std::array<Index, static_cast<std::size_t>(Rank)>;
 
   /// \throws std::invalid_argument if an extent is negative, there are more elements than memory
@@ -97,12 +104,14 @@ class TensorView {
     check_arguments();
   }
 
+  /// Of a whole tensor, which must stay.
   template <int Options, typename Extent>
   TensorView(Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor LOCAL_MHA_LIFETIME_BOUND)
       : data_(tensor.data()) {
     take_dimensions(tensor);
   }
 
+  /// The same, to be read.
   template <int Options, typename Extent>
     requires std::is_const_v<Element>
   TensorView(const Eigen::Tensor<Scalar, Rank, Options, Extent>& tensor LOCAL_MHA_LIFETIME_BOUND)
@@ -110,10 +119,11 @@ class TensorView {
     take_dimensions(tensor);
   }
 
+  /// Of what a map looks at.
+  /// \throws std::invalid_argument as for a pointer
   template <typename Plain, int Options, template <class> class MakePointer>
     requires(std::is_same_v<std::remove_const_t<typename Plain::Scalar>, Scalar> &&
              (std::is_const_v<Element> || !std::is_const_v<Plain>))
-  /// \throws std::invalid_argument as for a pointer
   TensorView(const Eigen::TensorMap<Plain, Options, MakePointer>& map)
       : data_(const_cast<Element*>(map.data())) {
     take_dimensions(map);
@@ -126,13 +136,16 @@ class TensorView {
   TensorView(const TensorView<Other, Rank>& other)
       : data_(other.data()), dimensions_(other.dimensions()) {}
 
+  /// The first element.
   Element* data() const { return data_; }
+  /// The shape.
   const Dimensions& dimensions() const { return dimensions_; }
   /// \throws std::invalid_argument if there is no such axis
   Index dimension(int axis) const {
     if (axis < 0 || axis >= Rank) reject("axis", "0 to " + std::to_string(Rank - 1), axis);
     return dimensions_[static_cast<std::size_t>(axis)];
   }
+  /// Number of elements.
   Index size() const {
     Index size = 1;
     for (const Index extent : dimensions_) size *= extent;

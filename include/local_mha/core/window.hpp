@@ -57,8 +57,10 @@ class Window {
     exact_ = true;
   }
 
+  /// The window of a configuration.
   explicit Window(const LocalAttentionConfig& config) : Window(config, config.window_size) {}
 
+  /// `w`
   Index size() const { return size_; }
   /// `lb·w`, or `left`
   Index behind() const { return behind_; }
@@ -68,6 +70,7 @@ class Window {
   Index look_around() const { return look_around_; }
   /// What rotary distances are larger by: `lf·w`, or 0
   Index rotary_shift() const { return rotary_shift_; }
+  /// Rows that stay visible.
   Index first_keys() const { return first_keys_; }
 
   /// Keys that the window shows to query row `i`, if the sequence is endless on both sides, and the
@@ -88,6 +91,7 @@ class Window {
     detail::require_at_least("i", i, 0);
     return keys(i);
   }
+  /// The same of a sequence of `seqlen` rows.
   Range keys_visible(Index i, Index seqlen) const {
     detail::require_at_least("seqlen", seqlen, 0);
     if (i < 0 || i >= seqlen) reject("i", "a row of " + std::to_string(seqlen), i);
@@ -131,6 +135,7 @@ class Window {
 
   /// Rows before its own that the window shows to a query row, and rows after it.
   Index reach_behind() const { return (exact_ ? behind_ : behind_ + (size_ - 1)) + first_keys_; }
+  /// Rows after its own that the window shows to a query row.
   Index reach_ahead() const {
     if (causal_) return 0;
     return (std::max)(exact_ ? ahead_ : ahead_ + (size_ - 1), first_keys_ - 1);

@@ -25,6 +25,7 @@ struct Case {
   std::string note = {};                             ///< for people
 };
 
+/// Whether a file says its configuration.
 inline bool has_case(const TensorSource& source) { return source.metadata().contains("case"); }
 
 /// Of these keys only `kind` must be there; further ones are left to whoever wrote them.

@@ -33,7 +33,9 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 /// An Encoder from a file.
 template <typename Scalar>
 struct EncoderWeights {
+  /// What the file says of itself.
   EncoderConfig config;
+  /// Its weights.
   EncoderParameters<Scalar> parameters;
 };
 

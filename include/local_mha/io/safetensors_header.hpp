@@ -26,6 +26,7 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 
 /// A tensor as it lies in the file.
 struct TensorEntry {
+  /// What its elements are stored as.
   Dtype dtype = Dtype::F32;
   std::vector<Index> shape = {};          ///< empty for a single number
   std::uint64_t offset = 0;               ///< of its first byte, in the file

@@ -88,6 +88,7 @@ class StateDict : public TensorSource {
     add(std::move(name), static_cast<const std::remove_const_t<Element>*>(tensor.data()),
         {tensor.dimensions().begin(), tensor.dimensions().end()});
   }
+  /// Adds an Eigen tensor.
   template <typename Scalar, int Rank, typename Extent>
   void add(std::string name, const Eigen::Tensor<Scalar, Rank, Eigen::RowMajor, Extent>& tensor
                                  LOCAL_MHA_LIFETIME_BOUND) {

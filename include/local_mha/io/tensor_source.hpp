@@ -40,16 +40,15 @@ struct TensorContent {
 
 }  // namespace detail
 
-/// What tensors are read as:
+/// What tensors are read as.
 ///
-/// | asked for       | stored as           |                                               |
-/// |-----------------|---------------------|-----------------------------------------------|
-/// | `double`        | F64, F32, F16, BF16 | exact                                         |
-/// | `float`         | F64, F32, F16, BF16 | exact, but F64 is rounded to nearest          |
-/// | `Eigen::half`, `Eigen::bfloat16` | F64, F32, F16, BF16 | rounded to nearest, ties to even; its
-/// own dtype is exact | | `std::int64_t`  | integers, BOOL      | exact; a U64 above 2^63 - 1 is an
-/// error       | | `std::uint8_t`  | U8, BOOL            | exact | | `bool`          | U8, BOOL |
-/// another value than 0 and 1 is an error        |
+/// - `double`: F64, F32, F16 and BF16, exactly.
+/// - `float`: the same; F64 is rounded to nearest.
+/// - `Eigen::half`, `Eigen::bfloat16`: the same, rounded to nearest, ties to even; of its own dtype
+///   exactly.
+/// - `std::int64_t`: integers and BOOL, exactly; a U64 above 2^63 - 1 is an error.
+/// - `std::uint8_t`: U8 and BOOL, exactly.
+/// - `bool`: U8 and BOOL; another value than 0 and 1 is an error.
 template <typename Scalar>
 concept ReadableScalar =
     std::same_as<Scalar, double> || std::same_as<Scalar, float> ||
@@ -87,6 +86,7 @@ class TensorSource {
     return names;
   }
 
+  /// Whether there is a tensor of that name.
   bool contains(std::string_view name) const { return entries().contains(name); }
 
   /// Where a tensor is that is not among entries(), for messages; empty if nobody knows.

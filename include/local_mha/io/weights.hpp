@@ -46,14 +46,18 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 /// A LocalMHA from a file.
 template <typename Scalar>
 struct LocalMHAWeights {
+  /// What the file says of itself.
   LocalMHAConfig config;
+  /// Its weights.
   LocalMHAParameters<Scalar> parameters;
 };
 
 /// A LocalTransformer from a file.
 template <typename Scalar>
 struct LocalTransformerWeights {
+  /// What the file says of itself.
   LocalTransformerConfig config;
+  /// Its weights.
   LocalTransformerParameters<Scalar> parameters;
 };
 

@@ -41,13 +41,18 @@ struct EncoderCall {
 /// The members are those of EncoderCall, and a bias.
 template <typename Scalar>
 struct LocalMHACall {
+  /// Keys that nobody attends, `[B, N]`; none if it is left out.
   PaddingMask mask = {};
   /// `[heads or 1, w, (1 + lb + lf)·w]`, or `[B·heads, …]`, one for each sequence; see
   /// LocalAttention::forward(). None with a token window.
   OptionalView<Scalar, 3> attn_bias = {};
+  /// Dropout acts, by this seed; it does not if this is left out.
   std::optional<Training> training = {};
+  /// `[S + 1]`: a batch of 1 holds S sequences one after the other.
   std::span<const Index> cu_seqlens = {};
+  /// `[B]`: rows of each sequence; those behind them may hold anything and come out as 0.
   std::span<const Index> lengths = {};
+  /// Whose threads share the work; the calling one alone if it is left out.
   AnyDevice device = {};
 };
 

@@ -88,7 +88,9 @@ class LocalAttention {
     agreement.settle();
   }
 
+  /// The attention whose rows are split.
   const Whole& attention() const { return attention_; }
+  /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
 
   /// \param q `[B, H, split.rows(), D]`: the rows of this rank

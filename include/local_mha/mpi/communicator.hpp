@@ -97,6 +97,7 @@ class Communicator {
   MPI_Comm get() const { return comm_; }
   /// This process's number, and how many there are.
   int rank() const { return rank_; }
+  /// How many processes there are.
   int size() const { return size_; }
 
   /// \throws std::invalid_argument unless MPI runs, and lets the calling thread call it while the
@@ -156,6 +157,7 @@ class Communicator {
       throw;
     }
   }
+  /// What is thrown from here on is one rank's alone.
   void clear_agreed_error() const {
     agreed_error_.reset();
     other_agreed_error_ = false;
@@ -163,10 +165,12 @@ class Communicator {
 
   /// How often all ranks have agreed: the same number on all of them.
   std::uint64_t agreements() const { return agreements_; }
+  /// Counts one more.
   void note_agreement() const { ++agreements_; }
 
   /// What this rank has sent, and how long it has waited, since reset_traffic().
   Traffic& traffic() const { return traffic_; }
+  /// Counts anew.
   void reset_traffic() const { traffic_ = {}; }
 
  private:

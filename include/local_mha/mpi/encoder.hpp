@@ -40,6 +40,7 @@ class Encoder {
   using Output = StridedView<Scalar>;
 
  public:
+  /// Its weights.
   using Parameters = EncoderParameters<Scalar>;
 
   /// What forward_saving() keeps for backward().
@@ -69,7 +70,9 @@ class Encoder {
     weights_.add(config.value());
   }
 
+  /// The encoder whose rows are split.
   const Whole& encoder() const { return encoder_; }
+  /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
 
   /// \param x `[B, split.rows(), dim]`: the rows of this rank

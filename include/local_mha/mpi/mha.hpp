@@ -47,6 +47,7 @@ struct MhaAccess;
 /// borrowed.
 template <typename Scalar>
 struct SavedMHA {
+  /// Of its own rows.
   SavedLayer<Scalar> layer = {};
   BlockBuffer<Scalar> borrowed = {};  ///< keys and values, as they came
   std::vector<Index> lengths = {};    ///< of the whole
@@ -86,7 +87,9 @@ class LocalMHA {
   /// that of the whole, and the same on every rank: `lengths` up to the total, `cu_seqlens` from 0
   /// to it.
   using Call = LocalMHACall<Scalar>;
+  /// What a forward pass keeps for the backward pass.
   using Saved = SavedMHA<Scalar>;
+  /// Its weights.
   using Parameters = LocalMHAParameters<Scalar>;
 
   /// Collective.
@@ -101,7 +104,9 @@ class LocalMHA {
     agreement.settle();
   }
 
+  /// The layer whose rows are split.
   const Layer& layer() const { return layer_; }
+  /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
 
   /// \param x `[B, split.rows(), dim]`: the rows of this rank

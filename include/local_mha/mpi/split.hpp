@@ -84,11 +84,13 @@ class Split {
     return Split(communicator, begin(rank + 1) - begin(rank), total);
   }
 
+  /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
   /// Positions of all ranks.
   Index total() const { return begins_.back(); }
   /// This rank's: how many, and where they lie in the whole.
   Index rows() const { return stretch().end - stretch().begin; }
+  /// Where this rank's rows lie in the whole.
   Range stretch() const { return stretch(communicator_->rank()); }
   /// Those of a rank.
   /// \throws std::invalid_argument if there is no such rank

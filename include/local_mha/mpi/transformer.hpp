@@ -46,7 +46,9 @@ class LocalTransformer {
   using Access = local_mha::detail::StackAccess<Scalar>;
 
  public:
+  /// Its weights.
   using Parameters = LocalTransformerParameters<Scalar>;
+  /// `[B, rows of this rank]`
   using Tokens = TensorView<const std::int64_t, 2>;
 
   /// Collective.
@@ -68,7 +70,9 @@ class LocalTransformer {
     weights_.add(config.value());
   }
 
+  /// The model whose positions are split.
   const Whole& model() const { return model_; }
+  /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
 
   /// \param tokens `[B, split.rows()]`, those of this rank; of no sequence more than max_seq_len on

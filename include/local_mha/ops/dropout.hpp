@@ -21,6 +21,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// Training mode: dropout acts, and this is its seed. Layers that are given the same one drop the
 /// same places.
 struct Training {
+  /// The same seed drops the same places.
   std::uint64_t seed = 0;
 
   friend bool operator==(const Training&, const Training&) = default;

@@ -38,6 +38,7 @@ class DynamicPositionBias {
              third_.in_features());
   }
 
+  /// Number of heads.
   Index heads() const { return heads_; }
   /// What this was made of, bit for bit.
   DynamicPositionBiasParameters<Scalar> parameters() const {

@@ -63,6 +63,7 @@ class FeedForward {
   using Weights = detail::FeedForwardWeights<Scalar, Storage>;
 
  public:
+  /// Its weights.
   using Parameters = FeedForwardParameters<Scalar>;
 
   /// Starts with the weights of new PyTorch modules.
@@ -89,9 +90,11 @@ class FeedForward {
   FeedForward(const FeedForward&) = default;
   FeedForward& operator=(const FeedForward&) = default;
 
+  /// Channels of input and output.
   Index dim() const { return dim_; }
   /// Hidden width.
   Index inner_dim() const { return inner_; }
+  /// Probability of dropping a hidden value, in training mode.
   double dropout() const { return dropout_; }
 
   /// A copy of the weights, which are held in another order, as they are rounded.
@@ -127,6 +130,7 @@ class FeedForward {
   class Workspace {
    public:
     Workspace() = default;
+    /// Prepared for a layer.
     explicit Workspace(const FeedForward& layer)
         : in_(room(layer.dim_)),
           out_(in_),

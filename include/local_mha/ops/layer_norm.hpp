@@ -31,6 +31,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class LayerNorm {
  public:
+  /// Its weights.
   using Parameters = LayerNormParameters<Scalar>;
 
   /// Where none is given.
@@ -71,9 +72,13 @@ class LayerNorm {
       reject("bias", std::to_string(weight_.size()) + " values, as the weight has", bias_.size());
   }
 
+  /// Channels of a row.
   Index dim() const { return weight_.size(); }
+  /// `[dim]`
   const Vector<Scalar>& weight() const { return weight_; }
+  /// `[dim]`
   const Vector<Scalar>& bias() const { return bias_; }
+  /// What would make one of this size.
   LayerNormConfig config() const { return {dim(), eps_}; }
 
   /// A copy of the weights.

@@ -38,6 +38,7 @@ class Linear {
   using Weight = PackedWeight<Scalar, Storage>;
 
  public:
+  /// Its weights.
   using Parameters = LinearParameters<Scalar>;
 
   /// Room for calls of forward_into(); for one call at a time. It prepares itself.
@@ -77,11 +78,15 @@ class Linear {
   Linear(const Linear&) = default;
   Linear& operator=(const Linear&) = default;
 
+  /// The matrix, packed.
   const Weight& weight() const { return packed_; }
   /// `[out]`, or empty.
   const Vector<Scalar>& bias() const { return bias_; }
+  /// Channels of the input.
   Index in_features() const { return packed_.depth(); }
+  /// Channels of the output.
   Index out_features() const { return out_; }
+  /// What would make one of this size.
   LinearConfig config() const { return {in_features(), out_features(), bias_.size() > 0}; }
 
   /// A copy of the weights, which are held in another order, as they are rounded.

@@ -110,10 +110,13 @@ class PackedWeight {
   }
   /// Those of what was packed.
   Index rows() const { return rows_; }
+  /// Columns of what was packed.
   Index cols() const { return columns_; }
   /// Columns, those that fill up included.
   Index depth() const { return depth_; }
+  /// Rows of a group.
   Index group_rows() const { return group_rows_; }
+  /// Panels of a group.
   Index group_panels() const { return group_panels_; }
   /// Panel `p` of group `g`, `[depth][panel_rows]`, or `[depth/2][panel_rows][2]`
   const Storage* panel(Index g, Index p) const {

@@ -26,6 +26,7 @@ class Prenorm {
       rms_ = RmsNorm<Scalar>(weight, config.eps);
   }
 
+  /// `[dim]`
   const Vector<Scalar>& weight() const { return is_rms() ? rms_.weight() : layer_.weight(); }
   /// Empty if there is none.
   const Vector<Scalar>& bias() const { return layer_.bias(); }

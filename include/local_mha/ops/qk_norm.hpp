@@ -97,6 +97,7 @@ class QkNorm {
 
   /// Whether there is one.
   explicit operator bool() const { return dim_head() > 0; }
+  /// Channels that are normalized together.
   Index dim_head() const { return is_rms() ? rms_.dim() : scale_.size(); }
   /// `[dim_head]`: the scale, or that of the root mean square.
   const Vector<Scalar>& weight() const { return is_rms() ? rms_.weight() : scale_; }

@@ -53,8 +53,11 @@ class HyperConnection {
     functions_ = PackedWeight<Scalar>(functions.transpose());
   }
 
+  /// Its weights.
   const HyperConnectionParameters<Scalar>& parameters() const { return parameters_; }
+  /// Number of streams, S.
   Index streams() const { return parameters_.static_beta.size(); }
+  /// Channels of a stream.
   Index dim() const { return parameters_.norm_gamma.size(); }
 
   /// What mix() makes.

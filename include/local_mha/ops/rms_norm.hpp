@@ -25,6 +25,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class RmsNorm {
  public:
+  /// What is computed at a time.
   using L = Lanes<Scalar>;
 
   RmsNorm() = default;
@@ -35,7 +36,9 @@ class RmsNorm {
     detail::require_eps("eps", eps);
   }
 
+  /// Channels of a row.
   Index dim() const { return weight_.size(); }
+  /// `[dim]`
   const Vector<Scalar>& weight() const { return weight_; }
 
   /// `r` of each position of a block.

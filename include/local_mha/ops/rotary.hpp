@@ -48,8 +48,11 @@ LOCAL_MHA_INLINE void rotate_pair(const Scalar* a, const Scalar* b, const Factor
 /// behind them stay.
 struct RotaryPairs {
   Index channels = 0;  ///< of a head
+  /// Number of pairs.
   Index count = 0;
+  /// Channels from a pair to the next.
   Index step = 0;
+  /// Channels from the first of a pair to the second.
   Index gap = 0;
 
   /// Channels that turn.
@@ -151,7 +154,9 @@ class RotaryEmbedding {
       }
   }
 
+  /// Channels of a head.
   Index dim_head() const { return pairs_.channels; }
+  /// Which of them turn.
   const RotaryPairs& pairs() const { return pairs_; }
   /// `θ_m`, `[pairs().count]`
   const std::vector<double>& frequencies() const { return frequencies_; }
@@ -162,12 +167,14 @@ class RotaryEmbedding {
   /// \param block `[dim_head][block_rows]`
   /// \param first position of the block's first row, a multiple of block_rows
   void apply_to_queries(Scalar* block, Index first) const { apply<false>(queries_, block, first); }
+  /// The same for keys.
   void apply_to_keys(Scalar* block, Index first) const { apply<false>(keys_, block, first); }
 
   /// Turns gradients of apply_to_queries(), or of apply_to_keys(), into those of its input.
   void apply_back_to_queries(Scalar* block, Index first) const {
     apply<true>(queries_, block, first);
   }
+  /// The same for keys.
   void apply_back_to_keys(Scalar* block, Index first) const { apply<true>(keys_, block, first); }
 
   /// `cos` and `sin` of `distance·θ_m`, both times `ζ_m^(distance / xpos_scale_base)`,
@@ -318,6 +325,7 @@ class RotarySteps {
                    turns_.data() + step * pairs_.turned());
   }
 
+  /// Positions in a group, a multiple of block_rows.
   Index group() const { return group_; }
 
   /// \param groups_back from the queries' group to the keys'

@@ -18,16 +18,21 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// knows its layer and its call again.
 template <typename Scalar>
 struct SavedFeedForward {
+  /// Rows of the call.
   Index rows = 0;
+  /// Hidden width.
   Index inner = 0;
   BlockArray<Scalar> values;  ///< `[block][inner][block_rows]`
   BlockArray<Scalar> gates;   ///< the same, before gelu
+  /// The layer's.
   double dropout = 0;
+  /// The call's.
   std::optional<Training> training = {};
   /// Of rows of a larger whole, see PlacedDropout.
   std::vector<detail::RowPlace> places = {};
   /// Samples by which x and the weights are known again.
   detail::Sample<Scalar> input = {};
+  /// The same of the weights.
   detail::Sample<Scalar> weights = {};
 };
 

@@ -82,6 +82,7 @@ class Encoder<Scalar, Storage>::Stream : public detail::StackStream<Scalar, Stor
     flush_into(y, device);
     return y;
   }
+  /// The same into given memory, `[B, results_of_flush(), dim]`.
   void flush_into(StridedView<Scalar> y, const AnyDevice& device = {}) {
     check_room(y, this->results_of_flush());
     this->run(device, [&](Worker& worker, Sequence& sequence, Index b) {

@@ -116,6 +116,7 @@ class LocalAttention<Scalar, Score>::StreamOf
     flush_into(out, device);
     return out;
   }
+  /// The same into given memory, `[B, H, results_of_flush(), D]`.
   void flush_into(TensorView<Scalar, 4> out, const AnyDevice& device = {});
 
  private:

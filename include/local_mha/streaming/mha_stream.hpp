@@ -107,6 +107,7 @@ class LocalMHA<Scalar, Storage>::Stream
     flush_into(y, device);
     return y;
   }
+  /// The same into given memory, `[B, results_of_flush(), dim]`.
   void flush_into(StridedView<Scalar> y, const AnyDevice& device = {}) {
     check_room(y, this->results_of_flush());
     run(device, y, [&](const AnyDevice& threads, Flow& flow, Index b, const RowsView<Scalar>& to) {

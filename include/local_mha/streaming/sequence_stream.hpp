@@ -51,6 +51,7 @@ struct PushCall {
 template <typename Scalar, typename Sequence = detail::StreamedSequence<Scalar>>
 class SequenceStream {
  public:
+  /// Sequences, B.
   Index batch() const { return static_cast<Index>(sequences_.size()); }
 
   /// Positions pushed so far, of one sequence of the batch.

@@ -83,6 +83,7 @@ class LocalTransformer<Scalar, Storage>::Stream : public detail::StackStream<Sca
     flush_into(logits, device);
     return logits;
   }
+  /// The same into given memory, `[B, results_of_flush(), num_tokens]`.
   void flush_into(TensorView<Scalar, 3> logits, const AnyDevice& device = {}) {
     check_room(logits, this->results_of_flush());
     run(device, logits, [&](Worker& worker, Sequence& sequence, Index, Room& room, Scalar* to) {

@@ -57,11 +57,13 @@ class AdamW {
     square_ = mean_;
   }
 
+  /// What it was made with.
   const AdamWConfig& config() const { return config_; }
   /// Steps so far.
   std::uint64_t steps() const { return steps_; }
   /// Running means of the gradients and of their squares.
   const Parameters& mean() const { return mean_; }
+  /// Mean squares of the gradients, the second moment.
   const Parameters& square() const { return square_; }
 
   /// Goes on from a state that was kept.
