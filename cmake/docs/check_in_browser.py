@@ -33,7 +33,10 @@ async function check() {
     const raw = /\\\\[(\\[]/.test(document.querySelector('.contents').innerText);
     const mathematics = raw || formulas() > 0;
     if (mathematics) await until(() => formulas() > 0 && ready() >= formulas());
-    result[name] = {width: document.documentElement.scrollWidth, formulas: formulas(), typeset: ready(),
+    const scrolls = e => e && (/auto|scroll|hidden/.test(window.getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    const wide = [...document.querySelectorAll('.contents *, #top *, .header *')].filter(
+        e => e.getBoundingClientRect().right > 360 && !scrolls(e.parentElement));
+    result[name] = {wide: wide.slice(0, 2).map(e => e.tagName + '.' + e.className), width: document.documentElement.scrollWidth, formulas: formulas(), typeset: ready(),
                     pictures: [...document.images].filter(i => !i.naturalWidth).length,
                     broken: /\\\\[(\\[]/.test(document.querySelector('.contents').innerText)};
   }
@@ -72,7 +75,9 @@ def main():
         name = re.search(r"^# .*\{#(\w+)\}", page.read_text(encoding="utf-8"), re.M)[1]
         if name != "mainpage":
             pages.append(f"{name}.html")
-    pages.append("classlocal__mha_1_1LocalMHA.html")
+    pages += ["classlocal__mha_1_1LocalMHA.html", "classlocal__mha_1_1LocalAttention.html",
+              "structlocal__mha_1_1LocalMHAConfig.html", "classlocal__mha_1_1StridedView.html",
+              "namespacelocal__mha.html", "namespacelocal__mha_1_1io.html", "annotated.html"]
     check = site / "check_in_browser.html"
     check.write_text(CHECK.replace("PAGES", json.dumps(pages)), encoding="utf-8")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
@@ -97,7 +102,7 @@ def main():
         said = result[name]
         print(name, said)
         if said["width"] > 360:
-            wrong.append(f"{name} is {said['width']} pixels wide")
+            wrong.append(f"{name} is {said['width']} pixels wide, because of {said['wide']}")
         if said["typeset"] < said["formulas"] or said["broken"]:
             wrong.append(f"{name} has {said['formulas']} formulas, {said['typeset']} of them typeset")
         if said["pictures"]:

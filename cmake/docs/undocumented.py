@@ -16,13 +16,15 @@ SAYS_IT_ITSELF = re.compile(
 
 
 def is_protected(path, number):
-    """Whether the last access specifier above the line says so."""
-    for line in reversed(pathlib.Path(path).read_text(encoding="utf-8").splitlines()[:number - 1]):
-        found = re.match(r"\s*(public|protected|private):", line)
-        if found:
-            return found[1] != "public"
-        if re.match(r"(class|struct|template)\b", line):
-            return False
+    """Whether the access specifier of the line's own class, which is indented by one less, says so."""
+    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    indent = len(lines[number - 1]) - len(lines[number - 1].lstrip())
+    for line in reversed(lines[:number - 1]):
+        found = re.match(r"( *)(public|protected|private):", line)
+        if found and len(found[1]) == indent - 1:
+            return found[2] != "public"
+        if line.strip() and not line.startswith("#") and len(line) - len(line.lstrip()) < indent - 1:
+            return False  # the class itself
     return False
 
 

@@ -120,6 +120,7 @@ class Encoder {
   Encoder(const Encoder&) = default;
   Encoder& operator=(const Encoder&) = default;
 
+  /// What it was made with.
   const EncoderConfig& config() const { return weights_->config; }
   /// The weights as they were given, or rounded; made at the first call, see
   /// LocalMHA::parameters().

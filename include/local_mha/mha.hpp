@@ -119,6 +119,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scala
   LocalMHA(const LocalMHA&) = default;
   LocalMHA& operator=(const LocalMHA&) = default;
 
+  /// What it was made with.
   const LocalMHAConfig& config() const { return weights_->config; }
   /// The weights as they were given, or rounded. Passes read them in another order, which is the
   /// only one in which a layer holds them; the first call makes this set, and all copies of the
@@ -227,10 +228,12 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scala
   /// and keys are made on the calling thread.
   /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
   Tensor<Scalar, 4> attention_probabilities(Input x, const Call& call = {}) const;
+  /// The same with a mask alone.
   template <std::same_as<PaddingMask> Mask>
   Tensor<Scalar, 4> attention_probabilities(Input x, const Mask& mask) const {
     return attention_probabilities(x, Call{.mask = mask});
   }
+  /// The same with mask, bias and packed sequences in a row.
   Tensor<Scalar, 4> attention_probabilities(Input x, const PaddingMask& mask, const Bias& attn_bias,
                                             std::span<const Index> cu_seqlens = {}) const {
     return attention_probabilities(

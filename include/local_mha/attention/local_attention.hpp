@@ -78,6 +78,7 @@ class LocalAttention {
   LocalAttention(const LocalAttention&) = default;
   LocalAttention& operator=(const LocalAttention&) = default;
 
+  /// What it was made with.
   const LocalAttentionConfig& config() const { return made_->config; }
 
   /// The same whose keys, as place_keys() leaves them, a Storage can hold.
@@ -129,6 +130,7 @@ class LocalAttention {
 
   /// What forward() must keep for backward(), beside its inputs; and gradients of what it takes.
   using Saved = detail::SavedAttention<Scalar>;
+  /// Gradients of q, k, v and of what a call looks at.
   using Gradients = detail::AttentionGradients<Scalar>;
 
   /// forward() that keeps what backward() needs.
@@ -140,6 +142,7 @@ class LocalAttention {
     return saved;
   }
 
+  /// The same with mask and bias in a row.
   Saved forward_saving(View q, View k, View v, const PaddingMask& mask,
                        const Bias& attn_bias) const {
     return forward_saving(q, k, v, {.mask = mask, .attn_bias = attn_bias});
@@ -165,6 +168,7 @@ class LocalAttention {
     return gradients;
   }
 
+  /// The same with mask and bias in a row.
   Gradients backward(const Saved& saved, View grad_out, View q, View k, View v,
                      const PaddingMask& mask, const Bias& attn_bias) const {
     return backward(saved, grad_out, q, k, v, {.mask = mask, .attn_bias = attn_bias});
@@ -232,6 +236,7 @@ class LocalAttention {
   void place_queries(Index dim_head, Scalar* block, Index first) const {
     made_->placement.place_queries(dim_head, block, first);
   }
+  /// The same of keys.
   void place_keys(Index dim_head, Scalar* block, Index first) const {
     made_->placement.place_keys(dim_head, block, first);
   }

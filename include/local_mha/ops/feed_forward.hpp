@@ -207,6 +207,7 @@ class FeedForward {
     return y;
   }
 
+  /// The same of tensors `[B, N, dim]`.
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
                                    const ModuleCall& call = {}) const
     requires detail::Trainable<Scalar, Storage>
