@@ -8,6 +8,10 @@ if(NOT LOCAL_MHA_MATHJAX_DIR)
   message(FATAL_ERROR "There is no MathJax 2 (cmake/setup.sh --docs installs it): set LOCAL_MHA_MATHJAX_DIR")
 endif()
 
+if(NOT TARGET attention_map)
+  message(FATAL_ERROR "LOCAL_MHA_DOCS needs LOCAL_MHA_BUILD_EXAMPLES, whose programs make the pictures")
+endif()
+
 set(docs_dir "${PROJECT_BINARY_DIR}")
 file(STRINGS cmake/docs/public_headers.txt headers)
 file(GLOB pages CONFIGURE_DEPENDS cmake/docs/*.md)
