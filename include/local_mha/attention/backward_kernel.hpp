@@ -28,6 +28,7 @@
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/score_gradients.hpp>
 #include <local_mha/attention/visibility.hpp>
+#include <local_mha/attention/weighted_values.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/upcoming.hpp>
@@ -94,7 +95,7 @@ class AttentionBackwardKernel {
 
   // The register tile of the products that are added in place: keys × panels of channels.
   static constexpr int panels = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
-  static constexpr int panel_keys = Tiling<Scalar>::accumulators >= 16 ? 4 : 2;
+  static constexpr int panel_keys = Tiling<Scalar>::registers / L::packets >= 16 ? 4 : 2;
   static_assert(count % group == 0 && group % panel_keys == 0);
 
   static BlockBuffer<Scalar> room(Index lanes) { return make_block_buffer<Scalar>(lanes * count); }
@@ -142,7 +143,7 @@ class AttentionBackwardKernel {
       }
       if (finite) {
         add_to_keys(tile, segment, *strip.store.grad_keys, *strip.store.grad_values);
-        add_to_queries(segment, keys, grad_queries);
+        add_to_queries(tile, segment, keys, grad_queries);
       } else {
         add_seen(tile, segment, strip.store, grad_queries);
       }
@@ -238,37 +239,29 @@ class AttentionBackwardKernel {
   }
 
   // dq += dS·k
-  void add_to_queries(const Range& segment, const Ring<Scalar>& keys, Scalar* grad_queries) {
+  void add_to_queries(const Tile& tile, const Range& segment, const Ring<Scalar>& keys,
+                      Scalar* grad_queries) {
     constexpr int most = Tiling<Scalar>::values;
     constexpr int least = Tiling<Scalar>::rows;
     const Index channels = padded_channels<Scalar>(keys.channels());
     for (Index c = 0; c < channels;) {
       const bool many = Tiling<Scalar>::template is_next<most>(channels - c);
       if (many)
-        add_channels<most>(segment, keys, c, grad_queries + c * count);
+        add_channels<most>(tile, segment, keys, c, grad_queries + c * count);
       else
-        add_channels<least>(segment, keys, c, grad_queries + c * count);
+        add_channels<least>(tile, segment, keys, c, grad_queries + c * count);
       c += many ? most : least;
     }
   }
 
   template <int Channels>
-  LOCAL_MHA_NOINLINE void add_channels(const Range& segment, const Ring<Scalar>& keys, Index c,
-                                       Scalar* to) {
+  LOCAL_MHA_NOINLINE void add_channels(const Tile& tile, const Range& segment,
+                                       const Ring<Scalar>& keys, Index c, Scalar* to) {
     L acc[Channels][1];
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] = L::load(to + r * count);
-    auto cursor = keys.cursor(segment.begin / count);
-    for (Index begin = segment.begin; begin < segment.end; cursor.advance()) {
-      const Index end = (std::min)((begin / count + 1) * count, segment.end);
-      const Scalar* block = cursor.block() + c * count;
-      const Scalar* const ds[1] = {scores_.gradients(segment, begin)};
-      if (end - begin == count)
-        multiply(count, block, count, 1, ds, acc);
-      else
-        multiply(end - begin, block + begin % count, count, 1, ds, acc);
-      upcoming_.fetch();
-      begin = end;
-    }
+    detail::add_weighted_rows(
+        tile, segment, keys, c, [&](Index key) { return scores_.gradients(segment, key); },
+        upcoming_, acc);
     LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0].store(to + r * count);
   }
 

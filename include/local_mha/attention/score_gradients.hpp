@@ -63,7 +63,6 @@ class ScoreGradients {
     const Ring<Scalar>& keys = *strip.store.keys;
     const Ring<Scalar>& values = *strip.store.values;
     const Denominator denominator(block.lse);
-    const L delta = L::load(block.delta);
     std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto key_cursor = keys.cursor(segment.begin / count);
@@ -77,37 +76,27 @@ class ScoreGradients {
         Scalar* p = probabilities(segment, key);
         Scalar* ds = gradients(segment, key);
         Scalar* derivatives = head.score ? row_of(derivatives_, segment, key) : nullptr;
-        {
-          upcoming.fetch();
-          L acc[group][1];
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
-          const Scalar* const x[1] = {queries};
-          multiply(keys.channels(), key_cursor.block() + key % count,
-                   Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+        const Scalar* const bias =
+            head.attn_bias != nullptr ? bias_.data() + key % count * count : nullptr;
+        const auto change_scores = [&](L(&scores)[group][1]) {
           if (derivatives != nullptr)
-            change(head, tile, first_key + key % count, p, derivatives, acc);
-          if (head.attn_bias != nullptr) {
-            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
-                fma(Scalar(log2_e), L::load(bias_.data() + (key % count + r) * count), acc[r][0]);
-          }
-          // Sums that started at −lse would round at its size.
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) denominator.probability(acc[r][0])
-              .store(p + r * count);
-        }
-        {
+            change(head, tile, first_key + key % count, p, derivatives, scores);
+        };
+        const Scalar* const k = key_cursor.block() + key % count;
+        const Scalar* const v = value_cursor.block() + key % count;
+        const bool drops = head.dropout != nullptr;
+        const int lane = derivatives == nullptr ? tile.half_that_sees({key, key + group}) : -1;
+        upcoming.fetch();
+        if (Tiling<Scalar>::half_keys > 0 && lane >= 0) {
+          make_probabilities<2>(
+              keys.channels(), k, queries, lane, bias, denominator, [](auto&) {}, p);
           upcoming.fetch();
-          L acc[group][1];
-          LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = L::zero();
-          const Scalar* const x[1] = {block.grad_out};
-          multiply(values.channels(), value_cursor.block() + key % count,
-                   Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
-          if (head.dropout == nullptr) {
-            LOCAL_MHA_UNROLL for (Index r = 0; r < group;
-                                  ++r)(L::load(p + r * count) * (acc[r][0] - delta))
-                .store(ds + r * count);
-          } else {
-            LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count);
-          }
+          make_gradients<2>(values.channels(), v, block, lane, drops, p, ds);
+        } else {
+          make_probabilities<1>(keys.channels(), k, queries, 0, bias, denominator, change_scores,
+                                p);
+          upcoming.fetch();
+          make_gradients<1>(values.channels(), v, block, 0, drops, p, ds);
         }
         // The products that follow sum over all lanes.
         if (!tile.whole() || !tile.plain({key, key + group}))
@@ -187,23 +176,66 @@ class ScoreGradients {
   class Denominator {
    public:
     explicit Denominator(const Scalar* lse) {
-      alignas(64) Scalar whole[count];
-      alignas(64) Scalar rest[count];
       for (Index r = 0; r < count; ++r) {
         const auto parts = binary_log_sum_exp<Scalar>({lse[r], lse[count + r]});
-        whole[r] = parts.nearest;
-        rest[r] = parts.rest;
+        whole_[r] = parts.nearest;
+        rest_[r] = parts.rest;
       }
-      whole_ = L::load(whole);
-      rest_ = L::load(rest);
     }
 
-    LOCAL_MHA_INLINE L probability(const L& score) const { return exp2((score - whole_) - rest_); }
+    /// \param lane of which the first of the scores is
+    template <int Parts>
+    LOCAL_MHA_INLINE Lanes<Scalar, Parts> probability(const Lanes<Scalar, Parts>& score,
+                                                      int lane = 0) const {
+      using P = Lanes<Scalar, Parts>;
+      return exp2((score - P::load(whole_ + lane)) - P::load(rest_ + lane));
+    }
 
    private:
-    L whole_;
-    L rest_;
+    alignas(64) Scalar whole_[count];
+    alignas(64) Scalar rest_[count];
   };
+
+  // P of a group of keys, for all lanes or for half of them from `lane` on.
+  // \param change of the scores in registers
+  template <int Parts, typename Change>
+  static LOCAL_MHA_INLINE void make_probabilities(Index channels, const Scalar* k,
+                                                  const Scalar* queries, int lane,
+                                                  const Scalar* bias,
+                                                  const Denominator& denominator, Change&& change,
+                                                  Scalar* p) {
+    using P = Lanes<Scalar, Parts>;
+    P acc[group][1];
+    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = P::zero();
+    const Scalar* const x[1] = {queries + lane};
+    multiply(channels, k, Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+    change(acc);
+    if (bias != nullptr) {
+      LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
+          fma(Scalar(log2_e), P::load(bias + r * count + lane), acc[r][0]);
+    }
+    // Sums that started at −lse would round at its size.
+    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) denominator.probability(acc[r][0], lane)
+        .store(p + r * count + lane);
+  }
+
+  // dS of P; g·v if some are dropped.
+  template <int Parts>
+  static LOCAL_MHA_INLINE void make_gradients(Index channels, const Scalar* v,
+                                              const QueryGradients<Scalar>& block, int lane,
+                                              bool drops, const Scalar* p, Scalar* ds) {
+    using P = Lanes<Scalar, Parts>;
+    P acc[group][1];
+    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = P::zero();
+    const Scalar* const x[1] = {block.grad_out + lane};
+    multiply(channels, v, Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+    if (!drops) {
+      const P delta = P::load(block.delta + lane);
+      LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
+          P::load(p + r * count + lane) * (acc[r][0] - delta);
+    }
+    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count + lane);
+  }
 
   static Scalar* row_of(BlockBuffer<Scalar>& rows, const Range& segment, Index key) {
     return rows.data() + (key - segment.begin / count * count) * count;

@@ -70,6 +70,13 @@ class QueryTile {
     if (some.end <= upper_begin_) return 0;
     return some.begin >= lower_end_ ? half : -1;
   }
+  /// Where the keys end, of `some` from its first one on, of which half_that_sees() says the same.
+  Index run_end(const Range& some) const {
+    Index end = some.end;
+    for (const Index edge : {lower_end_, upper_begin_})
+      if (some.begin < edge && edge < end) end = edge;
+    return end;
+  }
 
   /// The lane whose own position a key is, if its score is then another (shared_qk); -1: none.
   int self_lane(Index key) const {
@@ -117,7 +124,14 @@ class QueryTile {
     const Index begin = (std::max<Index>)(0, head.queries.begin - first_row);
     const Index end = (std::min)(count, head.queries.end - first_row);
     queries = {static_cast<int>(begin), static_cast<int>(end)};
-    for (Index r = begin; r < end; ++r) seen[r] = seen_by(head, first_row + r, part, all_keys);
+    if (part == Part::window) {
+      // Copies, which nothing that is written can change.
+      const Window window = *head.window;
+      const Range unmasked = head.unmasked;
+      for (Index r = begin; r < end; ++r) seen[r] = window.keys(first_row + r).clipped_to(unmasked);
+    } else {
+      for (Index r = begin; r < end; ++r) seen[r] = seen_by(head, first_row + r, part, all_keys);
+    }
     keys = {seen[begin].begin, seen[end - 1].end};
     by_all = {seen[end - 1].begin, seen[begin].end};
     if (keys.begin >= keys.end) keys = {0, 0};
@@ -131,7 +145,6 @@ class QueryTile {
                        const Range& all_keys) {
     if (part == Part::all) return all_keys.clipped_to(head.unmasked);
     const Range shown = head.window->keys(row).clipped_to(head.unmasked);
-    if (part == Part::window) return shown;
     const PinnedRows<Scalar>& pinned = *head.pinned;
     if (part == Part::before) return {0, pinned.place_of(shown.begin)};
     return {pinned.not_flagged() == nullptr ? pinned.places() : pinned.place_of(shown.end),

@@ -15,6 +15,50 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
+/// `acc[r] += Σ_key weights(key)·rows(key)[c + r]`, of all or of that half of a tile's lanes that
+/// sees a key.
+/// \param rows a Ring, or Rows, finite
+/// \param weights `weights(key)` points to those of a key, `[block_rows]`, behind which are those
+/// of
+///        the rest of its block; 0 where a query does not see a key
+/// \param upcoming is fetched meanwhile
+template <int Channels, typename Scalar, typename Store, typename Weights>
+LOCAL_MHA_INLINE void add_weighted_rows(const QueryTile<Scalar>& tile, const Range& keys,
+                                        const Store& rows, Index c, Weights&& weights,
+                                        Upcoming<Scalar>& upcoming,
+                                        Lanes<Scalar> (&acc)[Channels][1]) {
+  constexpr Index count = block_rows<Scalar>;
+  // Halves that are packets.
+  constexpr bool halves = Tiling<Scalar>::half_keys > 0 && Lanes<Scalar>::packets == 2;
+  auto cursor = rows.cursor(keys.begin / count);
+  for (Index key = keys.begin; key < keys.end; cursor.advance()) {
+    const Index end = (std::min)((key / count + 1) * count, keys.end);
+    const Scalar* const block = cursor.block() + c * rows.channel_stride();
+    upcoming.fetch();
+    for (Index run_end = end; key < end; key = run_end) {
+      const Scalar* const from = block + key % count * rows.position_stride();
+      const Scalar* const x[1] = {weights(key)};
+      if constexpr (halves) {
+        run_end = tile.run_end({key, end});
+        const int lane = tile.half_that_sees({key, run_end});
+        if (lane >= 0) {
+          if (lane == 0)
+            multiply_half<0>(run_end - key, from, rows.channel_stride(), rows.position_stride(),
+                             x[0], acc);
+          else
+            multiply_half<1>(run_end - key, from, rows.channel_stride(), rows.position_stride(),
+                             x[0], acc);
+          continue;
+        }
+      }
+      if (run_end - key == count)
+        multiply(count, from, rows.channel_stride(), rows.position_stride(), x, acc);
+      else
+        multiply(run_end - key, from, rows.channel_stride(), rows.position_stride(), x, acc);
+    }
+  }
+}
+
 /// add_weighted_values() of some channels.
 template <int Channels, typename Scalar, typename Values>
 LOCAL_MHA_NOINLINE void add_weighted_channels(const Chunk<Scalar, Values>& chunk, Index c,
@@ -27,23 +71,10 @@ LOCAL_MHA_NOINLINE void add_weighted_channels(const Chunk<Scalar, Values>& chunk
   L acc[Channels][1];
   LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] =
       rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
-  for (const auto& piece : chunk) {
-    const Values& values = *piece.values;
-    const Index last = piece.keys.end;
-    auto cursor = values.cursor(piece.keys.begin / count);
-    for (Index begin = piece.keys.begin; begin < last; cursor.advance()) {
-      const Index end = (std::min)((begin / count + 1) * count, last);
-      const Scalar* block = cursor.block() + c * values.channel_stride();
-      const Scalar* const p[1] = {piece.score(begin)};
-      upcoming.fetch();
-      if (end - begin == count)
-        multiply(count, block, values.channel_stride(), values.position_stride(), p, acc);
-      else
-        multiply(end - begin, block + begin % count * values.position_stride(),
-                 values.channel_stride(), values.position_stride(), p, acc);
-      begin = end;
-    }
-  }
+  for (const auto& piece : chunk)
+    add_weighted_rows(
+        piece.tile(), piece.keys, *piece.values, c, [&](Index key) { return piece.score(key); },
+        upcoming, acc);
   LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)(acc[r][0] * factor).store(out + r * count);
 }
 

@@ -27,7 +27,8 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// `count` values side by side: one channel of a block of positions, a cache line of memory.
+/// `count` values side by side: one channel of a block of positions, one or two cache lines of
+/// memory.
 ///
 /// All arithmetic is element by element. float and double take the packets of Eigen, other scalars
 /// (a dual number) the same code with packets of one. Those of 16 bits are float in registers: a
@@ -43,10 +44,12 @@ struct Lanes {
                                     typename Eigen::internal::packet_traits<Scalar>::type, Value>;
   using HalfPacket = typename Eigen::internal::unpacket_traits<Widest>::half;
   static constexpr bool vectorized = Eigen::internal::unpacket_traits<Widest>::size > 1;
-  using Packet = std::conditional_t<sizeof(Widest) * Parts <= 64, Widest, HalfPacket>;
+  using Packet =
+      std::conditional_t<sizeof(Widest) * Parts <= LOCAL_MHA_LANE_BYTES, Widest, HalfPacket>;
   static constexpr int packet_size = Eigen::internal::unpacket_traits<Packet>::size;
   /// Positions in a block, if not a part.
-  static constexpr int count = (vectorized ? 64 / static_cast<int>(sizeof(Scalar)) : 4) / Parts;
+  static constexpr int count =
+      (vectorized ? LOCAL_MHA_LANE_BYTES / static_cast<int>(sizeof(Scalar)) : 4) / Parts;
   static constexpr int packets = count / packet_size;
   /// Packets that are transposed: of AVX-512 the halves, which take less.
   using Tile = std::conditional_t<sizeof(Packet) == 64, HalfPacket, Packet>;
@@ -188,6 +191,20 @@ LOCAL_MHA_INLINE Value rounded(Value x) {
 
 }  // namespace detail
 
+#if defined(EIGEN_VECTORIZE_AVX512)
+namespace detail {
+
+/// Values of `a` where a bit is set, the others of `b`: Eigen makes a comparison of it.
+LOCAL_MHA_INLINE __m512 select_bits(std::uint64_t bits, __m512 a, __m512 b) {
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b, a);
+}
+LOCAL_MHA_INLINE __m512d select_bits(std::uint64_t bits, __m512d a, __m512d b) {
+  return _mm512_mask_blend_pd(static_cast<__mmask8>(bits), b, a);
+}
+
+}  // namespace detail
+#endif
+
 /// The same of all lanes.
 template <typename Scalar, int Parts>
 LOCAL_MHA_INLINE Lanes<Scalar, Parts> rounded(const Lanes<Scalar, Parts>& a) {
@@ -271,6 +288,15 @@ template <typename Scalar>
 LOCAL_MHA_INLINE Lanes<Scalar> select_lanes(int begin, int end, const Lanes<Scalar>& a,
                                             const Lanes<Scalar>& b) {
   using L = Lanes<Scalar>;
+#if defined(EIGEN_VECTORIZE_AVX512)
+  if constexpr (sizeof(typename L::Packet) == 64) {
+    const std::uint64_t chosen =
+        begin < end ? (std::uint64_t{1} << end) - (std::uint64_t{1} << begin) : 0;
+    return L::make([&](int i) {
+      return detail::select_bits(chosen >> (i * L::packet_size), a.packet[i], b.packet[i]);
+    });
+  }
+#endif
   if constexpr (L::vectorized) {
     // -1 in the chosen lanes, 0 in the others, as a step that slides.
     struct Steps {

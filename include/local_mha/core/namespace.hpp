@@ -51,8 +51,23 @@
 #define LOCAL_MHA_FP16
 #endif
 
-#define LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, bytes) packets##fma##fp16##_align##bytes
-#define LOCAL_MHA_PASTE(packets, fma, fp16, bytes) LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, bytes)
-/// As in `avx2_fma_fp16_align32`.
-#define LOCAL_MHA_ABI \
-  LOCAL_MHA_PASTE(LOCAL_MHA_PACKETS, LOCAL_MHA_FMA, LOCAL_MHA_FP16, EIGEN_MAX_STATIC_ALIGN_BYTES)
+/// Bytes of a Lanes, one channel of a block of positions: 64, or 128 where there is AVX-512.
+///
+/// A processor that multiplies two whole packets of AVX-512 in a cycle, and loads no more, is fed
+/// better by 128: each broadcast operand serves two packets. Single positions and windows of a few
+/// keys, which fill fewer lanes, become slower.
+#if !defined(LOCAL_MHA_LANE_BYTES)
+#define LOCAL_MHA_LANE_BYTES 64
+#elif LOCAL_MHA_LANE_BYTES != 64 && \
+    !(LOCAL_MHA_LANE_BYTES == 128 && defined(EIGEN_VECTORIZE_AVX512))
+#include <local_mha takes LOCAL_MHA_LANE_BYTES of 64, or of 128 with AVX-512>
+#endif
+
+#define LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, lanes, bytes) \
+  packets##fma##fp16##_lanes##lanes##_align##bytes
+#define LOCAL_MHA_PASTE(packets, fma, fp16, lanes, bytes) \
+  LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, lanes, bytes)
+/// As in `avx2_fma_fp16_lanes64_align32`.
+#define LOCAL_MHA_ABI                                                                     \
+  LOCAL_MHA_PASTE(LOCAL_MHA_PACKETS, LOCAL_MHA_FMA, LOCAL_MHA_FP16, LOCAL_MHA_LANE_BYTES, \
+                  EIGEN_MAX_STATIC_ALIGN_BYTES)

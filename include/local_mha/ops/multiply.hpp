@@ -27,6 +27,11 @@ struct Tiling {
   static constexpr int rows = accumulators >= 8 ? 8 : accumulators >= 4 ? 4 : 2;
   /// Blocks of positions that one micro-kernel of a projection takes.
   static constexpr int blocks = (std::max)(1, accumulators / rows);
+  /// Whether a micro-kernel of so many blocks has instructions to spare for fetching its operands:
+  /// a single packet's rows, which is all that registers hold without AVX-512, have none.
+  static constexpr bool may_fetch(int some_blocks) {
+    return some_blocks * (sizeof(typename L::Packet) == 64 ? L::packets : 1) > 1;
+  }
   /// Keys that one micro-kernel of the attention takes, where a block has so many left: what fits
   /// beside one Lanes of queries and a key. Fewer multiply-adds in flight than 8 wait for each
   /// other.
@@ -85,6 +90,21 @@ LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, I
           fma(weight, lanes[b], acc[r][b]);
     }
   }
+}
+
+/// multiply() of one block for the first (0) or the second (1) half of its lanes, which is a
+/// packet.
+template <int Half, int Rows, typename Scalar>
+LOCAL_MHA_INLINE void multiply_half(Index depth, const Scalar* a, Index row_stride,
+                                    Index depth_stride, const Scalar* x,
+                                    Lanes<Scalar> (&acc)[Rows][1]) {
+  using L = Lanes<Scalar, 2>;
+  static_assert(L::packets == 1 && Lanes<Scalar>::packets == 2);
+  L part[Rows][1];
+  LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) part[r][0].packet[0] = acc[r][0].packet[Half];
+  const Scalar* const from[1] = {x + Half * L::count};
+  multiply(depth, a, row_stride, depth_stride, from, part);
+  LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) acc[r][0].packet[Half] = part[r][0].packet[0];
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

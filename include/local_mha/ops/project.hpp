@@ -26,9 +26,8 @@ void project_panels(const PackedWeight<Scalar>& weight, Index group, Index row_b
                     const Scalar* x, Index x_stride, Scalar* const (&y)[Blocks]) {
   using L = Lanes<Scalar>;
   constexpr int rows = Tiling<Scalar>::rows;
-  // A chunk of the weight comes from the last cache when it passes first. A single block, which is
-  // all that registers hold without AVX-512, has no instructions to spare for it.
-  constexpr Ahead ahead = Blocks > 1 ? Ahead{.a = 64, .x = 8} : Ahead{};
+  // A chunk of the weight comes from the last cache when it passes first.
+  constexpr Ahead ahead = Tiling<Scalar>::may_fetch(Blocks) ? Ahead{.a = 64, .x = 8} : Ahead{};
   const Scalar* from[Blocks];
   for (int b = 0; b < Blocks; ++b) from[b] = x + b * x_stride;
   for (Index row = row_begin; row < row_end; row += rows) {
@@ -84,7 +83,7 @@ LOCAL_MHA_NOINLINE void project_unpacked(Index depth, const Scalar* weight, Inde
                                          Scalar* const (&y)[Blocks], Upcoming<Storage>& upcoming) {
   using L = Lanes<Scalar>;
   constexpr int most = Tiling<Scalar>::rows;
-  constexpr Ahead ahead = Blocks > 1 ? Ahead{.x = 8} : Ahead{};
+  constexpr Ahead ahead = Tiling<Scalar>::may_fetch(Blocks) ? Ahead{.x = 8} : Ahead{};
   L acc[most][Blocks];
   LOCAL_MHA_UNROLL for (int r = 0; r < most; ++r) {
     LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] =

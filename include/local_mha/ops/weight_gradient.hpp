@@ -126,7 +126,7 @@ struct BatchBlocks {
 /// Blocks that one task of a backward pass takes, and whose sums are added up before they are added
 /// to others: few enough to stay in the second-level cache while all weights pass, where a layer is
 /// some hundred channels wide.
-inline constexpr Index stretch_blocks = 12;
+inline constexpr Index stretch_blocks = 12 * 64 / LOCAL_MHA_LANE_BYTES;
 
 /// Calls `task(worker, stretch, blocks)`, see parallel_for(), for stretches of `length` blocks.
 template <typename Task>
@@ -139,7 +139,7 @@ void for_each_stretch(const AnyDevice& device, Index blocks, Task&& task,
 }
 
 /// Blocks that one task of a forward pass takes, which makes its own memory.
-inline constexpr Index forward_stretch_blocks = 32;
+inline constexpr Index forward_stretch_blocks = 32 * 64 / LOCAL_MHA_LANE_BYTES;
 
 /// Sums over positions, such as the gradient of a bias: each stretch of blocks adds up alone, lane
 /// by lane, and the stretches are a long sum.
@@ -224,7 +224,7 @@ void add_weight_tiles(Index blocks, const Scalar* a, Index a_stride, Index rows,
   constexpr int most_panels = Tiling<Scalar>::blocks;
   constexpr Index count = block_rows<Scalar>;
   // Blocks that are summed up in registers: more would leave the cache from tile to tile.
-  constexpr Index depth = 32;
+  constexpr Index depth = 32 * 64 / LOCAL_MHA_LANE_BYTES;
   for (Index begin = 0; begin < blocks; begin += depth) {
     const Range some{begin, (std::min)(begin + depth, blocks)};
     Index panel = panels.begin;
