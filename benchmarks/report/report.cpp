@@ -3,6 +3,7 @@
 // and report.png. What is measured and how: benchmarks/README.md.
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -305,6 +306,7 @@ class Report {
     measure_threads();
     measure_streams();
     measure_generation();
+    measure_ranks();
     measure_lengths();
     measure_windows();
     compile();
@@ -491,6 +493,39 @@ class Report {
     rows_.push_back({.name = "generation by the trained model in bfloat16, one core",
                      .figure = rounded.at("tokens_per_second").get<double>(),
                      .unit = "tokens/s"});
+  }
+
+  // As many ranks as there are cores, where MPI is.
+  void measure_ranks() {
+#if defined(LOCAL_MHA_BENCHMARK_MPIRUN)
+    const unsigned ranks = std::clamp(std::thread::hardware_concurrency(), 1U, 16U);
+    say(std::to_string(ranks) + " ranks of MPI");
+    const std::filesystem::path figures = programs_ / "ranks.json";
+    report::output_of(report::quoted(LOCAL_MHA_BENCHMARK_MPIRUN) + " -n " + std::to_string(ranks) +
+                      " " + report::quoted((programs_ / "local_mha_measure_mpi").string()) +
+                      " --json " + report::quoted(figures.string()));
+    const json found = json::parse(std::ifstream(figures));
+    rows_.push_back({.name = "the layer on one rank, of the time without MPI",
+                     .figure = 100 * found.at("layer_on_one_rank_against_no_mpi").get<double>(),
+                     .bar = 101,
+                     .unit = "%",
+                     .at_most = true});
+    for (const json& one : found.at("cases")) {
+      if (one.at("ranks") != ranks || ranks == 1) continue;
+      const std::string name = one.at("case").get<std::string>() + ", " + std::to_string(ranks) +
+                               " ranks, " + one.at("scaling").get<std::string>();
+      const bool weak = one.at("scaling") == "weak";
+      rows_.push_back({.name = name + ": scaling, of the peak's",
+                       .figure = 100 * one.at("share_of_peak_scaling").get<double>(),
+                       .bar = weak ? std::optional(ranks > 2 ? 90.0 : 95.0) : std::nullopt,
+                       .unit = "%"});
+      rows_.push_back({.name = name + ": waiting",
+                       .figure = 100 * one.at("waiting").get<double>(),
+                       .bar = weak ? std::optional(2.0) : std::nullopt,
+                       .unit = "%",
+                       .at_most = true});
+    }
+#endif
   }
 
   void measure_lengths() {

@@ -1,0 +1,523 @@
+// SPDX-License-Identifier: MIT
+// Weak and strong scaling over ranks, how long these wait, and what delays do to them:
+//
+//   mpirun -n R local_mha_measure_mpi [option...]          see --help
+//
+// Each case runs on 1, 2, 4, … ranks of those that there are, while the others sleep. Times are
+// wall time, from a barrier to the end of the last rank.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <fstream>
+#include <iomanip>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <local_mha/local_mha.hpp>
+#include <local_mha/mpi.hpp>
+
+#include "../measuring/fma_peak.hpp"
+#include "../measuring/random.hpp"
+#include "delays.hpp"
+#include "model.hpp"
+
+namespace {
+
+using local_mha::Index;
+using local_mha::Tensor;
+namespace mpi = local_mha::mpi;
+
+struct Options {
+  Index rows = Index{1} << 17;
+  Index dim = 512;
+  Index heads = 8;
+  Index dim_head = 64;
+  Index window = 256;
+  Index depth = 2;
+  int rounds = 3;
+  bool backward = true;
+  bool delays = true;
+  bool scaling = true;
+  std::string json_path;
+  int simulated_ranks = 1000;
+};
+
+int world_rank() {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  return rank;
+}
+int world_size() {
+  int size = 1;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  return size;
+}
+
+// Those that are not of a case leave their cores to those that are.
+void meet_asleep() {
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_Ibarrier(MPI_COMM_WORLD, &request);
+  for (int done = 0; done == 0;) {
+    MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+    if (done == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
+
+void take_a_core() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < world_size())
+    return;
+  int left = world_rank();
+  for (int core = 0; core < CPU_SETSIZE; ++core)
+    if (CPU_ISSET(core, &allowed) && left-- == 0) {
+      cpu_set_t one;
+      CPU_ZERO(&one);
+      CPU_SET(core, &one);
+      sched_setaffinity(0, sizeof one, &one);
+      return;
+    }
+#endif
+}
+
+double median(std::vector<double> all) {
+  std::sort(all.begin(), all.end());
+  return all[all.size() / 2];
+}
+
+double over_ranks(double number, MPI_Op op, MPI_Comm comm) {
+  MPI_Allreduce(MPI_IN_PLACE, &number, 1, MPI_DOUBLE, op, comm);
+  return number;
+}
+
+struct Figure {
+  double seconds = 0;
+  double waiting = 0;    // share of the time, the mean over ranks
+  double imbalance = 0;  // share of the time by which the first rank is ready before the last
+  double bytes = 0;      // that a rank sends, the mean
+};
+
+/// What is measured on some ranks, each with `rows` of the sequence.
+class Work {
+ public:
+  Work() = default;
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+  virtual ~Work() = default;
+  virtual void run() = 0;
+};
+
+Tensor<float, 3> random_rows(Index rows, Index dim, std::uint64_t seed) {
+  Tensor<float, 3> x(1, rows, dim);
+  measuring::Random random(seed);
+  random.fill(x);
+  return x;
+}
+
+local_mha::LocalMHAConfig layer_config(const Options& o) {
+  return {.dim = o.dim,
+          .window_size = o.window,
+          .dim_head = o.dim_head,
+          .heads = o.heads,
+          .causal = true,
+          .prenorm = true,
+          .qk_rmsnorm = true,
+          .use_xpos = true};
+}
+
+class Alone final : public Work {
+ public:
+  Alone(const Options& o, Index rows)
+      : layer_(layer_config(o), 1), x_(random_rows(rows, o.dim, 1)), y_(x_.dimensions()) {
+    y_.setZero();
+  }
+  void run() override { layer_.forward_into(y_, workspace_, x_); }
+
+ private:
+  local_mha::LocalMHA<float> layer_;
+  local_mha::LocalMHA<float>::Workspace workspace_;
+  Tensor<float, 3> x_, y_;
+};
+
+class Layer final : public Work {
+ public:
+  Layer(const mpi::Communicator& communicator, const Options& o, Index rows, bool backward)
+      : split_(communicator, rows),
+        layer_(communicator, local_mha::LocalMHA<float>(layer_config(o), 1)),
+        x_(random_rows(rows, o.dim, 1)),
+        y_(x_.dimensions()) {
+    y_.setZero();
+    if (!backward) return;
+    grad_y_ = random_rows(rows, o.dim, 2);
+    grad_x_.resize(x_.dimensions());
+    grad_x_.setZero();
+    gradients_ = local_mha::LocalMHAParameters<float>::zeros(layer_config(o));
+  }
+  void run() override {
+    if (!gradients_) return layer_.forward_into(y_, x_, split_);
+    layer_.forward_saving_into(y_, saved_, x_, split_);
+    layer_.backward_into(grad_x_, *gradients_, saved_, grad_y_, x_, split_);
+  }
+
+ private:
+  mpi::Split split_;
+  mpi::LocalMHA<float> layer_;
+  mpi::LocalMHA<float>::Saved saved_;
+  Tensor<float, 3> x_, y_, grad_y_, grad_x_;
+  std::optional<local_mha::LocalMHAParameters<float>> gradients_;
+};
+
+class Encoder final : public Work {
+ public:
+  Encoder(const mpi::Communicator& communicator, const Options& o, Index rows)
+      : split_(communicator, rows),
+        encoder_(communicator,
+                 local_mha::Encoder<float>({.depth = o.depth, .layers = {layer_config(o)}}, 1)),
+        x_(random_rows(rows, o.dim, 1)),
+        y_(x_.dimensions()) {
+    y_.setZero();
+  }
+  void run() override { encoder_.forward_into(y_, x_, split_); }
+
+ private:
+  mpi::Split split_;
+  mpi::Encoder<float> encoder_;
+  Tensor<float, 3> x_, y_;
+};
+
+// Medians of rounds, after a first one.
+Figure measure(const mpi::Communicator& communicator, Work& work, int rounds) {
+  work.run();
+  std::vector<double> seconds, waiting, imbalance;
+  double bytes = 0;
+  for (int round = 0; round < rounds; ++round) {
+    MPI_Barrier(communicator.get());
+    communicator.reset_traffic();
+    const double begin = MPI_Wtime();
+    work.run();
+    const double own = MPI_Wtime() - begin;
+    const double last = over_ranks(own, MPI_MAX, communicator.get());
+    const double first = over_ranks(own, MPI_MIN, communicator.get());
+    seconds.push_back(last);
+    imbalance.push_back((last - first) / last);
+    waiting.push_back(
+        over_ranks(communicator.traffic().seconds_waiting / own, MPI_SUM, communicator.get()) /
+        communicator.size());
+    bytes = static_cast<double>(communicator.traffic().keys_and_values +
+                                communicator.traffic().gradients + communicator.traffic().sums);
+  }
+  bytes = over_ranks(bytes, MPI_SUM, communicator.get()) / communicator.size();
+  return {median(seconds), median(waiting), median(imbalance), bytes};
+}
+
+// The layer over one rank beside no MPI, in turn.
+double share_of_alone(const mpi::Communicator& communicator, const Options& o) {
+  Alone alone(o, o.rows);
+  Layer layer(communicator, o, o.rows, false);
+  std::vector<double> ratios;
+  for (int round = -1; round < std::max(5, o.rounds); ++round) {
+    const double begin = MPI_Wtime();
+    alone.run();
+    const double middle = MPI_Wtime();
+    layer.run();
+    const double end = MPI_Wtime();
+    if (round >= 0) ratios.push_back((end - middle) / (middle - begin));
+  }
+  return median(ratios);
+}
+
+class Measurement {
+ public:
+  explicit Measurement(const Options& options) : options_(options) {}
+
+  void run() {
+    std::vector<int> numbers;
+    for (int n = 1; n < world_size(); n *= 2) numbers.push_back(n);
+    numbers.push_back(world_size());
+    for (const int n : numbers) of_ranks(n);
+    if (world_rank() != 0) return;
+    all_["rows"] = options_.rows;
+    all_["dim"] = options_.dim;
+    all_["window_size"] = options_.window;
+    all_["depth"] = options_.depth;
+    if (!options_.json_path.empty()) {
+      std::ofstream file(options_.json_path);
+      file << all_.dump(2) << '\n';
+      if (!file) throw std::runtime_error(options_.json_path + ": cannot be written");
+    }
+  }
+
+ private:
+  // All cases on the first `n` ranks.
+  void of_ranks(int n) {
+    MPI_Comm some = MPI_COMM_NULL;
+    MPI_Comm_split(MPI_COMM_WORLD, world_rank() < n ? 0 : MPI_UNDEFINED, world_rank(), &some);
+    if (some != MPI_COMM_NULL) {
+      const mpi::Communicator communicator(some);
+      MPI_Comm_free(&some);
+      measure_on(communicator);
+    }
+    meet_asleep();
+  }
+
+  double peak(const mpi::Communicator& communicator) {
+    MPI_Barrier(communicator.get());
+    return over_ranks(measuring::fma_peak<float>(0.2), MPI_SUM, communicator.get());
+  }
+
+  void measure_on(const mpi::Communicator& communicator) {
+    const int n = communicator.size();
+    if (n == 1 && options_.scaling) {
+      const double ratio = share_of_alone(communicator, options_);
+      all_["layer_on_one_rank_against_no_mpi"] = ratio;
+      tell([&](std::ostream& out) {
+        out << "the layer on one rank takes " << ratio << " of the time without MPI\n\n"
+            << "ranks  case                      rows a rank  positions a second  scaling  of the "
+               "peak's  waiting   bytes a rank\n";
+      });
+    }
+    const double before = peak(communicator);
+    const auto add = [&](const std::string& name, bool strong, auto&& make) {
+      const Index rows = strong ? options_.rows / n : options_.rows;
+      Figure figure;
+      {
+        const auto work = make(rows);
+        figure = measure(communicator, *work, options_.rounds);
+      }
+      report(communicator, name, strong, rows, figure, before);
+    };
+    for (const bool strong : {false, true}) {
+      if ((strong && n == 1) || !options_.scaling) continue;
+      add("layer", strong,
+          [&](Index rows) { return std::make_unique<Layer>(communicator, options_, rows, false); });
+      if (options_.backward)
+        add("layer_and_back", strong, [&](Index rows) {
+          return std::make_unique<Layer>(communicator, options_, rows, true);
+        });
+      add("encoder", strong,
+          [&](Index rows) { return std::make_unique<Encoder>(communicator, options_, rows); });
+    }
+    if (n == world_size() && n > 1 && options_.delays) delayed(communicator);
+  }
+
+  void report(const mpi::Communicator& communicator, const std::string& name, bool strong,
+              Index rows, const Figure& figure, double peak_before) {
+    const int n = communicator.size();
+    const double rate = static_cast<double>(rows * n) / figure.seconds;
+    const double peak_now = (peak_before + peak(communicator)) / 2;
+    if (n == 1) {
+      one_[name] = rate;
+      peak_of_one_[name] = peak_now;
+    }
+    if (communicator.rank() != 0) return;
+    const double scaling = rate / (n * one_.at(name));
+    const double of_peak = peak_now / (n * peak_of_one_.at(name));
+    all_["cases"].push_back({{"case", name},
+                             {"ranks", n},
+                             {"scaling", strong ? "strong" : "weak"},
+                             {"rows", rows},
+                             {"seconds", figure.seconds},
+                             {"positions_per_second", rate},
+                             {"share_of_one_rank", scaling},
+                             {"share_of_peak_scaling", scaling / of_peak},
+                             {"peak_flops", peak_now},
+                             {"waiting", figure.waiting},
+                             {"imbalance", figure.imbalance},
+                             {"bytes_of_a_rank", figure.bytes}});
+    tell([&](std::ostream& out) {
+      out << std::setw(5) << n << "  " << std::left << std::setw(16) << name << std::setw(8)
+          << (strong ? "strong" : "weak") << std::right << std::setw(13) << rows << std::setw(20)
+          << std::fixed << std::setprecision(0) << rate << std::setprecision(1) << std::setw(7)
+          << 100 * scaling << " %" << std::setw(11) << 100 * scaling / of_peak << " %"
+          << std::setprecision(2) << std::setw(9) << 100 * figure.waiting << " %"
+          << std::setprecision(0) << std::setw(13) << figure.bytes << '\n';
+    });
+  }
+
+  // An encoder with delays, beside the model of what it takes without them: of stretches that hide
+  // them, and of short ones.
+  void delayed(const mpi::Communicator& communicator) {
+    const Figure plain = delayed(communicator, options_.rows, {50e-6, 1e-3}, 0.1);
+    for (const Index rows : {4 * options_.window, options_.window})
+      if (rows < options_.rows) delayed(communicator, rows, {50e-6, 1e-3, 30e-3}, 0);
+    on_paper(communicator, plain);
+  }
+
+  // \param slower of rank 0; 0: not tried
+  Figure delayed(const mpi::Communicator& communicator, Index rows,
+                 const std::vector<double>& latencies, double slower) {
+    const int n = communicator.size();
+    const int rounds = rows < options_.rows ? 5 * options_.rounds : options_.rounds;
+    Encoder work(communicator, options_, rows);
+    const Figure plain = measure(communicator, work, rounds);
+    const auto compare = [&](const std::string& name, double latency, double slower_by) {
+      measuring::set_delays({latency, communicator.rank() == 0 ? slower_by : 0});
+      const Figure figure = measure(communicator, work, rounds);
+      measuring::set_delays({});
+      measuring::Pass pass = pass_of(plain, rows, rows, options_.depth);
+      pass.latency = latency;
+      const measuring::Times model =
+          measuring::simulate(pass, n, [&](int rank, int) { return rank == 0 ? slower_by : 0; });
+      if (communicator.rank() != 0) return;
+      all_["delays"].push_back({{"delay", name},
+                                {"rows", rows},
+                                {"seconds", figure.seconds},
+                                {"share_of_plain", figure.seconds / plain.seconds},
+                                {"waiting", figure.waiting},
+                                {"model_seconds", model.seconds},
+                                {"model_waiting", model.waiting}});
+      tell([&](std::ostream& out) {
+        out << std::left << std::setw(28) << name << std::right << std::fixed
+            << std::setprecision(4) << figure.seconds << " s, " << std::setprecision(2)
+            << 100 * figure.waiting << " % waiting; the model: " << std::setprecision(4)
+            << model.seconds << " s, " << std::setprecision(2) << 100 * model.waiting << " %\n";
+      });
+    };
+    tell([&](std::ostream& out) {
+      out << "\nencoder, " << n << " ranks of " << rows << " rows, delayed\n";
+    });
+    compare("nothing", 0, 0);
+    for (const double latency : latencies) {
+      std::ostringstream name;
+      name << "latency of " << 1e3 * latency << " ms";
+      compare(name.str(), latency, 0);
+    }
+    if (slower > 0) compare("rank 0 slower by 10 %", 0, slower);
+    return plain;
+  }
+
+  // A pass whose ranks have `rows` each, by what one of `measured` rows without delays took.
+  measuring::Pass pass_of(const Figure& plain, Index measured, Index rows, Index depth) const {
+    const double row =
+        plain.seconds * (1 - plain.waiting) / static_cast<double>(options_.depth * measured);
+    const double attention = row * attention_share();
+    // A window of the rows is lent, and so many queries wait for what is borrowed. Keys of lent
+    // rows are made twice.
+    const auto all = static_cast<double>(rows);
+    const double some = std::min(all, static_cast<double>(options_.window));
+    return {.layers = static_cast<int>(depth),
+            .lend = attention * some / 4,
+            .inner = attention * (all - some),
+            .outer = attention * some + (row - attention) * all,
+            .bytes = 2.0 * sizeof(float) *
+                     static_cast<double>(options_.heads * options_.dim_head * options_.window),
+            .bandwidth = 1e9};
+  }
+
+  // Many ranks, by the model.
+  void on_paper(const mpi::Communicator& communicator, const Figure& plain) {
+    if (communicator.rank() != 0) return;
+    const int ranks = options_.simulated_ranks;
+    std::cout << "\non paper: " << ranks
+              << " ranks, 24 layers, 1 GB/s, against ranks that wait for "
+              << "nothing\n";
+    const auto row = [&](const std::string& name, double latency, Index rows, auto&& slower) {
+      measuring::Pass pass = pass_of(plain, options_.rows, rows, 24);
+      pass.latency = latency;
+      pass.sums = true;
+      const measuring::Times times = measuring::simulate(pass, ranks, slower);
+      const measuring::Times ideal = measuring::simulate(pass, 1, [](int, int) { return 0.0; });
+      const double share = times.seconds / ideal.seconds;
+      std::cout << std::left << std::setw(58) << name << std::right << std::fixed
+                << std::setprecision(3) << share << " of the time, " << std::setprecision(2)
+                << 100 * times.waiting << " % waiting\n";
+      all_["on_paper"].push_back({{"case", name},
+                                  {"ranks", ranks},
+                                  {"rows", rows},
+                                  {"share_of_ideal", share},
+                                  {"waiting", times.waiting}});
+    };
+    const auto even = [](int, int) { return 0.0; };
+    const Index n = options_.rows;
+    row("latency 50 us", 50e-6, n, even);
+    row("latency 1 ms", 1e-3, n, even);
+    for (const Index rows : {Index{1024}, Index{512}, Index{256}})
+      row("latency 1 ms, " + std::to_string(rows) + " rows a rank", 1e-3, rows, even);
+    row("one rank slower by 10 %", 50e-6, n, [](int rank, int) { return rank == 7 ? 0.1 : 0.0; });
+    const local_mha::Philox random(1);
+    const auto drawn = [&](int rank, int layer) {
+      return random(
+                 {static_cast<std::uint32_t>(rank), static_cast<std::uint32_t>(layer), 0, 0})[0] *
+             0x1p-32;
+    };
+    row("each layer of each rank slower by 0 to 10 %", 50e-6, n,
+        [&](int rank, int layer) { return 0.1 * drawn(rank, layer); });
+    row("a hundredth of layers stopped for as long as they take", 50e-6, n,
+        [&](int rank, int layer) { return drawn(rank, layer) < 0.01 ? 1.0 : 0.0; });
+  }
+
+  // Of a layer of the encoder, by multiplications.
+  double attention_share() const {
+    const auto dim = static_cast<double>(options_.dim);
+    const double attention =
+        8 * dim * static_cast<double>(options_.heads * options_.dim_head) +
+        4 * static_cast<double>(options_.heads * options_.dim_head * (options_.window + 1));
+    const double feed_forward = 6 * dim * std::floor(dim * 8 / 3);
+    return attention / (attention + feed_forward);
+  }
+
+  template <typename Write>
+  static void tell(Write&& write) {
+    if (world_rank() != 0) return;
+    std::ostringstream line;
+    write(line);
+    std::cout << line.str() << std::flush;
+  }
+
+  Options options_;
+  std::map<std::string, double> one_;
+  std::map<std::string, double> peak_of_one_;
+  nlohmann::json all_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int provided = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  Options options;
+  CLI::App app("Scaling of layers and encoders over ranks, and what delays do to it.");
+  const auto add = [&](const char* name, auto& value, const char* what) {
+    app.add_option(name, value, what)->check(CLI::PositiveNumber)->capture_default_str();
+  };
+  add("--rows", options.rows, "Positions of a rank (weak scaling), and of all (strong)");
+  add("--dim", options.dim, "Channels");
+  add("--heads", options.heads, "Heads of a layer");
+  add("--dim-head", options.dim_head, "Channels of a head");
+  add("--window-size", options.window, "Positions that a position looks back");
+  add("--depth", options.depth, "Layers of the encoder");
+  add("--rounds", options.rounds, "Rounds, of which the median is taken");
+  add("--simulate", options.simulated_ranks, "Ranks of the plan on paper");
+  app.add_flag("!--no-backward", options.backward, "Leaves the way back out");
+  app.add_flag("!--no-scaling", options.scaling, "Leaves scaling out");
+  app.add_flag("!--no-delays", options.delays, "Leaves delays and the plan on paper out");
+  app.add_option("--json", options.json_path, "A file of all figures");
+  int status = 0;
+  try {
+    app.parse(argc, argv);
+    take_a_core();
+    Measurement(options).run();
+  } catch (const CLI::ParseError& error) {
+    status = world_rank() == 0 ? app.exit(error) : error.get_exit_code();
+  } catch (const std::exception& error) {
+    std::cerr << "local_mha_measure_mpi: " << error.what() << '\n';
+    MPI_Abort(MPI_COMM_WORLD, 2);
+  }
+  MPI_Finalize();
+  return status;
+}
