@@ -10,15 +10,17 @@
 #   cmake/setup.sh --matrix     what --developer does, and further compilers, processors and build
 #                               systems, some from other suites of Debian, for the preset matrix
 #   cmake/setup.sh --docs       Doxygen, MathJax and Chromium, for the preset docs
+#   cmake/setup.sh --coverage   what --mpi does, and llvm-cov, for the preset coverage
 set -euo pipefail
 
-usage() { sed -n '3,12s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '3,13s/^# \{0,1\}//p' "$0"; }
 
 clang=false
 developer=false
 mpi=false
 matrix=false
 docs=false
+coverage=false
 case "${1-}" in
   "") ;;
   --test) clang=true ;;
@@ -26,6 +28,7 @@ case "${1-}" in
   --mpi) clang=true mpi=true ;;
   --matrix) clang=true developer=true matrix=true ;;
   --docs) docs=true ;;
+  --coverage) clang=true mpi=true coverage=true ;;
   -h | --help) usage; exit 0 ;;
   *) echo "setup.sh: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
 esac
@@ -58,6 +61,7 @@ LIST
   if $mpi; then echo "  an implementation of MPI 3, such as Open MPI"; fi
   if $matrix; then echo "  the compilers of tests/matrix/CMakeLists.txt, Meson, pkg-config"; fi
   if $docs; then echo "  Doxygen 1.9, MathJax 2, Chromium"; fi
+  if $coverage; then echo "  llvm-cov and llvm-profdata of clang's version, and its runtime for profiles"; fi
   exit 0
 fi
 
@@ -103,6 +107,7 @@ if $matrix; then
     if available "$package"; then packages+=("$package"); fi
   done
 fi
+if $coverage; then packages+=("llvm-$version" "libclang-rt-$version-dev" python3); fi
 if $docs; then packages+=(doxygen libjs-mathjax chromium python3); fi
 
 missing=()
