@@ -41,6 +41,7 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 template <typename Scalar>
 struct SavedAttention : local_mha::detail::SavedAttention<Scalar> {
   BlockBuffer<Scalar> borrowed = {};  ///< keys and values, as they came
+  /// Rows of each whole sequence, if they are not all the same.
   std::vector<Index> whole_lengths = {};
   std::uint64_t split = 0;    ///< a checksum of the stretches
   std::uint64_t call_id = 0;  ///< by which all ranks know that theirs is of the same one
@@ -68,6 +69,7 @@ class LocalAttention {
   /// What a call is given beside queries, keys and values: of the mask the rows of this rank,
   /// `[B, rows]`; the rest is that of the whole, and the same on every rank. No global_rows.
   using Call = LocalAttentionCall<Scalar>;
+  /// What forward_saving() keeps for backward().
   using Saved = SavedAttention<Scalar>;
   /// Those of a rank's queries, keys and values, and the sums over all ranks of those of a bias and
   /// of sinks.
