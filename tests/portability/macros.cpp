@@ -138,6 +138,7 @@
 #define EMPTY TAKEN
 // term.h
 #define bell TAKEN
+#define columns TAKEN
 #define lines TAKEN
 // ctype.h of newlib and of the BSDs
 #define _N TAKEN

@@ -308,11 +308,11 @@ class LocalAttention {
     if (!config().token_window || !config().token_window->bounded())
       reject("relative_bias", "none, because that is for token windows with bounded ends", "one");
     require_shape("relative_bias", call.relative_bias->dimensions(), {-1, window.look_around()});
-    const auto [biases, columns] = call.relative_bias->dimensions();
+    const auto [biases, cols] = call.relative_bias->dimensions();
     if (biases != heads && biases != 1)
       reject("relative_bias", "a first dimension of " + std::to_string(heads) + " (heads) or 1",
              biases);
-    return TensorView<const Scalar, 3>(call.relative_bias->data(), {biases, 1, columns});
+    return TensorView<const Scalar, 3>(call.relative_bias->data(), {biases, 1, cols});
   }
 
   Window window(const Call& call) const { return detail::window_of(config(), call); }

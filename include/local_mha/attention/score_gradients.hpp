@@ -139,13 +139,13 @@ class ScoreGradients {
                    LongSum<Scalar>* grad_bias) {
     using Sum = LongSum<Scalar>;
     const Tile& tile = strip.tile;
-    const Index columns = head.window->look_around();
+    const Index cols = head.window->look_around();
     for (Index r = tile.queries.begin; r < tile.queries.end; ++r) {
       const Index query = tile.first + r;
-      Sum* row = grad_bias + head.window->place_in_bucket(query) * columns;
+      Sum* row = grad_bias + head.window->place_in_bucket(query) * cols;
       const Index first = head.window->look_around_begin(query);
       Range keys = tile.seen[r].clipped_to(segment);
-      if (strip.blocks == nullptr) keys = keys.clipped_to({first, first + columns});
+      if (strip.blocks == nullptr) keys = keys.clipped_to({first, first + cols});
       if (keys.begin >= keys.end) continue;
       const Scalar* ds = gradients(segment, keys.begin) + r;
       if (strip.blocks == nullptr) {
@@ -155,7 +155,7 @@ class ScoreGradients {
       }
       for (Index key = keys.begin; key < keys.end; ++key, ds += count) {
         const Index column = strip.row(key) - first;
-        if (Range{0, columns}.contains(column)) row[column] += Sum(*ds);
+        if (Range{0, cols}.contains(column)) row[column] += Sum(*ds);
       }
     }
   }
