@@ -66,7 +66,7 @@ void draw_rules(Random& random, Config& config) {
 /// \param ahead so many positions further
 template <typename Config>
 void draw_xpos(Random& random, Config& config, Index ahead, double default_base) {
-  const double least = std::max(0.5, static_cast<double>(ahead) / 3);
+  const double least = std::max(LOCAL_MHA_LANE_BYTES / 128.0, static_cast<double>(ahead) / 3);
   config.use_xpos = true;
   if (default_base < least || random.chance(0.6))
     config.xpos_scale_base = std::max(least, random.pick({0.5, 1.0, 3.0, 7.5, 16.0, 64.0}));

@@ -131,8 +131,8 @@ inline void validate(const LocalAttentionConfig& config) {
       reject("use_xpos", "false, because xPos scales the rotary embedding and that is off", true);
     if (config.xpos_scale_base) {
       detail::require_finite("xpos_scale_base", *config.xpos_scale_base);
-      if (!(*config.xpos_scale_base >= 0.5))
-        reject("xpos_scale_base", "at least 0.5", *config.xpos_scale_base);
+      if (!(*config.xpos_scale_base >= detail::least_xpos_scale_base))
+        reject("xpos_scale_base", detail::at_least_xpos_scale_base, *config.xpos_scale_base);
     }
     detail::require_rotary_of_xpos(config.rotary, *config.dim);
   }

@@ -12,6 +12,11 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
+/// Within a block of positions, the decay of xPos must stay far from float's range.
+inline constexpr double least_xpos_scale_base = LOCAL_MHA_LANE_BYTES / 128.0;
+inline constexpr const char* at_least_xpos_scale_base =
+    LOCAL_MHA_LANE_BYTES == 64 ? "at least 0.5" : "at least 1";
+
 inline void require_at_least(std::string_view argument, Index value, Index least) {
   if (value < least) reject(argument, "at least " + std::to_string(least), value);
 }

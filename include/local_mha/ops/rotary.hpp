@@ -233,8 +233,10 @@ class RotaryEmbedding {
     detail::require_dim_head("dim_head", dim_head);
     detail::require_rotary(rotary, "dim_head", dim_head);
     if (xpos_scale_base) {
-      if (!(std::isfinite(*xpos_scale_base) && *xpos_scale_base >= 0.5))
-        reject("xpos_scale_base", "a finite number of at least 0.5", *xpos_scale_base);
+      if (!(std::isfinite(*xpos_scale_base) && *xpos_scale_base >= detail::least_xpos_scale_base))
+        reject("xpos_scale_base",
+               std::string("a finite number of ") + detail::at_least_xpos_scale_base,
+               *xpos_scale_base);
       detail::require_rotary_of_xpos(rotary, dim_head);
     }
     return detail::pairs_of(rotary, dim_head);
