@@ -231,4 +231,14 @@ TYPED_TEST(DualNumbers, HaveZeroDerivativesWhereNoKeyIsSeen) {
   }
 }
 
+// What has the size of a packet of AVX-512 is none.
+TEST(DualNumbers, OfSixtyFourBytesAreSelected) {
+  using Dual = Eigen::AutoDiffScalar<Eigen::Matrix<double, 7, 1>>;
+  static_assert(sizeof(Dual) == 64);
+  using L = local_mha::Lanes<Dual>;
+  const L chosen = local_mha::select_lanes(1, 3, L::broadcast(Dual(1)), L::broadcast(Dual(2)));
+  for (int i = 0; i < L::count; ++i)
+    EXPECT_EQ(chosen.packet[i].value(), i == 1 || i == 2 ? 1 : 2) << i;
+}
+
 }  // namespace autodiff_test

@@ -57,7 +57,8 @@ struct LocalAttentionConfig {
   bool use_rotary_pos_emb = true;
   /// xPos: the rotary scores decay with distance.
   bool use_xpos = false;
-  /// Distance over which xPos decays by `ζ`, at least 0.5. Empty: `√dim`.
+  /// Distance over which xPos decays by `ζ`, at least 0.5 (1 with LOCAL_MHA_LANE_BYTES of 128).
+  /// Empty: `√dim`.
   std::optional<double> xpos_scale_base = {};
   /// How the rotary embedding turns. With xPos, only `theta` may differ from the default.
   RotaryConfig rotary = {};

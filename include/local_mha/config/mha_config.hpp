@@ -51,7 +51,8 @@ struct LocalMHAConfig {
   double qk_scale = 8;
   /// xPos: the rotary scores decay with distance.
   bool use_xpos = false;
-  /// Distance over which xPos decays by `ζ`, at least 0.5. Empty: `√dim`.
+  /// Distance over which xPos decays by `ζ`, at least 0.5 (1 with LOCAL_MHA_LANE_BYTES of 128).
+  /// Empty: `√dim`.
   std::optional<double> xpos_scale_base = {};
   /// A query sees `look_backward·w` positions back and `look_forward·w` ahead, not whole windows.
   bool exact_windowsize = true;

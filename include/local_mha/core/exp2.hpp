@@ -75,7 +75,7 @@ LOCAL_MHA_INLINE __m512 exp2_packet(const __m512& x, float) {
       _mm512_maskz_roundscale_ps(0xFFFF, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 r = psub(x, n);
   const __m512 y = exp2_polynomial(r);
-  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, all(-126.0F), _CMP_NLT_UQ), y, n);
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, all(-126.5F), _CMP_NLT_UQ), y, n);
 }
 #endif
 
@@ -118,7 +118,8 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, double) {
 
 }  // namespace detail
 
-/// `2^x` for `x <= 0`, exactly 0 where that is no normal number. NaN stays.
+/// `2^x` for `x <= 0`, exactly 0 where that is less than about 0.7 of the least normal number. NaN
+/// stays.
 template <typename Scalar, int Parts>
 LOCAL_MHA_INLINE Lanes<Scalar, Parts> exp2(const Lanes<Scalar, Parts>& x) {
   using L = Lanes<Scalar, Parts>;

@@ -33,7 +33,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// All arithmetic is element by element. float and double take the packets of Eigen, other scalars
 /// (a dual number) the same code with packets of one. Those of 16 bits are float in registers: a
 /// sum of 300 ones is 256 in Eigen::bfloat16.
-/// \tparam Parts 1, or 2 for half as many values
+/// \tparam Parts 1, 2 for half as many values, and so on
 template <typename Scalar, int Parts = 1>
 struct Lanes {
   static constexpr bool converted =
@@ -289,7 +289,7 @@ LOCAL_MHA_INLINE Lanes<Scalar> select_lanes(int begin, int end, const Lanes<Scal
                                             const Lanes<Scalar>& b) {
   using L = Lanes<Scalar>;
 #if defined(EIGEN_VECTORIZE_AVX512)
-  if constexpr (sizeof(typename L::Packet) == 64) {
+  if constexpr (L::vectorized && sizeof(typename L::Packet) == 64) {
     const std::uint64_t chosen =
         begin < end ? (std::uint64_t{1} << end) - (std::uint64_t{1} << begin) : 0;
     return L::make([&](int i) {

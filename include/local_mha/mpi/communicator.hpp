@@ -66,7 +66,10 @@ struct Traffic {
 ///
 /// What is made of it, and calls with it, are collective: every rank makes them, in the same order.
 /// Where an exception that the other ranks do not know of ends its life, or leaves a collective
-/// call of the library, all ranks end with a message: nobody waits for what does not come.
+/// call of the library, all ranks end with a message: nobody waits for what does not come. An error
+/// that all ranks throw is to be caught while this communicator lives, and every other one, and not
+/// to be kept beyond its handler (as a std::exception_ptr is): until then, what one rank alone
+/// throws is taken for it.
 class Communicator {
  public:
   /// Collective over `parent`.

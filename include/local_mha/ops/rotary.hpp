@@ -129,7 +129,7 @@ class RotaryEmbedding {
   /// \param xpos_scale_base distance over which a score decays by `ζ_m`; empty: no xPos
   /// \param rotary how they turn
   /// \param max_exponent of what turned keys are stored as
-  /// \throws std::invalid_argument if dim_head is odd or not positive, the base is below 0.5, or
+  /// \throws std::invalid_argument if dim_head is odd or not positive, the base is too small, or
   ///         naming the member of `rotary` that is out of range or has no xPos
   explicit RotaryEmbedding(Index dim_head, std::optional<double> xpos_scale_base = {},
                            const RotaryConfig& rotary = {},
