@@ -65,8 +65,8 @@ class Ranks {
     if (size == 1) return;
     const mpi::Communicator& world = world_.emplace();
     group_ = world.rank() / together;
-    sequence_.emplace(part(group_));
-    across_.emplace(part(world.rank() % together));
+    make_part(group_, sequence_);
+    make_part(world.rank() % together, across_);
   }
 
   bool first() const { return !world_ || world_->rank() == 0; }
@@ -128,16 +128,18 @@ class Ranks {
   }
 
  private:
-  // Those ranks of the world that name the same color.
-  MPI_Comm part(Index color) {
+  // Of those ranks of the world that name the same color.
+  void make_part(Index color, std::optional<mpi::Communicator>& part) {
     MPI_Comm some = MPI_COMM_NULL;
     MPI_Comm_split(world_->get(), static_cast<int>(color), world_->rank(), &some);
-    return some;
+    part.emplace(some);
+    MPI_Comm_free(&some);
   }
 
   // Where there are enough positions, stretches begin where tiles do.
   mpi::Split split_of(Index seqlen) const {
-    return mpi::Split::even(*sequence_, seqlen, seqlen >= 16 * sequence_->size() ? 16 : 1);
+    constexpr Index block = local_mha::block_rows<float>;
+    return mpi::Split::even(*sequence_, seqlen, seqlen >= block * sequence_->size() ? block : 1);
   }
 
   static Tensor<std::int64_t, 2> own_of(const TensorView<const std::int64_t, 2>& of, Index first,
