@@ -16,6 +16,8 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/words.hpp>
 
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Training mode: dropout acts, and this is its seed. Layers that are given the same one drop the
@@ -152,3 +154,5 @@ class PlacedDropout {
 }  // namespace detail
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END
