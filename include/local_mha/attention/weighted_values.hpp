@@ -18,9 +18,8 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// `acc[r] += Σ_key weights(key)·rows(key)[c + r]`, of all or of that half of a tile's lanes that
 /// sees a key.
 /// \param rows a Ring, or Rows, finite
-/// \param weights `weights(key)` points to those of a key, `[block_rows]`, behind which are those
-/// of
-///        the rest of its block; 0 where a query does not see a key
+/// \param weights `weights(key)` points to those of a key, `[block_rows]`, and of the rest of its
+///        block behind them; 0 where a query does not see the key
 /// \param upcoming is fetched meanwhile
 template <int Channels, typename Scalar, typename Store, typename Weights>
 LOCAL_MHA_INLINE void add_weighted_rows(const QueryTile<Scalar>& tile, const Range& keys,
