@@ -351,17 +351,17 @@ void LocalAttention<Scalar, Score>::backward_into(Gradients& gradients, Workspac
     const Index item = inputs.item(sequence);
     const Index row = (item * q_heads + h) * n + rows.begin;
     const Index shared = (item * inputs.kv_heads() + h / inputs.group()) * n + rows.begin;
-    return detail::RowsHead<Scalar>{rows.end - rows.begin,
-                                    d,
+    return detail::RowsHead<Scalar>{{{0, rows.end - rows.begin},
+                                     d,
+                                     q.data() + row * d,
+                                     grad_out.data() + row * d,
+                                     saved.out.data() + row * d,
+                                     saved.lse.data() + row,
+                                     saved.lse_rest.data() + row,
+                                     gradients.q.data() + row * d},
                                     config().shared_qk,
-                                    q.data() + row * d,
                                     k.data() + shared * d,
                                     v.data() + shared * d,
-                                    grad_out.data() + row * d,
-                                    saved.out.data() + row * d,
-                                    saved.lse.data() + row,
-                                    saved.lse_rest.data() + row,
-                                    gradients.q.data() + row * d,
                                     gradients.k.data() + shared * d,
                                     gradients.v.data() + shared * d};
   };

@@ -299,18 +299,15 @@ class LocalAttention {
         call.device, workspace, inputs, q.dimension(0), channels,
         [&](Index s, Index h) {
           const Index row = part.keys.offset(heads, s, h, 0, 1);
-          return detail::GatheredHead<Scalar>{s,
-                                              h / inputs.group(),
-                                              inputs.own(s),
-                                              attention_.config().shared_qk,
-                                              part.keys,
-                                              grad_keys,
-                                              q.data() + row * channels,
-                                              grad_out.data() + row * channels,
-                                              saved.out.data() + row * channels,
-                                              saved.lse.data() + row,
-                                              saved.lse_rest.data() + row,
-                                              gradients.q.data() + row * channels};
+          return detail::GatheredHead<Scalar>{
+              {inputs.own(s), channels, q.data() + row * channels, grad_out.data() + row * channels,
+               saved.out.data() + row * channels, saved.lse.data() + row,
+               saved.lse_rest.data() + row, gradients.q.data() + row * channels},
+              s,
+              h / inputs.group(),
+              attention_.config().shared_qk,
+              part.keys,
+              grad_keys};
         },
         grad_bias, of_forward.training);
 

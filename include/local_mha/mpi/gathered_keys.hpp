@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <limits>
 #include <vector>
 
 #include <local_mha/attention/inputs.hpp>
+#include <local_mha/attention/rows_head.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/upcoming.hpp>
@@ -124,7 +124,6 @@ class GatheredKeys {
   Index rows_of(Index s, Index block) const {
     return (std::min)(count, sequences_[to_size(s)].length - block * count);
   }
-  Index channels() const { return channels_; }
 
  private:
   static constexpr Index count = block_rows<Scalar>;
@@ -179,79 +178,43 @@ class GatheredKeys {
 /// A head on the way back, as AttentionBackwardFlow takes it: queries that are here, and gathered
 /// keys.
 template <typename Scalar>
-struct GatheredHead {
-  static constexpr Index count = block_rows<Scalar>;
+struct GatheredHead : local_mha::detail::RowsOfQueries<Scalar> {
+  using local_mha::detail::RowsOfQueries<Scalar>::channels;
+  using local_mha::detail::RowsOfQueries<Scalar>::count;
 
   Index sequence;
   Index kv_head;
-  Range own;  ///< rows of the sequence that are here
   bool shared_qk;
   const GatheredKeys<Scalar>& keys;
   GatheredKeys<Scalar>& gradients;
-  // Where row 0 of the sequence would be.
-  const Scalar* q;
-  const Scalar* grad_out;
-  const Scalar* out;
-  const Scalar* lse;
-  const Scalar* lse_rest;
-  Scalar* grad_q;
 
-  Index channels() const { return keys.channels(); }
-
-  void load_queries(Index block, Scalar* to) const { load(q, block, to); }
-  void load_grad_out(Index block, Scalar* to) const { load(grad_out, block, to); }
-  void load_out(Index block, Scalar* to) const { load(out, block, to); }
-  void load_lse(Index block, Scalar* to) const {
-    std::fill_n(to, count, Scalar(-std::numeric_limits<double>::infinity()));
-    std::fill_n(to + count, count, Scalar(0));
-    const LaneRange lanes = lanes_of(block);
-    std::copy(lse + block * count + lanes.begin, lse + block * count + lanes.end, to + lanes.begin);
-    std::copy(lse_rest + block * count + lanes.begin, lse_rest + block * count + lanes.end,
-              to + count + lanes.begin);
-  }
   void load_keys(Index block, Scalar* to) const {
     load_gathered(0, block, to);
-    if (shared_qk) l2_normalize(channels(), to);
+    if (shared_qk) l2_normalize(channels, to);
   }
   void load_values(Index block, Scalar* to) const { load_gathered(1, block, to); }
 
-  void store_grad_queries(Index block, Scalar* from) const {
-    store_lanes(channels(), lanes_of(block), from, StridedRows{grad_q, channels(), block * count});
-  }
   void store_grad_keys(Index block, Scalar* from, Scalar* room) const {
     if (shared_qk) {
       load_gathered(0, block, room);
-      l2_normalize_backward(channels(), room, from);
+      l2_normalize_backward(channels, room, from);
     }
     store_gathered(0, block, from);
   }
   void store_grad_values(Index block, Scalar* from) const { store_gathered(1, block, from); }
 
   void add_upcoming(Index queries, Index, Index, Upcoming<Scalar>& to) const {
-    const Range rows = Range{queries * count, (queries + 1) * count}.clipped_to(own);
-    if (rows.begin >= rows.end) return;
-    for (const Scalar* of : {q, grad_out, out, static_cast<const Scalar*>(grad_q)})
-      to.add(of + rows.begin * channels(), (rows.end - rows.begin) * channels());
+    this->add_upcoming_queries(queries, to);
   }
 
  private:
-  LaneRange lanes_of(Index block) const {
-    const Range lanes =
-        Range{own.begin - block * count, own.end - block * count}.clipped_to({0, count});
-    return {static_cast<int>(lanes.begin), static_cast<int>(lanes.end)};
-  }
-  void load(const Scalar* rows, Index block, Scalar* to) const {
-    const LaneRange lanes = lanes_of(block);
-    load_lanes(channels(), lanes, StridedRows{rows, channels(), block * count}, to);
-    clear_other_lanes(channels(), lanes, to);
-  }
   void load_gathered(Index part, Index block, Scalar* to) const {
-    load_block(channels(), keys.rows_of(sequence, block),
-               StridedRows{keys.row(sequence, kv_head, block * count, part), channels()}, to);
+    load_block(channels, keys.rows_of(sequence, block),
+               StridedRows{keys.row(sequence, kv_head, block * count, part), channels}, to);
   }
   void store_gathered(Index part, Index block, const Scalar* from) const {
-    store_block(channels(), gradients.rows_of(sequence, block), from,
-                StridedRows{gradients.row(sequence, kv_head, block * count, part), channels()});
+    store_block(channels, gradients.rows_of(sequence, block), from,
+                StridedRows{gradients.row(sequence, kv_head, block * count, part), channels});
   }
 };
 
