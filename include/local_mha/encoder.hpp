@@ -37,7 +37,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar>
+template <typename Scalar, typename Storage>
 struct StackAccess;
 
 }  // namespace detail
@@ -55,7 +55,7 @@ struct StackAccess;
 /// \tparam Storage what weights, keys and values are rounded to: see LocalMHA
 template <typename Scalar, typename Storage = Scalar>
 class Encoder {
-  friend detail::StackAccess<Scalar>;
+  friend detail::StackAccess<Scalar, Storage>;
   using Stack = detail::LayerStack<Scalar, Storage>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;

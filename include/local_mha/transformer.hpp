@@ -38,7 +38,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar>
+template <typename Scalar, typename Storage>
 struct StackAccess;
 
 }  // namespace detail
@@ -66,7 +66,7 @@ struct GenerateConfig {
 /// \tparam Storage what embeddings, weights, keys and values are rounded to: see LocalMHA
 template <typename Scalar, typename Storage = Scalar>
 class LocalTransformer {
-  friend detail::StackAccess<Scalar>;
+  friend detail::StackAccess<Scalar, Storage>;
   struct Weights;
 
  public:

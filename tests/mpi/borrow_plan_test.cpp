@@ -148,7 +148,9 @@ TEST(Parts, HaveTheFlagsOfTheWholeMask) {
       local_mha::Tensor<bool, 2> own(batch, rows);
       for (Index b = 0; b < batch; ++b)
         for (Index i = 0; i < rows; ++i) own(b, i) = masked(b, split.stretch().begin + i);
-      const local_mha::mpi::detail::Parts parts(split, plan, inputs, PaddingMask::masked(own));
+      const PaddingMask mask = PaddingMask::masked(own);
+      const local_mha::mpi::detail::Parts parts(
+          split, plan, inputs, mask, local_mha::mpi::detail::Unmasked(split, inputs, mask));
       if (rows == 0) continue;
       inputs.take_part(split.stretch(), parts.all());
       for (Index b = 0; b < batch; ++b) {

@@ -16,6 +16,7 @@
 
 #include <local_mha/local_mha.hpp>
 #include <local_mha/mpi.hpp>
+#include <mpi/counted_calls.hpp>
 #include <mpi/instances.hpp>
 #include <mpi/layers.hpp>
 #include <mpi/splits.hpp>
@@ -155,6 +156,34 @@ TEST(SplitEncoders, HaveTheSameBitsOnTheGridAndOnThreads) {
     EXPECT_EQ(difference(split_encoder.forward(own, split), own_rows(y, split)), 0);
     EXPECT_EQ(difference(split_encoder.forward(own, split, {.device = device}), own_rows(y, split)),
               0);
+  }
+}
+
+// What ranks must find out of a mask together, they find out once, whatever the windows are.
+TEST(SplitEncoders, MeetOnceForAMask) {
+  const Communicator communicator;
+  const Split split(communicator, 40);
+  Tensor<bool, 2> masked(1, 40);
+  for (Index i = 0; i < 40; ++i) masked(0, i) = i % 7 == 3;
+  const EncoderCall plain, with_mask{.mask = PaddingMask::masked(masked)};
+  const auto x = random_rows<double>(1, 40, 12, 5);
+  for (const bool alike : {true, false}) {
+    EncoderConfig config = encoders().front();
+    if (alike) config.layers = {config.layers.front()};
+    config.depth = alike ? 5 : 2;
+    const SplitEncoder encoder(communicator, Encoder(config, 3));
+    const auto meetings = [&](auto&& task) {
+      const int before = mpi_tests::allreduces();
+      task();
+      return mpi_tests::allreduces() - before;
+    };
+    const int of_plain = meetings([&] { encoder.forward(x, split, plain); });
+    EXPECT_EQ(of_plain, 2);
+    EXPECT_EQ(meetings([&] { encoder.forward(x, split, with_mask); }), of_plain + 2);
+    SplitEncoder::Saved saved;
+    EXPECT_EQ(meetings([&] { encoder.forward_saving(saved, x, split, with_mask); }), of_plain + 2);
+    auto gradients = Encoder::Parameters::zeros(config);
+    EXPECT_EQ(meetings([&] { encoder.backward(gradients, saved, x, split); }), of_plain);
   }
 }
 

@@ -98,7 +98,9 @@ class LayerWorker {
 
   /// Rows come in, and queries are answered, of which LayerSteps::see() has been told.
   /// The threads of the device share the heads.
-  void make_and_answer(const AnyDevice& device, Past<Scalar, Storage>& past, const Range& made,
+  /// \param past a Past, of a batch or of a stream
+  template <typename SomePast>
+  void make_and_answer(const AnyDevice& device, SomePast& past, const Range& made,
                        const RowsView<const Scalar>& x, const Range& answered,
                        const RowsView<Scalar>& y);
 
@@ -272,8 +274,9 @@ class LayerWorker {
 };
 
 template <typename Scalar, typename Storage>
-void LayerWorker<Scalar, Storage>::make_and_answer(const AnyDevice& device,
-                                                   Past<Scalar, Storage>& past, const Range& made,
+template <typename SomePast>
+void LayerWorker<Scalar, Storage>::make_and_answer(const AnyDevice& device, SomePast& past,
+                                                   const Range& made,
                                                    const RowsView<const Scalar>& x,
                                                    const Range& answered,
                                                    const RowsView<Scalar>& y) {

@@ -77,12 +77,7 @@ class Checksum {
 };
 
 /// Collects what a call rests on, and throws on every rank if one of them has found an error, or
-/// they differ.
-///
-///     Agreement agreement(communicator, "forward");
-///     agreement.check([&] { … });             what a rank can see alone
-///     agreement.same("batch", batch);
-///     agreement.settle();                     collective
+/// they differ: see agree().
 class Agreement {
  public:
   /// \param call what all ranks are about to do
@@ -153,6 +148,7 @@ class Agreement {
   };
 
   void least(std::uint64_t* numbers, std::size_t count) const {
+    const Waiting waiting(communicator_);
     check_mpi(MPI_Allreduce(MPI_IN_PLACE, numbers, static_cast<int>(count), MPI_UINT64_T, MPI_MIN,
                             communicator_.get()));
   }
@@ -186,5 +182,24 @@ class Agreement {
   std::exception_ptr exception_;
   std::vector<Value> values_;
 };
+
+/// Before a call: collective. What a rank has no memory for on the way ends them all.
+///
+///     agree(communicator, "forward", [&](Agreement& agreement) {
+///       agreement.check([&] { … });  // what a rank can see alone
+///       agreement.same("batch", batch);
+///     });
+///
+/// \param say `say(agreement)` names what the call rests on
+/// \throws see Agreement::settle()
+template <typename Say>
+void agree(const Communicator& communicator, std::string_view call, Say&& say) {
+  Communicator::require_running();
+  communicator.alone([&] {
+    Agreement agreement(communicator, call);
+    std::forward<Say>(say)(agreement);
+    agreement.settle();
+  });
+}
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <type_traits>
@@ -24,7 +25,6 @@
 #include <local_mha/core/window.hpp>
 #include <local_mha/mpi/agreement.hpp>
 #include <local_mha/mpi/attention_access.hpp>
-#include <local_mha/mpi/borrow_plan.hpp>
 #include <local_mha/mpi/call_check.hpp>
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/mpi/exchange.hpp>
@@ -41,6 +41,8 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 template <typename Scalar>
 struct SavedAttention : local_mha::detail::SavedAttention<Scalar> {
   BlockBuffer<Scalar> borrowed = {};  ///< keys and values, as they came
+  /// What its queries have seen.
+  std::shared_ptr<const detail::SeenRows> seen = {};
   /// Rows of each whole sequence, if they are not all the same.
   std::vector<Index> whole_lengths = {};
   std::uint64_t split = 0;    ///< a checksum of the stretches
@@ -81,13 +83,13 @@ class LocalAttention {
   /// \throws std::invalid_argument, on every rank, if it is not the same
   LocalAttention(const Communicator& communicator, const Whole& attention)
       : communicator_(&communicator), attention_(attention) {
-    config_.add(local_mha::detail::description_of(attention, Window(attention.config()),
-                                                  std::optional<TensorView<const Scalar, 3>>()));
-    config_.add(attention.config().dropout);
-    config_.add(sizeof(Scalar));
-    detail::Agreement agreement(communicator, "LocalAttention");
-    agreement.same("config", config_);
-    agreement.settle();
+    detail::agree(communicator, "LocalAttention", [&](detail::Agreement& agreement) {
+      config_.add(local_mha::detail::description_of(attention, Window(attention.config()),
+                                                    std::optional<TensorView<const Scalar, 3>>()));
+      config_.add(attention.config().dropout);
+      config_.add(sizeof(Scalar));
+      agreement.same("config", config_);
+    });
   }
 
   /// The attention whose rows are split.
@@ -105,7 +107,7 @@ class LocalAttention {
     agree("forward", q, k, v, split, call, [] {});
     return communicator_->alone([&] {
       Tensor<Scalar, 4> out(q.dimensions());
-      run(out, q, k, v, split, call, nullptr);
+      run(out, q, k, v, split, call, see(q, k, split, call), nullptr);
       return out;
     });
   }
@@ -117,7 +119,8 @@ class LocalAttention {
       const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
       Saved saved{local_mha::detail::SavedAttention<Scalar>::of(attention_.config(), q, k, v,
                                                                 own_call(call, lengths))};
-      run(saved.out, q, k, v, split, call, &saved);
+      saved.seen = see(q, k, split, call);
+      run(saved.out, q, k, v, split, call, saved.seen, &saved);
       saved.split = split.checksum().value();
       saved.call_id = communicator_->agreements();
       saved.whole_lengths.assign(call.lengths.begin(), call.lengths.end());
@@ -179,48 +182,61 @@ class LocalAttention {
   template <typename Check>
   void agree(std::string_view name, const View& q, const View& k, const View& v, const Split& split,
              const Call& call, Check&& check, std::uint64_t saved = 0) const {
-    detail::Agreement agreement(*communicator_, name);
-    const auto [batch, heads, rows, dim_head] = q.dimensions();
-    agreement.check([&, n = batch, h = heads, d = dim_head] {
-      detail::check_split(*communicator_, split, call.device);
-      require_shape("q", q.dimensions(),
-                    {-1, -1, split.rows(), attention_.config().dim.value_or(-1)});
-      if (d < 1) reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
-      require_shape("k", k.dimensions(), {n, -1, split.rows(), d});
-      require_shape("v", v.dimensions(), k.dimensions());
-      if (call.global_rows)
-        reject("global_rows", "none over ranks, because they see the whole sequence", "some");
-      const Call whole = without_mask(call);
-      Access::inputs_of(attention_, n, h, k.dimension(1), split.total(), whole);
-      detail::check_mask(call.mask, n, split);
-      check();
+    detail::agree(*communicator_, name, [&](detail::Agreement& agreement) {
+      const Index batch = q.dimension(0), heads = q.dimension(1), dim_head = q.dimension(3);
+      agreement.check([&] {
+        detail::check_split(*communicator_, split, call.device);
+        require_shape("q", q.dimensions(),
+                      {-1, -1, split.rows(), attention_.config().dim.value_or(-1)});
+        if (dim_head < 1)
+          reject("q", "at least 1 channel in [B, H, N, D]", to_string(q.dimensions()));
+        require_shape("k", k.dimensions(), {batch, -1, split.rows(), dim_head});
+        require_shape("v", v.dimensions(), k.dimensions());
+        if (call.global_rows)
+          reject("global_rows", "none over ranks, because they see the whole sequence", "some");
+        inputs_of(q, k, split, without_mask(call));
+        detail::check_mask(call.mask, batch, split);
+        check();
+      });
+      agreement.same("config", config_);
+      agreement.same("saved", saved);
+      agreement.same("heads", heads);
+      agreement.same("kv_heads", k.dimension(1));
+      agreement.same("dim_head", dim_head);
+      detail::agree_on_call(agreement, split, batch, call);
+      agreement.same("window_size", call.window_size.value_or(-1));
+      agreement.same("first_position", call.first_position);
+      detail::agree_on_tensor(agreement, "attn_bias", call.attn_bias);
+      detail::agree_on_tensor(agreement, "relative_bias", call.relative_bias);
+      detail::agree_on_tensor(agreement, "sinks", call.sinks);
     });
-    agreement.same("config", config_);
-    agreement.same("saved", saved);
-    agreement.same("heads", heads);
-    agreement.same("kv_heads", k.dimension(1));
-    agreement.same("dim_head", dim_head);
-    detail::agree_on_call(agreement, split, batch, call);
-    agreement.same("window_size", call.window_size.value_or(-1));
-    agreement.same("first_position", call.first_position);
-    detail::agree_on_tensor(agreement, "attn_bias", call.attn_bias);
-    detail::agree_on_tensor(agreement, "relative_bias", call.relative_bias);
-    detail::agree_on_tensor(agreement, "sinks", call.sinks);
-    agreement.settle();
   }
 
-  // What a call of this rank sees of the whole, and what travels for it.
+  // \param whole must outlive what is returned
+  Inputs inputs_of(const View& q, const View& k, const Split& split, const Call& whole) const {
+    return Access::inputs_of(attention_, q.dimension(0), q.dimension(1), k.dimension(1),
+                             split.total(), whole);
+  }
+
+  // What a call's queries see. Collective if there is a mask.
+  std::shared_ptr<const detail::SeenRows> see(const View& q, const View& k, const Split& split,
+                                              const Call& call) const {
+    const Call whole = without_mask(call);
+    const Inputs inputs = inputs_of(q, k, split, whole);
+    return std::make_shared<const detail::SeenRows>(split, inputs, call.mask,
+                                                    detail::Unmasked(split, inputs, call.mask));
+  }
+
+  // A call's rows, and what travels for them.
   struct Part {
     Part(const LocalAttention& of, const View& q, const View& k, const Split& split,
-         const Call& call)
+         const Call& call, std::shared_ptr<const detail::SeenRows> seen_rows)
         : whole(without_mask(call)),
-          inputs(Access::inputs_of(of.attention_, q.dimension(0), q.dimension(1), k.dimension(1),
-                                   split.total(), whole)),
-          plan(split, inputs),
-          parts(split, plan, inputs, call.mask),
-          exchange(*of.communicator_, plan, 2 * inputs.kv_heads() * q.dimension(3)),
+          inputs(of.inputs_of(q, k, split, whole)),
+          seen(std::move(seen_rows)),
+          exchange(*of.communicator_, seen->plan, 2 * inputs.kv_heads() * q.dimension(3)),
           keys(inputs, q.dimension(2), q.dimension(3)) {
-      inputs.take_part(split.stretch(), parts.all());
+      inputs.take_part(split.stretch(), seen->parts.all());
       keys.make_room();
     }
     Part(const Part&) = delete;
@@ -228,21 +244,21 @@ class LocalAttention {
 
     Call whole;
     Inputs inputs;
-    detail::BorrowPlan plan;
-    detail::Parts parts;
+    std::shared_ptr<const detail::SeenRows> seen;
     detail::RowExchange<Scalar> exchange;
     detail::GatheredKeys<Scalar> keys;
   };
 
   // \param saved null, or what gets what backward() needs
   void run(Tensor<Scalar, 4>& out, const View& q, const View& k, const View& v, const Split& split,
-           const Call& call, Saved* saved) const {
-    Part part(*this, q, k, split, call);
+           const Call& call, const std::shared_ptr<const detail::SeenRows>& seen,
+           Saved* saved) const {
+    Part part(*this, q, k, split, call, seen);
     const Inputs& inputs = part.inputs;
     detail::GatheredKeys<Scalar>& keys = part.keys;
     const Index heads = q.dimension(1), channels = q.dimension(3);
     keys.take(k, v);
-    keys.give(part.plan.lent(), part.exchange.lent(0));
+    keys.give(part.seen->plan.lent(), part.exchange.lent(0));
     part.exchange.start(communicator_->traffic().keys_and_values);
     inputs.clear_other_rows(heads, channels, Scalar(0), out.data());
     if (saved != nullptr) {
@@ -270,7 +286,7 @@ class LocalAttention {
     };
     answer(tasks_of(inputs, true));
     part.exchange.wait();
-    keys.take(part.plan, part.exchange.borrowed(0));
+    keys.take(part.seen->plan, part.exchange.borrowed(0));
     answer(tasks_of(inputs, false));
     if (saved != nullptr) saved->borrowed = part.exchange.take_borrowed();
   }
@@ -279,11 +295,11 @@ class LocalAttention {
                      const View& v, const Split& split, const Call& call) const {
     Call of_forward = saved.call.with_tensors_of(call);
     of_forward.lengths = saved.whole_lengths;
-    Part part(*this, q, k, split, of_forward);
+    Part part(*this, q, k, split, of_forward, saved.seen);
     const Inputs& inputs = part.inputs;
     const Index heads = q.dimension(1), channels = q.dimension(3);
     part.keys.take(k, v);
-    part.keys.take(part.plan, saved.borrowed.data());
+    part.keys.take(part.seen->plan, saved.borrowed.data());
     detail::GatheredKeys<Scalar> grad_keys(inputs, q.dimension(2), channels);
     grad_keys.make_room();
     Gradients gradients;
@@ -311,10 +327,10 @@ class LocalAttention {
         },
         grad_bias, of_forward.training);
 
-    grad_keys.give(part.plan.borrowed(), part.exchange.borrowed(0));
+    grad_keys.give(part.seen->plan.borrowed(), part.exchange.borrowed(0));
     part.exchange.start_back(communicator_->traffic().gradients);
     part.exchange.wait();
-    grad_keys.add(part.plan, part.exchange.lent(0));
+    grad_keys.add(part.seen->plan, part.exchange.lent(0));
     grad_keys.give(gradients.k.data(), gradients.v.data());
     if (gradients.attn_bias) grad_bias.add_to(gradients.attn_bias->data());
     if (gradients.relative_bias) grad_bias.add_to(gradients.relative_bias->data());

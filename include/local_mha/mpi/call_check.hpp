@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/mpi/split.hpp>
 #include <local_mha/ops/dropout.hpp>
+#include <local_mha/parameter_set.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail {
 
@@ -60,6 +62,15 @@ void agree_on_tensor(Agreement& agreement, std::string_view name,
     sum.add_numbers(tensor->data(), static_cast<std::size_t>(tensor->size()));
   }
   agreement.same(name, sum);
+}
+
+/// Of all numbers of a set of parameters.
+template <typename Parameters>
+void add_parameters(const Parameters& parameters, Checksum& to) {
+  for_each_parameter(parameters, [&](const std::string& name, const auto& tensor) {
+    to.add(std::string_view(name));
+    to.add_numbers(tensor.data(), static_cast<std::size_t>(tensor.size()));
+  });
 }
 
 /// The rows that each sequence of a rank's batch has there, `[B]`; empty: all.

@@ -12,12 +12,14 @@
 #endif
 #include <mpi.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
-#include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include <local_mha/core/error.hpp>
@@ -37,14 +39,16 @@ inline void check(int result, const char* call) {
                            std::string(text, static_cast<std::size_t>(length)));
 }
 
-/// What all ranks throw, known as long as somebody holds it.
-class AgreedError : public std::invalid_argument {
- public:
-  AgreedError(const std::string& what, std::shared_ptr<const int> token)
-      : std::invalid_argument(what), token_(std::move(token)) {}
+/// What all ranks of a communicator have thrown last, and which that was.
+struct AgreedError {
+  std::exception_ptr error;
+  std::uint64_t communicator = 0;
 
- private:
-  std::shared_ptr<const int> token_;
+  /// That of this thread.
+  static AgreedError& last() {
+    static thread_local AgreedError error;
+    return error;
+  }
 };
 
 }  // namespace detail
@@ -55,7 +59,7 @@ struct Traffic {
   std::uint64_t gradients = 0;        ///< of these, in backward passes
   std::uint64_t masks = 0;            ///< a byte for each position that travels
   std::uint64_t sums = 0;             ///< of gradients of weights
-  double seconds_waiting = 0;         ///< with nothing else to do
+  double seconds_waiting = 0;         ///< with nothing else to do: for rows, agreements and sums
 };
 
 /// Processes that hold a sequence together, each a stretch of it: a duplicate of a communicator, so
@@ -67,9 +71,8 @@ struct Traffic {
 /// What is made of it, and calls with it, are collective: every rank makes them, in the same order.
 /// Where an exception that the other ranks do not know of ends its life, or leaves a collective
 /// call of the library, all ranks end with a message: nobody waits for what does not come. An error
-/// that all ranks throw is to be caught while this communicator lives, and every other one, and not
-/// to be kept beyond its handler (as a std::exception_ptr is): until then, what one rank alone
-/// throws is taken for it.
+/// that all ranks throw may end it, and end what is beside it: these ranks meet before they go on,
+/// and if one has not come after ten seconds, all end.
 class Communicator {
  public:
   /// Collective over `parent`.
@@ -77,7 +80,7 @@ class Communicator {
   ///         thread call it
   /// \throws std::runtime_error if MPI fails
   explicit Communicator(MPI_Comm parent = MPI_COMM_WORLD)
-      : exceptions_(std::uncaught_exceptions()) {
+      : exceptions_(std::uncaught_exceptions()), id_(next_id()) {
     require_running();
     if (parent == MPI_COMM_NULL) reject("parent", "a communicator", "MPI_COMM_NULL");
     detail::check(MPI_Comm_dup(parent, &comm_), "MPI_Comm_dup");
@@ -91,7 +94,9 @@ class Communicator {
   ~Communicator() {
     int finalized = 0;
     if (MPI_Finalized(&finalized) != MPI_SUCCESS || finalized != 0) return;
-    if (std::uncaught_exceptions() > exceptions_ && !is_agreed())
+    // Which exception it is, nobody can say here: one that all ranks have thrown brings them all.
+    if (std::uncaught_exceptions() > exceptions_ &&
+        (detail::AgreedError::last().error == nullptr || !all_leave()))
       abort("an exception ends this rank's part");
     MPI_Comm_free(&comm_);
   }
@@ -121,11 +126,11 @@ class Communicator {
       reject("MPI", "MPI_THREAD_FUNNELED, because the device has threads", level_name(level));
   }
 
-  /// Ends all ranks, with a message.
+  /// Ends all ranks, with a message, and with 2 as the exit status, which mpirun passes on.
   [[noreturn]] void abort(const char* why) const {
     std::fprintf(stderr, "local_mha: rank %d of %d: %s; all ranks end\n", rank_, size_, why);
     std::fflush(stderr);
-    MPI_Abort(comm_, 1);
+    MPI_Abort(comm_, 2);
     std::terminate();
   }
 
@@ -136,35 +141,38 @@ class Communicator {
     clear_agreed_error();
     try {
       return std::forward<Task>(task)();
+    } catch (...) {
+      end_unless_agreed();
+      throw;
+    }
+  }
+  /// Of the exception that is being handled: ends all ranks, unless all of them throw it.
+  void end_unless_agreed() const {
+    const detail::AgreedError& agreed = detail::AgreedError::last();
+    const bool known = agreed.error != nullptr && agreed.error == std::current_exception();
+    // Of another communicator, some of these ranks may not know of it.
+    if (known && (agreed.communicator == id_ || all_leave())) return;
+    try {
+      throw;
     } catch (const std::exception& error) {
-      if (is_agreed()) throw;
       abort(error.what());
     } catch (...) {
       abort("an unknown exception");
     }
   }
 
-  /// Calls `task()`, which throws on all ranks or on none, so that none of them waits. When such a
-  /// std::invalid_argument has been dealt with, the next exception is one rank's own again.
+  /// Calls `task()`, which throws on all ranks or on none, so that none of them waits.
   template <typename Task>
   decltype(auto) agreed(Task&& task) const {
     try {
       return std::forward<Task>(task)();
-    } catch (const std::invalid_argument& error) {
-      auto token = std::make_shared<const int>(0);
-      agreed_error_ = token;
-      throw detail::AgreedError(error.what(), std::move(token));
     } catch (...) {
-      // Another type cannot say when it is dealt with: until the next agreement.
-      other_agreed_error_ = true;
+      detail::AgreedError::last() = {std::current_exception(), id_};
       throw;
     }
   }
   /// What is thrown from here on is one rank's alone.
-  void clear_agreed_error() const {
-    agreed_error_.reset();
-    other_agreed_error_ = false;
-  }
+  void clear_agreed_error() const { detail::AgreedError::last() = {}; }
 
   /// How often all ranks have agreed: the same number on all of them.
   std::uint64_t agreements() const { return agreements_; }
@@ -177,7 +185,39 @@ class Communicator {
   void reset_traffic() const { traffic_ = {}; }
 
  private:
-  bool is_agreed() const { return other_agreed_error_ || !agreed_error_.expired(); }
+  static std::uint64_t next_id() {
+    static std::atomic<std::uint64_t> made = 0;
+    return ++made;
+  }
+
+  // Whether all ranks come here, within ten seconds. Those who do not may be in any other call of
+  // this communicator, so that these are messages of their own, to the first rank and back.
+  bool all_leave() const {
+    constexpr int tag = 2;
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    const auto send = [&](int rank) {
+      MPI_Request request = MPI_REQUEST_NULL;
+      if (MPI_Isend(nullptr, 0, MPI_BYTE, rank, tag, comm_, &request) == MPI_SUCCESS)
+        MPI_Request_free(&request);
+    };
+    const auto comes = [&](int rank) {
+      for (int is_there = 0; std::chrono::steady_clock::now() < until;) {
+        MPI_Iprobe(rank, tag, comm_, &is_there, MPI_STATUS_IGNORE);
+        if (is_there != 0)
+          return MPI_Recv(nullptr, 0, MPI_BYTE, rank, tag, comm_, MPI_STATUS_IGNORE) == MPI_SUCCESS;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      return false;
+    };
+    if (rank_ > 0) {
+      send(0);
+      return comes(0);
+    }
+    for (int rank = 1; rank < size_; ++rank)
+      if (!comes(rank)) return false;
+    for (int rank = 1; rank < size_; ++rank) send(rank);
+    return true;
+  }
 
   static const char* level_name(int level) {
     switch (level) {
@@ -196,10 +236,27 @@ class Communicator {
   int rank_ = 0;
   int size_ = 1;
   int exceptions_ = 0;
-  mutable std::weak_ptr<const int> agreed_error_;
-  mutable bool other_agreed_error_ = false;
+  std::uint64_t id_ = 0;
   mutable std::uint64_t agreements_ = 0;
   mutable Traffic traffic_;
 };
+
+namespace detail {
+
+/// Counts the time of a scope as waiting.
+class Waiting {
+ public:
+  explicit Waiting(const Communicator& communicator)
+      : seconds_(communicator.traffic().seconds_waiting), begin_(MPI_Wtime()) {}
+  Waiting(const Waiting&) = delete;
+  Waiting& operator=(const Waiting&) = delete;
+  ~Waiting() { seconds_ += MPI_Wtime() - begin_; }
+
+ private:
+  double& seconds_;
+  double begin_;
+};
+
+}  // namespace detail
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::mpi

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/encoder.hpp>
@@ -31,11 +32,12 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 ///     auto y = split_encoder.forward(x, split);  // x: [B, split.rows(), dim]
 ///
 /// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
-template <typename Scalar>
+/// \tparam Storage that of the encoder: see mpi::LocalMHA
+template <typename Scalar, typename Storage = Scalar>
 class Encoder {
   static_assert(std::is_trivially_copyable_v<Scalar>, "numbers travel as their bytes");
-  using Whole = local_mha::Encoder<Scalar>;
-  using Access = local_mha::detail::StackAccess<Scalar>;
+  using Whole = local_mha::Encoder<Scalar, Storage>;
+  using Access = local_mha::detail::StackAccess<Scalar, Storage>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
 
@@ -59,14 +61,15 @@ class Encoder {
   Encoder(const Communicator& communicator, const Whole& encoder)
       : communicator_(&communicator),
         encoder_(encoder),
-        weights_(checksum_of(encoder)),
-        layers_(communicator, stack(), weights_) {
+        weights_(communicator.alone([&] { return checksum_of(encoder); })),
+        layers_(communicator.alone(
+            [&] { return detail::SplitStack<Scalar, Storage>(communicator, stack(), weights_); })) {
     detail::Checksum config;
-    layers_.add_description(stack(), encoder.config().ff_dropout, config);
-    detail::Agreement agreement(communicator, "Encoder");
-    agreement.same("config", config);
-    agreement.same("weights", weights_);
-    agreement.settle();
+    detail::agree(communicator, "Encoder", [&](detail::Agreement& agreement) {
+      layers_.add_description(stack(), encoder.config().ff_dropout, config);
+      agreement.same("config", config);
+      agreement.same("weights", weights_);
+    });
     weights_.add(config.value());
   }
 
@@ -99,7 +102,9 @@ class Encoder {
   /// forward() that keeps what backward() needs, copies of all that it was given included.
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Split& split,
-                                   const EncoderCall& call = {}) const {
+                                   const EncoderCall& call = {}) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     agree("forward_saving", nullptr, x, split, call);
     return communicator_->alone([&] {
       Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
@@ -120,19 +125,21 @@ class Encoder {
   /// \return that of x, `[B, split.rows(), dim]`
   /// \throws std::invalid_argument, on every rank, naming the argument that does not fit on one
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y,
-                             const Split& split, const AnyDevice& device = {}) const {
-    detail::Agreement agreement(*communicator_, "backward");
-    agreement.check([&] {
-      detail::check_split(*communicator_, split, device);
-      if (saved.split_ != split.checksum().value())
-        reject("saved", "that of a call with this split", "that of another, or none");
-      stack().require_known(saved.stack_.stack);
-      require_shape("grad_y", grad_y.dimensions(), saved.stack_.rows.batch().shape());
-      local_mha::detail::require_fitting(gradients, encoder_.config());
+                             const Split& split, const AnyDevice& device = {}) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
+    detail::agree(*communicator_, "backward", [&](detail::Agreement& agreement) {
+      agreement.check([&] {
+        detail::check_split(*communicator_, split, device);
+        if (saved.split_ != split.checksum().value())
+          reject("saved", "that of a call with this split", "that of another, or none");
+        stack().require_known(saved.stack_.stack);
+        require_shape("grad_y", grad_y.dimensions(), saved.stack_.rows.batch().shape());
+        local_mha::detail::require_fitting(gradients, encoder_.config());
+      });
+      agreement.same("weights", weights_);
+      agreement.same("saved", saved.call_);
     });
-    agreement.same("weights", weights_);
-    agreement.same("saved", saved.call_);
-    agreement.settle();
     return communicator_->alone([&] {
       const local_mha::detail::RaggedBatch& rows = saved.stack_.rows.batch();
       Tensor<Scalar, 3> grad(rows.packed_shape());
@@ -148,7 +155,9 @@ class Encoder {
   }
 
  private:
-  const local_mha::detail::LayerStack<Scalar>& stack() const { return Access::stack(encoder_); }
+  const local_mha::detail::LayerStack<Scalar, Storage>& stack() const {
+    return Access::stack(encoder_);
+  }
 
   static detail::Checksum checksum_of(const Whole& encoder) {
     detail::Checksum sum;
@@ -159,19 +168,19 @@ class Encoder {
   // \param y null: it is not there yet
   void agree(std::string_view name, const Output* y, const Input& x, const Split& split,
              const EncoderCall& call) const {
-    detail::Agreement agreement(*communicator_, name);
-    agreement.check([&] {
-      detail::check_split(*communicator_, split, call.device);
-      require_shape("x", x.dimensions(), {-1, split.rows(), stack().dim()});
-      if (y != nullptr) {
-        require_shape("y", y->dimensions(), x.dimensions());
-        local_mha::detail::require_apart("y", *y, "x", x);
-      }
-      detail::check_stack_call(split, x.dimension(0), call);
+    detail::agree(*communicator_, name, [&](detail::Agreement& agreement) {
+      agreement.check([&] {
+        detail::check_split(*communicator_, split, call.device);
+        require_shape("x", x.dimensions(), {-1, split.rows(), stack().dim()});
+        if (y != nullptr) {
+          require_shape("y", y->dimensions(), x.dimensions());
+          local_mha::detail::require_apart("y", *y, "x", x);
+        }
+        detail::check_stack_call(split, x.dimension(0), call);
+      });
+      agreement.same("weights", weights_);
+      detail::agree_on_call(agreement, split, x.dimension(0), call);
     });
-    agreement.same("weights", weights_);
-    detail::agree_on_call(agreement, split, x.dimension(0), call);
-    agreement.settle();
   }
 
   void run(const Output& y, const Input& x, const Split& split, const EncoderCall& call,
@@ -186,7 +195,7 @@ class Encoder {
   const Communicator* communicator_;
   Whole encoder_;
   detail::Checksum weights_;  // and of the configuration
-  detail::SplitStack<Scalar> layers_;
+  detail::SplitStack<Scalar, Storage> layers_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::mpi

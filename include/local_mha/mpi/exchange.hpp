@@ -62,11 +62,10 @@ class RowExchange {
   }
   void wait() {
     if (requests_.empty()) return;
-    const double begin = MPI_Wtime();
+    const Waiting waiting(*communicator_);
     check(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
           "MPI_Waitall");
     requests_.clear();
-    communicator_->traffic().seconds_waiting += MPI_Wtime() - begin;
   }
 
  private:

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <type_traits>
@@ -13,6 +15,7 @@
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
@@ -22,7 +25,6 @@
 #include <local_mha/layer/saved.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/mpi/agreement.hpp>
-#include <local_mha/mpi/borrow_plan.hpp>
 #include <local_mha/mpi/call_check.hpp>
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/mpi/exchange.hpp>
@@ -38,7 +40,7 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 
 namespace detail {
 
-template <typename Scalar>
+template <typename Scalar, typename Storage>
 struct MhaAccess;
 
 }  // namespace detail
@@ -49,6 +51,8 @@ template <typename Scalar>
 struct SavedMHA {
   /// Of its own rows.
   SavedLayer<Scalar> layer = {};
+  /// What its queries have seen.
+  std::shared_ptr<const detail::SeenRows> seen = {};
   BlockBuffer<Scalar> borrowed = {};  ///< keys and values, as they came
   std::vector<Index> lengths = {};    ///< of the whole
   std::uint64_t split = 0;            ///< a checksum of the stretches
@@ -63,7 +67,7 @@ struct SavedMHA {
 ///     auto y = mha.forward(x, split);  // x: [B, split.rows(), dim], the positions of this rank
 ///
 /// Keys and values travel, after normalization and rotation, and only those that another rank's
-/// window shows: of each layer, sequence and cut, `2 · kv_heads · dim_head · sizeof(Scalar)` bytes
+/// window shows: of each layer, sequence and cut, `2 · kv_heads · dim_head · sizeof(Storage)` bytes
 /// a position, for `reach_behind` positions to the right and `reach_ahead` to the left. Meanwhile
 /// the queries are answered that see nothing of other ranks. On the way back, their gradients go
 /// home, in as many bytes.
@@ -73,14 +77,16 @@ struct SavedMHA {
 /// std::invalid_argument before anything is computed.
 ///
 /// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
-template <typename Scalar>
+/// \tparam Storage that of the layer: what travels is stored as it is. A layer whose weights are
+///         rounded goes forward alone
+template <typename Scalar, typename Storage = Scalar>
 class LocalMHA {
   static_assert(std::is_trivially_copyable_v<Scalar>, "numbers travel as their bytes");
-  using Layer = local_mha::LocalMHA<Scalar>;
+  using Layer = local_mha::LocalMHA<Scalar, Storage>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
   using GradBias = Tensor<Scalar, 3>;
-  friend detail::MhaAccess<Scalar>;
+  friend detail::MhaAccess<Scalar, Storage>;
 
  public:
   /// What a call is given beside its rows: of the mask those of this rank, `[B, rows]`; the rest is
@@ -97,11 +103,13 @@ class LocalMHA {
   /// \param layer the same on every rank; its weights are shared
   /// \throws std::invalid_argument, on every rank, if they are not the same
   LocalMHA(const Communicator& communicator, const Layer& layer)
-      : communicator_(&communicator), layer_(layer), weights_(checksum_of(layer)) {
-    detail::Agreement agreement(communicator, "LocalMHA");
-    agreement.same("config", description());
-    agreement.same("weights", weights_);
-    agreement.settle();
+      : communicator_(&communicator),
+        layer_(layer),
+        weights_(communicator.alone([&] { return checksum_of(layer); })) {
+    detail::agree(communicator, "LocalMHA", [&](detail::Agreement& agreement) {
+      agreement.same("config", description());
+      agreement.same("weights", weights_);
+    });
   }
 
   /// The layer whose rows are split.
@@ -118,7 +126,7 @@ class LocalMHA {
     // Memory that one rank has not ends all.
     return communicator_->alone([&] {
       Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-      run(y, x, split, call, nullptr);
+      run(y, x, split, call, see(split, x.dimension(0), call), nullptr);
       return y;
     });
   }
@@ -126,25 +134,30 @@ class LocalMHA {
   /// \param y `[B, split.rows(), dim]`, must not overlap x
   void forward_into(Output y, Input x, const Split& split, const Call& call = {}) const {
     agree("forward", split, x, call, [&] { check_result("y", y, x); });
-    communicator_->alone([&] { run(y, x, split, call, nullptr); });
+    communicator_->alone(
+        [&] { run(y, x, split, call, see(split, x.dimension(0), call), nullptr); });
   }
 
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Split& split,
-                                   const Call& call = {}) const {
+                                   const Call& call = {}) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     agree("forward_saving", split, x, call, [] {});
     return communicator_->alone([&] {
       Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
-      run(y, x, split, call, &saved);
+      run(y, x, split, call, see(split, x.dimension(0), call), &saved);
       return y;
     });
   }
   /// The same into given memory.
   void forward_saving_into(Output y, Saved& saved, Input x, const Split& split,
-                           const Call& call = {}) const {
+                           const Call& call = {}) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     agree("forward_saving", split, x, call, [&] { check_result("y", y, x); });
-    communicator_->alone([&] { run(y, x, split, call, &saved); });
+    communicator_->alone([&] { run(y, x, split, call, see(split, x.dimension(0), call), &saved); });
   }
 
   /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
@@ -158,13 +171,14 @@ class LocalMHA {
   /// \param grad_y `[B, split.rows(), dim]`
   /// \param x, split, call what forward_saving() was given; the device may be another
   /// \param grad_attn_bias null, or where that of attn_bias is added, in its shape; on all ranks,
-  /// or
-  ///        on none
+  ///        or on none
   /// \return that of x, `[B, split.rows(), dim]`
   /// \throws std::invalid_argument, on every rank, as LocalMHA::backward() does and forward() here
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
                              const Split& split, const Call& call = {},
-                             GradBias* grad_attn_bias = nullptr) const {
+                             GradBias* grad_attn_bias = nullptr) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     agree(
         "backward", split, x, call,
         [&] { check_backward(gradients, saved, grad_y, x, split, call, grad_attn_bias); },
@@ -179,7 +193,9 @@ class LocalMHA {
   /// \param grad_x that of x, must not overlap grad_y and x
   void backward_into(Output grad_x, Parameters& gradients, const Saved& saved, Input grad_y,
                      Input x, const Split& split, const Call& call = {},
-                     GradBias* grad_attn_bias = nullptr) const {
+                     GradBias* grad_attn_bias = nullptr) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     agree(
         "backward", split, x, call,
         [&] {
@@ -197,51 +213,70 @@ class LocalMHA {
   LocalMHA(const Communicator& communicator, const Layer& layer, const detail::Checksum& weights)
       : communicator_(&communicator), layer_(layer), weights_(weights) {}
 
-  using Access = local_mha::detail::LayerAccess<Scalar>;
+  using Access = local_mha::detail::LayerAccess<Scalar, Storage>;
   using Inputs = local_mha::detail::AttentionInputs<Scalar>;
   using Bias = std::optional<TensorView<const Scalar, 3>>;
 
   const LocalMHAConfig& config() const { return layer_.config(); }
-  const local_mha::detail::LayerWeights<Scalar>& weights() const { return Access::weights(layer_); }
+  const auto& weights() const { return Access::weights(layer_); }
 
-  // What a call of this rank sees of the whole, and what travels for it.
+  Inputs inputs_of(const Split& split, Index batch, const Call& call) const {
+    return Access::inputs_of(layer_, batch, split.total(), call);
+  }
+
+  // What a call's queries see. Collective if there is a mask.
+  std::shared_ptr<const detail::SeenRows> see(const Split& split, Index batch,
+                                              const Call& call) const {
+    const Inputs inputs = inputs_of(split, batch, call);
+    return std::make_shared<const detail::SeenRows>(split, inputs, call.mask,
+                                                    detail::Unmasked(split, inputs, call.mask));
+  }
+
+  // A call's rows, and what travels for them.
   struct Part {
-    Part(const LocalMHA& mha, const Split& split, Index batch, const Call& call)
-        : inputs(Access::inputs_of(mha.layer_, batch, split.total(), call)),
-          plan(split, inputs),
-          parts(split, plan, inputs, call.mask),
-          exchange(*mha.communicator_, plan, detail::row_width(mha.config())) {
-      inputs.take_part(split.stretch(), parts.all());
+    // \param seen must outlive this
+    Part(const LocalMHA& mha, const Split& split, Index batch, const Call& call,
+         const detail::SeenRows& seen)
+        : inputs(mha.inputs_of(split, batch, call)),
+          exchange(*mha.communicator_, seen.plan, detail::row_width(mha.config())) {
+      inputs.take_part(split.stretch(), seen.parts.all());
     }
-    Part(const Part&) = delete;
-    Part& operator=(const Part&) = delete;
 
     Inputs inputs;
-    detail::BorrowPlan plan;
-    detail::Parts parts;
-    detail::RowExchange<Scalar> exchange;
+    detail::RowExchange<Storage> exchange;
   };
 
+  // \param seen see see()
   // \param saved null, or what becomes what backward() needs
   void run(const Output& y, const Input& x, const Split& split, const Call& call,
-           Saved* saved) const {
-    Part part(*this, split, x.dimension(0), call);
+           const std::shared_ptr<const detail::SeenRows>& seen, Saved* saved) const {
+    Part part(*this, split, x.dimension(0), call, *seen);
     SavedLayer<Scalar>* const layer = saved != nullptr ? &saved->layer : nullptr;
     if (layer != nullptr) layer->prepare(config(), x.dimension(0), x.dimension(1), part.inputs);
-    detail::MhaForward<Scalar>(call.device, weights(), part.inputs, part.exchange)
+    detail::MhaForward<Scalar, Storage>(call.device, weights(), part.inputs, part.exchange)
         .run(communicator_->traffic(), call.training, x, y, layer);
-    if (saved == nullptr) return;
-    saved->borrowed = part.exchange.take_borrowed();
-    saved->split = split.checksum().value();
-    saved->call = communicator_->agreements();
-    saved->lengths.assign(call.lengths.begin(), call.lengths.end());
+    if constexpr (local_mha::detail::Trainable<Scalar, Storage>)
+      if (saved != nullptr) complete(*saved, part, seen, split, x, call);
+  }
+
+  void complete(Saved& saved, Part& part, const std::shared_ptr<const detail::SeenRows>& seen,
+                const Split& split, const Input& x, const Call& call) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
+    saved.seen = seen;
+    saved.borrowed = part.exchange.take_borrowed();
+    saved.split = split.checksum().value();
+    saved.call = communicator_->agreements();
+    saved.lengths.assign(call.lengths.begin(), call.lengths.end());
     const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
-    layer->complete(weights(), x, own_call(call, lengths));
+    saved.layer.complete(weights(), x, own_call(call, lengths));
   }
 
   void run_back(const Output& grad_x, Parameters& gradients, const Saved& saved,
                 const Input& grad_y, const Input& x, const Split& split, const Call& call,
-                GradBias* grad_attn_bias) const {
+                GradBias* grad_attn_bias) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     Parameters own = Parameters::zeros(config());
     GradBias own_bias;
     if (grad_attn_bias != nullptr) own_bias = grad_attn_bias->constant(Scalar(0));
@@ -257,7 +292,9 @@ class LocalMHA {
   // The same, of this rank alone.
   void run_own_back(const Output& grad_x, Parameters& own, const Saved& saved, const Input& grad_y,
                     const Input& x, const Split& split, const Call& call,
-                    GradBias* grad_attn_bias) const {
+                    GradBias* grad_attn_bias) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     const auto kept = saved.layer.call.with_tensors_of(SavedLayer<Scalar>::of_attention(call));
     const Call of_forward{.mask = kept.mask,
                           .attn_bias = call.attn_bias,
@@ -265,7 +302,7 @@ class LocalMHA {
                           .cu_seqlens = kept.cu_seqlens,
                           .lengths = saved.lengths,
                           .device = call.device};
-    Part part(*this, split, x.dimension(0), of_forward);
+    Part part(*this, split, x.dimension(0), of_forward, *saved.seen);
     typename local_mha::LocalAttention<Scalar>::BiasGradients grad_bias;
     const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
     grad_bias.prepare(wants_bias ? Access::bias_of(layer_, call.attn_bias) : Bias(),
@@ -288,14 +325,12 @@ class LocalMHA {
     sum.add(local_mha::detail::description_of(attention, Window(attention.config()), Bias()));
     sum.add(config().dropout);
     sum.add(sizeof(Scalar));
+    sum.add(std::numeric_limits<Storage>::digits);
     return sum;
   }
   static detail::Checksum checksum_of(const Layer& layer) {
     detail::Checksum sum;
-    for (const auto& tensor : Access::weights(layer).numbers()) {
-      sum.add(tensor.size());
-      for (std::size_t i = 0; i < tensor.size(); ++i) sum.add_numbers(&tensor[i], 1);
-    }
+    detail::add_parameters(Access::unpacked(layer), sum);
     return sum;
   }
 
@@ -312,7 +347,9 @@ class LocalMHA {
   }
   void check_backward(const Parameters& gradients, const Saved& saved, const Input& grad_y,
                       const Input& x, const Split& split, const Call& call,
-                      const GradBias* grad_attn_bias) const {
+                      const GradBias* grad_attn_bias) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     if (saved.split != split.checksum().value())
       reject("saved", "that of a call with this split", "that of another");
@@ -332,21 +369,21 @@ class LocalMHA {
   template <typename Check>
   void agree(std::string_view name, const Split& split, const Input& x, const Call& call,
              Check&& check, bool wants_grad_attn_bias = false, std::uint64_t saved = 0) const {
-    detail::Agreement agreement(*communicator_, name);
-    agreement.check([&] {
-      detail::check_split(*communicator_, split, call.device);
-      require_shape("x", x.dimensions(), {-1, split.rows(), config().dim});
-      Access::inputs_of(layer_, x.dimension(0), split.total(), call);
-      detail::check_mask(call.mask, x.dimension(0), split);
-      check();
+    detail::agree(*communicator_, name, [&](detail::Agreement& agreement) {
+      agreement.check([&] {
+        detail::check_split(*communicator_, split, call.device);
+        require_shape("x", x.dimensions(), {-1, split.rows(), config().dim});
+        inputs_of(split, x.dimension(0), call);
+        detail::check_mask(call.mask, x.dimension(0), split);
+        check();
+      });
+      agreement.same("config", description());
+      agreement.same("weights", weights_);
+      agreement.same("saved", saved);
+      detail::agree_on_call(agreement, split, x.dimension(0), call);
+      detail::agree_on_tensor(agreement, "attn_bias", call.attn_bias);
+      agreement.same("grad_attn_bias", Index{wants_grad_attn_bias ? 1 : 0});
     });
-    agreement.same("config", description());
-    agreement.same("weights", weights_);
-    agreement.same("saved", saved);
-    detail::agree_on_call(agreement, split, x.dimension(0), call);
-    detail::agree_on_tensor(agreement, "attn_bias", call.attn_bias);
-    agreement.same("grad_attn_bias", Index{wants_grad_attn_bias ? 1 : 0});
-    agreement.settle();
   }
 
   const Communicator* communicator_;

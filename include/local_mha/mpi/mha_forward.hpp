@@ -13,6 +13,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/rows_view.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
@@ -26,21 +27,22 @@
 namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail {
 
 /// How the keys and values of a row travel: `[kv_head][keys, values][dim_head]`, ready for the
-/// kernel.
+/// kernel, as what they are stored as.
 inline Index row_width(const LocalMHAConfig& config) {
   return 2 * resolved_kv_heads(config) * config.dim_head;
 }
 
 /// Takes a rank's rows through a LayerWorker: first the keys and values that others wait for, which
 /// then travel while the queries are answered that see nothing of other ranks; and then the others.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 class MhaForward {
  public:
   /// \param inputs of which only a part is here
   /// \param exchange of rows of row_width()
-  MhaForward(const AnyDevice& device, const local_mha::detail::LayerWeights<Scalar>& weights,
+  MhaForward(const AnyDevice& device,
+             const local_mha::detail::LayerWeights<Scalar, Storage>& weights,
              const local_mha::detail::AttentionInputs<Scalar>& inputs,
-             RowExchange<Scalar>& exchange)
+             RowExchange<Storage>& exchange)
       : device_(device),
         inputs_(inputs),
         exchange_(exchange),
@@ -70,7 +72,6 @@ class MhaForward {
   }
 
  private:
-  using Steps = local_mha::detail::LayerSteps<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
   static constexpr Index stretch = local_mha::detail::layer_stretch<Scalar>;
 
@@ -99,6 +100,13 @@ class MhaForward {
             .pinned = ceil_div(first_keys(longest), count)};
   }
   Index first_keys(Index rows) const { return (std::min)(window().first_keys(), rows); }
+
+  static Storage to_storage(const Scalar& number) {
+    return local_mha::detail::to_stored<Storage>(number);
+  }
+  static Scalar to_scalar(const Storage& number) {
+    return local_mha::detail::from_stored<Scalar>(number);
+  }
 
   // Queries that see nothing of other ranks, in whole blocks but for the ends of what is here.
   Range inner(Index s) const {
@@ -132,17 +140,17 @@ class MhaForward {
             [&](Index block, Index kv_head, const Scalar* keys, const Scalar* values) {
               const Range in_block = rows.clipped_to({block * count, (block + 1) * count});
               for (Index row = in_block.begin; row < in_block.end; ++row) {
-                Scalar* at = to(row) + kv_head * 2 * dim_head();
+                Storage* at = to(row) + kv_head * 2 * dim_head();
                 for (Index c = 0; c < dim_head(); ++c) {
-                  at[c] = keys[c * count + row % count];
-                  at[dim_head() + c] = values[c * count + row % count];
+                  at[c] = to_storage(keys[c * count + row % count]);
+                  at[dim_head() + c] = to_storage(values[c * count + row % count]);
                 }
               }
             });
       };
       if (!first_.empty()) {
-        BlockBuffer<Scalar>& first = first_[static_cast<std::size_t>(s)];
-        first = make_block_buffer<Scalar>(first_keys(length(s)) * exchange_.width());
+        BlockBuffer<Storage>& first = first_[static_cast<std::size_t>(s)];
+        first = make_block_buffer<Storage>(first_keys(length(s)) * exchange_.width());
         visit(own.clipped_to({0, first_keys(length(s))}),
               [&](Index row) { return first.data() + row * exchange_.width(); });
       }
@@ -168,21 +176,21 @@ class MhaForward {
   void take_first_keys() {
     for (std::size_t s = 0; s < first_.size(); ++s) {
       const Index number = static_cast<Index>(first_[s].size()) / exchange_.width();
-      for_each_borrowed(static_cast<Index>(s), {0, number}, [&](Index row, const Scalar* from) {
+      for_each_borrowed(static_cast<Index>(s), {0, number}, [&](Index row, const Storage* from) {
         std::copy_n(from, exchange_.width(), first_[s].data() + row * exchange_.width());
       });
     }
   }
 
   // A row of the rings of keys and values.
-  void put_row(Index row, const Scalar* from, Index kv_head, Ring<Scalar>& keys,
+  void put_row(Index row, const Storage* from, Index kv_head, Ring<Scalar>& keys,
                Ring<Scalar>& values) const {
     from += kv_head * 2 * dim_head();
     Scalar* to_keys = keys[row / count] + row % count;
     Scalar* to_values = values[row / count] + row % count;
     for (Index c = 0; c < dim_head(); ++c) {
-      to_keys[c * count] = from[c];
-      to_values[c * count] = from[dim_head() + c];
+      to_keys[c * count] = to_scalar(from[c]);
+      to_values[c * count] = to_scalar(from[dim_head() + c]);
     }
   }
 
@@ -190,7 +198,7 @@ class MhaForward {
   void put(Index s, const Range& rows) {
     if (rows.begin >= rows.end) return;
     for (Index h = 0; h < kv_heads(); ++h) {
-      for_each_borrowed(s, rows, [&](Index row, const Scalar* from) {
+      for_each_borrowed(s, rows, [&](Index row, const Storage* from) {
         put_row(row, from, h, past_.keys(h), past_.values(h));
       });
       const Range blocks = blocks_of<Scalar>(rows);
@@ -199,7 +207,7 @@ class MhaForward {
   }
 
   void put_first_keys(Index s) {
-    const BlockBuffer<Scalar>& first = first_[static_cast<std::size_t>(s)];
+    const BlockBuffer<Storage>& first = first_[static_cast<std::size_t>(s)];
     const Index number = static_cast<Index>(first.size()) / exchange_.width();
     for (Index h = 0; h < kv_heads(); ++h) {
       for (Index row = 0; row < number; ++row)
@@ -255,11 +263,11 @@ class MhaForward {
 
   const AnyDevice& device_;
   const local_mha::detail::AttentionInputs<Scalar>& inputs_;
-  RowExchange<Scalar>& exchange_;
+  RowExchange<Storage>& exchange_;
   LocalMHAConfig config_;
-  std::vector<Piece> borrowed_;             // in the order of the sequences
-  std::vector<BlockBuffer<Scalar>> first_;  // first keys and values of each sequence
-  local_mha::detail::LayerWorker<Scalar> worker_;
+  std::vector<Piece> borrowed_;              // in the order of the sequences
+  std::vector<BlockBuffer<Storage>> first_;  // first keys and values of each sequence
+  local_mha::detail::LayerWorker<Scalar, Storage> worker_;
   Past<Scalar> past_;
 };
 

@@ -37,29 +37,32 @@ class Split {
   Split(const Communicator& communicator, Index rows, std::optional<Index> total = {})
       : communicator_(&communicator) {
     constexpr Index most = Index{1} << 60;
-    detail::Agreement agreement(communicator, "Split");
-    agreement.check([&] {
-      Communicator::require_running();
-      if (rows < 0 || rows > most) reject("rows", "0 to 2^60", rows);
+    detail::agree(communicator, "Split", [&](detail::Agreement& agreement) {
+      agreement.check([&] {
+        Communicator::require_running();
+        if (rows < 0 || rows > most) reject("rows", "0 to 2^60", rows);
+      });
+      agreement.same("total", total ? *total : Index{-1});
     });
-    agreement.same("total", total ? *total : Index{-1});
-    agreement.settle();
-    std::vector<std::int64_t> lengths(static_cast<std::size_t>(communicator.size()));
-    const auto own = static_cast<std::int64_t>(rows);
-    detail::check(
-        MPI_Allgather(&own, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, communicator.get()),
-        "MPI_Allgather");
-    begins_.assign(1, 0);
-    // All ranks have the same numbers, and throw the same.
-    communicator.agreed([&] {
-      for (const std::int64_t length : lengths) {
-        if (length > most - begins_.back()) reject("rows", "at most 2^60 in all", "more");
-        begins_.push_back(begins_.back() + static_cast<Index>(length));
-      }
-      if (total && *total != begins_.back())
-        reject("total", "the sum of all ranks' rows, " + std::to_string(begins_.back()), *total);
+    communicator.alone([&] {
+      std::vector<std::int64_t> lengths(static_cast<std::size_t>(communicator.size()));
+      const auto own = static_cast<std::int64_t>(rows);
+      detail::check(
+          MPI_Allgather(&own, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, communicator.get()),
+          "MPI_Allgather");
+      begins_.reserve(lengths.size() + 1);
+      begins_.assign(1, 0);
+      // All ranks have the same numbers, and throw the same.
+      communicator.agreed([&] {
+        for (const std::int64_t length : lengths) {
+          if (length > most - begins_.back()) reject("rows", "at most 2^60 in all", "more");
+          begins_.push_back(begins_.back() + static_cast<Index>(length));
+        }
+        if (total && *total != begins_.back())
+          reject("total", "the sum of all ranks' rows, " + std::to_string(begins_.back()), *total);
+      });
+      checksum_.add(std::span<const Index>(begins_));
     });
-    checksum_.add(std::span<const Index>(begins_));
   }
 
   /// Stretches of about the same length, each but the last a multiple of `multiple` rows: of 512,
@@ -67,14 +70,14 @@ class Split {
   /// \throws std::invalid_argument, on every rank, unless total >= 0 and multiple >= 1 are the same
   ///         on all of them
   static Split even(const Communicator& communicator, Index total, Index multiple = 512) {
-    detail::Agreement agreement(communicator, "Split::even");
-    agreement.check([&] {
-      local_mha::detail::require_at_least("total", total, 0);
-      local_mha::detail::require_at_least("multiple", multiple, 1);
+    detail::agree(communicator, "Split::even", [&](detail::Agreement& agreement) {
+      agreement.check([&] {
+        local_mha::detail::require_at_least("total", total, 0);
+        local_mha::detail::require_at_least("multiple", multiple, 1);
+      });
+      agreement.same("total", total);
+      agreement.same("multiple", multiple);
     });
-    agreement.same("total", total);
-    agreement.same("multiple", multiple);
-    agreement.settle();
     const Index pieces = total / multiple, size = communicator.size();
     const auto begin = [&](Index rank) {
       return rank == size ? total

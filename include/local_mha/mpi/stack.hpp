@@ -6,14 +6,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
-#include <string>
-#include <string_view>
 #include <vector>
 
 #include <local_mha/attention/inputs.hpp>
-#include <local_mha/core/error.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/encoder.hpp>
 #include <local_mha/layer/call.hpp>
@@ -21,9 +20,9 @@
 #include <local_mha/mpi/call_check.hpp>
 #include <local_mha/mpi/communicator.hpp>
 #include <local_mha/mpi/mha.hpp>
+#include <local_mha/mpi/parts.hpp>
 #include <local_mha/mpi/split.hpp>
 #include <local_mha/ops/dropout.hpp>
-#include <local_mha/parameter_set.hpp>
 #include <local_mha/stack/layer_stack.hpp>
 #include <local_mha/stack/layer_stack_backward.hpp>
 #include <local_mha/stack/packed_batch.hpp>
@@ -34,17 +33,21 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 /// What calls over ranks may do with models beyond what everybody may.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 struct StackAccess {
-  static const LayerStack<Scalar>& stack(const Encoder<Scalar>& encoder) { return encoder.stack(); }
-  static const auto& weights(const LocalTransformer<Scalar>& model) { return *model.weights_; }
-  static Tensor<Scalar, 3> project(const LocalTransformer<Scalar>& model, const AnyDevice& device,
+  using Model = LocalTransformer<Scalar, Storage>;
+
+  static const LayerStack<Scalar, Storage>& stack(const Encoder<Scalar, Storage>& encoder) {
+    return encoder.stack();
+  }
+  static const auto& weights(const Model& model) { return *model.weights_; }
+  static Tensor<Scalar, 3> project(const Model& model, const AnyDevice& device,
                                    const RowMatrix<Scalar>& normed, const Tensor<Scalar, 3>& x) {
     return model.project(device, normed, x);
   }
   /// Rejects what are no tokens.
   /// \param lengths how many tokens of each sequence there are; empty: all
-  static void check_tokens(const LocalTransformer<Scalar>& model, const char* name,
+  static void check_tokens(const Model& model, const char* name,
                            const TensorView<const std::int64_t, 2>& tokens,
                            std::span<const Index> lengths,
                            std::optional<std::int64_t> ignored = {}) {
@@ -53,8 +56,7 @@ struct StackAccess {
     };
     model.check_tokens(name, tokens, length_of, ignored);
   }
-  static void embed(const LocalTransformer<Scalar>& model, std::int64_t token, Index place,
-                    Scalar* to) {
+  static void embed(const Model& model, std::int64_t token, Index place, Scalar* to) {
     model.embed(token, place, to);
   }
 };
@@ -64,19 +66,25 @@ struct StackAccess {
 namespace mpi::detail {
 
 /// What a stack does with its attentions beyond what everybody may.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 struct MhaAccess {
-  using Mha = LocalMHA<Scalar>;
+  using Mha = LocalMHA<Scalar, Storage>;
 
-  static Mha make(const Communicator& communicator, const local_mha::LocalMHA<Scalar>& layer,
-                  const Checksum& weights) {
+  static Mha make(const Communicator& communicator,
+                  const local_mha::LocalMHA<Scalar, Storage>& layer, const Checksum& weights) {
     return Mha(communicator, layer, weights);
   }
   static Checksum description(const Mha& mha) { return mha.description(); }
+  static local_mha::detail::AttentionInputs<Scalar> inputs_of(const Mha& mha, const Split& split,
+                                                              Index batch,
+                                                              const LocalMHACall<Scalar>& call) {
+    return mha.inputs_of(split, batch, call);
+  }
   static void run(const Mha& mha, const TensorView<Scalar, 3>& y,
                   const TensorView<const Scalar, 3>& x, const Split& split,
-                  const LocalMHACall<Scalar>& call, SavedMHA<Scalar>* saved) {
-    mha.run(y, x, split, call, saved);
+                  const LocalMHACall<Scalar>& call, const std::shared_ptr<const SeenRows>& seen,
+                  SavedMHA<Scalar>* saved) {
+    mha.run(y, x, split, call, seen, saved);
   }
   static void run_back(const Mha& mha, const TensorView<Scalar, 3>& grad_x,
                        LocalMHAParameters<Scalar>& own, const SavedMHA<Scalar>& saved,
@@ -141,10 +149,10 @@ struct SavedSplitStack {
 };
 
 /// The layers of a stack, whose attentions are over ranks. All of its calls are after an agreement.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar>
 class SplitStack {
-  using Stack = local_mha::detail::LayerStack<Scalar>;
-  using Access = MhaAccess<Scalar>;
+  using Stack = local_mha::detail::LayerStack<Scalar, Storage>;
+  using Access = MhaAccess<Scalar, Storage>;
 
  public:
   /// \param weights of all that the stack is part of
@@ -170,6 +178,7 @@ class SplitStack {
       saved->attentions.resize(attentions_.size());
       saved->rows = rows;
     }
+    const auto seen = see(stack, split, rows, call);
     stack.run(
         call.device, y, workspace, x, call.training, saved != nullptr ? &saved->stack : nullptr,
         [&](std::size_t i, const auto&, const std::optional<Training>& training,
@@ -177,13 +186,9 @@ class SplitStack {
             const auto*) {
           rows.template unpacked<Scalar>(
               {in}, attended, [&](const auto& from, const TensorView<Scalar, 3>& to) {
-                Access::run(attentions_[i], to, from[0], split,
-                            {.mask = call.mask,
-                             .attn_bias = stack.attn_bias(),
-                             .training = training,
-                             .cu_seqlens = call.cu_seqlens,
-                             .lengths = call.lengths,
-                             .device = call.device},
+                LocalMHACall<Scalar> of_layer = layer_call(stack, call);
+                of_layer.training = training;
+                Access::run(attentions_[i], to, from[0], split, of_layer, seen[kind(stack, i)],
                             saved != nullptr ? &saved->attentions[i] : nullptr);
               });
         },
@@ -194,7 +199,9 @@ class SplitStack {
   /// \param grad of the result; becomes that of the input
   void backward(const Stack& stack, const Split& split, const AnyDevice& device,
                 EncoderParameters<Scalar>& own, const SavedSplitStack<Scalar>& saved,
-                TensorView<Scalar, 3> grad) const {
+                TensorView<Scalar, 3> grad) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     typename Stack::Workspace workspace;
     stack.run_back(
         device, own, workspace, saved.stack, grad,
@@ -211,17 +218,37 @@ class SplitStack {
   }
 
  private:
-  std::vector<LocalMHA<Scalar>> attentions_;
-};
+  static std::size_t kind(const Stack& stack, std::size_t layer) {
+    return static_cast<std::size_t>(stack.layers()[layer].kind);
+  }
+  static LocalMHACall<Scalar> layer_call(const Stack& stack, const EncoderCall& call) {
+    return {.mask = call.mask,
+            .attn_bias = stack.attn_bias(),
+            .cu_seqlens = call.cu_seqlens,
+            .lengths = call.lengths,
+            .device = call.device};
+  }
 
-/// Of all numbers of a set of parameters.
-template <typename Parameters>
-void add_parameters(const Parameters& parameters, Checksum& to) {
-  for_each_parameter(parameters, [&](const std::string& name, const auto& tensor) {
-    to.add(std::string_view(name));
-    to.add_numbers(tensor.data(), static_cast<std::size_t>(tensor.size()));
-  });
-}
+  // What the queries of each kind of attention see. Collective if there is a mask: once for all.
+  std::vector<std::shared_ptr<const SeenRows>> see(const Stack& stack, const Split& split,
+                                                   const OwnRows& rows,
+                                                   const EncoderCall& call) const {
+    std::vector<std::shared_ptr<const SeenRows>> seen(static_cast<std::size_t>(stack.kinds()));
+    std::optional<Unmasked> unmasked;
+    const LocalMHACall<Scalar> of_layer = layer_call(stack, call);
+    for (std::size_t i = 0; i < attentions_.size(); ++i) {
+      auto& of_kind = seen[kind(stack, i)];
+      if (of_kind) continue;
+      const auto inputs =
+          Access::inputs_of(attentions_[i], split, rows.batch().shape()[0], of_layer);
+      if (!unmasked) unmasked.emplace(split, inputs, call.mask);
+      of_kind = std::make_shared<const SeenRows>(split, inputs, call.mask, *unmasked);
+    }
+    return seen;
+  }
+
+  std::vector<LocalMHA<Scalar, Storage>> attentions_;
+};
 
 /// \throws std::invalid_argument naming the member of a call that does not fit
 inline void check_stack_call(const Split& split, Index batch, const EncoderCall& call) {

@@ -39,17 +39,23 @@ void sum_over_ranks(const Communicator& communicator, std::vector<Scalar>& numbe
     to.assign(part * ranks, Scalar(0));
     std::copy_n(numbers.data() + begin, size, from.data());
     const auto bytes = static_cast<int>(part * sizeof(Scalar));
-    check(
-        MPI_Alltoall(from.data(), bytes, MPI_BYTE, to.data(), bytes, MPI_BYTE, communicator.get()),
-        "MPI_Alltoall");
+    {
+      const Waiting waiting(communicator);
+      check(MPI_Alltoall(from.data(), bytes, MPI_BYTE, to.data(), bytes, MPI_BYTE,
+                         communicator.get()),
+            "MPI_Alltoall");
+    }
     for (std::size_t i = 0; i < part; ++i) {
       Scalar sum = to[i];
       for (std::size_t rank = 1; rank < ranks; ++rank) sum += to[rank * part + i];
       to[i] = sum;
     }
-    check(
-        MPI_Allgather(to.data(), bytes, MPI_BYTE, from.data(), bytes, MPI_BYTE, communicator.get()),
-        "MPI_Allgather");
+    {
+      const Waiting waiting(communicator);
+      check(MPI_Allgather(to.data(), bytes, MPI_BYTE, from.data(), bytes, MPI_BYTE,
+                          communicator.get()),
+            "MPI_Allgather");
+    }
     std::copy_n(from.data(), size, numbers.data() + begin);
     communicator.traffic().sums += 2 * (ranks - 1) * part * sizeof(Scalar);
     begin += size;
@@ -90,13 +96,13 @@ void add_over_ranks(const Communicator& communicator, const Parameters& own, Par
     });
     return shapes;
   };
-  detail::Agreement agreement(communicator, "add_over_ranks");
-  agreement.check([&] {
-    if (shapes_of(own).value() != shapes_of(to).value())
-      reject("to", "the shapes of own", "others");
+  detail::agree(communicator, "add_over_ranks", [&](detail::Agreement& agreement) {
+    agreement.check([&] {
+      if (shapes_of(own).value() != shapes_of(to).value())
+        reject("to", "the shapes of own", "others");
+    });
+    agreement.same("own", shapes_of(own));
   });
-  agreement.same("own", shapes_of(own));
-  agreement.settle();
   using Scalar = typename local_mha::detail::ScalarOfSet<Parameters>::type;
   communicator.alone([&] { detail::add_sums<Scalar>(communicator, own, to); });
 }
@@ -105,11 +111,12 @@ void add_over_ranks(const Communicator& communicator, const Parameters& own, Par
 template <typename Scalar>
   requires std::is_floating_point_v<Scalar>
 Scalar sum_over_ranks(const Communicator& communicator, Scalar number) {
-  detail::Agreement agreement(communicator, "sum_over_ranks");
-  agreement.settle();
-  std::vector<Scalar> numbers{number};
-  communicator.alone([&] { detail::sum_over_ranks(communicator, numbers); });
-  return numbers.front();
+  detail::agree(communicator, "sum_over_ranks", [](detail::Agreement&) {});
+  return communicator.alone([&] {
+    std::vector<Scalar> numbers{number};
+    detail::sum_over_ranks(communicator, numbers);
+    return numbers.front();
+  });
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::mpi

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/call.hpp>
@@ -39,11 +40,12 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 ///     float loss = split_model.backward(gradients, input, labels, split);
 ///
 /// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
-template <typename Scalar>
+/// \tparam Storage that of the model: see mpi::LocalMHA
+template <typename Scalar, typename Storage = Scalar>
 class LocalTransformer {
   static_assert(std::is_trivially_copyable_v<Scalar>, "numbers travel as their bytes");
-  using Whole = local_mha::LocalTransformer<Scalar>;
-  using Access = local_mha::detail::StackAccess<Scalar>;
+  using Whole = local_mha::LocalTransformer<Scalar, Storage>;
+  using Access = local_mha::detail::StackAccess<Scalar, Storage>;
 
  public:
   /// Its weights.
@@ -58,15 +60,17 @@ class LocalTransformer {
   LocalTransformer(const Communicator& communicator, const Whole& model)
       : communicator_(&communicator),
         model_(model),
-        weights_(checksum_of(model)),
-        layers_(communicator, weights().stack, weights_) {
+        weights_(communicator.alone([&] { return checksum_of(model); })),
+        layers_(communicator.alone([&] {
+          return detail::SplitStack<Scalar, Storage>(communicator, weights().stack, weights_);
+        })) {
     detail::Checksum config;
-    layers_.add_description(weights().stack, model.config().ff_dropout, config);
-    config.add(model.config().ignore_index);
-    detail::Agreement agreement(communicator, "LocalTransformer");
-    agreement.same("config", config);
-    agreement.same("weights", weights_);
-    agreement.settle();
+    detail::agree(communicator, "LocalTransformer", [&](detail::Agreement& agreement) {
+      layers_.add_description(weights().stack, model.config().ff_dropout, config);
+      config.add(model.config().ignore_index);
+      agreement.same("config", config);
+      agreement.same("weights", weights_);
+    });
     weights_.add(config.value());
   }
 
@@ -110,7 +114,9 @@ class LocalTransformer {
   ///        ranks: `Parameters::zeros(config)` at first
   /// \return the loss; NaN and no gradients if no label counts
   Scalar backward(Parameters& gradients, Tokens input, Tokens labels, const Split& split,
-                  const EncoderCall& call = {}) const {
+                  const EncoderCall& call = {}) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     agree("backward", input, &labels, &gradients, split, call);
     return communicator_->alone([&] { return run_back(gradients, input, labels, split, call); });
   }
@@ -128,23 +134,23 @@ class LocalTransformer {
   // \param labels, gradients null: none are given
   void agree(std::string_view name, const Tokens& input, const Tokens* labels,
              const Parameters* gradients, const Split& split, const EncoderCall& call) const {
-    detail::Agreement agreement(*communicator_, name);
-    agreement.check([&] {
-      detail::check_split(*communicator_, split, call.device);
-      require_shape("tokens", input.dimensions(), {-1, split.rows()});
-      detail::check_stack_call(split, input.dimension(0), call);
-      check_length(split.total(), call);
-      const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
-      Access::check_tokens(model_, "tokens", input, lengths);
-      if (labels != nullptr) {
-        require_shape("labels", labels->dimensions(), input.dimensions());
-        Access::check_tokens(model_, "labels", *labels, lengths, config().ignore_index);
-      }
-      if (gradients != nullptr) local_mha::detail::require_fitting(*gradients, config());
+    detail::agree(*communicator_, name, [&](detail::Agreement& agreement) {
+      agreement.check([&] {
+        detail::check_split(*communicator_, split, call.device);
+        require_shape("tokens", input.dimensions(), {-1, split.rows()});
+        detail::check_stack_call(split, input.dimension(0), call);
+        check_length(split.total(), call);
+        const std::vector<Index> lengths = detail::own_lengths(split, call.lengths);
+        Access::check_tokens(model_, "tokens", input, lengths);
+        if (labels != nullptr) {
+          require_shape("labels", labels->dimensions(), input.dimensions());
+          Access::check_tokens(model_, "labels", *labels, lengths, config().ignore_index);
+        }
+        if (gradients != nullptr) local_mha::detail::require_fitting(*gradients, config());
+      });
+      agreement.same("weights", weights_);
+      detail::agree_on_call(agreement, split, input.dimension(0), call);
     });
-    agreement.same("weights", weights_);
-    detail::agree_on_call(agreement, split, input.dimension(0), call);
-    agreement.settle();
   }
   void check_length(Index total, const EncoderCall& call) const {
     const std::span<const Index> cu_seqlens = call.cu_seqlens;
@@ -204,6 +210,7 @@ class LocalTransformer {
   Index count(const Tensor<Scalar, 3>& logits, const Tokens& labels) const {
     auto counted = static_cast<std::int64_t>(local_mha::detail::count_labels(
         TensorView<const Scalar, 3>(logits).dimensions(), labels, config().ignore_index));
+    const detail::Waiting waiting(*communicator_);
     detail::check(
         MPI_Allreduce(MPI_IN_PLACE, &counted, 1, MPI_INT64_T, MPI_SUM, communicator_->get()),
         "MPI_Allreduce");
@@ -218,7 +225,9 @@ class LocalTransformer {
   }
 
   Scalar run_back(Parameters& gradients, const Tokens& input, const Tokens& labels,
-                  const Split& split, const EncoderCall& call) const {
+                  const Split& split, const EncoderCall& call) const
+    requires local_mha::detail::Trainable<Scalar, Storage>
+  {
     detail::SavedSplitStack<Scalar> saved;
     Tensor<Scalar, 3> x;
     const Batch batch(input, split, call, config().dim);
@@ -249,7 +258,7 @@ class LocalTransformer {
   const Communicator* communicator_;
   Whole model_;
   detail::Checksum weights_;  // and of the configuration
-  detail::SplitStack<Scalar> layers_;
+  detail::SplitStack<Scalar, Storage> layers_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::mpi

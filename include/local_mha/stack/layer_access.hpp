@@ -24,21 +24,20 @@ struct LayerAccess {
     return attention.weights_->unpacked();
   }
 
-  static const LayerWeights<Scalar>& weights(const LocalMHA<Scalar>& attention) {
+  static const LayerWeights<Scalar, Storage>& weights(const Attention& attention) {
     return *attention.weights_;
   }
   /// What the queries of sequences of `seqlen` rows see, masks apart.
   /// \throws std::invalid_argument naming the member of the call that does not fit
-  static AttentionInputs<Scalar> inputs_of(const LocalMHA<Scalar>& attention, Index batch,
-                                           Index seqlen, const LocalMHACall<Scalar>& call) {
+  static AttentionInputs<Scalar> inputs_of(const Attention& attention, Index batch, Index seqlen,
+                                           const LocalMHACall<Scalar>& call) {
     static const PaddingMask none;
     return attention.inputs_of(batch, seqlen, none, attention.bias_of(call.attn_bias),
                                call.cu_seqlens, call.lengths);
   }
 
   /// The bias of a call, or that of the weights.
-  static auto bias_of(const LocalMHA<Scalar>& attention,
-                      const typename LocalMHA<Scalar>::Bias& attn_bias) {
+  static auto bias_of(const Attention& attention, const typename Attention::Bias& attn_bias) {
     return attention.bias_of(attn_bias);
   }
 
