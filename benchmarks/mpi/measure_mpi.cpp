@@ -4,11 +4,13 @@
 //   mpirun -n R local_mha_measure_mpi [option...]          see --help
 //
 // Each case runs on 1, 2, 4, … ranks of those that there are, while the others sleep. Times are
-// wall time, from a barrier to the end of the last rank.
+// wall time, from a barrier to the end of the last rank. A round in which a rank has not had its
+// core to itself, as its processor time tells, does not count where there are others.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <ctime>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -50,6 +52,8 @@ struct Options {
   Index window = 256;
   Index depth = 2;
   int rounds = 3;
+  int short_rounds = 25;
+  bool in_turn = false;
   bool backward = true;
   bool delays = true;
   bool scaling = true;
@@ -69,9 +73,9 @@ int world_size() {
 }
 
 // Those that are not of a case leave their cores to those that are.
-void meet_asleep() {
+void meet_asleep(MPI_Comm comm) {
   MPI_Request request = MPI_REQUEST_NULL;
-  MPI_Ibarrier(MPI_COMM_WORLD, &request);
+  MPI_Ibarrier(comm, &request);
   for (int done = 0; done == 0;) {
     MPI_Test(&request, &done, MPI_STATUS_IGNORE);
     if (done == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -95,9 +99,32 @@ void take_a_core() {
 #endif
 }
 
+// Of two, the smaller one.
 double median(std::vector<double> all) {
   std::sort(all.begin(), all.end());
-  return all[all.size() / 2];
+  return all[(all.size() - 1) / 2];
+}
+
+std::string processor() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "unknown";
+}
+
+// Wall time of a task, and the processor time of this process in it.
+struct Times {
+  double wall = 0;
+  double processor = 0;
+
+  double share() const { return wall > 0 ? processor / wall : 1; }
+};
+template <typename Task>
+Times times_of(Task&& task) {
+  const std::clock_t processor = std::clock();
+  const double wall = MPI_Wtime();
+  task();
+  return {MPI_Wtime() - wall, static_cast<double>(std::clock() - processor) / CLOCKS_PER_SEC};
 }
 
 double over_ranks(double number, MPI_Op op, MPI_Comm comm) {
@@ -110,7 +137,13 @@ struct Figure {
   double waiting = 0;    // share of the time, the mean over ranks
   double imbalance = 0;  // share of the time by which the first rank is ready before the last
   double bytes = 0;      // that a rank sends, the mean
+  double processor = 1;  // processor time of the time, of the rank that has had the least
+  // Of the same on one rank in the same rounds, if that was run.
+  double seconds_of_one = 0;
 };
+
+// Less of it, and another program has had the core.
+constexpr double undisturbed = 0.99;
 
 /// What is measured on some ranks, each with `rows` of the sequence.
 class Work {
@@ -139,20 +172,6 @@ local_mha::LocalMHAConfig layer_config(const Options& o) {
           .qk_rmsnorm = true,
           .use_xpos = true};
 }
-
-class Alone final : public Work {
- public:
-  Alone(const Options& o, Index rows)
-      : layer_(layer_config(o), 1), x_(random_rows(rows, o.dim, 1)), y_(x_.dimensions()) {
-    y_.setZero();
-  }
-  void run() override { layer_.forward_into(y_, workspace_, x_); }
-
- private:
-  local_mha::LocalMHA<float> layer_;
-  local_mha::LocalMHA<float>::Workspace workspace_;
-  Tensor<float, 3> x_, y_;
-};
 
 class Layer final : public Work {
  public:
@@ -200,45 +219,86 @@ class Encoder final : public Work {
   Tensor<float, 3> x_, y_;
 };
 
-// Medians of rounds, after a first one.
-Figure measure(const mpi::Communicator& communicator, Work& work, int rounds) {
-  work.run();
-  std::vector<double> seconds, waiting, imbalance;
-  double bytes = 0;
-  for (int round = 0; round < rounds; ++round) {
-    MPI_Barrier(communicator.get());
-    communicator.reset_traffic();
-    const double begin = MPI_Wtime();
-    work.run();
-    const double own = MPI_Wtime() - begin;
-    const double last = over_ranks(own, MPI_MAX, communicator.get());
-    const double first = over_ranks(own, MPI_MIN, communicator.get());
-    seconds.push_back(last);
-    imbalance.push_back((last - first) / last);
-    waiting.push_back(
-        over_ranks(communicator.traffic().seconds_waiting / own, MPI_SUM, communicator.get()) /
-        communicator.size());
-    bytes = static_cast<double>(communicator.traffic().keys_and_values +
-                                communicator.traffic().gradients + communicator.traffic().sums);
-  }
-  bytes = over_ranks(bytes, MPI_SUM, communicator.get()) / communicator.size();
-  return {median(seconds), median(waiting), median(imbalance), bytes};
+// A round on all ranks of a communicator.
+Figure measure_round(const mpi::Communicator& communicator, Work& work) {
+  MPI_Barrier(communicator.get());
+  communicator.reset_traffic();
+  const Times own = times_of([&] { work.run(); });
+  const mpi::Traffic& traffic = communicator.traffic();
+  const double ranks = communicator.size();
+  Figure figure;
+  figure.seconds = over_ranks(own.wall, MPI_MAX, communicator.get());
+  figure.imbalance = 1 - over_ranks(own.wall, MPI_MIN, communicator.get()) / figure.seconds;
+  figure.waiting =
+      over_ranks(traffic.seconds_waiting / own.wall, MPI_SUM, communicator.get()) / ranks;
+  figure.bytes =
+      over_ranks(static_cast<double>(traffic.keys_and_values + traffic.gradients + traffic.sums),
+                 MPI_SUM, communicator.get()) /
+      ranks;
+  figure.processor = over_ranks(own.share(), MPI_MIN, communicator.get());
+  return figure;
 }
 
-// The layer over one rank beside no MPI, in turn.
-double share_of_alone(const mpi::Communicator& communicator, const Options& o) {
-  Alone alone(o, o.rows);
-  Layer layer(communicator, o, o.rows, false);
-  std::vector<double> ratios;
-  for (int round = -1; round < std::max(5, o.rounds); ++round) {
-    const double begin = MPI_Wtime();
-    alone.run();
-    const double middle = MPI_Wtime();
-    layer.run();
-    const double end = MPI_Wtime();
-    if (round >= 0) ratios.push_back((end - middle) / (middle - begin));
+// Medians of rounds.
+Figure median_of(std::vector<Figure> rounds) {
+  const auto is_disturbed = [](const Figure& round) { return round.processor < undisturbed; };
+  if (!std::all_of(rounds.begin(), rounds.end(), is_disturbed))
+    rounds.erase(std::remove_if(rounds.begin(), rounds.end(), is_disturbed), rounds.end());
+  const auto of = [&](double Figure::* member) {
+    std::vector<double> all;
+    for (const Figure& round : rounds) all.push_back(round.*member);
+    return median(all);
+  };
+  return {of(&Figure::seconds), of(&Figure::waiting),   of(&Figure::imbalance),
+          of(&Figure::bytes),   of(&Figure::processor), of(&Figure::seconds_of_one)};
+}
+
+// After a first one, where there are enough.
+// \param one null, or the same on one rank, which takes turns; null on all but the first rank
+Figure measure(const mpi::Communicator& communicator, Work& work, int rounds, Work* one = nullptr,
+               bool in_turn = false) {
+  if (rounds > 2) work.run();
+  std::vector<Figure> all;
+  for (int round = 0; round < rounds; ++round) {
+    Times alone;
+    if (in_turn) {
+      if (one != nullptr) alone = times_of([&] { one->run(); });
+      meet_asleep(communicator.get());
+    }
+    all.push_back(measure_round(communicator, work));
+    if (one == nullptr) continue;
+    all.back().seconds_of_one = alone.wall;
+    all.back().processor = std::min(all.back().processor, alone.share());
   }
-  return median(ratios);
+  // The ranks have seen the same rounds, but for what the first one did alone.
+  Figure figure = median_of(all);
+  MPI_Bcast(&figure, sizeof figure, MPI_BYTE, 0, communicator.get());
+  return figure;
+}
+
+// The layer over one rank beside no MPI, in turn, over the same rows: in many short rounds, of
+// which the order changes.
+double share_of_alone(const mpi::Communicator& communicator, const Options& o) {
+  const Index rows = std::max<Index>(o.rows / 8, 1);
+  const local_mha::LocalMHA<float> layer(layer_config(o), 1);
+  local_mha::LocalMHA<float>::Workspace workspace;
+  const mpi::LocalMHA<float> over_ranks(communicator, layer);
+  const mpi::Split split(communicator, rows);
+  const Tensor<float, 3> x = random_rows(rows, o.dim, 1);
+  Tensor<float, 3> y(x.dimensions());
+  y.setZero();
+  const auto alone = [&] { layer.forward_into(y, workspace, x); };
+  const auto over_one = [&] { over_ranks.forward_into(y, x, split); };
+  std::vector<double> ratios, of_all;
+  for (int round = -1; round < o.short_rounds; ++round) {
+    const bool alone_first = round % 2 == 0;
+    const Times first = alone_first ? times_of(alone) : times_of(over_one);
+    const Times second = alone_first ? times_of(over_one) : times_of(alone);
+    if (round < 0) continue;
+    of_all.push_back(alone_first ? second.wall / first.wall : first.wall / second.wall);
+    if (std::min(first.share(), second.share()) >= undisturbed) ratios.push_back(of_all.back());
+  }
+  return median(ratios.empty() ? of_all : ratios);
 }
 
 class Measurement {
@@ -246,23 +306,31 @@ class Measurement {
   explicit Measurement(const Options& options) : options_(options) {}
 
   void run() {
-    std::vector<int> numbers;
-    for (int n = 1; n < world_size(); n *= 2) numbers.push_back(n);
-    numbers.push_back(world_size());
-    for (const int n : numbers) of_ranks(n);
-    if (world_rank() != 0) return;
+    // Against one rank; first what says most.
+    std::vector<int> numbers{1};
+    if (world_size() > 1) numbers.push_back(world_size());
+    int n = 1;
+    while (2 * n < world_size()) n *= 2;
+    for (; n > 1; n /= 2) numbers.push_back(n);
+    all_["processor"] = processor();
+    all_["cores"] = std::thread::hardware_concurrency();
     all_["rows"] = options_.rows;
     all_["dim"] = options_.dim;
     all_["window_size"] = options_.window;
     all_["depth"] = options_.depth;
-    if (!options_.json_path.empty()) {
-      std::ofstream file(options_.json_path);
-      file << all_.dump(2) << '\n';
-      if (!file) throw std::runtime_error(options_.json_path + ": cannot be written");
-    }
+    for (const int number : numbers) of_ranks(number);
+    save();
   }
 
  private:
+  // What there is, also while the rest is being measured.
+  void save() const {
+    if (world_rank() != 0 || options_.json_path.empty()) return;
+    std::ofstream file(options_.json_path);
+    file << all_.dump(2) << std::endl;
+    if (!file) throw std::runtime_error(options_.json_path + ": cannot be written");
+  }
+
   // All cases on the first `n` ranks.
   void of_ranks(int n) {
     MPI_Comm some = MPI_COMM_NULL;
@@ -272,7 +340,7 @@ class Measurement {
       MPI_Comm_free(&some);
       measure_on(communicator);
     }
-    meet_asleep();
+    meet_asleep(MPI_COMM_WORLD);
   }
 
   double peak(const mpi::Communicator& communicator) {
@@ -286,9 +354,10 @@ class Measurement {
       const double ratio = share_of_alone(communicator, options_);
       all_["layer_on_one_rank_against_no_mpi"] = ratio;
       tell([&](std::ostream& out) {
-        out << "the layer on one rank takes " << ratio << " of the time without MPI\n\n"
+        out << processor() << "\n\nthe layer on one rank takes " << ratio
+            << " of the time without MPI\n\n"
             << "ranks  case                      rows a rank  positions a second  scaling  of the "
-               "peak's  waiting   bytes a rank\n";
+               "peak's  waiting   bytes a rank  processor\n";
       });
     }
     const double before = peak(communicator);
@@ -296,21 +365,30 @@ class Measurement {
       const Index rows = strong ? options_.rows / n : options_.rows;
       Figure figure;
       {
-        const auto work = make(rows);
-        figure = measure(communicator, *work, options_.rounds);
+        const auto work = make(communicator, rows);
+        const bool in_turn = options_.in_turn && n > 1;
+        std::optional<mpi::Communicator> self;
+        std::unique_ptr<Work> one;
+        if (in_turn && communicator.rank() == 0) {
+          self.emplace(MPI_COMM_SELF);
+          one = make(*self, options_.rows);
+        }
+        figure = measure(communicator, *work, options_.rounds, one.get(), in_turn);
       }
       report(communicator, name, strong, rows, figure, before);
     };
     for (const bool strong : {false, true}) {
       if ((strong && n == 1) || !options_.scaling) continue;
-      add("layer", strong,
-          [&](Index rows) { return std::make_unique<Layer>(communicator, options_, rows, false); });
+      add("layer", strong, [&](const mpi::Communicator& of, Index rows) {
+        return std::make_unique<Layer>(of, options_, rows, false);
+      });
       if (options_.backward)
-        add("layer_and_back", strong, [&](Index rows) {
-          return std::make_unique<Layer>(communicator, options_, rows, true);
+        add("layer_and_back", strong, [&](const mpi::Communicator& of, Index rows) {
+          return std::make_unique<Layer>(of, options_, rows, true);
         });
-      add("encoder", strong,
-          [&](Index rows) { return std::make_unique<Encoder>(communicator, options_, rows); });
+      add("encoder", strong, [&](const mpi::Communicator& of, Index rows) {
+        return std::make_unique<Encoder>(of, options_, rows);
+      });
     }
     if (n == world_size() && n > 1 && options_.delays) delayed(communicator);
   }
@@ -325,7 +403,10 @@ class Measurement {
       peak_of_one_[name] = peak_now;
     }
     if (communicator.rank() != 0) return;
-    const double scaling = rate / (n * one_.at(name));
+    const double of_one = figure.seconds_of_one > 0
+                              ? static_cast<double>(options_.rows) / figure.seconds_of_one
+                              : one_.at(name);
+    const double scaling = rate / (n * of_one);
     const double of_peak = peak_now / (n * peak_of_one_.at(name));
     all_["cases"].push_back({{"case", name},
                              {"ranks", n},
@@ -338,6 +419,7 @@ class Measurement {
                              {"peak_flops", peak_now},
                              {"waiting", figure.waiting},
                              {"imbalance", figure.imbalance},
+                             {"processor", figure.processor},
                              {"bytes_of_a_rank", figure.bytes}});
     tell([&](std::ostream& out) {
       out << std::setw(5) << n << "  " << std::left << std::setw(16) << name << std::setw(8)
@@ -345,8 +427,10 @@ class Measurement {
           << std::fixed << std::setprecision(0) << rate << std::setprecision(1) << std::setw(7)
           << 100 * scaling << " %" << std::setw(11) << 100 * scaling / of_peak << " %"
           << std::setprecision(2) << std::setw(9) << 100 * figure.waiting << " %"
-          << std::setprecision(0) << std::setw(13) << figure.bytes << '\n';
+          << std::setprecision(0) << std::setw(13) << figure.bytes << std::setprecision(1)
+          << std::setw(9) << 100 * figure.processor << " %\n";
     });
+    save();
   }
 
   // An encoder with delays, beside the model of what it takes without them: of stretches that hide
@@ -502,6 +586,10 @@ int main(int argc, char** argv) {
   add("--window-size", options.window, "Positions that a position looks back");
   add("--depth", options.depth, "Layers of the encoder");
   add("--rounds", options.rounds, "Rounds, of which the median is taken");
+  add("--short-rounds", options.short_rounds,
+      "Rounds of an eighth of the rows, of the layer on one rank beside the one without MPI");
+  app.add_flag("--in-turn", options.in_turn,
+               "The same on one rank before each round, for machines that others use, too");
   add("--simulate", options.simulated_ranks, "Ranks of the plan on paper");
   app.add_flag("!--no-backward", options.backward, "Leaves the way back out");
   app.add_flag("!--no-scaling", options.scaling, "Leaves scaling out");
