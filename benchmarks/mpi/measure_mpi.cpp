@@ -53,6 +53,7 @@ struct Options {
   Index depth = 2;
   int rounds = 3;
   int short_rounds = 25;
+  std::vector<int> ranks;
   bool in_turn = false;
   bool backward = true;
   bool delays = true;
@@ -140,6 +141,30 @@ struct Figure {
   double processor = 1;  // processor time of the time, of the rank that has had the least
   // Of the same on one rank in the same rounds, if that was run.
   double seconds_of_one = 0;
+  double stolen = 0;  // of all processors' time, by what the virtual machine runs on
+};
+
+// Share of the processors' time that a host has taken from a virtual machine since it started, and
+// all of their time.
+struct Stolen {
+  double stolen = 0;
+  double all = 0;
+
+  static Stolen now() {
+    std::ifstream stat("/proc/stat");
+    std::string name;
+    stat >> name;
+    Stolen sum;
+    double of_kind = 0;
+    for (int kind = 0; kind < 8 && stat >> of_kind; ++kind) {
+      sum.all += of_kind;
+      if (kind == 7) sum.stolen = of_kind;
+    }
+    return sum;
+  }
+  double share_since(const Stolen& before) const {
+    return all > before.all ? (stolen - before.stolen) / (all - before.all) : 0;
+  }
 };
 
 // Less of it, and another program has had the core.
@@ -249,15 +274,20 @@ Figure median_of(std::vector<Figure> rounds) {
     for (const Figure& round : rounds) all.push_back(round.*member);
     return median(all);
   };
-  return {of(&Figure::seconds), of(&Figure::waiting),   of(&Figure::imbalance),
-          of(&Figure::bytes),   of(&Figure::processor), of(&Figure::seconds_of_one)};
+  return {of(&Figure::seconds),
+          of(&Figure::waiting),
+          of(&Figure::imbalance),
+          of(&Figure::bytes),
+          of(&Figure::processor),
+          of(&Figure::seconds_of_one),
+          0};
 }
 
-// After a first one, where there are enough.
+// After a first one, unless there is a single one.
 // \param one null, or the same on one rank, which takes turns; null on all but the first rank
 Figure measure(const mpi::Communicator& communicator, Work& work, int rounds, Work* one = nullptr,
                bool in_turn = false) {
-  if (rounds > 2) work.run();
+  if (rounds > 1) work.run();
   std::vector<Figure> all;
   for (int round = 0; round < rounds; ++round) {
     Times alone;
@@ -306,12 +336,23 @@ class Measurement {
   explicit Measurement(const Options& options) : options_(options) {}
 
   void run() {
+    if (world_rank() == 0)
+      steps_ = static_cast<long>(measuring::fma_peak<float>(0.2) / MultiplyAdds::flops(1));
+    meet_asleep(MPI_COMM_WORLD);
+    MPI_Bcast(&steps_, 1, MPI_LONG, 0, MPI_COMM_WORLD);
     // Against one rank; first what says most.
     std::vector<int> numbers{1};
     if (world_size() > 1) numbers.push_back(world_size());
     int n = 1;
     while (2 * n < world_size()) n *= 2;
     for (; n > 1; n /= 2) numbers.push_back(n);
+    if (!options_.ranks.empty())
+      numbers.erase(std::remove_if(numbers.begin() + 1, numbers.end(),
+                                   [&](int of) {
+                                     return std::find(options_.ranks.begin(), options_.ranks.end(),
+                                                      of) == options_.ranks.end();
+                                   }),
+                    numbers.end());
     all_["processor"] = processor();
     all_["cores"] = std::thread::hardware_concurrency();
     all_["rows"] = options_.rows;
@@ -343,9 +384,14 @@ class Measurement {
     meet_asleep(MPI_COMM_WORLD);
   }
 
-  double peak(const mpi::Communicator& communicator) {
+  // Of multiply-adds in registers: as many on each rank, which take a second where a core is alone,
+  // until the last rank has done them. So cores count that share a physical one, or are taken away.
+  double peak(const mpi::Communicator& communicator) const {
+    volatile float factor = 0.75F, addend = 0.25F, used = 0;
     MPI_Barrier(communicator.get());
-    return over_ranks(measuring::fma_peak<float>(0.2), MPI_SUM, communicator.get());
+    const double own = times_of([&] { used = MultiplyAdds::run(steps_, factor, addend); }).wall;
+    return communicator.size() * MultiplyAdds::flops(steps_) /
+           over_ranks(own, MPI_MAX, communicator.get());
   }
 
   void measure_on(const mpi::Communicator& communicator) {
@@ -357,11 +403,12 @@ class Measurement {
         out << processor() << "\n\nthe layer on one rank takes " << ratio
             << " of the time without MPI\n\n"
             << "ranks  case                      rows a rank  positions a second  scaling  of the "
-               "peak's  waiting   bytes a rank  processor\n";
+               "peak's  waiting   bytes a rank  processor    stolen\n";
       });
     }
-    const double before = peak(communicator);
+    double before = peak(communicator);
     const auto add = [&](const std::string& name, bool strong, auto&& make) {
+      const Stolen begin = Stolen::now();
       const Index rows = strong ? options_.rows / n : options_.rows;
       Figure figure;
       {
@@ -375,7 +422,10 @@ class Measurement {
         }
         figure = measure(communicator, *work, options_.rounds, one.get(), in_turn);
       }
-      report(communicator, name, strong, rows, figure, before);
+      const double after = peak(communicator);
+      figure.stolen = Stolen::now().share_since(begin);
+      report(communicator, name, strong, rows, figure, (before + after) / 2);
+      before = after;
     };
     for (const bool strong : {false, true}) {
       if ((strong && n == 1) || !options_.scaling) continue;
@@ -394,10 +444,9 @@ class Measurement {
   }
 
   void report(const mpi::Communicator& communicator, const std::string& name, bool strong,
-              Index rows, const Figure& figure, double peak_before) {
+              Index rows, const Figure& figure, double peak_now) {
     const int n = communicator.size();
     const double rate = static_cast<double>(rows * n) / figure.seconds;
-    const double peak_now = (peak_before + peak(communicator)) / 2;
     if (n == 1) {
       one_[name] = rate;
       peak_of_one_[name] = peak_now;
@@ -420,6 +469,7 @@ class Measurement {
                              {"waiting", figure.waiting},
                              {"imbalance", figure.imbalance},
                              {"processor", figure.processor},
+                             {"stolen", figure.stolen},
                              {"bytes_of_a_rank", figure.bytes}});
     tell([&](std::ostream& out) {
       out << std::setw(5) << n << "  " << std::left << std::setw(16) << name << std::setw(8)
@@ -428,7 +478,8 @@ class Measurement {
           << 100 * scaling << " %" << std::setw(11) << 100 * scaling / of_peak << " %"
           << std::setprecision(2) << std::setw(9) << 100 * figure.waiting << " %"
           << std::setprecision(0) << std::setw(13) << figure.bytes << std::setprecision(1)
-          << std::setw(9) << 100 * figure.processor << " %\n";
+          << std::setw(9) << 100 * figure.processor << " %" << std::setw(8) << 100 * figure.stolen
+          << " %\n";
     });
     save();
   }
@@ -563,7 +614,10 @@ class Measurement {
     std::cout << line.str() << std::flush;
   }
 
+  using MultiplyAdds = measuring::detail::MultiplyAdds<float>;
+
   Options options_;
+  long steps_ = 1;
   std::map<std::string, double> one_;
   std::map<std::string, double> peak_of_one_;
   nlohmann::json all_;
@@ -588,6 +642,8 @@ int main(int argc, char** argv) {
   add("--rounds", options.rounds, "Rounds, of which the median is taken");
   add("--short-rounds", options.short_rounds,
       "Rounds of an eighth of the rows, of the layer on one rank beside the one without MPI");
+  app.add_option("--ranks", options.ranks, "Numbers of ranks beside 1. Default: 2, 4, 8, … and all")
+      ->delimiter(',');
   app.add_flag("--in-turn", options.in_turn,
                "The same on one rank before each round, for machines that others use, too");
   add("--simulate", options.simulated_ranks, "Ranks of the plan on paper");
