@@ -32,6 +32,6 @@ add_custom_target(
   COMMAND ${LOCAL_MHA_LLVM_PROFDATA} merge -sparse "${profiles}" -o "${PROJECT_BINARY_DIR}/tests.profdata"
   COMMAND python3 "${PROJECT_SOURCE_DIR}/cmake/coverage_summary.py" "${LOCAL_MHA_LLVM_COV}"
           "${PROJECT_BINARY_DIR}/tests.profdata" "${PROJECT_SOURCE_DIR}/include" ${LOCAL_MHA_COVERAGE_LEAST}
-          "${PROJECT_BINARY_DIR}/missing.txt" ${programs}
+          "${PROJECT_SOURCE_DIR}/cmake/coverage_reasons.txt" "${PROJECT_BINARY_DIR}/missing.txt" ${programs}
   COMMENT "Lines of include/ that the tests run; those that did not run in ${PROJECT_BINARY_DIR}/missing.txt"
   VERBATIM)

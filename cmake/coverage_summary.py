@@ -1,24 +1,45 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Says which lines of the headers ran, and fails if they are too few:
+"""Says which lines of the headers ran, and fails if they are too few, or if one did not without a reason:
 
-    coverage_summary.py LLVM_COV PROFILE INCLUDE_DIR LEAST_PERCENT MISSING PROGRAM...
+    coverage_summary.py LLVM_COV PROFILE INCLUDE_DIR LEAST_PERCENT REASONS MISSING PROGRAM...
 
 A line ran if it did in one of the programs, in one instance of its template: llvm-cov is asked of each
 program alone, for of many it takes the first that knows a function, also where nothing calls it. The
-lines that did not run are written to MISSING.
+lines that did not run are written to MISSING, those without a reason first. REASONS is coverage_reasons.txt.
 """
 import collections
 import pathlib
+import re
 import subprocess
 import sys
 
 
+def lines_with_reasons(path):
+    """(file, text) of the lines that are listed, each under a reason."""
+    listed, reason = set(), False
+    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("= "):
+            reason = True
+        elif line and not line.startswith("#"):
+            name, colon, text = line.partition(": ")
+            if not reason or not colon:
+                sys.exit(f"{path}:{number}: expected `file: text` under a line `= reason`")
+            listed.add((name, text.strip()))
+    return listed
+
+
+def has_code(text):
+    """Whether there is more than brackets, a comment or what the preprocessor reads."""
+    return re.fullmatch(r"[\s{}()\[\];,]*(?:else|\}? ?else \{)?[\s{}()\[\];,]*", re.sub(r"//.*|^\s*#.*", "", text)) is None
+
+
 def main():
-    llvm_cov, profile, include_dir, least, missing = sys.argv[1:6]
+    llvm_cov, profile, include_dir, least, reasons, missing = sys.argv[1:7]
     include_dir = pathlib.Path(include_dir)
+    listed = lines_with_reasons(reasons)
     lines, branches = collections.defaultdict(dict), collections.defaultdict(dict)
-    for program in sys.argv[6:]:
+    for program in sys.argv[7:]:
         exported = subprocess.run(
             [llvm_cov, "export", "-format=lcov", f"-instr-profile={profile}", program, "-sources",
              str(include_dir)], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -39,11 +60,18 @@ def main():
         sys.exit(f"none of the programs says anything of {include_dir}")
 
     not_run = {name: [n for n, count in of.items() if count == 0] for name, of in lines.items()}
-    with open(missing, "w", encoding="utf-8") as out:
-        for name in sorted(not_run):
-            text = (include_dir / name).read_text(encoding="utf-8").splitlines()
-            for number in sorted(not_run[name]):
-                out.write(f"{name}:{number}: {text[number - 1].strip()}\n")
+    texts = {name: (include_dir / name).read_text(encoding="utf-8").splitlines() for name in not_run}
+    explained, unexplained, without_code = [], [], 0
+    for name in sorted(not_run):
+        for number in sorted(not_run[name]):
+            text = texts[name][number - 1].strip()
+            if not has_code(text):
+                without_code += 1
+            else:
+                (explained if (str(name), text) in listed else unexplained).append(f"{name}:{number}: {text}")
+    pathlib.Path(missing).write_text("".join(f"{line}\n" for line in unexplained + explained), encoding="utf-8")
+    gone = [entry for entry in sorted(listed) if not (include_dir / entry[0]).exists() or
+            entry[1] not in map(str.strip, (include_dir / entry[0]).read_text(encoding="utf-8").splitlines())]
     print("lines that did not run, of all, in the headers that have most of them:")
     for name in sorted(not_run, key=lambda name: -len(not_run[name]))[:15]:
         if not_run[name]:
@@ -57,6 +85,12 @@ def main():
 
     of_lines, of_branches = share(lines), share(branches)
     print("lines: %d of %d, %.2f %%; branches: %d of %d, %.2f %%" % (*of_lines, *of_branches))
+    print(f"of those that did not run, {len(explained)} have a reason, {len(unexplained)} have none, and "
+          f"{without_code} are without code")
+    if gone:
+        sys.exit(f"{reasons} explains lines that are not there:\n" + "\n".join(": ".join(entry) for entry in gone))
+    if unexplained:
+        sys.exit(f"lines that did not run, of which {reasons} does not say why:\n" + "\n".join(unexplained))
     if of_lines[2] < float(least):
         sys.exit(f"less than {least} % of the lines; those that did not run are in {missing}")
 

@@ -397,6 +397,10 @@ TEST(LoadedAttention, SharesTheBiasOfLongT5sFirstBlock) {
   without.config["encoder_attention_type"] = "transient-global";
   EXPECT_TRUE(says(without.error(), "config.encoder_attention_type: expected local, got"));
   without.config.erase("encoder_attention_type");
+  without.config["relative_attention_max_distance"] = 8;
+  EXPECT_TRUE(says(without.error(),
+                   "config.relative_attention_max_distance: expected more than a quarter of the 32 "
+                   "buckets, got 8"));
   without.config["relative_attention_num_buckets"] = 3;
   EXPECT_TRUE(says(without.error(), "config.relative_attention_num_buckets: expected 4 to 2^20"));
   without.config["local_radius"] = 1 << 30;
@@ -435,6 +439,10 @@ TEST(LoadedAttention, OfLongformerIsLoadedByItsOwnFunction) {
   EXPECT_EQ(layer.parameters().to_qkv_global(13, 2),
             model.file().read<double>(model.prefix + ".value_global.weight")[6 + 2]);
   EXPECT_THROW(io::longformer_layer(model.config), std::invalid_argument);
+  Json same_everywhere = model.config;
+  same_everywhere["attention_window"] = 6;
+  EXPECT_EQ(io::longformer_layer(same_everywhere).config,
+            (local_mha::LongformerConfig{6, 3, 6, 0}));
   model.shapes.erase("key_global.bias");
   EXPECT_THROW(io::load_longformer<double>(model.file(), model.prefix, model.config),
                io::SafetensorsError);
@@ -480,6 +488,10 @@ TEST(LoadedAttention, OfGptNeoHasNoScale) {
   EXPECT_FALSE(layer.config().use_rotary_pos_emb);
   EXPECT_TRUE(layer.config().out_bias);
   EXPECT_EQ(layer.config().token_window, (local_mha::TokenWindow{3, 0}));
+  model.config.erase("attention_layers");
+  EXPECT_TRUE(says(model.error(), "config.attention_layers: expected an array, got none"));
+  model.config["attention_layers"] = "local";
+  EXPECT_TRUE(says(model.error(), "config.attention_layers: expected an array, got \"local\""));
 }
 
 TEST(AttentionCase, NamesWhatItLacks) {

@@ -354,6 +354,20 @@ TEST(SafetensorsFile, ThatWasReadMayBeShortened) {
   EXPECT_THROW(SafetensorsFile(path, FileAccess::read), SafetensorsError);
 }
 
+#ifdef __linux__
+// As one that others shorten while it is read: the system says that it has a page, of which it
+// gives a part.
+TEST(SafetensorsFile, ThatIsShorterThanTheSystemSaysIsAnError) {
+  const std::filesystem::path path = "/sys/devices/system/cpu/online";
+  std::error_code error;
+  if (std::filesystem::file_size(path, error) < 100 || error) GTEST_SKIP() << "no " << path;
+  const std::string message =
+      message_of<SafetensorsError>([&] { SafetensorsFile(path, FileAccess::read); });
+  EXPECT_NE(message.find("cannot be read: expected "), std::string::npos) << message;
+  EXPECT_NE(message.find("because others shortened it"), std::string::npos) << message;
+}
+#endif
+
 #ifndef _WIN32
 TEST(SafetensorsFile, ThatIsNoneIsRefusedWithoutWaiting) {
   const TemporaryFolder folder;

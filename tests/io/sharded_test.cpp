@@ -54,6 +54,13 @@ class ShardedFile : public testing::Test {
   std::filesystem::path index_ = folder_ / "model.safetensors.index.json";
 };
 
+// Without taking memory for it.
+TEST_F(ShardedFile, OfAHugeIndexIsRefused) {
+  write_text("{\"weight_map\": {");
+  std::filesystem::resize_file(index_, 100'000'001);
+  expect_refused("index: expected at most 100000000 bytes, got 100000001");
+}
+
 TEST_F(ShardedFile, IsReadAsOne) {
   write_shard("1", {{"a", {1, 2}}, {"c", {3}}}, {{"format", "pt"}, {"case", "of 1"}});
   write_shard("2", {{"b", {4, 5, 6}}}, {{"format", "pt"}, {"case", "of 2"}, {"from", "2"}});

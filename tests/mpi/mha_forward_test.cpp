@@ -42,6 +42,7 @@ TEST(MhaForward, IsThatOfOneProcess) {
   for (const auto& [name, config] : mpi_tests::layers()) {
     const auto layer = layer_of<double>(config);
     const local_mha::mpi::LocalMHA<double> mha(communicator, layer);
+    EXPECT_EQ(&mha.communicator(), &communicator);
     const auto x = random_rows<double>(2, 201, config.dim, 5);
     const auto expected = layer.forward(x);
     for (const Index rows : mpi_tests::splits(communicator, 201)) {

@@ -32,6 +32,9 @@ TEST(ASplit, HasTheStretchesInTheOrderOfTheRanks) {
     EXPECT_TRUE(split.stretch(first).contains(row));
   }
   EXPECT_THROW(split.stretch(communicator.size()), std::invalid_argument);
+  EXPECT_THROW(split.holders({-1, 1}), std::invalid_argument);
+  EXPECT_THROW(split.holders({begin, begin}), std::invalid_argument);
+  EXPECT_THROW(split.holders({0, begin + 1}), std::invalid_argument);
 }
 
 TEST(ASplit, CountsIn64Bits) {

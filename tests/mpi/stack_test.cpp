@@ -69,6 +69,8 @@ void expect_encoder_of_one(const EncoderConfig& config, Index batch, EncoderCall
   const Encoder encoder(config, 3);
   const Communicator communicator;
   const SplitEncoder split_encoder(communicator, encoder);
+  EXPECT_TRUE(split_encoder.encoder().config() == config);
+  EXPECT_EQ(&split_encoder.communicator(), &communicator);
   const Index total = 130;
   auto x = random_rows<double>(batch, total, 12, 5);
   auto grad_y = random_rows<double>(batch, total, 12, 6);
@@ -220,6 +222,8 @@ void expect_model_of_one(Index batch, const EncoderCall& call) {
   const Communicator communicator;
   const Model model(model_config(), 3);
   const SplitModel split_model(communicator, model);
+  EXPECT_EQ(split_model.model().config().dim, model.config().dim);
+  EXPECT_EQ(&split_model.communicator(), &communicator);
   const Index total = 130;
   Tokens tokens = random_tokens(batch, total, 5), labels = random_tokens(batch, total, 6);
   for (Index i = 0; i < labels.size(); i += 9) labels.data()[i] = model.config().ignore_index;

@@ -275,6 +275,15 @@ std::vector<BadInput> attention_configurations() {
        attention([](C& c) { c.score.alibi_slopes = {1, nan}; }),
        {"alibi_slopes", "finite", "nan"},
        "LocalAttention::LocalAttention"},
+      {"AScoreBesideAFunctor",
+       [] {
+         const auto itself = [](float s, Index, Index, Index) { return s; };
+         LocalAttentionConfig config = attention_config();
+         config.score.soft_cap = 5;
+         LocalAttention<float, decltype(itself)>(config, itself);
+       },
+       {"score", "none, because the attention has a functor of its own", "got one"},
+       "LocalAttention::LocalAttention"},
       {"TwoScores",
        attention([](C& c) { c.score = {.soft_cap = 5, .alibi_slopes = {1, 1, 1}}; }),
        {"alibi_slopes", "soft_cap", "3 slopes"},
@@ -1363,6 +1372,19 @@ std::vector<BadInput> component_arguments() {
        },
        {"saved", "[1, 2, 2, 2]", "[0, 0, 0, 0]"},
        "LongformerAttention::backward"},
+      {"LongformerBackwardOfOtherGlobalRows",
+       [] {
+         auto gradients = local_mha::LongformerParameters<double>::zeros({4, 2, 2});
+         Tensor<double, 3> x(1, 2, 4);
+         x.setZero();
+         local_mha::LongformerAttention<double>::Saved saved;
+         longformer().forward_saving(saved, x);
+         Tensor<bool, 2> global(1, 2);
+         global.setConstant(true);
+         longformer().backward(gradients, saved, x, x, {.global_rows = global});
+       },
+       {"global_rows", "those of forward_saving()", "got some"},
+       "LongformerAttention::backward"},
       {"FeedForwardOfOtherShapes",
        [] {
          auto p = local_mha::FeedForwardParameters<double>::zeros(6, 4);
@@ -1416,6 +1438,14 @@ std::vector<BadInput> component_arguments() {
          local_mha::DynamicPositionBias<double>{p};
        },
        {"mlp.2.weight", "4 columns", "got 5"},
+       "DynamicPositionBias::DynamicPositionBias"},
+      {"DynamicBiasOfOtherHeads",
+       [] {
+         auto p = local_mha::DynamicPositionBiasParameters<double>::zeros(4, 2);
+         p.weight_4.resize(2, 3);
+         local_mha::DynamicPositionBias<double>{p};
+       },
+       {"mlp.4.weight", "4 columns", "got 3"},
        "DynamicPositionBias::DynamicPositionBias"},
       {"DynamicBiasOfNoWindow",
        [] {
@@ -1878,6 +1908,26 @@ std::vector<BadInput> further_component_arguments() {
       {"BandOfNoWindow",
        [] { local_mha::token_windows::lookaround_exact(0, 1, 1); },
        {"window_size", "got 0"},
+       "lookaround_exact"},
+      {"BandOfAHugeWindow",
+       [] { local_mha::token_windows::lookaround_exact((Index{1} << 40) + 1, 1, 1); },
+       {"window_size", "1 to 2^40", "got 1099511627777"},
+       "lookaround_exact"},
+      {"BandThatLooksBackLess",
+       [] { local_mha::token_windows::lookaround_exact(4, -1, 1); },
+       {"look_backward", "0 to 2^20 windows", "got -1"},
+       "lookaround_exact"},
+      {"BandThatLooksBackTooFar",
+       [] { local_mha::token_windows::lookaround_exact(4, (Index{1} << 20) + 1, 1); },
+       {"look_backward", "0 to 2^20 windows", "got 1048577"},
+       "lookaround_exact"},
+      {"BandThatLooksAheadLess",
+       [] { local_mha::token_windows::lookaround_exact(4, 1, -1); },
+       {"look_forward", "0 to 2^20 windows", "got -1"},
+       "lookaround_exact"},
+      {"BandThatLooksAheadTooFar",
+       [] { local_mha::token_windows::lookaround_exact(4, 1, (Index{1} << 20) + 1); },
+       {"look_forward", "0 to 2^20 windows", "got 1048577"},
        "lookaround_exact"},
       {"SlidingWindowOfNothing",
        [] { local_mha::token_windows::hugging_face(0); },
@@ -2414,6 +2464,14 @@ std::vector<BadInput> streams() {
          AttentionStream(of_tokens(3, 0), 3, 8, {}, {.cu_seqlens = cu_seqlens});
        },
        {"cu_seqlens", "none"},
+       "LocalAttention::StreamOf::StreamOf"},
+      {"AttentionStreamOfGlobalRows",
+       [] {
+         Tensor<bool, 2> global(1, 5);
+         global.setConstant(false);
+         AttentionStream(of_tokens(3, 0), 3, 8, {}, {.global_rows = global});
+       },
+       {"global_rows", "none, because queries see them before they come", "got some"},
        "LocalAttention::StreamOf::StreamOf"},
       {"ModelPushOfATokenThatIsNone",
        of_model([](ModelStream& stream) { stream.push(tokens({1, 10})); }),

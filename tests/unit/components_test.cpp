@@ -130,6 +130,19 @@ TYPED_TEST(Component, LayerNormOfAConstantRowIsItsBias) {
   EXPECT_EQ(norm.forward(x), RowMatrix<TypeParam>(bias.transpose().replicate(5, 1)));
 }
 
+TYPED_TEST(Component, RmsNormDividesEachRowByItsRootMeanSquare) {
+  Random random(9);
+  for (const Index rows : row_counts)
+    for (const Index dim : channel_counts) {
+      const auto x = random.array({rows, dim});
+      const auto weight = random.array({dim});
+      const local_mha::RmsNorm<TypeParam> norm(vector<TypeParam>(weight), 0.25);
+      const auto exact = reference::rms_norm(x, weight, 0.25);
+      EXPECT_TRUE(support::close(array<TypeParam>(norm.forward(matrix<TypeParam>(x))), exact,
+                                 20 * this->epsilon * (1 + support::largest(exact))));
+    }
+}
+
 TYPED_TEST(Component, QkNormGivesRowsOfLengthOneTimesTheScale) {
   Random random(3);
   for (const Index rows : row_counts)
@@ -305,6 +318,7 @@ TYPED_TEST(Component, DynamicPositionBiasIsAnMLPOfTheDistance) {
       const auto values = support::random_parameters(random, support::named<double>(parameters));
       support::assign(parameters, values);
       const local_mha::DynamicPositionBias<TypeParam> bias(parameters);
+      EXPECT_EQ(bias.heads(), heads);
       for (const auto& [w, lb, lf] : std::vector<std::array<Index, 3>>{
                {1, 0, 0}, {1, 1, 1}, {5, 1, 0}, {4, 2, 3}, {7, 0, 2}}) {
         const auto exact = reference::dynamic_position_bias(values, w, lb, lf);
@@ -349,6 +363,8 @@ TEST(WindowGeometry, EqualsTheReferencePredicate) {
                   support::options(config, support::AttentionOptions{.first_position = first});
               EXPECT_EQ(window.size(), w);
               EXPECT_EQ(window.look_around(), (1 + lb + lf) * w);
+              EXPECT_EQ(window.behind(), lb * w);
+              EXPECT_EQ(window.ahead(), lf * w);
               for (Index i = 0; i < 40; ++i) {
                 EXPECT_EQ(window.place_in_bucket(i), (first + i) % w);
                 EXPECT_EQ(window.look_around_begin(i), ((first + i) / w - lb) * w - first);

@@ -5,16 +5,19 @@
 #include <algorithm>
 #include <cstddef>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/plan.hpp>
+#include <local_mha/core/task_order.hpp>
 #include <local_mha/layer/plan.hpp>
 
 namespace plan_test {
 
 using local_mha::Index;
 using local_mha::PaddingMask;
+using local_mha::TaskOrder;
 
 /// A call of sequences side by side, or of packed ones.
 struct Sequences {
@@ -145,6 +148,53 @@ TEST(PlanOfTheLayer, AnswersAStretchWhenAllThatItSeesCanHaveComeIn) {
       }
     }
   });
+}
+
+/// `make 3`, as tasks are written down here.
+std::string text(const TaskOrder::Task& task) {
+  if (task.kind == TaskOrder::Kind::none) return "none";
+  return (task.kind == TaskOrder::Kind::make ? "make " : "answer ") + std::to_string(task.i);
+}
+
+TEST(TheOrderOfTasks, AnswersFirstAndMakesWhileThereIsRoom) {
+  TaskOrder order;
+  for (int again = 0; again < 2; ++again) {
+    order.start(4, 3);
+    // Answer i needs two makes, and the last one all there are.
+    const auto next = [&] { return order.next([](Index i) { return std::min<Index>(i + 2, 4); }); };
+    const auto first = next(), second = next(), third = next();
+    EXPECT_EQ(text(first) + ", " + text(second) + ", " + text(third), "make 0, make 1, make 2");
+    // The second one counts when the first one has ended, too.
+    order.end(second);
+    order.end(first);
+    const auto answer = next();
+    EXPECT_EQ(text(answer), "answer 0");
+    order.end(third);
+    EXPECT_EQ(text(next()), "answer 1");
+    order.end(answer);  // its room is that of make 3
+    const auto last = next();
+    EXPECT_EQ(text(last), "make 3");
+    order.end(last);
+    EXPECT_EQ(text(next()), "answer 2");
+    EXPECT_EQ(text(next()), "answer 3");
+    EXPECT_EQ(text(next()), "none");
+  }
+}
+
+TEST(TheOrderOfTasks, HandsOutNoneOnceItIsAbandoned) {
+  TaskOrder order;
+  order.start(4, 2);
+  const auto next = [&] { return text(order.next([](Index i) { return i + 1; })); };
+  EXPECT_EQ(next(), "make 0");
+  EXPECT_EQ(next(), "make 1");
+  std::string waited_for;
+  std::thread waiting([&] { waited_for = next(); });
+  order.abandon();
+  waiting.join();
+  EXPECT_EQ(waited_for, "none");
+  EXPECT_EQ(next(), "none");
+  order.start(1, 1);
+  EXPECT_EQ(next(), "make 0");
 }
 
 }  // namespace plan_test

@@ -173,6 +173,7 @@ TEST(AdamW, TakesTheStepsOfItsFormula) {
   auto p = filled(2, 5);
   AdamW optimizer(AdamWConfig{.beta1 = 0.8, .beta2 = 0.9, .eps = 1e-3, .weight_decay = 0.1},
                   filled(0, 0));
+  EXPECT_EQ(optimizer.config().beta1, 0.8);
   double w = 2, b = 5, m_w = 0, v_w = 0, m_b = 0, v_b = 0;
   const double of_w[] = {0.5, -1, 0, 3}, of_b[] = {1e-4, 2e-4, -5, 0};
   for (int t = 1; t <= 4; ++t) {

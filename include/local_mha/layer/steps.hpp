@@ -257,7 +257,6 @@ class LayerSteps {
   }
 
   const LocalMHAConfig& config() const { return config_; }
-  Index dim() const { return config().dim; }
   Index heads() const { return config().heads; }
   Index kv_heads() const { return resolved_kv_heads(config()); }
   /// Heads that read the same keys and values.

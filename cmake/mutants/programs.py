@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""Which headers have mutants, and what is compiled and run for them.
+
+What takes long to compile is compiled once, from the headers as they are: the reference, the tests, and the
+instances of the library's templates (extern.hpp), in groups. Of a mutant, one group is compiled in float and
+linked before the others, and of a function that two objects have the linker takes the first: so all tests run
+on the mutant, at the price of one group. Those that survive it are met by more: both scalars, and programs that
+are compiled from the mutated headers as a whole.
+"""
+import dataclasses
+import fnmatch
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    headers: tuple    # patterns below include/local_mha; the first part that has a header takes it
+    weight: float     # of a header, among others with as many mutants
+    group: str        # of instances; "": none
+    fast: tuple       # runs: (program, arguments...)
+    slow: tuple
+    units: tuple = ()  # test files that are compiled from the mutated headers, at last
+
+
+# Classes of extern.hpp by the group that they are compiled in; the others are in the last.
+GROUPS = {
+    "attention": r"AttentionForwardFlow|AttentionForward\b|class LocalAttention<",
+    "layer": r"LayerSteps|LayerWorker|LayerWeights|PackedWeight|LayerForward|LayerBackward|class LocalMHA<|"
+             r"SequenceStream<Scalar>",
+    "modules": r"HyperConnection|FeedForward\b|FeedForwardWeights|LayerNorm|RmsNorm|class Linear<|"
+               r"DynamicPositionBias|linear_backward_through",
+    "stack": r"Stack|Encoder<|class LocalTransformer<|StreamedStack",
+    "training": r"",
+}
+
+# Test files that are compiled once and linked together, and how.
+UNITS = {
+    "unit/attention_test.cpp": "-O0",
+    "unit/attention_gradient_test.cpp": "-O0",
+    "unit/unseen_keys_test.cpp": "-O0",
+    "unit/bias_per_sequence_test.cpp": "-O0",
+    "unit/sliding_test.cpp": "-O1",
+    "unit/dropout_test.cpp": "-O0",
+    "unit/streaming_test.cpp": "-O0",
+    "unit/layer_test.cpp": "-O0",
+    "unit/layer_gradient_test.cpp": "-O0",
+    "unit/layer_options_test.cpp": "-O1",
+    "unit/components_test.cpp": "-O0",
+    "unit/residual_streams_test.cpp": "-O0",
+    "unit/precision_test.cpp": "-O0",
+    "unit/golden_test.cpp": "-O0",
+    "unit/golden_gradient_test.cpp": "-O0",
+    "unit/plan_test.cpp": "-O0",
+    "unit/bad_input_test.cpp": "-O0",
+    "unit/saved_call_test.cpp": "-O0",
+    "unit/ragged_test.cpp": "-O0",
+    "unit/views_test.cpp": "-O0",
+}
+
+# Compiled from the mutated headers as a whole, at each mutant.
+WHOLE = {
+    "format": ("io/malformed_test.cpp", "io/float16_test.cpp", "io/safetensors_test.cpp", "io/sharded_test.cpp",
+               "io/state_dict_test.cpp"),
+    "models": ("io/kwargs_test.cpp", "io/load_attention_test.cpp", "io/weights_test.cpp", "io/encoder_files_test.cpp",
+               "io/files_bad_input_test.cpp"),
+}
+
+SOAK = ("attention.cpp", "encoder.cpp", "layer.cpp", "memory.cpp", "soak.cpp", "stream.cpp", "training.cpp",
+        "transformer.cpp")
+
+
+def soak(cases, *kinds):
+    return tuple(("soak", "--cases", str(cases), "--stop-after", "1", "--only", kind) for kind in kinds)
+
+
+def units(gtest_filter):
+    return (("units", "--gtest_brief=1", "--gtest_fail_fast", "--gtest_filter=" + gtest_filter),)
+
+
+def whole(program, gtest_filter="*"):
+    return ((program, "--gtest_brief=1", "--gtest_fail_fast", "--gtest_filter=" + gtest_filter),)
+
+
+# Of the tests that take seconds, those of long sequences; of the others, those in float.
+QUICK = ("*BadInput*:PublicNames*:Window*:TokenWindows*:PaddingMasks*:Philox*:Attention/float*:UnseenKeys/float*:"
+         "Dropout*/float*:AttentionGradients/float.AreThoseOfR*:AttentionGradients/float.AreThoseOfTheD*:Scores*")
+ALL_BUT_LONG = ("*:-LayerOptions/*:Views/*:LayerGradients/*Long*:LayerGradients/*Wide*:AttentionGradients/*Beyond*:"
+                "Sliding.WindowsOfMore*:*OfMillions*:*.IsTriedOn*")
+LAYER = "Layer*/float*:*BadInput*:Component/float*:Ragged/float*"
+SOAK_OF_ALL = soak(3000, "attention") + soak(800, "layer", "stream", "training") + soak(250, "transformer", "encoder")
+SLOW = SOAK_OF_ALL + units(ALL_BUT_LONG) + units("Sliding.WindowsOfMore*:AttentionGradients/float*Beyond*")
+
+PARTS = (
+    Part(("core/window.hpp", "attention/token_window.hpp"), 4, "attention",
+         soak(500, "attention") + soak(100, "stream") + units(QUICK), SLOW,
+         ("unit/bad_input_test.cpp", "unit/components_test.cpp")),
+    Part(("attention/*.hpp", "core/lanes.hpp", "core/exp2.hpp", "core/block.hpp", "core/transpose.hpp",
+          "core/sum.hpp", "core/mask.hpp", "core/task_order.hpp", "ops/rotary.hpp", "ops/project.hpp",
+          "ops/multiply.hpp", "ops/weight_gradient.hpp", "ops/dropout.hpp", "core/random.hpp"),
+         3, "attention", soak(500, "attention") + soak(100, "stream") + units(QUICK), SLOW,
+         ("unit/bad_input_test.cpp", "unit/sliding_test.cpp", "unit/sixteen_bits_test.cpp")),
+    Part(("streaming/local_attention_stream.hpp",), 3, "attention", soak(300, "stream"), SLOW,
+         ("unit/bad_input_test.cpp", "unit/streaming_test.cpp", "unit/sixteen_bits_test.cpp")),
+    Part(("streaming/s*.hpp", "streaming/mha_stream.hpp", "streaming/description.hpp"), 2, "layer",
+         soak(300, "stream"), SLOW, ("unit/bad_input_test.cpp", "unit/streaming_test.cpp")),
+    Part(("ops/feed_forward*.hpp", "ops/residual_streams*.hpp", "ops/dynamic_position_bias.hpp",
+          "ops/rms_norm.hpp", "ops/layer_norm.hpp", "ops/linear*.hpp", "ops/activations.hpp", "core/tanh.hpp"),
+         1.5, "modules", soak(60, "encoder", "transformer") + soak(100, "layer") +
+         units("Component/float*:AHyper*/float*:*BadInput*"), SLOW,
+         ("unit/bad_input_test.cpp", "unit/components_test.cpp")),
+    Part(("layer/*.hpp", "ops/packed_weight.hpp", "ops/prenorm.hpp", "ops/qk_norm.hpp", "ops/row_pass.hpp"),
+         2, "layer", soak(250, "layer") + soak(60, "stream") + units("*BadInput*"),
+         SOAK_OF_ALL + units(LAYER) + units("Views/float*:Saved*"), ("unit/bad_input_test.cpp",)),
+    Part(("io/dtype.hpp", "io/header_parser.hpp", "io/safetensors_*.hpp", "io/file_kind.hpp", "io/file_bytes.hpp",
+          "io/tensor_source.hpp", "io/json.hpp"),
+         2.5, "", whole("format", "-*ForEveryValueOfEveryByte"), whole("format") + whole("models")),
+    Part(("io/state_dict_reader.hpp", "io/state_dict_layout.hpp", "io/tensor_names.hpp", "io/prefix.hpp",
+          "io/keyword_arguments.hpp", "io/kwargs.hpp", "io/kwargs_options.hpp", "io/encoder_kwargs.hpp",
+          "io/model_config.hpp", "io/rope.hpp", "io/rotary_buffers.hpp", "io/layer_tensors.hpp",
+          "io/attention_*.hpp", "io/longformer_layers.hpp", "io/case.hpp"),
+         1.5, "", whole("models"), whole("format")),
+)
+
+
+def part_of(header):
+    """The part of a header, named below include/; None: it has no mutants."""
+    name = header.removeprefix("local_mha/")
+    for part in PARTS:
+        if any(fnmatch.fnmatch(name, pattern) for pattern in part.headers):
+            return part
+    return None
+
+
+def instances(extern_hpp, group, scalar):
+    """A file that compiles a group of the templates that extern.hpp lists, of which the others are elsewhere."""
+    body = re.search(r"#define LOCAL_MHA_TEMPLATES\(EXTERN, Scalar\)(.*?)\n\n", extern_hpp, re.S).group(1)
+    entries = [re.sub(r"\s+", " ", entry).strip().removeprefix("EXTERN ") + ";"
+               for entry in body.replace("\\\n", "\n").split(";") if entry.strip()]
+    lines = []
+    for entry in entries:
+        of = next(name for name, pattern in GROUPS.items() if re.search(pattern, entry))
+        lines.append(("" if of == group else "extern ") + re.sub(r"\bScalar\b", scalar, entry))
+    return ("#include <local_mha/local_mha.hpp>\nnamespace local_mha::inline LOCAL_MHA_ABI {\n" +
+            "\n".join(lines) + "\n}\n")
