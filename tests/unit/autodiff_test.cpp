@@ -141,6 +141,34 @@ TYPED_TEST(DualNumbers, GoThroughLocalAttention) {
   }
 }
 
+TYPED_TEST(DualNumbers, GoThroughFunctionsOfScores) {
+  for (const bool capped : {false, true}) {
+    local_mha::LocalAttentionConfig config{.window_size = 5};
+    if (capped)
+      config.score.soft_cap = 0.7;
+    else
+      config.score.alibi_slopes = {0.5, 0.125};
+    Random random(capped ? 7 : 8);
+    const auto q = random.array({1, 2, 21, 4}), k = random.array(q.shape),
+               v = random.array(q.shape);
+    const auto dq = direction_like(random, q), dk = direction_like(random, k),
+               dv = direction_like(random, v);
+    const local_mha::LocalAttention<TypeParam> attention(config);
+    const auto saved =
+        attention.forward_saving(dual_tensor<TypeParam, 4>(q, dq), dual_tensor<TypeParam, 4>(k, dk),
+                                 dual_tensor<TypeParam, 4>(v, dv));
+    const auto attended = [&](long double h) {
+      reference::AttentionInputs<long double> in{
+          moved(q, dq, h), moved(k, dk, h), moved(v, dv, h), {}, {}, {}};
+      in.score = support::score<long double>(config.score);
+      return reference::attention(support::options(config), in);
+    };
+    const std::string what = capped ? "soft-cap" : "ALiBi";
+    expect_derivatives(saved.out, [&](long double h) { return attended(h).out; }, what);
+    expect_derivatives(saved.lse, [&](long double h) { return attended(h).lse; }, what + ", lse");
+  }
+}
+
 TYPED_TEST(DualNumbers, GoThroughLocalMHA) {
   for (std::uint64_t seed = 400; seed < 440; ++seed) {
     const support::LayerCase c = support::layer_case(seed);
