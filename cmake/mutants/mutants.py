@@ -4,9 +4,9 @@
 
     mutants.py [--mutants N] [--only FILE] [--jobs N] [--list] ...
 
-A mutant is killed by the compiler, by a test, or by taking too long. What survives all tests is listed in
-equivalent.json beside this file, with the reason why no test can see it, or the run fails. A run that was ended
-goes on where it was. It needs a C++20 compiler and Python alone: --include and --gtest say where Eigen,
+A mutant is killed by the compiler, by a test, or by taking too long. All meet a few fast tests, and those that
+survive them most of the tests. What survives these is listed in equivalent.json beside this file, with the reason
+why no test can see it, or the run fails. A run that was ended goes on where it was. It needs a C++20 compiler and Python alone: --include and --gtest say where Eigen,
 nlohmann_json and GoogleTest's sources are, if not where the compiler looks.
 """
 import argparse
@@ -252,7 +252,7 @@ class Run:
 
     # --- one mutant
 
-    def test(self, m):
+    def test(self, m, stage):
         """(outcome, by whom)"""
         part = programs.part_of(m.file)
         folder = self.bench.dir / "work" / m.id
@@ -263,10 +263,8 @@ class Run:
         header.write_text(text[:m.begin] + m.replacement + text[m.end:], encoding="utf-8")
         try:
             try:
-                self.fast(part, folder)
-                if not self.options.fast_only:
-                    self.slow(part, folder)
-                return "survived", "fast tests alone" if self.options.fast_only else ""
+                (self.fast if stage == "fast" else self.slow)(part, folder)
+                return "survived", stage
             except Failed as failed:
                 return self.judge(failed)
         finally:
@@ -340,12 +338,12 @@ class Run:
                                    indent=1))
         part.replace(self.options.result)
 
-    def one(self, m):
-        if self.options.budget and time.monotonic() - self.begin > self.options.budget:
+    def one(self, m, stage):
+        if not self.is_in_time():
             return
         begin = time.monotonic()
         try:
-            outcome, by = self.test(m)
+            outcome, by = self.test(m, stage)
         except OSError as error:
             outcome, by = "error", str(error)
         seconds = time.monotonic() - begin
@@ -370,17 +368,26 @@ class Run:
             for m in mutants:
                 if self.results.get(m.id, {}).get("outcome") in self.options.again:
                     del self.results[m.id]
-        todo = [m for m in mutants if m.id not in self.results and self.reason(m) is None]
-        if todo:
-            self.prepare(todo)
-        with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
-            list(pool.map(self.one, todo))
+        mutants_left = [m for m in mutants if self.reason(m) is None]
+        stages = [("fast", [m for m in mutants_left if m.id not in self.results])]
+        if not self.options.fast_only:
+            stages.append(("slow", mutants_left))
+        for stage, of in stages:
+            todo = [m for m in of if stage == "fast" or
+                    self.results.get(m.id, {}).get("outcome") == "survived" and self.results[m.id]["by"] == "fast"]
+            if todo and self.is_in_time():
+                self.prepare(todo, stage)
+            with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
+                list(pool.map(lambda m, stage=stage: self.one(m, stage), todo))
         return self.report(mutants, everything)
 
-    def prepare(self, todo):
+    def is_in_time(self):
+        return not self.options.budget or time.monotonic() - self.begin < self.options.budget
+
+    def prepare(self, todo, stage):
         """What all need, compiled; and tests that pass on the headers as they are, whose time is the measure."""
         parts = {programs.part_of(m.file) for m in todo}
-        runs = sorted({run for part in parts for run in part.fast + (() if self.options.fast_only else part.slow)})
+        runs = sorted({run for part in parts for run in (part.fast if stage == "fast" else part.slow)})
         names = dict.fromkeys(name for run in runs for name in self.bench.names_of(run[0]))
         self.bench.keep(list(names))
         folder = self.bench.dir / "work" / "as_it_is"
@@ -396,7 +403,8 @@ class Run:
             try:
                 self.bench.run(made[run[0]], run[1:], folder)
             except Failed as failed:
-                sys.exit(f"without a mutant, {' '.join(run)} fails: {failed}\n{failed.output[-3000:]}")
+                sys.exit(f"without a mutant, {' '.join(run)} fails: {failed}\n{failed.output[-3000:]}\n"
+                         f"(in {folder})")
             return time.monotonic() - begin
 
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
