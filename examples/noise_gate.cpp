@@ -121,8 +121,8 @@ int run(int argc, char** argv) {
   if (!output.empty()) io::AtomicFile probe(output);  // before the work, not after it
   const examples::Stopwatch watch;
   Model model;
-  model.train(examples::make_noisy_speech(speaker, quick ? 40 : 300, 4, 1),
-              examples::Spectrum(speaker.rate), quick ? 60 : 600);
+  model.train(examples::make_noisy_speech(speaker, quick ? 100 : 300, 4, 1),
+              examples::Spectrum(speaker.rate), quick ? 150 : 600);
   std::cout << std::fixed << std::setprecision(1) << "learned for " << watch.seconds() << " s\n";
   const auto heard = examples::make_noisy_speech(other, 100, 5, 2);
   Gate gate(model, other.rate);

@@ -45,11 +45,12 @@ TEST(NoiseGate, LetsSpeechThroughAndNoNoise) {
   write_wav(in, {voice.rate, heard.samples});
   const std::string text = output_of(std::string(NOISE_GATE) + " --quick " + in + " " + out);
 
-  // Of held-out sentences among other noises. A gate that opens at random has 50 %.
-  EXPECT_GT(number_behind(text, "held out: open in "), 75) << text;
-  EXPECT_GT(number_behind(text, "shut in "), 75) << text;
+  // Of held-out sentences among other noises. A gate that opens at random has 50 %,
+  // one that learned labels half a second off 81 %.
+  EXPECT_GT(number_behind(text, "held out: open in "), 82) << text;
+  EXPECT_GT(number_behind(text, "shut in "), 82) << text;
   const double right = number_behind(text, "of the others: ");
-  EXPECT_GT(right, 82) << text;
+  EXPECT_GT(right, 86) << text;
   EXPECT_GT(right, 10 + number_behind(text, "threshold of loudness ")) << text;
   EXPECT_GT(number_behind(text, "the longest "), 0) << text;
 
