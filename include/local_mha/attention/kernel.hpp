@@ -273,14 +273,12 @@ class AttentionKernel {
   static LOCAL_MHA_NOINLINE L change(const AttentionHead<Scalar>& head, const Tile& tile,
                                      Index first_key, Index number, const Scalar* bias,
                                      Scalar* scores) {
-    head.score.apply({head.index, tile.first, first_key}, number, scores);
-    L largest = L::broadcast(Softmax::lowest());
+    L largest = head.score.apply({head.index, tile.first, first_key}, number, scores);
+    if (bias == nullptr) return largest;
+    largest = L::broadcast(Softmax::lowest());
     for (Index i = 0; i < number; ++i, scores += count) {
-      L score = L::load(scores);
-      if (bias != nullptr) {
-        score = fma(Scalar(log2_e), L::load(bias + i * count), score);
-        score.store(scores);
-      }
+      const L score = fma(Scalar(log2_e), L::load(bias + i * count), L::load(scores));
+      score.store(scores);
       largest = (max)(largest, score);
     }
     return largest;

@@ -7,6 +7,7 @@
 /// and a file pays for the functions that it names.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include <local_mha/attention/log_sum_exp.hpp>
@@ -59,6 +60,8 @@ struct ScorePlace {
 /// A function of scores, of any type. What it calls must outlive it.
 template <typename Scalar>
 class ScoreFunction {
+  using L = Lanes<Scalar>;
+
  public:
   /// None: scores stay.
   ScoreFunction() = default;
@@ -70,16 +73,19 @@ class ScoreFunction {
     ScoreFunction function;
     function.functor_ = &functor;
     function.values_ = [](const void* f, ScorePlace<Scalar> place, Index number, Scalar* scores) {
-      for_each(place, number, scores, [&](const L& score, const ScorePlace<Scalar>& at, Index) {
-        return static_cast<const Functor*>(f)->value(score, at);
-      });
+      Held<Functor> held = *static_cast<const Functor*>(f);
+      return for_each(place, number, scores,
+                      [&](const L& score, const ScorePlace<Scalar>& at, Index) {
+                        return held.value(score, at);
+                      });
     };
     if constexpr (Differentiable)
       function.derivatives_ = [](const void* f, ScorePlace<Scalar> place, Index number,
                                  Scalar* scores, Scalar* derivatives) {
+        Held<Functor> held = *static_cast<const Functor*>(f);
         for_each(place, number, scores, [&](const L& score, const ScorePlace<Scalar>& at, Index i) {
-          static_cast<const Functor*>(f)->derivative(score, at).store(derivatives + i * L::count);
-          return static_cast<const Functor*>(f)->value(score, at);
+          held.derivative(score, at).store(derivatives + i * L::count);
+          return held.value(score, at);
         });
       };
     return function;
@@ -89,8 +95,9 @@ class ScoreFunction {
 
   /// Replaces `number` Lanes of scores in units of log 2, those of adjoining keys or blocks of
   /// keys.
-  void apply(const ScorePlace<Scalar>& place, Index number, Scalar* scores) const {
-    values_(functor_, place, number, scores);
+  /// \return their maximum
+  L apply(const ScorePlace<Scalar>& place, Index number, Scalar* scores) const {
+    return values_(functor_, place, number, scores);
   }
   /// The same, and gives their derivatives.
   void apply(const ScorePlace<Scalar>& place, Index number, Scalar* scores,
@@ -99,20 +106,27 @@ class ScoreFunction {
   }
 
  private:
-  using L = Lanes<Scalar>;
+  // A small functor as a copy, which nothing that is written can change, so that what depends on it
+  // alone is computed once for all scores.
+  template <typename Functor>
+  using Held = std::conditional_t<std::is_trivially_copyable_v<Functor> && sizeof(Functor) <= 64,
+                                  const Functor, const Functor&>;
 
   template <typename Value>
-  static LOCAL_MHA_INLINE void for_each(ScorePlace<Scalar> place, Index number, Scalar* scores,
-                                        Value&& value) {
+  static LOCAL_MHA_INLINE L for_each(ScorePlace<Scalar> place, Index number, Scalar* scores,
+                                     Value&& value) {
+    L largest = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));
     for (Index i = 0; i < number; ++i, scores += L::count) {
-      const L score = Scalar(ln_2) * L::load(scores);
-      (Scalar(log2_e) * value(score, place, i)).store(scores);
+      const L score = Scalar(log2_e) * value(Scalar(ln_2) * L::load(scores), place, i);
+      score.store(scores);
+      largest = (max)(largest, score);
       place.key += place.lanes_are_keys ? L::count : 1;
     }
+    return largest;
   }
 
   const void* functor_ = nullptr;
-  void (*values_)(const void*, ScorePlace<Scalar>, Index, Scalar*) = nullptr;
+  L (*values_)(const void*, ScorePlace<Scalar>, Index, Scalar*) = nullptr;
   void (*derivatives_)(const void*, ScorePlace<Scalar>, Index, Scalar*, Scalar*) = nullptr;
 };
 
