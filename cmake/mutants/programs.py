@@ -54,7 +54,8 @@ UNITS = {
     "unit/bad_input_test.cpp": "-O0",
     "unit/saved_call_test.cpp": "-O0",
     "unit/ragged_test.cpp": "-O0",
-    "unit/views_test.cpp": "-O0",
+    "unit/repeated_calls_test.cpp": "-O0",
+    "support/allocations.cpp": "-O0",
 }
 
 # Compiled from the mutated headers as a whole, at each mutant.
@@ -83,8 +84,9 @@ def whole(program, gtest_filter="*"):
 
 # Of the tests that take seconds, those of long sequences; of the others, those in float.
 QUICK = ("*BadInput*:PublicNames*:Window*:TokenWindows*:PaddingMasks*:Philox*:Attention/float*:UnseenKeys/float*:"
-         "Dropout*/float*:AttentionGradients/float.AreThoseOfR*:AttentionGradients/float.AreThoseOfTheD*:Scores*")
-ALL_BUT_LONG = ("*:-LayerOptions/*:Views/*:LayerGradients/*Long*:LayerGradients/*Wide*:AttentionGradients/*Beyond*:"
+         "Dropout*/float*:AttentionGradients/float.AreThoseOfR*:AttentionGradients/float.AreThoseOfTheD*:Scores*:ASample*:UsedRoom*:"
+         "TheOrder*")
+ALL_BUT_LONG = ("*:-LayerOptions/*:LayerGradients/*Long*:LayerGradients/*Wide*:AttentionGradients/*Beyond*:"
                 "Sliding.WindowsOfMore*:*OfMillions*:*.IsTriedOn*")
 LAYER = "Layer*/float*:*BadInput*:Component/float*:Ragged/float*"
 SOAK_OF_ALL = soak(3000, "attention") + soak(800, "layer", "stream", "training") + soak(250, "transformer", "encoder")
@@ -110,7 +112,7 @@ PARTS = (
          ("unit/bad_input_test.cpp", "unit/components_test.cpp")),
     Part(("layer/*.hpp", "ops/packed_weight.hpp", "ops/prenorm.hpp", "ops/qk_norm.hpp", "ops/row_pass.hpp"),
          2, "layer", soak(250, "layer") + soak(60, "stream") + units("*BadInput*"),
-         SOAK_OF_ALL + units(LAYER) + units("Views/float*:Saved*"), ("unit/bad_input_test.cpp",)),
+         SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*"), ("unit/bad_input_test.cpp",)),
     Part(("io/dtype.hpp", "io/header_parser.hpp", "io/safetensors_*.hpp", "io/file_kind.hpp", "io/file_bytes.hpp",
           "io/tensor_source.hpp", "io/json.hpp"),
          2.5, "", whole("format", "-*ForEveryValueOfEveryByte"), whole("format") + whole("models")),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // LocalAttention: results and gradients, in kept and poisoned room, on threads, at once.
+#include <algorithm>
 #include <limits>
 
 #include <local_mha/extern.hpp>
@@ -107,7 +108,8 @@ class AttentionRun {
 
   // Calls with NaN leave NaN behind in what is kept, of this shape or of another.
   void spoil(int threads) {
-    const Index more = random_.chance(0.3) ? random_.integer(1, 20) : 0;
+    const Index more =
+        random_.chance(0.4) ? random_.integer(-std::min<Index>(20, draw_.seqlen()), 20) : 0;
     const Index d =
         draw_.config.dim || random_.chance(0.8) ? draw_.dim_head() : random_.integer(1, 40);
     check_.description +=

@@ -322,6 +322,57 @@ TEST(RepeatedCallsOfThreads, CallEachOther) {
   EXPECT_EQ(done, 200 * 35);
 }
 
+/// Forward and backward in room that other calls have used, against room of their own.
+void expect_the_same_in_used_room(const std::vector<LocalAttentionConfig>& configs,
+                                  const std::vector<Index>& lengths) {
+  using Attention = LocalAttention<float>;
+  Random random(21);
+  Attention::Workspace workspace;
+  Attention::Gradients gradients;
+  for (const Index n : lengths)
+    for (std::size_t i = 0; i < configs.size(); ++i) {
+      const Attention attention(configs[i]);
+      const auto q = tensor<float, 4>(random.array({2, 2, n, 8})),
+                 k = tensor<float, 4>(random.array({2, 2, n, 8})),
+                 v = tensor<float, 4>(random.array({2, 2, n, 8})),
+                 grad = tensor<float, 4>(random.array({2, 2, n, 8}));
+      Tensor<float, 4> out(q.dimensions());
+      attention.forward_into(out, workspace, q, k, v);
+      const auto saved = attention.forward_saving(q, k, v);
+      EXPECT_TRUE(support::same_bits(out, saved.out)) << "configuration " << i << ", N " << n;
+      attention.backward_into(gradients, workspace, saved, grad, q, k, v);
+      const auto alone = attention.backward(saved, grad, q, k, v);
+      EXPECT_TRUE(support::same_bits(gradients.q, alone.q)) << "configuration " << i << ", N " << n;
+      EXPECT_TRUE(support::same_bits(gradients.k, alone.k)) << "configuration " << i << ", N " << n;
+      EXPECT_TRUE(support::same_bits(gradients.v, alone.v)) << "configuration " << i << ", N " << n;
+    }
+}
+
+TEST(UsedRoom, ServesLongerSequences) {
+  const std::vector<Index> lengths{3, 20, 70, 300, 41, 150};
+  for (const Index w : {1, 10, 100}) {
+    LocalAttentionConfig config{.window_size = w, .dim = 8};
+    expect_the_same_in_used_room({config}, lengths);
+    config.first_keys = 5;
+    expect_the_same_in_used_room({config}, lengths);
+  }
+}
+
+TEST(UsedRoom, ServesOtherConfigurations) {
+  const LocalAttentionConfig first{.window_size = 7, .dim = 8};
+  std::vector<LocalAttentionConfig> configs(9, first);
+  configs[1].rotary.theta = 50;
+  configs[2].use_xpos = true;
+  configs[3].use_xpos = true;
+  configs[3].xpos_scale_base = 20;
+  configs[4].scale = 2;
+  configs[5].score.soft_cap = 0.5;
+  configs[6].use_rotary_pos_emb = false;
+  configs[7].window_size = 12;
+  configs[8].look_backward = 2;
+  expect_the_same_in_used_room(configs, {60, 25, 130});
+}
+
 TEST(Configurations, AreEqualWhateverAnUnusedOptionHolds) {
   LocalMHAConfig layer{.dim = 8, .window_size = 2};
   LocalAttentionConfig attention{.window_size = 2, .dim = 8};

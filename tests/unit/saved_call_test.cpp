@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -279,6 +280,36 @@ TEST(SavedCallOfTheFeedForward, IsTakenFromWhatIsSavedOrRefused) {
 }
 
 // A batch of no sequences has masks, too; and what is kept may be given again.
+TEST(ASample, TellsTensorsFromOthers) {
+  using Tensors = std::vector<std::span<const float>>;
+  local_mha::detail::Sample<float> sample;
+  for (const std::size_t size : {1, 5, 64, 65, 1000}) {
+    std::vector<float> numbers(size, 2);
+    sample.take(Tensors{numbers});
+    EXPECT_TRUE(sample.is_of(Tensors{numbers}));
+    // As many are looked at, and all of them are 2.
+    numbers.push_back(2);
+    EXPECT_FALSE(sample.is_of(Tensors{numbers})) << size;
+    numbers.pop_back();
+    for (std::size_t i = 0; i < size; ++i) {
+      if (size > 64 && i > 0 && i + 1 < size) continue;
+      numbers[i] = 3;
+      EXPECT_FALSE(sample.is_of(Tensors{numbers})) << i << " of " << size;
+      numbers[i] = std::numeric_limits<float>::quiet_NaN();
+      EXPECT_FALSE(sample.is_of(Tensors{numbers})) << i << " of " << size;
+      local_mha::detail::Sample<float> of_nan;
+      of_nan.take(Tensors{numbers});
+      EXPECT_TRUE(of_nan.is_of(Tensors{numbers})) << i << " of " << size;
+      numbers[i] = 2;
+    }
+  }
+  const std::vector<float> two(2, 2), three(3, 2);
+  sample.take(Tensors{two, three});
+  EXPECT_TRUE(sample.is_of(Tensors{three, two}));  // the same numbers
+  EXPECT_FALSE(sample.is_of(Tensors{two, two}));
+  EXPECT_FALSE(sample.is_of(Tensors{two, three, two}));
+}
+
 TEST(SavedCall, KeepsAnyMask) {
   const LocalMHA<float> layer({.dim = 4, .window_size = 2, .dim_head = 4, .heads = 1});
   LocalMHA<float>::Saved saved;
