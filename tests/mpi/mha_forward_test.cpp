@@ -259,6 +259,7 @@ TEST(MhaForward, RejectsBadInputOnEveryRank) {
   says("lengths: expected 0 to", [&] { mha.forward(x, split, {.lengths = lengths}); });
   says("cu_seqlens: expected", [&] { mha.forward(x, split, {.cu_seqlens = cu_seqlens}); });
   Tensor<bool, 2> flags(2, 5);
+  flags.setConstant(false);
   says("mask: expected shape",
        [&] { mha.forward(x, split, {.mask = PaddingMask::masked(flags)}); });
   Tensor<double, 3> y(2, 4, 13);

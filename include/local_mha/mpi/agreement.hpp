@@ -33,7 +33,8 @@ class Checksum {
       from += sizeof(word);
     }
     std::uint64_t word = 0;
-    std::memcpy(&word, from, size);
+    // Of nothing, there may be no address.
+    if (size > 0) std::memcpy(&word, from, size);
     mix(word ^ std::uint64_t{size} << 56);
   }
   template <typename Number>
