@@ -8,13 +8,19 @@ if(NOT LOCAL_MHA_MATHJAX_DIR)
   message(FATAL_ERROR "There is no MathJax 2 (cmake/setup.sh --docs installs it): set LOCAL_MHA_MATHJAX_DIR")
 endif()
 
-if(NOT TARGET attention_map)
-  message(FATAL_ERROR "LOCAL_MHA_DOCS needs LOCAL_MHA_BUILD_EXAMPLES, whose programs make the pictures")
+if(NOT TARGET attention_map OR NOT TARGET local_mha_pictures)
+  message(FATAL_ERROR "LOCAL_MHA_DOCS needs LOCAL_MHA_BUILD_EXAMPLES and LOCAL_MHA_BUILD_BENCHMARKS, whose programs "
+                      "make the pictures")
 endif()
 
 set(docs_dir "${PROJECT_BINARY_DIR}")
 file(STRINGS cmake/docs/public_headers.txt headers)
-file(GLOB pages CONFIGURE_DEPENDS cmake/docs/*.md)
+set(pages_py "${PROJECT_SOURCE_DIR}/cmake/docs/pages.py")
+execute_process(COMMAND "${Python3_EXECUTABLE}" -B "${pages_py}" --list OUTPUT_VARIABLE pages
+                OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+string(REPLACE "\n" ";" pages "${pages}")
+list(TRANSFORM pages PREPEND "${PROJECT_SOURCE_DIR}/")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${pages_py}")
 set(sources ${pages} "${PROJECT_SOURCE_DIR}/cmake/docs/namespaces.dox")
 foreach(header IN LISTS headers)
   if(NOT EXISTS "${PROJECT_SOURCE_DIR}/include/${header}")
@@ -47,12 +53,29 @@ foreach(part MathJax.js extensions jax/input/TeX jax/element jax/output/SVG)
   endif()
 endforeach()
 
+# The pictures that are kept beside the pages are what the programs draw: made here, and compared by a test.
+set(made "${docs_dir}/pictures")
+set(kept "${PROJECT_SOURCE_DIR}/cmake/docs/pictures")
+add_custom_target(
+  pictures
+  COMMAND local_mha_pictures "${made}" --peers "${PROJECT_SOURCE_DIR}/benchmarks/peers/published.json"
+  COMMAND attention_map pattern "${made}/causal.png" --seqlen 48 --window-size 16 --causal --cell-size 8
+  COMMAND attention_map pattern "${made}/whole_windows.png" --seqlen 48 --window-size 16 --exact-windowsize false
+          --cell-size 8
+  COMMAND attention_map head "${made}/head.png" --weights "${PROJECT_SOURCE_DIR}/examples/data/shakespeare.safetensors"
+          --layer 3 --head 1 --text "To be, or not to be: that is the question" --cell-size 12
+  COMMENT "The pictures of the README and the guide"
+  VERBATIM)
+# Puts them in the place of those that are kept.
+add_custom_target(update_pictures COMMAND ${CMAKE_COMMAND} -E copy_directory "${made}" "${kept}")
+add_dependencies(update_pictures pictures)
+
 add_custom_target(
   docs
-  COMMAND attention_map pattern "${docs_dir}/pictures/causal.png" --seqlen 48 --window-size 16 --causal
-  COMMAND attention_map pattern "${docs_dir}/pictures/whole_windows.png" --seqlen 48 --window-size 16
-          --exact-windowsize false
   ${copy_mathjax}
+  COMMAND ${CMAKE_COMMAND} -E copy_directory "${kept}" "${docs_dir}"
+  COMMAND ${CMAKE_COMMAND} -E copy_if_different "${PROJECT_SOURCE_DIR}/examples/data/own_sources_loss.png"
+          "${PROJECT_SOURCE_DIR}/examples/data/own_sources_loss_4_streams.png" "${docs_dir}"
   COMMAND ${DOXYGEN_EXECUTABLE} "${docs_dir}/Doxyfile"
   COMMAND ${Python3_EXECUTABLE} "${PROJECT_SOURCE_DIR}/cmake/docs/undocumented.py" "${docs_dir}/warnings.txt"
           "${PROJECT_SOURCE_DIR}/include"
@@ -60,7 +83,18 @@ add_custom_target(
   COMMENT "The site in ${docs_dir}"
   VERBATIM)
 
+add_dependencies(docs pictures)
+
 enable_testing()
+file(GLOB kept_pictures CONFIGURE_DEPENDS RELATIVE "${kept}" "${kept}/*")
+foreach(picture IN LISTS kept_pictures)
+  # The colors of a head's probabilities may differ by a rounding on another processor.
+  if(NOT picture STREQUAL "head.png")
+    add_test(NAME docs.picture.${picture}
+             COMMAND ${CMAKE_COMMAND} -E compare_files "${made}/${picture}" "${kept}/${picture}")
+  endif()
+endforeach()
+add_test(NAME docs.pages COMMAND ${Python3_EXECUTABLE} -B "${pages_py}" --check)
 find_program(LOCAL_MHA_CHROMIUM NAMES chromium chromium-browser google-chrome)
 if(LOCAL_MHA_CHROMIUM)
   add_test(NAME docs.browser

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Opens the site in a headless browser, from a server on this machine, and fails unless each page of cmake/docs/
+"""Opens the site in a headless browser, from a server on this machine, and fails unless each page of the guide
 fits into 360 pixels of width, its mathematics is typeset, and the search finds a class:
 check_in_browser.py CHROMIUM SITE"""
 import functools
@@ -12,6 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+
+sys.dont_write_bytecode = True  # into the folder of the sources
+from pages import PAGES
 
 CHECK = """<!doctype html><meta charset="utf-8"><title>check</title>
 <iframe id="page" style="width:360px;height:740px;border:0"></iframe><pre id="result"></pre>
@@ -69,12 +72,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def main():
     chromium, site = sys.argv[1], pathlib.Path(sys.argv[2])
-    sources = pathlib.Path(__file__).resolve().parent
-    pages = ["index.html"]
-    for page in sorted(sources.glob("*.md")):
-        name = re.search(r"^# .*\{#(\w+)\}", page.read_text(encoding="utf-8"), re.M)[1]
-        if name != "mainpage":
-            pages.append(f"{name}.html")
+    pages = ["index.html"] + [f"{name}.html" for name in PAGES.values() if name != "mainpage"]
     pages += ["classlocal__mha_1_1LocalMHA.html", "classlocal__mha_1_1LocalAttention.html",
               "structlocal__mha_1_1LocalMHAConfig.html", "classlocal__mha_1_1StridedView.html",
               "namespacelocal__mha.html", "namespacelocal__mha_1_1io.html", "annotated.html"]

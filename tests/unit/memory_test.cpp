@@ -213,7 +213,7 @@ double allocated_bytes() {
   return static_cast<double>(info.uordblks + info.hblkhd);
 }
 
-// The formula of the README.
+// The formula of the page realtime of the guide.
 TEST_F(Memory, OfAStreamIsWhatItsWindowsNeed) {
   constexpr Index block = local_mha::Lanes<float>::count;
   for (const bool causal : {true, false})

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the READMEs show, compiled as it stands there; tests/CMakeLists.txt takes it from them.
+// What the READMEs and the guide show, compiled as it stands there; tests/CMakeLists.txt takes it
+// from them.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -41,7 +42,7 @@ local_mha::LocalTransformerConfig transformer_config() {
 }
 
 TEST(Readme, StreamsALayer) {
-#include "stream.inc"
+#include "stream.cpp"
   EXPECT_EQ(stream.answered(), 7000);
 }
 
@@ -49,7 +50,7 @@ TEST(Readme, GeneratesText) {
   const local_mha::LocalTransformer<float> model(transformer_config(), 1);
   Tensor<std::int64_t, 2> prompt(2, 3);
   prompt.setConstant(1);
-#include "generate.inc"
+#include "generate.cpp"
   EXPECT_EQ(tokens.dimension(0), 2);
   EXPECT_GT(tokens.dimension(1), 0);
   EXPECT_LE(tokens.dimension(1), 200);  // the stop token comes when it comes
@@ -60,7 +61,7 @@ TEST(Readme, LoadsALayer) {
   const support::CurrentFolder folder;
   std::filesystem::copy_file(LOCAL_MHA_TEST_DATA_DIR "/golden/mha_everything.safetensors",
                              "layer.safetensors");
-#include "weights.inc"
+#include "weights.cpp"
   EXPECT_EQ(mha.forward(file.tensor<float, 3>("input/x")).dimension(2), mha.config().dim);
 }
 
@@ -69,14 +70,14 @@ TEST(Readme, LoadsALayerFromMemory) {
   const std::vector<float> numbers(std::size_t{3} * 32 * 16, 0.5F);
   const float* const pointer = numbers.data();
   const local_mha::RowMatrix<float> matrix = local_mha::RowMatrix<float>::Random(16, 32);
-#include "state_dict.inc"
+#include "state_dict.cpp"
   EXPECT_EQ(parameters.to_qkv(95, 15), 0.5F);
   EXPECT_EQ(parameters.to_out, matrix);
 }
 
 // A program.
 #define main load_attention
-#include "load_attention.inc"
+#include "load_attention.cpp"
 #undef main
 
 TEST(Readme, LoadsALayerOfAPublishedModel) {
@@ -95,7 +96,7 @@ TEST(Readme, LoadsALayerOfAPublishedModel) {
 
 // A program.
 #define main train_own_model
-#include "own_model.inc"
+#include "own_model.cpp"
 #undef main
 
 TEST(Readme, TrainsAModelOfOnesOwn) {
@@ -110,7 +111,7 @@ TEST(Readme, TrainsAModelOfOnesOwn) {
 
 // A program.
 #define main stream_audio
-#include "audio_stream.inc"
+#include "audio_stream.cpp"
 #undef main
 
 TEST(Readme, StreamsSoundThroughAnEncoder) {
@@ -124,7 +125,7 @@ TEST(Readme, StreamsSoundThroughAnEncoder) {
 
 // A program.
 #define main use_encoder
-#include "encoder.inc"
+#include "encoder.cpp"
 #undef main
 
 TEST(Readme, UsesAnEncoder) {
@@ -137,9 +138,21 @@ TEST(Readme, LoadsAnEncoder) {
   const support::CurrentFolder folder;
   std::filesystem::copy_file(LOCAL_MHA_TEST_DATA_DIR "/golden_stack/stack_masked.safetensors",
                              "encoder.safetensors");
-#include "encoder_weights.inc"
+#include "encoder_weights.cpp"
   const local_mha::io::SafetensorsFile list("list.safetensors");
   EXPECT_EQ(local_mha::io::load_encoder<float>(list).config, encoder.config());
+}
+
+TEST(Readme, StoresWeightsIn16Bits) {
+  const LocalMHA<float> mha({.dim = 8, .window_size = 4, .dim_head = 4, .heads = 2}, 1);
+  const local_mha::io::SafetensorsFile file(LOCAL_MHA_TEST_DATA_DIR
+                                            "/golden/transformer_causal.safetensors");
+#include "storage.cpp"
+  const float weight = mha.parameters().to_out(0, 0);
+  const auto stored = static_cast<float>(Eigen::bfloat16(weight));
+  EXPECT_NE(stored, weight);
+  EXPECT_EQ(small.parameters().to_out(0, 0), stored);
+  EXPECT_EQ(model.config().dim, config.dim);
 }
 
 TEST(Readme, TrainsAModel) {
@@ -151,7 +164,7 @@ TEST(Readme, TrainsAModel) {
   for (Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = i % 3;
   const Index steps = 100;
   const float before = local_mha::LocalTransformer<float>(config, 1).loss(tokens);
-#include "model.inc"
+#include "model.cpp"
   EXPECT_EQ(optimizer.steps(), 100U);
   EXPECT_LT(model.loss(tokens), before / 4);
 }
@@ -165,7 +178,7 @@ TEST(Readme, TakesALayerThereAndBack) {
   const PaddingMask mask;
   const LocalMHA<float>::Bias attn_bias;
   const std::optional<Training> training;
-#include "layer.inc"
+#include "layer.cpp"
   EXPECT_TRUE(support::same_bits(y, mha.forward(x)));
   EXPECT_EQ(grad_x.dimensions(), x.dimensions());
 }

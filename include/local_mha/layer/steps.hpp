@@ -34,8 +34,8 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// What LocalMHA computes, step by step as the README counts them, of one stretch of rows after the
-/// other: at most layer_stretch blocks. LayerWorker says when each is taken.
+/// What LocalMHA computes, step by step as formulas.md counts them, of one stretch of rows after
+/// the other: at most layer_stretch blocks. LayerWorker says when each is taken.
 ///
 /// | step | what | method |
 /// |---|---|---|
