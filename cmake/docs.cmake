@@ -63,7 +63,7 @@ add_custom_target(
   COMMAND attention_map pattern "${made}/whole_windows.png" --seqlen 48 --window-size 16 --exact-windowsize false
           --cell-size 8
   COMMAND attention_map head "${made}/head.png" --weights "${PROJECT_SOURCE_DIR}/examples/data/shakespeare.safetensors"
-          --layer 3 --head 1 --text "To be, or not to be: that is the question" --cell-size 12
+          --layer 3 --head 1 --text "To be, or not to be: that is the question" --cell-size 16
   COMMENT "The pictures of the README and the guide"
   VERBATIM)
 # Puts them in the place of those that are kept.

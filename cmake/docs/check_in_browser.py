@@ -41,6 +41,8 @@ async function check() {
         e => e.getBoundingClientRect().right > 360 && !scrolls(e.parentElement));
     result[name] = {wide: wide.slice(0, 2).map(e => e.tagName + '.' + e.className), width: document.documentElement.scrollWidth, formulas: formulas(), typeset: ready(),
                     pictures: [...document.images].filter(i => !i.naturalWidth).length,
+                    marks: [...document.querySelectorAll('.contents p, .contents td, .contents li')].filter(
+                        e => e.innerText.includes('`')).map(e => e.innerText.slice(0, 60)).slice(0, 2),
                     broken: /\\\\[(\\[]/.test(document.querySelector('.contents').innerText)};
   }
   await open('index.html');
@@ -103,6 +105,8 @@ def main():
             wrong.append(f"{name} is {said['width']} pixels wide, because of {said['wide']}")
         if said["typeset"] < said["formulas"] or said["broken"]:
             wrong.append(f"{name} has {said['formulas']} formulas, {said['typeset']} of them typeset")
+        if said["marks"]:
+            wrong.append(f"{name} shows marks of Markdown: {said['marks']}")
         if said["pictures"]:
             wrong.append(f"{name} has {said['pictures']} pictures that are not there")
     if result["costs.html"]["formulas"] < 5:

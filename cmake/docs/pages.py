@@ -24,6 +24,7 @@ PAGES = {
 }
 PAGES.update({f"cmake/docs/{path.name}": path.stem for path in sorted((ROOT / "cmake/docs").glob("*.md"))})
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
+SPAN = re.compile(r"`[^`]+`")
 HEADING = re.compile(r"^(#+) (.+)$", re.M)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
@@ -94,6 +95,9 @@ def for_doxygen(page):
     text = outside_of_fences(text, lambda part: LINK.sub(link, part))
     text = outside_of_fences(text, lambda part: HEADING.sub(heading, part))
     text = re.sub(r"\$`([^`]+)`\$", r"\\f$\1\\f$", text)
+    # Doxygen ends a span of code at an apostrophe, unless it has two marks.
+    text = outside_of_fences(text, lambda part: SPAN.sub(
+        lambda span: f"`{span[0]}`" if "'" in span[0] else span[0], part))
     return FENCE.sub(fence, text)
 
 
