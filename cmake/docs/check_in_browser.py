@@ -42,7 +42,7 @@ async function check() {
     result[name] = {wide: wide.slice(0, 2).map(e => e.tagName + '.' + e.className), width: document.documentElement.scrollWidth, formulas: formulas(), typeset: ready(),
                     pictures: [...document.images].filter(i => !i.naturalWidth).length,
                     marks: [...document.querySelectorAll('.contents p, .contents td, .contents li')].filter(
-                        e => e.innerText.includes('`')).map(e => e.innerText.slice(0, 60)).slice(0, 2),
+                        e => /`|(^|[^(])[*]{2}/.test(e.innerText)).map(e => e.innerText.slice(0, 60)).slice(0, 2),
                     broken: /\\\\[(\\[]/.test(document.querySelector('.contents').innerText)};
   }
   await open('index.html');
