@@ -37,6 +37,7 @@ class Counted {
     return a.value_ == b.value_;
   }
   friend Counted exp(Counted a) { return counted(std::exp(a.value_)); }
+  friend Counted erfc(Counted a) { return counted(std::erfc(a.value_)); }
   friend Counted log(Counted a) { return counted(std::log(a.value_)); }
   friend Counted sqrt(Counted a) { return counted(std::sqrt(a.value_)); }
 

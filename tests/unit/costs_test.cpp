@@ -53,10 +53,15 @@ TEST(Costs, PairsAreThoseThatTheWindowShows) {
       }
 }
 
+Tensor<Counted, 3> numbers(Index n, Index dim) {
+  Tensor<Counted, 3> x(1, n, dim);
+  for (Index i = 0; i < x.size(); ++i) x.data()[i] = Counted(0.01 * static_cast<double>(i % 97));
+  return x;
+}
+
 long counted_operations(const LocalMHAConfig& config, Index n) {
   const LocalMHA<Counted> mha(config, 1);
-  Tensor<Counted, 3> x(1, n, config.dim);
-  for (Index i = 0; i < x.size(); ++i) x.data()[i] = Counted(0.01 * static_cast<double>(i % 97));
+  const Tensor<Counted, 3> x = numbers(n, config.dim);
   const long before = Counted::operations;
   mha.forward(x);
   return Counted::operations - before;
@@ -80,6 +85,37 @@ TEST(Costs, OperationsOfALayerAreThoseOfTheFormulaAndLittleMore) {
 }
 
 // Twice the sequence, twice the work: there is no term in N².
+// A layer's backward pass, which makes the probabilities again.
+TEST(Costs, OperationsOfTheBackwardPassAreThoseOfTheFormulaAndLittleMore) {
+  const LocalMHAConfig config{
+      .dim = 128, .window_size = 128, .dim_head = 32, .heads = 4, .causal = true};
+  const Index n = 512;
+  const double projections = 2 * static_cast<double>(n * config.dim) * 4 * 4 * 32;
+  const double said = 2 * projections + 2.5 * (operations(config, n, 128, 0) - projections);
+  const LocalMHA<Counted> mha(config, 1);
+  const Tensor<Counted, 3> x = numbers(n, config.dim);
+  LocalMHA<Counted>::Saved saved;
+  const Tensor<Counted, 3> y = mha.forward_saving(saved, x);
+  auto gradients = LocalMHA<Counted>::Parameters::zeros(config);
+  const long before = Counted::operations;
+  mha.backward(gradients, saved, y, x);
+  const auto counted = static_cast<double>(Counted::operations - before);
+  EXPECT_GE(counted, said);
+  EXPECT_LE(counted, 1.06 * said);
+}
+
+TEST(Costs, OperationsOfAFeedForwardAreThoseOfTheFormulaAndLittleMore) {
+  const Index n = 64, dim = 96, inner = dim * 8 / 3;
+  const local_mha::FeedForward<Counted> feed_forward({.dim = dim}, 1);
+  const Tensor<Counted, 3> x = numbers(n, dim);
+  const long before = Counted::operations;
+  feed_forward.forward(x);
+  const auto counted = static_cast<double>(Counted::operations - before);
+  const auto said = static_cast<double>(6 * n * dim * inner);
+  EXPECT_GE(counted, said);
+  EXPECT_LE(counted, 1.06 * said);
+}
+
 TEST(Costs, OperationsGrowWithTheSequenceAndWithTheWindow) {
   LocalMHAConfig config{.dim = 16, .window_size = 16, .dim_head = 16, .heads = 1, .causal = true};
   const auto of = [&](Index n) { return static_cast<double>(counted_operations(config, n)); };
