@@ -3,7 +3,8 @@
 """The pages of the site, which are Markdown as code hosts show it.
 
 pages.py PAGE.md          prints the page as Doxygen wants it (its filter)
-pages.py --check          fails if a relative link of a page leads to no file or heading
+pages.py --check          fails if a relative link of a page leads to no file or heading, the README is too long, or
+                          a member of a configuration or a call is not in parameters.md
 pages.py --list           prints the pages
 
 A heading gets the label that links to it use, a link to another page becomes a reference, one to a file
@@ -101,6 +102,15 @@ def for_doxygen(page):
     return FENCE.sub(fence, text)
 
 
+def members():
+    """Those of the structures that configure and call, as (structure, member)."""
+    for header in sorted((ROOT / "include/local_mha").rglob("*.hpp")):
+        text = header.read_text(encoding="utf-8")
+        for found in re.finditer(r"^struct (\w+(?:Config|Call|Options)) \{(.*?)^\};", text, re.M | re.S):
+            for member in re.finditer(r"^  [\w:<>, ]+ (\w+)(?: = [^;(]*)?;", found[2], re.M):
+                yield found[1], member[1]
+
+
 def check():
     wrong, links = [], 0
     for page in PAGES:
@@ -114,10 +124,19 @@ def check():
                 wrong.append(f"{page}: there is no {to}")
             elif heading and heading not in headings(target.read_text(encoding="utf-8")):
                 wrong.append(f"{page}: {to} has no such heading")
+    parameters = (ROOT / "cmake/docs/parameters.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", parameters))))
+    known = 0
+    for structure, member in members():
+        known += 1
+        if structure not in listed or member not in listed:
+            wrong.append(f"cmake/docs/parameters.md has no {structure}::{member}")
+    if known < 80:
+        wrong.append(f"only {known} members of configurations were found")
     readme = len((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
     if readme > 300:
         wrong.append(f"README.md has {readme} lines, more than 300: long parts belong into the guide")
-    print("\n".join(wrong) or f"{len(PAGES)} pages, {links} links")
+    print("\n".join(wrong) or f"{len(PAGES)} pages, {links} links, {known} members")
     if wrong:
         sys.exit(1)
 
