@@ -32,6 +32,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 MACROS = ["-DEIGEN_USE_THREADS=", "-DEIGEN_RUNTIME_NO_MALLOC=", "-DLOCAL_MHA_TEST_FEWER_CASES",
           f'-DLOCAL_MHA_TEST_DATA_DIR="{ROOT}/tests"', f'-DLOCAL_MHA_EXAMPLE_DATA_DIR="{ROOT}/examples/data"',
           f'-DLOCAL_MHA_INCLUDE_DIR="{ROOT}/include"']
+# With these, the mutated instances tell what they read and write that is not theirs.
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,alignment,vptr",
+            "-fno-sanitize-recover=all"]
 # What every file includes sooner or later, and no mutant changes.
 PRECOMPILED = ["algorithm", "array", "atomic", "bit", "charconv", "cmath", "concepts", "condition_variable", "cstdint",
                "cstring", "filesystem", "fstream", "functional", "iostream", "limits", "map", "memory", "mutex",
@@ -49,8 +52,9 @@ class Failed(Exception):
 
 
 def command(arguments, seconds, memory_gb, cwd=None, environment=None):
-    """Runs a command within a time and a memory of its own. Returns what it says."""
-    limited = ["sh", "-c", 'ulimit -v "$1"; ulimit -c 0; shift; exec "$@"', "sh", str(int(memory_gb * 2**20))]
+    """Runs a command within a time and a memory of its own (None: as much as it likes). Returns what it says."""
+    limit = "unlimited" if memory_gb is None else str(int(memory_gb * 2**20))
+    limited = ["sh", "-c", 'ulimit -v "$1"; ulimit -c 0; shift; exec "$@"', "sh", limit]
     process = subprocess.Popen(limited + [str(a) for a in arguments], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True,
                                env={**os.environ, **(environment or {})})
@@ -83,6 +87,7 @@ class Bench:
         self.gtest = options.gtest.resolve()
         self.tests = ROOT / "tests"
         self.times = {}
+        self.sanitizers = None
 
     # --- compiling
 
@@ -170,17 +175,31 @@ class Bench:
         kept = self.all_instances() + ["reference", "gtest-all", "gtest_main"]
         return (list(programs.UNITS) if program == "units" else []) + kept
 
-    def link(self, program, first, to, without=()):
-        objects = [self.object(name) for name in self.names_of(program) if name not in without]
+    def link(self, program, first, to, flags=()):
+        objects = [self.object(name) for name in self.names_of(program)]
         wrap = ["-Wl,--wrap=malloc"] if program == "soak" else []
-        command([self.options.cxx, "-pthread", *wrap, *first, *objects, "-ldl", "-o", to], 300, 8)
+        command([self.options.cxx, "-pthread", *flags, *wrap, *first, *objects, "-ldl", "-o", to], 300, 8)
 
-    def run(self, program, arguments, folder):
+    def has_sanitizers(self):
+        """Whether there is a runtime of them."""
+        if self.sanitizers is None:
+            source = self.dir / "empty.cpp"
+            source.write_text("int main() {}\n")
+            try:
+                command([self.options.cxx, *SANITIZE, source, "-o", self.dir / "empty"], 60, None)
+                command([self.dir / "empty"], 60, None)
+                self.sanitizers = True
+            except Failed:
+                self.sanitizers = False
+        return self.sanitizers
+
+    def run(self, program, arguments, folder, memory_gb=8):
         """Throws Failed."""
         seconds = 20 + 10 * self.times.get((pathlib.Path(program).name, *arguments), 180)
         # The name of a socket is short.
         with tempfile.TemporaryDirectory(prefix="m", ignore_cleanup_errors=True) as temporary:
-            return command([program, *arguments], seconds, 8, cwd=folder, environment={"TMPDIR": temporary})
+            return command([program, *arguments], seconds, memory_gb, cwd=folder,
+                           environment={"TMPDIR": temporary, "ASAN_OPTIONS": "detect_leaks=0"})
 
     # --- the headers as they are
 
@@ -279,17 +298,18 @@ class Run:
         if "error:" in output or "undefined reference" in output:
             line = next((l for l in output.splitlines() if "error:" in l or "undefined reference" in l), "")
             return "compiler", re.sub(r"^\S*?(?=local_mha/)", "", line)[:160]
-        name = re.search(r"\[  FAILED  \] ([\w/.]+)", output) or re.search(r"(soak --seed[^#]*)", output)
+        name = re.search(r"\[  FAILED  \] ([\w/.]+)", output) or re.search(r"(AddressSanitizer: [\w-]+)", output) or \
+            re.search(r"(soak --seed[^#]*)", output)
         if "cc1plus" in output or "ld returned" in output:
             return "error", output[-300:]
         return "test", (name.group(1) if name else output[-120:].strip()) + f" ({failed})"
 
-    def run_all(self, runs, first, folder, without=()):
+    def run_all(self, runs, first, folder):
         made = {}
         for program, *arguments in runs:
             if program not in made:
                 made[program] = folder / program
-                self.bench.link(program, first.get(program, first["*"]), made[program], without)
+                self.bench.link(program, first.get(program, first["*"]), made[program])
             self.bench.run(made[program], tuple(arguments), folder)
 
     def fast(self, part, folder):
@@ -320,6 +340,13 @@ class Run:
         for name in programs.WHOLE:
             if any(run[0] == name for run in part.slow):
                 first[name] = self.own_program(name, folder)
+        soaks = [run for run in part.fast if run[0] == "soak"]
+        if part.group and soaks and self.bench.has_sanitizers():
+            self.bench.compile(self.bench.write_instances(part.group, "float"), folder / "sanitized.o", "-O1",
+                               folder / "include", extra=SANITIZE, precompiled=False)
+            self.bench.link("soak", [folder / "sanitized.o"], folder / "soak", SANITIZE)
+            for program, *arguments in soaks:
+                self.bench.run(folder / program, tuple(arguments), folder, None)
         self.run_all(part.slow, first, folder)
         for unit in part.units:
             to = folder / "unit.o"
