@@ -349,12 +349,16 @@ class Run:
                 self.bench.run(folder / program, tuple(arguments), folder, None)
         self.run_all(part.slow, first, folder)
         for unit in part.units:
-            to = folder / "unit.o"
-            self.bench.compile_unit(unit, to, folder / "include")
-            own = folder / "own"
-            objects = [self.bench.object(n) for n in self.bench.names_of("") if n not in (unit,)]
-            command([self.options.cxx, "-pthread", *first["*"], to, *objects, "-ldl", "-o", own], 300, 8)
-            self.bench.run(own, ("--gtest_brief=1", "--gtest_fail_fast"), folder)
+            self.run_unit(unit, first["*"], folder, folder / "include")
+
+    def run_unit(self, unit, first, folder, mutated):
+        """Compiles a test file from the mutated headers, and runs it."""
+        to = folder / (re.sub(r"\W", "_", unit) + ".o")
+        self.bench.compile_unit(unit, to, mutated)
+        objects = [self.bench.object(name) for name in self.bench.names_of("") + programs.UNIT_NEEDS.get(unit, [])]
+        own = to.with_suffix("")
+        command([self.options.cxx, "-pthread", *first, to, *objects, "-ldl", "-o", own], 300, 8)
+        self.bench.run(own, ("--gtest_brief=1", "--gtest_fail_fast"), folder)
 
     # --- all of them
 
@@ -415,7 +419,9 @@ class Run:
         """What all need, compiled; and tests that pass on the headers as they are, whose time is the measure."""
         parts = {programs.part_of(m.file) for m in todo}
         runs = sorted({run for part in parts for run in (part.fast if stage == "fast" else part.slow)})
+        units = sorted({unit for part in parts for unit in part.units} if stage == "slow" else ())
         names = dict.fromkeys(name for run in runs for name in self.bench.names_of(run[0]))
+        names.update(dict.fromkeys(name for unit in units for name in programs.UNIT_NEEDS.get(unit, [])))
         self.bench.keep(list(names))
         folder = self.bench.dir / "work" / "as_it_is"
         (folder / "include").mkdir(parents=True, exist_ok=True)
@@ -434,10 +440,18 @@ class Run:
                          f"(in {folder})")
             return time.monotonic() - begin
 
+        def try_unit(unit):
+            try:
+                self.run_unit(unit, [], folder, folder / "include")
+            except Failed as failed:
+                sys.exit(f"without a mutant, {unit} fails: {failed}\n{failed.output[-3000:]}")
+
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
+            tried = pool.map(try_unit, units)
             for run, seconds in zip(runs, pool.map(measure, runs)):
                 self.bench.times[(made[run[0]].name, *run[1:])] = seconds
                 print(f"as it is, {' '.join(run)}: {seconds:.1f} s", flush=True)
+            list(tried)
 
     def report(self, mutants, everything):
         outcomes = ["compiler", "test", "timeout", "equivalent", "survived", "error", "not run"]

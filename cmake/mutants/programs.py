@@ -58,6 +58,9 @@ UNITS = {
     "support/allocations.cpp": "-O0",
 }
 
+# What test files need beside these, when they are compiled alone.
+UNIT_NEEDS = {"unit/sixteen_bits_test.cpp": ["../benchmarks/measuring/heap.cpp"]}
+
 # Compiled from the mutated headers as a whole, at each mutant.
 WHOLE = {
     "format": ("io/malformed_test.cpp", "io/float16_test.cpp", "io/safetensors_test.cpp", "io/sharded_test.cpp",
@@ -94,12 +97,12 @@ SLOW = SOAK_OF_ALL + units(ALL_BUT_LONG) + units("Sliding.WindowsOfMore*:Attenti
 
 PARTS = (
     Part(("core/window.hpp", "attention/token_window.hpp"), 4, "attention",
-         soak(500, "attention") + soak(100, "stream") + units(QUICK), SLOW,
+         soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/bad_input_test.cpp", "unit/components_test.cpp")),
     Part(("attention/*.hpp", "core/lanes.hpp", "core/exp2.hpp", "core/block.hpp", "core/transpose.hpp",
           "core/sum.hpp", "core/mask.hpp", "core/task_order.hpp", "ops/rotary.hpp", "ops/project.hpp",
           "ops/multiply.hpp", "ops/weight_gradient.hpp", "ops/dropout.hpp", "core/random.hpp"),
-         3, "attention", soak(500, "attention") + soak(100, "stream") + units(QUICK), SLOW,
+         3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/bad_input_test.cpp", "unit/sliding_test.cpp", "unit/sixteen_bits_test.cpp",
           "unit/autodiff_test.cpp")),
     Part(("streaming/local_attention_stream.hpp",), 3, "attention", soak(300, "stream"), SLOW,
