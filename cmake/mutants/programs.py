@@ -104,7 +104,7 @@ PARTS = (
           "ops/multiply.hpp", "ops/weight_gradient.hpp", "ops/dropout.hpp", "core/random.hpp"),
          3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/bad_input_test.cpp", "unit/sliding_test.cpp", "unit/sixteen_bits_test.cpp",
-          "unit/autodiff_test.cpp")),
+          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp")),
     Part(("streaming/local_attention_stream.hpp",), 3, "attention", soak(300, "stream"), SLOW,
          ("unit/bad_input_test.cpp", "unit/streaming_test.cpp", "unit/sixteen_bits_test.cpp")),
     Part(("streaming/s*.hpp", "streaming/mha_stream.hpp", "streaming/description.hpp"), 2, "layer",
