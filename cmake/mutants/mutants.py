@@ -333,10 +333,11 @@ class Run:
     def slow(self, part, folder):
         first = {"*": []}
         if part.group:
-            for scalar in ("float", "double"):
-                self.bench.compile(self.bench.write_instances(part.group, scalar), folder / f"group_{scalar}.o",
-                                   "-O1", folder / "include")
-                first["*"].append(folder / f"group_{scalar}.o")
+            # Layers have heads of their own.
+            for group, scalar in dict.fromkeys([(part.group, "float"), (part.group, "double"), ("layer", "float")]):
+                to = folder / f"{group}_{scalar}.o"
+                self.bench.compile(self.bench.write_instances(group, scalar), to, "-O1", folder / "include")
+                first["*"].append(to)
         for name in programs.WHOLE:
             if any(run[0] == name for run in part.slow):
                 first[name] = self.own_program(name, folder)
