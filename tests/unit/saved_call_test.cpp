@@ -283,7 +283,8 @@ TEST(SavedCallOfTheFeedForward, IsTakenFromWhatIsSavedOrRefused) {
 TEST(ASample, TellsTensorsFromOthers) {
   using Tensors = std::vector<std::span<const float>>;
   local_mha::detail::Sample<float> sample;
-  for (const std::size_t size : {1, 5, 64, 65, 1000}) {
+  for (const std::size_t size :
+       {std::size_t{1}, std::size_t{5}, std::size_t{64}, std::size_t{65}, std::size_t{1000}}) {
     std::vector<float> numbers(size, 2);
     sample.take(Tensors{numbers});
     EXPECT_TRUE(sample.is_of(Tensors{numbers}));
