@@ -25,8 +25,8 @@ struct Table {
   RowMatrix<float> rows;
 };
 
-/// Reads a file of numbers with commas between them. The first line names the columns, if it has
-/// something else than numbers.
+/// Reads a file of numbers of at most 1e15 with commas between them. The first line that is not
+/// empty names the columns, if it has something else than numbers.
 /// \throws std::runtime_error naming the file, the line and what is wrong with it
 inline Table read_csv(const std::string& path) {
   std::ifstream file = open_input(path);
@@ -39,26 +39,31 @@ inline Table read_csv(const std::string& path) {
   };
   while (std::getline(file, text)) {
     ++line;
+    constexpr std::string_view utf8_mark = "\xEF\xBB\xBF";
+    if (line == 1 && text.starts_with(utf8_mark)) text.erase(0, utf8_mark.size());
     while (!text.empty() && (text.back() == '\r' || text.back() == ' ')) text.pop_back();
     if (text.empty()) continue;
+    const bool first = table.names.empty();
     std::vector<std::string> fields(1);
     for (const char c : text)
       if (c == ',')
         fields.emplace_back();
-      else if (c != ' ' && c != '"')
+      else if (c != '"' && (c != ' ' || !fields.back().empty()))
         fields.back() += c;
     std::vector<float> row;
-    for (const std::string& field : fields) {
-      float number = 0;
-      const auto end = field.data() + field.size();
-      const auto read = std::from_chars(field.data(), end, number);
-      if (read.ec == std::errc() && read.ptr == end && std::isfinite(number)) {
-        row.push_back(number);
-      } else if (line > 1) {
-        fail("expected a finite number, got '" + field + "'");
+    for (std::string& field : fields) {
+      while (field.ends_with(' ')) field.pop_back();
+      double number = 0;
+      const char* const end = field.data() + field.size();
+      const char* const begin = field.data() + (field.starts_with('+') ? 1 : 0);
+      const auto read = std::from_chars(begin, end, number);
+      if (read.ec == std::errc() && read.ptr == end && std::abs(number) <= 1e15) {
+        row.push_back(static_cast<float>(number));
+      } else if (!first) {
+        fail("expected a number of at most 1e15, got '" + field + "'");
       }
     }
-    if (line == 1) {
+    if (first) {
       table.names = fields;
       for (std::size_t i = 0; row.size() == fields.size() && i < fields.size(); ++i)
         table.names[i] = "column " + std::to_string(i + 1);

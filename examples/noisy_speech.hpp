@@ -63,11 +63,13 @@ inline std::vector<float> make_noise(int kind, std::size_t size, double rate,
 /// louder than it.
 /// \param voice of at least two seconds, and at least 50 samples a second
 /// \param kinds of noise: so many of make_noise()'s
+/// \throws std::invalid_argument if the voice is silent
 inline NoisySpeech make_noisy_speech(const Sound& voice, Index stretches, int kinds,
                                      std::uint64_t seed) {
   const std::size_t block = voice.rate / 50;
   const std::size_t size = 100 * block;
   const double voice_power = power_of(voice.samples.data(), voice.samples.size());
+  if (!(voice_power > 0)) reject("voice", "somebody who speaks", "silence");
   RandomSequence random(seed);
   NoisySpeech made;
   for (Index s = 0; s < stretches; ++s) {

@@ -127,7 +127,7 @@ int run(int argc, char** argv) {
   int streams = 32, threads = std::clamp(int(std::thread::hardware_concurrency()), 1, 1024);
   app.add_option("model", model_path, "As train_language_model writes it")->required();
   app.add_option("socket", path, "Made, and removed at the end")->required();
-  const CLI::Range range(1, 1024);
+  const CLI::Range range(1, 1000);
   app.add_option("--streams", streams, "Clients at once; others wait")->check(range);
   app.add_option("--threads", threads, "Threads that share the streams")->check(range);
   if (const auto status = examples::parse(app, argc, argv)) return *status;

@@ -25,7 +25,8 @@
 namespace local_mha::examples {
 
 /// Clients of a Unix socket, each in one of a number of places; where none is free, they wait. One
-/// who leaves, or neither sends nor takes anything for half a minute, loses the place.
+/// who leaves, or for half a minute neither sends what is awaited nor takes what is there, loses
+/// the place.
 class LineServer {
  public:
   /// A line that is longer is cut off there.
@@ -41,14 +42,16 @@ class LineServer {
       reject("socket", "a path of 1 to " + std::to_string(longest) + " bytes", path.size());
     path.copy(address.sun_path, path.size());
     listener_ = ::socket(AF_UNIX, SOCK_STREAM, 0);
-    if (listener_ != -1 &&
-        ::bind(listener_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
-      if (::listen(listener_, 128) == 0) return;
-      ::unlink(path.c_str());
-    }
-    const std::string reason = std::generic_category().message(errno);
+    const bool bound =
+        listener_ != -1 &&
+        ::bind(listener_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+    if (bound && ::listen(listener_, 128) == 0) return;
+    const int error = errno;
+    if (bound) ::unlink(path.c_str());
     if (listener_ != -1) ::close(listener_);
-    throw std::runtime_error(path + ": cannot be listened on: " + reason);
+    throw std::runtime_error(path +
+                             ": cannot be listened on: " + std::generic_category().message(error) +
+                             (error == EADDRINUSE ? "; remove it if no server uses it" : ""));
   }
   LineServer(const LineServer&) = delete;
   LineServer& operator=(const LineServer&) = delete;
@@ -62,6 +65,7 @@ class LineServer {
   /// Takes clients in, receives and sends.
   /// \param milliseconds to wait for something to do; less if a signal comes
   /// \return the places of clients whose line came now
+  /// \throws std::system_error if the system cannot look at so many clients
   std::vector<std::size_t> exchange(int milliseconds) {
     std::vector<pollfd> polled;
     const auto free =
@@ -70,8 +74,12 @@ class LineServer {
       const int events = client.asks ? POLLIN : client.answer.empty() ? 0 : POLLOUT;
       polled.push_back({client.socket, static_cast<short>(events), 0});
     }
-    polled.push_back({free == clients_.end() ? -1 : listener_, POLLIN, 0});
-    ::poll(polled.data(), static_cast<nfds_t>(polled.size()), milliseconds);
+    // Without a file for one more client, they wait until another leaves.
+    const bool takes_in = free != clients_.end() && !std::exchange(no_more_files_, false);
+    polled.push_back({takes_in ? listener_ : -1, POLLIN, 0});
+    if (::poll(polled.data(), static_cast<nfds_t>(polled.size()), milliseconds) == -1 &&
+        errno != EINTR)
+      throw std::system_error(errno, std::generic_category(), "poll");
 
     std::vector<std::size_t> lines;
     for (std::size_t i = 0; i < clients_.size(); ++i) {
@@ -89,6 +97,7 @@ class LineServer {
     if (polled.back().revents != 0) {
       *free = {};
       free->socket = ::accept(listener_, nullptr, nullptr);
+      no_more_files_ = free->socket == -1 && (errno == EMFILE || errno == ENFILE);
     }
     return lines;
   }
@@ -124,7 +133,7 @@ class LineServer {
     if ((events & POLLIN) != 0) {
       char bytes[4096];
       const ssize_t got = ::recv(client.socket, bytes, sizeof bytes, MSG_DONTWAIT);
-      if (got <= 0) return got < 0 && errno == EINTR;
+      if (got <= 0) return got < 0 && (errno == EINTR || errno == EAGAIN);
       const std::string_view text(bytes, static_cast<std::size_t>(got));
       const std::size_t end = text.find('\n');
       client.asks = end == std::string_view::npos;
@@ -134,11 +143,11 @@ class LineServer {
     } else if ((events & (POLLHUP | POLLERR)) != 0) {
       return false;
     } else if ((events & POLLOUT) != 0) {
-      const ssize_t sent =
-          ::send(client.socket, client.answer.data(), client.answer.size(), MSG_DONTWAIT);
+      const ssize_t sent = ::send(client.socket, client.answer.data(), client.answer.size(),
+                                  MSG_DONTWAIT | MSG_NOSIGNAL);
       if (sent < 0) return errno == EINTR || errno == EAGAIN;
       client.answer.erase(0, static_cast<std::size_t>(sent));
-    } else {
+    } else if (client.asks || !client.answer.empty()) {
       return true;
     }
     client.silent = {};
@@ -148,6 +157,7 @@ class LineServer {
   std::string path_;
   std::vector<Client> clients_;
   int listener_ = -1;
+  bool no_more_files_ = false;
   std::size_t gone_ = 0;
 };
 

@@ -45,7 +45,11 @@ inline Sound read_wav(const std::string& path, std::uint32_t least_rate = 1,
 
 /// Writes samples of `[-1, 1]` as 16 bits; what is beyond is cut off.
 /// \throws io::SafetensorsError if the file cannot be written; what was there stays then
+/// \throws std::invalid_argument if there are more samples than the format can count
 inline void write_wav(const std::string& path, const Sound& sound) {
+  constexpr std::size_t most = (std::size_t{1} << 31) - 32;
+  if (sound.samples.size() > most)
+    reject("sound", "at most " + std::to_string(most) + " samples", sound.samples.size());
   std::string bytes;
   const auto put = [&](std::uint32_t value, int size) {
     for (int i = 0; i < size; ++i) bytes += static_cast<char>(value >> (8 * i) & 255);

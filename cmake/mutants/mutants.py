@@ -295,7 +295,11 @@ class Run:
         output = failed.output
         if failed.late:
             return "timeout", str(failed)
-        if "error:" in output or "undefined reference" in output:
+        failed_test = "[  FAILED  ]" in output or "runtime error:" in output
+        if not failed_test and re.search(
+                r"No space left|Killed signal|out of memory|internal compiler error|Cannot allocate", output):
+            return "error", output[-300:]
+        if not failed_test and re.search(r"error:|undefined reference", output):
             line = next((l for l in output.splitlines() if "error:" in l or "undefined reference" in l), "")
             return "compiler", re.sub(r"^\S*?(?=local_mha/)", "", line)[:160]
         name = re.search(r"\[  FAILED  \] ([\w/.]+)", output) or re.search(r"(AddressSanitizer: [\w-]+)", output) or \

@@ -44,14 +44,23 @@ TEST_F(Csv, HasNamesOrNone) {
   const Table unnamed = read("1,2\n3,4");
   EXPECT_EQ(unnamed.names, (std::vector<std::string>{"column 1", "column 2"}));
   EXPECT_EQ(unnamed.rows, (RowMatrix<float>(2, 2) << 1, 2, 3, 4).finished());
+  const Table spaced = read("\xEF\xBB\xBF\nroom temp , level\n +1.5,1e-50\n");
+  EXPECT_EQ(spaced.names, (std::vector<std::string>{"room temp", "level"}));
+  EXPECT_EQ(spaced.rows, (RowMatrix<float>(1, 2) << 1.5, 0).finished());
+  EXPECT_EQ(read("\xEF\xBB\xBF"
+                 "1,2\n")
+                .rows.rows(),
+            1);
   EXPECT_EQ(read("").rows.size(), 0);
   EXPECT_EQ(read("a,b\n").rows.rows(), 0);
 }
 
 TEST_F(Csv, SaysWhatIsWrong) {
-  EXPECT_EQ(error("a,b\n1,2\n1,x\n"), ": line 3: expected a finite number, got 'x'");
-  EXPECT_EQ(error("1,2\n1,nan\n"), ": line 2: expected a finite number, got 'nan'");
-  EXPECT_EQ(error("1,2\n1,\n"), ": line 2: expected a finite number, got ''");
+  EXPECT_EQ(error("a,b\n1,2\n1,x\n"), ": line 3: expected a number of at most 1e15, got 'x'");
+  EXPECT_EQ(error("1,2\n1,nan\n"), ": line 2: expected a number of at most 1e15, got 'nan'");
+  EXPECT_EQ(error("1,2\n1,\n"), ": line 2: expected a number of at most 1e15, got ''");
+  EXPECT_EQ(error("1,2\n1 2,3\n"), ": line 2: expected a number of at most 1e15, got '1 2'");
+  EXPECT_EQ(error("1,2\n3e38,3\n"), ": line 2: expected a number of at most 1e15, got '3e38'");
   EXPECT_EQ(error("1,2\n\n1\n"), ": line 3: expected 2 numbers, got 1");
   EXPECT_EQ(error("1,2\n1,2,3\n"), ": line 2: expected 2 numbers, got 3");
 }

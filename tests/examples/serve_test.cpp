@@ -168,11 +168,12 @@ TEST(ServeLanguageModel, SaysWhatIsWrongAndEndsOnlyWhoVanishes) {
 
   const std::string example =
       R"(request: expected a line such as {"prompt": "ROMEO:", "length": 100}, got )";
-  EXPECT_EQ(answer_to(server, "hello\n"), "error: " + example + "hello\n");
-  EXPECT_EQ(answer_to(server, "\n"), "error: " + example + "\n");
-  EXPECT_EQ(answer_to(server, "{\"prompt\": 5}\n"), "error: " + example + "{\"prompt\": 5}\n");
+  EXPECT_EQ(answer_to(server, "hello\n"), "error: " + example + "\"hello\"\n");
+  EXPECT_EQ(answer_to(server, "\n"), "error: " + example + "\"\"\n");
+  EXPECT_EQ(answer_to(server, "{\"prompt\": 5}\n"),
+            "error: " + example + R"("{\"prompt\": 5}")" + "\n");
   EXPECT_EQ(answer_to(server, std::string(200'000, 'x') + "\n"),
-            "error: " + example + std::string(80, 'x') + "\n");
+            "error: " + example + '"' + std::string(70, 'x') + "\"\n");
   const auto wrong = [&](const std::string& members) {
     return answer_to(server, R"({"prompt": "KING")" + members + "}\n");
   };
@@ -187,7 +188,7 @@ TEST(ServeLanguageModel, SaysWhatIsWrongAndEndsOnlyWhoVanishes) {
   EXPECT_EQ(wrong(R"(, "temperature": "hot")"),
             "error: temperature: expected 0 to 100, got \"hot\"\n");
   EXPECT_EQ(wrong(R"(, "size": 1)"),
-            "error: request: expected prompt, length, seed or temperature, got size\n");
+            "error: request: expected prompt, length, seed or temperature, got \"size\"\n");
   EXPECT_EQ(answer_to(server, R"({"prompt": ""})"
                               "\n"),
             "error: prompt: expected 1 to 512 bytes, got 0\n");
@@ -201,7 +202,10 @@ TEST(ServeLanguageModel, SaysWhatIsWrongAndEndsOnlyWhoVanishes) {
   const std::string report = server.end(SIGINT);
   read_all(stays);
   ::close(stays);
-  EXPECT_EQ(report.find("1 answered, 12 refused, 2 gone\n"), 0U) << report;
+  // By then, that one may have been sent all.
+  EXPECT_TRUE(report.starts_with("1 answered, 12 refused, 2 gone\n") ||
+              report.starts_with("2 answered, 12 refused, 2 gone\n"))
+      << report;
 }
 
 TEST(TextRequest, HasBytesThatTheModelKnows) {
@@ -212,6 +216,23 @@ TEST(TextRequest, HasBytesThatTheModelKnows) {
   EXPECT_THROW(read_text_request("{\"prompt\": \"caf\u00e9\"}", 5, 128), std::invalid_argument);
   EXPECT_THROW(read_text_request("{\"prompt\": \"caf\u00e9\"}", 4, 256), std::invalid_argument);
   EXPECT_THROW(read_text_request("[]", 4, 256), std::invalid_argument);
+}
+
+TEST(TextRequest, IsNotSentBackAsItIs) {
+  const auto error = [](const std::string& line) {
+    try {
+      read_text_request(line, 5, 256);
+    } catch (const std::invalid_argument& problem) {
+      return std::string(problem.what());
+    }
+    return std::string("none");
+  };
+  EXPECT_EQ(error(R"({"prompt": "a", "length": )" + std::string(32000, '[') +
+                  std::string(32000, ']') + "}"),
+            "length: expected a whole number of 1 to 10000, got array");
+  EXPECT_EQ(error(R"({"prompt": "a", "x\n\u001b[31m": 1})"),
+            R"(request: expected prompt, length, seed or temperature, got "x\n\u001b[31m")");
+  EXPECT_LT(error(R"({"prompt": "a", ")" + std::string(60000, 'x') + R"(": 1})").size(), 200U);
 }
 
 }  // namespace

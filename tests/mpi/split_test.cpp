@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -65,9 +66,13 @@ TEST(ASplit, RejectsBadNumbersOnEveryRank) {
   EXPECT_THROW(Split(communicator, Index{1} << 60, Index{1} << 59), std::invalid_argument);
   EXPECT_THROW(Split::even(communicator, -1), std::invalid_argument);
   EXPECT_THROW(Split::even(communicator, 1, 0), std::invalid_argument);
-  if (communicator.size() > 1)
+  if (communicator.size() > 1) {
     EXPECT_THROW(Split(communicator, 1, communicator.size() + (last ? 0 : 1)),
                  std::invalid_argument);
+    // One rank's own mistake, which is another's "not known".
+    EXPECT_THROW(Split(communicator, 1, last ? std::optional<Index>(-1) : std::nullopt),
+                 std::invalid_argument);
+  }
 }
 
 }  // namespace

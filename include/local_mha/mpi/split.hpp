@@ -41,6 +41,7 @@ class Split {
       agreement.check([&] {
         Communicator::require_running();
         if (rows < 0 || rows > most) reject("rows", "0 to 2^60", rows);
+        if (total && (*total < 0 || *total > most)) reject("total", "0 to 2^60", *total);
       });
       agreement.same("total", total ? *total : Index{-1});
     });

@@ -120,6 +120,7 @@ class StackLayers {
 
   const std::vector<Layer>& layers() const { return layers_; }
   /// Different configurations of attentions.
+  Index kinds() const { return kinds_; }
   Index dim() const { return dim_; }
   Index streams() const { return streams_; }
   /// The dynamic position bias of all layers, or none.
