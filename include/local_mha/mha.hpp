@@ -64,16 +64,27 @@ struct LayerAccess;
 /// The weights of projections are rounded when they are given; keys, normalized and turned, and
 /// values when they are made, in forward() as in a stream: how a sequence is cut changes nothing.
 /// All else is float. Such a layer goes forward alone: train a LocalMHA<float>, and round it.
+///
+/// What is stored in Eigen::bfloat16 can also be multiplied so, which some processors do several
+/// times as fast:
+///
+///     local_mha::LocalMHA<float, Eigen::bfloat16, Eigen::bfloat16> fast(mha.config(),
+///                                                                      mha.parameters());
+///
+/// Then the operands of every product are rounded, see operands.hpp: beside weights, keys and
+/// values, what passes a projection, queries when they are turned and scaled, and probabilities,
+/// `2^(score − ⌈maximum⌉)` with scores in units of log 2. Sums are float, and so is all else.
 /// \tparam Storage what weights, keys and values are rounded to, see can_store
-template <typename Scalar, typename Storage = Scalar>
-class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scalar> {
-  using Positional = detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scalar>;
+/// \tparam Arithmetic what is multiplied, see can_multiply
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
+class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithmetic>, Scalar> {
+  using Positional = detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithmetic>, Scalar>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
-  using Weights = detail::LayerWeights<Scalar, Storage>;
-  using Flow = detail::LayerWorker<Scalar, Storage>;
+  using Weights = detail::LayerWeights<Scalar, Storage, Arithmetic>;
+  using Flow = detail::LayerWorker<Scalar, Storage, Arithmetic>;
 
-  static constexpr Index stretch = detail::layer_stretch<Scalar>;
+  static constexpr Index stretch = detail::layer_stretch<Scalar, Arithmetic>;
 
  public:
   /// Its weights.
@@ -92,7 +103,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scala
    private:
     friend LocalMHA;
 
-    detail::LayerForward<Scalar, Storage> forward_;
+    detail::LayerForward<Scalar, Storage, Arithmetic> forward_;
     detail::LayerBackwardRoom<Scalar> backward_;
     typename LocalAttention<Scalar>::BiasGradients grad_bias_;
   };
@@ -149,7 +160,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scala
     check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
     // Of a workspace, a program that goes forward alone compiles no more than this.
-    detail::LayerForward<Scalar, Storage> room;
+    detail::LayerForward<Scalar, Storage, Arithmetic> room;
     flow(y, room, x, call, nullptr);
     return y;
   }
@@ -242,7 +253,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scala
 
  private:
   // \param saved null, or where is kept what backward() needs
-  void flow(const Output& y, detail::LayerForward<Scalar, Storage>& room, const Input& x,
+  void flow(const Output& y, detail::LayerForward<Scalar, Storage, Arithmetic>& room, const Input& x,
             const Call& call, Saved* saved) const {
     const auto inputs = check_arguments(x, call);
     require_shape("y", y.dimensions(), x.dimensions());
@@ -306,8 +317,8 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage>, Scala
   std::shared_ptr<const Weights> weights_;
 };
 
-template <typename Scalar, typename Storage>
-void LocalMHA<Scalar, Storage>::backward_into(Output grad_x, Workspace& workspace,
+template <typename Scalar, typename Storage, typename Arithmetic>
+void LocalMHA<Scalar, Storage, Arithmetic>::backward_into(Output grad_x, Workspace& workspace,
                                               Parameters& gradients, const Saved& saved,
                                               Input grad_y, Input x, const Call& call,
                                               Tensor<Scalar, 3>* grad_attn_bias) const
@@ -340,8 +351,8 @@ void LocalMHA<Scalar, Storage>::backward_into(Output grad_x, Workspace& workspac
   if (config().relative_bias) grad_bias.add_to(gradients.relative_bias.data());
 }
 
-template <typename Scalar, typename Storage>
-Tensor<Scalar, 4> LocalMHA<Scalar, Storage>::attention_probabilities(Input x,
+template <typename Scalar, typename Storage, typename Arithmetic>
+Tensor<Scalar, 4> LocalMHA<Scalar, Storage, Arithmetic>::attention_probabilities(Input x,
                                                                      const Call& call) const {
   check_arguments(x, call);
   const auto [batch, seqlen, dim] = x.dimensions();

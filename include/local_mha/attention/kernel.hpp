@@ -26,13 +26,17 @@
 
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/one_query_kernel.hpp>
+#include <local_mha/attention/operand_ring.hpp>
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/score.hpp>
 #include <local_mha/attention/softmax.hpp>
 #include <local_mha/attention/strips.hpp>
 #include <local_mha/attention/visibility.hpp>
+#include <local_mha/attention/weighted_operands.hpp>
 #include <local_mha/attention/weighted_values.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/matrix_unit.hpp>
+#include <local_mha/core/operands.hpp>
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
@@ -44,7 +48,9 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for one block of queries, and the computation in it.
-template <typename Scalar>
+/// \tparam Arithmetic what queries, keys, probabilities and values are multiplied as, see
+///         can_multiply
+template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionKernel {
  public:
   /// What is computed at a time.
@@ -53,6 +59,10 @@ class AttentionKernel {
   static constexpr Index count = block_rows<Scalar>;
   /// Keys whose scores are kept at once.
   static constexpr Index chunk_keys = 1024;
+  /// Whether products are of operands.
+  static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;
+  /// Where the keys of a block of queries lie.
+  using BlockKeys = std::conditional_t<of_operands, KeyOperands<Scalar>, Ring<Scalar>>;
 
   AttentionKernel() = default;
   /// \param longest_range keys that a block of queries sees at most
@@ -61,7 +71,12 @@ class AttentionKernel {
             make_block_buffer<Scalar>(((std::min)(longest_range, chunk_keys) + 2 * count) * count)),
         turned_(make_block_buffer<Scalar>(dim_head * count)),
         sums_(make_block_buffer<Scalar>(dim_head * count)),
-        bias_(make_block_buffer<Scalar>(count * count)) {}
+        bias_(make_block_buffer<Scalar>(count * count)) {
+    if (!of_operands) return;
+    query_pairs_.resize(static_cast<std::size_t>(detail::pairs_of(dim_head) * count));
+    // With the neighbours of the first and the last block of each piece.
+    probabilities_.resize(scores_.size() / 2 + static_cast<std::size_t>(3 * count * count));
+  }
 
   /// Memory that attend() fetches while it computes.
   Upcoming<Scalar>& upcoming() { return upcoming_; }
@@ -104,11 +119,11 @@ class AttentionKernel {
       // Lanes are keys, so that a single query costs what it reads.
       done = tile.single() && head.dropout == nullptr && channels <= window.keys->channels();
       if (done)
-        detail::OneQueryKernel<Scalar>(scores_.data(), std::ssize(scores_) / count, turned_.data(),
-                                       sums_.data())
+        detail::OneQueryKernel<Scalar, Arithmetic>(scores_.data(), std::ssize(scores_) / count,
+                                                   turned_.data(), sums_.data())
             .attend(strips, queries, out, lse);
     }
-    if constexpr (std::is_same_v<Keys, Ring<Scalar>>) {
+    if constexpr (std::is_same_v<Keys, BlockKeys>) {
       if (!done) {
         Softmax softmax(head.sink);
         attend_block(strips, queries, softmax, true, true, out, lse);
@@ -122,7 +137,7 @@ class AttentionKernel {
   /// \param begins, ends this is the first part, and the last one
   template <typename Values>
   void attend_part(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
-                   const Range& keys, const KeyStore<Scalar, Values>& store,
+                   const Range& keys, const KeyStore<Scalar, Values, BlockKeys>& store,
                    SoftmaxState<Scalar>& softmax, bool begins, bool ends, Scalar* out,
                    Scalar* lse) {
     const Tile tile = Tile::all_of(head, first, keys);
@@ -134,17 +149,20 @@ class AttentionKernel {
  private:
   using Tile = QueryTile<Scalar>;
   using Softmax = SoftmaxState<Scalar>;
-  using KeyStrip = detail::KeyStrip<Scalar>;
-  using KeyPiece = detail::KeyPiece<Scalar>;
+  using KeyStrip = detail::KeyStrip<Scalar, BlockKeys>;
+  using KeyPiece = detail::KeyPiece<Scalar, BlockKeys>;
   template <typename Values>
-  using Strip = detail::Strip<Scalar, Values>;
+  using Strip = detail::Strip<Scalar, Values, BlockKeys>;
   template <typename Values>
-  using Strips = detail::Strips<Scalar, Values>;
+  using Strips = detail::Strips<Scalar, Values, BlockKeys>;
   template <typename Values>
-  using Chunk = detail::Chunk<Scalar, Values>;
+  using Chunk = detail::Chunk<Scalar, Values, BlockKeys>;
   static constexpr Index group = Tiling<Scalar>::rows;
   static constexpr int half = Tile::half;
-  static constexpr int half_keys = Tiling<Scalar>::half_keys;
+  static constexpr int half_keys = of_operands ? 0 : Tiling<Scalar>::half_keys;
+  // Keys of a micro-kernel: those of operands have half as many multiply-adds.
+  static constexpr int most =
+      of_operands && Tiling<Scalar>::keys >= 8 ? 16 : Tiling<Scalar>::keys;
 
   // `begins`: there is no out yet; `ends`: it is divided by the sum.
   template <typename Values>
@@ -152,6 +170,10 @@ class AttentionKernel {
                     bool begins, bool ends, Scalar* out, Scalar* lse) {
     const AttentionHead<Scalar>& head = strips.head;
     const Index channels = strips.strips->values->channels();
+#if defined(LOCAL_MHA_AMX)
+    std::optional<detail::MatrixUnit> unit;
+    if (of_operands && detail::has_matrix_unit()) unit.emplace();
+#endif
     Index micro_kernels = 0;
     for (const Strip<Values>& strip : strips)
       micro_kernels += micro_kernels_of(strip.tile->keys.end - strip.tile->keys.begin, channels);
@@ -162,7 +184,14 @@ class AttentionKernel {
       const Chunk<Values> chunk = take_chunk(strips, strip, next);
       L maximum = softmax.maximum;
       for (const auto& piece : chunk) maximum = score(head, piece, queries, maximum);
-      const L rescale = softmax.rise(maximum);
+      // So that the scale of the probabilities, which are rounded, is a power of two, and what they
+      // become does not depend on how keys are taken together.
+      const L rescale = softmax.rise(of_operands ? ceil(maximum) : maximum);
+#if defined(LOCAL_MHA_AMX)
+      if constexpr (of_operands) {
+        if (unit) fetch_values(chunk);
+      }
+#endif
       for (const auto& piece : chunk) exponentiate(head, piece, softmax);
       const bool last = ends && strip == strips.end();
       const L factor = last ? softmax.weight() : L::broadcast(Scalar(1));
@@ -175,15 +204,32 @@ class AttentionKernel {
 
   static Index first_of(const KeyStrip& strip) { return strip.tile->keys.begin / group * group; }
 
+  // Values come from the second-level cache, while probabilities are made, if the first has room.
+  template <typename Values>
+  void fetch_values(const Chunk<Values>& chunk) {
+    constexpr Index room = 10 * 1024;
+    Index keys = 0;
+    upcoming_operands_.clear();
+    for (const auto& piece : chunk) {
+      const Range blocks = piece.aligned_blocks();
+      keys += (blocks.end - blocks.begin) * count;
+      if (keys / 2 * piece.values->channels() > room) break;
+      piece.values->add_upcoming(blocks, upcoming_operands_);
+    }
+    upcoming_operands_.spread_over(keys / 2);
+  }
+
   // As many keys as have room, from `next` of `strip` on, which move on.
   template <typename Values>
   Chunk<Values> take_chunk(const Strips<Values>& strips, const Strip<Values>*& strip, Index& next) {
     Chunk<Values> chunk;
+    [[maybe_unused]] detail::Pair* pairs = probabilities_.data();
     for (Index taken = 0; strip != strips.end() && taken < chunk_keys;) {
       const Index end =
           (std::min)(next / count * count + (chunk_keys - taken), strip->tile->keys.end);
-      chunk.pieces[chunk.number++] = {{strip, {next, end}, scores_.data() + taken * count},
-                                      strip->values};
+      const auto& piece = chunk.pieces[chunk.number++] = {
+          {strip, {next, end}, scores_.data() + taken * count, pairs}, strip->values};
+      if constexpr (of_operands) pairs = piece.pairs_of_block(piece.aligned_blocks().end);
       taken += ceil_div(end, count) * count - next / count * count;
       next = end;
       if (end < strip->tile->keys.end) break;
@@ -213,9 +259,9 @@ class AttentionKernel {
           L maximum) {
     const Tile& tile = piece.tile();
     const KeyStrip& strip = *piece.strip;
-    const Ring<Scalar>& keys = *strip.keys;
+    const BlockKeys& keys = *strip.keys;
     const Range& chunk = piece.keys;
-    const Scalar* turned = queries;
+    const auto* turned = operands_of(queries, keys);
     Index groups_back = (std::numeric_limits<Index>::min)();
     LaneRange cursor_of_lanes{0, 0};
     std::optional<BiasRows<Scalar>> bias_rows;
@@ -223,6 +269,7 @@ class AttentionKernel {
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const bool plain_scores = !head.score;
     auto cursor = keys.cursor(chunk.begin / count);
+    [[maybe_unused]] Index multiplied = 0;  // blocks whose products are there
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = (std::min)((begin / count + 1) * count, chunk.end);
       const Index first_key = strip.block_in_sequence(begin / count) * count;
@@ -231,14 +278,40 @@ class AttentionKernel {
         if (back != groups_back) {
           groups_back = back;
           steps->turn_queries(queries, back, turned_.data());
-          turned = turned_.data();
+          turned = operands_of(turned_.data(), keys);
         }
       }
       if (bias_rows) bias_rows->gather(first_key, bias_.data());
       const Index block_end = begin / count * count + count;
+#if defined(LOCAL_MHA_AMX)
+      if constexpr (of_operands) {
+        if (detail::has_matrix_unit()) {
+          const Index block = begin / count;
+          if (block >= multiplied) {
+            multiplied = ceil_div(chunk.end, count);
+            if (steps != nullptr)
+              for (Index b = multiplied - 1; b > block; --b)
+                if (strip.block_in_sequence(b) * count / steps->group() !=
+                    first_key / steps->group())
+                  multiplied = b;
+            detail::score_by_matrix_unit(cursor, multiplied - block, keys.tiles(), turned,
+                                         piece.score(block * count));
+          }
+          Scalar* to = piece.score(begin);
+          const Scalar* bias = bias_rows ? bias_.data() + begin % count * count : nullptr;
+          const Range scored{begin, block_end};
+          const L largest = plain_scores ? add_bias(block_end - begin, bias, to)
+                                         : change(head, tile, first_key + begin % count,
+                                                  block_end - begin, bias, to);
+          maximum = tile.plain(scored) ? (max)(maximum, largest)
+                                       : hide(tile, scored, to, cursor_of_lanes, maximum);
+          begin = end;
+          continue;
+        }
+      }
+#endif
       for (Index key = begin; key < end;) {
-        constexpr Index most = Tiling<Scalar>::keys;
-        const Scalar* from = cursor.block() + key % count * keys.position_stride();
+        const auto* from = cursor.block() + key % count * keys.position_stride();
         const Scalar* bias = bias_rows ? bias_.data() + key % count * count : nullptr;
         // A function of the scores comes before the bias.
         const Scalar* bias_at_once = plain_scores ? bias : nullptr;
@@ -273,12 +346,19 @@ class AttentionKernel {
   static LOCAL_MHA_NOINLINE L change(const AttentionHead<Scalar>& head, const Tile& tile,
                                      Index first_key, Index number, const Scalar* bias,
                                      Scalar* scores) {
-    L largest = head.score.apply({head.index, tile.first, first_key}, number, scores);
-    if (bias == nullptr) return largest;
-    largest = L::broadcast(Softmax::lowest());
+    const L largest = head.score.apply({head.index, tile.first, first_key}, number, scores);
+    return bias == nullptr ? largest : add_bias(number, bias, scores);
+  }
+
+  // Adds the bias, if there is one, to scores. Returns their maximum.
+  static L add_bias(Index number, const Scalar* bias, Scalar* scores) {
+    L largest = L::broadcast(Softmax::lowest());
     for (Index i = 0; i < number; ++i, scores += count) {
-      const L score = fma(Scalar(log2_e), L::load(bias + i * count), L::load(scores));
-      score.store(scores);
+      L score = L::load(scores);
+      if (bias != nullptr) {
+        score = fma(Scalar(log2_e), L::load(bias + i * count), score);
+        score.store(scores);
+      }
       largest = (max)(largest, score);
     }
     return largest;
@@ -286,16 +366,23 @@ class AttentionKernel {
 
   // scores[key][query] of keys of one block, for as many queries as the lanes hold. Returns their
   // maximum.
-  template <int Keys, int Parts = 1>
-  static LOCAL_MHA_NOINLINE Lanes<Scalar, Parts> score_keys(const Ring<Scalar>& keys,
-                                                            const Scalar* from,
-                                                            const Scalar* queries,
+  template <int Keys, int Parts = 1, typename Operand>
+  static LOCAL_MHA_NOINLINE Lanes<Scalar, Parts> score_keys(const BlockKeys& keys,
+                                                            const Operand* from,
+                                                            const Operand* queries,
                                                             const Scalar* bias, Scalar* to) {
     using P = Lanes<Scalar, Parts>;
     P acc[Keys][1];
     LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] = P::zero();
-    const Scalar* const x[1] = {queries};
-    multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, acc);
+    if constexpr (of_operands) {
+      for (Index tile = 0; tile < keys.tiles(); ++tile, from += keys.tile) {
+        const Operand* const x[1] = {queries + tile * detail::tile_pairs * count};
+        multiply(detail::tile_pairs, from, keys.position_stride(), 1, x, acc);
+      }
+    } else {
+      const Operand* const x[1] = {queries};
+      multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, acc);
+    }
     if (bias != nullptr) {
       LOCAL_MHA_UNROLL for (int r = 0; r < Keys; ++r) acc[r][0] =
           fma(Scalar(log2_e), P::load(bias + r * count), acc[r][0]);
@@ -304,6 +391,17 @@ class AttentionKernel {
     P largest = acc[0][0];
     LOCAL_MHA_UNROLL for (int r = 1; r < Keys; ++r) largest = (max)(largest, acc[r][0]);
     return largest;
+  }
+
+  // What queries are multiplied as.
+  const auto* operands_of(const Scalar* queries, const BlockKeys& keys) {
+    if constexpr (of_operands) {
+      detail::pack_block(keys.channels(), queries, query_pairs_.data());
+      return static_cast<const detail::Pair*>(query_pairs_.data());
+    } else {
+      static_cast<void>(keys);
+      return queries;
+    }
   }
 
   // Puts −∞ where a query does not see a key, and the self score where it is its own.
@@ -327,6 +425,10 @@ class AttentionKernel {
 
   // Turns the scores of a piece into 2^(score − maximum), and adds them to the sum.
   void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece& piece, Softmax& softmax) {
+    if constexpr (of_operands) {
+      if (head.dropout == nullptr)
+        return make_operands<true>(piece, softmax, upcoming_operands_);
+    }
     const Softmax fixed = softmax;
     L sum = softmax.sum;
     Scalar* scores = piece.score(piece.keys.begin);
@@ -337,7 +439,45 @@ class AttentionKernel {
       p.store(scores);
     }
     softmax.sum = sum;
-    if (head.dropout != nullptr) drop(*head.dropout, piece);
+    if (head.dropout == nullptr) return;
+    drop(*head.dropout, piece);
+    if constexpr (of_operands) make_operands<false>(piece, softmax, upcoming_operands_);
+  }
+
+  // Makes operands of whole blocks of probabilities: 0 of keys that are not the piece's.
+  // \tparam FromScores they are not yet made of the scores, nor added to the sum
+  template <bool FromScores>
+  LOCAL_MHA_NOINLINE static void make_operands(const KeyPiece& piece, Softmax& softmax,
+                                               Upcoming<detail::Pair>& upcoming) {
+    const Softmax fixed = softmax;
+    // One sum would wait for its own additions.
+    L sums[2] = {L::zero(), L::zero()};
+    const Range blocks = piece.aligned_blocks();
+    Index key = blocks.begin * count;
+    detail::Pair* to = piece.pairs;
+    const auto take = [&](bool first_is, bool second_is) {
+      L p[2] = {L::zero(), L::zero()};
+      const bool is[2] = {first_is, second_is};
+      LOCAL_MHA_UNROLL for (int i = 0; i < 2; ++i) {
+        if (!is[i]) continue;
+        p[i] = L::load(piece.score(key + i));
+        if constexpr (FromScores) {
+          p[i] = fixed.term(p[i]);
+          sums[i] = sums[i] + p[i];
+        }
+      }
+      detail::store_pairs(p[0], p[1], to);
+      upcoming.fetch();
+      key += 2;
+      to += count;
+    };
+    const auto take_some = [&](Index end) {
+      while (key < end) take(piece.keys.contains(key), piece.keys.contains(key + 1));
+    };
+    take_some(piece.keys.begin);
+    while (key + 2 <= piece.keys.end) take(true, true);
+    take_some(blocks.end * count);
+    if constexpr (FromScores) softmax.sum = softmax.sum + (sums[0] + sums[1]);
   }
 
   // The denominator counts what is dropped.
@@ -362,6 +502,10 @@ class AttentionKernel {
   BlockBuffer<Scalar> turned_;
   BlockBuffer<Scalar> sums_;
   BlockBuffer<Scalar> bias_;
+  // Of operands.
+  BlockBuffer<detail::Pair> query_pairs_;
+  BlockBuffer<detail::Pair> probabilities_;
+  Upcoming<detail::Pair> upcoming_operands_;
   Upcoming<Scalar> upcoming_;
 };
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Keys and values that a stream keeps in 16 bits, while they are computed with: rows that come in,
-/// before they are rounded, and what a stretch of queries sees, unpacked.
+/// Keys and values that are kept in 16 bits, while they are computed with: rows that come in, before
+/// they are rounded, and what a stretch of queries of a stream sees, as the kernel takes it.
 #pragma once
 
 #include <type_traits>
 #include <utility>
 
+#include <local_mha/attention/operand_ring.hpp>
 #include <local_mha/attention/past.hpp>
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/strips.hpp>
@@ -50,34 +51,67 @@ class RoundedRowsForRing {
   Ring<Scalar>& made_;
 };
 
+/// The same of a ring of operands, which takes whole blocks.
+template <typename Scalar, typename Operands>
+class RowsForOperands {
+ public:
+  /// \param rows not empty, from the begin of a block on
+  RowsForOperands(Operands& ring, const Range& rows, Ring<Scalar>& made)
+      : ring_(ring), rows_(rows), made_(made) {}
+
+  Scalar* operator()(Index b) const { return made_[b]; }
+  void put() const {
+    const Range blocks = blocks_of<Scalar>(rows_);
+    for (Index block = blocks.begin; block < blocks.end; ++block)
+      ring_.put(block, std::as_const(made_)[block]);
+  }
+
+ private:
+  Operands& ring_;
+  Range rows_;
+  Ring<Scalar>& made_;
+};
+
 /// Room for one head at a time.
-template <typename Scalar>
+/// \tparam Arithmetic as of AttentionKernel
+template <typename Scalar, typename Arithmetic = Scalar>
 class KeyRoom {
+  static constexpr bool of_operands = !std::is_same_v<Scalar, Arithmetic>;
+  using Keys = std::conditional_t<of_operands, KeyOperands<Scalar>, Ring<Scalar>>;
+  using Values = std::conditional_t<of_operands, ValueOperands<Scalar>, Ring<Scalar>>;
+
  public:
   KeyRoom() = default;
+  /// Of a batch: for rows that come in.
+  KeyRoom(Index dim_head, Index stretch) : made_(dim_head, stretch) {}
+  /// Of a stream.
   /// \param stretch blocks that come in, or are answered, at once
-  KeyRoom(const Window& window, Index dim_head, Index stretch) {
+  KeyRoom(const Window& window, Index dim_head, Index stretch) : KeyRoom(dim_head, stretch + 2) {
     constexpr Index count = block_rows<Scalar>;
     // Two more, where rows begin and end inside of a block.
     const Index seen = ceil_div(window.reach_behind() + window.reach_ahead(), count) + stretch + 2;
-    keys_ = Ring<Scalar>(dim_head, seen);
-    values_ = Ring<Scalar>(dim_head, seen);
+    keys_ = Keys(dim_head, seen);
+    values_ = Values(dim_head, seen);
     const Index pinned = ceil_div(window.first_keys(), count);
     if (pinned == 0) return;
-    pinned_keys_ = Ring<Scalar>(dim_head, pinned);
-    pinned_values_ = Ring<Scalar>(dim_head, pinned);
+    pinned_keys_ = Keys(dim_head, pinned);
+    pinned_values_ = Values(dim_head, pinned);
   }
 
   /// Keys or values on their way into a ring.
   template <typename Storage>
   RoundedRowsForRing<Scalar, Storage> rows_for(Ring<Scalar, Storage>& ring, const Range& rows) {
-    return {ring, rows, keys_};
+    return {ring, rows, made_};
+  }
+  template <typename Operands>
+  RowsForOperands<Scalar, Operands> rows_for(Operands& ring, const Range& rows) {
+    return {ring, rows, made_};
   }
 
   /// Unpacks what queries see of a head of a past.
   /// \param keys those that the window shows to any of them
   template <typename Storage>
-  void show(Past<Scalar, Storage>& past, Index head, const Range& keys) {
+  void show(StoredPast<Scalar, Storage>& past, Index head, const Range& keys) {
     const Range blocks = blocks_of<Scalar>(keys);
     unpack_blocks(past.keys(head), past.values(head), blocks, keys_, values_);
     if (past.size().pinned > 0)
@@ -85,36 +119,42 @@ class KeyRoom {
                     pinned_keys_, pinned_values_);
   }
   /// What show() unpacked last.
-  KeyStore<Scalar, Ring<Scalar>> window() const { return {&keys_, &values_}; }
-  KeyStore<Scalar, Ring<Scalar>> pinned() const { return {&pinned_keys_, &pinned_values_}; }
+  KeyStore<Scalar, Values, Keys> window() const { return {&keys_, &values_}; }
+  KeyStore<Scalar, Values, Keys> pinned() const { return {&pinned_keys_, &pinned_values_}; }
 
  private:
   template <typename Storage>
-  static void unpack_blocks(const Ring<Scalar, Storage>& keys, const Ring<Scalar, Storage>& values,
-                            const Range& blocks, Ring<Scalar>& to_keys, Ring<Scalar>& to_values) {
+  void unpack_blocks(const Ring<Scalar, Storage>& keys, const Ring<Scalar, Storage>& values,
+                     const Range& blocks, Keys& to_keys, Values& to_values) {
     const Index size = keys.channels() * block_rows<Scalar>;
     for (Index block = blocks.begin; block < blocks.end; ++block) {
-      unpack(keys[block], size, to_keys[block]);
-      unpack(values[block], size, to_values[block]);
-      to_values.copy_finite(block, values);
+      if constexpr (of_operands) {
+        unpack(keys[block], size, made_[0]);
+        to_keys.put(block, made_[0]);
+        unpack(values[block], size, made_[0]);
+        to_values.put(block, made_[0]);
+      } else {
+        unpack(keys[block], size, to_keys[block]);
+        unpack(values[block], size, to_values[block]);
+        to_values.copy_finite(block, values);
+      }
     }
   }
 
-  Ring<Scalar> keys_;
-  Ring<Scalar> values_;
-  Ring<Scalar> pinned_keys_;
-  Ring<Scalar> pinned_values_;
+  Ring<Scalar> made_;
+  Keys keys_;
+  Values values_;
+  Keys pinned_keys_;
+  Values pinned_values_;
 };
 
 /// The keys and values of a head of a past, as they lie.
-template <typename Scalar, typename Storage>
-KeyStore<Scalar, Ring<Scalar, Storage>, Ring<Scalar, Storage>> window_of(
-    Past<Scalar, Storage>& past, Index head) {
+template <typename Scalar, typename Keys, typename Values>
+KeyStore<Scalar, Values, Keys> window_of(Past<Scalar, Keys, Values>& past, Index head) {
   return {&past.keys(head), &past.values(head)};
 }
-template <typename Scalar, typename Storage>
-KeyStore<Scalar, Ring<Scalar, Storage>, Ring<Scalar, Storage>> pinned_of(
-    Past<Scalar, Storage>& past, Index head) {
+template <typename Scalar, typename Keys, typename Values>
+KeyStore<Scalar, Values, Keys> pinned_of(Past<Scalar, Keys, Values>& past, Index head) {
   return {past.pinned_keys(head), past.pinned_values(head)};
 }
 
@@ -122,10 +162,10 @@ KeyStore<Scalar, Ring<Scalar, Storage>, Ring<Scalar, Storage>> pinned_of(
 /// the kernel can read it, or unpacked.
 /// \param queries not empty
 /// \param keys that the window shows to any of them
-template <typename Scalar, typename Storage, typename Answer>
-void show_keys(KeyRoom<Scalar>& room, Past<Scalar, Storage>& past, Index head, const Range& queries,
-               const Range& keys, Answer&& answer) {
-  if constexpr (!std::is_same_v<Scalar, Storage>) {
+template <typename Scalar, typename Arithmetic, typename Keys, typename Values, typename Answer>
+void show_keys(KeyRoom<Scalar, Arithmetic>& room, Past<Scalar, Keys, Values>& past, Index head,
+               const Range& queries, const Range& keys, Answer&& answer) {
+  if constexpr (std::is_same_v<Keys, Values> && !std::is_same_v<Keys, Ring<Scalar>>) {
     if (queries.end - queries.begin > 1) {
       room.show(past, head, keys);
       return answer(room.window(), room.pinned());

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/ring.hpp>
@@ -17,6 +18,7 @@
 #include <local_mha/attention/strips.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/operands.hpp>
 #include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/project.hpp>
@@ -27,8 +29,9 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// In the room of an AttentionKernel.
-template <typename Scalar>
+/// In the room of an AttentionKernel, of which it computes the same: with Arithmetic, the query and
+/// the probabilities are rounded, and multiplied as what they have become.
+template <typename Scalar, typename Arithmetic = Scalar>
 class OneQueryKernel {
  public:
   using L = Lanes<Scalar>;
@@ -55,7 +58,8 @@ class OneQueryKernel {
            blocks.begin = blocks.end) {
         blocks.end = (std::min)(blocks.begin + most_blocks_, last);
         score(head, strip, blocks, queries);
-        const L rescale = softmax.rise((max)(softmax.maximum, L::broadcast(largest(blocks))));
+        const L maximum = (max)(softmax.maximum, L::broadcast(largest(blocks)));
+        const L rescale = softmax.rise(of_operands ? ceil(maximum) : maximum);
         if (any) rescale_sums(channels, rescale);
         any = true;
         softmax.sum = softmax.sum + L::broadcast(exponentiate(blocks, softmax));
@@ -69,6 +73,7 @@ class OneQueryKernel {
 
  private:
   static constexpr Index ahead = 256;
+  static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;
   using Tile = QueryTile<Scalar>;
   using Softmax = SoftmaxState<Scalar>;
 
@@ -81,6 +86,12 @@ class OneQueryKernel {
     const Keys& keys = *strip.keys;
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const int lane = tile.queries.begin;
+    if constexpr (of_operands) {
+      if (steps == nullptr) {
+        std::copy_n(queries, keys.channels() * count, turned_);
+        queries = round(keys.channels(), lane, turned_);
+      }
+    }
     const Scalar* turned = queries + lane;
     const BiasRow<Scalar> bias =
         head.attn_bias != nullptr ? BiasRow<Scalar>(head, tile.first + lane) : BiasRow<Scalar>();
@@ -95,7 +106,7 @@ class OneQueryKernel {
         const Index group_of_keys = group_of(block);
         for (until = block + 1; until < blocks.end && group_of(until) == group_of_keys;) ++until;
         steps->turn_queries(queries, tile.first / steps->group() - group_of_keys, turned_);
-        turned = turned_ + lane;
+        turned = round(keys.channels(), lane, turned_) + lane;
       }
       for (; block < until; block += together) {
         // Where there are fewer blocks, the last one is taken again, to no effect.
@@ -165,7 +176,18 @@ class OneQueryKernel {
       sums = sums + p;
       p.store(scores);
     }
+    round_to_operands<Arithmetic>((blocks.end - blocks.begin) * count, scores_);
     return sum_of_lanes(sums);
+  }
+
+  // The query of a lane as it is multiplied.
+  static const Scalar* round(Index channels, int lane, Scalar* queries) {
+    if constexpr (of_operands)
+      for (Index c = 0; c < channels; ++c) {
+        Scalar& x = queries[c * count + lane];
+        x = from_stored<Scalar>(to_operand<Arithmetic>(x));
+      }
+    return queries;
   }
 
   void rescale_sums(Index channels, const L& rescale) {

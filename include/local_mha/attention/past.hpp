@@ -16,11 +16,12 @@
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// The last queries, keys and values of every head, ready for the kernel, and the heads' gates.
-/// \tparam Storage what keys and values are rounded to: see can_store
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Keys, Values where keys and values lie: a Ring, or KeyOperands and ValueOperands
+template <typename Scalar, typename Keys = Ring<Scalar>, typename Values = Keys>
 class Past {
  public:
-  using KeyRing = Ring<Scalar, Storage>;
+  using KeyRing = Keys;
+  using ValueRing = Values;
 
   struct Size {
     Index heads = 0;
@@ -42,10 +43,10 @@ class Past {
   LOCAL_MHA_NOINLINE explicit Past(const Size& size)
       : size_(size),
         queries_(rings<Ring<Scalar>>(size.heads, size.dim_head, size.waiting)),
-        keys_(rings_of_keys(size, size.kept)),
-        values_(rings_of_keys(size, size.kept)),
-        pinned_keys_(rings_of_keys(size, size.pinned)),
-        pinned_values_(rings_of_keys(size, size.pinned)) {
+        keys_(rings_of_keys<Keys>(size, size.kept)),
+        values_(rings_of_keys<Values>(size, size.kept)),
+        pinned_keys_(rings_of_keys<Keys>(size, size.pinned)),
+        pinned_values_(rings_of_keys<Values>(size, size.pinned)) {
     if (size.gated) gates_ = Ring<Scalar>(size.heads, size.waiting);
   }
 
@@ -58,12 +59,12 @@ class Past {
            size_.pinned >= size.pinned;
   }
   Ring<Scalar>& queries(Index h) { return queries_[to_size(h)]; }
-  KeyRing& keys(Index h) { return keys_[to_size(h)]; }
-  KeyRing& values(Index h) { return values_[to_size(h)]; }
+  Keys& keys(Index h) { return keys_[to_size(h)]; }
+  Values& values(Index h) { return values_[to_size(h)]; }
   Ring<Scalar>& gates() { return gates_; }
   /// Null: nothing is pinned.
-  KeyRing* pinned_keys(Index h) { return size_.pinned > 0 ? &pinned_keys_[to_size(h)] : nullptr; }
-  KeyRing* pinned_values(Index h) {
+  Keys* pinned_keys(Index h) { return size_.pinned > 0 ? &pinned_keys_[to_size(h)] : nullptr; }
+  Values* pinned_values(Index h) {
     return size_.pinned > 0 ? &pinned_values_[to_size(h)] : nullptr;
   }
 
@@ -71,12 +72,10 @@ class Past {
   void pin(Index h, const Range& rows) {
     constexpr Index count = block_rows<Scalar>;
     for (Index block = rows.begin / count; block < size_.pinned && block * count < rows.end;
-         ++block)
-      for (const auto& [from, to] :
-           {std::pair{&keys(h), pinned_keys(h)}, std::pair{&values(h), pinned_values(h)}}) {
-        std::copy_n((*from)[block], size_.dim_head * count, (*to)[block]);
-        to->note_finite(block);
-      }
+         ++block) {
+      pinned_keys(h)->copy_block(block, keys(h));
+      pinned_values(h)->copy_block(block, values(h));
+    }
   }
 
   /// Calls `visit(ring, waits)` for every ring that later rows need; `waits`: of queries or gates.
@@ -104,19 +103,24 @@ class Past {
     while (static_cast<Index>(rings.size()) < number) rings.emplace_back(channels, blocks);
     return rings;
   }
-  static std::vector<KeyRing> rings_of_keys(const Size& size, Index blocks) {
+  template <typename Some>
+  static std::vector<Some> rings_of_keys(const Size& size, Index blocks) {
     const Index kv_heads = size.kv_heads > 0 ? size.kv_heads : size.heads;
-    return rings<KeyRing>(blocks > 0 ? kv_heads : 0, size.dim_head, blocks);
+    return rings<Some>(blocks > 0 ? kv_heads : 0, size.dim_head, blocks);
   }
 
   Size size_;
   std::vector<Ring<Scalar>> queries_;
-  std::vector<KeyRing> keys_;
-  std::vector<KeyRing> values_;
-  std::vector<KeyRing> pinned_keys_;
-  std::vector<KeyRing> pinned_values_;
+  std::vector<Keys> keys_;
+  std::vector<Values> values_;
+  std::vector<Keys> pinned_keys_;
+  std::vector<Values> pinned_values_;
   Ring<Scalar> gates_;
 };
+
+/// One whose keys and values are stored as Storage.
+template <typename Scalar, typename Storage>
+using StoredPast = Past<Scalar, Ring<Scalar, Storage>>;
 
 /// The blocks that hold `rows`.
 template <typename Scalar>

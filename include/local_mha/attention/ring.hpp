@@ -56,6 +56,12 @@ class Ring {
       to[i] = detail::to_stored<Storage>(from[i]);
   }
 
+  /// Takes block `b` of another ring, and what was noted of it.
+  void copy_block(Index b, const Ring& from) {
+    std::copy_n(from[b], channels_ * block_rows<Scalar>, (*this)[b]);
+    copy_finite(b, from);
+  }
+
   /// In a block, channel `c` of position `r` is at `c·channel_stride() + r·position_stride()`.
   static constexpr Index channel_stride() { return block_rows<Scalar>; }
   static constexpr Index position_stride() { return 1; }

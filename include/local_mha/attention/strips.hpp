@@ -9,14 +9,16 @@
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/operands.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/rotary.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Where keys and values lie.
-/// \tparam Values a Ring, or Rows
-/// \tparam Keys a Ring; that of another storage is for single queries, with values in the same
+/// \tparam Values a Ring, Rows, or ValueOperands
+/// \tparam Keys a Ring, or KeyOperands; a Ring of another storage is for single queries, with values
+///         in the same
 template <typename Scalar, typename Values, typename Keys = Ring<Scalar>>
 struct KeyStore {
   const Keys* keys = nullptr;
@@ -65,30 +67,39 @@ struct Strips {
 };
 
 /// Keys of a strip whose scores lie one after the other.
-template <typename Scalar>
+template <typename Scalar, typename Keys = Ring<Scalar>>
 struct KeyPiece {
-  const KeyStrip<Scalar>* strip;
+  static constexpr Index count = block_rows<Scalar>;
+
+  const KeyStrip<Scalar, Keys>* strip;
   Range keys;
   Scalar* scores;  ///< of the first key's block
+  Pair* pairs;     ///< its probabilities, where they are operands, of aligned_blocks()
 
   const QueryTile<Scalar>& tile() const { return *strip->tile; }
-  Scalar* score(Index key) const {
-    constexpr Index count = block_rows<Scalar>;
-    return scores + (key - keys.begin / count * count) * count;
+  /// Those that hold the keys.
+  Range blocks() const { return {keys.begin / count, ceil_div(keys.end, count)}; }
+  Scalar* score(Index key) const { return scores + (key - blocks().begin * count) * count; }
+  /// The same with their neighbours, as ValueOperands lie.
+  Range aligned_blocks() const {
+    return {blocks().begin / 2 * 2, ceil_div(blocks().end, Index{2}) * 2};
+  }
+  Pair* pairs_of_block(Index block) const {
+    return pairs + (block - aligned_blocks().begin) * (count / 2 * count);
   }
 };
-template <typename Scalar, typename Values>
-struct Piece : KeyPiece<Scalar> {
+template <typename Scalar, typename Values, typename Keys = Ring<Scalar>>
+struct Piece : KeyPiece<Scalar, Keys> {
   const Values* values;
 };
 
 /// Those whose scores are kept at once.
-template <typename Scalar, typename Values>
+template <typename Scalar, typename Values, typename Keys = Ring<Scalar>>
 struct Chunk {
-  const Piece<Scalar, Values>* begin() const { return pieces; }
-  const Piece<Scalar, Values>* end() const { return pieces + number; }
+  const Piece<Scalar, Values, Keys>* begin() const { return pieces; }
+  const Piece<Scalar, Values, Keys>* end() const { return pieces + number; }
 
-  Piece<Scalar, Values> pieces[3];
+  Piece<Scalar, Values, Keys> pieces[3];
   int number = 0;
 };
 

@@ -246,11 +246,24 @@ LOCAL_MHA_INLINE Lanes<Scalar, Parts>(max)(const Lanes<Scalar, Parts>& a,
   });
 }
 
-/// The sum of all lanes.
+/// The least whole number that is not smaller.
 template <typename Scalar>
-LOCAL_MHA_INLINE Scalar sum_of_lanes(const Lanes<Scalar>& a) {
+LOCAL_MHA_INLINE Lanes<Scalar> ceil(const Lanes<Scalar>& a) {
+  return Lanes<Scalar>::make([&](int i) -> typename Lanes<Scalar>::Packet {
+    if constexpr (Lanes<Scalar>::vectorized) {
+      return Eigen::internal::pceil(a.packet[i]);
+    } else {
+      using std::ceil;
+      return ceil(a.packet[i]);
+    }
+  });
+}
+
+/// The sum of all lanes.
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Scalar sum_of_lanes(const Lanes<Scalar, Parts>& a) {
   auto sum = a.packet[0];
-  LOCAL_MHA_UNROLL for (int i = 1; i < Lanes<Scalar>::packets; ++i) sum =
+  LOCAL_MHA_UNROLL for (int i = 1; i < Lanes<Scalar, Parts>::packets; ++i) sum =
       Eigen::internal::padd(sum, a.packet[i]);
   return static_cast<Scalar>(Eigen::internal::predux(sum));
 }

@@ -51,6 +51,22 @@
 #define LOCAL_MHA_FP16
 #endif
 
+// Products of Eigen::bfloat16 by instructions: see operands.hpp and matrix_unit.hpp.
+#if defined(EIGEN_VECTORIZE_AVX512) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define LOCAL_MHA_VDPBF16PS
+#endif
+#if defined(LOCAL_MHA_VDPBF16PS) && defined(__AMX_BF16__) && defined(__AMX_TILE__) && \
+    defined(__linux__) && defined(__x86_64__) && defined(__GNUC__)
+#define LOCAL_MHA_AMX
+#endif
+#if defined(LOCAL_MHA_AMX)
+#define LOCAL_MHA_BF16 _amx
+#elif defined(LOCAL_MHA_VDPBF16PS)
+#define LOCAL_MHA_BF16 _bf16
+#else
+#define LOCAL_MHA_BF16
+#endif
+
 /// Bytes of a Lanes, one channel of a block of positions: 64, or 128 where there is AVX-512.
 ///
 /// A processor that multiplies two whole packets of AVX-512 in a cycle, and loads no more, is fed
@@ -63,11 +79,11 @@
 #include <local_mha takes LOCAL_MHA_LANE_BYTES of 64, or of 128 with AVX-512>
 #endif
 
-#define LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, lanes, bytes) \
-  packets##fma##fp16##_lanes##lanes##_align##bytes
-#define LOCAL_MHA_PASTE(packets, fma, fp16, lanes, bytes) \
-  LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, lanes, bytes)
+#define LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, bf16, lanes, bytes) \
+  packets##fma##fp16##bf16##_lanes##lanes##_align##bytes
+#define LOCAL_MHA_PASTE(packets, fma, fp16, bf16, lanes, bytes) \
+  LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, bf16, lanes, bytes)
 /// As in `avx2_fma_fp16_lanes64_align32`.
-#define LOCAL_MHA_ABI                                                                     \
-  LOCAL_MHA_PASTE(LOCAL_MHA_PACKETS, LOCAL_MHA_FMA, LOCAL_MHA_FP16, LOCAL_MHA_LANE_BYTES, \
-                  EIGEN_MAX_STATIC_ALIGN_BYTES)
+#define LOCAL_MHA_ABI                                                             \
+  LOCAL_MHA_PASTE(LOCAL_MHA_PACKETS, LOCAL_MHA_FMA, LOCAL_MHA_FP16, LOCAL_MHA_BF16, \
+                  LOCAL_MHA_LANE_BYTES, EIGEN_MAX_STATIC_ALIGN_BYTES)

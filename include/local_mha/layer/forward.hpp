@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -27,9 +28,9 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// Takes batches through LayerWorkers on the threads of a device, and holds the room for that.
 /// Sequences follow one another through `pasts_`; workers share the one of a sequence.
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LayerForward {
-  using Weights = LayerWeights<Scalar, Storage>;
+  using Weights = LayerWeights<Scalar, Storage, Arithmetic>;
 
  public:
   LayerForward() = default;
@@ -57,20 +58,21 @@ class LayerForward {
   }
 
  private:
-  using Worker = LayerWorker<Scalar, Storage>;
+  using Worker = LayerWorker<Scalar, Storage, Arithmetic>;
+  using BatchPast = typename Worker::BatchPast;
 
   void prepare(const Weights& weights, const AttentionInputs<Scalar>& inputs, Index threads) {
     plan_.assign(inputs, threads);
     const Window& window = inputs.window();
     const Index longest = inputs.longest();
-    const typename Past<Scalar>::Size size = size_of_past(weights.config, window, longest);
+    const typename BatchPast::Size size = size_of_past(weights.config, window, longest);
     provide(
         workers_, plan_.workers(),
         [&](const auto& worker) { return worker->fits(weights, window, longest); },
         [&] { return std::make_unique<Worker>(weights, window, longest); });
     provide(
         pasts_, plan_.pasts(), [&](const auto& past) { return past->serves(size); },
-        [&] { return std::make_unique<Past<Scalar>>(size); });
+        [&] { return std::make_unique<BatchPast>(size); });
     for (auto& worker : workers_) worker->steps().use(weights);
     // Not to be moved, nor copied.
     if (!order_) order_ = std::make_unique<TaskOrder>();
@@ -78,17 +80,19 @@ class LayerForward {
   }
 
   // Holds the stretches that wait, and the keys that the first of them looks back at.
-  typename Past<Scalar>::Size size_of_past(const LocalMHAConfig& config, const Window& window,
+  typename BatchPast::Size size_of_past(const LocalMHAConfig& config, const Window& window,
                                            Index seqlen) const {
     constexpr Index count = block_rows<Scalar>;
     const Index behind = (std::min)(window.reach_behind(), seqlen);
     const Index waiting = plan_.waiting() * plan_.stretch_rows() / count;
     const Index blocks = ceil_div(seqlen, count);
+    // Blocks of operands are read with their neighbours.
+    const Index more = std::is_same_v<Scalar, Arithmetic> ? 0 : 2;
     return {.heads = config.heads,
             .dim_head = config.dim_head,
             .gated = config.gate_values_per_head,
             .waiting = (std::min)(waiting, blocks),
-            .kept = (std::min)(ceil_div(behind, count) + waiting, blocks),
+            .kept = (std::min)(ceil_div(behind, count) + waiting, blocks) + more,
             .kv_heads = resolved_kv_heads(config),
             .pinned = ceil_div((std::min)(window.first_keys(), seqlen), count)};
   }
@@ -105,7 +109,7 @@ class LayerForward {
       const Index s = plan_.sequence(task.i);
       if (s != std::exchange(sequence, s))
         worker.steps().take_sequence(inputs, s, training, saved, plan_.blocks().first_block(s));
-      Past<Scalar>& past = *pasts_[static_cast<std::size_t>(plan_.past(s))];
+      BatchPast& past = *pasts_[static_cast<std::size_t>(plan_.past(s))];
       const Range rows = plan_.rows(task.i);
       const Index first = plan_.blocks().place(s) + rows.begin;
       if (task.kind == TaskOrder::Kind::make)
@@ -115,10 +119,10 @@ class LayerForward {
     }
   }
 
-  LayerPlan<Scalar> plan_;
+  LayerPlan<Scalar, Arithmetic> plan_;
   // Which move without their rooms.
   std::vector<std::unique_ptr<Worker>> workers_;
-  std::vector<std::unique_ptr<Past<Scalar>>> pasts_;
+  std::vector<std::unique_ptr<BatchPast>> pasts_;
   std::unique_ptr<TaskOrder> order_;
 };
 

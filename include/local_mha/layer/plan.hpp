@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/sequence_blocks.hpp>
@@ -15,14 +16,23 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
+/// A stretch is a multiple of so many blocks: of operands two, because ValueOperands are.
+template <typename Scalar, typename Arithmetic = Scalar>
+inline constexpr Index layer_unit =
+    std::is_same_v<Scalar, Arithmetic> ? Index{Tiling<Scalar>::blocks} : 2;
+
 /// Blocks that pass the layer's weights together: enough to pay for reading them.
-template <typename Scalar>
-inline constexpr Index layer_stretch = (std::max)(6, 2 * Tiling<Scalar>::blocks);
+template <typename Scalar, typename Arithmetic = Scalar>
+inline constexpr Index layer_stretch = std::is_same_v<Scalar, Arithmetic>
+                                           ? (std::max)(6, 2 * Tiling<Scalar>::blocks)
+                                           : 12;
 
 /// Sequences pass one after the other, in stretches that come in and are answered in order: see
 /// TaskOrder. Each is taken by any worker.
-template <typename Scalar>
+template <typename Scalar, typename Arithmetic = Scalar>
 class LayerPlan {
+  static constexpr Index stretch = layer_stretch<Scalar, Arithmetic>;
+
  public:
   /// Becomes that of a call. Memory is used again.
   void assign(const AttentionInputs<Scalar>& inputs, Index threads) {
@@ -30,10 +40,10 @@ class LayerPlan {
     blocks_.assign(inputs, count);
     // Threads even out over several stretches each, which are not too short, for all the weights
     // pass the cache for each.
-    const Index unit = Tiling<Scalar>::blocks;
+    constexpr Index unit = layer_unit<Scalar, Arithmetic>;
     const Index fair = blocks_.count() / (4 * threads) / unit * unit;
     rows_ = count *
-            (threads == 1 ? layer_stretch<Scalar> : std::clamp(fair, unit, layer_stretch<Scalar>));
+            (threads == 1 ? stretch : std::clamp(fair, unit, stretch));
     const Index short_rows = threads == 1 ? rows_ : (std::min)(rows_, count * unit);
     const Index sequences = inputs.sequences();
     const Index all = blocks_.first_row(sequences);

@@ -49,9 +49,9 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// | 8 | dropout | drop(), attend() |
 /// | 9 | gates | to_v_gate(), gate() |
 /// | 10 | the result | to_out() |
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LayerSteps {
-  using Weights = LayerWeights<Scalar, Storage>;
+  using Weights = LayerWeights<Scalar, Storage, Arithmetic>;
 
  public:
   /// What to_qkv() makes.
@@ -68,11 +68,11 @@ class LayerSteps {
         output_(weights) {
     if (norms_all_heads())
       raw_ =
-          make_block_buffer<Scalar>(2 * layer_stretch<Scalar> * (heads() * dim_head() + 1) * count);
+          make_block_buffer<Scalar>(2 * layer_stretch<Scalar, Arithmetic> * (heads() * dim_head() + 1) * count);
     const Index first_keys = (std::min)(window.first_keys(), seqlen);
     if (first_keys > 0 && weights.attention.rotary() != nullptr)
       pinned_rotary_steps_.emplace(*weights.attention.rotary(), window.rotary_shift(),
-                                   first_keys + layer_stretch<Scalar> * count, 0);
+                                   first_keys + layer_stretch<Scalar, Arithmetic> * count, 0);
     pinned_.make_room(ceil_div(first_keys, count));
     heads_.resize(to_size(heads()));
     dropouts_.reserve(to_size(config().dropout > 0 ? heads() : 0));
@@ -203,10 +203,11 @@ class LayerSteps {
   /// Steps 5 to 8: a block of the queries `rows` of a head.
   /// \param of_queries that block of the past
   /// \param window, pinned the keys and values that the head reads
-  template <typename Keys>
-  void attend(AttentionKernel<Scalar>& kernel, const Scalar* of_queries,
-              const KeyStore<Scalar, Keys, Keys>& window,
-              const KeyStore<Scalar, Keys, Keys>& pinned, const Range& rows, Index block, Index h) {
+  template <typename Values, typename Keys>
+  void attend(AttentionKernel<Scalar, Arithmetic>& kernel, const Scalar* of_queries,
+              const KeyStore<Scalar, Values, Keys>& window,
+              const KeyStore<Scalar, Values, Keys>& pinned, const Range& rows, Index block,
+              Index h) {
     AttentionHead<Scalar>& head = heads_[to_size(h)];
     head.queries = rows;
     Scalar* out = output_.head(block - rows.begin / count, h);
@@ -234,13 +235,16 @@ class LayerSteps {
     to.put();
   }
 
-  /// Step 9: a block of what the queries `rows` of a head have got.
+  /// Step 9: a block of what the queries `rows` of a head have got, which is complete then.
   void gate(const Ring<Scalar>& gates, const Range& rows, Index block, Index h) {
-    if (!config().gate_values_per_head) return;
-    Scalar* out = output_.head(block - rows.begin / count, h);
-    const auto gate = Lanes<Scalar>::load(gates[block] + h * count);
-    for (Index c = 0; c < dim_head(); ++c)
-      (gate * Lanes<Scalar>::load(out + c * count)).store(out + c * count);
+    const Index i = block - rows.begin / count;
+    if (config().gate_values_per_head) {
+      Scalar* out = output_.head(i, h);
+      const auto gate = Lanes<Scalar>::load(gates[block] + h * count);
+      for (Index c = 0; c < dim_head(); ++c)
+        (gate * Lanes<Scalar>::load(out + c * count)).store(out + c * count);
+    }
+    output_.take_head(i, h);
   }
 
   /// Step 10: the results of rows whose heads are there.
@@ -298,7 +302,7 @@ class LayerSteps {
   // \param i block of the stretch
   Scalar* raw(Part part, Index i, Index h) {
     const Index block = heads() * dim_head() + 1;
-    return raw_.data() + ((part * layer_stretch<Scalar> + i) * block + h * dim_head()) * count;
+    return raw_.data() + ((part * layer_stretch<Scalar, Arithmetic> + i) * block + h * dim_head()) * count;
   }
   Scalar* inverse(Part part, Index i) { return raw(part, i, heads()); }
 
@@ -308,8 +312,8 @@ class LayerSteps {
   std::optional<RotarySteps<Scalar>> rotary_steps_;
   std::optional<RotarySteps<Scalar>> pinned_rotary_steps_;
   PinnedRows<Scalar> pinned_;  // of the sequence
-  LayerInput<Scalar> input_;
-  LayerOutput<Scalar> output_;
+  LayerInput<Scalar, Arithmetic> input_;
+  LayerOutput<Scalar, Arithmetic> output_;
   // Of to_qk_of_all(), `[queries, keys][block][channels of all heads, inverse][count]`.
   BlockBuffer<Scalar> raw_;
   std::vector<AttentionHead<Scalar>> heads_;

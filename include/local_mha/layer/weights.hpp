@@ -25,10 +25,11 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// All that a pass reads of a layer: its weights, each in one form. What the configuration has not
 /// is empty.
 /// \tparam Storage what the weights of projections are rounded to, see can_store
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Arithmetic what they are multiplied as, see can_multiply
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct LayerWeights {
   using Parameters = LocalMHAParameters<Scalar>;
-  using Weight = PackedWeight<Scalar, Storage>;
+  using Weight = PackedWeight<Scalar, Storage, Arithmetic>;
 
   /// \param given fit the configuration, which is valid; of Scalars, or of the Storage
   template <typename Given>

@@ -38,12 +38,19 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// batch
 ///         they lie there as numbers to compute with, in a stream as what they are rounded to, so
 ///         that both give the same
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Arithmetic what is multiplied as what, see can_multiply: then they lie in a batch as
+///         operands
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LayerWorker {
-  using Weights = LayerWeights<Scalar, Storage>;
+  using Weights = LayerWeights<Scalar, Storage, Arithmetic>;
+  static constexpr bool of_operands = !std::is_same_v<Scalar, Arithmetic>;
 
  public:
-  using Steps = LayerSteps<Scalar, Storage>;
+  using Steps = LayerSteps<Scalar, Storage, Arithmetic>;
+  /// What is kept of a sequence of a batch.
+  using BatchPast =
+      std::conditional_t<of_operands, Past<Scalar, KeyOperands<Scalar>, ValueOperands<Scalar>>,
+                         Past<Scalar>>;
 
   /// \param seqlen of the longest sequence
   /// \param threads of a device that share the work at most
@@ -58,9 +65,9 @@ class LayerWorker {
     const Index most_channels =
         padded_channels<Scalar>((std::max)(config_.heads, config_.dim_head));
     rooms_.assign(static_cast<std::size_t>((std::min)(threads, config_.heads)),
-                  {AttentionKernel<Scalar>(config_.dim_head, range),
+                  {AttentionKernel<Scalar, Arithmetic>(config_.dim_head, range),
                    make_block_buffer<Scalar>(most_channels * count),
-                   {}});
+                   of_operands ? Keys(config_.dim_head, layer_stretch<Scalar, Arithmetic>) : Keys()});
   }
 
   /// One for streams.
@@ -69,7 +76,7 @@ class LayerWorker {
     LayerWorker worker(weights, window, endless, threads);
     if constexpr (!std::is_same_v<Scalar, Storage>)
       for (Room& room : worker.rooms_)
-        room.keys = KeyRoom<Scalar>(window, weights.config.dim_head, layer_stretch<Scalar>);
+        room.keys = Keys(window, weights.config.dim_head, layer_stretch<Scalar, Arithmetic>);
     return worker;
   }
 
@@ -81,7 +88,7 @@ class LayerWorker {
 
   /// Rows come in.
   /// \param x from the first row on
-  void make(Past<Scalar>& past, const Range& rows, const RowsView<const Scalar>& x) {
+  void make(BatchPast& past, const Range& rows, const RowsView<const Scalar>& x) {
     make_of_all_heads(AnyDevice(), past.gates(), rows, x);
     for (Index kv_head = 0; kv_head < steps_.kv_heads(); ++kv_head)
       make_heads(rooms_.front(), past, rows, kv_head);
@@ -89,7 +96,7 @@ class LayerWorker {
 
   /// Their queries are answered.
   /// \param y from the first row on
-  void answer(Past<Scalar>& past, const Range& rows, const RowsView<Scalar>& y) {
+  void answer(BatchPast& past, const Range& rows, const RowsView<Scalar>& y) {
     steps_.rotary_to_first_keys(rows);
     for (Index kv_head = 0; kv_head < steps_.kv_heads(); ++kv_head)
       answer_heads(rooms_.front(), past, rows, kv_head);
@@ -116,7 +123,7 @@ class LayerWorker {
               const std::uint8_t* masked, const RowsView<Scalar>& y, Complete&& complete) {
     steps_.take_stream();
     flow_through<Scalar>(
-        in, out, layer_stretch<Scalar>, complete, [&](const Range& made, const Range& answered) {
+        in, out, layer_stretch<Scalar, Arithmetic>, complete, [&](const Range& made, const Range& answered) {
           sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
           steps_.see([&](Index h) {
             AttentionHead<Scalar> head = inputs.head(b, h);
@@ -135,10 +142,10 @@ class LayerWorker {
   template <typename Take>
   void keys_and_values(const Range& rows, const RowsView<const Scalar>& x, Take&& take) {
     const Index size = padded_channels<Scalar>(steps_.dim_head()) * count;
-    auto room = make_block_buffer<Scalar>(2 * layer_stretch<Scalar> * size);
+    auto room = make_block_buffer<Scalar>(2 * layer_stretch<Scalar, Arithmetic> * size);
     for (Range some{rows.begin, rows.begin}; some.end < rows.end; some.begin = some.end) {
       const Index first = some.begin / count;
-      some.end = (std::min)((first + layer_stretch<Scalar>)*count, rows.end);
+      some.end = (std::min)((first + layer_stretch<Scalar, Arithmetic>)*count, rows.end);
       steps_.prenorm(AnyDevice(), some, x.from(some.begin - rows.begin));
       steps_.to_qk_of_all(AnyDevice(), some);
       const auto keys = [&](Index block) { return room.data() + 2 * (block - first) * size; };
@@ -183,17 +190,19 @@ class LayerWorker {
   using Part = typename Steps::Part;
   static constexpr Index count = block_rows<Scalar>;
 
+  using Keys = KeyRoom<Scalar, Arithmetic>;
+
   // What a thread needs to compute a head.
   struct Room {
-    AttentionKernel<Scalar> kernel;
+    AttentionKernel<Scalar, Arithmetic> kernel;
     BlockBuffer<Scalar> aside;  // a block on its way into a ring
-    KeyRoom<Scalar> keys;       // of a stream that keeps them in 16 bits
+    Keys keys;                  // where they are kept in 16 bits
 
     RowsForRing<Scalar> rows_for(Ring<Scalar>& ring, const Range& rows) {
       return {ring, rows, aside.data()};
     }
-    template <typename Stored>
-    RoundedRowsForRing<Scalar, Stored> rows_for(Ring<Scalar, Stored>& ring, const Range& rows) {
+    template <typename SomeRing>
+    auto rows_for(SomeRing& ring, const Range& rows) {
       return keys.rows_for(ring, rows);
     }
   };
@@ -247,7 +256,8 @@ class LayerWorker {
       steps_.save(&SavedLayer<Scalar>::v, to(block), block, kv_head);
     }
     to.put();
-    for (Index block = blocks.begin; block < blocks.end; ++block) ring.note_finite(block);
+    if constexpr (requires { ring.note_finite(blocks.begin); })
+      for (Index block = blocks.begin; block < blocks.end; ++block) ring.note_finite(block);
   }
 
   // The heads that read one head of keys and values.
@@ -273,9 +283,9 @@ class LayerWorker {
   std::vector<Room> rooms_;  // of each thread
 };
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 template <typename SomePast>
-void LayerWorker<Scalar, Storage>::make_and_answer(const AnyDevice& device, SomePast& past,
+void LayerWorker<Scalar, Storage, Arithmetic>::make_and_answer(const AnyDevice& device, SomePast& past,
                                                    const Range& made,
                                                    const RowsView<const Scalar>& x,
                                                    const Range& answered,

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/lanes.hpp>
+#include <local_mha/core/operands.hpp>
 #include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 
@@ -64,28 +66,43 @@ struct Ahead {
   Index x = 0;
 };
 
+namespace detail {
+
+/// Lanes of an operand, as they lie.
+template <typename L, typename Storage>
+LOCAL_MHA_INLINE auto load_operand(const Storage* from) {
+  if constexpr (std::is_same_v<Storage, Pair>)
+    return PairLanes<L>::load(from);
+  else
+    return load_stored<L>(from);
+}
+
+}  // namespace detail
+
 /// `acc[r][b] += Σ_d a[r, d] · x[b][d]`: the micro-kernel.
+/// \tparam Operand a Scalar, or a Pair of neighbours in depth, as x then is
 /// \param row_stride, depth_stride where `a[r, d]` lies: at `a + r·row_stride + d·depth_stride`.
 ///        Constants where the caller has them as such
 /// \param x for each block of positions, `[depth][block_rows]`, from the lanes on that count, as
 /// they
 ///        are stored
-template <Ahead ahead = Ahead{}, int Rows, int Blocks, typename Scalar, int Parts, typename Storage>
-LOCAL_MHA_INLINE void multiply(Index depth, const Scalar* a, Index row_stride, Index depth_stride,
+template <Ahead ahead = Ahead{}, int Rows, int Blocks, typename Operand, typename Scalar, int Parts,
+          typename Storage>
+LOCAL_MHA_INLINE void multiply(Index depth, const Operand* a, Index row_stride, Index depth_stride,
                                const Storage* const (&x)[Blocks],
                                Lanes<Scalar, Parts> (&acc)[Rows][Blocks]) {
   using L = Lanes<Scalar, Parts>;
   LOCAL_MHA_UNROLL_4 for (Index d = 0; d < depth; ++d) {
-    L lanes[Blocks];
+    decltype(detail::load_operand<L>(x[0])) lanes[Blocks];
     LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) lanes[b] =
-        detail::load_stored<L>(x[b] + d * block_rows<Scalar>);
+        detail::load_operand<L>(x[b] + d * block_rows<Scalar>);
     if constexpr (ahead.a > 0) prefetch(a, (d + ahead.a) * depth_stride);
     if constexpr (ahead.x > 0) {
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b)
           prefetch(x[b], (d + ahead.x) * block_rows<Scalar>);
     }
     LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
-      const Scalar& weight = a[r * row_stride + d * depth_stride];
+      const Operand& weight = a[r * row_stride + d * depth_stride];
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] =
           fma(weight, lanes[b], acc[r][b]);
     }

@@ -31,21 +31,30 @@ class TensorNumbers;
 ///
 /// A head's rows are a group that starts a new panel, so that each head's product has its own
 /// panels.
+///
+/// Operands of products in Eigen::bfloat16 lie in tiles, `[panel][in/32][row][32]`.
 /// \tparam Storage what its numbers are rounded to: see can_store
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Arithmetic what they are multiplied as: see can_multiply
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class PackedWeight {
   static_assert(can_store<Scalar, Storage>,
                 "weights are stored as what is computed with, or where that is float, as "
                 "Eigen::bfloat16 or Eigen::half");
+  static_assert(can_multiply<Scalar, Storage, Arithmetic>,
+                "products are of what is computed with, or of Eigen::bfloat16 that is stored so");
   static constexpr bool is_rounded = !std::is_same_v<Scalar, Storage>;
+  static constexpr bool in_tiles = !std::is_same_v<Scalar, Arithmetic>;
   // Columns whose values lie side by side.
-  static constexpr Index together = is_rounded ? detail::side_by_side<Storage> : 1;
+  static constexpr Index together = in_tiles     ? detail::tile_depth
+                                    : is_rounded ? detail::side_by_side<Storage>
+                                                 : 1;
 
  public:
   /// Of a weight in 16 bits, as many as a packet holds: it is read from far away, by a single row.
   static constexpr Index panel_rows =
-      is_rounded ? (std::max)(Tiling<Scalar>::rows, Lanes<Scalar>::packet_size)
-                 : Tiling<Scalar>::rows;
+      in_tiles     ? detail::tile_rows
+      : is_rounded ? (std::max)(Tiling<Scalar>::rows, Lanes<Scalar>::packet_size)
+                   : Tiling<Scalar>::rows;
 
   PackedWeight() = default;
 
@@ -73,8 +82,7 @@ class PackedWeight {
     for_each_panel([&](Index first, Index rows, Storage* panel) {
       for (Index column = 0; column < columns_; ++column) {
         for (Index r = 0; r < rows; ++r)
-          panel[in_panel(place(column), r)] =
-              detail::to_stored<Storage>(weight.derived().coeff(first + r, column));
+          panel[in_panel(place(column), r)] = made(weight.derived().coeff(first + r, column));
       }
     });
   }
@@ -118,7 +126,8 @@ class PackedWeight {
   Index group_rows() const { return group_rows_; }
   /// Panels of a group.
   Index group_panels() const { return group_panels_; }
-  /// Panel `p` of group `g`, `[depth][panel_rows]`, or `[depth/2][panel_rows][2]`
+  /// Panel `p` of group `g`, `[depth][panel_rows]`, or `[depth/2][panel_rows][2]`, or
+  /// `[depth/32][panel_rows][32]`
   const Storage* panel(Index g, Index p) const {
     return packed_.data() + (g * group_panels_ + p) * panel_size_;
   }
@@ -166,6 +175,15 @@ class PackedWeight {
                (first / group_rows_ * group_panels_ + in_group / panel_rows) * panel_size_);
       first += number;
     }
+  }
+
+  // What is kept of a number.
+  template <typename Number>
+  static Storage made(const Number& x) {
+    if constexpr (in_tiles)
+      return detail::to_operand<Arithmetic>(static_cast<Scalar>(x));
+    else
+      return detail::to_stored<Storage>(x);
   }
 
   // Where a column lies among those that fill up.

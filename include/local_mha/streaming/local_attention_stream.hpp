@@ -204,7 +204,7 @@ class LocalAttention<Scalar, Score>::StreamOf
     shown.share_keys(kv_heads_);
     if (sinks_) shown.add_sinks(TensorView<const Scalar, 1>(*sinks_));
     shown.set_score(attention_.score());
-    Past<Scalar, Storage>& past = sequence.past();
+    StoredPast<Scalar, Storage>& past = sequence.past();
     flow_through<Scalar>(in, out, stretch, complete, [&](const Range& made, const Range& answered) {
       sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
       const auto first = [&](const Scalar* x, Index h) {

@@ -37,8 +37,8 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// PaddingMask::masked_view(). There is no training mode.
 ///
 /// Where the layer stores in 16 bits, so does the stream: its keys and values take half the memory.
-template <typename Scalar, typename Storage>
-class LocalMHA<Scalar, Storage>::Stream
+template <typename Scalar, typename Storage, typename Arithmetic>
+class LocalMHA<Scalar, Storage, Arithmetic>::Stream
     : public SequenceStream<Scalar, detail::StreamedSequence<Scalar, Storage>> {
   using Sequence = detail::StreamedSequence<Scalar, Storage>;
   using Base = SequenceStream<Scalar, Sequence>;

@@ -42,7 +42,7 @@ Index largest_rollback(Index most, Possible&& possible) {
 /// \tparam Storage what keys and values are rounded to: see can_store
 template <typename Scalar, typename Storage = Scalar>
 class StreamedSequence {
-  using PastRows = Past<Scalar, Storage>;
+  using PastRows = StoredPast<Scalar, Storage>;
 
  public:
   using Stored = Storage;

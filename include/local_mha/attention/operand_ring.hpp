@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Keys and values as operands of products in Eigen::bfloat16: the last blocks of a sequence, as
+/// Ring keeps them as numbers.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/matrix_unit.hpp>
+#include <local_mha/core/operands.hpp>
+#include <local_mha/core/stored.hpp>
+#include <local_mha/core/transpose.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/upcoming.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+namespace detail {
+
+/// Goes through blocks of operands in order.
+template <typename Some>
+class OperandCursor {
+ public:
+  OperandCursor(const Some& ring, Index block) : ring_(ring), block_(block % ring.capacity()) {}
+  const Pair* block() const { return ring_[block_]; }
+  void advance() { block_ = block_ + 1 < ring_.capacity() ? block_ + 1 : 0; }
+
+ private:
+  const Some& ring_;
+  Index block_;
+};
+
+}  // namespace detail
+
+/// Blocks of keys, each of which is a row of pairs: `[channels/32][block_rows][16]`.
+template <typename Scalar>
+class KeyOperands {
+ public:
+  using Cursor = detail::OperandCursor<KeyOperands>;
+
+  KeyOperands() = default;
+  KeyOperands(Index channels, Index capacity)
+      : channels_(channels),
+        capacity_(capacity),
+        stride_(detail::pairs_of(channels) * count),
+        pairs_(static_cast<std::size_t>(stride_ * capacity), detail::Pair{}) {}
+
+  Index channels() const { return channels_; }
+  Index capacity() const { return capacity_; }
+  /// Tiles in the depth of a block.
+  Index tiles() const { return stride_ / tile; }
+  /// Pairs of a tile of a block.
+  static constexpr Index tile = block_rows<Scalar> * detail::tile_pairs;
+  /// Pairs from key to key.
+  static constexpr Index position_stride() { return detail::tile_pairs; }
+
+  const detail::Pair* operator[](Index b) const {
+    return pairs_.data() + b % capacity_ * stride_;
+  }
+  Cursor cursor(Index b) const { return {*this, b}; }
+
+  /// Has blocks fetched.
+  void add_upcoming(const Range& blocks, Upcoming<detail::Pair>& to) const {
+    const Index first = blocks.begin % capacity_;
+    const Index number = (std::min)(blocks.end - blocks.begin, capacity_ - first);
+    to.add(pairs_.data() + first * stride_, number * stride_);
+    to.add(pairs_.data(), (blocks.end - blocks.begin - number) * stride_);
+  }
+
+  /// Takes a block, `[channels][block_rows]`.
+  void put(Index b, const Scalar* block) {
+    detail::Pair* to = pairs_.data() + b % capacity_ * stride_;
+    for (Index c = 0; c < channels_; c += detail::tile_depth, to += tile) {
+      alignas(64) detail::Pair pairs[tile];
+      detail::pack_block((std::min)(channels_ - c, detail::tile_depth), block + c * count, pairs);
+      transpose(pairs, to);
+    }
+  }
+  /// Takes block `b` of another ring.
+  void copy_block(Index b, const KeyOperands& from) {
+    std::copy_n(from[b], stride_, pairs_.data() + b % capacity_ * stride_);
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  // `[16][block_rows]` to `[block_rows][16]`.
+  static LOCAL_MHA_FLATTEN void transpose(const detail::Pair* from, detail::Pair* to) {
+    using L = Lanes<Scalar>;
+    if constexpr (L::vectorized) {
+      // As words that are moved, whatever they are.
+      const auto* const words = reinterpret_cast<const Scalar*>(from);
+      auto* const rows = reinterpret_cast<Scalar*>(to);
+      for (Index c = 0; c < detail::tile_pairs; c += L::packet_size)
+        transpose_out(Index{L::count}, words + c * count,
+                      [&](Index r) { return rows + r * detail::tile_pairs + c; });
+    } else {
+      for (Index r = 0; r < count; ++r)
+        for (Index c = 0; c < detail::tile_pairs; ++c)
+          to[r * detail::tile_pairs + c] = from[c * count + r];
+    }
+  }
+
+  Index channels_ = 0;
+  Index capacity_ = 1;
+  Index stride_ = 0;
+  BlockBuffer<detail::Pair> pairs_;
+};
+
+/// Blocks of values, two and two, so that a channel's keys adjoin: `[channel][2][block_rows]`.
+template <typename Scalar>
+class ValueOperands {
+ public:
+  using Cursor = detail::OperandCursor<ValueOperands>;
+
+  ValueOperands() = default;
+  ValueOperands(Index channels, Index capacity)
+      : channels_(channels),
+        capacity_(ceil_div(capacity, Index{2}) * 2),
+        stride_(ceil_div(channels, detail::tile_rows) * detail::tile_rows * count),
+        pairs_(static_cast<std::size_t>(stride_ * capacity_ / 2), detail::Pair{}),
+        finite_(static_cast<std::size_t>(capacity_), 1) {}
+
+  Index channels() const { return channels_; }
+  Index capacity() const { return capacity_; }
+  /// Pairs of keys from channel to channel.
+  static constexpr Index channel_stride() { return block_rows<Scalar>; }
+
+  const detail::Pair* operator[](Index b) const { return pairs_.data() + place(b); }
+  Cursor cursor(Index b) const { return {*this, b}; }
+
+  /// Has blocks fetched, an even number from an even one on.
+  void add_upcoming(const Range& blocks, Upcoming<detail::Pair>& to) const {
+    const Index first = blocks.begin % capacity_;
+    const Index number = (std::min)(blocks.end - blocks.begin, capacity_ - first);
+    to.add(pairs_.data() + first / 2 * stride_, number / 2 * stride_);
+    to.add(pairs_.data(), (blocks.end - blocks.begin - number) / 2 * stride_);
+  }
+
+  /// Takes a block, `[channels][block_rows]`.
+  LOCAL_MHA_FLATTEN void put(Index b, const Scalar* block) {
+    using L = Lanes<Scalar>;
+    auto* to = reinterpret_cast<Eigen::bfloat16*>(pairs_.data() + place(b));
+    // 0 times what is not finite is NaN.
+    L sums = L::zero();
+    for (Index c = 0; c < channels_; ++c, to += 2 * count) {
+      detail::store_operands(L::load(block + c * count), to);
+      sums = fma(Scalar(0), detail::load_stored<L>(to), sums);
+    }
+    alignas(64) Scalar sum[L::count];
+    sums.store(sum);
+    finite_[static_cast<std::size_t>(b % capacity_)] = all_finite(sum, L::count) ? 1 : 0;
+  }
+  /// Takes block `b` of another ring.
+  void copy_block(Index b, const ValueOperands& from) {
+    for (Index c = 0; c < channels_; ++c)
+      std::copy_n(from[b] + c * count, count / 2, pairs_.data() + place(b) + c * count);
+    finite_[static_cast<std::size_t>(b % capacity_)] = from.finite(b) ? 1 : 0;
+  }
+  /// False if block `b` holds a NaN or an infinity.
+  bool finite(Index b) const { return finite_[static_cast<std::size_t>(b % capacity_)] != 0; }
+
+  /// The value of a channel at a key of block `b`.
+  Scalar value(Index b, Index channel, Index key) const {
+    const detail::Pair& pair = (*this)[b][channel * count + key / 2];
+    return detail::from_stored<Scalar>(pair.of[key % 2]);
+  }
+
+ private:
+  static constexpr Index count = block_rows<Scalar>;
+
+  Index place(Index b) const {
+    const Index slot = b % capacity_;
+    return slot / 2 * stride_ + slot % 2 * (count / 2);
+  }
+
+  Index channels_ = 0;
+  Index capacity_ = 2;
+  Index stride_ = 0;
+  BlockBuffer<detail::Pair> pairs_;
+  std::vector<std::uint8_t> finite_;
+};
+
+#if defined(LOCAL_MHA_AMX)
+namespace detail {
+
+/// Blocks of keys whose scores score_by_matrix_unit() makes at once, at most.
+inline constexpr Index score_tiles = 4;
+
+/// `scores[key][query] = Σ_c keys[key][c]·queries[c][query]` of `Blocks` blocks of keys.
+/// \param cursor at the first of them
+/// \param tiles in the depth
+template <int Blocks>
+LOCAL_MHA_NOINLINE void score_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index tiles,
+                                             const Pair* queries, float* scores) {
+  using Unit = MatrixUnit;
+  constexpr Index tile = KeyOperands<float>::tile;
+  constexpr Index block = block_rows<float> * block_rows<float>;
+  const Pair* keys[score_tiles];
+  for (int i = 0; i < Blocks; ++i, cursor.advance()) keys[i] = cursor.block();
+  Unit::zero<0>();
+  if constexpr (Blocks > 1) Unit::zero<1>();
+  if constexpr (Blocks > 2) Unit::zero<2>();
+  if constexpr (Blocks > 3) Unit::zero<3>();
+  for (Index t = 0; t < tiles; ++t) {
+    Unit::load<7>(queries + t * tile);
+    Unit::load<4>(keys[0] + t * tile);
+    Unit::multiply<0, 4, 7>();
+    if constexpr (Blocks > 1) {
+      Unit::load<5>(keys[1] + t * tile);
+      Unit::multiply<1, 5, 7>();
+    }
+    if constexpr (Blocks > 2) {
+      Unit::load<6>(keys[2] + t * tile);
+      Unit::multiply<2, 6, 7>();
+    }
+    if constexpr (Blocks > 3) {
+      Unit::load<4>(keys[3] + t * tile);
+      Unit::multiply<3, 4, 7>();
+    }
+  }
+  Unit::store<0>(scores);
+  if constexpr (Blocks > 1) Unit::store<1>(scores + block);
+  if constexpr (Blocks > 2) Unit::store<2>(scores + 2 * block);
+  if constexpr (Blocks > 3) Unit::store<3>(scores + 3 * block);
+}
+
+/// The same of any number.
+inline void score_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index blocks, Index tiles,
+                                 const Pair* queries, float* scores) {
+  constexpr Index block = block_rows<float> * block_rows<float>;
+  for (; blocks >= score_tiles; blocks -= score_tiles, scores += score_tiles * block) {
+    score_by_matrix_unit<score_tiles>(cursor, tiles, queries, scores);
+    for (int i = 0; i < score_tiles; ++i) cursor.advance();
+  }
+  if (blocks == 3) score_by_matrix_unit<3>(cursor, tiles, queries, scores);
+  if (blocks == 2) score_by_matrix_unit<2>(cursor, tiles, queries, scores);
+  if (blocks == 1) score_by_matrix_unit<1>(cursor, tiles, queries, scores);
+}
+
+}  // namespace detail
+#endif
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The attention's second product where probabilities and values are operands in Eigen::bfloat16:
+/// add_weighted_values() of such.
+#pragma once
+
+#include <algorithm>
+
+#include <local_mha/attention/operand_ring.hpp>
+#include <local_mha/attention/strips.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/matrix_unit.hpp>
+#include <local_mha/core/operands.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/upcoming.hpp>
+#include <local_mha/ops/multiply.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// The probability of a key for each query, as it is multiplied.
+template <typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar> probability(const Pair* pairs, Index key) {
+  using L = Lanes<Scalar>;
+  L both[2];
+  load_pairs(reinterpret_cast<const Eigen::bfloat16*>(pairs + key / 2 * L::count), both[0],
+             both[1]);
+  return both[key % 2];
+}
+
+/// add_seen_values() of operands.
+template <typename Scalar, typename Keys>
+void add_seen_values(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk, Index channels,
+                     const Lanes<Scalar>* rescale, const Lanes<Scalar>& factor, Scalar* out) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = block_rows<Scalar>;
+  for (Index c = 0; c < channels; ++c, out += count) {
+    L sum = rescale == nullptr ? L::zero() : *rescale * L::load(out);
+    for (const auto& piece : chunk) {
+      LaneRange cursor{0, 0};
+      for (Index key = piece.keys.begin; key < piece.keys.end; ++key) {
+        const LaneRange lanes = piece.tile().that_see(key, cursor);
+        if (lanes.begin >= lanes.end) continue;
+        const Index block = key / count;
+        const L p = probability<Scalar>(piece.pairs_of_block(block), key % count);
+        const L more = fma(piece.values->value(block, c, key % count), p, sum);
+        sum = select_lanes(lanes.begin, lanes.end, more, sum);
+      }
+    }
+    (sum * factor).store(out);
+  }
+}
+
+/// add_weighted_values() of some channels.
+template <int Channels, typename Scalar, typename Keys>
+LOCAL_MHA_NOINLINE void add_weighted_channels(
+    const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk, Index c, const Lanes<Scalar>* rescale,
+    const Lanes<Scalar>& factor, Upcoming<Scalar>& upcoming, Scalar* out) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = block_rows<Scalar>;
+  out += c * count;
+  L acc[Channels][1];
+  LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r) acc[r][0] =
+      rescale == nullptr ? L::zero() : *rescale * L::load(out + r * count);
+  for (const auto& piece : chunk) {
+    const Range blocks = piece.blocks();
+    auto cursor = piece.values->cursor(blocks.begin);
+    for (Index block = blocks.begin; block < blocks.end; ++block, cursor.advance()) {
+      upcoming.fetch();
+      const Pair* const x[1] = {piece.pairs_of_block(block)};
+      multiply(count / 2, cursor.block() + c * count, count, 1, x, acc);
+    }
+  }
+  LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)(acc[r][0] * factor).store(out + r * count);
+}
+
+#if defined(LOCAL_MHA_AMX)
+/// `out[c][lane] += Σ_key v[key][c]·p[key][lane]` of `Tiles` times 16 channels, by the matrix unit.
+template <int Tiles, typename Keys>
+LOCAL_MHA_NOINLINE void add_weighted_tiles(const Chunk<float, ValueOperands<float>, Keys>& chunk,
+                                           Index c, bool begins, float* out) {
+  static_assert(Tiles <= 4);
+  using Unit = MatrixUnit;
+  constexpr Index count = tile_rows, tile = tile_rows * count;
+  if (begins) {
+    Unit::zero<0>();
+    if constexpr (Tiles > 1) Unit::zero<1>();
+    if constexpr (Tiles > 2) Unit::zero<2>();
+    if constexpr (Tiles > 3) Unit::zero<3>();
+  } else {
+    Unit::load<0>(out);
+    if constexpr (Tiles > 1) Unit::load<1>(out + tile);
+    if constexpr (Tiles > 2) Unit::load<2>(out + 2 * tile);
+    if constexpr (Tiles > 3) Unit::load<3>(out + 3 * tile);
+  }
+  for (const auto& piece : chunk) {
+    const Range blocks = piece.aligned_blocks();
+    auto cursor = piece.values->cursor(blocks.begin);
+    const Pair* p = piece.pairs;
+    for (Index block = blocks.begin; block < blocks.end; block += 2, p += tile) {
+      const Pair* const v = cursor.block() + c * count;
+      cursor.advance();
+      cursor.advance();
+      Unit::load<7>(p);
+      Unit::load<4>(v);
+      Unit::multiply<0, 4, 7>();
+      if constexpr (Tiles > 1) {
+        Unit::load<5>(v + tile);
+        Unit::multiply<1, 5, 7>();
+      }
+      if constexpr (Tiles > 2) {
+        Unit::load<6>(v + 2 * tile);
+        Unit::multiply<2, 6, 7>();
+      }
+      if constexpr (Tiles > 3) {
+        Unit::load<4>(v + 3 * tile);
+        Unit::multiply<3, 4, 7>();
+      }
+    }
+  }
+  Unit::store<0>(out);
+  if constexpr (Tiles > 1) Unit::store<1>(out + tile);
+  if constexpr (Tiles > 2) Unit::store<2>(out + 2 * tile);
+  if constexpr (Tiles > 3) Unit::store<3>(out + 3 * tile);
+}
+
+/// add_weighted_values() by the matrix unit.
+template <typename Keys>
+void add_weighted_values_by_matrix_unit(const Chunk<float, ValueOperands<float>, Keys>& chunk,
+                                        Index channels, const Lanes<float>* rescale,
+                                        const Lanes<float>& factor, float* out) {
+  using L = Lanes<float>;
+  constexpr Index count = tile_rows;
+  const auto multiply_all = [&](const L& by) {
+    for (Index c = 0; c < channels; ++c) (by * L::load(out + c * count)).store(out + c * count);
+  };
+  if (rescale != nullptr) multiply_all(*rescale);
+  Index c = 0;
+  for (; c + 4 * tile_rows <= channels; c += 4 * tile_rows)
+    add_weighted_tiles<4>(chunk, c, rescale == nullptr, out + c * count);
+  for (; c < channels; c += tile_rows) {
+    // The result may have no room for all rows of a tile.
+    alignas(64) float aside[tile_rows * count] = {};
+    const Index rows = (std::min)(channels - c, tile_rows);
+    std::copy_n(out + c * count, rows * count, aside);
+    add_weighted_tiles<1>(chunk, c, rescale == nullptr, aside);
+    std::copy_n(aside, rows * count, out + c * count);
+  }
+  multiply_all(factor);
+}
+#endif
+
+/// add_weighted_values() of operands: `piece.pairs` are the probabilities.
+template <typename Scalar, typename Keys>
+void add_weighted_values(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk, Index channels,
+                         const Lanes<Scalar>* rescale, const Lanes<Scalar>& factor,
+                         Upcoming<Scalar>& upcoming, Scalar* out) {
+  constexpr int least = Tiling<Scalar>::rows;
+  constexpr int most = (std::max)(Tiling<Scalar>::values, least);
+  for (const auto& piece : chunk)
+    for (Index block = piece.aligned_blocks().begin; block < piece.aligned_blocks().end; ++block)
+      if (!piece.values->finite(block))
+        return add_seen_values(chunk, channels, rescale, factor, out);
+#if defined(LOCAL_MHA_AMX)
+  if (has_matrix_unit())
+    return add_weighted_values_by_matrix_unit(chunk, channels, rescale, factor, out);
+#endif
+  const Index padded = padded_channels<Scalar>(channels);
+  for (Index c = 0; c < padded;) {
+    if (Tiling<Scalar>::template is_next<most>(padded - c)) {
+      add_weighted_channels<most>(chunk, c, rescale, factor, upcoming, out);
+      c += most;
+    } else {
+      add_weighted_channels<least>(chunk, c, rescale, factor, upcoming, out);
+      c += least;
+    }
+  }
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail
+
+LOCAL_MHA_INT_BOUNDS_END

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Products of a weight and rows that are both operands in Eigen::bfloat16, added up in float:
+/// project() and project_lane() of such a weight.
+#pragma once
+
+#include <algorithm>
+
+#include <local_mha/core/lanes.hpp>
+#include <local_mha/core/matrix_unit.hpp>
+#include <local_mha/core/operands.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/core/upcoming.hpp>
+#include <local_mha/ops/multiply.hpp>
+#include <local_mha/ops/packed_weight.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// A weight whose products are of operands.
+template <typename Scalar>
+using OperandWeight = PackedWeight<Scalar, Eigen::bfloat16, Eigen::bfloat16>;
+
+namespace detail {
+
+/// Pairs of a panel.
+template <typename Scalar>
+const Pair* pairs_of_panel(const OperandWeight<Scalar>& weight, Index group, Index row) {
+  return reinterpret_cast<const Pair*>(weight.panel(group, row / tile_rows));
+}
+
+/// `y[b][r] = Σ_c weight[r, c]·x[b][c]` for a micro-kernel's rows, of which `rows` are there.
+/// \param weight from the micro-kernel's first row on
+/// \param depth in tiles
+template <int Blocks, typename Scalar>
+LOCAL_MHA_NOINLINE void project_tiles(Index depth, const Pair* weight, Index rows, const Pair* x,
+                                      Index x_stride, Scalar* const (&y)[Blocks]) {
+  using L = Lanes<Scalar>;
+  constexpr int most = Tiling<Scalar>::rows;
+  const Pair* from[Blocks];
+  for (int b = 0; b < Blocks; ++b) from[b] = x + b * x_stride;
+  L acc[most][Blocks];
+  LOCAL_MHA_UNROLL for (int r = 0; r < most; ++r) {
+    LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b] = L::zero();
+  }
+  for (Index tile = 0; tile < depth; ++tile) {
+    multiply(tile_pairs, weight, tile_pairs, 1, from, acc);
+    weight += tile_rows * tile_pairs;
+    for (int b = 0; b < Blocks; ++b) from[b] += tile_pairs * L::count;
+  }
+  LOCAL_MHA_UNROLL for (int r = 0; r < most; ++r) {
+    if (r < rows) {
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[r][b].store(y[b] + r * L::count);
+    }
+  }
+}
+
+#if defined(LOCAL_MHA_AMX)
+/// The same by the matrix unit: `Panels` times tile_rows rows.
+/// \param panel_stride from panel to panel
+/// \param upcoming is fetched meanwhile, in `depth` steps
+template <int Panels, int Blocks>
+LOCAL_MHA_NOINLINE void project_by_matrix_unit(Index depth, const Pair* weight, Index panel_stride,
+                                               const Pair* x, Index x_stride,
+                                               float* const (&y)[Panels][Blocks],
+                                               Upcoming<Pair>& upcoming) {
+  static_assert(Panels <= 2 && Blocks <= 2);
+  using Unit = MatrixUnit;
+  constexpr Index tile = tile_rows * tile_pairs;
+  Unit::zero<0>();
+  if constexpr (Blocks == 2) Unit::zero<1>();
+  if constexpr (Panels == 2) Unit::zero<2>();
+  if constexpr (Panels == 2 && Blocks == 2) Unit::zero<3>();
+  for (Index t = 0; t < depth; ++t, weight += tile, x += tile) {
+    upcoming.fetch();
+    Unit::load<4>(weight);
+    Unit::load<6>(x);
+    Unit::multiply<0, 4, 6>();
+    if constexpr (Blocks == 2) {
+      Unit::load<7>(x + x_stride);
+      Unit::multiply<1, 4, 7>();
+    }
+    if constexpr (Panels == 2) {
+      Unit::load<5>(weight + panel_stride);
+      Unit::multiply<2, 5, 6>();
+      if constexpr (Blocks == 2) Unit::multiply<3, 5, 7>();
+    }
+  }
+  Unit::store<0>(y[0][0]);
+  if constexpr (Blocks == 2) Unit::store<1>(y[0][1]);
+  if constexpr (Panels == 2) Unit::store<2>(y[1][0]);
+  if constexpr (Panels == 2 && Blocks == 2) Unit::store<3>(y[1][1]);
+}
+
+/// project() by the matrix unit.
+template <typename BlockOf>
+void project_by_matrix_unit(const OperandWeight<float>& weight, Index group, const Range& some_rows,
+                            const Pair* x, Index blocks, BlockOf&& y) {
+  const MatrixUnit unit;
+  const Index depth = ceil_div(weight.depth(), tile_depth);
+  const Index x_stride = depth * tile_pairs * block_rows<float>;
+  const Index panel_stride = weight.panel_size() / 2;
+  const Index end = (std::min)(some_rows.end, weight.group_rows());
+  Upcoming<Pair> upcoming;
+  const auto pass = [&]<int Panels, int Blocks>(Index row, Index b) {
+    // Rows of a tile that the result has no room for.
+    alignas(64) float aside[Blocks][tile_rows * block_rows<float>];
+    float* to[Panels][Blocks];
+    for (int p = 0; p < Panels; ++p)
+      for (int i = 0; i < Blocks; ++i) {
+        const Index first = row + p * tile_rows;
+        to[p][i] = first + tile_rows <= end ? y(b + i) + first * block_rows<float> : aside[i];
+      }
+    project_by_matrix_unit<Panels, Blocks>(depth, pairs_of_panel(weight, group, row), panel_stride,
+                                           x + b * x_stride, x_stride, to, upcoming);
+    const Index last = row + (Panels - 1) * tile_rows;
+    if (last + tile_rows > end)
+      for (int i = 0; i < Blocks; ++i)
+        std::copy_n(aside[i], (end - last) * block_rows<float>,
+                    y(b + i) + last * block_rows<float>);
+  };
+  for (Index row = some_rows.begin; row < end; row += 2 * tile_rows) {
+    const bool both = row + tile_rows < end;
+    // What comes next would be waited for.
+    upcoming.clear();
+    const auto* next = weight.panel(group, row / tile_rows + (both ? 1 : 0));
+    for (int i = 0; i < 2; ++i) {
+      next = weight.panel_behind(next);
+      upcoming.add(reinterpret_cast<const Pair*>(next), panel_stride);
+    }
+    upcoming.spread_over(depth * ceil_div(blocks, Index{2}));
+    Index b = 0;
+    for (; b + 2 <= blocks; b += 2)
+      both ? pass.template operator()<2, 2>(row, b) : pass.template operator()<1, 2>(row, b);
+    if (b < blocks)
+      both ? pass.template operator()<2, 1>(row, b) : pass.template operator()<1, 1>(row, b);
+  }
+}
+#endif
+
+}  // namespace detail
+
+/// project() of operands.
+/// \param x blocks `[pairs_of(weight.depth())][block_rows]`, one after the other
+template <typename Scalar, typename BlockOf>
+void project(const OperandWeight<Scalar>& weight, Index group, const Range& some_rows,
+             const detail::Pair* x, Index blocks, BlockOf&& y) {
+#if defined(LOCAL_MHA_AMX)
+  if (detail::has_matrix_unit())
+    return detail::project_by_matrix_unit(weight, group, some_rows, x, blocks, y);
+#endif
+  constexpr Index rows = Tiling<Scalar>::rows;
+  constexpr Index together = Tiling<Scalar>::blocks;
+  const Index depth = ceil_div(weight.depth(), detail::tile_depth);
+  const Index x_stride = depth * detail::tile_pairs * block_rows<Scalar>;
+  const Index end = (std::min)(some_rows.end, weight.group_rows());
+  const auto pass = [&]<int Blocks>(Index row, Index b) {
+    Scalar* to[Blocks];
+    for (int i = 0; i < Blocks; ++i) to[i] = y(b + i) + row * block_rows<Scalar>;
+    detail::project_tiles<Blocks>(depth,
+                                  detail::pairs_of_panel(weight, group, row) +
+                                      row % detail::tile_rows * detail::tile_pairs,
+                                  end - row, x + b * x_stride, x_stride, to);
+  };
+  for (Index row = some_rows.begin; row < end; row += rows) {
+    Index b = 0;
+    for (; b + together <= blocks; b += together) pass.template operator()<together>(row, b);
+    for (; b < blocks; ++b) pass.template operator()<1>(row, b);
+  }
+}
+
+/// The same for all rows of the group.
+template <typename Scalar, typename BlockOf>
+void project(const OperandWeight<Scalar>& weight, Index group, const detail::Pair* x, Index blocks,
+             BlockOf&& y) {
+  project(weight, group, {0, weight.group_rows()}, x, blocks, y);
+}
+
+/// Values of a position for project_lane().
+template <typename Scalar>
+Index spread_size(const OperandWeight<Scalar>& weight) {
+  return ceil_div(weight.depth(), detail::tile_depth) * detail::tile_depth;
+}
+
+/// spread_lane() for a weight of operands: those of a tile's depth whose places are even, then the
+/// others.
+template <typename Scalar>
+void spread_lane(const OperandWeight<Scalar>& weight, const Scalar* x, Index x_stride,
+                 Scalar* spread) {
+  using namespace detail;
+  std::fill_n(spread, spread_size(weight), Scalar(0));
+  for (Index d = 0; d < weight.depth(); ++d)
+    spread[d / tile_depth * tile_depth + d % 2 * tile_pairs + d % tile_depth / 2] =
+        from_stored<Scalar>(to_operand<Eigen::bfloat16>(x[d * x_stride]));
+}
+
+/// project_lane() of operands.
+template <typename Scalar>
+void project_lane(const OperandWeight<Scalar>& weight, Index group, const Range& some_rows,
+                  const Scalar* spread, Scalar* y, Index y_stride) {
+  using namespace detail;
+  // Lanes are pairs of a row.
+  using P = Lanes<Scalar, (std::max)(1, static_cast<int>(block_rows<Scalar> / tile_pairs))>;
+  constexpr Index rows = Tiling<Scalar>::rows;
+  const Index depth = ceil_div(weight.depth(), tile_depth);
+  const Index end = (std::min)(some_rows.end, weight.group_rows());
+  for (Index row = some_rows.begin; row < end; row += rows) {
+    const Eigen::bfloat16* from =
+        weight.panel(group, row / tile_rows) + row % tile_rows * tile_depth;
+    P acc[rows];
+    LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) acc[r] = P::zero();
+    for (Index tile = 0; tile < depth; ++tile, from += tile_rows * tile_depth) {
+      const Scalar* const x = spread + tile * tile_depth;
+      for (Index i = 0; i < tile_pairs; i += P::count) {
+        const P even = P::load(x + i);
+        const P odd = P::load(x + tile_pairs + i);
+        LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) {
+          P weights[2];
+          // What is used up sooner than memory answers is asked for.
+          prefetch(from + r * tile_depth, 4 * tile_rows * tile_depth);
+          load_pairs(from + r * tile_depth + 2 * i, weights[0], weights[1]);
+          acc[r] = fma(odd, weights[1], fma(even, weights[0], acc[r]));
+        }
+      }
+    }
+    for (Index r = 0; r < (std::min)(rows, end - row); ++r)
+      y[(row + r) * y_stride] = sum_of_lanes(acc[r]);
+  }
+}
+
+/// The same for all rows of the group.
+template <typename Scalar>
+void project_lane(const OperandWeight<Scalar>& weight, Index group, const Scalar* spread, Scalar* y,
+                  Index y_stride) {
+  project_lane(weight, group, {0, weight.group_rows()}, spread, y, y_stride);
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI
+
+LOCAL_MHA_INT_BOUNDS_END
