@@ -253,8 +253,8 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
 
  private:
   // \param saved null, or where is kept what backward() needs
-  void flow(const Output& y, detail::LayerForward<Scalar, Storage, Arithmetic>& room, const Input& x,
-            const Call& call, Saved* saved) const {
+  void flow(const Output& y, detail::LayerForward<Scalar, Storage, Arithmetic>& room,
+            const Input& x, const Call& call, Saved* saved) const {
     const auto inputs = check_arguments(x, call);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
@@ -319,9 +319,9 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
 
 template <typename Scalar, typename Storage, typename Arithmetic>
 void LocalMHA<Scalar, Storage, Arithmetic>::backward_into(Output grad_x, Workspace& workspace,
-                                              Parameters& gradients, const Saved& saved,
-                                              Input grad_y, Input x, const Call& call,
-                                              Tensor<Scalar, 3>* grad_attn_bias) const
+                                                          Parameters& gradients, const Saved& saved,
+                                                          Input grad_y, Input x, const Call& call,
+                                                          Tensor<Scalar, 3>* grad_attn_bias) const
   requires detail::Trainable<Scalar, Storage>
 {
   check_arguments(x, call);
@@ -352,8 +352,8 @@ void LocalMHA<Scalar, Storage, Arithmetic>::backward_into(Output grad_x, Workspa
 }
 
 template <typename Scalar, typename Storage, typename Arithmetic>
-Tensor<Scalar, 4> LocalMHA<Scalar, Storage, Arithmetic>::attention_probabilities(Input x,
-                                                                     const Call& call) const {
+Tensor<Scalar, 4> LocalMHA<Scalar, Storage, Arithmetic>::attention_probabilities(
+    Input x, const Call& call) const {
   check_arguments(x, call);
   const auto [batch, seqlen, dim] = x.dimensions();
   constexpr Index most = Index{1} << 40;

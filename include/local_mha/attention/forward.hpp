@@ -39,7 +39,8 @@ struct AttentionTensors {
 };
 
 /// Takes batches through flows on the threads of a device, and holds the room for that.
-template <typename Scalar>
+/// \tparam Arithmetic as of AttentionKernel
+template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionForward {
  public:
   /// \param placement that of the configuration; must outlive the call
@@ -93,7 +94,7 @@ class AttentionForward {
   }
 
  private:
-  using Flow = AttentionForwardFlow<Scalar>;
+  using Flow = AttentionForwardFlow<Scalar, Arithmetic>;
 
   void prepare(const LocalAttentionConfig& config, const Placement<Scalar>& placement,
                const AttentionInputs<Scalar>& inputs, Index dim_head, Index dim_value,

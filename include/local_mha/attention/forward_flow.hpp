@@ -15,14 +15,13 @@
 #include <vector>
 
 #include <local_mha/attention/attention_dropout.hpp>
+#include <local_mha/attention/flow_keys.hpp>
 #include <local_mha/attention/forward_rows.hpp>
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/kernel.hpp>
 #include <local_mha/attention/narrow_kernel.hpp>
 #include <local_mha/attention/placement.hpp>
-#include <local_mha/attention/ring.hpp>
-#include <local_mha/attention/rows.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/dropout.hpp>
@@ -30,7 +29,8 @@
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Room for heads of one shape, one group after the other.
-template <typename Scalar>
+/// \tparam Arithmetic as of AttentionKernel
+template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionForwardFlow {
  public:
   using Rows = detail::ForwardRows<Scalar>;
@@ -47,16 +47,9 @@ class AttentionForwardFlow {
         steps_(placement.steps(window, seqlen)) {
     if (pins) all_steps_ = placement.all_steps(window, seqlen);
     const Index reach = window.reach(seqlen);
-    const Index kept = window.blocks_seen(seqlen, count);
-    keys_ = Ring<Scalar>(dim_head, kept);
-    // Values need no change, and are read as fast where they lie.
-    if (local_mha::Rows<Scalar>::fits(dim_value))
-      value_rows_.emplace(dim_value, kept);
-    else
-      values_ = Ring<Scalar>(dim_value, kept);
+    keys_ = Keys(dim_head, dim_value, window.blocks_seen(seqlen, count));
     // With pinned rows, what a query sees is all there is, beside what blocks are rounded up by.
-    kernel_ = AttentionKernel<Scalar>(
-        dim_head, pins ? 2 * seqlen + 4 * count : (std::min)(reach + count, seqlen));
+    kernel_ = Kernel(dim_head, pins ? 2 * seqlen + 4 * count : (std::min)(reach + count, seqlen));
     queries_ = make_block_buffer<Scalar>(dim_head * count);
     out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
   }
@@ -84,10 +77,12 @@ class AttentionForwardFlow {
            const Range& queries, const AttentionDropout& dropout, RowsOf&& rows_of);
 
  private:
+  using Kernel = AttentionKernel<Scalar, Arithmetic>;
+  using Keys = detail::FlowKeys<Scalar, Arithmetic>;
   static constexpr Index count = block_rows<Scalar>;
 
   // Keys of all rows that are there at once for global queries.
-  static constexpr Index part_blocks = AttentionKernel<Scalar>::chunk_keys / count;
+  static constexpr Index part_blocks = Kernel::chunk_keys / count;
 
   struct Member {
     AttentionHead<Scalar> head;
@@ -110,7 +105,8 @@ class AttentionForwardFlow {
       member.dropout = dropout.template of_head<Scalar>(sequence * inputs.heads() + h);
       member.head.dropout = member.dropout ? &*member.dropout : nullptr;
       member.rows = rows_of(h++);
-      member.narrow = NarrowKernel<Scalar>::fits(member.head, dim_head_, dim_value_);
+      member.narrow =
+          !Kernel::of_operands && NarrowKernel<Scalar>::fits(member.head, dim_head_, dim_value_);
     }
     seqlen_ = members_.front().head.seqlen;
     const detail::SequencePart* part = inputs.part_of(sequence);
@@ -141,14 +137,9 @@ class AttentionForwardFlow {
     } else {
       load_lanes(dim_head_, lanes, StridedRows{rows.q, dim_head_, first}, queries_.data());
       placement_->place_queries(dim_head_, queries_.data(), first);
-      if (value_rows_)
-        kernel_.attend(member.head, first, queries_.data(),
-                       KeyStore<Scalar, local_mha::Rows<Scalar>>{&keys_, &*value_rows_},
-                       {&pinned_keys_, &pinned_value_rows_}, out_.data(), lse);
-      else
-        kernel_.attend(member.head, first, queries_.data(),
-                       KeyStore<Scalar, Ring<Scalar>>{&keys_, &values_},
-                       {&pinned_keys_, &pinned_values_}, out_.data(), lse);
+      Keys::use(keys_, pinned_keys_, [&](const auto& window, const auto& pinned) {
+        kernel_.attend(member.head, first, queries_.data(), window, pinned, out_.data(), lse);
+      });
       store_lanes(dim_value_, lanes, out_.data(), StridedRows{rows.out, dim_value_, first});
     }
     rows.store_lse(first, lanes, lse_.data());
@@ -179,34 +170,13 @@ class AttentionForwardFlow {
     add(next.v, key, dim_value_);
   }
 
-  // Block `block` of the sequence as block `at` of a store.
-  void make_key_block(Ring<Scalar>& keys, Index at, Index block, const Scalar* k) {
-    load(keys[at], block, dim_head_, k);
-    placement_->place_keys(dim_head_, keys[at], block * count);
-  }
-  void make_value_block(Ring<Scalar>& values, Index at, Index block, const Scalar* v) {
-    load(values[at], block, dim_value_, v);
-    values.note_finite(at);
-  }
-
-  void make_keys(Index block, const Scalar* k, const Scalar* v) {
-    make_key_block(keys_, block, block, k);
-    if (value_rows_) return value_rows_->note_finite(block);
-    make_value_block(values_, block, block, v);
-  }
-
   void make_pinned_room(Index blocks) {
     if (blocks == 0) return;
     pinned_.make_room(blocks);
-    if (pinned_keys_.capacity() >= blocks && pinned_keys_.channels() == dim_head_) return;
-    // The keys, which say what there is room for, come last: memory may run out.
-    Ring<Scalar> keys(dim_head_, blocks);
-    if (value_rows_) {
-      pinned_value_rows_ = local_mha::Rows<Scalar>(dim_value_, blocks);
-      pinned_v_.reserve(static_cast<std::size_t>(blocks * count * dim_value_));
-    } else {
-      pinned_values_ = Ring<Scalar>(dim_value_, blocks);
-    }
+    if (pinned_keys_.serves(dim_head_, blocks)) return;
+    // It says what there is room for: memory may run out.
+    Keys keys(dim_head_, dim_value_, blocks);
+    keys.reserve(blocks);
     pinned_keys_ = std::move(keys);
   }
 
@@ -219,35 +189,9 @@ class AttentionForwardFlow {
     global_blocks_.reserve(static_cast<std::size_t>(blocks));
     resize_without_values(global_queries_, blocks * dim_head_ * count);
     resize_without_values(global_out_, blocks * padded_rows(dim_value_));
-    if (all_keys_.capacity() >= part_blocks) return;
-    Ring<Scalar> keys(dim_head_, part_blocks);
-    if (value_rows_)
-      all_value_rows_ = local_mha::Rows<Scalar>(dim_value_, part_blocks);
-    else
-      all_values_ = Ring<Scalar>(dim_value_, part_blocks);
-    part_kernel_ = AttentionKernel<Scalar>(dim_head_, part_blocks * count);
-    all_keys_ = std::move(keys);
-  }
-
-  void make_pinned(const Scalar* k, const Scalar* v) {
-    const std::span<const Index> blocks = pinned_.blocks();
-    const auto number = static_cast<Index>(blocks.size());
-    if (number == 0) return;
-    for (Index at = 0; at < number; ++at)
-      make_key_block(pinned_keys_, at, blocks[static_cast<std::size_t>(at)], k);
-    if (!value_rows_) {
-      for (Index at = 0; at < number; ++at)
-        make_value_block(pinned_values_, at, blocks[static_cast<std::size_t>(at)], v);
-      return;
-    }
-    pinned_v_.assign(static_cast<std::size_t>(number * count * dim_value_), Scalar(0));
-    for (Index at = 0; at < number; ++at) {
-      const Index first = blocks[static_cast<std::size_t>(at)] * count;
-      std::copy_n(v + first * dim_value_, rows_at(first) * dim_value_,
-                  pinned_v_.data() + at * count * dim_value_);
-    }
-    pinned_value_rows_.view(pinned_v_.data(), number * count);
-    for (Index at = 0; at < number; ++at) pinned_value_rows_.note_finite(at);
+    if (all_keys_.serves(dim_head_, part_blocks)) return;
+    part_kernel_ = Kernel(dim_head_, part_blocks * count);
+    all_keys_ = Keys(dim_head_, dim_value_, part_blocks);
   }
 
   // A block of queries of which some are global, of one head.
@@ -279,31 +223,22 @@ class AttentionForwardFlow {
       load(queries_of(i), at(i).block, dim_head_, at(i).member->rows.q);
       placement_->place_queries(dim_head_, queries_of(i), at(i).block * count);
     }
-    const Rows& rows = members_.front().rows;
-    if (value_rows_) all_value_rows_.view(rows.v, seqlen_);
+    const detail::KeyRows<Scalar> rows{members_.front().rows.k, members_.front().rows.v, seqlen_};
+    all_keys_.view(rows);
     const Index blocks = ceil_div(seqlen_, count);
     for (Range part{0, 0}; part.begin < blocks; part.begin = part.end) {
       part.end = (std::min)(part.begin + part_blocks, blocks);
-      for (Index block = part.begin; block < part.end; ++block) {
-        make_key_block(all_keys_, block, block, rows.k);
-        if (value_rows_)
-          all_value_rows_.note_finite(block);
-        else
-          make_value_block(all_values_, block, block, rows.v);
-      }
+      for (Index block = part.begin; block < part.end; ++block)
+        all_keys_.make(*placement_, rows, block);
       const Range keys{part.begin * count, (std::min)(part.end * count, seqlen_)};
       for (Index i = 0; i < number; ++i) {
         AttentionHead<Scalar> head = at(i).member->head;
         head.steps = head.pinned_steps;
-        const auto attend_to = [&](const auto& store) {
+        Keys::use(all_keys_, all_keys_, [&](const auto& store, const auto&) {
           part_kernel_.attend_part(head, at(i).block * count, queries_of(i), keys, store,
                                    at(i).softmax, part.begin == 0, part.end == blocks, out_of(i),
                                    lse_.data());
-        };
-        if (value_rows_)
-          attend_to(KeyStore<Scalar, local_mha::Rows<Scalar>>{&all_keys_, &all_value_rows_});
-        else
-          attend_to(KeyStore<Scalar, Ring<Scalar>>{&all_keys_, &all_values_});
+        });
         if (part.end == blocks) store_global(global, at(i), out_of(i));
       }
     }
@@ -339,41 +274,39 @@ class AttentionForwardFlow {
   bool pins_;
   std::optional<RotarySteps<Scalar>> steps_;
   std::optional<RotarySteps<Scalar>> all_steps_;
-  Ring<Scalar> keys_;
-  Ring<Scalar> values_;
-  std::optional<local_mha::Rows<Scalar>> value_rows_;
-  AttentionKernel<Scalar> kernel_;
+  Keys keys_;
+  Kernel kernel_;
   NarrowKernel<Scalar> narrow_kernel_;
   BlockBuffer<Scalar> queries_;
   BlockBuffer<Scalar> out_;
   BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(2 * count);
   std::vector<Member> members_;
   PinnedRows<Scalar> pinned_;
-  Ring<Scalar> pinned_keys_;
-  Ring<Scalar> pinned_values_;
-  local_mha::Rows<Scalar> pinned_value_rows_;
-  BlockBuffer<Scalar> pinned_v_;
+  Keys pinned_keys_;
   // Of global queries, if there are any.
-  AttentionKernel<Scalar> part_kernel_;
-  Ring<Scalar> all_keys_;
-  Ring<Scalar> all_values_;
-  local_mha::Rows<Scalar> all_value_rows_;
+  Kernel part_kernel_;
+  Keys all_keys_;
   std::vector<GlobalBlock> global_blocks_;
   BlockBuffer<Scalar> global_queries_;
   BlockBuffer<Scalar> global_out_;
 };
 
-template <typename Scalar>
+template <typename Scalar, typename Arithmetic>
 template <typename RowsOf>
-void AttentionForwardFlow<Scalar>::run(const detail::AttentionInputs<Scalar>& inputs,
-                                       Index sequence, Index kv_head, const Range& queries,
-                                       const AttentionDropout& dropout, RowsOf&& rows_of) {
+void AttentionForwardFlow<Scalar, Arithmetic>::run(const detail::AttentionInputs<Scalar>& inputs,
+                                                   Index sequence, Index kv_head,
+                                                   const Range& queries,
+                                                   const AttentionDropout& dropout,
+                                                   RowsOf&& rows_of) {
   take_members(inputs, sequence, kv_head, dropout, rows_of);
   const AttentionHead<Scalar>& head = members_.front().head;
-  const Rows& rows = members_.front().rows;
-  if (value_rows_) value_rows_->view(rows.v, held_);
-  make_pinned(rows.first_k != nullptr ? rows.first_k : rows.k,
-              rows.first_v != nullptr ? rows.first_v : rows.v);
+  const Rows& of_first = members_.front().rows;
+  const detail::KeyRows<Scalar> rows{of_first.k, of_first.v, seqlen_};
+  keys_.view({rows.k, rows.v, held_});
+  pinned_keys_.make_all(*placement_,
+                        {of_first.first_k != nullptr ? of_first.first_k : rows.k,
+                         of_first.first_v != nullptr ? of_first.first_v : rows.v, seqlen_},
+                        pinned_.blocks());
   Index made = 0;
   for (Index block = queries.begin; block < queries.end; ++block) {
     const Index first = block * count;
@@ -387,7 +320,7 @@ void AttentionForwardFlow<Scalar>::run(const detail::AttentionInputs<Scalar>& in
     const bool narrow = is_narrow(members_.front(), first);
     if (!narrow)
       for (made = (std::max)(made, seen.begin / count); made * count < seen.end; ++made)
-        make_keys(made, rows.k, rows.v);
+        keys_.make(*placement_, rows, made);
     for (std::size_t i = 0; i < members_.size(); ++i) {
       if (!narrow) fetch_next(i, first, made * count);
       attend(members_[i], first);

@@ -161,8 +161,7 @@ class AttentionKernel {
   static constexpr int half = Tile::half;
   static constexpr int half_keys = of_operands ? 0 : Tiling<Scalar>::half_keys;
   // Keys of a micro-kernel: those of operands have half as many multiply-adds.
-  static constexpr int most =
-      of_operands && Tiling<Scalar>::keys >= 8 ? 16 : Tiling<Scalar>::keys;
+  static constexpr int most = of_operands && Tiling<Scalar>::keys >= 8 ? 16 : Tiling<Scalar>::keys;
 
   // `begins`: there is no out yet; `ends`: it is divided by the sum.
   template <typename Values>
@@ -426,8 +425,7 @@ class AttentionKernel {
   // Turns the scores of a piece into 2^(score − maximum), and adds them to the sum.
   void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece& piece, Softmax& softmax) {
     if constexpr (of_operands) {
-      if (head.dropout == nullptr)
-        return make_operands<true>(piece, softmax, upcoming_operands_);
+      if (head.dropout == nullptr) return make_operands<true>(piece, softmax, upcoming_operands_);
     }
     const Softmax fixed = softmax;
     L sum = softmax.sum;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Keys and values that are kept in 16 bits, while they are computed with: rows that come in, before
-/// they are rounded, and what a stretch of queries of a stream sees, as the kernel takes it.
+/// Keys and values that are kept in 16 bits, while they are computed with: rows that come in,
+/// before they are rounded, and what a stretch of queries of a stream sees, as the kernel takes it.
 #pragma once
 
 #include <type_traits>

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include <local_mha/attention/backward.hpp>
 #include <local_mha/attention/bias_gradients.hpp>
@@ -39,10 +40,15 @@ struct AttentionAccess;
 /// \tparam Scalar float, double, or any type that Eigen computes with
 /// \tparam Score what becomes of scores: that of the configuration, or a functor of your own, see
 ///         score_functors.hpp
-template <typename Scalar, typename Score = ConfiguredScore>
+/// \tparam Arithmetic what q, k, probabilities and v are multiplied as: with Eigen::bfloat16, they
+///         are rounded as LocalMHA says, and there is no way back
+template <typename Scalar, typename Score = ConfiguredScore, typename Arithmetic = Scalar>
 class LocalAttention {
+  static_assert(can_multiply<Scalar, Arithmetic, Arithmetic>,
+                "products are of what is computed with, or of float as Eigen::bfloat16");
   friend detail::AttentionAccess<Scalar, Score>;
   using View = TensorView<const Scalar, 4>;
+  using Forward = detail::AttentionForward<Scalar, Arithmetic>;
 
  public:
   /// A view of an attention bias, or none.
@@ -54,8 +60,8 @@ class LocalAttention {
   /// local_attention_stream.hpp.
   template <typename Storage>
   class StreamOf;
-  /// A stream that keeps keys and values as Scalar.
-  using Stream = StreamOf<Scalar>;
+  /// A stream that keeps keys and values as they are multiplied.
+  using Stream = StreamOf<Arithmetic>;
 
   /// Gradients of what is added to scores.
   using BiasGradients = detail::BiasGradients<Scalar>;
@@ -65,7 +71,7 @@ class LocalAttention {
    private:
     friend LocalAttention;
 
-    detail::AttentionForward<Scalar> forward_;
+    Forward forward_;
     detail::AttentionBackward<Scalar> backward_;
     BiasGradients grad_bias_;
   };
@@ -103,7 +109,7 @@ class LocalAttention {
     const auto inputs = check_arguments(q, k, v, call);
     Tensor<Scalar, 4> out(q.dimensions());
     // Of a workspace, a program that goes forward alone compiles no more than this.
-    detail::AttentionForward<Scalar> room;
+    Forward room;
     attend(room, inputs, q, k, v, call, out.data(), nullptr, nullptr);
     return out;
   }
@@ -135,9 +141,10 @@ class LocalAttention {
 
   /// forward() that keeps what backward() needs.
   Saved forward_saving(View q, View k, View v, const Call& call = {}) const {
+    require_way_back();
     const auto inputs = check_arguments(q, k, v, call);
     Saved saved = Saved::of(config(), q, k, v, call);
-    detail::AttentionForward<Scalar> room;
+    Forward room;
     attend(room, inputs, q, k, v, call, saved.out.data(), saved.lse.data(), saved.lse_rest.data());
     return saved;
   }
@@ -197,6 +204,7 @@ class LocalAttention {
                      const detail::AttentionInputs<Scalar>& inputs, Index batch, Index dim_head,
                      HeadOf&& head_of, BiasGradients& grad_bias,
                      const std::optional<Training>& training) const {
+    require_way_back();
     static_assert(detail::HeldScore<Scalar, Score>::differentiable,
                   "backward() needs the derivative of the score functor: give it a member "
                   "derivative(), or see local_mha::with_derivative()");
@@ -247,15 +255,19 @@ class LocalAttention {
   }
 
  private:
+  static void require_way_back() {
+    static_assert(std::is_same_v<Scalar, Arithmetic>,
+                  "products of Eigen::bfloat16 only go forward");
+  }
   static const LocalAttentionConfig& checked(const LocalAttentionConfig& config) {
     validate(config);
     return config;
   }
 
   // \param lse, lse_rest null, or `[B, H, N]`
-  void attend(detail::AttentionForward<Scalar>& room, const detail::AttentionInputs<Scalar>& inputs,
-              const View& q, const View& k, const View& v, const Call& call, Scalar* out,
-              Scalar* lse, Scalar* lse_rest) const {
+  void attend(Forward& room, const detail::AttentionInputs<Scalar>& inputs, const View& q,
+              const View& k, const View& v, const Call& call, Scalar* out, Scalar* lse,
+              Scalar* lse_rest) const {
     const auto [batch, heads, seqlen, dim_head] = q.dimensions();
     inputs.clear_other_rows(heads, dim_head, Scalar(0), out);
     if (lse != nullptr) {
@@ -330,10 +342,12 @@ class LocalAttention {
   std::shared_ptr<const Made> made_;
 };
 
-template <typename Scalar, typename Score>
-void LocalAttention<Scalar, Score>::backward_into(Gradients& gradients, Workspace& workspace,
-                                                  const Saved& saved, View grad_out, View q, View k,
-                                                  View v, const Call& call) const {
+template <typename Scalar, typename Score, typename Arithmetic>
+void LocalAttention<Scalar, Score, Arithmetic>::backward_into(Gradients& gradients,
+                                                              Workspace& workspace,
+                                                              const Saved& saved, View grad_out,
+                                                              View q, View k, View v,
+                                                              const Call& call) const {
   const Call of_forward = saved.call.with_tensors_of(call);
   // A bias is that of the window, which may be left out.
   Call given = call;
@@ -375,9 +389,9 @@ void LocalAttention<Scalar, Score>::backward_into(Gradients& gradients, Workspac
   if (gradients.sinks) add_sink_gradients(workspace, heads, gradients.sinks->data());
 }
 
-template <typename Scalar, typename Score>
-Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(View q, View k,
-                                                                         const Call& call) const {
+template <typename Scalar, typename Score, typename Arithmetic>
+Tensor<Scalar, 4> LocalAttention<Scalar, Score, Arithmetic>::attention_probabilities(
+    View q, View k, const Call& call) const {
   const auto inputs = check_arguments(q, k, k, call);
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   constexpr Index most = Index{1} << 40;
@@ -388,7 +402,7 @@ Tensor<Scalar, 4> LocalAttention<Scalar, Score>::attention_probabilities(View q,
   const RowMatrix<Scalar> unit = RowMatrix<Scalar>::Identity(seqlen, seqlen);
   Tensor<Scalar, 4> out(batch, heads, seqlen, seqlen);
   inputs.clear_other_rows(heads, seqlen, Scalar(0), out.data());
-  detail::AttentionForward<Scalar> room;
+  Forward room;
   room.run(call.device, config(), made_->placement, inputs,
            {q.data(), k.data(), unit.data(), 0, batch, seqlen, dim_head, seqlen, out.data()},
            call.training);

@@ -60,9 +60,7 @@ class KeyOperands {
   /// Pairs from key to key.
   static constexpr Index position_stride() { return detail::tile_pairs; }
 
-  const detail::Pair* operator[](Index b) const {
-    return pairs_.data() + b % capacity_ * stride_;
-  }
+  const detail::Pair* operator[](Index b) const { return pairs_.data() + b % capacity_ * stride_; }
   Cursor cursor(Index b) const { return {*this, b}; }
 
   /// Has blocks fetched.

@@ -84,6 +84,6 @@
 #define LOCAL_MHA_PASTE(packets, fma, fp16, bf16, lanes, bytes) \
   LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, bf16, lanes, bytes)
 /// As in `avx2_fma_fp16_lanes64_align32`.
-#define LOCAL_MHA_ABI                                                             \
+#define LOCAL_MHA_ABI                                                               \
   LOCAL_MHA_PASTE(LOCAL_MHA_PACKETS, LOCAL_MHA_FMA, LOCAL_MHA_FP16, LOCAL_MHA_BF16, \
                   LOCAL_MHA_LANE_BYTES, EIGEN_MAX_STATIC_ALIGN_BYTES)

@@ -2,8 +2,8 @@
 /// \file
 /// Operands of products in Eigen::bfloat16, which are added up in float.
 ///
-/// A number becomes an operand by rounding to the nearest one, ties to the even one; what is smaller
-/// than the smallest normal number, 2^-126, becomes 0, for instructions take it for that.
+/// A number becomes an operand by rounding to the nearest one, ties to the even one; what is
+/// smaller than the smallest normal number, 2^-126, becomes 0, for instructions take it for that.
 /// Two that are neighbours in the depth of a product lie in one word of 32 bits, as a float does,
 /// so that the same loops serve both. The product of two is exact in float.
 #pragma once
@@ -104,9 +104,8 @@ struct PairLanes<L, true> {
   }
   friend LOCAL_MHA_INLINE L fma(const Pair& a, const PairLanes& b, const L& c) {
     const __m512i all = _mm512_set1_epi32(std::bit_cast<int>(a));
-    return L::make([&](int i) {
-      return _mm512_dpbf16_ps(c.packet[i], (__m512bh)b.words[i], (__m512bh)all);
-    });
+    return L::make(
+        [&](int i) { return _mm512_dpbf16_ps(c.packet[i], (__m512bh)b.words[i], (__m512bh)all); });
   }
 };
 #endif
@@ -131,8 +130,7 @@ LOCAL_MHA_INLINE void store_pairs(const L& first, const L& second, Pair* to) {
         };
         static constexpr Order order;
         const auto both = (__m512i)_mm512_cvtne2ps_pbh(second.packet[i], first.packet[i]);
-        _mm512_storeu_si512(
-            pairs, _mm512_permutexvar_epi16(_mm512_load_si512(order.of), both));
+        _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(_mm512_load_si512(order.of), both));
         continue;
       }
 #endif
@@ -180,8 +178,7 @@ LOCAL_MHA_INLINE void store_operands(const L& lanes, Eigen::bfloat16* to) {
       using Type = typename Words<L::packet_size>::Type;
       const auto bits = reinterpreted<Type>(lanes.packet[i]);
       const Type normal = (Type)((bits & 0x7f800000U) != 0U);
-      write_packet(operands,
-                   reinterpreted<typename L::Packet>(bits & (normal | 0x80000000U)));
+      write_packet(operands, reinterpreted<typename L::Packet>(bits & (normal | 0x80000000U)));
 #else
       alignas(64) float values[L::packet_size];
       Eigen::internal::pstore(values, lanes.packet[i]);

@@ -81,7 +81,7 @@ class LayerForward {
 
   // Holds the stretches that wait, and the keys that the first of them looks back at.
   typename BatchPast::Size size_of_past(const LocalMHAConfig& config, const Window& window,
-                                           Index seqlen) const {
+                                        Index seqlen) const {
     constexpr Index count = block_rows<Scalar>;
     const Index behind = (std::min)(window.reach_behind(), seqlen);
     const Index waiting = plan_.waiting() * plan_.stretch_rows() / count;

@@ -40,7 +40,8 @@ class LayerInput {
         spread_(make_block_buffer<Scalar>(spread_size(weights.to_qkv))),
         projected_(make_block_buffer<Scalar>(gates_row_ + weights.config.heads)) {
     if (of_operands)
-      operands_.resize(static_cast<std::size_t>(layer_stretch<Scalar, Arithmetic> * pairs_of(dim_) * count));
+      operands_.resize(
+          static_cast<std::size_t>(layer_stretch<Scalar, Arithmetic> * pairs_of(dim_) * count));
   }
 
   /// Takes rows, at most layer_stretch blocks of them, normalized if the layer does that.
@@ -87,7 +88,8 @@ class LayerInput {
   /// \param to block `b` of the sequence goes to `to(b)`, `[dim_head][block_rows]`. A row that is
   ///        alone takes its lane; if that is the first, the others become 0
   template <typename Storage, typename Target>
-  void to_qkv(const LayerWeights<Scalar, Storage, Arithmetic>& weights, Index group, Target&& to) const {
+  void to_qkv(const LayerWeights<Scalar, Storage, Arithmetic>& weights, Index group,
+              Target&& to) const {
     project(weights.to_qkv, group, group * weights.config.dim_head, to);
   }
   /// The same with that of the gates, `[heads][block_rows]`.
@@ -100,7 +102,8 @@ class LayerInput {
   static constexpr Index count = block_rows<Scalar>;
 
   template <typename Storage>
-  void take_alone(const LayerWeights<Scalar, Storage, Arithmetic>& weights, const RowsView<const Scalar>& x) {
+  void take_alone(const LayerWeights<Scalar, Storage, Arithmetic>& weights,
+                  const RowsView<const Scalar>& x) {
     if (!weights.config.prenorm)
       return spread_lane(weights.to_qkv, x.data, x.channel_stride, spread_.data());
     const Index lane = rows_.begin % count;

@@ -33,13 +33,13 @@ class LayerOutput {
       : dim_(weights.config.dim),
         heads_(weights.config.heads),
         head_size_(padded_channels<Scalar>(weights.config.dim_head) * count),
-        out_(make_block_buffer<Scalar>((of_operands ? 1 : layer_stretch<Scalar, Arithmetic>)*heads_ *
-                                       head_size_)),
+        out_(make_block_buffer<Scalar>(
+            (of_operands ? 1 : layer_stretch<Scalar, Arithmetic>)*heads_ * head_size_)),
         y_(make_block_buffer<Scalar>(layer_stretch<Scalar, Arithmetic> * dim_ * count)),
         spread_(make_block_buffer<Scalar>(spread_size(weights.to_out))) {
     if (of_operands)
-      operands_.resize(static_cast<std::size_t>(layer_stretch<Scalar, Arithmetic> *
-                                                operands_of_block()));
+      operands_.resize(
+          static_cast<std::size_t>(layer_stretch<Scalar, Arithmetic> * operands_of_block()));
   }
 
   /// Where the result of head `h` in block `i` of the stretch is made, `[padded
@@ -58,8 +58,9 @@ class LayerOutput {
   /// \param alone they are a single row that passes the weight alone
   /// \param y from the first row on
   template <typename Storage>
-  void give(const AnyDevice& device, Index workers, const LayerWeights<Scalar, Storage, Arithmetic>& weights,
-            const Range& rows, bool alone, const RowsView<Scalar>& y) {
+  void give(const AnyDevice& device, Index workers,
+            const LayerWeights<Scalar, Storage, Arithmetic>& weights, const Range& rows, bool alone,
+            const RowsView<Scalar>& y) {
     if (rows.begin == rows.end) return;
     const Range blocks = blocks_of<Scalar>(rows);
     if (alone) spread_lane(weights.to_out, out_.data() + rows.begin % count, count, spread_.data());

@@ -23,9 +23,8 @@ inline constexpr Index layer_unit =
 
 /// Blocks that pass the layer's weights together: enough to pay for reading them.
 template <typename Scalar, typename Arithmetic = Scalar>
-inline constexpr Index layer_stretch = std::is_same_v<Scalar, Arithmetic>
-                                           ? (std::max)(6, 2 * Tiling<Scalar>::blocks)
-                                           : 12;
+inline constexpr Index layer_stretch =
+    std::is_same_v<Scalar, Arithmetic> ? (std::max)(6, 2 * Tiling<Scalar>::blocks) : 12;
 
 /// Sequences pass one after the other, in stretches that come in and are answered in order: see
 /// TaskOrder. Each is taken by any worker.
@@ -42,8 +41,7 @@ class LayerPlan {
     // pass the cache for each.
     constexpr Index unit = layer_unit<Scalar, Arithmetic>;
     const Index fair = blocks_.count() / (4 * threads) / unit * unit;
-    rows_ = count *
-            (threads == 1 ? stretch : std::clamp(fair, unit, stretch));
+    rows_ = count * (threads == 1 ? stretch : std::clamp(fair, unit, stretch));
     const Index short_rows = threads == 1 ? rows_ : (std::min)(rows_, count * unit);
     const Index sequences = inputs.sequences();
     const Index all = blocks_.first_row(sequences);

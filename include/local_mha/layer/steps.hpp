@@ -67,8 +67,8 @@ class LayerSteps {
         input_(weights),
         output_(weights) {
     if (norms_all_heads())
-      raw_ =
-          make_block_buffer<Scalar>(2 * layer_stretch<Scalar, Arithmetic> * (heads() * dim_head() + 1) * count);
+      raw_ = make_block_buffer<Scalar>(2 * layer_stretch<Scalar, Arithmetic> *
+                                       (heads() * dim_head() + 1) * count);
     const Index first_keys = (std::min)(window.first_keys(), seqlen);
     if (first_keys > 0 && weights.attention.rotary() != nullptr)
       pinned_rotary_steps_.emplace(*weights.attention.rotary(), window.rotary_shift(),
@@ -302,7 +302,8 @@ class LayerSteps {
   // \param i block of the stretch
   Scalar* raw(Part part, Index i, Index h) {
     const Index block = heads() * dim_head() + 1;
-    return raw_.data() + ((part * layer_stretch<Scalar, Arithmetic> + i) * block + h * dim_head()) * count;
+    return raw_.data() +
+           ((part * layer_stretch<Scalar, Arithmetic> + i) * block + h * dim_head()) * count;
   }
   Scalar* inverse(Part part, Index i) { return raw(part, i, heads()); }
 

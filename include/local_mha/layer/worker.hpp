@@ -64,10 +64,11 @@ class LayerWorker {
         first_keys > 0 ? reach + first_keys + 4 * count : (std::min)(reach + count, seqlen);
     const Index most_channels =
         padded_channels<Scalar>((std::max)(config_.heads, config_.dim_head));
-    rooms_.assign(static_cast<std::size_t>((std::min)(threads, config_.heads)),
-                  {AttentionKernel<Scalar, Arithmetic>(config_.dim_head, range),
-                   make_block_buffer<Scalar>(most_channels * count),
-                   of_operands ? Keys(config_.dim_head, layer_stretch<Scalar, Arithmetic>) : Keys()});
+    rooms_.assign(
+        static_cast<std::size_t>((std::min)(threads, config_.heads)),
+        {AttentionKernel<Scalar, Arithmetic>(config_.dim_head, range),
+         make_block_buffer<Scalar>(most_channels * count),
+         of_operands ? Keys(config_.dim_head, layer_stretch<Scalar, Arithmetic>) : Keys()});
   }
 
   /// One for streams.
@@ -123,7 +124,8 @@ class LayerWorker {
               const std::uint8_t* masked, const RowsView<Scalar>& y, Complete&& complete) {
     steps_.take_stream();
     flow_through<Scalar>(
-        in, out, layer_stretch<Scalar, Arithmetic>, complete, [&](const Range& made, const Range& answered) {
+        in, out, layer_stretch<Scalar, Arithmetic>, complete,
+        [&](const Range& made, const Range& answered) {
           sequence.take(made, masked == nullptr ? nullptr : masked + (made.begin - in.begin));
           steps_.see([&](Index h) {
             AttentionHead<Scalar> head = inputs.head(b, h);
@@ -285,11 +287,11 @@ class LayerWorker {
 
 template <typename Scalar, typename Storage, typename Arithmetic>
 template <typename SomePast>
-void LayerWorker<Scalar, Storage, Arithmetic>::make_and_answer(const AnyDevice& device, SomePast& past,
-                                                   const Range& made,
-                                                   const RowsView<const Scalar>& x,
-                                                   const Range& answered,
-                                                   const RowsView<Scalar>& y) {
+void LayerWorker<Scalar, Storage, Arithmetic>::make_and_answer(const AnyDevice& device,
+                                                               SomePast& past, const Range& made,
+                                                               const RowsView<const Scalar>& x,
+                                                               const Range& answered,
+                                                               const RowsView<Scalar>& y) {
   make_of_all_heads(device, past.gates(), made, x);
   steps_.rotary_to_first_keys(answered);
   const Index kv_heads = steps_.kv_heads();

@@ -158,10 +158,10 @@ void project(const OperandWeight<Scalar>& weight, Index group, const Range& some
   const auto pass = [&]<int Blocks>(Index row, Index b) {
     Scalar* to[Blocks];
     for (int i = 0; i < Blocks; ++i) to[i] = y(b + i) + row * block_rows<Scalar>;
-    detail::project_tiles<Blocks>(depth,
-                                  detail::pairs_of_panel(weight, group, row) +
-                                      row % detail::tile_rows * detail::tile_pairs,
-                                  end - row, x + b * x_stride, x_stride, to);
+    detail::project_tiles<Blocks>(
+        depth,
+        detail::pairs_of_panel(weight, group, row) + row % detail::tile_rows * detail::tile_pairs,
+        end - row, x + b * x_stride, x_stride, to);
   };
   for (Index row = some_rows.begin; row < end; row += rows) {
     Index b = 0;

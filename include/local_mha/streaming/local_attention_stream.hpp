@@ -31,11 +31,13 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// The same for queries, keys and values as LocalMHA::Stream for a layer's input: chunks of any
 /// size, at every position the result of forward() of the whole sequence, constant memory.
 /// \tparam Storage what keys, normalized and turned, and values are rounded to when they come:
-///         forward() does not round them
-template <typename Scalar, typename Score>
+///         forward() does not round them, but for what it multiplies
+template <typename Scalar, typename Score, typename Arithmetic>
 template <typename Storage>
-class LocalAttention<Scalar, Score>::StreamOf
+class LocalAttention<Scalar, Score, Arithmetic>::StreamOf
     : public SequenceStream<Scalar, detail::StreamedSequence<Scalar, Storage>> {
+  static_assert(can_multiply<Scalar, Storage, Arithmetic>,
+                "what is multiplied as Eigen::bfloat16 is kept so");
   using Sequence = detail::StreamedSequence<Scalar, Storage>;
   using Base = SequenceStream<Scalar, Sequence>;
 
@@ -72,13 +74,13 @@ class LocalAttention<Scalar, Score>::StreamOf
     const Index range =
         window.reach_behind() + window.reach_ahead() + window.first_keys() + 4 * count;
     const Index block = padded_channels<Scalar>(dim_head) * count;
-    workers_.assign(
-        static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
-        {AttentionKernel<Scalar>(dim_head, range),
-         make_block_buffer<Scalar>(block),
-         std::is_same_v<Scalar, Storage> ? detail::KeyRoom<Scalar>()
-                                         : detail::KeyRoom<Scalar>(window, dim_head, stretch),
-         {}});
+    workers_.assign(static_cast<std::size_t>((std::min)(config.batch, config.max_threads)),
+                    {AttentionKernel<Scalar, Arithmetic>(dim_head, range),
+                     make_block_buffer<Scalar>(block),
+                     std::is_same_v<Scalar, Storage>
+                         ? detail::KeyRoom<Scalar, Arithmetic>()
+                         : detail::KeyRoom<Scalar, Arithmetic>(window, dim_head, stretch),
+                     {}});
     if (window.first_keys() == 0 || attention_.rotary() == nullptr) return;
     for (Worker& worker : workers_)
       worker.pinned_steps.emplace(*attention_.rotary(), window.rotary_shift(), window.first_keys(),
@@ -125,9 +127,9 @@ class LocalAttention<Scalar, Score>::StreamOf
   static constexpr Index stretch = 8;
 
   struct Worker {
-    AttentionKernel<Scalar> kernel;
+    AttentionKernel<Scalar, Arithmetic> kernel;
     BlockBuffer<Scalar> block;
-    detail::KeyRoom<Scalar> keys;
+    detail::KeyRoom<Scalar, Arithmetic> keys;
     // To the first keys, from where the queries are.
     std::optional<RotarySteps<Scalar>> pinned_steps;
 
@@ -283,11 +285,10 @@ class LocalAttention<Scalar, Score>::StreamOf
   std::vector<Worker> workers_;
 };
 
-template <typename Scalar, typename Score>
+template <typename Scalar, typename Score, typename Arithmetic>
 template <typename Storage>
-void LocalAttention<Scalar, Score>::StreamOf<Storage>::push_into(TensorView<Scalar, 4> out, View q,
-                                                                 View k, View v,
-                                                                 const PushCall& call) {
+void LocalAttention<Scalar, Score, Arithmetic>::StreamOf<Storage>::push_into(
+    TensorView<Scalar, 4> out, View q, View k, View v, const PushCall& call) {
   check_arguments(q, k, v, call.mask);
   const Index n = q.dimension(2);
   check_room(out, this->results_of(n));
@@ -305,10 +306,10 @@ void LocalAttention<Scalar, Score>::StreamOf<Storage>::push_into(TensorView<Scal
   });
 }
 
-template <typename Scalar, typename Score>
+template <typename Scalar, typename Score, typename Arithmetic>
 template <typename Storage>
-void LocalAttention<Scalar, Score>::StreamOf<Storage>::flush_into(TensorView<Scalar, 4> out,
-                                                                  const AnyDevice& device) {
+void LocalAttention<Scalar, Score, Arithmetic>::StreamOf<Storage>::flush_into(
+    TensorView<Scalar, 4> out, const AnyDevice& device) {
   check_room(out, this->results_of_flush());
   run(device, [&](Worker& worker, Index b) {
     Sequence& sequence = this->sequences_[static_cast<std::size_t>(b)];
