@@ -15,7 +15,6 @@
 #include <local_mha/core/stored.hpp>
 #include <local_mha/core/transpose.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/core/upcoming.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
@@ -62,14 +61,6 @@ class KeyOperands {
 
   const detail::Pair* operator[](Index b) const { return pairs_.data() + b % capacity_ * stride_; }
   Cursor cursor(Index b) const { return {*this, b}; }
-
-  /// Has blocks fetched.
-  void add_upcoming(const Range& blocks, Upcoming<detail::Pair>& to) const {
-    const Index first = blocks.begin % capacity_;
-    const Index number = (std::min)(blocks.end - blocks.begin, capacity_ - first);
-    to.add(pairs_.data() + first * stride_, number * stride_);
-    to.add(pairs_.data(), (blocks.end - blocks.begin - number) * stride_);
-  }
 
   /// Takes a block, `[channels][block_rows]`.
   void put(Index b, const Scalar* block) {
@@ -132,14 +123,6 @@ class ValueOperands {
 
   const detail::Pair* operator[](Index b) const { return pairs_.data() + place(b); }
   Cursor cursor(Index b) const { return {*this, b}; }
-
-  /// Has blocks fetched, an even number from an even one on.
-  void add_upcoming(const Range& blocks, Upcoming<detail::Pair>& to) const {
-    const Index first = blocks.begin % capacity_;
-    const Index number = (std::min)(blocks.end - blocks.begin, capacity_ - first);
-    to.add(pairs_.data() + first / 2 * stride_, number / 2 * stride_);
-    to.add(pairs_.data(), (blocks.end - blocks.begin - number) / 2 * stride_);
-  }
 
   /// Takes a block, `[channels][block_rows]`.
   LOCAL_MHA_FLATTEN void put(Index b, const Scalar* block) {

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Scores become probabilities, but for the denominator:
+///
+///     p_ij = 2^(s_ij − m_i), dropped or scaled by what is kept
+#pragma once
+
+#include <type_traits>
+
+#include <local_mha/attention/head.hpp>
+#include <local_mha/attention/operand_ring.hpp>
+#include <local_mha/attention/softmax.hpp>
+#include <local_mha/attention/strips.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/operands.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/dropout.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// Makes operands of whole blocks of probabilities, two and two: 0 of keys that are not the
+/// piece's.
+/// \tparam FromScores they are not yet made of the scores, nor added to the sum
+template <bool FromScores, typename Scalar, typename Keys>
+LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece,
+                                      SoftmaxState<Scalar>& softmax) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = block_rows<Scalar>;
+  const SoftmaxState<Scalar> fixed = softmax;
+  // One sum would wait for its own additions.
+  L sums[2] = {L::zero(), L::zero()};
+  const Range blocks = piece.aligned_blocks();
+  Index key = blocks.begin * count;
+  Pair* to = piece.pairs;
+  const auto take = [&](bool first_is, bool second_is) {
+    L p[2] = {L::zero(), L::zero()};
+    const bool is[2] = {first_is, second_is};
+    LOCAL_MHA_UNROLL for (int i = 0; i < 2; ++i) {
+      if (!is[i]) continue;
+      p[i] = L::load(piece.score(key + i));
+      if constexpr (FromScores) {
+        p[i] = fixed.term(p[i]);
+        sums[i] = sums[i] + p[i];
+      }
+    }
+    store_pairs(p[0], p[1], to);
+    key += 2;
+    to += count;
+  };
+  const auto take_until = [&](Index end) {
+    while (key < end) take(piece.keys.contains(key), piece.keys.contains(key + 1));
+  };
+  take_until(piece.keys.begin);
+  while (key + 2 <= piece.keys.end) take(true, true);
+  take_until(blocks.end * count);
+  if constexpr (FromScores) softmax.sum = softmax.sum + (sums[0] + sums[1]);
+}
+
+/// Drops some. The denominator counts them.
+template <typename Scalar, typename Keys>
+void drop(const Dropout<Scalar>& dropout, const KeyPiece<Scalar, Keys>& piece) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = block_rows<Scalar>;
+  constexpr Index together = Dropout<Scalar>::together;
+  L factors[together];
+  for (Index octet = piece.keys.begin / together; octet * together < piece.keys.end; ++octet) {
+    const Index first = octet * together;
+    const Index in_sequence = piece.strip->block_in_sequence(first / count) * count + first % count;
+    dropout.factors(piece.tile().first, in_sequence / together, factors);
+    for (Index i = 0; i < together; ++i) {
+      const Index key = first + i;
+      if (!piece.keys.contains(key)) continue;
+      Scalar* p = piece.score(key);
+      (L::load(p) * factors[i]).store(p);
+    }
+  }
+}
+
+/// Turns the scores of a piece into probabilities, in their place or as operands, and adds them to
+/// the sum.
+template <typename Scalar, typename Keys>
+void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece<Scalar, Keys>& piece,
+                  SoftmaxState<Scalar>& softmax) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = block_rows<Scalar>;
+  constexpr bool of_operands = std::is_same_v<Keys, KeyOperands<Scalar>>;
+  if constexpr (of_operands) {
+    if (head.dropout == nullptr) return make_operands<true>(piece, softmax);
+  }
+  const SoftmaxState<Scalar> fixed = softmax;
+  L sum = softmax.sum;
+  Scalar* scores = piece.score(piece.keys.begin);
+  LOCAL_MHA_UNROLL_4 for (Index key = piece.keys.begin; key < piece.keys.end;
+                          ++key, scores += count) {
+    const L p = fixed.term(L::load(scores));
+    sum = sum + p;
+    p.store(scores);
+  }
+  softmax.sum = sum;
+  if (head.dropout == nullptr) return;
+  drop(*head.dropout, piece);
+  if constexpr (of_operands) make_operands<false>(piece, softmax);
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail
+
+LOCAL_MHA_INT_BOUNDS_END
