@@ -64,6 +64,9 @@ struct Case {
   /// Weights, keys and values are stored in so many bits: 16 are bfloat16. 0: as they are computed
   /// with. Layer, prefill and decode
   Index stored_bits = 0;
+  /// Operands of products have so many bits: 16 are bfloat16, and so is what is stored. 0: as they
+  /// are computed with. Attention and layer forward, prefill and decode
+  Index arithmetic_bits = 0;
   Index layers = 1;  ///< decode: so many layers one after the other, each with weights of its own
 
   Index look_forward() const { return causal != 0 ? 0 : 1; }
@@ -111,6 +114,7 @@ struct Case {
     visit("backward", c.backward);
     visit("threads", c.threads);
     visit("stored_bits", c.stored_bits);
+    visit("arithmetic_bits", c.arithmetic_bits);
     visit("layers", c.layers);
   }
 
@@ -217,6 +221,13 @@ struct Case {
         (c.stored_bits != 16 || c.scalar != "float" || c.backward != 0 ||
          (c.subject != "layer" && c.subject != "prefill" && c.subject != "decode")))
       throw bad("stored_bits are 16, of float, in a layer's forward pass, prefill and decode");
+    if (c.arithmetic_bits != 0 &&
+        (c.arithmetic_bits != 16 || c.stored_bits != 0 || c.scalar != "float" || c.backward != 0 ||
+         (c.subject != "attention" && c.subject != "layer" && c.subject != "prefill" &&
+          c.subject != "decode")))
+      throw bad(
+          "arithmetic_bits are 16, of float, forward: attention, layer, prefill and decode, without "
+          "stored_bits");
     if (c.layers < 1 || (c.layers > 1 && c.subject != "decode"))
       throw bad("layers, at least 1, are those of decode");
     if (c.xpos != 0 && !c.of_layer() && c.rotary == 0) throw bad("xpos needs rotary");

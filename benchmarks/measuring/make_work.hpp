@@ -17,9 +17,16 @@ namespace detail {
 template <typename Scalar>
 std::unique_ptr<Work> make_work(const Case& c) {
   if constexpr (std::is_same_v<Scalar, float>) {
+    using Bfloat16 = Eigen::bfloat16;
+    if (c.arithmetic_bits == 16 && c.subject == "attention")
+      return std::make_unique<LocalAttentionWork<float, Bfloat16>>(c);
+    if (c.arithmetic_bits == 16 && c.subject == "layer")
+      return std::make_unique<LocalMHAWork<float, Bfloat16, Bfloat16>>(c);
+    if (c.arithmetic_bits == 16)
+      return std::make_unique<StreamWork<float, Bfloat16, Bfloat16>>(c);
     if (c.stored_bits == 16 && c.subject == "layer")
-      return std::make_unique<LocalMHAWork<float, Eigen::bfloat16>>(c);
-    if (c.stored_bits == 16) return std::make_unique<StreamWork<float, Eigen::bfloat16>>(c);
+      return std::make_unique<LocalMHAWork<float, Bfloat16>>(c);
+    if (c.stored_bits == 16) return std::make_unique<StreamWork<float, Bfloat16>>(c);
   }
   if (c.subject == "attention" && c.backward != 0)
     return std::make_unique<AttentionBackwardWork<Scalar>>(c);

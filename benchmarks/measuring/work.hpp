@@ -50,6 +50,7 @@ class Work {
   double tolerance() const {
     // What is rounded to 8 bits is compared with what is not.
     if (case_.stored_bits == 16) return 1e-2;
+    if (case_.arithmetic_bits == 16) return 2e-2;
     return case_.scalar == "float" ? 2e-5 : 1e-10;
   }
 
@@ -191,7 +192,7 @@ class AttentionWork : public Work {
 template <typename Scalar>
 class AttentionBackwardWork;
 
-template <typename Scalar>
+template <typename Scalar, typename Arithmetic = Scalar>
 class LocalAttentionWork final : public AttentionWork<Scalar> {
  public:
   explicit LocalAttentionWork(const Case& c)
@@ -236,9 +237,10 @@ class LocalAttentionWork final : public AttentionWork<Scalar> {
   }
 
   friend class AttentionBackwardWork<Scalar>;
+  using Attention = local_mha::LocalAttention<Scalar, local_mha::ConfiguredScore, Arithmetic>;
 
-  local_mha::LocalAttention<Scalar> attention_;
-  typename local_mha::LocalAttention<Scalar>::Workspace workspace_;
+  Attention attention_;
+  typename Attention::Workspace workspace_;
   Threads threads_;
   local_mha::PaddingMask mask_;
   std::optional<local_mha::TensorView<const Scalar, 3>> view_of_bias_;
@@ -394,7 +396,7 @@ class LayerWork : public Work {
   local_mha::LocalMHAParameters<Scalar> parameters_;
 };
 
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LocalMHAWork final : public LayerWork<Scalar> {
  public:
   explicit LocalMHAWork(const Case& c)
@@ -419,8 +421,8 @@ class LocalMHAWork final : public LayerWork<Scalar> {
   }
 
  private:
-  local_mha::LocalMHA<Scalar, Storage> layer_;
-  typename local_mha::LocalMHA<Scalar, Storage>::Workspace workspace_;
+  local_mha::LocalMHA<Scalar, Storage, Arithmetic> layer_;
+  typename local_mha::LocalMHA<Scalar, Storage, Arithmetic>::Workspace workspace_;
   Threads threads_;
   local_mha::Tensor<Scalar, 3> y_;
 };
@@ -549,7 +551,7 @@ class EigenVectorsWork final : public LayerWork<Scalar> {
 
 /// The layer's stream: the whole input in chunks, or its last position again and again; that of
 /// several layers, each of which has weights and a stream of its own.
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class StreamWork final : public LayerWork<Scalar> {
  public:
   explicit StreamWork(const Case& c)
@@ -591,7 +593,7 @@ class StreamWork final : public LayerWork<Scalar> {
   }
 
  private:
-  using Stream = typename local_mha::LocalMHA<Scalar, Storage>::Stream;
+  using Stream = typename local_mha::LocalMHA<Scalar, Storage, Arithmetic>::Stream;
 
   void push(Stream& stream, Index begin, Index end) const {
     constexpr Index chunk = 512;
@@ -607,7 +609,7 @@ class StreamWork final : public LayerWork<Scalar> {
     }
   }
 
-  local_mha::LocalMHA<Scalar, Storage> layer_;
+  local_mha::LocalMHA<Scalar, Storage, Arithmetic> layer_;
   Threads threads_;
   std::vector<Stream> streams_;
   mutable local_mha::Tensor<Scalar, 3> y_;

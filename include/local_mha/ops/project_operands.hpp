@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/matrix_unit.hpp>
@@ -195,37 +196,56 @@ void spread_lane(const OperandWeight<Scalar>& weight, const Scalar* x, Index x_s
         from_stored<Scalar>(to_operand<Eigen::bfloat16>(x[d * x_stride]));
 }
 
+namespace detail {
+
+/// `y[r] = Σ_c weight[r, c]·x[c]` for `Rows` rows of a panel.
+/// \param depth in tiles
+/// \param y `[Rows]`
+template <int Rows, typename Scalar>
+LOCAL_MHA_NOINLINE void project_lane_rows(Index depth, const Eigen::bfloat16* weight,
+                                          const Scalar* x, Scalar* y) {
+  // Lanes are pairs of a row.
+  using P = Lanes<Scalar, (std::max)(1, static_cast<int>(block_rows<Scalar> / tile_pairs))>;
+  P acc[Rows];
+  LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) acc[r] = P::zero();
+  for (Index tile = 0; tile < depth; ++tile, weight += tile_rows * tile_depth, x += tile_depth) {
+    for (Index i = 0; i < tile_pairs; i += P::count) {
+      const P even = P::load(x + i);
+      const P odd = P::load(x + tile_pairs + i);
+      LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
+        P weights[2];
+        // What is used up sooner than memory answers is asked for.
+        prefetch(weight + r * tile_depth, 4 * tile_rows * tile_depth);
+        load_pairs(weight + r * tile_depth + 2 * i, weights[0], weights[1]);
+        acc[r] = fma(odd, weights[1], fma(even, weights[0], acc[r]));
+      }
+    }
+  }
+  if constexpr (Rows == Lanes<Scalar>::count && std::is_same_v<P, Lanes<Scalar>>) {
+    alignas(64) Scalar folded[Rows * P::folded];
+    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) acc[r].fold(folded + r * P::folded);
+    P::sum_folded(folded, y);
+  } else {
+    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) y[r] = sum_of_lanes(acc[r]);
+  }
+}
+
+}  // namespace detail
+
 /// project_lane() of operands.
 template <typename Scalar>
 void project_lane(const OperandWeight<Scalar>& weight, Index group, const Range& some_rows,
                   const Scalar* spread, Scalar* y, Index y_stride) {
   using namespace detail;
-  // Lanes are pairs of a row.
-  using P = Lanes<Scalar, (std::max)(1, static_cast<int>(block_rows<Scalar> / tile_pairs))>;
-  constexpr Index rows = Tiling<Scalar>::rows;
+  // A whole tile, which is read as it lies, if there are registers for that.
+  constexpr Index rows = Tiling<Scalar>::accumulators >= tile_rows ? tile_rows : 4;
   const Index depth = ceil_div(weight.depth(), tile_depth);
   const Index end = (std::min)(some_rows.end, weight.group_rows());
   for (Index row = some_rows.begin; row < end; row += rows) {
-    const Eigen::bfloat16* from =
-        weight.panel(group, row / tile_rows) + row % tile_rows * tile_depth;
-    P acc[rows];
-    LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) acc[r] = P::zero();
-    for (Index tile = 0; tile < depth; ++tile, from += tile_rows * tile_depth) {
-      const Scalar* const x = spread + tile * tile_depth;
-      for (Index i = 0; i < tile_pairs; i += P::count) {
-        const P even = P::load(x + i);
-        const P odd = P::load(x + tile_pairs + i);
-        LOCAL_MHA_UNROLL for (int r = 0; r < rows; ++r) {
-          P weights[2];
-          // What is used up sooner than memory answers is asked for.
-          prefetch(from + r * tile_depth, 4 * tile_rows * tile_depth);
-          load_pairs(from + r * tile_depth + 2 * i, weights[0], weights[1]);
-          acc[r] = fma(odd, weights[1], fma(even, weights[0], acc[r]));
-        }
-      }
-    }
-    for (Index r = 0; r < (std::min)(rows, end - row); ++r)
-      y[(row + r) * y_stride] = sum_of_lanes(acc[r]);
+    alignas(64) Scalar sums[rows];
+    project_lane_rows<rows>(
+        depth, weight.panel(group, row / tile_rows) + row % tile_rows * tile_depth, spread, sums);
+    for (Index r = 0; r < (std::min)(rows, end - row); ++r) y[(row + r) * y_stride] = sums[r];
   }
 }
 
