@@ -7,6 +7,7 @@
 // scalar, measured just before and after on the same core), tokens (a second), max_error (against
 // sampled rows computed in double). A wrong result is an error, not a time.
 #include <benchmark/benchmark.h>
+#include <algorithm>
 
 #include <cstdint>
 #include <memory>
@@ -31,16 +32,18 @@ Case base(const char* subject) {
 
 void measure(benchmark::State& state, const Case& c) {
   const std::unique_ptr<measuring::Work> work = measuring::make_work(c);
+  const double start = measuring::cpu_seconds();
   work->run();
+  const double run = std::min(measuring::cpu_seconds() - start, 0.1);
   constexpr double peak_seconds = 0.025;
-  const double peak_before = work->peak(peak_seconds);
+  const double peak_before = work->peak(peak_seconds, run);
   const double begin = measuring::cpu_seconds();
   for (auto _ : state) {
     work->run();
     benchmark::ClobberMemory();
   }
   const double seconds = measuring::cpu_seconds() - begin;
-  const double peak = (peak_before + work->peak(peak_seconds)) / 2;
+  const double peak = (peak_before + work->peak(peak_seconds, run)) / 2;
 
   const auto runs = static_cast<double>(state.iterations());
   const double error = work->max_error();

@@ -51,6 +51,7 @@ struct Sample {
 struct Measured {
   std::unique_ptr<measuring::Work> work;
   std::vector<Sample> samples;
+  double run_seconds = 0;  // of the first run
   std::size_t scratch_bytes = 0;
   std::size_t allocations = 0;  // in the first sample
 };
@@ -59,10 +60,12 @@ using Clock = double (*)();
 
 // Runs for at least `seconds`, unless that takes over 100 runs, and three times unless that takes
 // too long: the first run brings the case's data back into the cache.
-Sample sample(measuring::Work& work, double seconds, Clock now) {
-  constexpr double peak_seconds = 0.02;
+// The peak is measured in windows as long as a run, but no longer than a tenth of a second.
+// \param run seconds of a run, as far as is known
+Sample sample(measuring::Work& work, double seconds, double run, Clock now) {
+  constexpr double peak_seconds = 0.02, most = 0.1;
   Sample s;
-  s.peak = work.peak(peak_seconds) / 2;
+  s.peak = work.peak(peak_seconds, std::min(run, most)) / 2;
   std::array<double, 100> runs{};
   std::size_t count = 0;
   double elapsed = 0;
@@ -75,7 +78,7 @@ Sample sample(measuring::Work& work, double seconds, Clock now) {
   const auto middle = runs.begin() + static_cast<std::ptrdiff_t>(count / 2);
   std::nth_element(runs.begin(), middle, runs.begin() + static_cast<std::ptrdiff_t>(count));
   s.seconds = *middle;
-  s.peak += work.peak(peak_seconds) / 2;
+  s.peak += work.peak(peak_seconds, std::min(s.seconds, most)) / 2;
   return s;
 }
 
@@ -83,14 +86,16 @@ Sample sample(measuring::Work& work, double seconds, Clock now) {
 void warm_up(Measured& m) {
   measuring::restart_heap_count();
   const std::size_t before = measuring::heap_use().live;
+  const double begin = measuring::wall_seconds();
   m.work->run();
+  m.run_seconds = measuring::wall_seconds() - begin;
   m.scratch_bytes = measuring::heap_use().most - before;
 }
 
 // A round's sample; the first one counts allocations too.
 void add_sample(Measured& m, double seconds, Clock now) {
   measuring::restart_heap_count();
-  const Sample taken = sample(*m.work, seconds, now);
+  const Sample taken = sample(*m.work, seconds, m.run_seconds, now);
   if (m.samples.empty()) m.allocations = measuring::heap_use().allocations;
   m.samples.push_back(taken);
 }
@@ -112,6 +117,18 @@ void print_samples(const char* key, const std::vector<Sample>& samples, Value&& 
   std::cout << ']';
 }
 
+// By which instructions.
+const char* bfloat16_products() {
+#if defined(LOCAL_MHA_AMX)
+  if (local_mha::detail::has_matrix_unit()) return "AMX";
+#endif
+#if defined(LOCAL_MHA_VDPBF16PS)
+  return "VDPBF16PS";
+#else
+  return "float";
+#endif
+}
+
 void print(const std::vector<Measured>& all) {
   std::cout << std::setprecision(9) << "{";
 #if defined(__clang__)
@@ -127,6 +144,8 @@ void print(const std::vector<Measured>& all) {
   print_string("flags", LOCAL_MHA_BENCHMARK_FLAGS);
   std::cout << ", ";
   print_string("instruction_sets", Eigen::SimdInstructionSetsInUse());
+  std::cout << ", ";
+  print_string("bfloat16_products", bfloat16_products());
   std::cout << ",\n\"results\": [";
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Measured& m = all[i];

@@ -226,7 +226,8 @@ struct Case {
          (c.subject != "attention" && c.subject != "layer" && c.subject != "prefill" &&
           c.subject != "decode")))
       throw bad(
-          "arithmetic_bits are 16, of float, forward: attention, layer, prefill and decode, without "
+          "arithmetic_bits are 16, of float, forward: attention, layer, prefill and decode, "
+          "without "
           "stored_bits");
     if (c.layers < 1 || (c.layers > 1 && c.subject != "decode"))
       throw bad("layers, at least 1, are those of decode");

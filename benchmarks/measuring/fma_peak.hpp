@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <vector>
 
 #include <Eigen/Core>
 
@@ -58,11 +60,12 @@ struct MultiplyAdds {
 }  // namespace detail
 
 /// Floating-point operations a second of multiply-adds in registers, in the packets that the
-/// library computes with, on this core now: the best of many short runs, because whatever disturbs
-/// one makes it slower.
-/// \param seconds how long to measure
+/// library computes with, on this core now: the median of windows that are as long as what it is
+/// compared with, so that what takes a virtual machine's core away for moments counts in both.
+/// \param seconds how long to measure, three windows at least
+/// \param window seconds of each, from half a millisecond on
 template <typename Scalar>
-double fma_peak(double seconds = 0.025) {
+double fma_peak(double seconds = 0.025, double window = 5e-4) {
   using Work = detail::MultiplyAdds<Scalar>;
   // Converges to 1: neither overflow nor denormals on the way.
   volatile Scalar factor = Scalar(0.75);
@@ -74,14 +77,18 @@ double fma_peak(double seconds = 0.025) {
     return cpu_seconds() - begin;
   };
   long steps = 1024;
-  while (timed(steps) < 5e-4) steps *= 2;
-  double best = 0;
-  for (const double begin = cpu_seconds(); cpu_seconds() - begin < seconds;) {
-    const double elapsed = timed(steps);
+  double elapsed = timed(steps);
+  for (; elapsed < 5e-4; elapsed = timed(steps)) steps *= 2;
+  if (window > elapsed) steps = static_cast<long>(static_cast<double>(steps) * window / elapsed);
+  std::vector<double> found;
+  for (const double begin = cpu_seconds(); found.size() < 3 || cpu_seconds() - begin < seconds;) {
+    const double spent = timed(steps);
     // A clock of a virtual machine may stand still.
-    if (elapsed > 0) best = std::max(best, Work::flops(steps) / elapsed);
+    if (spent > 0) found.push_back(Work::flops(steps) / spent);
   }
-  return best;
+  const auto middle = found.begin() + static_cast<std::ptrdiff_t>(found.size() / 2);
+  std::nth_element(found.begin(), middle, found.end());
+  return *middle;
 }
 
 }  // namespace measuring

@@ -22,8 +22,7 @@ std::unique_ptr<Work> make_work(const Case& c) {
       return std::make_unique<LocalAttentionWork<float, Bfloat16>>(c);
     if (c.arithmetic_bits == 16 && c.subject == "layer")
       return std::make_unique<LocalMHAWork<float, Bfloat16, Bfloat16>>(c);
-    if (c.arithmetic_bits == 16)
-      return std::make_unique<StreamWork<float, Bfloat16, Bfloat16>>(c);
+    if (c.arithmetic_bits == 16) return std::make_unique<StreamWork<float, Bfloat16, Bfloat16>>(c);
     if (c.stored_bits == 16 && c.subject == "layer")
       return std::make_unique<LocalMHAWork<float, Bfloat16>>(c);
     if (c.stored_bits == 16) return std::make_unique<StreamWork<float, Bfloat16>>(c);

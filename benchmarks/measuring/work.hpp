@@ -43,8 +43,8 @@ class Work {
   virtual void run() = 0;
   /// The last result's largest deviation from the exact rows, relative to their largest value.
   virtual double max_error() const = 0;
-  /// fma_peak() of the case's scalar.
-  virtual double peak(double seconds) const = 0;
+  /// fma_peak() of the case's scalar, in windows as long as a run.
+  virtual double peak(double seconds, double run) const = 0;
 
   /// What max_error() may be: the tolerances of the library's tests.
   double tolerance() const {
@@ -141,7 +141,7 @@ class AttentionWork : public Work {
     }
   }
 
-  double peak(double seconds) const override { return fma_peak<Scalar>(seconds); }
+  double peak(double seconds, double run) const override { return fma_peak<Scalar>(seconds, run); }
 
   double max_error() const override {
     const Case& c = of();
@@ -326,7 +326,7 @@ class LayerWork : public Work {
     }
   }
 
-  double peak(double seconds) const override { return fma_peak<Scalar>(seconds); }
+  double peak(double seconds, double run) const override { return fma_peak<Scalar>(seconds, run); }
 
  protected:
   static local_mha::LocalMHAConfig configuration(const Case& c) {

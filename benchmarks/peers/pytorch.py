@@ -66,6 +66,8 @@ LAYER_CASES = [
     "layer/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1",
     "layer/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1"
     "/backward:1",
+    "layer/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256/xpos:1/qk_rmsnorm:1"
+    "/arithmetic_bits:16",
 ]
 MODEL_CASES = [
     "layer/float/seqlen:8192/dim:1024/heads:16/dim_head:64/window_size:256/token_window:1/left:255"
@@ -83,9 +85,12 @@ class Case:
         self.subject, self.scalar, *pairs = name.split("/")
         values = {"batch": 1, "dim": 0, "heads": 1, "causal": 1, "xpos": 0, "qk_rmsnorm": 0}
         values.update({"backward": 0, "token_window": 0, "left": 0, "right": 0, "kv_heads": 0})
+        values["arithmetic_bits"] = 0
         values.update((key, int(value)) for key, value in (pair.split(":") for pair in pairs))
         self.__dict__.update(values)
         self.dtype = {"float": torch.float32, "double": torch.float64}[self.scalar]
+        if self.arithmetic_bits == 16:
+            self.dtype = torch.bfloat16
         self.look_forward = 0 if self.causal else 1
 
     def sees(self, i, j):
@@ -513,7 +518,8 @@ def attention_runner(case, make):
     q, k, v = (torch.randn(case.shape(), generator=generator, dtype=case.dtype) for _ in range(3))
     attend = make(case)
     error = relative_error(case, attend(q, k, v), q, k, v)
-    if not error < (1e-10 if case.scalar == "double" else 2e-5):
+    tolerances = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2}
+    if not error < tolerances[case.dtype]:
         raise RuntimeError(f"wrong result: relative error {error:.2g}")
     return lambda: attend(q, k, v)
 

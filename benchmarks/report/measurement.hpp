@@ -68,6 +68,8 @@ class Build {
   const std::string& compiler() const { return compiler_; }
   const std::string& flags() const { return flags_; }
   const std::string& instruction_sets() const { return instruction_sets_; }
+  /// By which products of bfloat16 are: `AMX`, `VDPBF16PS` or `float`.
+  const std::string& bfloat16_products() const { return bfloat16_products_; }
 
   /// Measures `cases` in rounds and keeps their figures, of which figures() finds them by name.
   /// \throws std::runtime_error if the program fails
@@ -80,6 +82,7 @@ class Build {
     compiler_ = found.at("compiler");
     flags_ = found.at("flags");
     instruction_sets_ = found.at("instruction_sets");
+    bfloat16_products_ = found.at("bfloat16_products");
     for (const nlohmann::json& result : found.at("results")) {
       Figures f;
       f.flops = result.at("flops");
@@ -116,6 +119,7 @@ class Build {
   std::string compiler_;
   std::string flags_;
   std::string instruction_sets_;
+  std::string bfloat16_products_;
   std::map<std::string, Figures> figures_;
 };
 

@@ -48,8 +48,9 @@ std::string encoder_of(const std::string& further) {
 /// A share of the peak that a case of the main build is to reach.
 struct ShareBar {
   std::string name;
-  std::string of;  ///< case
-  double bar;      ///< percent; 0: shown beside the others
+  std::string of;    ///< case
+  double bar;        ///< percent; 0: shown beside the others
+  double whole = 0;  ///< the same where instructions of 512 bits are done whole, two in a cycle
 };
 
 constexpr const char* modernbert_layer =
@@ -62,28 +63,34 @@ constexpr const char* gpt_oss_options =
 std::vector<ShareBar> share_bars() {
   const std::string attention = "attention/float/seqlen:8192/";
   const std::string plain = "layer/float/seqlen:8192/";
+  const std::string bfloat16 = "/arithmetic_bits:16";
   return {
-      {"attention, D=64, w=128", attention + "dim_head:64/window_size:128", 75},
-      {"attention, D=64, w=256", attention_w256, 80},
-      {"attention, D=64, w=512", attention + "dim_head:64/window_size:512", 85},
-      {"attention, D=32, w=256", attention + "dim_head:32/window_size:256", 76},
-      {"attention, D=128, w=256", attention + "dim_head:128/window_size:256", 80},
+      {"attention, D=64, w=128", attention + "dim_head:64/window_size:128", 75, 68},
+      {"attention, D=64, w=256", attention_w256, 80, 76},
+      {"attention, D=64, w=512", attention + "dim_head:64/window_size:512", 85, 80},
+      {"attention, D=32, w=256", attention + "dim_head:32/window_size:256", 76, 66},
+      {"attention, D=128, w=256", attention + "dim_head:128/window_size:256", 80, 73},
       {"attention, D=80, w=256", attention + "dim_head:80/window_size:256", 70},
       {"attention, D=96, w=256", attention + "dim_head:96/window_size:256", 70},
       {"attention, non-causal, D=64, w=256", attention + "dim_head:64/window_size:256/causal:0",
        78},
       {"attention, bucketed, D=64, w=256", attention + "dim_head:64/window_size:256/exact:0", 78},
       {"attention, double, D=64, w=256", "attention/double/seqlen:8192/dim_head:64/window_size:256",
-       74},
+       74, 70},
       {"attention, D=64, w=5", attention + "dim_head:64/window_size:5", 42},
-      {"attention, D=64, w=16", attention + "dim_head:64/window_size:16", 42},
+      {"attention, D=64, w=16", attention + "dim_head:64/window_size:16", 42, 46},
       {"attention, padding mask, batch 8, D=64, w=256",
-       "attention/float/batch:8/seqlen:8192/dim_head:64/window_size:256/padding:1", 70},
-      {"attention, attn_bias, D=64, w=256", attention + "dim_head:64/window_size:256/bias:1", 70},
-      {"attention, dropout, D=64, w=256", attention + "dim_head:64/window_size:256/dropout:10", 72},
-      {"attention backward, D=64, w=128", attention + "dim_head:64/window_size:128/backward:1", 70},
-      {"attention backward, D=64, w=256", attention + "dim_head:64/window_size:256/backward:1", 78},
-      {"attention backward, D=64, w=512", attention + "dim_head:64/window_size:512/backward:1", 83},
+       "attention/float/batch:8/seqlen:8192/dim_head:64/window_size:256/padding:1", 70, 72},
+      {"attention, attn_bias, D=64, w=256", attention + "dim_head:64/window_size:256/bias:1", 70,
+       68},
+      {"attention, dropout, D=64, w=256", attention + "dim_head:64/window_size:256/dropout:10", 72,
+       66},
+      {"attention backward, D=64, w=128", attention + "dim_head:64/window_size:128/backward:1", 70,
+       68},
+      {"attention backward, D=64, w=256", attention + "dim_head:64/window_size:256/backward:1", 78,
+       75},
+      {"attention backward, D=64, w=512", attention + "dim_head:64/window_size:512/backward:1", 83,
+       79},
       {"attention backward, D=32, w=256", attention + "dim_head:32/window_size:256/backward:1", 75},
       {"attention backward, D=128, w=256", attention + "dim_head:128/window_size:256/backward:1",
        75},
@@ -92,14 +99,18 @@ std::vector<ShareBar> share_bars() {
       {"attention backward, dropout, D=64, w=256",
        attention + "dim_head:64/window_size:256/dropout:10/backward:1", 72},
       {"layer, forward and backward, dim 512, 8 heads, w=256",
-       layer_of("float", 8192) + "/backward:1", 75},
-      {"layer, dim 512, 8 heads, w=256", layer_of("float", 8192), 86},
+       layer_of("float", 8192) + "/backward:1", 75, 77},
+      {"layer, dim 512, 8 heads, w=256", layer_of("float", 8192), 86, 84},
       {"layer, dim 256, 4 heads, w=128", plain + "dim:256/heads:4/dim_head:64/window_size:128", 80},
       {"layer, dim 768, 12 heads, w=128, non-causal",
        plain + "dim:768/heads:12/dim_head:64/window_size:128/causal:0", 82},
-      {"ModernBERT's layer, dim 768, 12 heads, {64, 64}", modernbert_layer, 85},
+      {"ModernBERT's layer, dim 768, 12 heads, {64, 64}", modernbert_layer, 85, 68},
       {"layer, dim 192, 3 heads, w=64", plain + "dim:192/heads:3/dim_head:64/window_size:64", 74},
       {"layer, double, dim 512, 8 heads, w=256", layer_of("double", 8192), 78},
+      {"attention, products of bfloat16, D=64, w=256", std::string(attention_w256) + bfloat16, 125,
+       115},
+      {"layer, products of bfloat16, dim 512, 8 heads, w=256", layer_of("float", 8192) + bfloat16,
+       140, 140},
       {"Eigen's product at the layer's shapes, dim 512, 8 heads",
        "eigen_product/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256", 0},
       {"Eigen's product at the layer's shapes, double",
@@ -208,7 +219,9 @@ void print_table(const json& found) {
             << found.at("flags").get<std::string>() << "\nFMA peak   ";
   for (const char* scalar : {"float", "double"})
     std::cout << " " << formatted(found.at("peak").at(scalar)) << " GFLOP/s " << scalar;
-  std::cout << " on one core\n\n";
+  std::cout << " on one core, 512 bits "
+            << (found.at("whole_512_bits").get<bool>() ? "at once" : "in halves, or not at all")
+            << ", bfloat16 by " << found.at("bfloat16_products").get<std::string>() << "\n\n";
   std::printf("%-60s %10s %10s  %-9s  %s\n", "", "figure", "bar", "unit", "met");
   for (const json& row : found.at("rows")) {
     const auto text = [&](const char* key) {
@@ -301,6 +314,7 @@ class Report {
       : programs_(programs), settings_(settings), main_(programs / "local_mha_measure") {}
 
   json run(const std::string& plot_path) {
+    find_kind();
     measure_bars();
     measure_other_builds();
     measure_threads();
@@ -319,6 +333,27 @@ class Report {
   const std::vector<std::string>& wrong() const { return wrong_; }
 
  private:
+  // Whether instructions of 512 bits do twice the work of those of 256, and by which bfloat16 is
+  // multiplied.
+  void find_kind() {
+    const std::string any = "attention/float/seqlen:64/dim_head:64/window_size:16";
+    Build build(programs_ / "local_mha_measure");
+    build.measure({any}, 5, 0.01);
+    bfloat16_products_ = build.bfloat16_products();
+    Build half(programs_ / "local_mha_measure_avx2");
+    if (!half.exists()) return;
+    half.measure({any}, 5, 0.01);
+    whole_ = build.figures(any).peak > 1.5 * half.figures(any).peak;
+  }
+
+  // That of this kind of processor.
+  double bar_of(const ShareBar& bar) const {
+    const bool of_bfloat16 = bar.of.find("/arithmetic_bits:16") != std::string::npos;
+    if (!of_bfloat16 || bfloat16_products_ == "VDPBF16PS") return whole_ ? bar.whole : bar.bar;
+    if (bfloat16_products_ != "AMX") return 0;
+    return bar.of.starts_with("layer") ? 450 : 200;
+  }
+
   void measure_bars() {
     say("the bars, in " + std::to_string(settings_.rounds) + " rounds");
     std::vector<std::string> cases;
@@ -330,7 +365,7 @@ class Report {
     for (const ShareBar& bar : share_bars()) {
       std::string name = bar.name;
       if (bar.of == layer_of("float", 8192)) name += ", " + main_.compiler();
-      rows_.push_back(share_row(name, bar.of, main_.figures(bar.of), bar.bar));
+      rows_.push_back(share_row(name, bar.of, main_.figures(bar.of), bar_of(bar)));
     }
     for (const PointsBar& bar : points_bars()) {
       const Figures& of = main_.figures(bar.of);
@@ -615,6 +650,7 @@ class Report {
     for (const Row& row : rows_) rows.push_back(to_json(row));
     return {{"processor", processor_name()}, {"compiler", main_.compiler()},
             {"flags", main_.flags()},        {"instruction_sets", main_.instruction_sets()},
+            {"whole_512_bits", whole_},      {"bfloat16_products", bfloat16_products_},
             {"other_builds", others_},       {"peak", peak_},
             {"peak_unit", "GFLOP/s"},        {"rows", rows},
             {"curves", curves_json_}};
@@ -644,6 +680,8 @@ class Report {
       {"attention", 64}, {"attention", 128}, {"naive_attention", 64}};
   std::vector<Row> rows_;
   std::map<std::string, double> peak_;
+  bool whole_ = false;
+  std::string bfloat16_products_;
   json others_ = json::array();
   json curves_json_;
   std::vector<std::string> wrong_;
