@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// LocalMHA whose products are of operands that were rounded to bfloat16, written out naively: the
+/// formulas of layer.hpp, with the rounding by its definition. Products and sums are double.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "reference/array.hpp"
+#include "reference/attention.hpp"
+#include "reference/layer.hpp"
+
+namespace reference {
+
+/// The first half of a float's bits, as an operand has them: to the nearest, of two that are as
+/// near to the even one; what is smaller than 2^-126 is 0.
+inline std::uint32_t operand_bits(std::uint32_t bits) {
+  const std::uint32_t sign = bits >> 31 << 15, exponent = bits >> 23 & 0xff;
+  const std::uint32_t kept = bits >> 16, lost = bits & 0xffff;
+  if (exponent == 0) return sign;
+  if (exponent == 0xff && (bits & 0x7fffff) != 0) return kept | 0x40;  // a quiet NaN
+  const bool odd = kept % 2 == 1;
+  return kept + (lost > 0x8000 || (lost == 0x8000 && odd) ? 1 : 0);
+}
+
+/// The operand that a number becomes. `near_tie` is set if it lies so near to the middle of two
+/// that float arithmetic may make it the other one.
+inline double operand(double x) {
+  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
+  return static_cast<double>(std::bit_cast<float>(operand_bits(bits) << 16));
+}
+
+/// Which of the operands are rounded: to see what it comes to where one kind is not.
+struct Operands {
+  bool weights = true;
+  bool rows = true;           // that pass to_qkv and to_v_gate
+  bool keys = true;           // normalized, and turned
+  bool values = true;         // with their bias
+  bool queries = true;        // normalized, turned, times softmax_scale·log2(e)
+  bool probabilities = true;  // 2^(s − ⌈m⌉), s and the largest one, m, in units of log 2
+  bool heads = true;          // the results that pass to_out
+  /// The denominator counts what probabilities are before they are rounded.
+  bool sum_of_rounded = false;
+  /// Probabilities are 2^(s − m).
+  bool whole_maximum = true;
+
+  static Operands none() { return {false, false, false, false, false, false, false}; }
+};
+
+inline void round_if(bool is_rounded, Array<double>& array) {
+  if (!is_rounded) return;
+  for (double& number : array.data) number = operand(number);
+}
+
+/// Turns `row`, of a head, by `distance` positions: a query, or a key, whose xPos is the inverse.
+inline void turn_row(const AttentionOptions& o, Int d, double distance, bool of_key, double* row) {
+  if (!o.rotary) return;
+  const RotaryOptions& rotary = o.rotary_options;
+  const Int turned = rotary.rotary_dim.value_or(d);
+  for (Int m = 0; m < turned / 2; ++m) {
+    const double two_m = 2 * static_cast<double>(m), of = static_cast<double>(turned);
+    const double theta = rotary.inv_freq.empty() ? std::pow(rotary.theta, -two_m / of)
+                                                 : rotary.inv_freq.at(static_cast<std::size_t>(m));
+    double factor = rotary.factor;
+    if (o.xpos)
+      factor *= std::pow((two_m + 0.4 * of) / (1.4 * of),
+                         (of_key ? -distance : distance) / o.xpos_scale_base);
+    const auto [first, second] = channel_pair(o, turned, m);
+    const double x = row[first], y = row[second], angle = distance * theta;
+    row[first] = factor * (x * std::cos(angle) - y * std::sin(angle));
+    row[second] = factor * (x * std::sin(angle) + y * std::cos(angle));
+  }
+}
+
+/// The attention of local_mha_of_operands().
+/// \param in its keys and values are operands, its keys turned by their place in their group
+/// \param group positions of a group
+inline Array<double> attention_of_operands(const AttentionOptions& o,
+                                           const AttentionInputs<double>& in, Int group,
+                                           const Operands& operands) {
+  constexpr double log2_e = 1.44269504088896340736;
+  const Int batch = in.q.shape[0], heads = in.q.shape[1], n = in.q.shape[2], d = in.q.shape[3];
+  const double scale = scale_of<double>(o, d) * log2_e;
+  Array<double> out({batch, heads, n, d});
+  std::vector<double> query(static_cast<std::size_t>(d)), scores;
+  std::vector<Int> keys;
+  for (Int b = 0; b < batch; ++b)
+    for (Int h = 0; h < heads; ++h)
+      for (Int i = 0; i < n; ++i) {
+        scores.clear();
+        keys.clear();
+        Int group_of_query = -1;
+        for (Int j = 0; j < n; ++j) {
+          if (!sees(o, in.masked, in.global, n, b, i, j)) continue;
+          const double* bias = bias_of(o, in, h, i, j);
+          if (bias != nullptr && !(*bias > o.hiding_bias)) continue;
+          const Int group_of_key = position(o, j) / group;
+          if (group_of_key != group_of_query) {
+            // Queries are turned the rest of the way, from the begin of the keys' group on.
+            group_of_query = group_of_key;
+            for (Int c = 0; c < d; ++c)
+              query[static_cast<std::size_t>(c)] = scale * in.q(b, h, i, c);
+            const Int first = i - (position(o, i) - group_of_key * group);
+            turn_row(o, d, static_cast<double>(rotary_distance(o, i, first)), false, query.data());
+            for (double& x : query) x = operands.queries ? operand(x) : x;
+          }
+          const double* key = row_at(in.k, b, in.key_head(h), j);
+          double score = 0;
+          for (Int c = 0; c < d; ++c) score += query[static_cast<std::size_t>(c)] * key[c];
+          if (in.score.value)
+            score = log2_e * in.score.value(score / log2_e, h, position(o, i), position(o, j));
+          if (bias != nullptr) score += log2_e * *bias;
+          scores.push_back(score);
+          keys.push_back(j);
+        }
+        if (scores.empty()) continue;
+        double largest = *std::max_element(scores.begin(), scores.end()), sum = 0;
+        if (!in.sinks.empty()) largest = std::max(largest, log2_e * in.sinks(h));
+        if (operands.whole_maximum) largest = std::ceil(largest);
+        if (!in.sinks.empty()) sum += std::exp2(log2_e * in.sinks(h) - largest);
+        double* const to = row_at(out, b, h, i);
+        for (std::size_t s = 0; s < keys.size(); ++s) {
+          double p = std::exp2(scores[s] - largest);
+          sum += operands.sum_of_rounded ? operand(p) : p;
+          if (in.multiplier) p *= in.multiplier(b, h, i, keys[s]);
+          if (operands.probabilities) p = operand(p);
+          const double* v = row_at(in.v, b, in.key_head(h), keys[s]);
+          for (Int c = 0; c < d; ++c) to[c] += p * v[c];
+        }
+        for (Int c = 0; c < d; ++c) to[c] /= sum;
+      }
+  return out;
+}
+
+/// \param group positions in whose middle queries and keys meet: those that
+///        RotaryEmbedding::group() says
+inline Array<double> local_mha_of_operands(const LayerOptions& o, Parameters<double> parameters,
+                                           const LayerInputs<double>& in, Int group,
+                                           const Operands& operands = {}) {
+  for (const char* name : {"to_qkv.weight", "to_out.weight", "to_v_gate.0.weight"})
+    if (const auto weight = parameters.find(name); weight != parameters.end())
+      round_if(operands.weights, weight->second);
+  Array<double> x = prenormed(o, parameters, in.x, "");
+  round_if(operands.rows, x);
+  const Projected<double> raw = projected(o, parameters, x, "to_qkv");
+  auto attend = attention_inputs(o, parameters, in, x, raw, "");
+  const AttentionOptions options = attention_options(o);
+  const Int d = o.dim_head, n = in.x.shape[1];
+  for (Int b = 0; b < in.x.shape[0]; ++b)
+    for (Int h = 0; h < o.key_heads(); ++h)
+      for (Int j = 0; j < n; ++j)
+        turn_row(options, d, static_cast<double>(position(options, j) % group), true,
+                 row_at(attend.k, b, h, j));
+  round_if(operands.keys, attend.k);
+  round_if(operands.values, attend.v);
+  Array<double> out = attention_of_operands(options, attend, group, operands);
+  if (o.gate_values_per_head) {
+    const Array<double> gates =
+        linear(x, parameters.at("to_v_gate.0.weight"), parameters.at("to_v_gate.0.bias"));
+    for (Int b = 0; b < out.shape[0]; ++b)
+      for (Int h = 0; h < o.heads; ++h)
+        for (Int i = 0; i < n; ++i)
+          for (Int c = 0; c < d; ++c) out(b, h, i, c) *= sigmoid(gates(b, i, h));
+  }
+  Array<double> y = merged(out);
+  round_if(operands.heads, y);
+  return linear(y, parameters.at("to_out.weight"), used(o.out_bias, parameters, "to_out.bias"));
+}
+
+}  // namespace reference

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT
+// LocalMHA that multiplies in bfloat16: what is too small counts as 0, and what nobody sees as
+// nothing, whatever it holds.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <local_mha/local_mha.hpp>
+
+#include "support/operand_case.hpp"
+
+namespace bf16_unseen_test {
+
+using local_mha::Index;
+using local_mha::LocalMHAConfig;
+using local_mha::Tensor;
+using reference::Array;
+using support::flush;
+using support::for_each_case;
+using support::layer_of;
+using support::OperandCase;
+using support::push_rows;
+using Layer = support::OperandLayer;
+
+// ---- what nobody sees
+
+/// Whether a query sees a key.
+bool sees(const OperandCase& c, const reference::LayerInputs<double>& in, Index b, Index i,
+          Index j) {
+  return reference::sees(support::reference_options(c).attention, in.masked, {}, c.seqlen(), b, i,
+                         j);
+}
+
+TEST(Bf16Unseen, RowsThatNobodySeesMayHoldAnything) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float infinite = std::numeric_limits<float>::infinity();
+  int unseen = 0, seen = 0;
+  for_each_case(random_cases(30), [&](const OperandCase& c) {
+    const Layer layer = layer_of(c);
+    const auto in = support::reference_inputs(c);
+    Tensor<float, 3> x = support::tensor<float, 3>(c.in.x);
+    const Tensor<float, 3> wanted = support::forward_of(layer, c);
+    Random random(static_cast<std::uint64_t>(c.seqlen()));
+    // One row of a sequence, and all that is masked or behind the end.
+    const Index sequence = random.integer(0, c.batch() - 1),
+                row = random.integer(0, c.seqlen() - 1);
+    const bool masked =
+        !in.masked.empty() && in.masked[static_cast<std::size_t>(sequence * c.seqlen() + row)] != 0;
+    const float poison = random.pick({nan, infinite, -infinite, 3.4e38F});
+    std::vector<unsigned char> is_poisoned(static_cast<std::size_t>(c.batch() * c.seqlen()), 0);
+    const auto put = [&](Index b, Index i) {
+      is_poisoned[static_cast<std::size_t>(b * c.seqlen() + i)] = 1;
+      for (Index k = 0; k < c.config.dim; ++k) x(b, i, k) = random.chance(0.3) ? -poison : poison;
+    };
+    put(sequence, row);
+    for (Index b = 0; b < c.batch(); ++b)
+      for (Index i = 0; i < c.seqlen(); ++i)
+        if (!in.masked.empty() && in.masked[static_cast<std::size_t>(b * c.seqlen() + i)] != 0)
+          put(b, i);
+    const Tensor<float, 3> got = support::forward_of(layer, c, x);
+    for (Index b = 0; b < c.batch(); ++b)
+      for (Index i = 0; i < c.seqlen(); ++i) {
+        const bool behind = !c.lengths.empty() && i >= c.lengths[static_cast<std::size_t>(b)];
+        if (is_poisoned[static_cast<std::size_t>(b * c.seqlen() + i)] != 0 && !behind) continue;
+        const bool sees_it = !behind && !masked && b == sequence && sees(c, in, b, i, row);
+        (sees_it ? seen : unseen) += 1;
+        for (Index k = 0; k < c.config.dim; ++k) {
+          if (!sees_it) {
+            ASSERT_EQ(std::bit_cast<std::uint32_t>(got(b, i, k)),
+                      std::bit_cast<std::uint32_t>(wanted(b, i, k)))
+                << b << ' ' << i << " and " << row;
+          } else if (std::isnan(poison)) {
+            ASSERT_TRUE(std::isnan(got(b, i, k))) << b << ' ' << i << " and " << row;
+          }
+        }
+      }
+  });
+  EXPECT_GE(seen, 300);
+  EXPECT_GE(unseen, 3000);
+}
+
+/// A layer in which a row's last channel goes to the values alone, where it becomes infinite.
+OperandCase case_with_infinite_values(std::uint64_t seed, Index window) {
+  OperandCase c = support::operand_case(seed, window);
+  c.config.prenorm = false;
+  c.training.reset();
+  c.parameters = [&] {
+    Random random(seed);
+    return support::random_parameters(
+        random, support::named<double>(local_mha::LocalMHAParameters<double>::zeros(c.config)));
+  }();
+  const Index last = c.config.dim - 1, d = c.config.dim_head;
+  const Index values = (c.config.heads + resolved_kv_heads(c.config)) * d;
+  Array<double>& to_qkv = c.parameters.at("to_qkv.weight");
+  for (Index r = 0; r < to_qkv.shape[0]; ++r)
+    to_qkv(r, last) = r < values ? 0 : r % 3 == 0 ? 0x1p60 : 0;
+  if (c.config.gate_values_per_head)
+    for (Index h = 0; h < c.config.heads; ++h) c.parameters.at("to_v_gate.0.weight")(h, last) = 0;
+  for (Index row = 0; row < c.batch() * c.seqlen(); ++row)
+    c.in.x.data[static_cast<std::size_t>(row * c.config.dim + last)] = 0;
+  return c;
+}
+
+TEST(Bf16Unseen, ValuesThatAreNotFiniteReachThoseAloneThatSeeThem) {
+  int unseen = 0, seen = 0;
+  for (std::uint64_t seed = 0; seed < random_cases(150); ++seed) {
+    const OperandCase c = case_with_infinite_values(55000 + seed, seed % 3 == 0 ? 40 : 7);
+    const Layer layer = layer_of(c);
+    const auto in = support::reference_inputs(c);
+    const Tensor<float, 3> wanted = support::forward_of(layer, c);
+    Random random(seed);
+    const Index sequence = random.integer(0, c.batch() - 1),
+                row = random.integer(0, c.seqlen() - 1);
+    Tensor<float, 3> x = support::tensor<float, 3>(c.in.x);
+    x(sequence, row, c.config.dim - 1) = 0x1p80F;
+    const Tensor<float, 3> got = support::forward_of(layer, c, x);
+    for (Index b = 0; b < c.batch(); ++b)
+      for (Index i = 0; i < c.seqlen(); ++i) {
+        if (!c.lengths.empty() && i >= c.lengths[static_cast<std::size_t>(b)]) continue;
+        const bool sees_it = b == sequence && sees(c, in, b, i, row);
+        (sees_it ? seen : unseen) += 1;
+        for (Index k = 0; k < c.config.dim; ++k) {
+          if (sees_it) {
+            ASSERT_FALSE(std::isfinite(got(b, i, k))) << seed << ", row " << i << " and " << row;
+          } else {
+            ASSERT_EQ(std::bit_cast<std::uint32_t>(got(b, i, k)),
+                      std::bit_cast<std::uint32_t>(wanted(b, i, k)))
+                << seed << ", row " << i << " of " << c.seqlen() << " and " << row << ": "
+                << support::describe_case(c);
+          }
+        }
+      }
+    if (c.batch() > 1 || !c.cu_seqlens.empty() || !c.lengths.empty()) continue;
+    // A stream of either, too.
+    const Tensor<float, 3> bias = support::bias_tensor<float>(c.in.bias);
+    for (const Index chunk : {1, 5, 40}) {
+      Tensor<float, 3> y[2];
+      for (int poisoned = 0; poisoned < 2; ++poisoned) {
+        Random of_chunks(1);
+        Layer::Stream stream(layer, {}, support::optional_view(bias));
+        y[poisoned] = Tensor<float, 3>(1, c.seqlen(), c.config.dim);
+        Index out = 0;
+        push_rows(stream, poisoned == 1 ? x : support::tensor<float, 3>(c.in.x), c.in.masked, 0,
+                  c.seqlen(), chunk, of_chunks, y[poisoned], out);
+        flush(stream, y[poisoned], out);
+      }
+      for (Index i = 0; i < c.seqlen(); ++i)
+        for (Index k = 0; k < c.config.dim; ++k) {
+          if (sees(c, in, 0, i, row)) {
+            ASSERT_FALSE(std::isfinite(y[1](0, i, k))) << seed << ", chunks of " << chunk;
+          } else {
+            ASSERT_EQ(std::bit_cast<std::uint32_t>(y[1](0, i, k)),
+                      std::bit_cast<std::uint32_t>(y[0](0, i, k)))
+                << seed << ", chunks of " << chunk << ", row " << i << " of " << c.seqlen()
+                << " and " << row << ": " << support::describe_case(c);
+          }
+        }
+    }
+  }
+  EXPECT_GE(seen, 300);
+  EXPECT_GE(unseen, 3000);
+}
+
+}  // namespace bf16_unseen_test
