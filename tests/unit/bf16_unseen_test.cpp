@@ -27,6 +27,114 @@ using support::OperandCase;
 using support::push_rows;
 using Layer = support::OperandLayer;
 
+// ---- numbers below 2^-126
+
+constexpr float faint = 1e-39F, large = 0x1p100F;
+
+/// A layer of one head whose queries, keys and values are the biases, and what becomes of them.
+struct Faint {
+  LocalMHAConfig config{.dim = 2,
+                        .window_size = 50,
+                        .dim_head = 8,
+                        .heads = 1,
+                        .causal = true,
+                        .use_rotary_pos_emb = false,
+                        .gate_values_per_head = true,
+                        .qkv_bias = true,
+                        .sinks = true};
+  local_mha::LocalMHAParameters<float> parameters =
+      local_mha::LocalMHAParameters<float>::zeros(config);
+  float x = 1;
+
+  void set(int part, float bias, float weight = 0) {
+    for (Index c = 8 * part; c < 8 * part + 8; ++c) {
+      parameters.to_qkv_bias[c] = bias;
+      parameters.to_qkv.row(c).setConstant(weight);
+    }
+  }
+};
+
+TEST(Bf16Unseen, NumbersBelowTheSmallestNormalOneAreZeroInEveryProduct) {
+  struct Case {
+    const char* name;
+    bool of_keys;  // scores are 0, else the results are
+    void (*make)(Faint&);
+  };
+  const Case cases[] = {{"rows", false,
+                         [](Faint& f) {
+                           f.x = faint;
+                           f.set(2, 0, large);
+                           f.parameters.to_out.setOnes();
+                         }},
+                        {"weights", false,
+                         [](Faint& f) {
+                           f.x = large;
+                           f.set(2, 0, faint);
+                           f.parameters.to_out.setOnes();
+                         }},
+                        {"values", false,
+                         [](Faint& f) {
+                           f.set(2, faint);
+                           f.parameters.to_out.setConstant(large);
+                         }},
+                        {"weights behind", false,
+                         [](Faint& f) {
+                           f.set(2, large);
+                           f.parameters.to_out.setConstant(faint);
+                         }},
+                        {"results", false,
+                         [](Faint& f) {
+                           f.set(2, 0x1p-126F);
+                           f.parameters.to_out.setConstant(large);
+                         }},
+                        {"keys", true,
+                         [](Faint& f) {
+                           f.set(0, 1e38F);
+                           f.set(1, faint);
+                           f.set(2, 1);
+                           f.parameters.to_out.setConstant(0.125F);
+                         }},
+                        {"queries", true,
+                         [](Faint& f) {
+                           f.set(0, faint);
+                           f.set(1, 1e38F);
+                           f.set(2, 1);
+                           f.parameters.to_out.setConstant(0.125F);
+                         }},
+                        {"gates", true, [](Faint& f) {
+                           f.x = large;
+                           f.parameters.to_v_gate_weight.setConstant(faint);
+                           f.set(2, 1);
+                           f.parameters.to_out.setConstant(0.125F);
+                         }}};
+  for (const Case& c : cases) {
+    Faint faint_layer;
+    c.make(faint_layer);
+    const Layer layer(faint_layer.config, faint_layer.parameters);
+    Tensor<float, 3> x(1, 40, 2);
+    x.setConstant(faint_layer.x);
+    const auto expect = [&](const Tensor<float, 3>& y, Index chunk) {
+      for (Index i = 0; i < 40; ++i) {
+        // Beside i + 1 keys, there is the sink; and a half is the gate.
+        const double share = static_cast<double>(i + 1) / static_cast<double>(i + 2);
+        // The result is an operand, too.
+        const double wanted = c.of_keys ? reference::operand(share / 2) : 0;
+        ASSERT_NEAR(static_cast<double>(y(0, i, 0)), wanted, c.of_keys ? 2e-3 : 0)
+            << c.name << ", row " << i << ", chunks of " << chunk;
+      }
+    };
+    expect(layer.forward(x), 0);
+    for (const Index chunk : {1, 3, 40}) {
+      Layer::Stream stream(layer);
+      Tensor<float, 3> y(1, 40, 2);
+      Index out = 0;
+      Random random(1);
+      push_rows(stream, x, {}, 0, 40, chunk, random, y, out);
+      expect(y, chunk);
+    }
+  }
+}
+
 // ---- what nobody sees
 
 /// Whether a query sees a key.

@@ -18,6 +18,7 @@
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/operands.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/rows_view.hpp>
 #include <local_mha/core/stored.hpp>
@@ -241,11 +242,13 @@ class LayerWorker {
     to.put();
   }
 
-  // What goes into a ring that does not round it.
+  // What goes into a ring that does not round it, or not to an operand.
   template <typename SomeRing>
   void round_in(const SomeRing& /*ring*/, Scalar* block) const {
     if constexpr (std::is_same_v<SomeRing, Ring<Scalar>>)
       round_as_stored<Storage>(steps_.dim_head() * count, block);
+    else if constexpr (of_operands && std::is_same_v<SomeRing, Ring<Scalar, Storage>>)
+      round_to_operands<Arithmetic>(steps_.dim_head() * count, block);
   }
 
   template <typename SomeRing>
