@@ -101,11 +101,11 @@ TEST(MatrixUnit, WeightedValuesAreThoseOfThePortableLoops) {
       const L* const before = trial % 2 == 0 ? nullptr : &rescale;
       auto got = random_block(random, local_mha::padded_channels<float>(channels));
       auto wanted = got;
-      add_weighted_values_by_matrix_unit(chunk, channels, before, factor, got.data());
+      add_weighted_values_by_matrix_unit<true>(chunk, channels, before, factor, got.data());
       local_mha::Upcoming<float> upcoming;
       constexpr int least = local_mha::Tiling<float>::rows;
       for (Index c = 0; c < channels; c += least)
-        add_weighted_channels<least>(chunk, c, before, factor, upcoming, wanted.data());
+        add_weighted_channels<least, true>(chunk, c, before, factor, upcoming, wanted.data());
       for (std::size_t i = 0; i < static_cast<std::size_t>(channels * count); ++i)
         ASSERT_NEAR(static_cast<double>(got[i]), static_cast<double>(wanted[i]), 2e-4);
     }

@@ -12,6 +12,7 @@
 
 #include <local_mha/local_mha.hpp>
 
+#include "support/operand_blocks.hpp"
 #include "support/operand_case.hpp"
 
 namespace bf16_unseen_test {
@@ -190,6 +191,75 @@ TEST(Bf16Unseen, RowsThatNobodySeesMayHoldAnything) {
   });
   EXPECT_GE(seen, 300);
   EXPECT_GE(unseen, 3000);
+}
+
+/// What a head gives its queries, `[blocks][padded channels][block_rows]`.
+/// \param poisoned a key whose values are not finite; -1: none
+std::vector<float> attended(const local_mha::LocalAttentionConfig& config, Index n, Index d,
+                            Index poisoned, float poison) {
+  constexpr Index count = local_mha::block_rows<float>;
+  const local_mha::Window window(config);
+  local_mha::AttentionHead<float> head;
+  head.window = &window;
+  head.seqlen = n;
+  head.queries = head.unmasked = {0, n};
+  const Index blocks = local_mha::ceil_div(n, count);
+  local_mha::KeyOperands<float> keys(d, blocks);
+  local_mha::ValueOperands<float> values(d, blocks);
+  Random random(11);
+  std::vector<local_mha::BlockBuffer<float>> queries;
+  for (Index b = 0; b < blocks; ++b) {
+    keys.put(b, support::random_block(random, d).data());
+    queries.push_back(support::random_block(random, d));
+    auto block = support::random_block(random, d);
+    if (poisoned / count == b && poisoned >= 0)
+      for (Index c = 0; c < d; c += 2)
+        block[static_cast<std::size_t>(c * count + poisoned % count)] = poison;
+    values.put(b, block.data());
+  }
+  local_mha::AttentionKernel<float, Eigen::bfloat16> kernel(d, n);
+  const local_mha::KeyStore<float, local_mha::ValueOperands<float>, local_mha::KeyOperands<float>>
+      store{&keys, &values};
+  std::vector<float> all;
+  auto out = local_mha::make_block_buffer<float>(local_mha::padded_channels<float>(d) * count);
+  for (Index b = 0; b < blocks; ++b) {
+    kernel.attend(head, b * count, queries[static_cast<std::size_t>(b)].data(), store, {},
+                  out.data());
+    all.insert(all.end(), out.begin(), out.end());
+  }
+  return all;
+}
+
+// Before they are rounded again, which would hide most of it.
+TEST(Bf16Unseen, ValuesThatAreNotFiniteLeaveEveryBitOfOtherQueriesAlone) {
+  constexpr Index count = local_mha::block_rows<float>;
+  for (const bool causal : {true, false})
+    for (const Index window : {5, 33, 600})
+      for (const Index d : {8, 20, 64, 100}) {
+        local_mha::LocalAttentionConfig config{.window_size = window, .causal = causal};
+        config.exact_windowsize = true;
+        const Index n = window == 600 ? 1500 : 150, stride = local_mha::padded_channels<float>(d);
+        const std::vector<float> clean = attended(config, n, d, -1, 0);
+        const local_mha::Window shown(config);
+        for (Index j = 3; j < n; j += window == 600 ? 331 : 19) {
+          const float poison = j % 2 == 0 ? std::numeric_limits<float>::infinity()
+                                          : std::numeric_limits<float>::quiet_NaN();
+          const std::vector<float> got = attended(config, n, d, j, poison);
+          for (Index i = 0; i < n; ++i)
+            for (Index c = 0; c < d; ++c) {
+              const auto at =
+                  static_cast<std::size_t>((i / count * stride + c) * count + i % count);
+              if (shown.attends(i, j) && c % 2 == 0) {
+                ASSERT_FALSE(std::isfinite(got[at])) << i << " and " << j << ", channel " << c;
+              } else {
+                ASSERT_EQ(std::bit_cast<std::uint32_t>(got[at]),
+                          std::bit_cast<std::uint32_t>(clean[at]))
+                    << i << " and " << j << " of " << n << ", channel " << c << ", window "
+                    << window;
+              }
+            }
+        }
+      }
 }
 
 /// A layer in which a row's last channel goes to the values alone, where it becomes infinite.

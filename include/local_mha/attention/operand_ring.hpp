@@ -148,9 +148,8 @@ class ValueOperands {
   bool finite(Index b) const { return finite_[static_cast<std::size_t>(b % capacity_)] != 0; }
 
   /// The value of a channel at a key of block `b`.
-  Scalar value(Index b, Index channel, Index key) const {
-    const detail::Pair& pair = (*this)[b][channel * count + key / 2];
-    return detail::from_stored<Scalar>(pair.of[key % 2]);
+  const Eigen::bfloat16& value(Index b, Index channel, Index key) const {
+    return (*this)[b][channel * count + key / 2].of[key % 2];
   }
 
  private:

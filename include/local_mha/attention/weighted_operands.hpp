@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 
 #include <local_mha/attention/operand_ring.hpp>
 #include <local_mha/attention/strips.hpp>
@@ -29,31 +31,49 @@ LOCAL_MHA_INLINE Lanes<Scalar> probability(const Pair* pairs, Index key) {
   return both[key % 2];
 }
 
-/// add_seen_values() of operands.
+/// False of a NaN or an infinity.
+inline bool is_finite(const Eigen::bfloat16& x) {
+  return (std::bit_cast<std::uint16_t>(x) & 0x7f80U) != 0x7f80U;
+}
+
+/// What is multiplied of values some of which are not finite, of which 0 times is not 0: zeros for
+/// these, so that all others are added up as ever.
+/// \param size pairs
+/// \return to
+inline const Pair* finite_values(Index size, const Pair* from, Pair* to) {
+  for (Index i = 0; i < size; ++i)
+    for (int k = 0; k < 2; ++k)
+      to[i].of[k] = is_finite(from[i].of[k]) ? from[i].of[k] : Eigen::bfloat16(0);
+  return to;
+}
+
+/// Adds those that are not finite to the queries that see them.
 template <typename Scalar, typename Keys>
-void add_seen_values(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk, Index channels,
-                     const Lanes<Scalar>* rescale, const Lanes<Scalar>& factor, Scalar* out) {
+LOCAL_MHA_NOINLINE void add_seen_values(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk,
+                                        Index channels, Scalar* out) {
   using L = Lanes<Scalar>;
   constexpr Index count = block_rows<Scalar>;
-  for (Index c = 0; c < channels; ++c, out += count) {
-    L sum = rescale == nullptr ? L::zero() : *rescale * L::load(out);
-    for (const auto& piece : chunk) {
-      LaneRange cursor{0, 0};
-      for (Index key = piece.keys.begin; key < piece.keys.end; ++key) {
-        const LaneRange lanes = piece.tile().that_see(key, cursor);
-        if (lanes.begin >= lanes.end) continue;
-        const Index block = key / count;
-        const L p = probability<Scalar>(piece.pairs_of_block(block), key % count);
-        const L more = fma(piece.values->value(block, c, key % count), p, sum);
-        sum = select_lanes(lanes.begin, lanes.end, more, sum);
+  for (const auto& piece : chunk) {
+    LaneRange cursor{0, 0};
+    for (Index key = piece.keys.begin; key < piece.keys.end; ++key) {
+      const Index block = key / count;
+      const LaneRange lanes = piece.tile().that_see(key, cursor);
+      if (lanes.begin >= lanes.end || piece.values->finite(block)) continue;
+      const L p = probability<Scalar>(piece.pairs_of_block(block), key % count);
+      for (Index c = 0; c < channels; ++c) {
+        const Eigen::bfloat16& value = piece.values->value(block, c, key % count);
+        if (is_finite(value)) continue;
+        const L sum = L::load(out + c * count);
+        select_lanes(lanes.begin, lanes.end, fma(from_stored<Scalar>(value), p, sum), sum)
+            .store(out + c * count);
       }
     }
-    (sum * factor).store(out);
   }
 }
 
 /// add_weighted_values() of some channels.
-template <int Channels, typename Scalar, typename Keys>
+/// \tparam Finite all values are
+template <int Channels, bool Finite, typename Scalar, typename Keys>
 LOCAL_MHA_NOINLINE void add_weighted_channels(
     const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk, Index c, const Lanes<Scalar>* rescale,
     const Lanes<Scalar>& factor, Upcoming<Scalar>& upcoming, Scalar* out) {
@@ -69,7 +89,14 @@ LOCAL_MHA_NOINLINE void add_weighted_channels(
     for (Index block = blocks.begin; block < blocks.end; ++block, cursor.advance()) {
       upcoming.fetch();
       const Pair* const x[1] = {piece.pairs_of_block(block)};
-      multiply(count / 2, cursor.block() + c * count, count, 1, x, acc);
+      const Pair* const v = cursor.block() + c * count;
+      if constexpr (Finite) {
+        multiply(count / 2, v, count, 1, x, acc);
+      } else {
+        Pair aside[Channels * count];
+        multiply(count / 2, finite_values(Channels * count - count / 2, v, aside), count, 1, x,
+                 acc);
+      }
     }
   }
   LOCAL_MHA_UNROLL for (int r = 0; r < Channels; ++r)(acc[r][0] * factor).store(out + r * count);
@@ -77,7 +104,7 @@ LOCAL_MHA_NOINLINE void add_weighted_channels(
 
 #if defined(LOCAL_MHA_AMX)
 /// `out[c][lane] += Σ_key v[key][c]·p[key][lane]` of `Tiles` times 16 channels, by the matrix unit.
-template <int Tiles, typename Keys>
+template <int Tiles, bool Finite, typename Keys>
 LOCAL_MHA_NOINLINE void add_weighted_tiles(const Chunk<float, ValueOperands<float>, Keys>& chunk,
                                            Index c, bool begins, float* out) {
   static_assert(Tiles <= 4);
@@ -99,7 +126,9 @@ LOCAL_MHA_NOINLINE void add_weighted_tiles(const Chunk<float, ValueOperands<floa
     auto cursor = piece.values->cursor(blocks.begin);
     const Pair* p = piece.pairs;
     for (Index block = blocks.begin; block < blocks.end; block += 2, p += tile) {
-      const Pair* const v = cursor.block() + c * count;
+      alignas(64) Pair aside[Finite ? 1 : Tiles * tile];
+      const Pair* v = cursor.block() + c * count;
+      if constexpr (!Finite) v = finite_values(Tiles * tile, v, aside);
       cursor.advance();
       cursor.advance();
       Unit::load<7>(p);
@@ -126,7 +155,7 @@ LOCAL_MHA_NOINLINE void add_weighted_tiles(const Chunk<float, ValueOperands<floa
 }
 
 /// add_weighted_values() by the matrix unit.
-template <typename Keys>
+template <bool Finite, typename Keys>
 void add_weighted_values_by_matrix_unit(const Chunk<float, ValueOperands<float>, Keys>& chunk,
                                         Index channels, const Lanes<float>* rescale,
                                         const Lanes<float>& factor, float* out) {
@@ -138,13 +167,13 @@ void add_weighted_values_by_matrix_unit(const Chunk<float, ValueOperands<float>,
   if (rescale != nullptr) multiply_all(*rescale);
   Index c = 0;
   for (; c + 4 * tile_rows <= channels; c += 4 * tile_rows)
-    add_weighted_tiles<4>(chunk, c, rescale == nullptr, out + c * count);
+    add_weighted_tiles<4, Finite>(chunk, c, rescale == nullptr, out + c * count);
   for (; c < channels; c += tile_rows) {
     // The result may have no room for all rows of a tile.
     alignas(64) float aside[tile_rows * count] = {};
     const Index rows = (std::min)(channels - c, tile_rows);
     std::copy_n(out + c * count, rows * count, aside);
-    add_weighted_tiles<1>(chunk, c, rescale == nullptr, aside);
+    add_weighted_tiles<1, Finite>(chunk, c, rescale == nullptr, aside);
     std::copy_n(aside, rows * count, out + c * count);
   }
   multiply_all(factor);
@@ -158,24 +187,29 @@ void add_weighted_values(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk
                          Upcoming<Scalar>& upcoming, Scalar* out) {
   constexpr int least = Tiling<Scalar>::rows;
   constexpr int most = (std::max)(Tiling<Scalar>::values, least);
+  const auto add = [&]<bool Finite>() {
+#if defined(LOCAL_MHA_AMX)
+    if (has_matrix_unit())
+      return add_weighted_values_by_matrix_unit<Finite>(chunk, channels, rescale, factor, out);
+#endif
+    const Index padded = padded_channels<Scalar>(channels);
+    for (Index c = 0; c < padded;) {
+      if (Tiling<Scalar>::template is_next<most>(padded - c)) {
+        add_weighted_channels<most, Finite>(chunk, c, rescale, factor, upcoming, out);
+        c += most;
+      } else {
+        add_weighted_channels<least, Finite>(chunk, c, rescale, factor, upcoming, out);
+        c += least;
+      }
+    }
+  };
+  bool finite = true;
   for (const auto& piece : chunk)
     for (Index block = piece.aligned_blocks().begin; block < piece.aligned_blocks().end; ++block)
-      if (!piece.values->finite(block))
-        return add_seen_values(chunk, channels, rescale, factor, out);
-#if defined(LOCAL_MHA_AMX)
-  if (has_matrix_unit())
-    return add_weighted_values_by_matrix_unit(chunk, channels, rescale, factor, out);
-#endif
-  const Index padded = padded_channels<Scalar>(channels);
-  for (Index c = 0; c < padded;) {
-    if (Tiling<Scalar>::template is_next<most>(padded - c)) {
-      add_weighted_channels<most>(chunk, c, rescale, factor, upcoming, out);
-      c += most;
-    } else {
-      add_weighted_channels<least>(chunk, c, rescale, factor, upcoming, out);
-      c += least;
-    }
-  }
+      finite = finite && piece.values->finite(block);
+  if (finite) return add.template operator()<true>();
+  add.template operator()<false>();
+  add_seen_values(chunk, channels, out);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail
