@@ -2969,8 +2969,6 @@ const std::set<std::string>& kernel_headers() {
                                              "core/block.hpp",
                                              "core/exp2.hpp",
                                              "core/lanes.hpp",
-                                             "core/matrix_unit.hpp",
-                                             "core/operands.hpp",
                                              "core/parallel.hpp",
                                              "core/rows_view.hpp",
                                              "core/task_order.hpp",

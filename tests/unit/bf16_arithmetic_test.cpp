@@ -117,10 +117,9 @@ TEST(Bf16Arithmetic, IsThatOfRoundedOperands) {
   // Results that are not rounded so are far beyond what is allowed.
   EXPECT_LT(of_rounded.rms(), rms_of_flips);
   EXPECT_GT(of_exact.rms(), 10 * rms_of_flips);
+  if (random_cases(40) < 40) return;
   EXPECT_EQ(compared.size(), 28U);
-#if !defined(EIGEN_DONT_VECTORIZE)
   for (const auto& [feature, times] : compared) EXPECT_GE(times, 5) << feature;
-#endif
 }
 
 TEST(Bf16Arithmetic, RoundsEveryKindOfOperand) {
@@ -170,6 +169,27 @@ TEST(Bf16Arithmetic, IsUpToThreeTimesAsFarFromTheExactResultAsRoundedInputs) {
     EXPECT_LE(got.rms, 3 * inputs.rms);
     EXPECT_LE(got.most, 3 * inputs.most);
   });
+}
+
+TEST(Bf16Arithmetic, HoldsTheWeightsThatItMultiplies) {
+  OperandCase c = support::operand_case(3, 16);
+  c.parameters.at("to_qkv.weight").data[1] = 1e-39;
+  const Layer layer = layer_of(c);
+  const auto held = support::named<double>(layer.parameters());
+  for (const auto& [name, given] : c.parameters) {
+    const bool multiplies = given.shape.size() == 2 && name != "relative_bias";
+    for (std::size_t i = 0; i < given.data.size(); ++i) {
+      const double x = static_cast<double>(static_cast<float>(given.data[i]));
+      ASSERT_EQ(held.at(name).data[i], multiplies ? reference::operand(x) : x) << name;
+    }
+  }
+  // Rounding again changes nothing, and a set in 16 bits is the same.
+  Layer again(c.config, layer.parameters());
+  EXPECT_TRUE(support::same_bits(support::forward_of(again, c), support::forward_of(layer, c)));
+  again.set_parameters(layer.parameters());
+  EXPECT_TRUE(support::same_bits(support::forward_of(again, c), support::forward_of(layer, c)));
+  const Tensor<float, 3> none(2, 0, c.config.dim);
+  EXPECT_EQ(layer.forward(none).size(), 0);
 }
 
 TEST(Bf16Arithmetic, GivesTheSameBitsOnAnyNumberOfThreads) {
@@ -248,6 +268,7 @@ TEST(Bf16Arithmetic, OfAStreamIsThatOfTheWhole) {
     }
   });
   EXPECT_LT(pooled.rms(), rms_of_flips);
+  if (random_cases(40) < 40) return;
   for (const char* feature : {"gates", "first_keys", "bidirectional", "xpos", "rms_all", "mask"})
     EXPECT_GE(streamed[feature], 2) << feature;
 }

@@ -193,6 +193,24 @@ TEST(Bf16Unseen, RowsThatNobodySeesMayHoldAnything) {
   EXPECT_GE(unseen, 3000);
 }
 
+// Rings of another call's keys and values lie beside what a call sees.
+TEST(Bf16Unseen, AWorkspaceKeepsNothingOfCallsBefore) {
+  for (std::uint64_t seed = 0; seed < random_cases(40); ++seed) {
+    const OperandCase c = support::operand_case(66000 + seed, seed % 2 == 0 ? 7 : 70);
+    const Layer layer = layer_of(c);
+    const local_mha::LocalMHACall<float> call{.cu_seqlens = c.cu_seqlens, .lengths = c.lengths};
+    Tensor<float, 3> x = support::tensor<float, 3>(c.in.x);
+    const Tensor<float, 3> wanted = layer.forward(x, call);
+    Tensor<float, 3> nothing(c.batch(), c.seqlen() + 20, c.config.dim);
+    nothing.setConstant(std::numeric_limits<float>::quiet_NaN());
+    Tensor<float, 3> y = wanted, other = nothing;
+    Layer::Workspace workspace;
+    layer.forward_into(other, workspace, nothing);
+    layer.forward_into(y, workspace, x, call);
+    EXPECT_TRUE(support::same_bits(y, wanted)) << seed << ": " << support::describe_case(c);
+  }
+}
+
 /// What a head gives its queries, `[blocks][padded channels][block_rows]`.
 /// \param poisoned a key whose values are not finite; -1: none
 std::vector<float> attended(const local_mha::LocalAttentionConfig& config, Index n, Index d,
