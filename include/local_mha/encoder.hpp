@@ -53,10 +53,11 @@ struct StackAccess;
 /// stream goes on with those that it was made with.
 /// \tparam Scalar float, double, or any type that Eigen computes with
 /// \tparam Storage what weights, keys and values are rounded to: see LocalMHA
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Arithmetic what is multiplied: see LocalMHA and FeedForward
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class Encoder {
   friend detail::StackAccess<Scalar, Storage>;
-  using Stack = detail::LayerStack<Scalar, Storage>;
+  using Stack = detail::LayerStack<Scalar, Storage, Arithmetic>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
 

@@ -40,7 +40,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 struct LayerAccess;
 
 }  // namespace detail
@@ -96,7 +96,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
 
   /// Sequences that come bit by bit: see mha_stream.hpp.
   class Stream;
-  friend detail::LayerAccess<Scalar, Storage>;
+  friend detail::LayerAccess<Scalar, Storage, Arithmetic>;
 
   /// Room for calls of forward_into(), forward_saving_into() and backward_into().
   class Workspace {

@@ -64,7 +64,8 @@ struct GenerateConfig {
 /// stream goes on with those that it was made with.
 /// \tparam Scalar float, double, or any type that Eigen computes with
 /// \tparam Storage what embeddings, weights, keys and values are rounded to: see LocalMHA
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Arithmetic what is multiplied: see LocalMHA, FeedForward and Linear
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LocalTransformer {
   friend detail::StackAccess<Scalar, Storage>;
   struct Weights;
@@ -190,7 +191,7 @@ class LocalTransformer {
     requires detail::Trainable<Scalar, Storage>;
 
  private:
-  const detail::LayerStack<Scalar, Storage>& stack() const { return weights_->stack; }
+  const detail::LayerStack<Scalar, Storage, Arithmetic>& stack() const { return weights_->stack; }
 
   struct InputAndLabels {
     Tensor<std::int64_t, 2> input;
@@ -218,13 +219,13 @@ class LocalTransformer {
   // The logits of the tokens that pass.
   // \param x becomes what the layers give
   // \param saved null, or what becomes what the layers' backward pass needs
-  Tensor<Scalar, 3> logits_of(const detail::TokenBatch& batch, const EncoderCall& call,
-                              Tensor<Scalar, 3>& x,
-                              typename detail::LayerStack<Scalar, Storage>::Saved* saved) const {
+  Tensor<Scalar, 3> logits_of(
+      const detail::TokenBatch& batch, const EncoderCall& call, Tensor<Scalar, 3>& x,
+      typename detail::LayerStack<Scalar, Storage, Arithmetic>::Saved* saved) const {
     {
       const Tensor<Scalar, 3> embedded = embed(batch);
       set_shape<Scalar, 3>(x, embedded.dimensions());
-      typename detail::LayerStack<Scalar, Storage>::Workspace workspace;
+      typename detail::LayerStack<Scalar, Storage, Arithmetic>::Workspace workspace;
       stack().forward(call.device, x, workspace, embedded, batch.mask(), call.training,
                       batch.cu_seqlens(), saved);
     }
@@ -273,9 +274,9 @@ class LocalTransformer {
     LocalTransformerConfig config;
     RowMatrix<Storage> token_emb;
     RowMatrix<Storage> pos_emb;
-    detail::LayerStack<Scalar, Storage> stack;
+    detail::LayerStack<Scalar, Storage, Arithmetic> stack;
     LayerNorm<Scalar> to_logits_norm;
-    Linear<Scalar, Storage> to_logits;
+    Linear<Scalar, Storage, Arithmetic> to_logits;
     detail::OnDemand<Parameters> parameters;
   };
 
@@ -345,16 +346,17 @@ class LocalTransformer {
   std::shared_ptr<const Weights> weights_;
 };
 
-template <typename Scalar, typename Storage>
-Scalar LocalTransformer<Scalar, Storage>::backward(Parameters& gradients, Tokens input,
-                                                   Tokens labels, const EncoderCall& call) const
+template <typename Scalar, typename Storage, typename Arithmetic>
+Scalar LocalTransformer<Scalar, Storage, Arithmetic>::backward(Parameters& gradients, Tokens input,
+                                                               Tokens labels,
+                                                               const EncoderCall& call) const
   requires detail::Trainable<Scalar, Storage>
 {
   const detail::TokenBatch batch(input, call);
   const Tensor<std::int64_t, 2> counted = check_arguments(batch, input, labels, call);
   detail::require_fitting(gradients, config());
 
-  typename detail::LayerStack<Scalar, Storage>::Saved saved;
+  typename detail::LayerStack<Scalar, Storage, Arithmetic>::Saved saved;
   Tensor<Scalar, 3> x;
   const Tensor<Scalar, 3> logits = logits_of(batch, call, x, &saved);
   const Scalar loss = cross_entropy<Scalar>(logits, counted, config().ignore_index);

@@ -31,7 +31,7 @@
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/feed_forward_room.hpp>
 #include <local_mha/ops/feed_forward_weights.hpp>
-#include <local_mha/ops/project.hpp>
+#include <local_mha/ops/project_rows.hpp>
 #include <local_mha/ops/row_pass.hpp>
 #include <local_mha/ops/saved_feed_forward.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
@@ -43,9 +43,9 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 class StackLayers;
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 class LayerStack;
 
 }  // namespace detail
@@ -54,13 +54,14 @@ class LayerStack;
 ///
 /// A copy shares the weights, which nobody changes.
 /// \tparam Storage what the weights of the projections are rounded to, see can_store; if they are,
-/// it
-///         goes forward alone
-template <typename Scalar, typename Storage = Scalar>
+///         it goes forward alone
+/// \tparam Arithmetic what they are multiplied as, see can_multiply: in Eigen::bfloat16, normalized
+///         rows and hidden values are rounded before they pass a projection. All else is a Scalar
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class FeedForward {
-  friend detail::StackLayers<Scalar, Storage>;
-  friend detail::LayerStack<Scalar, Storage>;
-  using Weights = detail::FeedForwardWeights<Scalar, Storage>;
+  friend detail::StackLayers<Scalar, Storage, Arithmetic>;
+  friend detail::LayerStack<Scalar, Storage, Arithmetic>;
+  using Weights = detail::FeedForwardWeights<Scalar, Storage, Arithmetic>;
 
  public:
   /// Its weights.
@@ -132,16 +133,16 @@ class FeedForward {
     Workspace() = default;
     /// Prepared for a layer.
     explicit Workspace(const FeedForward& layer)
-        : in_(room(layer.dim_)),
-          out_(in_),
-          values_(room(layer.inner_)),
-          gates_(values_),
-          spread_(make_block_buffer<Scalar>((std::max)(spread_size(layer.weights_->proj_in),
-                                                       spread_size(layer.weights_->proj_out)))) {}
+        : in_(room(layer.dim_)), out_(in_), values_(room(layer.inner_)), gates_(values_) {
+      for (const auto* weight : {&layer.weights_->proj_in, &layer.weights_->proj_out}) {
+        passing_.fit_blocks(*weight, together);
+        passing_.fit_single(*weight);
+      }
+    }
 
    private:
     friend FeedForward;
-    friend detail::LayerStack<Scalar, Storage>;
+    friend detail::LayerStack<Scalar, Storage, Arithmetic>;
     bool fits(const FeedForward& layer) const {
       return std::ssize(in_) == together * layer.dim_ * count &&
              std::ssize(values_) == together * layer.inner_ * count;
@@ -161,7 +162,7 @@ class FeedForward {
     BlockBuffer<Scalar> out_;
     BlockBuffer<Scalar> values_;
     BlockBuffer<Scalar> gates_;
-    BlockBuffer<Scalar> spread_;
+    detail::PassingRows<Scalar, Arithmetic> passing_;
     std::vector<Workspace> of_threads_;  // but for the first
     detail::FeedForwardBackwardRoom<Scalar> backward_;
   };

@@ -23,10 +23,11 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-template <typename Scalar, typename Storage>
-void FeedForward<Scalar, Storage>::differentiate_geglu(const Scalar* values, const Scalar* gates,
-                                                       Scalar* grad_values,
-                                                       Scalar* grad_gates) const {
+template <typename Scalar, typename Storage, typename Arithmetic>
+void FeedForward<Scalar, Storage, Arithmetic>::differentiate_geglu(const Scalar* values,
+                                                                   const Scalar* gates,
+                                                                   Scalar* grad_values,
+                                                                   Scalar* grad_gates) const {
   for (Index i = 0; i < inner_ * count; i += count) {
     const L gate = L::load(gates + i);
     const Normal<Scalar> at = normal(gate);
@@ -38,8 +39,8 @@ void FeedForward<Scalar, Storage>::differentiate_geglu(const Scalar* values, con
   }
 }
 
-template <typename Scalar, typename Storage>
-RowMatrix<Scalar> FeedForward<Scalar, Storage>::backward(
+template <typename Scalar, typename Storage, typename Arithmetic>
+RowMatrix<Scalar> FeedForward<Scalar, Storage, Arithmetic>::backward(
     Parameters& gradients, const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
     const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const
   requires detail::Trainable<Scalar, Storage>
@@ -52,13 +53,11 @@ RowMatrix<Scalar> FeedForward<Scalar, Storage>::backward(
   return grad_x;
 }
 
-template <typename Scalar, typename Storage>
-void FeedForward<Scalar, Storage>::flow_back(Scalar* grad_x,
-                                             detail::FeedForwardBackwardRoom<Scalar>& room,
-                                             Parameters& gradients, const Saved& saved,
-                                             const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-                                             const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                             const ModuleCall& call) const
+template <typename Scalar, typename Storage, typename Arithmetic>
+void FeedForward<Scalar, Storage, Arithmetic>::flow_back(
+    Scalar* grad_x, detail::FeedForwardBackwardRoom<Scalar>& room, Parameters& gradients,
+    const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
+    const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const
   requires detail::Trainable<Scalar, Storage>
 {
   require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});

@@ -15,17 +15,16 @@
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/feed_forward.hpp>
-#include <local_mha/ops/packed_weight.hpp>
-#include <local_mha/ops/project.hpp>
+#include <local_mha/ops/project_rows.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-template <typename Scalar, typename Storage>
-RowMatrix<Scalar> FeedForward<Scalar, Storage>::flow(const Eigen::Ref<const RowMatrix<Scalar>>& x,
-                                                     const ModuleCall& call, Saved* saved) const {
+template <typename Scalar, typename Storage, typename Arithmetic>
+RowMatrix<Scalar> FeedForward<Scalar, Storage, Arithmetic>::flow(
+    const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call, Saved* saved) const {
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   const std::optional<detail::PlacedDropout<Scalar>> dropout = dropout_of(call.training);
   if (saved != nullptr) prepare(*saved, x.rows());
@@ -41,10 +40,10 @@ RowMatrix<Scalar> FeedForward<Scalar, Storage>::flow(const Eigen::Ref<const RowM
   return y;
 }
 
-template <typename Scalar, typename Storage>
-void FeedForward<Scalar, Storage>::flow(TensorView<Scalar, 3> y, Workspace& workspace,
-                                        TensorView<const Scalar, 3> x, const ModuleCall& call,
-                                        Saved* saved) const {
+template <typename Scalar, typename Storage, typename Arithmetic>
+void FeedForward<Scalar, Storage, Arithmetic>::flow(TensorView<Scalar, 3> y, Workspace& workspace,
+                                                    TensorView<const Scalar, 3> x,
+                                                    const ModuleCall& call, Saved* saved) const {
   const std::optional<detail::PlacedDropout<Scalar>> dropout = dropout_of(call.training);
   const Index rows = x.dimension(0) * x.dimension(1);
   const Index rows_of_task = forward_stretch_blocks * count;
@@ -63,11 +62,10 @@ void FeedForward<Scalar, Storage>::flow(TensorView<Scalar, 3> y, Workspace& work
   });
 }
 
-template <typename Scalar, typename Storage>
-void FeedForward<Scalar, Storage>::run(const Range& rows, const Scalar* x, Index x_stride,
-                                       Scalar* y, Workspace& workspace,
-                                       const std::optional<detail::PlacedDropout<Scalar>>& dropout,
-                                       bool single, Saved* saved) const {
+template <typename Scalar, typename Storage, typename Arithmetic>
+void FeedForward<Scalar, Storage, Arithmetic>::run(
+    const Range& rows, const Scalar* x, Index x_stride, Scalar* y, Workspace& workspace,
+    const std::optional<detail::PlacedDropout<Scalar>>& dropout, bool single, Saved* saved) const {
   Index first = rows.begin;
   map_rows(rows.end - rows.begin, dim_, x + rows.begin * x_stride, x_stride, dim_,
            y + rows.begin * dim_, together, workspace.in_.data(), workspace.out_.data(),
@@ -77,29 +75,33 @@ void FeedForward<Scalar, Storage>::run(const Range& rows, const Scalar* x, Index
            });
 }
 
-template <typename Scalar, typename Storage>
-void FeedForward<Scalar, Storage>::apply(
+template <typename Scalar, typename Storage, typename Arithmetic>
+void FeedForward<Scalar, Storage, Arithmetic>::apply(
     Index first, Index rows, Index blocks, Scalar* in, Scalar* out, Workspace& workspace,
     const std::optional<detail::PlacedDropout<Scalar>>& dropout, bool single, Saved* saved) const {
   const auto value = [&](Index b) { return workspace.values_.data() + b * inner_ * count; };
   const auto gate = [&](Index b) { return workspace.gates_.data() + b * inner_ * count; };
-  const auto multiply = [&](const PackedWeight<Scalar, Storage>& weight, Index group,
-                            const Scalar* x, auto&& to) {
-    project_rows(weight, group, x, blocks, single, workspace.spread_.data(), to);
-  };
-  for (Index b = 0; b < blocks; ++b) {
-    const Index rows_of_block = (std::min)(count, rows - first - b * count);
-    weights_->norm.apply(in + b * dim_ * count);
-    clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, in + b * dim_ * count);
-  }
-  multiply(weights_->proj_in, 0, in, value);
-  multiply(weights_->proj_in, 1, in, gate);
+  project_rows(
+      weights_->proj_in, blocks, single, workspace.passing_,
+      [&](Index b) {
+        Scalar* const x = in + b * dim_ * count;
+        const Index rows_of_block = (std::min)(count, rows - first - b * count);
+        weights_->norm.apply(x);
+        clear_other_lanes(dim_, {0, static_cast<int>(rows_of_block)}, x);
+        return x;
+      },
+      [&](Index group, Index b) { return group == 0 ? value(b) : gate(b); });
   if (saved != nullptr) {
     std::copy_n(value(0), blocks * inner_ * count, saved->values[first / count]);
     std::copy_n(gate(0), blocks * inner_ * count, saved->gates[first / count]);
   }
-  for (Index b = 0; b < blocks; ++b) hide(dropout, first + b * count, value(b), gate(b));
-  multiply(weights_->proj_out, 0, value(0), [&](Index b) { return out + b * dim_ * count; });
+  project_rows(
+      weights_->proj_out, blocks, single, workspace.passing_,
+      [&](Index b) {
+        hide(dropout, first + b * count, value(b), gate(b));
+        return value(b);
+      },
+      [&](Index, Index b) { return out + b * dim_ * count; });
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

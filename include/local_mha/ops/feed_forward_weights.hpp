@@ -17,10 +17,11 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// Each weight in one form.
 /// \tparam Storage what the weights of projections are rounded to, see can_store
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Arithmetic what they are multiplied as, see can_multiply
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct FeedForwardWeights {
   using Parameters = FeedForwardParameters<Scalar>;
-  using Weight = PackedWeight<Scalar, Storage>;
+  using Weight = PackedWeight<Scalar, Storage, Arithmetic>;
 
   /// \throws std::invalid_argument naming the weight whose shape does not fit the others
   template <typename Given>

@@ -159,12 +159,13 @@ class LayerNorm {
     check_input(x);
     require_shape("y", y.dimensions(), x.dimensions());
     detail::require_apart("y", y, "x", x);
-    detail::map_rows_on(call.device, workspace.rooms_, x.dimension(0) * x.dimension(1), dim(),
-                        x.data(), dim(), dim(), y.data(), 1,
-                        [&](Index, const Scalar* in, Scalar* out) {
-                          std::copy(in, in + dim() * block_rows<Scalar>, out);
-                          apply(out);
-                        });
+    detail::map_rows_on(
+        call.device, workspace.rooms_, x.dimension(0) * x.dimension(1), dim(), x.data(), dim(),
+        dim(), y.data(), 1, [](const auto&) {},
+        [&](const auto&, Index, const Scalar* in, Scalar* out) {
+          std::copy(in, in + dim() * block_rows<Scalar>, out);
+          apply(out);
+        });
   }
 
   /// forward() that keeps what backward() needs.

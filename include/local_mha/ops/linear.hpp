@@ -22,7 +22,7 @@
 #include <local_mha/ops/call.hpp>
 #include <local_mha/ops/linear_backward.hpp>
 #include <local_mha/ops/packed_weight.hpp>
-#include <local_mha/ops/project.hpp>
+#include <local_mha/ops/project_rows.hpp>
 #include <local_mha/ops/row_pass.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
@@ -31,11 +31,13 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.
 /// \tparam Storage what the weight is held as, see can_store; the bias stays a Scalar. A Linear
-/// that
-///         rounds its weight goes forward alone
-template <typename Scalar, typename Storage = Scalar>
+///         that rounds its weight goes forward alone
+/// \tparam Arithmetic what it is multiplied as, see can_multiply: in Eigen::bfloat16, rows are
+/// rounded
+///         before they pass it, and sums are Scalars
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class Linear {
-  using Weight = PackedWeight<Scalar, Storage>;
+  using Weight = PackedWeight<Scalar, Storage, Arithmetic>;
 
  public:
   /// Its weights.
@@ -44,7 +46,10 @@ class Linear {
   /// Room for calls of forward_into(); for one call at a time. It prepares itself.
   class Workspace {
     friend Linear;
-    std::vector<detail::RowRoom<Scalar>> rooms_;
+    struct Room : detail::RowRoom<Scalar> {
+      detail::PassingRows<Scalar, Arithmetic> passing;
+    };
+    std::vector<Room> rooms_;
   };
   /// What forward_saving() keeps for backward(), by which that knows the call again.
   class Saved {
@@ -196,17 +201,24 @@ template <typename Matrix>
 explicit Linear(const Eigen::MatrixBase<Matrix>& weight, Vector<typename Matrix::Scalar> bias)
     -> Linear<typename Matrix::Scalar>;
 
-template <typename Scalar, typename Storage>
-void Linear<Scalar, Storage>::flow(const AnyDevice& device, Workspace& workspace, Index rows,
-                                   const Scalar* x, Index x_stride, Scalar* y) const {
+template <typename Scalar, typename Storage, typename Arithmetic>
+void Linear<Scalar, Storage, Arithmetic>::flow(const AnyDevice& device, Workspace& workspace,
+                                               Index rows, const Scalar* x, Index x_stride,
+                                               Scalar* y) const {
   constexpr Index count = block_rows<Scalar>;
-  detail::map_rows_on(device, workspace.rooms_, rows, in_features(), x, x_stride, out_, y,
-                      8 * Tiling<Scalar>::blocks, [&](Index blocks, const Scalar* in, Scalar* out) {
-                        const auto block = [&](Index b) { return out + b * out_ * count; };
-                        project(packed_, 0, in, blocks, block);
-                        if (bias_.size() == 0) return;
-                        for (Index b = 0; b < blocks; ++b) add_bias(out_, bias_.data(), block(b));
-                      });
+  constexpr Index together = 8 * Tiling<Scalar>::blocks;
+  detail::map_rows_on(
+      device, workspace.rooms_, rows, in_features(), x, x_stride, out_, y, together,
+      [&](typename Workspace::Room& room) { room.passing.fit_blocks(packed_, together); },
+      [&](typename Workspace::Room& room, Index blocks, const Scalar* in, Scalar* out) {
+        const auto block = [&](Index b) { return out + b * out_ * count; };
+        project_rows(
+            packed_, blocks, false, room.passing,
+            [&](Index b) { return in + b * in_features() * count; },
+            [&](Index, Index b) { return block(b); });
+        if (bias_.size() == 0) return;
+        for (Index b = 0; b < blocks; ++b) add_bias(out_, bias_.data(), block(b));
+      });
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

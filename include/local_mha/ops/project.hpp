@@ -365,16 +365,6 @@ void project_lane(const PackedWeight<Scalar, Storage>& weight, Index group, cons
   project_lane(weight, group, {0, weight.group_rows()}, spread, y, y_stride);
 }
 
-/// project(), or project_lane() if there is a single position, in lane 0.
-/// \param spread `[spread_size(weight)]`
-template <typename Scalar, typename Storage, typename BlockOf>
-void project_rows(const PackedWeight<Scalar, Storage>& weight, Index group, const Scalar* x,
-                  Index blocks, bool single, Scalar* spread, BlockOf&& y) {
-  if (!single) return project(weight, group, x, blocks, y);
-  spread_lane(weight, x, block_rows<Scalar>, spread);
-  project_lane(weight, group, spread, y(0), block_rows<Scalar>);
-}
-
 }  // namespace local_mha::inline LOCAL_MHA_ABI
 
 LOCAL_MHA_INT_BOUNDS_END

@@ -31,26 +31,30 @@ struct RowRoom {
 };
 
 /// map_rows() on threads. Allocates nothing if the rooms have served as large a pass before.
-template <typename Scalar, typename Apply>
-void map_rows_on(const AnyDevice& device, std::vector<RowRoom<Scalar>>& rooms, Index rows,
-                 Index channels, const Scalar* x, Index x_stride, Index out_channels, Scalar* y,
-                 Index together, Apply&& apply) {
+/// \tparam Room a RowRoom
+/// \param prepare makes ready what else is in a room: `prepare(room)`
+/// \param apply of map_rows(), with the room before its arguments
+template <typename Scalar, typename Room, typename Prepare, typename Apply>
+void map_rows_on(const AnyDevice& device, std::vector<Room>& rooms, Index rows, Index channels,
+                 const Scalar* x, Index x_stride, Index out_channels, Scalar* y, Index together,
+                 Prepare&& prepare, Apply&& apply) {
   const Index rows_of_task =
       ceil_div(forward_stretch_blocks, together) * together * block_rows<Scalar>;
   const Index tasks = ceil_div(rows, rows_of_task);
   const Index threads = (std::min)(thread_count(device), tasks);
   if (static_cast<Index>(rooms.size()) < threads) rooms.resize(static_cast<std::size_t>(threads));
   for (Index i = 0; i < threads; ++i) {
-    RowRoom<Scalar>& room = rooms[static_cast<std::size_t>(i)];
+    Room& room = rooms[static_cast<std::size_t>(i)];
     resize_without_values(room.in, channels * block_rows<Scalar> * together);
     resize_without_values(room.out, out_channels * block_rows<Scalar> * together);
+    prepare(room);
   }
   parallel_for(device, threads, tasks, [&](Index worker, Index task) {
-    RowRoom<Scalar>& room = rooms[static_cast<std::size_t>(worker)];
+    Room& room = rooms[static_cast<std::size_t>(worker)];
     const Index first = task * rows_of_task;
     map_rows((std::min)(rows_of_task, rows - first), channels, x + first * x_stride, x_stride,
              out_channels, y + first * out_channels, together, room.in.data(), room.out.data(),
-             apply);
+             [&](Index blocks, Scalar* in, Scalar* out) { apply(room, blocks, in, out); });
   });
 }
 

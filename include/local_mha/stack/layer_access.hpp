@@ -12,9 +12,9 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct LayerAccess {
-  using Attention = LocalMHA<Scalar, Storage>;
+  using Attention = LocalMHA<Scalar, Storage, Arithmetic>;
   using Flow = typename Attention::Flow;
   /// Blocks of a stream that pass together.
   static constexpr Index stretch = Attention::stretch;
@@ -24,7 +24,7 @@ struct LayerAccess {
     return attention.weights_->unpacked();
   }
 
-  static const LayerWeights<Scalar, Storage>& weights(const Attention& attention) {
+  static const LayerWeights<Scalar, Storage, Arithmetic>& weights(const Attention& attention) {
     return *attention.weights_;
   }
   /// What the queries of sequences of `seqlen` rows see, masks apart.

@@ -34,12 +34,12 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-template <typename Scalar, typename Storage = Scalar>
-class LayerStack : public StackLayers<Scalar, Storage> {
-  using Base = StackLayers<Scalar, Storage>;
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
+class LayerStack : public StackLayers<Scalar, Storage, Arithmetic> {
+  using Base = StackLayers<Scalar, Storage, Arithmetic>;
   static constexpr Index count = block_rows<Scalar>;
   // Blocks that pass the feed-forward's weights together.
-  static constexpr Index together = FeedForward<Scalar, Storage>::together;
+  static constexpr Index together = FeedForward<Scalar, Storage, Arithmetic>::together;
 
  public:
   using typename Base::Connection;
@@ -73,7 +73,7 @@ class LayerStack : public StackLayers<Scalar, Storage> {
       BlockBuffer<Scalar> attended;
       BlockBuffer<Scalar> beta;  // of the feed-forward's connection
       BlockBuffer<Scalar> connection;
-      typename FeedForward<Scalar, Storage>::Workspace feed_forward;
+      typename FeedForward<Scalar, Storage, Arithmetic>::Workspace feed_forward;
     };
 
     void prepare_attentions(const LayerStack& stack) {
@@ -104,11 +104,12 @@ class LayerStack : public StackLayers<Scalar, Storage> {
     Scalar* beta(Index block) { return beta_.channels() > 0 ? beta_[block] : nullptr; }
 
     Index workers_ = 1;
-    std::vector<typename LocalMHA<Scalar, Storage>::Workspace> attentions_;  // of each kind
-    std::vector<Room> rooms_;                                                // of each worker
-    BlockBuffer<Scalar> attended_;                                           // rows
-    BlockArray<Scalar> streams_;                                             // of several
-    BlockArray<Scalar> beta_;  // of the connection around the attention
+    std::vector<typename LocalMHA<Scalar, Storage, Arithmetic>::Workspace>
+        attentions_;                // of each kind
+    std::vector<Room> rooms_;       // of each worker
+    BlockBuffer<Scalar> attended_;  // rows
+    BlockArray<Scalar> streams_;    // of several
+    BlockArray<Scalar> beta_;       // of the connection around the attention
     StackBackwardRoom<Scalar> backward_;
   };
 
@@ -246,7 +247,7 @@ class LayerStack : public StackLayers<Scalar, Storage> {
             Scalar* to, Workspace& workspace, const std::optional<Training>& training,
             std::span<const RowPlace> places, Saved* saved) const {
     const Layer& layer = layers_[i];
-    const FeedForward<Scalar, Storage>& feed_forward = layer.feed_forward;
+    const FeedForward<Scalar, Storage, Arithmetic>& feed_forward = layer.feed_forward;
     const auto dropout = feed_forward.dropout_of(of_part(training, 2 * i + 1), places);
     auto* const kept = saved != nullptr ? &saved->layers[i] : nullptr;
     const EvenRanges ranges = workspace.ranges(blocks.number());
@@ -303,14 +304,13 @@ class LayerStack : public StackLayers<Scalar, Storage> {
   using Base::streams_;
 };
 
-template <typename Scalar, typename Storage>
-void LayerStack<Scalar, Storage>::forward(const AnyDevice& device, TensorView<Scalar, 3> y,
-                                          Workspace& workspace, TensorView<const Scalar, 3> x,
-                                          const PaddingMask& mask,
-                                          const std::optional<Training>& training,
-                                          std::span<const Index> cu_seqlens, Saved* saved) const {
+template <typename Scalar, typename Storage, typename Arithmetic>
+void LayerStack<Scalar, Storage, Arithmetic>::forward(
+    const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,
+    TensorView<const Scalar, 3> x, const PaddingMask& mask, const std::optional<Training>& training,
+    std::span<const Index> cu_seqlens, Saved* saved) const {
   run(device, y, workspace, x, training, saved,
-      [&](std::size_t i, const LocalMHA<Scalar, Storage>& attention,
+      [&](std::size_t i, const LocalMHA<Scalar, Storage, Arithmetic>& attention,
           const std::optional<Training>& of_attention, const TensorView<const Scalar, 3>& in,
           const TensorView<Scalar, 3>& attended, SavedLayer<Scalar>* kept) {
         auto& room = workspace.attentions_[to_size(layers_[i].kind)];
@@ -326,12 +326,14 @@ void LayerStack<Scalar, Storage>::forward(const AnyDevice& device, TensorView<Sc
       });
 }
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 template <typename Attend>
-void LayerStack<Scalar, Storage>::run(const AnyDevice& device, TensorView<Scalar, 3> y,
-                                      Workspace& workspace, TensorView<const Scalar, 3> x,
-                                      const std::optional<Training>& training, Saved* saved,
-                                      Attend&& attend, std::span<const RowPlace> places) const {
+void LayerStack<Scalar, Storage, Arithmetic>::run(const AnyDevice& device, TensorView<Scalar, 3> y,
+                                                  Workspace& workspace,
+                                                  TensorView<const Scalar, 3> x,
+                                                  const std::optional<Training>& training,
+                                                  Saved* saved, Attend&& attend,
+                                                  std::span<const RowPlace> places) const {
   const Blocks blocks{x.dimension(0) * x.dimension(1), dim_};
   workspace.prepare(*this, blocks.rows, thread_count(device));
   if (saved != nullptr) prepare(*saved, x.dimensions());

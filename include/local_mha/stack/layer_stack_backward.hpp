@@ -91,11 +91,11 @@ class LayerStackBackward {
   Scalar* grad_;
 };
 
-template <typename Scalar, typename Storage>
-void LayerStack<Scalar, Storage>::backward(const AnyDevice& device,
-                                           EncoderParameters<Scalar>& gradients,
-                                           Workspace& workspace, const Saved& saved,
-                                           TensorView<Scalar, 3> grad) const
+template <typename Scalar, typename Storage, typename Arithmetic>
+void LayerStack<Scalar, Storage, Arithmetic>::backward(const AnyDevice& device,
+                                                       EncoderParameters<Scalar>& gradients,
+                                                       Workspace& workspace, const Saved& saved,
+                                                       TensorView<Scalar, 3> grad) const
   requires Trainable<Scalar, Storage>
 {
   workspace.prepare_attentions(*this);
@@ -110,12 +110,13 @@ void LayerStack<Scalar, Storage>::backward(const AnyDevice& device,
            });
 }
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 template <typename Attend>
-void LayerStack<Scalar, Storage>::run_back(const AnyDevice& device,
-                                           EncoderParameters<Scalar>& gradients,
-                                           Workspace& workspace, const Saved& saved,
-                                           TensorView<Scalar, 3> grad, Attend&& attend) const
+void LayerStack<Scalar, Storage, Arithmetic>::run_back(const AnyDevice& device,
+                                                       EncoderParameters<Scalar>& gradients,
+                                                       Workspace& workspace, const Saved& saved,
+                                                       TensorView<Scalar, 3> grad,
+                                                       Attend&& attend) const
   requires Trainable<Scalar, Storage>
 {
   const auto shape = saved.shape;

@@ -43,12 +43,13 @@ HyperConnectionParameters<Scalar> cast_set(HyperConnectionParameters<Given>&& p)
 }
 
 /// \tparam Storage what weights, keys and values are rounded to: see LocalMHA and FeedForward
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Arithmetic what is multiplied in both
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class StackLayers {
   static constexpr Index count = block_rows<Scalar>;
 
  public:
-  using Bias = typename LocalMHA<Scalar, Storage>::Bias;
+  using Bias = typename LocalMHA<Scalar, Storage, Arithmetic>::Bias;
   using Connection = std::optional<HyperConnection<Scalar>>;
 
   struct Layer {
@@ -66,8 +67,8 @@ class StackLayers {
       connect(parameters.feed_forward_connection, feed_forward_connection);
     }
 
-    LocalMHA<Scalar, Storage> attention;
-    FeedForward<Scalar, Storage> feed_forward;
+    LocalMHA<Scalar, Storage, Arithmetic> attention;
+    FeedForward<Scalar, Storage, Arithmetic> feed_forward;
     // None of a single residual stream.
     Connection attention_connection;
     Connection feed_forward_connection;
@@ -107,7 +108,7 @@ class StackLayers {
     parameters.layers.reserve(layers_.size());
     for (const Layer& layer : layers_) {
       auto& to = parameters.layers.emplace_back();
-      to.attention = LayerAccess<Scalar, Storage>::unpacked(layer.attention);
+      to.attention = LayerAccess<Scalar, Storage, Arithmetic>::unpacked(layer.attention);
       to.feed_forward = layer.feed_forward.weights_->unpacked();
       if (layer.attention_connection)
         to.attention_connection = layer.attention_connection->parameters();

@@ -27,9 +27,10 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// Layers that see ahead wait for it one after the other: a position's result comes when all that
 /// it depends on through them is there, which is the sum of what they see ahead later. Where all
 /// layers are causal, it comes at once.
-template <typename Scalar, typename Storage>
-class Encoder<Scalar, Storage>::Stream : public detail::StackStream<Scalar, Storage> {
-  using Base = detail::StackStream<Scalar, Storage>;
+template <typename Scalar, typename Storage, typename Arithmetic>
+class Encoder<Scalar, Storage, Arithmetic>::Stream
+    : public detail::StackStream<Scalar, Storage, Arithmetic> {
+  using Base = detail::StackStream<Scalar, Storage, Arithmetic>;
   using Sequence = typename Base::Sequence;
   using Worker = typename Base::Worker;
 

@@ -23,13 +23,13 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar, Storage>> {
   using Base = SequenceStream<Scalar, StreamedStack<Scalar, Storage>>;
-  using Access = LayerAccess<Scalar, Storage>;
+  using Access = LayerAccess<Scalar, Storage, Arithmetic>;
 
  protected:
-  using Stack = LayerStack<Scalar, Storage>;
+  using Stack = LayerStack<Scalar, Storage, Arithmetic>;
   using Sequence = StreamedStack<Scalar, Storage>;
 
   static constexpr Index count = block_rows<Scalar>;
@@ -53,15 +53,15 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar, Storage>
       for (const auto& layer : stack.layers())
         if (static_cast<std::size_t>(layer.kind) == flows.size())
           flows.push_back(Access::make_flow(layer.attention));
-      feed_forward =
-          typename FeedForward<Scalar, Storage>::Workspace(stack.layers().front().feed_forward);
+      feed_forward = typename FeedForward<Scalar, Storage, Arithmetic>::Workspace(
+          stack.layers().front().feed_forward);
     }
 
     BlockBuffer<Scalar> rows;    // that come in and go out, and the inputs of branches
     BlockBuffer<Scalar> branch;  // what a branch gives
     std::vector<std::uint8_t> masked;
     std::vector<typename Access::Flow> flows;  // of each kind of attention
-    typename FeedForward<Scalar, Storage>::Workspace feed_forward;
+    typename FeedForward<Scalar, Storage, Arithmetic>::Workspace feed_forward;
     // Of several residual streams.
     BlockBuffer<Scalar> streams;
     BlockBuffer<Scalar> block;
@@ -208,9 +208,9 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar, Storage>
   static Index pass(const Stack& stack, Worker& worker, Sequence& sequence, Index n, bool ends);
 };
 
-template <typename Scalar, typename Storage>
-Index StackStream<Scalar, Storage>::pass(const Stack& stack, Worker& worker, Sequence& sequence,
-                                         Index n, bool ends) {
+template <typename Scalar, typename Storage, typename Arithmetic>
+Index StackStream<Scalar, Storage, Arithmetic>::pass(const Stack& stack, Worker& worker,
+                                                     Sequence& sequence, Index n, bool ends) {
   sequence.take(n);
   const Index all = width(stack);
   if (stack.streams() > 1)

@@ -16,6 +16,7 @@
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/ops/project_rows.hpp>
 #include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 #include <local_mha/streaming/stack_stream.hpp>
@@ -29,9 +30,10 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// There is no longest sequence: past max_seq_len, the position embedding stays at its last row, as
 /// in the Python package's cached generation. The model was not trained for that; see
 /// is_past_max_seq_len().
-template <typename Scalar, typename Storage>
-class LocalTransformer<Scalar, Storage>::Stream : public detail::StackStream<Scalar, Storage> {
-  using Base = detail::StackStream<Scalar, Storage>;
+template <typename Scalar, typename Storage, typename Arithmetic>
+class LocalTransformer<Scalar, Storage, Arithmetic>::Stream
+    : public detail::StackStream<Scalar, Storage, Arithmetic> {
+  using Base = detail::StackStream<Scalar, Storage, Arithmetic>;
   using Sequence = typename Base::Sequence;
   using Worker = typename Base::Worker;
 
@@ -108,12 +110,14 @@ class LocalTransformer<Scalar, Storage>::Stream : public detail::StackStream<Sca
   struct Room {
     explicit Room(const LocalTransformer& model)
         : in(make_block_buffer<Scalar>(Base::at_once * model.config().dim)),
-          out(make_block_buffer<Scalar>(Base::at_once * model.config().num_tokens)),
-          spread(make_block_buffer<Scalar>(spread_size(model.weights_->to_logits.weight()))) {}
+          out(make_block_buffer<Scalar>(Base::at_once * model.config().num_tokens)) {
+      passing.fit_blocks(model.weights_->to_logits.weight(), Base::at_once / count);
+      passing.fit_single(model.weights_->to_logits.weight());
+    }
 
     BlockBuffer<Scalar> in;
     BlockBuffer<Scalar> out;
-    BlockBuffer<Scalar> spread;
+    detail::PassingRows<Scalar, Arithmetic> passing;
   };
 
   static std::string describe(const LocalTransformer& model) {
@@ -194,11 +198,14 @@ class LocalTransformer<Scalar, Storage>::Stream : public detail::StackStream<Sca
     const Index num_tokens = model_.config().num_tokens;
     map_rows(n, dim, rows, dim, num_tokens, logits, Base::at_once / count, room.in.data(),
              room.out.data(), [&](Index blocks, Scalar* in, Scalar* out) {
-               for (Index b = 0; b < blocks; ++b)
-                 model_.weights_->to_logits_norm.apply(in + b * dim * count);
-               project_rows(model_.weights_->to_logits.weight(), 0, in, blocks, n == 1,
-                            room.spread.data(),
-                            [&](Index b) { return out + b * num_tokens * count; });
+               project_rows(
+                   model_.weights_->to_logits.weight(), blocks, n == 1, room.passing,
+                   [&](Index b) {
+                     Scalar* const x = in + b * dim * count;
+                     model_.weights_->to_logits_norm.apply(x);
+                     return x;
+                   },
+                   [&](Index, Index b) { return out + b * num_tokens * count; });
              });
   }
 
@@ -206,11 +213,10 @@ class LocalTransformer<Scalar, Storage>::Stream : public detail::StackStream<Sca
   std::vector<Room> rooms_;  // of each worker
 };
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 template <typename OnTokens>
-Tensor<std::int64_t, 2> LocalTransformer<Scalar, Storage>::generate(Tokens prompt,
-                                                                    const GenerateConfig& config,
-                                                                    OnTokens&& on_tokens) const {
+Tensor<std::int64_t, 2> LocalTransformer<Scalar, Storage, Arithmetic>::generate(
+    Tokens prompt, const GenerateConfig& config, OnTokens&& on_tokens) const {
   const auto [batch, prompted] = prompt.dimensions();
   if (!this->config().causal)
     reject("causal", "true, because a token is made of those before it", false);
