@@ -34,20 +34,23 @@ namespace {
 
 using local_mha::Index;
 using local_mha::Tensor;
-using Model = local_mha::LocalTransformer<float>;
+/// What weights are rounded to and multiplied as.
+template <typename Number>
+using ModelOf = local_mha::LocalTransformer<float, Number, Number>;
 using Tokens = Tensor<std::int64_t, 2>;
 namespace examples = local_mha::examples;
 namespace io = local_mha::io;
 
 /// \throws std::invalid_argument if the model's tokens are not bytes, or it sees what it predicts
-Model load_model(const std::string& path) {
-  auto [config, parameters] = io::load_local_transformer<float>(io::SafetensorsFile(path));
+template <typename Number>
+ModelOf<Number> load_model(const std::string& path) {
+  auto [config, parameters] = io::load_local_transformer<Number>(io::SafetensorsFile(path));
   if (config.num_tokens > 256)
     local_mha::reject(path + ": num_tokens", "at most 256, because tokens are bytes here",
                       config.num_tokens);
   if (!config.causal)
     local_mha::reject(path + ": causal", "true, because the model predicts the next byte", false);
-  return Model(config, std::move(parameters));
+  return ModelOf<Number>(config, std::move(parameters));
 }
 
 /// The token of each byte.
@@ -79,6 +82,7 @@ std::string read_bytes(std::ifstream& file, const std::string& path, std::size_t
 }
 
 /// Says so if positions are beyond the model's position embedding.
+template <typename Model>
 void warn_past(const Model& model, std::uint64_t positions) {
   const Index longest = model.config().max_seq_len;
   if (positions > static_cast<std::uint64_t>(longest))
@@ -138,6 +142,7 @@ std::pair<Tokens, Tokens> inputs_and_labels(const std::vector<std::int64_t>& tok
 }
 
 /// The nats of a stretch of text: window by window of max_seq_len, the last one shorter.
+template <typename Model>
 double nats_of_windows(const Model& model, const std::vector<std::int64_t>& tokens) {
   const auto inputs = static_cast<Index>(tokens.size()) - 1;
   double nats = 0;
@@ -153,15 +158,16 @@ double nats_of_windows(const Model& model, const std::vector<std::int64_t>& toke
 }
 
 /// \param streams the text goes through the model once; else each window of it alone
+template <typename Number>
 int score(const std::string& model_path, const std::string& text_path, bool streams) {
-  const Model model = load_model(model_path);
+  const auto model = load_model<Number>(model_path);
   const Index window = model.config().max_seq_len;
   ScoredText text(text_path);
   const examples::Stopwatch watch;
   double nats = 0;
   {
     examples::ProgressBar progress(text.size(), "bytes");
-    std::optional<Model::Stream> stream;
+    std::optional<typename ModelOf<Number>::Stream> stream;
     if (streams) stream.emplace(model);
     // Several windows at once: enough rows to fill the matrix products, and few enough to take
     // little memory.
@@ -201,6 +207,7 @@ struct Generation {
   std::uint64_t seed = 0;
 };
 
+template <typename Number>
 int generate(const std::string& model_path, const Generation& options) {
   if (options.prompt.empty()) local_mha::reject("--prompt", "at least one byte", "none");
   if (options.length < 0) local_mha::reject("--length", "at least 0", options.length);
@@ -213,7 +220,7 @@ int generate(const std::string& model_path, const Generation& options) {
     std::replace(message.begin(), name_end, '_', '-');
     throw std::invalid_argument("--" + message);
   }
-  const Model model = load_model(model_path);
+  const auto model = load_model<Number>(model_path);
   const Index num_tokens = model.config().num_tokens;
   const auto tokens_of = [&](const std::string& text, std::string_view option) {
     Tokens tokens(1, static_cast<Index>(text.size()));
@@ -265,6 +272,15 @@ int run(int argc, char** argv) {
         ->required()
         ->type_name("MODEL.safetensors");
   };
+  std::string arithmetic = "float";
+  const auto add_arithmetic = [&](CLI::App& command) {
+    command
+        .add_option(
+            "--arithmetic", arithmetic,
+            "What numbers are multiplied as: rounded to bfloat16, some processors are faster")
+        ->check(CLI::IsMember({"float", "bfloat16"}))
+        ->capture_default_str();
+  };
 
   std::string text_path;
   CLI::App& score_command =
@@ -280,6 +296,7 @@ int run(int argc, char** argv) {
       "all before it that its windows show. Past max_seq_len, the position embedding stays at its\n"
       "last row, for which the model was not trained.");
   add_model(score_command);
+  add_arithmetic(score_command);
   bool streams = false;
   score_command.add_flag("--stream", streams, "Takes the text as one sequence, of any length");
   score_command.add_option("text", text_path, "The text, of any length")
@@ -296,6 +313,7 @@ int run(int argc, char** argv) {
       "seed give the same text; on another processor, where sums are rounded differently, it may\n"
       "part at some byte.");
   add_model(generate_command);
+  add_arithmetic(generate_command);
   generate_command.add_option("--prompt", generation.prompt, "What the text begins with")
       ->default_str("a line feed");
   generate_command.add_option("--length", generation.length, "Bytes to write after the prompt")
@@ -321,8 +339,11 @@ int run(int argc, char** argv) {
       ->capture_default_str();
 
   if (const auto status = examples::parse(app, argc, argv)) return *status;
-  return score_command.parsed() ? score(model_path, text_path, streams)
-                                : generate(model_path, generation);
+  const auto run_with = [&]<typename Number>(Number) {
+    return score_command.parsed() ? score<Number>(model_path, text_path, streams)
+                                  : generate<Number>(model_path, generation);
+  };
+  return arithmetic == "float" ? run_with(float()) : run_with(Eigen::bfloat16());
 }
 
 }  // namespace
