@@ -2,10 +2,11 @@
 // Tokens a second that a trained model makes on one core, beside the time that it takes to read its
 // weights once, which every token does; and how well it predicts a text. Prints JSON.
 //
-//   local_mha_generation [--rounds R] [--storage float|bfloat16|half] [--text TEXT]
-//                        MODEL.safetensors
+//   local_mha_generation [--rounds R] [--storage float|bfloat16|half]
+//                        [--arithmetic float|bfloat16] [--text TEXT] MODEL.safetensors
 //
-// With a storage of 16 bits, it reads, holds and multiplies with weights in that.
+// With a storage of 16 bits, it reads, holds and multiplies with weights in that. In the arithmetic
+// of bfloat16, which implies that storage, products are of rounded operands.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -54,7 +55,8 @@ float sum_of(const std::vector<float>& values) {
 
 struct Options {
   int rounds = 5;
-  std::string storage = "float";
+  std::string storage;
+  std::string arithmetic = "float";
   std::string text;
   std::string model;
 };
@@ -79,7 +81,7 @@ double bits_per_byte(const Model& model, const std::string& path) {
   return nats / static_cast<double>(predicted) / std::log(2.0);
 }
 
-template <typename Storage>
+template <typename Storage, typename Arithmetic = float>
 int run(const Options& options) {
   auto [config, parameters] =
       local_mha::io::load_local_transformer<Storage>(local_mha::io::SafetensorsFile(options.model));
@@ -97,7 +99,8 @@ int run(const Options& options) {
     add(layer.feed_forward.proj_out);
   }
   add(parameters.to_logits);
-  const local_mha::LocalTransformer<float, Storage> model(config, std::move(parameters));
+  const local_mha::LocalTransformer<float, Storage, Arithmetic> model(config,
+                                                                      std::move(parameters));
 
   constexpr Index length = 400;
   local_mha::Tensor<std::int64_t, 2> prompt(1, 8);
@@ -137,13 +140,24 @@ int run(const std::vector<std::string>& arguments) {
       options.rounds = std::max(1, std::stoi(arguments[++i]));
     else if (arguments[i] == "--storage" && has_value)
       options.storage = arguments[++i];
+    else if (arguments[i] == "--arithmetic" && has_value)
+      options.arithmetic = arguments[++i];
     else if (arguments[i] == "--text" && has_value)
       options.text = arguments[++i];
     else
       options.model = arguments[i];
   }
   if (options.model.empty()) throw std::invalid_argument("expected a model");
-  if (options.storage == "float") return run<float>(options);
+  if (options.arithmetic == "bfloat16") {
+    if (!options.storage.empty() && options.storage != "bfloat16")
+      throw std::invalid_argument("--storage: expected bfloat16, as the arithmetic is, got " +
+                                  options.storage);
+    return run<Eigen::bfloat16, Eigen::bfloat16>(options);
+  }
+  if (options.arithmetic != "float")
+    throw std::invalid_argument("--arithmetic: expected float or bfloat16, got " +
+                                options.arithmetic);
+  if (options.storage.empty() || options.storage == "float") return run<float>(options);
   if (options.storage == "bfloat16") return run<Eigen::bfloat16>(options);
   if (options.storage == "half") return run<Eigen::half>(options);
   throw std::invalid_argument("--storage: expected float, bfloat16 or half, got " +

@@ -19,6 +19,10 @@
 ///     #define LOCAL_MHA_INSTANTIATE_STORAGE Eigen::bfloat16
 ///     #include <local_mha/extern.hpp>
 ///
+/// Those that multiply in Eigen::bfloat16, too, take part beside those that store in it if the
+/// program says `LOCAL_MHA_ARITHMETIC Eigen::bfloat16` in all files, and in one of them
+/// `LOCAL_MHA_INSTANTIATE_ARITHMETIC Eigen::bfloat16`.
+///
 /// That file's flags decide how fast the program is; all files must have the same ones. This is
 /// about float and double; other scalars are compiled where they are used, as without this header.
 #pragma once
@@ -89,6 +93,22 @@
   EXTERN template class SequenceStream<float, detail::StreamedSequence<float, Storage>>; \
   EXTERN template class SequenceStream<float, detail::StreamedStack<float, Storage>>;
 
+// Of float, beside those above of the same type.
+#define LOCAL_MHA_MULTIPLIED_TEMPLATES(EXTERN, Number)                      \
+  EXTERN template class LocalMHA<float, Number, Number>;                    \
+  EXTERN template class Encoder<float, Number, Number>;                     \
+  EXTERN template class LocalTransformer<float, Number, Number>;            \
+  EXTERN template class detail::LayerSteps<float, Number, Number>;          \
+  EXTERN template class detail::LayerWorker<float, Number, Number>;         \
+  EXTERN template class detail::LayerForward<float, Number, Number>;        \
+  EXTERN template struct detail::LayerWeights<float, Number, Number>;       \
+  EXTERN template class PackedWeight<float, Number, Number>;                \
+  EXTERN template struct detail::FeedForwardWeights<float, Number, Number>; \
+  EXTERN template class FeedForward<float, Number, Number>;                 \
+  EXTERN template class detail::StackLayers<float, Number, Number>;         \
+  EXTERN template class detail::LayerStack<float, Number, Number>;          \
+  EXTERN template class Linear<float, Number, Number>;
+
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 #ifdef LOCAL_MHA_INSTANTIATE
@@ -102,8 +122,14 @@ LOCAL_MHA_STORED_TEMPLATES(, LOCAL_MHA_INSTANTIATE_STORAGE)
 #elif defined(LOCAL_MHA_STORAGE)
 LOCAL_MHA_STORED_TEMPLATES(extern, LOCAL_MHA_STORAGE)
 #endif
+#if defined(LOCAL_MHA_INSTANTIATE_ARITHMETIC)
+LOCAL_MHA_MULTIPLIED_TEMPLATES(, LOCAL_MHA_INSTANTIATE_ARITHMETIC)
+#elif defined(LOCAL_MHA_ARITHMETIC)
+LOCAL_MHA_MULTIPLIED_TEMPLATES(extern, LOCAL_MHA_ARITHMETIC)
+#endif
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
 
 #undef LOCAL_MHA_TEMPLATES
 #undef LOCAL_MHA_STORED_TEMPLATES
+#undef LOCAL_MHA_MULTIPLIED_TEMPLATES
