@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: MIT
 """Mutates the headers, one place at a time, and sees whether the tests notice.
 
-    mutants.py [--mutants N] [--only FILE] [--jobs N] [--list] ...
+    mutants.py [--mutants N] [--only FILE] [--first FILE] [--jobs N] [--list] ...
 
 A mutant is killed by the compiler, by a test, or by taking too long. All meet a few fast tests, and those that
 survive them most of the tests. What survives these is listed in equivalent.json beside this file, with the reason
-why no test can see it, or the run fails. A run that was ended goes on where it was. It needs a C++20 compiler and Python alone: --include and --gtest say where Eigen,
-nlohmann_json and GoogleTest's sources are, if not where the compiler looks.
+why no test can see it, or the run fails. Each result is written when it is there, and a run that was ended goes on
+where it was. It needs a C++20 compiler and Python alone: --include and --gtest say where Eigen, nlohmann_json and
+GoogleTest's sources are, if not where the compiler looks.
 """
 import argparse
 import collections
 import concurrent.futures
+import fnmatch
 import json
 import os
 import pathlib
@@ -405,6 +407,9 @@ class Run:
                 if self.results.get(m.id, {}).get("outcome") in self.options.again:
                     del self.results[m.id]
         mutants_left = [m for m in mutants if self.reason(m) is None]
+        mutants_left.sort(key=lambda m: next(
+            (place for place, name in enumerate(self.options.first) if fnmatch.fnmatch(m.file, f"*{name}")),
+            len(self.options.first)))
         stages = [("fast", [m for m in mutants_left if m.id not in self.results])]
         if not self.options.fast_only:
             stages.append(("slow", mutants_left))
@@ -488,6 +493,8 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=400, metavar="N", help="so many, %(default)s")
     parser.add_argument("--only", action="append", metavar="FILE", help="of a header; may be repeated")
+    parser.add_argument("--first", action="append", default=[], metavar="FILE",
+                        help="begin with those of a header, or of a pattern such as io/*; may be repeated")
     parser.add_argument("--seed", default="1", help="by which mutants are chosen, %(default)s")
     parser.add_argument("--jobs", type=int, default=cores, metavar="N", help="at a time, %(default)s")
     parser.add_argument("--list", action="store_true", help="say which they are, and end")
