@@ -15,18 +15,30 @@ import subprocess
 import sys
 
 
-def lines_with_reasons(path):
-    """(file, text) of the lines that are listed, each under a reason."""
-    listed, reason = set(), False
+def lines_with_reasons(path, include_dir):
+    """(file, number) of the lines that are listed, each under a reason, and what is wrong with the list.
+
+    Each entry is one line: of several with its text, it says which."""
+    listed, wrong, reason = set(), [], False
     for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("= "):
             reason = True
         elif line and not line.startswith("#"):
-            name, colon, text = line.partition(": ")
-            if not reason or not colon:
-                sys.exit(f"{path}:{number}: expected `file: text` under a line `= reason`")
-            listed.add((name, text.strip()))
-    return listed
+            entry = re.fullmatch(r"([^:#]+)(?:#(\d+))?: (.+)", line)
+            if not reason or not entry:
+                sys.exit(f"{path}:{number}: expected `file: text`, or `file#2: text`, under a line `= reason`")
+            name, which, text = entry.group(1), int(entry.group(2) or 0), entry.group(3).strip()
+            header = include_dir / name
+            lines = header.read_text(encoding="utf-8").splitlines() if header.exists() else []
+            found = [at for at, other in enumerate(lines, 1) if other.strip() == text]
+            if which > len(found) or not found:
+                wrong.append(f"{path}:{number}: there is no such line: {line}")
+            elif which == 0 and len(found) > 1:
+                wrong.append(f"{path}:{number}: which of the {len(found)} (lines {', '.join(map(str, found))})? "
+                             f"{name}#1 is the first: {line}")
+            else:
+                listed.add((name, found[max(which, 1) - 1]))
+    return listed, wrong
 
 
 def has_code(text):
@@ -37,7 +49,7 @@ def has_code(text):
 def main():
     llvm_cov, profile, include_dir, least, reasons, missing = sys.argv[1:7]
     include_dir = pathlib.Path(include_dir)
-    listed = lines_with_reasons(reasons)
+    listed, wrong = lines_with_reasons(reasons, include_dir)
     lines, branches = collections.defaultdict(dict), collections.defaultdict(dict)
     for program in sys.argv[7:]:
         exported = subprocess.run(
@@ -68,10 +80,8 @@ def main():
             if not has_code(text):
                 without_code += 1
             else:
-                (explained if (str(name), text) in listed else unexplained).append(f"{name}:{number}: {text}")
+                (explained if (str(name), number) in listed else unexplained).append(f"{name}:{number}: {text}")
     pathlib.Path(missing).write_text("".join(f"{line}\n" for line in unexplained + explained), encoding="utf-8")
-    gone = [entry for entry in sorted(listed) if not (include_dir / entry[0]).exists() or
-            entry[1] not in map(str.strip, (include_dir / entry[0]).read_text(encoding="utf-8").splitlines())]
     print("lines that did not run, of all, in the headers that have most of them:")
     for name in sorted(not_run, key=lambda name: -len(not_run[name]))[:15]:
         if not_run[name]:
@@ -87,10 +97,10 @@ def main():
     print("lines: %d of %d, %.2f %%; branches: %d of %d, %.2f %%" % (*of_lines, *of_branches))
     print(f"of those that did not run, {len(explained)} have a reason, {len(unexplained)} have none, and "
           f"{without_code} are without code")
-    if gone:
-        sys.exit(f"{reasons} explains lines that are not there:\n" + "\n".join(": ".join(entry) for entry in gone))
     if unexplained:
-        sys.exit(f"lines that did not run, of which {reasons} does not say why:\n" + "\n".join(unexplained))
+        wrong += [f"lines that did not run, of which {reasons} does not say why:", *unexplained]
+    if wrong:
+        sys.exit("\n".join(wrong))
     if of_lines[2] < float(least):
         sys.exit(f"less than {least} % of the lines; those that did not run are in {missing}")
 
