@@ -59,7 +59,8 @@ UNITS = {
 }
 
 # What test files need beside these, when they are compiled alone.
-UNIT_NEEDS = {"unit/sixteen_bits_test.cpp": ["../benchmarks/measuring/heap.cpp"]}
+UNIT_NEEDS = {"unit/sixteen_bits_test.cpp": ["../benchmarks/measuring/heap.cpp"],
+              "io/files_out_of_memory_test.cpp": ["support/failing_memory.cpp"]}
 
 # Compiled from the mutated headers as a whole, at each mutant.
 WHOLE = {
@@ -119,12 +120,14 @@ PARTS = (
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*"), ("unit/bad_input_test.cpp",)),
     Part(("io/dtype.hpp", "io/header_parser.hpp", "io/safetensors_*.hpp", "io/file_kind.hpp", "io/file_bytes.hpp",
           "io/tensor_source.hpp", "io/json.hpp"),
-         2.5, "", whole("format", "-*ForEveryValueOfEveryByte"), whole("format") + whole("models")),
+         2.5, "", whole("format", "-*ForEveryValueOfEveryByte"), whole("format") + whole("models"),
+         ("io/files_out_of_memory_test.cpp",)),
     Part(("io/state_dict_reader.hpp", "io/state_dict_layout.hpp", "io/tensor_names.hpp", "io/prefix.hpp",
           "io/keyword_arguments.hpp", "io/kwargs.hpp", "io/kwargs_options.hpp", "io/encoder_kwargs.hpp",
           "io/model_config.hpp", "io/rope.hpp", "io/rotary_buffers.hpp", "io/layer_tensors.hpp",
           "io/attention_*.hpp", "io/longformer_layers.hpp", "io/case.hpp"),
-         1.5, "", whole("models"), whole("format")),
+         1.5, "", whole("models"), whole("format"),
+         ("unit/attention_layers_test.cpp", "unit/longformer_test.cpp")),
 )
 
 

@@ -342,6 +342,8 @@ std::vector<Wrong> wrong_kwargs() {
       m("ExactNumber", R"(, "exact_windowsize": 1)", "exact_windowsize: expected true or false"),
       m("LegacyOther", R"(, "rel_pos_emb_config": [8, 3])",
         "rel_pos_emb_config: expected [dim_head, heads] with the layer's dim_head, got 8 first"),
+      m("LegacyEmpty", R"(, "rel_pos_emb_config": [])",
+        "rel_pos_emb_config: expected [dim_head, heads] with the layer's dim_head, got an array"),
       m("LegacyNumber", R"(, "rel_pos_emb_config": 64)", "rel_pos_emb_config: expected [dim_head"),
       t("FfMultText", R"(, "ff_mult": "4")", "ff_mult: expected a number, got \"4\""),
       t("IgnoreIndexFloat", R"(, "ignore_index": -1.0)",

@@ -129,6 +129,21 @@ TEST(LoadedAttention, HasTheBiasesThatAreThere) {
                    "q_proj.bias': expected F64, F32, F16 or BF16 [12], got no such tensor"));
 }
 
+TEST(LoadedAttention, OfFusedProjectionsHasTheBiasOfThese) {
+  Model model = decoder("phi3");
+  // The last is nobody's.
+  model.shapes = {{"qkv_proj.weight", {36, 12}}, {"o_proj.weight", {12, 12}}, {".bias", {36}}};
+  EXPECT_FALSE(model.layer().config.qkv_bias);
+  EXPECT_TRUE(says(model.error(), "self_attn..bias': expected no such tensor"));
+  model.shapes.erase(".bias");
+  model.shapes["qkv_proj.bias"] = {36};
+  const auto layer = model.load();
+  ASSERT_TRUE(layer.config().qkv_bias);
+  EXPECT_EQ(layer.parameters().to_qkv_bias,
+            (Eigen::Map<const local_mha::Vector<double>>(
+                model.file().read<double>(model.prefix + ".qkv_proj.bias").data(), 36)));
+}
+
 TEST(LoadedAttention, KnowsWhichLayersSlide) {
   const auto sliding = [](Model model, Index layers) {
     std::string drawn;

@@ -18,6 +18,7 @@
 
 #include "reference/gradients.hpp"
 #include "support/compare.hpp"
+#include "support/library.hpp"
 #include "support/random.hpp"
 
 namespace longformer_test {
