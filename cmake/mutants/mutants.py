@@ -347,6 +347,9 @@ class Run:
         for name in programs.WHOLE:
             if any(run[0] == name for run in part.slow):
                 first[name] = self.own_program(name, folder)
+        # They are cheap, and kill half of what comes so far.
+        for unit in part.units:
+            self.run_unit(unit, first["*"], folder, folder / "include")
         soaks = [run for run in part.fast if run[0] == "soak"]
         if part.group and soaks and self.bench.has_sanitizers():
             self.bench.compile(self.bench.write_instances(part.group, "float"), folder / "sanitized.o", "-O1",
@@ -355,8 +358,6 @@ class Run:
             for program, *arguments in soaks:
                 self.bench.run(folder / program, tuple(arguments), folder, None)
         self.run_all(part.slow, first, folder)
-        for unit in part.units:
-            self.run_unit(unit, first["*"], folder, folder / "include")
 
     def run_unit(self, unit, first, folder, mutated):
         """Compiles a test file from the mutated headers, and runs it."""

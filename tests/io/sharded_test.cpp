@@ -174,6 +174,9 @@ TEST_F(ShardedFile, NamesWhatIsMalformed) {
   expect_refused("index: expected a file's name, got 1", "a");
   write_text(R"({"weight_map": {}, "metadata": 5})");
   EXPECT_NO_THROW(SafetensorsFile{index_});
+  // What is not an object says nothing.
+  write_text(R"({"weight_map": {}, "metadata": "text"})");
+  EXPECT_TRUE(SafetensorsFile(index_).metadata().empty());
 }
 
 }  // namespace sharded_test

@@ -217,6 +217,13 @@ TYPED_TEST(Ragged, SequencesOfAnAttentionAreWhatTheyAreAlone) {
           for (Index i = length; i < n; ++i)
             for (Index d = 0; d < result->dimension(3); ++d)
               EXPECT_EQ((*result)(b, h, i, d), Scalar(0));
+      // A row behind it is one of a query that sees nothing.
+      for (Index h = 0; h < saved.lse.dimension(1); ++h)
+        for (Index i = 0; i < n; ++i) {
+          EXPECT_EQ(saved.lse(b, h, i),
+                    i < length ? alone.lse(0, h, i) : -std::numeric_limits<Scalar>::infinity());
+          EXPECT_EQ(saved.lse_rest(b, h, i), i < length ? alone.lse_rest(0, h, i) : Scalar(0));
+        }
     }
   }
 }
