@@ -60,7 +60,8 @@ UNITS = {
 
 # What test files need beside these, when they are compiled alone.
 UNIT_NEEDS = {"unit/sixteen_bits_test.cpp": ["../benchmarks/measuring/heap.cpp"],
-              "io/files_out_of_memory_test.cpp": ["support/failing_memory.cpp"]}
+              "io/files_out_of_memory_test.cpp": ["support/failing_memory.cpp"],
+              "unit/encoder_streaming_test.cpp": ["support/allocations.cpp"]}
 
 # Compiled from the mutated headers as a whole, at each mutant.
 WHOLE = {
@@ -99,7 +100,7 @@ SLOW = SOAK_OF_ALL + units(ALL_BUT_LONG) + units("Sliding.WindowsOfMore*:Attenti
 PARTS = (
     Part(("core/window.hpp", "attention/token_window.hpp"), 4, "attention",
          soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
-         ("unit/bad_input_test.cpp", "unit/components_test.cpp")),
+         ("unit/bad_input_test.cpp", "unit/components_test.cpp", "unit/sliding_test.cpp")),
     Part(("attention/*.hpp", "core/lanes.hpp", "core/exp2.hpp", "core/block.hpp", "core/transpose.hpp",
           "core/sum.hpp", "core/mask.hpp", "core/task_order.hpp", "ops/rotary.hpp", "ops/project.hpp",
           "ops/multiply.hpp", "ops/weight_gradient.hpp", "ops/dropout.hpp", "core/random.hpp"),
@@ -108,6 +109,9 @@ PARTS = (
           "unit/saved_call_test.cpp", "unit/autodiff_test.cpp")),
     Part(("streaming/local_attention_stream.hpp",), 3, "attention", soak(300, "stream"), SLOW,
          ("unit/bad_input_test.cpp", "unit/streaming_test.cpp", "unit/sixteen_bits_test.cpp")),
+    Part(("streaming/stack_stream.hpp", "streaming/streamed_stack.hpp"), 2, "stack",
+         soak(60, "transformer", "encoder"), SLOW,
+         ("unit/encoder_streaming_test.cpp", "unit/transformer_streaming_test.cpp")),
     Part(("streaming/s*.hpp", "streaming/mha_stream.hpp", "streaming/description.hpp"), 2, "layer",
          soak(300, "stream"), SLOW, ("unit/bad_input_test.cpp", "unit/streaming_test.cpp")),
     Part(("ops/feed_forward*.hpp", "ops/residual_streams*.hpp", "ops/dynamic_position_bias.hpp",

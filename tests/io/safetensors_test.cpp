@@ -168,6 +168,24 @@ TEST(SafetensorsFile, ConvertsFloatsExactly) {
             (std::vector<float>{0x1p-133F, std::numeric_limits<float>::infinity(), -1.5F}));
 }
 
+TEST(SafetensorsFile, ReadsSixteenBitsAsTheyAre) {
+  // 1, a NaN that signals, with a payload, infinity.
+  const auto read = SafetensorsFile::from_bytes(
+      file(R"({"F16":{"dtype":"F16","shape":[3],"data_offsets":[0,6]},)"
+           R"("BF16":{"dtype":"BF16","shape":[3],"data_offsets":[6,12]}})",
+           std::string("\x00\x3c\x05\xfc\x00\x7c\x80\x3f\x85\xff\x80\x7f", 12)));
+  const auto bits = [](const auto& numbers) {
+    std::vector<int> of;
+    for (const auto& number : numbers) of.push_back(Eigen::numext::bit_cast<std::uint16_t>(number));
+    return of;
+  };
+  EXPECT_EQ(bits(read.read<Eigen::half>("F16")), (std::vector<int>{0x3c00, 0xfc05, 0x7c00}));
+  EXPECT_EQ(bits(read.read<Eigen::bfloat16>("BF16")), (std::vector<int>{0x3f80, 0xff85, 0x7f80}));
+  // The other's are rounded, and a NaN is quiet then.
+  EXPECT_EQ(bits(read.read<Eigen::half>("BF16")), (std::vector<int>{0x3c00, 0xfe28, 0x7c00}));
+  EXPECT_EQ(bits(read.read<Eigen::bfloat16>("F16")), (std::vector<int>{0x3f80, 0xffc0, 0x7f80}));
+}
+
 TEST(SafetensorsFile, RoundsDoublesToFloats) {
   SafetensorsWriter writer;
   add(writer, "x", std::vector<double>{0.1, 1e300, -1e300, 1e-300, 0x1p-149});

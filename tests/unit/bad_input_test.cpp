@@ -1100,6 +1100,17 @@ std::vector<BadInput> layer_arguments() {
        },
        {"token_window", "bounded ends", "an unbounded one"},
        "LocalMHA::Stream::Stream"},
+      // No token window, and as long as one without an end.
+      {"StreamOfALayerWithAWindowThatIsTooLong",
+       [] {
+         C config = layer_config();
+         config.window_size = Index{1} << 60;
+         config.exact_windowsize = true;
+         LocalMHA<float>::Stream{LocalMHA<float>(config)};
+       },
+       {"window_size", "a look-around whose keys and values are at most 2^36 numbers",
+        std::to_string((std::numeric_limits<Index>::max)() / 16)},
+       "LocalMHA::Stream::Stream"},
       {"PackedBatchOfALayer",
        layer_packed(2, {0, 10}),
        {"cu_seqlens", "none unless the batch is 1", "a batch of 2"},
