@@ -113,37 +113,6 @@ TEST(SplitEncoders, AreThoseOfOneProcess) {
   }
 }
 
-// By the published layout of counters, also where the lower half of a place turns.
-TEST(PlacedDropout, IsThatOfThePlace) {
-  constexpr Index turn = Index{1} << 32;
-  constexpr Index count = local_mha::block_rows<double>;
-  const local_mha::Philox philox(9);
-  for (const Index begin : {Index{0}, Index{5}, turn - 3, 3 * turn - 1, (Index{1} << 40) + 2}) {
-    const std::vector<local_mha::detail::RowPlace> places{
-        {0, begin}, {3, begin + 100}, {3, begin + 1000}, {2 * count + 1, begin + 2001}};
-    const local_mha::detail::PlacedDropout<double> dropout({0.5, 9, 0}, places);
-    for (Index row = 0; row < 4 * count; ++row) {
-      const Index place = row < 3               ? begin + row
-                          : row < 2 * count + 1 ? begin + 1000 + row - 3
-                                                : begin + 2001 + row - 2 * count - 1;
-      for (const Index octet : {Index{0}, Index{4}}) {
-        local_mha::Lanes<double> factors[8];
-        dropout.factors(row / count * count, octet, factors);
-        const auto words =
-            philox({static_cast<std::uint32_t>(place), static_cast<std::uint32_t>(octet),
-                    static_cast<std::uint32_t>((place >> 32) << 16), 0});
-        for (int i = 0; i < 8; ++i) {
-          alignas(64) double lanes[count];
-          factors[i].store(lanes);
-          const std::uint32_t word = words[static_cast<std::size_t>(i / 2)];
-          const bool kept = (i % 2 == 0 ? word & 0xFFFF : word >> 16) < 32768;
-          EXPECT_EQ(lanes[row % count], kept ? 2 : 0) << begin << ", " << row << ", " << i;
-        }
-      }
-    }
-  }
-}
-
 TEST(SplitEncoders, HaveTheSameBitsOnTheGridAndOnThreads) {
   const Communicator communicator;
   Eigen::ThreadPool pool(3);
