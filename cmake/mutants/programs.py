@@ -61,7 +61,8 @@ UNITS = {
 # What test files need beside these, when they are compiled alone.
 UNIT_NEEDS = {"unit/sixteen_bits_test.cpp": ["../benchmarks/measuring/heap.cpp"],
               "io/files_out_of_memory_test.cpp": ["support/failing_memory.cpp"],
-              "unit/encoder_streaming_test.cpp": ["support/allocations.cpp"]}
+              "unit/encoder_streaming_test.cpp": ["support/allocations.cpp"],
+              "unit/modules_test.cpp": ["support/allocations.cpp"]}
 
 # Compiled from the mutated headers as a whole, at each mutant.
 WHOLE = {
@@ -120,7 +121,7 @@ PARTS = (
           "ops/rms_norm.hpp", "ops/layer_norm.hpp", "ops/linear*.hpp", "ops/activations.hpp", "core/tanh.hpp"),
          1.5, "modules", soak(60, "encoder", "transformer") + soak(100, "layer") +
          units("Component/float*:AHyper*/float*:*BadInput*"), SLOW,
-         ("unit/bad_input_test.cpp", "unit/components_test.cpp")),
+         ("unit/bad_input_test.cpp", "unit/components_test.cpp", "unit/modules_test.cpp")),
     Part(("layer/*.hpp", "ops/packed_weight.hpp", "ops/prenorm.hpp", "ops/qk_norm.hpp", "ops/row_pass.hpp"),
          2, "layer", soak(250, "layer") + soak(60, "stream") + units("*BadInput*"),
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*"), ("unit/bad_input_test.cpp",)),
