@@ -1100,6 +1100,15 @@ std::vector<BadInput> layer_arguments() {
        },
        {"token_window", "bounded ends", "an unbounded one"},
        "LocalMHA::Stream::Stream"},
+      {"StreamOfALayerThatSeesAllThatComes",
+       [] {
+         C config = layer_config();
+         config.window_size = 0;
+         config.token_window = {.left = 1, .right = local_mha::TokenWindow::unbounded};
+         LocalMHA<float>::Stream{LocalMHA<float>(config)};
+       },
+       {"token_window", "bounded ends", "an unbounded one"},
+       "LocalMHA::Stream::Stream"},
       // No token window, and as long as one without an end.
       {"StreamOfALayerWithAWindowThatIsTooLong",
        [] {
@@ -2323,6 +2332,10 @@ std::vector<BadInput> streams() {
       {"StreamOfNegativeRollback",
        of_layer(nothing, {.max_rollback = -1}),
        {"max_rollback", "at least 0", "got -1"},
+       "LocalMHA::Stream::Stream"},
+      {"StreamOfALongRollback",
+       of_layer(nothing, {.max_rollback = Index{1} << 36}),
+       {"max_rollback", "positions whose keys and values are at most 2^36 numbers", "68719476736"},
        "LocalMHA::Stream::Stream"},
       {"StreamOfNoThreads",
        of_layer(nothing, {.max_threads = 0}),
