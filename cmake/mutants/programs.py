@@ -62,7 +62,8 @@ UNITS = {
 UNIT_NEEDS = {"unit/sixteen_bits_test.cpp": ["../benchmarks/measuring/heap.cpp"],
               "io/files_out_of_memory_test.cpp": ["support/failing_memory.cpp"],
               "unit/encoder_streaming_test.cpp": ["support/allocations.cpp"],
-              "unit/modules_test.cpp": ["support/allocations.cpp"]}
+              "unit/modules_test.cpp": ["support/allocations.cpp"],
+              "unit/streaming_resources_test.cpp": ["support/allocations.cpp"]}
 
 # Compiled from the mutated headers as a whole, at each mutant.
 WHOLE = {
@@ -112,7 +113,8 @@ PARTS = (
     Part(("ops/dropout.hpp", "core/random.hpp"), 3, "attention", soak(500, "attention") + units(QUICK), SLOW,
          ("unit/dropout_test.cpp",)),
     Part(("streaming/local_attention_stream.hpp",), 3, "attention", soak(300, "stream"), SLOW,
-         ("unit/bad_input_test.cpp", "unit/streaming_test.cpp", "unit/sixteen_bits_test.cpp")),
+         ("unit/bad_input_test.cpp", "unit/streaming_test.cpp", "unit/sixteen_bits_test.cpp",
+          "unit/streaming_resources_test.cpp")),
     Part(("streaming/stack_stream.hpp", "streaming/streamed_stack.hpp"), 2, "stack",
          soak(60, "transformer", "encoder"), SLOW,
          ("unit/encoder_streaming_test.cpp", "unit/transformer_streaming_test.cpp")),

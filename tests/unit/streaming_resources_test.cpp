@@ -262,6 +262,49 @@ TYPED_TEST(StreamingResources, OfTheAttentionOnThreadsGiveTheSameBits) {
   }
 }
 
+/// A device of four threads that counts how often one of them is asked for, and does its work
+/// itself.
+struct CountingDevice {
+  struct Pool {
+    template <typename Task>
+    void Schedule(Task&& task) {
+      ++asked;
+      task();
+    }
+    long asked = 0;
+  };
+  int numThreads() const { return 4; }
+  Pool* getPool() const { return &pool; }
+  mutable Pool pool;
+};
+
+TEST(StreamThreads, AreNoMoreThanTheStreamsConfigurationSays) {
+  const LocalAttention<float> attention({.window_size = 9, .dim = 6});
+  const LocalMHA<float> layer({.dim = 6, .window_size = 9, .dim_head = 6, .heads = 2});
+  const local_mha::LocalTransformer<float> model(
+      {.num_tokens = 9, .max_seq_len = 100, .dim = 6, .depth = 1});
+  Tensor<float, 4> q(3, 2, 20, 6);
+  q.setRandom();
+  Tensor<float, 3> x(3, 20, 6);
+  x.setRandom();
+  Tensor<std::int64_t, 2> tokens(3, 20);
+  tokens.setConstant(4);
+  for (const Index max_threads : {1, 2, 3, 4, 9}) {
+    SCOPED_TRACE(max_threads);
+    const local_mha::StreamConfig config{.batch = 3, .max_threads = max_threads};
+    const long others = std::min<Index>(max_threads, 3) - 1;
+    CountingDevice device;
+    LocalAttention<float>::Stream(attention, 2, 6, config).push(q, q, q, {.device = device});
+    EXPECT_EQ(device.pool.asked, others);
+    device.pool.asked = 0;
+    local_mha::LocalTransformer<float>::Stream(model, config).push(tokens, {.device = device});
+    EXPECT_EQ(device.pool.asked, others);
+    device.pool.asked = 0;
+    LocalMHA<float>::Stream(layer, config).push(x, {.device = device});
+    EXPECT_EQ(device.pool.asked, others);
+  }
+}
+
 TYPED_TEST(StreamingResources, OfAModelOnThreadsGiveTheSameBits) {
   for (const bool causal : {true, false}) {
     local_mha::LocalTransformerConfig config{
