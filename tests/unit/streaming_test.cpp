@@ -902,6 +902,21 @@ TEST(StreamingBadInput, OfAStateIsNamedAndChangesNothing) {
   EXPECT_TRUE(support::same_bits(stream.push(x), twin.push(x)));
 }
 
+TEST(StreamingBadInput, OfAStateWithOtherPairsOfChannelsSaysWhichTheyAre) {
+  LocalMHAConfig config{.dim = 6, .window_size = 5, .dim_head = 4, .heads = 2};
+  config.rotary = {.theta = 1e3, .pairing = local_mha::RotaryPairing::interleaved};
+  std::ostringstream out;
+  LocalMHA<float>::Stream(LocalMHA<float>(config)).save(out);
+  config.rotary.pairing = local_mha::RotaryPairing::halves;
+  LocalMHA<float>::Stream stream{LocalMHA<float>(config)};
+  std::istringstream in(out.str());
+  const std::string error = error_of([&] { stream.load(in); });
+  const std::size_t got = error.find(", got LocalMHA");
+  ASSERT_NE(got, std::string::npos) << error;
+  EXPECT_NE(error.substr(0, got).find(" halves "), std::string::npos) << error;
+  EXPECT_NE(error.substr(got).find(" interleaved "), std::string::npos) << error;
+}
+
 TEST(StreamingBadInput, OfAStateWithTwoSignsChangedIsRefused) {
   const LocalMHA<double> mha({.dim = 6, .window_size = 5, .dim_head = 4, .heads = 2});
   LocalMHA<double>::Stream stream(mha);
