@@ -45,6 +45,13 @@ PRECOMPILED = ["algorithm", "array", "atomic", "bit", "charconv", "cmath", "conc
                "Eigen/Core", "unsupported/Eigen/CXX11/Tensor"]
 
 
+# What Open MPI needs for more ranks than cores, as any user; as in tests/mpi/CMakeLists.txt.
+OPEN_MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
+            "OMPI_MCA_hwloc_base_binding_policy": "none", "OMPI_MCA_btl": "self,vader",
+            "OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
+
+
 class Failed(Exception):
     """A command that ended with an error, or did not end in time."""
 
@@ -90,6 +97,20 @@ class Bench:
         self.tests = ROOT / "tests"
         self.times = {}
         self.sanitizers = None
+        self.mpi = self.flags_of_mpi()
+
+    @staticmethod
+    def flags_of_mpi():
+        """(for the compiler, for the linker), or None where there is no Open MPI."""
+        if shutil.which("mpirun") is None or shutil.which("mpicxx") is None:
+            return None
+        try:
+            return tuple(command(["mpicxx", f"--showme:{of}"], 60, None).split() for of in ("compile", "link"))
+        except Failed:
+            return None
+
+    def can_run(self, run):
+        return run[0] != "ranks" or self.mpi is not None
 
     # --- compiling
 
@@ -145,6 +166,9 @@ class Bench:
         elif name in ("gtest-all", "gtest_main"):
             self.compile(self.gtest / f"src/{name}.cc", part, "-O0", precompiled=False,
                          extra=["-I", str(self.gtest)])
+        elif name.startswith("mpi/"):
+            self.compile(self.tests / name, part, "-O1", extra=[
+                "-include", "local_mha/extern.hpp", "-include", "reference/extern.hpp", *self.mpi[0]])
         elif name.startswith("soak/"):
             self.compile(self.tests / name, part, "-O1", extra=["-include", "local_mha/extern.hpp"])
         else:
@@ -174,13 +198,16 @@ class Bench:
         """What a program is linked of, beside objects of a mutant."""
         if program == "soak":
             return ["soak/" + name for name in programs.SOAK] + self.all_instances() + ["gtest-all"]
+        if program == "ranks":
+            return ["mpi/" + name for name in programs.RANKS_OF] + self.all_instances() + ["reference", "gtest-all"]
         kept = self.all_instances() + ["reference", "gtest-all", "gtest_main"]
         return (list(programs.UNITS) if program == "units" else []) + kept
 
     def link(self, program, first, to, flags=()):
         objects = [self.object(name) for name in self.names_of(program)]
         wrap = ["-Wl,--wrap=malloc"] if program == "soak" else []
-        command([self.options.cxx, "-pthread", *flags, *wrap, *first, *objects, "-ldl", "-o", to], 300, 8)
+        libraries = ["-ldl"] + (self.mpi[1] if program == "ranks" else [])
+        command([self.options.cxx, "-pthread", *flags, *wrap, *first, *objects, *libraries, "-o", to], 300, 8)
 
     def has_sanitizers(self):
         """Whether there is a runtime of them."""
@@ -198,10 +225,11 @@ class Bench:
     def run(self, program, arguments, folder, memory_gb=8):
         """Throws Failed."""
         seconds = 20 + 10 * self.times.get((pathlib.Path(program).name, *arguments), 180)
+        ranks = ["mpirun", "-n", 3] if pathlib.Path(program).name == "ranks" else []
         # The name of a socket is short.
         with tempfile.TemporaryDirectory(prefix="m", ignore_cleanup_errors=True) as temporary:
-            return command([program, *arguments], seconds, memory_gb, cwd=folder,
-                           environment={"TMPDIR": temporary, "ASAN_OPTIONS": "detect_leaks=0"})
+            return command([*ranks, program, *arguments], seconds, memory_gb, cwd=folder,
+                           environment={"TMPDIR": temporary, "ASAN_OPTIONS": "detect_leaks=0", **OPEN_MPI})
 
     # --- the headers as they are
 
@@ -312,7 +340,7 @@ class Run:
 
     def run_all(self, runs, first, folder):
         made = {}
-        for program, *arguments in runs:
+        for program, *arguments in filter(self.bench.can_run, runs):
             if program not in made:
                 made[program] = folder / program
                 self.bench.link(program, first.get(program, first["*"]), made[program])
@@ -429,7 +457,8 @@ class Run:
     def prepare(self, todo, stage):
         """What all need, compiled; and tests that pass on the headers as they are, whose time is the measure."""
         parts = {programs.part_of(m.file) for m in todo}
-        runs = sorted({run for part in parts for run in (part.fast if stage == "fast" else part.slow)})
+        runs = sorted({run for part in parts for run in (part.fast if stage == "fast" else part.slow)
+                       if self.bench.can_run(run)})
         units = sorted({unit for part in parts for unit in part.units} if stage == "slow" else ())
         names = dict.fromkeys(name for run in runs for name in self.bench.names_of(run[0]))
         names.update(dict.fromkeys(name for unit in units for name in programs.UNIT_NEEDS.get(unit, [])))

@@ -63,6 +63,7 @@ UNIT_NEEDS = {"unit/sixteen_bits_test.cpp": ["../benchmarks/measuring/heap.cpp"]
               "io/files_out_of_memory_test.cpp": ["support/failing_memory.cpp"],
               "unit/encoder_streaming_test.cpp": ["support/allocations.cpp"],
               "unit/modules_test.cpp": ["support/allocations.cpp"],
+              "unit/repeated_calls_test.cpp": ["support/allocations.cpp"],
               "unit/streaming_resources_test.cpp": ["support/allocations.cpp"]}
 
 # Compiled from the mutated headers as a whole, at each mutant.
@@ -75,6 +76,11 @@ WHOLE = {
 
 SOAK = ("attention.cpp", "encoder.cpp", "layer.cpp", "memory.cpp", "soak.cpp", "stream.cpp", "training.cpp",
         "transformer.cpp")
+
+# Linked of these, and run by mpirun.
+RANKS_OF = ("main.cpp", "agreement_test.cpp", "attention_test.cpp", "attention_backward_test.cpp", "split_test.cpp",
+            "borrow_plan_test.cpp", "mha_forward_test.cpp", "mha_backward_test.cpp", "stack_test.cpp",
+            "sixteen_bits_test.cpp", "counted_calls.cpp", "instances.cpp")
 
 
 def soak(cases, *kinds):
@@ -97,7 +103,9 @@ ALL_BUT_LONG = ("*:-LayerOptions/*:LayerGradients/*Long*:LayerGradients/*Wide*:A
                 "Sliding.WindowsOfMore*:*OfMillions*:*.IsTriedOn*")
 LAYER = "Layer*/float*:*BadInput*:Component/float*:Ragged/float*"
 SOAK_OF_ALL = soak(3000, "attention") + soak(800, "layer", "stream", "training") + soak(250, "transformer", "encoder")
-SLOW = SOAK_OF_ALL + units(ALL_BUT_LONG) + units("Sliding.WindowsOfMore*:AttentionGradients/float*Beyond*")
+# Three processes that hold a sequence together, if there is MPI.
+RANKS = (("ranks", "--gtest_brief=1", "--gtest_fail_fast"),)
+SLOW = SOAK_OF_ALL + units(ALL_BUT_LONG) + units("Sliding.WindowsOfMore*:AttentionGradients/float*Beyond*") + RANKS
 
 PARTS = (
     Part(("core/window.hpp", "attention/token_window.hpp"), 4, "attention",
@@ -107,7 +115,7 @@ PARTS = (
           "core/sum.hpp", "core/mask.hpp", "core/task_order.hpp", "ops/multiply.hpp"),
          3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/bad_input_test.cpp", "unit/sliding_test.cpp", "unit/sixteen_bits_test.cpp",
-          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp")),
+          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp", "unit/plan_test.cpp")),
     Part(("ops/rotary.hpp",), 3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/components_test.cpp", "unit/bad_input_test.cpp")),
     Part(("ops/dropout.hpp", "core/random.hpp"), 3, "attention", soak(500, "attention") + units(QUICK), SLOW,
@@ -127,13 +135,14 @@ PARTS = (
          ("unit/bad_input_test.cpp", "unit/components_test.cpp", "unit/modules_test.cpp")),
     Part(("layer/*.hpp", "ops/packed_weight.hpp", "ops/prenorm.hpp", "ops/qk_norm.hpp"),
          2, "layer", soak(250, "layer") + soak(60, "stream") + units("*BadInput*"),
-         SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*"), ("unit/bad_input_test.cpp",)),
+         SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*") + RANKS,
+         ("unit/plan_test.cpp", "unit/repeated_calls_test.cpp", "unit/bad_input_test.cpp")),
     Part(("ops/row_pass.hpp",), 2, "modules", soak(60, "encoder") + units("Component/float*:*BadInput*"), SLOW,
          ("unit/modules_test.cpp", "unit/bad_input_test.cpp")),
     Part(("ops/project.hpp", "ops/weight_gradient.hpp"), 3, "layer",
          soak(250, "layer") + soak(60, "stream"),
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*"),
-         ("unit/sixteen_bits_test.cpp", "unit/modules_test.cpp")),
+         ("unit/sixteen_bits_test.cpp", "unit/modules_test.cpp", "unit/repeated_calls_test.cpp")),
     Part(("io/dtype.hpp", "io/header_parser.hpp", "io/safetensors_*.hpp", "io/file_kind.hpp", "io/file_bytes.hpp",
           "io/tensor_source.hpp", "io/json.hpp"),
          2.5, "", whole("format", "-*ForEveryValueOfEveryByte"), whole("format") + whole("models"),

@@ -120,7 +120,24 @@ TEST(PlanOfTheLayer, HasEveryRowOnceInOrder) {
     }
     EXPECT_EQ(task, plan.tasks());
     EXPECT_LE(plan.pasts(), with_rows);
+    EXPECT_EQ(plan.workers(), (std::min)(threads, plan.tasks()));
   });
+}
+
+// Short stretches come last, so that all threads end at about the same time.
+TEST(PlanOfTheLayer, KeepsThreadsAtWork) {
+  local_mha::detail::LayerPlan<float> plan;
+  const local_mha::Window window({.window_size = 30});
+  const PaddingMask mask;
+  const local_mha::detail::AttentionInputs<float> inputs(window, 2, 1, 100000, mask, {});
+  const auto rows = [&](Index task) { return plan.rows(task).end - plan.rows(task).begin; };
+  constexpr Index threads = 4;
+  plan.assign(inputs, threads);
+  ASSERT_GT(plan.tasks(), 8 * threads);
+  for (Index i = 0; i < 3 * threads - 1; ++i) EXPECT_LT(rows(plan.tasks() - 1 - i), rows(0)) << i;
+  EXPECT_EQ(rows(plan.tasks() - 6 * threads), rows(0));
+  plan.assign(inputs, 1);
+  EXPECT_EQ(rows(plan.tasks() - 2), rows(0));
 }
 
 // Otherwise threads would wait for one another for ever, or overwrite what is still needed.
