@@ -134,6 +134,27 @@ TYPED_TEST(GradientsOnThreads, OfALayerWithWideHeads) {
   }
 }
 
+// Of so many rows that their gradients are summed in several stretches.
+TYPED_TEST(GradientsOnThreads, OfTheBiasesOfALayer) {
+  local_mha::LocalMHAConfig config{.dim = 9, .window_size = 7, .dim_head = 4, .heads = 2};
+  config.qkv_bias = config.out_bias = true;
+  const LocalMHA<TypeParam> mha(config, 3);
+  Random random(1);
+  const auto x = tensor<TypeParam, 3>(random.array({2, 1100, 9}));
+  typename LocalMHA<TypeParam>::Saved saved;
+  const auto y = mha.forward_saving(saved, x);
+  auto one = LocalMHAParameters<TypeParam>::zeros(config);
+  const auto of_x = mha.backward(one, saved, y, x);
+  for (const int count : thread_counts) {
+    const Threads threads(count);
+    for (int time = 0; time < 3; ++time) {
+      auto many = LocalMHAParameters<TypeParam>::zeros(config);
+      EXPECT_TRUE(same_bits(of_x, mha.backward(threads.device, many, saved, y, x))) << count;
+      expect_same_bits(one, many, std::to_string(count) + " threads");
+    }
+  }
+}
+
 // A weight that is computed in several parts, along both of its sides and over the positions.
 TYPED_TEST(GradientsOnThreads, OfAWideLinear) {
   using Matrix = local_mha::RowMatrix<TypeParam>;
