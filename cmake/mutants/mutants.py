@@ -366,18 +366,23 @@ class Run:
 
     def slow(self, part, folder):
         first = {"*": []}
-        if part.group:
-            # Layers have heads of their own.
-            for group, scalar in dict.fromkeys([(part.group, "float"), (part.group, "double"), ("layer", "float")]):
+
+        def compile_groups(*groups):
+            for group, scalar in groups:
                 to = folder / f"{group}_{scalar}.o"
-                self.bench.compile(self.bench.write_instances(group, scalar), to, "-O1", folder / "include")
-                first["*"].append(to)
+                if part.group and not to.exists():
+                    self.bench.compile(self.bench.write_instances(group, scalar), to, "-O1", folder / "include")
+                    first["*"].append(to)
+
+        # What is cheap, and kills most of what comes so far.
+        compile_groups((part.group, "float"), (part.group, "double"))
+        for unit in part.units:
+            self.run_unit(unit, first["*"], folder, folder / "include")
+        # Layers have heads of their own.
+        compile_groups(("layer", "float"))
         for name in programs.WHOLE:
             if any(run[0] == name for run in part.slow):
                 first[name] = self.own_program(name, folder)
-        # They are cheap, and kill half of what comes so far.
-        for unit in part.units:
-            self.run_unit(unit, first["*"], folder, folder / "include")
         soaks = [run for run in part.fast if run[0] == "soak"]
         if part.group and soaks and self.bench.has_sanitizers():
             self.bench.compile(self.bench.write_instances(part.group, "float"), folder / "sanitized.o", "-O1",
