@@ -27,6 +27,13 @@ using local_mha::TensorView;
 using support::same_bits;
 using support::tensor;
 
+// A mask that looks at flags does not look at those of a temporary tensor.
+template <typename Flags>
+concept CanBeLookedAt =
+    requires(Flags&& flags) { local_mha::PaddingMask::masked_view(std::forward<Flags>(flags)); };
+static_assert(CanBeLookedAt<Tensor<bool, 2>&> && CanBeLookedAt<TensorView<const bool, 2>> &&
+              !CanBeLookedAt<Tensor<bool, 2>>);
+
 LocalMHAConfig layer_config() {
   LocalMHAConfig config{.dim = 12, .window_size = 5, .dim_head = 6, .heads = 2, .causal = true};
   config.prenorm = config.qk_rmsnorm = config.gate_values_per_head = config.use_xpos = true;

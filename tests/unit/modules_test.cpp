@@ -218,6 +218,10 @@ TYPED_TEST(Modules, KnowTheirCallsAgain) {
                std::invalid_argument);
   typename TypeParam::Parameters empty;
   EXPECT_THROW(module.backward(empty, saved, y, x), std::invalid_argument);
+  // A refused call leaves what another one kept.
+  EXPECT_THROW(module.forward_saving(saved, this->rows(1, 2, 9, 7)), std::invalid_argument);
+  auto unused = gradients;
+  EXPECT_NO_THROW(module.backward(unused, saved, y, x));
   module.set_parameters(this->some_parameters());
   EXPECT_THROW(module.backward(gradients, saved, y, x), std::invalid_argument);
   for (const auto& [name, tensor] : support::named<typename TestFixture::Scalar>(gradients))
