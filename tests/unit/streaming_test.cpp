@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -674,6 +675,43 @@ template <typename Scalar>
 Tensor<Scalar, 3> rows(const Tensor<Scalar, 3>& x, Index begin, Index end) {
   return x.slice(Eigen::array<Index, 3>{0, begin, 0},
                  Eigen::array<Index, 3>{1, end - begin, x.dimension(2)});
+}
+
+// Queries are turned to first keys by groups of positions: here two sequences take turns, of which
+// one is a group further and the other is between two.
+TYPED_TEST(Streaming, OfFirstKeysTakesSequencesThatAreFarApart) {
+  LocalMHAConfig config{.dim = 6, .dim_head = 4, .heads = 2};
+  config.token_window = {.left = 5, .right = 0};
+  config.first_keys = 3;
+  const LocalMHA<TypeParam> mha(config, 3);
+  const Index group = LocalAttention<TypeParam>({.window_size = 5, .dim = 4}).rotary()->group();
+  const auto x = tensor<TypeParam, 3>(Random(6).array({2, 3 * group, 6}));
+  const auto part = [&](Index n) -> Tensor<TypeParam, 3> {
+    return x.slice(Eigen::array<Index, 3>{0, 0, 0}, Eigen::array<Index, 3>{2, n, 6});
+  };
+  typename LocalMHA<TypeParam>::Stream stream(mha, {.batch = 2});
+  stream.push(part(group + 40));
+  stream.reset(1);
+  stream.push(part(group - 7));
+  // Rows of the first sequence from 2·group + 33 on, of the other from group - 7 on.
+  const auto y = stream.push(part(20));
+  Tensor<TypeParam, 3> all(2, 2 * group + 53, 6);
+  all.setZero();
+  Index n = 0;
+  for (const Index some : {group + 40, group - 7, Index{20}}) {
+    for (Index i = 0; i < some; ++i)
+      for (Index c = 0; c < 6; ++c) {
+        all(0, n + i, c) = x(0, i, c);
+        if (n >= group + 40) all(1, n - group - 40 + i, c) = x(1, i, c);
+      }
+    n += some;
+  }
+  const auto expected = mha.forward(all, {.lengths = std::array<Index, 2>{n, group + 13}});
+  for (Index i = 0; i < 20; ++i)
+    for (Index c = 0; c < 6; ++c) {
+      EXPECT_NEAR(y(0, i, c), expected(0, n - 20 + i, c), 1e-5) << i;
+      EXPECT_NEAR(y(1, i, c), expected(1, group - 7 + i, c), 1e-5) << i;
+    }
 }
 
 TYPED_TEST(Streaming, GoesBackAsFarAsTheRingsHoldAndNoFurther) {
