@@ -2,6 +2,7 @@
 // LocalMHA against the naive reference, over random configurations.
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <vector>
 
 #include "support/library.hpp"
@@ -147,6 +148,107 @@ TYPED_TEST(Layer, TakesNewParameters) {
   EXPECT_TRUE(support::same_bits(mha.forward(x), layer<TypeParam>(c).forward(x)));
   EXPECT_EQ(support::named<double>(mha.parameters()).at("to_out.weight").data,
             c.parameters.at("to_out.weight").data);
+}
+
+// Each way to call with arguments in a row is the call that has them by name.
+TEST(LayerCalls, InARowAreThoseByName) {
+  using Layer = LocalMHA<double>;
+  LocalMHAConfig config{.dim = 6, .window_size = 5, .dim_head = 4, .heads = 2, .dropout = 0.3};
+  const Layer layer(config, 1);
+  Random random(2);
+  const auto x = tensor<double, 3>(random.array({1, 30, 6}));
+  const auto grad_y = tensor<double, 3>(random.array({1, 30, 6}));
+  const auto bias = tensor<double, 3>(random.array({2, 5, 15}));
+  const std::optional bias_view = local_mha::TensorView<const double, 3>(bias);
+  const auto mask = local_mha::PaddingMask::from_lengths(std::vector<Index>{25}, 30);
+  const local_mha::Training training{.seed = 7};
+  const std::vector<Index> cuts{0, 11, 30};
+  const Eigen::DefaultDevice device;
+  const Layer::Call by_name{
+      .mask = mask, .attn_bias = bias_view, .training = training, .cu_seqlens = cuts};
+
+  const auto of_mask = layer.forward(x, {.mask = mask});
+  const auto of_all = layer.forward(x, by_name);
+  EXPECT_FALSE(support::same_bits(of_mask, of_all));
+  EXPECT_TRUE(support::same_bits(layer.forward(x, mask), of_mask));
+  EXPECT_TRUE(support::same_bits(layer.forward(x, mask, bias_view, training, cuts), of_all));
+  EXPECT_TRUE(
+      support::same_bits(layer.forward(device, x, mask, bias_view, training, cuts), of_all));
+  Layer::Workspace workspace;
+  Tensor<double, 3> y(1, 30, 6);
+  const auto expect_all = [&](const auto& call) {
+    y.setConstant(-1);
+    call();
+    EXPECT_TRUE(support::same_bits(y, of_all));
+  };
+  expect_all([&] { layer.forward_into(y, workspace, x, mask, bias_view, training, cuts); });
+  expect_all([&] { layer.forward_into(device, y, workspace, x, mask, bias_view, training, cuts); });
+
+  struct Gradients {
+    Tensor<double, 3> of_x, of_bias;
+    Layer::Parameters of_weights;
+  };
+  const auto back = [&](const Layer::Saved& saved, const auto& backward) {
+    Gradients gradients{Tensor<double, 3>(1, 30, 6), Tensor<double, 3>(2, 5, 15),
+                        Layer::Parameters::zeros(config)};
+    gradients.of_x.setZero();
+    gradients.of_bias.setZero();
+    backward(gradients, saved);
+    return gradients;
+  };
+  const auto expect_same = [](const Gradients& a, const Gradients& b) {
+    EXPECT_TRUE(support::same_bits(a.of_x, b.of_x));
+    EXPECT_TRUE(support::same_bits(a.of_bias, b.of_bias));
+    EXPECT_EQ(a.of_weights.to_qkv, b.of_weights.to_qkv);
+    EXPECT_EQ(a.of_weights.to_out, b.of_weights.to_out);
+  };
+  Layer::Saved saved;
+  layer.forward_saving(saved, x, {.mask = mask});
+  const auto gradients_of_mask = back(saved, [&](Gradients& to, const Layer::Saved& from) {
+    to.of_x = layer.backward(to.of_weights, from, grad_y, x, {.mask = mask});
+  });
+  EXPECT_TRUE(support::same_bits(layer.forward_saving(saved, x, mask), of_mask));
+  expect_same(back(saved,
+                   [&](Gradients& to, const Layer::Saved& from) {
+                     to.of_x = layer.backward(to.of_weights, from, grad_y, x, mask);
+                   }),
+              gradients_of_mask);
+
+  layer.forward_saving(saved, x, by_name);
+  const auto gradients_of_all = back(saved, [&](Gradients& to, const Layer::Saved& from) {
+    to.of_x = layer.backward(to.of_weights, from, grad_y, x, by_name, &to.of_bias);
+  });
+  EXPECT_GT(support::largest(array(gradients_of_all.of_bias)), 0);
+  const auto expect_saved = [&](const auto& call) {
+    saved = {};
+    y.setConstant(-1);
+    call();
+    EXPECT_TRUE(support::same_bits(y, of_all));
+    expect_same(back(saved,
+                     [&](Gradients& to, const Layer::Saved& from) {
+                       to.of_x = layer.backward(to.of_weights, from, grad_y, x, mask, bias_view,
+                                                training, &to.of_bias);
+                     }),
+                gradients_of_all);
+    expect_same(back(saved,
+                     [&](Gradients& to, const Layer::Saved& from) {
+                       to.of_x = layer.backward(device, to.of_weights, from, grad_y, x, mask,
+                                                bias_view, training, &to.of_bias);
+                     }),
+                gradients_of_all);
+    expect_same(back(saved,
+                     [&](Gradients& to, const Layer::Saved& from) {
+                       layer.backward_into(device, to.of_x, workspace, to.of_weights, from, grad_y,
+                                           x, mask, bias_view, training, &to.of_bias);
+                     }),
+                gradients_of_all);
+  };
+  expect_saved([&] { y = layer.forward_saving(saved, x, mask, bias_view, training, cuts); });
+  expect_saved(
+      [&] { y = layer.forward_saving(device, saved, x, mask, bias_view, training, cuts); });
+  expect_saved([&] {
+    layer.forward_saving_into(device, y, workspace, saved, x, mask, bias_view, training, cuts);
+  });
 }
 
 }  // namespace layer_test
