@@ -25,7 +25,7 @@ class Part:
 # Classes of extern.hpp by the group that they are compiled in; the others are in the last.
 GROUPS = {
     "attention": r"AttentionForwardFlow|AttentionForward\b|class LocalAttention<",
-    "layer": r"LayerSteps|LayerWorker|LayerWeights|PackedWeight|LayerForward|LayerBackward|class LocalMHA<|"
+    "layer": r"LayerSteps|LayerWorker|LayerWeights|class PackedWeight<|LayerForward|LayerBackward|class LocalMHA<|"
              r"SequenceStream<Scalar>",
     "modules": r"HyperConnection|FeedForward\b|FeedForwardWeights|LayerNorm|RmsNorm|class Linear<|"
                r"DynamicPositionBias|linear_backward_through",

@@ -2810,6 +2810,22 @@ std::vector<BadInput> encoders() {
        connection([](const auto& c) { c.mix(Rows(2, 11)); }),
        {"streams", "[2, 12]", "[2, 11]"},
        "HyperConnection::mix"},
+      {"ConnectionWithMixedStreamsOfOtherWidth",
+       connection([](const auto& c) {
+         auto mixed = c.mix(Rows::Zero(2, 12));
+         mixed.streams = Rows::Zero(2, 11);
+         c.add(mixed, Rows::Zero(2, 4));
+       }),
+       {"mixed.streams", "[2, 12]", "[2, 11]"},
+       "HyperConnection::add"},
+      {"ConnectionWithMixedFactorsOfOtherWidth",
+       connection([](const auto& c) {
+         auto mixed = c.mix(Rows::Zero(2, 12));
+         mixed.beta = Rows::Zero(2, 2);
+         c.add(mixed, Rows::Zero(2, 4));
+       }),
+       {"mixed.beta", "[2, 3]", "[2, 2]"},
+       "HyperConnection::add"},
       {"ConnectionResult",
        connection([](const auto& c) { c.add(c.mix(Rows::Zero(2, 12)), Rows(2, 3)); }),
        {"y", "[2, 4]", "[2, 3]"},

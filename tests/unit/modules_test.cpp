@@ -285,6 +285,28 @@ TEST(LinearModule, IsTheProductWithItsParameters) {
       }
 }
 
+// So few that each is looked at.
+TEST(LinearModule, KnowsItsCallAgainByEachOfItsWeights) {
+  Linear<double> linear({.in_features = 2, .out_features = 3}, 1);
+  Tensor<double, 3> x(1, 4, 2);
+  x.setRandom();
+  Linear<double>::Saved saved;
+  const auto y = linear.forward_saving(saved, x);
+  const auto parameters = linear.parameters();
+  auto gradients = local_mha::LinearParameters<double>::zeros(linear.config());
+  for (Index i = 0; i < 9; ++i) {
+    auto other = parameters;
+    if (i < 6)
+      other.weight.data()[i] += 1;
+    else
+      other.bias[i - 6] += 1;
+    linear.set_parameters(other);
+    EXPECT_THROW(linear.backward(gradients, saved, y, x), std::invalid_argument) << i;
+  }
+  linear.set_parameters(parameters);
+  EXPECT_NO_THROW(linear.backward(gradients, saved, y, x));
+}
+
 TEST(LinearModule, WithoutABiasHasNoGradientOfOne) {
   const LinearConfig config{.in_features = 3, .out_features = 2, .bias = false};
   const Linear<float> linear(config);
