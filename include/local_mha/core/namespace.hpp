@@ -56,7 +56,8 @@
 #define LOCAL_MHA_VDPBF16PS
 #endif
 #if defined(LOCAL_MHA_VDPBF16PS) && defined(__AMX_BF16__) && defined(__AMX_TILE__) && \
-    defined(__linux__) && defined(__x86_64__) && defined(__GNUC__)
+    defined(__linux__) && defined(__x86_64__) && defined(__GNUC__) &&                 \
+    (!defined(LOCAL_MHA_LANE_BYTES) || LOCAL_MHA_LANE_BYTES == 64)
 #define LOCAL_MHA_AMX
 #endif
 #if defined(LOCAL_MHA_AMX)
