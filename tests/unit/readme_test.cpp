@@ -148,11 +148,11 @@ TEST(Readme, StoresWeightsIn16Bits) {
   const local_mha::io::SafetensorsFile file(LOCAL_MHA_TEST_DATA_DIR
                                             "/golden/transformer_causal.safetensors");
 #include "storage.cpp"
-#include "arithmetic.cpp"
   const float weight = mha.parameters().to_out(0, 0);
   const auto stored = static_cast<float>(Eigen::bfloat16(weight));
   EXPECT_NE(stored, weight);
   EXPECT_EQ(small.parameters().to_out(0, 0), stored);
+#include "arithmetic.cpp"
   EXPECT_EQ(fast.parameters().to_out(0, 0), stored);
   EXPECT_EQ(fast_model.config().dim, config.dim);
   EXPECT_EQ(model.config().dim, config.dim);
