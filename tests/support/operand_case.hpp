@@ -104,6 +104,8 @@ inline OperandCase operand_case(std::uint64_t seed, Index window) {
       pick_xpos_base(random, o, window, std::sqrt(static_cast<double>(o.dim)));
       // Ahead, it grows.
       if (o.token_window && o.token_window->right > 0) o.xpos_scale_base = 64;
+      // The least that wide lanes take.
+      if (o.xpos_scale_base) o.xpos_scale_base = std::max(1.0, *o.xpos_scale_base);
     } else if (random.chance(0.5)) {
       if (random.chance(0.5)) o.rotary.rotary_dim = o.dim_head / 4 * 2;
       o.rotary.theta = random.pick({10000.0, 500.0});
