@@ -2172,6 +2172,22 @@ std::vector<BadInput> results_and_gradients() {
        },
        {"out", "[1, 2, 6, 8]", "[1, 2, 5, 8]"},
        "LocalAttention::forward_into"},
+      {"RoomThatIsTheQueries",
+       [q] {
+         auto out = q;
+         LocalAttention<float>::Workspace workspace;
+         LocalAttention<float>(attention_config()).forward_into(out, workspace, out, q, q);
+       },
+       {"out", "not overlap q"},
+       "LocalAttention::forward_into"},
+      {"RoomThatIsTheValues",
+       [q] {
+         auto v = q;
+         LocalAttention<float>::Workspace workspace;
+         LocalAttention<float>(attention_config()).forward_into(v, workspace, q, q, v);
+       },
+       {"out", "not overlap v"},
+       "LocalAttention::forward_into"},
       {"RoomThatIsTheKeys",
        [q] {
          auto k = q;
@@ -2438,6 +2454,22 @@ std::vector<BadInput> streams() {
          stream.push_into(out, q, q, q);
        }),
        {"out", "[1, 3, 5, 8]", "[1, 3, 4, 8]"},
+       "LocalAttention::StreamOf::push_into"},
+      {"AttentionPushIntoTheQueries",
+       of_attention([](AttentionStream& stream) {
+         const auto k = heads(1, 3, 5, 8);
+         auto q = k;
+         stream.push_into(q, q, k, k);
+       }),
+       {"out", "not overlap q"},
+       "LocalAttention::StreamOf::push_into"},
+      {"AttentionPushIntoTheKeys",
+       of_attention([](AttentionStream& stream) {
+         const auto q = heads(1, 3, 5, 8);
+         auto k = q;
+         stream.push_into(k, q, k, q);
+       }),
+       {"out", "not overlap k"},
        "LocalAttention::StreamOf::push_into"},
       {"AttentionPushIntoTheValues",
        of_attention([](AttentionStream& stream) {

@@ -940,6 +940,24 @@ TEST(StreamingBadInput, OfAStateIsNamedAndChangesNothing) {
   EXPECT_TRUE(support::same_bits(stream.push(x), twin.push(x)));
 }
 
+TEST(StreamingBadInput, OfAStateWithANumberOutOfItsRangeIsRefused) {
+  for (const Index number : {Index{-1}, Index{0}, Index{4}, Index{5}}) {
+    std::ostringstream out;
+    local_mha::detail::StateWriter writer(out, "numbers");
+    writer.put(static_cast<std::int64_t>(number));
+    writer.finish();
+    std::istringstream in(out.str());
+    local_mha::detail::StateReader reader(in, "numbers");
+    if (number >= 0 && number <= 4) {
+      EXPECT_EQ(reader.get_index(0, 4), number);
+      EXPECT_NO_THROW(reader.finish());
+    } else {
+      EXPECT_EQ(error_of([&] { reader.get_index(0, 4); }),
+                "state: expected a number from 0 to 4, got " + std::to_string(number));
+    }
+  }
+}
+
 TEST(StreamingBadInput, OfAStateWithOtherPairsOfChannelsSaysWhichTheyAre) {
   LocalMHAConfig config{.dim = 6, .window_size = 5, .dim_head = 4, .heads = 2};
   config.rotary = {.theta = 1e3, .pairing = local_mha::RotaryPairing::interleaved};
