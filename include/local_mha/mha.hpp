@@ -236,7 +236,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
     requires detail::Trainable<Scalar, Storage>;
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`. Queries
-  /// and keys are made on the calling thread.
+  /// and keys are made on the calling thread, and computed with as Scalars whatever Arithmetic is.
   /// \return `[B, heads, N, N]`, `[query][key]`; 0 where a query does not see a key
   Tensor<Scalar, 4> attention_probabilities(Input x, const Call& call = {}) const;
   /// The same with a mask alone.

@@ -48,7 +48,7 @@ class BlockScores {
   explicit BlockScores(Index dim_head)
       : turned_(make_block_buffer<Scalar>(dim_head * count)),
         bias_(make_block_buffer<Scalar>(count * count)) {
-    if (of_operands) query_pairs_.resize(static_cast<std::size_t>(pairs_of(dim_head) * count));
+    if (of_operands) query_pairs_ = make_operand_buffer(pairs_of(dim_head) * count);
   }
 
   /// Room for queries, `[dim_head][block_rows]`.

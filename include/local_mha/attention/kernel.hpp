@@ -70,7 +70,7 @@ class AttentionKernel {
         block_scores_(dim_head) {
     // With the neighbours of the first and the last block of each piece.
     if (of_operands)
-      probabilities_.resize(scores_.size() / 2 + static_cast<std::size_t>(3 * count * count));
+      probabilities_ = detail::make_operand_buffer(std::ssize(scores_) / 2 + 3 * count * count);
   }
 
   /// Memory that attend() fetches while it computes.

@@ -48,7 +48,7 @@ class KeyOperands {
       : channels_(channels),
         capacity_(capacity),
         stride_(detail::pairs_of(channels) * count),
-        pairs_(static_cast<std::size_t>(stride_ * capacity), detail::Pair{}) {}
+        pairs_(detail::make_operand_buffer(stride_ * capacity)) {}
 
   Index channels() const { return channels_; }
   Index capacity() const { return capacity_; }
@@ -113,7 +113,7 @@ class ValueOperands {
       : channels_(channels),
         capacity_(ceil_div(capacity, Index{2}) * 2),
         stride_(ceil_div(channels, detail::tile_rows) * detail::tile_rows * count),
-        pairs_(static_cast<std::size_t>(stride_ * capacity_ / 2), detail::Pair{}),
+        pairs_(detail::make_operand_buffer(stride_ * capacity_ / 2)),
         finite_(static_cast<std::size_t>(capacity_), 1) {}
 
   Index channels() const { return channels_; }

@@ -196,6 +196,11 @@ inline constexpr Index tile_pairs = tile_depth / 2;
 /// Pairs of so many channels in whole tiles: those beyond the channels are 0.
 constexpr Index pairs_of(Index channels) { return ceil_div(channels, tile_depth) * tile_pairs; }
 
+/// Zero at first: instructions read what fills up tiles, too.
+inline BlockBuffer<Pair> make_operand_buffer(Index size) {
+  return BlockBuffer<Pair>(static_cast<std::size_t>(size), Pair{});
+}
+
 /// Makes operands of an even number of channels: `[channels/2][block_rows]`.
 /// \param block `[channels][block_rows]`
 template <typename Scalar>

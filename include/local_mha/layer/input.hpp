@@ -40,8 +40,7 @@ class LayerInput {
         spread_(make_block_buffer<Scalar>(spread_size(weights.to_qkv))),
         projected_(make_block_buffer<Scalar>(gates_row_ + weights.config.heads)) {
     if (of_operands)
-      operands_.resize(
-          static_cast<std::size_t>(layer_stretch<Scalar, Arithmetic> * pairs_of(dim_) * count));
+      operands_ = make_operand_buffer(layer_stretch<Scalar, Arithmetic> * pairs_of(dim_) * count);
   }
 
   /// Takes rows, at most layer_stretch blocks of them, normalized if the layer does that.

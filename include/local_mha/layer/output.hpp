@@ -38,8 +38,7 @@ class LayerOutput {
         y_(make_block_buffer<Scalar>(layer_stretch<Scalar, Arithmetic> * dim_ * count)),
         spread_(make_block_buffer<Scalar>(spread_size(weights.to_out))) {
     if (of_operands)
-      operands_.resize(
-          static_cast<std::size_t>(layer_stretch<Scalar, Arithmetic> * operands_of_block()));
+      operands_ = make_operand_buffer(layer_stretch<Scalar, Arithmetic> * operands_of_block());
   }
 
   /// Where the result of head `h` in block `i` of the stretch is made, `[padded
