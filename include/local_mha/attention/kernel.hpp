@@ -176,7 +176,8 @@ class AttentionKernel {
         maximum = block_scores_.make(head, piece, queries, maximum, upcoming_);
       // So that the scale of the probabilities, which are rounded, is a power of two, and what they
       // become does not depend on how keys are taken together.
-      const L rescale = softmax.rise(of_operands ? ceil(maximum) : maximum);
+      if constexpr (of_operands) maximum = ceil(maximum);
+      const L rescale = softmax.rise(maximum);
       for (const auto& piece : chunk) detail::exponentiate(head, piece, softmax);
       const bool last = ends && strip == strips.end();
       const L factor = last ? softmax.weight() : L::broadcast(Scalar(1));

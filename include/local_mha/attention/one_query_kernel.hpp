@@ -58,8 +58,9 @@ class OneQueryKernel {
            blocks.begin = blocks.end) {
         blocks.end = (std::min)(blocks.begin + most_blocks_, last);
         score(head, strip, blocks, queries);
-        const L maximum = (max)(softmax.maximum, L::broadcast(largest(blocks)));
-        const L rescale = softmax.rise(of_operands ? ceil(maximum) : maximum);
+        L maximum = (max)(softmax.maximum, L::broadcast(largest(blocks)));
+        if constexpr (of_operands) maximum = ceil(maximum);
+        const L rescale = softmax.rise(maximum);
         if (any) rescale_sums(channels, rescale);
         any = true;
         softmax.sum = softmax.sum + L::broadcast(exponentiate(blocks, softmax));

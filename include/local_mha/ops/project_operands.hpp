@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <type_traits>
 
 #include <local_mha/core/lanes.hpp>
@@ -18,6 +19,10 @@
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
+
+/// What operands are added up in.
+template <typename Scalar>
+concept OperandSum = std::same_as<Scalar, float>;
 
 /// A weight whose products are of operands.
 template <typename Scalar>
@@ -144,7 +149,7 @@ void project_by_matrix_unit(const OperandWeight<float>& weight, Index group, con
 
 /// project() of operands.
 /// \param x blocks `[pairs_of(weight.depth())][block_rows]`, one after the other
-template <typename Scalar, typename BlockOf>
+template <OperandSum Scalar, typename BlockOf>
 void project(const OperandWeight<Scalar>& weight, Index group, const Range& some_rows,
              const detail::Pair* x, Index blocks, BlockOf&& y) {
 #if defined(LOCAL_MHA_AMX)
@@ -172,21 +177,21 @@ void project(const OperandWeight<Scalar>& weight, Index group, const Range& some
 }
 
 /// The same for all rows of the group.
-template <typename Scalar, typename BlockOf>
+template <OperandSum Scalar, typename BlockOf>
 void project(const OperandWeight<Scalar>& weight, Index group, const detail::Pair* x, Index blocks,
              BlockOf&& y) {
   project(weight, group, {0, weight.group_rows()}, x, blocks, y);
 }
 
 /// Values of a position for project_lane().
-template <typename Scalar>
+template <OperandSum Scalar>
 Index spread_size(const OperandWeight<Scalar>& weight) {
   return ceil_div(weight.depth(), detail::tile_depth) * detail::tile_depth;
 }
 
 /// spread_lane() for a weight of operands: those of a tile's depth whose places are even, then the
 /// others.
-template <typename Scalar>
+template <OperandSum Scalar>
 void spread_lane(const OperandWeight<Scalar>& weight, const Scalar* x, Index x_stride,
                  Scalar* spread) {
   using namespace detail;
@@ -233,7 +238,7 @@ LOCAL_MHA_NOINLINE void project_lane_rows(Index depth, const Eigen::bfloat16* we
 }  // namespace detail
 
 /// project_lane() of operands.
-template <typename Scalar>
+template <OperandSum Scalar>
 void project_lane(const OperandWeight<Scalar>& weight, Index group, const Range& some_rows,
                   const Scalar* spread, Scalar* y, Index y_stride) {
   using namespace detail;
@@ -250,7 +255,7 @@ void project_lane(const OperandWeight<Scalar>& weight, Index group, const Range&
 }
 
 /// The same for all rows of the group.
-template <typename Scalar>
+template <OperandSum Scalar>
 void project_lane(const OperandWeight<Scalar>& weight, Index group, const Scalar* spread, Scalar* y,
                   Index y_stride) {
   project_lane(weight, group, {0, weight.group_rows()}, spread, y, y_stride);
