@@ -153,6 +153,8 @@ TEST(SplitAttentions, RejectBadInputOnEveryRank) {
   says("k: expected shape", [&] { attention.forward(q, is_last ? wide : q, q, split); });
   says("v: expected shape", [&] { attention.forward(q, q, is_last ? three : q, split); });
   says("k: expected a number of heads", [&] { attention.forward(q, three, three, split); });
+  const Heads none(1, 2, 5, 0);
+  says("q: expected at least 1 channel", [&] { attention.forward(none, none, none, split); });
   Tensor<bool, 2> flags(1, 5);
   flags.setConstant(false);
   says("global_rows: expected none over ranks",

@@ -296,5 +296,50 @@ TEST(ASumOverRanks, IsOfParametersAndOfNumbers) {
   });
 }
 
+// Of the layer and of an encoder.
+TEST(CallsIntoGivenMemory, AreThoseThatReturn) {
+  const Communicator communicator;
+  const Layer layer({.dim = 12, .window_size = 7, .dim_head = 8, .heads = 4}, 3);
+  const SplitLayer mha(communicator, layer);
+  const Split split = Split::even(communicator, 301, 16);
+  const auto x = own_rows(random_rows<double>(2, 301, 12, 5), split);
+  const auto grad_y = own_rows(random_rows<double>(2, 301, 12, 6), split);
+  Tensor<double, 3> room(x.dimensions());
+  const auto spoiled = [&]() -> Tensor<double, 3>& { return room.setConstant(-1), room; };
+
+  SplitLayer::Saved saved, kept;
+  const auto y = mha.forward_saving(saved, x, split);
+  mha.forward_saving_into(spoiled(), kept, x, split);
+  EXPECT_EQ(difference(room, y), 0);
+  Parameters weights = Parameters::zeros(layer.config()), into = weights;
+  const auto grad_x = mha.backward(weights, saved, grad_y, x, split);
+  mha.backward_into(spoiled(), into, kept, grad_y, x, split);
+  EXPECT_EQ(difference(room, grad_x), 0);
+  EXPECT_EQ(into.to_qkv, weights.to_qkv);
+  EXPECT_EQ(into.to_out, weights.to_out);
+
+  const local_mha::mpi::Encoder<double> encoder(
+      communicator, local_mha::Encoder<double>({.depth = 2, .layers = {layer.config()}}, 3));
+  const auto of_encoder = encoder.forward(x, split);
+  encoder.forward_into(spoiled(), x, split);
+  EXPECT_EQ(difference(room, of_encoder), 0);
+
+  const bool is_last = communicator.rank() == communicator.size() - 1;
+  Tensor<double, 3> longer(2, split.rows() + 1, 12);
+  Tensor<double, 3>& other = is_last ? longer : room;
+  says("y: expected", [&] { mha.forward_saving_into(other, kept, x, split); });
+  says("grad_x: expected", [&] { mha.backward_into(other, into, saved, grad_y, x, split); });
+  says("y: expected", [&] { encoder.forward_into(other, x, split); });
+  Tensor<double, 3> overlapping = grad_y;
+  says("grad_x: expected memory that does not overlap grad_y", [&] {
+    mha.backward_into(is_last ? overlapping : room, into, saved, is_last ? overlapping : grad_y, x,
+                      split);
+  });
+  overlapping = x;
+  says("y: expected memory that does not overlap x", [&] {
+    encoder.forward_into(is_last ? overlapping : room, is_last ? overlapping : x, split);
+  });
+}
+
 }  // namespace
 }  // namespace mha_backward_test

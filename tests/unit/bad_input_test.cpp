@@ -799,6 +799,10 @@ std::vector<BadInput> attention_arguments() {
        [] { PaddingMask::from_lengths(std::vector<Index>(4, 1), Index{1} << 62); },
        {"seqlen", "4611686018427387904"},
        "PaddingMask::from_lengths"},
+      {"HugeSequencesTogether",
+       [] { PaddingMask::from_lengths(std::vector<Index>(4, 1), (Index{1} << 38) + 1); },
+       {"seqlen", "at most 2^40 positions in all", "got 274877906945"},
+       "PaddingMask::from_lengths"},
   };
 }
 
@@ -1344,6 +1348,10 @@ std::vector<BadInput> component_arguments() {
       {"RotaryOfABadBase",
        [] { local_mha::RotaryEmbedding<double>(4, nan); },
        {"xpos_scale_base", "0.5", "nan"},
+       "RotaryEmbedding::RotaryEmbedding"},
+      {"RotaryOfXposTimesAFactor",
+       [] { local_mha::RotaryEmbedding<double>(4, 16.0, {.factor = 2}); },
+       {"use_xpos", "false", "factor"},
        "RotaryEmbedding::RotaryEmbedding"},
       {"LongformerOfNoHeads",
        [] { local_mha::LongformerParameters<double>::zeros({.dim = 4}); },
