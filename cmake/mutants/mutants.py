@@ -36,7 +36,7 @@ MACROS = ["-DEIGEN_USE_THREADS=", "-DEIGEN_RUNTIME_NO_MALLOC=", "-DLOCAL_MHA_TES
           f'-DLOCAL_MHA_INCLUDE_DIR="{ROOT}/include"']
 # With these, the mutated instances tell what they read and write that is not theirs.
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,alignment,vptr",
-            "-fno-sanitize-recover=all"]
+            "-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS"]
 # What every file includes sooner or later, and no mutant changes.
 PRECOMPILED = ["algorithm", "array", "atomic", "bit", "charconv", "cmath", "concepts", "condition_variable", "cstdint",
                "cstring", "filesystem", "fstream", "functional", "iostream", "limits", "map", "memory", "mutex",

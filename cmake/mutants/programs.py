@@ -116,7 +116,7 @@ PARTS = (
           "ops/multiply.hpp"),
          3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/bad_input_test.cpp", "unit/sliding_test.cpp", "unit/sixteen_bits_test.cpp",
-          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp", "unit/plan_test.cpp")),
+          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp", "unit/plan_test.cpp", "unit/guarded_memory_test.cpp")),
     Part(("core/mask.hpp",), 3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/lifetime_test.cpp", "unit/bad_input_test.cpp")),
     Part(("core/sum.hpp",), 3, "modules", soak(60, "encoder", "transformer") + soak(100, "layer"), SLOW,
