@@ -125,7 +125,7 @@ PARTS = (
     Part(("ops/rotary.hpp",), 3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/components_test.cpp", "unit/bad_input_test.cpp")),
     Part(("ops/dropout.hpp",), 3, "attention", soak(500, "attention") + units(QUICK), SLOW, ("unit/dropout_test.cpp",)),
-    Part(("core/random.hpp",), 3, "layer", soak(250, "layer") + units("Philox*"), SLOW,
+    Part(("core/random.hpp",), 3, "training", soak(60, "training") + units("Philox*"), SLOW,
          ("unit/dropout_test.cpp", "unit/initial_weights_test.cpp")),
     Part(("streaming/local_attention_stream.hpp",), 3, "attention", soak(300, "stream"), SLOW,
          ("unit/bad_input_test.cpp", "unit/streaming_test.cpp", "unit/sixteen_bits_test.cpp",

@@ -112,6 +112,26 @@ TYPED_TEST(GuardedMemory, IsEnoughForABiasAndAMask) {
       }
 }
 
+// Whole tiles of it are looked at where nothing is masked, up to its end.
+TYPED_TEST(GuardedMemory, IsEnoughForAMaskOfFewRows) {
+  using Scalar = TypeParam;
+  for (const bool end : {false, true})
+    for (const Index n : {64, 120, 127}) {
+      Random random(static_cast<std::uint64_t>(n));
+      const LocalAttention<Scalar> attention({.window_size = 40});
+      const auto q = tensor<Scalar, 4>(random.array({1, 1, n, 8}));
+      Tensor<bool, 2> flags(1, n);
+      flags.setConstant(false);
+      flags(0, end ? 3 : n - 4) = true;
+      using At = typename support::Guarded<bool>::At;
+      GuardedTensor<bool, 2> at_flags(flags, end ? At::End : At::Begin);
+      const auto mask = local_mha::PaddingMask::masked_view(at_flags.view());
+      EXPECT_TRUE(support::same_bits(
+          attention.forward(q, q, q, {.mask = mask}),
+          attention.forward(q, q, q, {.mask = local_mha::PaddingMask::masked(flags)})));
+    }
+}
+
 TYPED_TEST(GuardedMemory, IsEnoughForTheLayerAndItsStream) {
   using Scalar = TypeParam;
   using At = typename support::Guarded<Scalar>::At;

@@ -2,6 +2,7 @@
 // Weights start as those of PyTorch's modules, from a seed.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -144,6 +145,33 @@ TEST(InitialWeights, OfFloatAreThoseOfDoubleRounded) {
   const auto of_double = support::named<double>(LocalMHA<double>(everything(), 3).parameters());
   for (const auto& [name, numbers] : of_double)
     EXPECT_EQ(reference::cast<float>(numbers).data, of_float.at(name).data) << name;
+}
+
+// So many that their means are known to a few thousandths.
+TEST(RandomSequence, IsUniformAndNormal) {
+  constexpr int number = 1'000'000;
+  local_mha::RandomSequence random(3);
+  double sum = 0, squares = 0, least = 1, largest = 0;
+  for (int i = 0; i < number; ++i) {
+    const double u = random.uniform();
+    sum += u, squares += u * u;
+    least = std::min(least, u), largest = std::max(largest, u);
+  }
+  EXPECT_NEAR(sum / number, 1. / 2, 2e-3);
+  EXPECT_NEAR(squares / number, 1. / 3, 2e-3);
+  EXPECT_GE(least, 0);
+  EXPECT_LT(least, 1e-4);
+  EXPECT_LT(largest, 1);
+  EXPECT_GT(largest, 1 - 1e-4);
+  double powers[5] = {};
+  for (int i = 0; i < number; ++i) {
+    const double x = random.normal();
+    for (int p = 1; p < 5; ++p) powers[p] += std::pow(x, p) / number;
+  }
+  EXPECT_NEAR(powers[1], 0, 5e-3);
+  EXPECT_NEAR(powers[2], 1, 6e-3);
+  EXPECT_NEAR(powers[3], 0, 2e-2);
+  EXPECT_NEAR(powers[4], 3, 5e-2);
 }
 
 }  // namespace initial_weights_test
