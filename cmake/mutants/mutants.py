@@ -383,12 +383,13 @@ class Run:
         for name in programs.WHOLE:
             if any(run[0] == name for run in part.slow):
                 first[name] = self.own_program(name, folder)
-        soaks = [run for run in part.fast if run[0] == "soak"]
-        if part.group and soaks and self.bench.has_sanitizers():
+        runs = [run for run in part.fast if run[0] == "soak"] + list(part.sanitized)
+        if part.group and runs and self.bench.has_sanitizers():
             self.bench.compile(self.bench.write_instances(part.group, "float"), folder / "sanitized.o", "-O1",
                                folder / "include", extra=SANITIZE, precompiled=False)
-            self.bench.link("soak", [folder / "sanitized.o"], folder / "soak", SANITIZE)
-            for program, *arguments in soaks:
+            for program in dict.fromkeys(run[0] for run in runs):
+                self.bench.link(program, [folder / "sanitized.o"], folder / program, SANITIZE)
+            for program, *arguments in runs:
                 self.bench.run(folder / program, tuple(arguments), folder, None)
         self.run_all(part.slow, first, folder)
 
@@ -462,7 +463,7 @@ class Run:
     def prepare(self, todo, stage):
         """What all need, compiled; and tests that pass on the headers as they are, whose time is the measure."""
         parts = {programs.part_of(m.file) for m in todo}
-        runs = sorted({run for part in parts for run in (part.fast if stage == "fast" else part.slow)
+        runs = sorted({run for part in parts for run in (part.fast if stage == "fast" else part.slow + part.sanitized)
                        if self.bench.can_run(run)})
         units = sorted({unit for part in parts for unit in part.units} if stage == "slow" else ())
         names = dict.fromkeys(name for run in runs for name in self.bench.names_of(run[0]))

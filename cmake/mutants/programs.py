@@ -19,7 +19,8 @@ class Part:
     group: str        # of instances; "": none
     fast: tuple       # runs: (program, arguments...)
     slow: tuple
-    units: tuple = ()  # test files that are compiled from the mutated headers, at last
+    units: tuple = ()  # test files that are compiled from the mutated headers
+    sanitized: tuple = ()  # runs under sanitizers, beside those of `fast` that are of the soak
 
 
 # Classes of extern.hpp by the group that they are compiled in; the others are in the last.
@@ -139,7 +140,8 @@ PARTS = (
           "ops/rms_norm.hpp", "ops/layer_norm.hpp", "ops/linear*.hpp", "ops/activations.hpp", "core/tanh.hpp"),
          1.5, "modules", soak(60, "encoder", "transformer") + soak(100, "layer") +
          units("Component/float*:AHyper*/float*:*BadInput*"), SLOW,
-         ("unit/bad_input_test.cpp", "unit/components_test.cpp", "unit/modules_test.cpp")),
+         ("unit/bad_input_test.cpp", "unit/components_test.cpp", "unit/modules_test.cpp"),
+         units("DropoutInTraining/float*")),
     Part(("layer/*.hpp", "ops/packed_weight.hpp", "ops/prenorm.hpp", "ops/qk_norm.hpp"),
          2, "layer", soak(250, "layer") + soak(60, "stream") + units("*BadInput*"),
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*") + RANKS,
