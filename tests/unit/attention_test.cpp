@@ -2,6 +2,8 @@
 // LocalAttention against the naive reference, over random configurations.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "support/library.hpp"
@@ -258,6 +260,30 @@ TYPED_TEST(Attention, WithScoresOfAnySizeStaysFinite) {
         }
       }
     }
+}
+
+// Of a query whose only scores are close to the least number.
+TYPED_TEST(Attention, SeesKeysWhoseScoresAreHardlyFinite) {
+  using Scalar = TypeParam;
+  const Scalar most = std::numeric_limits<Scalar>::max();
+  for (const Index window_size : {2, 40}) {
+    LocalAttentionConfig config{.window_size = window_size, .causal = true};
+    config.scale = 1;
+    const LocalAttention<Scalar> attention(config);
+    for (const double share : {0.2, 0.5, 0.9}) {
+      constexpr Index rows = 50;
+      Tensor<Scalar, 4> q(1, 1, rows, 1), k(1, 1, rows, 1), v(1, 1, rows, 1);
+      // Scores are in units of log 2.
+      q.setConstant(std::sqrt(Scalar(share) * most / Scalar(1.4427)));
+      k = -q;
+      v.setConstant(3);
+      const auto saved = attention.forward_saving(q, k, v);
+      for (Index row = 0; row < rows; ++row) {
+        EXPECT_NEAR(saved.out(0, 0, row, 0), 3, 1e-5) << window_size << " " << share << " " << row;
+        EXPECT_TRUE(saved.lse(0, 0, row) < Scalar(-0.1) * most && saved.lse(0, 0, row) >= -most);
+      }
+    }
+  }
 }
 
 TYPED_TEST(Attention, WithAConstantAddedToEveryScoreIsTheSame) {

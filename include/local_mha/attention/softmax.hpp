@@ -24,12 +24,8 @@ template <typename Scalar>
 struct SoftmaxState {
   using L = Lanes<Scalar>;
 
-  /// Below every score, and finite, so that its difference to −∞ is −∞. Scores of 16 bits are below
-  /// a quarter of their own type's least.
-  static auto lowest() {
-    using Value = typename L::Value;
-    return Value(-Eigen::NumTraits<Value>::highest() * Value(0.25));
-  }
+  /// No score but −∞ is below it; it is finite, so that its difference to −∞ is −∞.
+  static auto lowest() { return -Eigen::NumTraits<typename L::Value>::highest(); }
 
   /// Of the sink alone; −∞: of nothing.
   explicit SoftmaxState(const Scalar& sink)
