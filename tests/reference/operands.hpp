@@ -45,8 +45,8 @@ struct Operands {
   bool queries = true;        // normalized, turned, times softmax_scale·log2(e)
   bool probabilities = true;  // 2^(s − ⌈m⌉), s and the largest one, m, in units of log 2
   bool heads = true;          // the results that pass to_out
-  /// The denominator counts what probabilities are before they are rounded.
-  bool sum_of_rounded = false;
+  /// The denominator counts what probabilities are rounded to, where none is dropped.
+  bool sum_of_rounded = true;
   /// Probabilities are 2^(s − m).
   bool whole_maximum = true;
 
@@ -127,7 +127,8 @@ inline Array<double> attention_of_operands(const AttentionOptions& o,
         double* const to = row_at(out, b, h, i);
         for (std::size_t s = 0; s < keys.size(); ++s) {
           double p = std::exp2(scores[s] - largest);
-          sum += operands.sum_of_rounded ? operand(p) : p;
+          sum +=
+              operands.sum_of_rounded && operands.probabilities && !in.multiplier ? operand(p) : p;
           if (in.multiplier) p *= in.multiplier(b, h, i, keys[s]);
           if (operands.probabilities) p = operand(p);
           const double* v = row_at(in.v, b, in.key_head(h), keys[s]);

@@ -148,7 +148,8 @@ class BlockScores {
   static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;
   static constexpr int half_keys = of_operands ? 0 : Tiling<Scalar>::half_keys;
   // Keys of a micro-kernel: those of operands have half as many multiply-adds.
-  static constexpr int most = of_operands && Tiling<Scalar>::keys >= 8 ? 16 : Tiling<Scalar>::keys;
+  static constexpr int most =
+      of_operands && L::packets == 1 && Tiling<Scalar>::keys >= 8 ? 16 : Tiling<Scalar>::keys;
 
   // Applies the head's function to scores of adjoining keys, whose maximum is `largest` without it,
   // and hides what is not seen. Returns the maximum so far.

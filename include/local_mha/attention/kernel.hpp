@@ -94,7 +94,7 @@ class AttentionKernel {
 
   /// The same with rows that are pinned.
   /// \param window the blocks that the window shows
-  ///        If they are in 16 bits, there is a single query, which drops nothing
+  ///        If they are a Ring in 16 bits, there is a single query, which drops nothing
   /// \param pinned those of `head.pinned`, one after the other, if there are any
   template <typename Values, typename Keys>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,

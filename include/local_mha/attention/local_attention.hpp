@@ -139,8 +139,9 @@ class LocalAttention {
   using Gradients = detail::AttentionGradients<Scalar>;
 
   /// forward() that keeps what backward() needs.
-  Saved forward_saving(View q, View k, View v, const Call& call = {}) const {
-    require_way_back();
+  Saved forward_saving(View q, View k, View v, const Call& call = {}) const
+    requires detail::Trainable<Scalar, Arithmetic>
+  {
     const auto inputs = check_arguments(q, k, v, call);
     Saved saved = Saved::of(config(), q, k, v, call);
     Forward room;
@@ -149,8 +150,9 @@ class LocalAttention {
   }
 
   /// The same with mask and bias in a row.
-  Saved forward_saving(View q, View k, View v, const PaddingMask& mask,
-                       const Bias& attn_bias) const {
+  Saved forward_saving(View q, View k, View v, const PaddingMask& mask, const Bias& attn_bias) const
+    requires detail::Trainable<Scalar, Arithmetic>
+  {
     return forward_saving(q, k, v, {.mask = mask, .attn_bias = attn_bias});
   }
 
@@ -167,7 +169,9 @@ class LocalAttention {
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving() (tensors are known by a sample of their numbers)
   Gradients backward(const Saved& saved, View grad_out, View q, View k, View v,
-                     const Call& call = {}) const {
+                     const Call& call = {}) const
+    requires detail::Trainable<Scalar, Arithmetic>
+  {
     Gradients gradients;
     Workspace workspace;
     backward_into(gradients, workspace, saved, grad_out, q, k, v, call);
@@ -176,7 +180,9 @@ class LocalAttention {
 
   /// The same with mask and bias in a row.
   Gradients backward(const Saved& saved, View grad_out, View q, View k, View v,
-                     const PaddingMask& mask, const Bias& attn_bias) const {
+                     const PaddingMask& mask, const Bias& attn_bias) const
+    requires detail::Trainable<Scalar, Arithmetic>
+  {
     return backward(saved, grad_out, q, k, v, {.mask = mask, .attn_bias = attn_bias});
   }
 
@@ -186,7 +192,8 @@ class LocalAttention {
   ///        inputs' shape
   /// \param workspace for one call at a time
   void backward_into(Gradients& gradients, Workspace& workspace, const Saved& saved, View grad_out,
-                     View q, View k, View v, const Call& call = {}) const;
+                     View q, View k, View v, const Call& call = {}) const
+    requires detail::Trainable<Scalar, Arithmetic>;
 
   /// Allocates what differentiate() of the same arguments uses.
   void prepare_differentiate(const AnyDevice& device, Workspace& workspace,
@@ -202,8 +209,9 @@ class LocalAttention {
   void differentiate(const AnyDevice& device, Workspace& workspace,
                      const detail::AttentionInputs<Scalar>& inputs, Index batch, Index dim_head,
                      HeadOf&& head_of, BiasGradients& grad_bias,
-                     const std::optional<Training>& training) const {
-    require_way_back();
+                     const std::optional<Training>& training) const
+    requires detail::Trainable<Scalar, Arithmetic>
+  {
     static_assert(detail::HeldScore<Scalar, Score>::differentiable,
                   "backward() needs the derivative of the score functor: give it a member "
                   "derivative(), or see local_mha::with_derivative()");
@@ -254,10 +262,6 @@ class LocalAttention {
   }
 
  private:
-  static void require_way_back() {
-    static_assert(std::is_same_v<Scalar, Arithmetic>,
-                  "products of Eigen::bfloat16 only go forward");
-  }
   static const LocalAttentionConfig& checked(const LocalAttentionConfig& config) {
     validate(config);
     return config;

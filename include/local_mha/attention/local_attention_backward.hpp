@@ -14,7 +14,9 @@ void LocalAttention<Scalar, Score, Arithmetic>::backward_into(Gradients& gradien
                                                               Workspace& workspace,
                                                               const Saved& saved, View grad_out,
                                                               View q, View k, View v,
-                                                              const Call& call) const {
+                                                              const Call& call) const
+  requires detail::Trainable<Scalar, Arithmetic>
+{
   const Call of_forward = saved.call.with_tensors_of(call);
   // A bias is that of the window, which may be left out.
   Call given = call;

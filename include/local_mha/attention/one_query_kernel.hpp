@@ -173,11 +173,14 @@ class OneQueryKernel {
     L sums = L::zero();
     for (Index i = 0; i < blocks.end - blocks.begin; ++i) {
       Scalar* scores = scores_ + i * count;
-      const L p = softmax.term(L::load(scores));
-      sums = sums + p;
+      L p = softmax.term(L::load(scores));
       p.store(scores);
+      if constexpr (of_operands) {
+        round_to_operands<Arithmetic>(count, scores);
+        p = L::load(scores);
+      }
+      sums = sums + p;
     }
-    round_to_operands<Arithmetic>((blocks.end - blocks.begin) * count, scores_);
     return sum_of_lanes(sums);
   }
 

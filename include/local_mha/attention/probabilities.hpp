@@ -22,15 +22,16 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// Makes operands of whole blocks of probabilities, two and two: 0 of keys that are not the
 /// piece's.
-/// \tparam FromScores they are not yet made of the scores, nor added to the sum
+/// \tparam FromScores they are not yet made of the scores, nor added to the sum, which is of what
+///         they are rounded to, so that a query's weights add up to 1
 template <bool FromScores, typename Scalar, typename Keys>
 LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece,
                                       SoftmaxState<Scalar>& softmax) {
   using L = Lanes<Scalar>;
   constexpr Index count = block_rows<Scalar>;
   const SoftmaxState<Scalar> fixed = softmax;
-  // One sum would wait for its own additions.
-  L sums[2] = {L::zero(), L::zero()};
+  L sum = softmax.sum;
+  const Pair ones{{Eigen::bfloat16(1), Eigen::bfloat16(1)}};
   const Range blocks = piece.aligned_blocks();
   Index key = blocks.begin * count;
   Pair* to = piece.pairs;
@@ -40,12 +41,10 @@ LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece,
     LOCAL_MHA_UNROLL for (int i = 0; i < 2; ++i) {
       if (!is[i]) continue;
       p[i] = L::load(piece.score(key + i));
-      if constexpr (FromScores) {
-        p[i] = fixed.term(p[i]);
-        sums[i] = sums[i] + p[i];
-      }
+      if constexpr (FromScores) p[i] = fixed.term(p[i]);
     }
     store_pairs(p[0], p[1], to);
+    if constexpr (FromScores) sum = fma(ones, PairLanes<L>::load(to), sum);
     key += 2;
     to += count;
   };
@@ -55,10 +54,10 @@ LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece,
   take_until(piece.keys.begin);
   while (key + 2 <= piece.keys.end) take(true, true);
   take_until(blocks.end * count);
-  if constexpr (FromScores) softmax.sum = softmax.sum + (sums[0] + sums[1]);
+  softmax.sum = sum;
 }
 
-/// Drops some. The denominator counts them.
+/// Drops some. The denominator counts them, and what others were before they are rounded.
 template <typename Scalar, typename Keys>
 void drop(const Dropout<Scalar>& dropout, const KeyPiece<Scalar, Keys>& piece) {
   using L = Lanes<Scalar>;

@@ -172,7 +172,7 @@ void add_weighted_values_by_matrix_unit(const Chunk<float, ValueOperands<float>,
     // The result may have no room for all rows of a tile.
     alignas(64) float aside[tile_rows * count] = {};
     const Index rows = (std::min)(channels - c, tile_rows);
-    std::copy_n(out + c * count, rows * count, aside);
+    if (rescale != nullptr) std::copy_n(out + c * count, rows * count, aside);
     add_weighted_tiles<1, Finite>(chunk, c, rescale == nullptr, aside);
     std::copy_n(aside, rows * count, out + c * count);
   }

@@ -40,7 +40,8 @@ inline bool has_matrix_unit() {
   return permitted;
 }
 
-/// The tiles of the calling thread: as long as it lives, and no other one.
+/// The tiles of the calling thread: as long as it lives, and no other one. What a caller has
+/// configured them as before is lost.
 class MatrixUnit {
  public:
   /// All are whole.

@@ -55,8 +55,9 @@
 #if defined(EIGEN_VECTORIZE_AVX512) && defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define LOCAL_MHA_VDPBF16PS
 #endif
-#if defined(LOCAL_MHA_VDPBF16PS) && defined(__AMX_BF16__) && defined(__AMX_TILE__) && \
-    defined(__linux__) && defined(__x86_64__) && defined(__GNUC__) &&                 \
+#if defined(LOCAL_MHA_VDPBF16PS) && (defined(__AMX_BF16__) || defined(__AMXBF16__)) && \
+    (defined(__AMX_TILE__) || defined(__AMXTILE__)) && defined(__linux__) &&           \
+    defined(__x86_64__) && defined(__GNUC__) &&                                        \
     (!defined(LOCAL_MHA_LANE_BYTES) || LOCAL_MHA_LANE_BYTES == 64)
 #define LOCAL_MHA_AMX
 #endif

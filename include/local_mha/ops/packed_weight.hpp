@@ -108,7 +108,7 @@ class PackedWeight {
     });
   }
 
-  /// What was packed, bit for bit if it was of the Storage.
+  /// What was packed, bit for bit if it was of the Storage; of operands, what they became.
   RowMatrix<Scalar> unpacked() const {
     RowMatrix<Scalar> weight(rows_, columns_);
     for (Index r = 0; columns_ > 0 && r < rows_; ++r)

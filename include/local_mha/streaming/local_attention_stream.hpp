@@ -20,6 +20,7 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
+#include <local_mha/core/operands.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
@@ -255,6 +256,9 @@ class LocalAttention<Scalar, Score, Arithmetic>::StreamOf
       load_lanes(dim_head_, lanes, StridedRows{from, dim_head_, block * count - rows.begin},
                  to(block));
       if (place != nullptr) (attention_.*place)(dim_head_, to(block), block * count);
+      // Keys and values that are kept as they are multiplied.
+      if constexpr (!std::is_same_v<SomeRing, Ring<Scalar>>)
+        detail::round_to_operands<Arithmetic>(dim_head_ * count, to(block));
     });
     to.put();
   }
