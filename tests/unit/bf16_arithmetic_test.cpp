@@ -290,4 +290,51 @@ TEST(Bf16Arithmetic, OfAStreamGivesTheSameBitsOnThreads) {
   }
 }
 
+using Attention = local_mha::LocalAttention<float, local_mha::ConfiguredScore, Eigen::bfloat16>;
+
+TEST(Bf16Arithmetic, OfASingleKeyGivesItsValue) {
+  const Attention attention({.window_size = 20, .causal = true});
+  Tensor<float, 4> q(1, 2, 40, 8), k(1, 2, 40, 8), v(1, 2, 40, 8);
+  for (Tensor<float, 4>* t : {&q, &k, &v}) t->setRandom();
+  const Tensor<float, 4> out = attention.forward(q, k, v);
+  Attention::Stream stream(attention, 2, 8);
+  const auto first = [](const Tensor<float, 4>& t) {
+    Tensor<float, 4> row(1, 2, 1, 8);
+    for (Index h = 0; h < 2; ++h)
+      for (Index c = 0; c < 8; ++c) row(0, h, 0, c) = t(0, h, 0, c);
+    return row;
+  };
+  const Tensor<float, 4> pushed = stream.push(first(q), first(k), first(v));
+  for (Index h = 0; h < 2; ++h)
+    for (Index c = 0; c < 8; ++c) {
+      const auto value = static_cast<float>(Eigen::bfloat16(v(0, h, 0, c)));
+      EXPECT_NEAR(out(0, h, 0, c), value, 2e-7 * std::abs(value));
+      EXPECT_NEAR(pushed(0, h, 0, c), value, 2e-7 * std::abs(value));
+    }
+}
+
+TEST(Bf16Arithmetic, OfAnAttentionsStreamTakesNumbersBelowTheLeastNormalOneForZero) {
+  local_mha::LocalAttentionConfig config{.window_size = 20, .causal = true};
+  config.scale = 1;
+  const Attention attention(config);
+  constexpr Index rows = 10;
+  Tensor<float, 4> q(1, 1, rows, 1), k(1, 1, rows, 1), v(1, 1, rows, 1);
+  for (Index i = 0; i < rows; ++i) {
+    q(0, 0, i, 0) = 1e38F;
+    k(0, 0, i, 0) = static_cast<float>(i) * 1e-39F;
+    v(0, 0, i, 0) = static_cast<float>(i);
+  }
+  const Tensor<float, 4> out = attention.forward(q, k, v);
+  Attention::Stream stream(attention, 1, 1);
+  for (Index i = 0; i < rows; ++i) {
+    Tensor<float, 4> one_q(1, 1, 1, 1), one_k(1, 1, 1, 1), one_v(1, 1, 1, 1);
+    one_q.setConstant(q(0, 0, i, 0)), one_k.setConstant(k(0, 0, i, 0));
+    one_v.setConstant(v(0, 0, i, 0));
+    const Tensor<float, 4> pushed = stream.push(one_q, one_k, one_v);
+    // All keys are 0: their values' mean.
+    EXPECT_NEAR(out(0, 0, i, 0), static_cast<float>(i) / 2, 1e-5);
+    EXPECT_NEAR(pushed(0, 0, 0, 0), static_cast<float>(i) / 2, 1e-5);
+  }
+}
+
 }  // namespace bf16_arithmetic_test
