@@ -20,9 +20,6 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar, typename Keys = Ring<Scalar>, typename Values = Keys>
 class Past {
  public:
-  using KeyRing = Keys;
-  using ValueRing = Values;
-
   struct Size {
     Index heads = 0;
     Index dim_head = 0;
