@@ -49,8 +49,7 @@ class Work {
   /// What max_error() may be: the tolerances of the library's tests.
   double tolerance() const {
     // What is rounded to 8 bits is compared with what is not.
-    if (case_.stored_bits == 16) return 1e-2;
-    if (case_.arithmetic_bits == 16) return 2e-2;
+    if (case_.stored_bits == 16 || case_.arithmetic_bits == 16) return 1e-2;
     return case_.scalar == "float" ? 2e-5 : 1e-10;
   }
 
