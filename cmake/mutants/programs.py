@@ -148,7 +148,7 @@ PARTS = (
          ("unit/plan_test.cpp", "unit/layer_test.cpp", "unit/gradient_threads_test.cpp", "unit/bad_input_test.cpp")),
     Part(("ops/row_pass.hpp",), 2, "modules", soak(60, "encoder") + units("Component/float*:*BadInput*"), SLOW,
          ("unit/modules_test.cpp", "unit/bad_input_test.cpp")),
-    Part(("ops/project.hpp", "ops/weight_gradient.hpp"), 3, "layer",
+    Part(("ops/project.hpp", "ops/position_arrays.hpp", "ops/weight_gradient.hpp"), 3, "layer",
          soak(250, "layer") + soak(60, "stream"),
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*"),
          ("unit/sixteen_bits_test.cpp", "unit/modules_test.cpp", "unit/repeated_calls_test.cpp")),

@@ -12,6 +12,7 @@
 #include <local_mha/core/matrix_unit.hpp>
 #include <local_mha/local_mha.hpp>
 #include <local_mha/ops/project_operands.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
 
 #include "reference/operands.hpp"
 #include "support/operand_blocks.hpp"
@@ -141,6 +142,36 @@ TEST(MatrixUnit, ProjectionsAreThoseOfThePortableLoops) {
                 static_cast<double>(portable[static_cast<std::size_t>(i)]), 1e-3);
         }
     }
+}
+
+TEST(MatrixUnit, WeightGradientsAreThoseOfThePortableLoops) {
+  BF16_TEST_NEEDS_MATRIX_UNIT();
+  using namespace local_mha::detail;
+  Random random(4);
+  for (const Index rows : {1, 16, 17, 40, 70})
+    for (const Index columns : {1, 16, 20, 33, 100})
+      for (const Index blocks : {1, 2, 5, 40}) {
+        local_mha::BlockArray<float, bfloat16> grad(blocks, rows);
+        local_mha::PanelArray<float, bfloat16> x(blocks, local_mha::panel_channels<float>(columns));
+        for (Index b = 0; b < blocks; ++b) {
+          grad.put(b, 0, rows, random_block(random, rows).data());
+          x.put(b, 0, columns, random_block(random, columns).data());
+        }
+        const local_mha::Range tiles{0, (blocks + 1) / 2};
+        const Index panels = (columns + count - 1) / count;
+        const local_mha::RowMatrix<float> before = support::random_weight(random, rows, columns);
+        local_mha::RowMatrix<float> got = before, wanted = before;
+        add_weight_tiles_by_matrix_unit(tiles, grad[0], grad.stride(), rows, x, {0, panels},
+                                        columns, got.data(), columns);
+        for (Index r = 0; r < rows; ++r)
+          for (Index p = 0; p < panels; ++p)
+            add_weight_tile<1, 1>(tiles, grad[0] + r * tile_pairs, grad.stride(), x, p,
+                                  columns - p * count, wanted.data() + r * columns + p * count,
+                                  columns);
+        for (Index i = 0; i < got.size(); ++i)
+          ASSERT_NEAR(static_cast<double>(got.data()[i]), static_cast<double>(wanted.data()[i]),
+                      1e-3);
+      }
 }
 #else
 TEST(MatrixUnit, IsComparedWithThePortableLoops) {

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Operands in bfloat16, the memory that they lie in and the loops that multiply them, each against
 // its definition.
+#define EIGEN_USE_THREADS
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <vector>
 
@@ -14,6 +17,7 @@
 #include <local_mha/core/operands.hpp>
 #include <local_mha/local_mha.hpp>
 #include <local_mha/ops/project_operands.hpp>
+#include <local_mha/ops/weight_gradient.hpp>
 
 #include "reference/operands.hpp"
 #include "support/operand_blocks.hpp"
@@ -475,6 +479,137 @@ TEST(Bf16Operands, ValuesLieTwoBlocksSideBySide) {
         }
       }
     }
+}
+
+// ---- products over positions
+
+using GradientBlocks = local_mha::BlockArray<float, bfloat16>;
+using RowPanels = local_mha::PanelArray<float, bfloat16>;
+
+/// Positions of a tile, which fill its depth.
+constexpr Index tile_positions = std::max<Index>(32, count);
+
+TEST(Bf16Operands, PositionsLieInTiles) {
+  Random random(12);
+  for (const Index channels : {1, 7, 16, 20, 33, 64})
+    for (const Index blocks : {1, 2, 3, 5, 8, 9}) {
+      GradientBlocks grad(3, 5);  // prepared again
+      grad.prepare(blocks, channels + 3);
+      RowPanels rows(blocks, local_mha::panel_channels<float>(channels) + count);
+      ASSERT_EQ(grad.channels(), channels + 3);
+      ASSERT_EQ(grad.stride(), (channels + 3) * tile_positions / 2);
+      std::vector<local_mha::BlockBuffer<float>> numbers;
+      alignas(64) float aside[1];
+      for (Index b = 0; b < blocks; ++b) {
+        numbers.push_back(random_block(random, channels));
+        numbers.back()[0] = random.pick({1e-39F, 1 + 0x1.01p-8F, -3.4e38F});
+        ASSERT_EQ(grad.room(b, 0, aside), aside);
+        // In two parts, as heads come.
+        const Index first = channels / 2;
+        grad.put(b, 3, first, numbers.back().data());
+        grad.put(b, 3 + first, channels - first, numbers.back().data() + first * count);
+        rows.put(b, 1, channels, numbers.back().data());
+      }
+      const Index tiles = (blocks * count + tile_positions - 1) / tile_positions;
+      for (Index position = 0; position < tiles * tile_positions; ++position) {
+        const Index b = position / count, lane = position % count, tile = position / tile_positions;
+        const Index in_tile = position % tile_positions;
+        if (b < blocks && lane == 0) {
+          ASSERT_EQ(grad[b], grad[0] + tile * grad.stride() + in_tile / 2);
+        }
+        for (Index c = 0; c < local_mha::panel_channels<float>(channels); ++c) {
+          const bfloat16 of_panel =
+              rows.panel(1 + c / count)[(tile * tile_positions + in_tile) / 2 * count + c % count]
+                  .of[position % 2];
+          if (b < blocks && c < channels) {
+            const float number =
+                numbers[static_cast<std::size_t>(b)][static_cast<std::size_t>(c * count + lane)];
+            ASSERT_TRUE(is_operand_of(of_panel, number));
+          } else {
+            ASSERT_EQ(bits_of(of_panel), 0U);
+          }
+          if (c >= channels) continue;
+          const bfloat16 of_block =
+              grad[0][tile * grad.stride() + (3 + c) * tile_positions / 2 + in_tile / 2]
+                  .of[position % 2];
+          ASSERT_EQ(bits_of(of_block), bits_of(of_panel));
+        }
+      }
+    }
+}
+
+TEST(Bf16Operands, AreAddedUpOverPositions) {
+  Random random(13);
+  struct Shape {
+    Index positions, row_groups, rows, padded_rows, column_groups, columns;
+  };
+  for (const Shape& s : std::initializer_list<Shape>{{1, 1, 1, 1, 1, 1},
+                                                     {16, 1, 7, 7, 1, 16},
+                                                     {17, 3, 5, 8, 1, 33},
+                                                     {33, 1, 17, 17, 2, 20},
+                                                     {100, 2, 33, 40, 3, 7},
+                                                     {1100, 1, 40, 40, 1, 100},
+                                                     {600, 1, 100, 100, 1, 530}}) {
+    const Index blocks = (s.positions + count - 1) / count;
+    const Index padded_columns = local_mha::panel_channels<float>(s.columns);
+    const Index rows = s.row_groups * s.rows, columns = s.column_groups * s.columns;
+    GradientBlocks grad(blocks, s.row_groups * s.padded_rows);
+    RowPanels x(blocks, s.column_groups * padded_columns);
+    RowMatrix<double> g(s.positions, rows), of_x(s.positions, columns);
+    const auto number = [&](double& is, Index position) {
+      if (position >= s.positions) return 0.0F;
+      const auto drawn = static_cast<float>(random.normal());
+      is = operand(static_cast<double>(drawn));
+      return drawn;
+    };
+    double none = 0;
+    for (Index b = 0; b < blocks; ++b) {
+      const auto put = [&](Index groups, Index of_group, RowMatrix<double>& all, auto&& take) {
+        auto block = local_mha::make_block_buffer<float>(of_group * count);
+        for (Index group = 0; group < groups; ++group) {
+          for (Index c = 0; c < of_group; ++c)
+            for (Index lane = 0; lane < count; ++lane) {
+              const Index position = b * count + lane;
+              double& is = position < s.positions ? all(position, group * of_group + c) : none;
+              block[static_cast<std::size_t>(c * count + lane)] = number(is, position);
+            }
+          take(group, block.data());
+        }
+      };
+      put(s.row_groups, s.rows, g, [&](Index group, const float* block) {
+        grad.put(b, group * s.padded_rows, s.rows, block);
+      });
+      put(s.column_groups, s.columns, of_x, [&](Index group, const float* block) {
+        x.put(b, group * padded_columns / count, s.columns, block);
+      });
+    }
+    const RowMatrix<float> before = random_weight(random, rows, columns);
+    RowMatrix<float> weight = before;
+    const auto add = [&](const local_mha::AnyDevice& device, RowMatrix<float>& to) {
+      add_weight_gradient(device, blocks, grad[0], grad.stride(),
+                          local_mha::Groups::of(s.row_groups, s.rows, s.padded_rows), x,
+                          local_mha::Groups::of(s.column_groups, s.columns, padded_columns),
+                          to.data());
+    };
+    add({}, weight);
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < columns; ++c) {
+        double sum = static_cast<double>(before(r, c)), size = std::abs(sum);
+        for (Index i = 0; i < s.positions; ++i) {
+          sum += g(i, r) * of_x(i, c);
+          size += std::abs(g(i, r) * of_x(i, c));
+        }
+        ASSERT_NEAR(static_cast<double>(weight(r, c)), sum, sum_tolerance(s.positions, size))
+            << s.positions << " positions, " << r << ", " << c;
+      }
+    for (const int threads : {2, 5}) {
+      Eigen::ThreadPool pool(threads);
+      Eigen::ThreadPoolDevice device(&pool, threads);
+      RowMatrix<float> on_threads = before;
+      add(device, on_threads);
+      ASSERT_EQ(on_threads, weight);
+    }
+  }
 }
 
 }  // namespace bf16_operands_test

@@ -4,9 +4,9 @@
 ///
 /// Of `y = x·Wᵀ` over many positions, the gradient of W is a sum over positions, `gᵀ·x`. One
 /// operand is read as blocks, `[channel][position]`, the other as panels, `[position][channel]`, so
-/// that the micro-kernel of the forward pass does this product, too. Sums go through the positions
-/// in their order, those of weights and those of biases each in stretches of a fixed length: they
-/// do not depend on threads.
+/// that the micro-kernel of the forward pass does this product, too, of Scalars as of operands in
+/// Eigen::bfloat16. Sums go through the positions in their order, those of weights and those of
+/// biases each in stretches of a fixed length: they do not depend on threads.
 #pragma once
 
 #include <algorithm>
@@ -17,96 +17,19 @@
 
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
+#include <local_mha/core/matrix_unit.hpp>
+#include <local_mha/core/operands.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
+#include <local_mha/ops/position_arrays.hpp>
 #include <local_mha/ops/project.hpp>
+#include <local_mha/ops/weight_gradient_operands.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-/// Channels rounded up to whole panels of block_rows channels.
-template <typename Scalar>
-constexpr Index panel_channels(Index channels) {
-  return ceil_div(channels, block_rows<Scalar>) * block_rows<Scalar>;
-}
-
-/// Transposes a block `[channels][block_rows]` into panels `[panel][position][block_rows
-/// channels]`; channels that fill up the last panel become 0.
-/// \param panel_stride from panel to panel
-template <typename Scalar>
-void block_to_panels(Index channels, const Scalar* block, Scalar* panels,
-                     Index panel_stride = block_rows<Scalar> * block_rows<Scalar>) {
-  constexpr Index count = block_rows<Scalar>;
-  for (Index c = 0; c < channels; c += count, panels += panel_stride)
-    load_block(count, (std::min)(count, channels - c), StridedRows{block, count, c}, panels);
-}
-
-/// The reverse of block_to_panels().
-template <typename Scalar>
-void panels_to_block(Index channels, const Scalar* panels, Scalar* block) {
-  constexpr Index count = block_rows<Scalar>;
-  for (Index c = 0; c < channels; c += count)
-    store_block(count, (std::min)(count, channels - c), panels + c * count,
-                StridedRows{block, count, c});
-}
-
-/// Blocks of many positions, `[blocks][channels][block_rows]`, without values until they are
-/// written.
-template <typename Scalar>
-class BlockArray {
- public:
-  BlockArray() = default;
-  BlockArray(Index blocks, Index channels) { prepare(blocks, channels); }
-
-  /// Becomes room for that many, without values.
-  void prepare(Index blocks, Index channels) {
-    resize_without_values(data_, blocks * channels * block_rows<Scalar>);
-    stride_ = channels * block_rows<Scalar>;
-  }
-
-  Scalar* operator[](Index b) { return data_.data() + b * stride_; }
-  const Scalar* operator[](Index b) const { return data_.data() + b * stride_; }
-  /// From block to block.
-  Index stride() const { return stride_; }
-  Index channels() const { return stride_ / block_rows<Scalar>; }
-
- private:
-  Index stride_ = 0;
-  BlockBuffer<Scalar> data_;
-};
-
-/// Panels of many positions, `[panel][block][position][block_rows channels]`: those of adjoining
-/// blocks adjoin. Without values until put() writes them.
-template <typename Scalar>
-class PanelArray {
- public:
-  PanelArray() = default;
-  /// \param channels panel_channels() of those that are put here
-  PanelArray(Index blocks, Index channels) { prepare(blocks, channels); }
-
-  /// Becomes room for that many, without values.
-  void prepare(Index blocks, Index channels) {
-    resize_without_values(data_, blocks * channels * block_rows<Scalar>);
-    stride_ = blocks * size;
-  }
-
-  /// Takes a block's channels, of which the first is that of panel `first`.
-  void put(Index block, Index first, Index channels, const Scalar* from) {
-    block_to_panels(channels, from, data_.data() + first * stride_ + block * size, stride_);
-  }
-
-  /// Panel `p`, `[block][position][block_rows channels]`.
-  const Scalar* panel(Index p) const { return data_.data() + p * stride_; }
-
- private:
-  static constexpr Index size = block_rows<Scalar> * block_rows<Scalar>;
-
-  Index stride_ = 0;
-  BlockBuffer<Scalar> data_;
-};
 
 /// The rows of a batch of sequences in blocks: each sequence starts a block of its own.
 struct BatchBlocks {
@@ -180,58 +103,64 @@ class StretchSums {
 
 namespace detail {
 
-// weight[r][c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i] for Rows rows and Panels panels of columns.
-template <int Rows, int Panels, typename Scalar>
-void add_weight_tile(const Range& blocks, const Scalar* a, Index a_stride,
-                     const PanelArray<Scalar>& x, Index first_panel, Index cols, Scalar* weight,
-                     Index weight_stride) {
+// weight[r][c] += Σ_t Σ_i a(t)[r][i] · x(t)[c][i] for Rows rows and Panels panels of columns.
+template <int Rows, int Panels, typename Scalar, typename Arithmetic>
+void add_weight_tile(const Range& tiles,
+                     const typename PositionTiles<Scalar, Arithmetic>::Number* a, Index a_stride,
+                     const PanelArray<Scalar, Arithmetic>& x, Index first_panel, Index cols,
+                     Scalar* weight, Index weight_stride) {
   using L = Lanes<Scalar>;
+  using Number = typename PositionTiles<Scalar, Arithmetic>::Number;
   constexpr Index count = block_rows<Scalar>;
+  constexpr Index depth = PositionTiles<Scalar, Arithmetic>::depth;
   L acc[Rows][Panels];
   LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) acc[r][p] = L::zero();
   }
-  for (Index b = blocks.begin; b < blocks.end; ++b) {
-    const Scalar* from[Panels];
+  for (Index t = tiles.begin; t < tiles.end; ++t) {
+    const Number* from[Panels];
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) from[p] =
-        x.panel(first_panel + p) + b * count * count;
-    const Scalar* rows = a + b * a_stride;
-    // The next block's rows are far away.
-    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) prefetch(rows, a_stride + r * count);
-    multiply<Ahead{.x = count / 2}>(count, rows, count, 1, from, acc);
+        x.panel(first_panel + p) + t * depth * count;
+    const Number* rows = a + t * a_stride;
+    // The next tile's rows are far away.
+    LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) prefetch(rows, a_stride + r * depth);
+    multiply<Ahead{.x = count / 2}>(depth, rows, depth, 1, from, acc);
   }
   LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) {
-    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
-      Scalar* to = weight + r * weight_stride + p * count;
-      if (cols >= (p + 1) * count) {
-        (L::load_unaligned(to) + acc[r][p]).store_unaligned(to);
-        continue;
-      }
-      alignas(64) Scalar sum[count];
-      acc[r][p].store(sum);
-      for (Index c = 0; c < cols - p * count; ++c) to[c] += sum[c];
-    }
+    LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p)
+        add_to_row(acc[r][p], cols - p * count, weight + r * weight_stride + p * count);
   }
 }
 
 // add_weight_gradient() for `rows` rows of `a` and some panels of x.
 // `cols` are there from the first of these panels on.
-template <typename Scalar>
-void add_weight_tiles(Index blocks, const Scalar* a, Index a_stride, Index rows,
-                      const PanelArray<Scalar>& x, const Range& panels, Index cols, Scalar* weight,
-                      Index weight_stride) {
+template <typename Scalar, typename Arithmetic>
+void add_weight_tiles(Index blocks, const typename PositionTiles<Scalar, Arithmetic>::Number* a,
+                      Index a_stride, Index rows, const PanelArray<Scalar, Arithmetic>& x,
+                      const Range& panels, Index cols, Scalar* weight, Index weight_stride) {
+  using Tiles = PositionTiles<Scalar, Arithmetic>;
   constexpr int most_rows = Tiling<Scalar>::rows;
   constexpr int most_panels = Tiling<Scalar>::blocks;
   constexpr Index count = block_rows<Scalar>;
-  // Blocks that are summed up in registers: more would leave the cache from tile to tile.
-  constexpr Index depth = 32 * 64 / LOCAL_MHA_LANE_BYTES;
-  for (Index begin = 0; begin < blocks; begin += depth) {
-    const Range some{begin, (std::min)(begin + depth, blocks)};
+  // Tiles that are summed up in registers: more would leave the cache from tile to tile.
+  constexpr Index depth = 32 * 64 / LOCAL_MHA_LANE_BYTES / Tiles::blocks;
+  const Index tiles = Tiles::count(blocks);
+  for (Index begin = 0; begin < tiles; begin += depth) {
+    const Range some{begin, (std::min)(begin + depth, tiles)};
+#if defined(LOCAL_MHA_AMX)
+    if constexpr (Tiles::of_operands) {
+      if (has_matrix_unit()) {
+        add_weight_tiles_by_matrix_unit(some, a, a_stride, rows, x, panels, cols, weight,
+                                        weight_stride);
+        continue;
+      }
+    }
+#endif
     Index panel = panels.begin;
     const auto next_panels = [&]<int Panels>() {
       const Index c = (panel - panels.begin) * count;
       const auto next_rows = [&]<int Rows>(Index r) {
-        add_weight_tile<Rows, Panels>(some, a + r * count, a_stride, x, panel, cols - c,
+        add_weight_tile<Rows, Panels>(some, a + r * Tiles::depth, a_stride, x, panel, cols - c,
                                       weight + r * weight_stride + c, weight_stride);
       };
       Index r = 0;
@@ -275,14 +204,20 @@ struct Groups {
 };
 
 /// `weight[r, c] += Σ_b Σ_i a(b)[r][i] · x(b)[c][i]`, on threads, which share the weight.
-/// \param a blocks `[rows][block_rows]`, `a_stride` apart
+/// \param a, a_stride the first of the blocks `[rows][block_rows]`, and from one to the next; of
+///        operands, what a BlockArray says
 /// \param x the columns' panels: a group starts with a panel of its own
 /// \param weight `[rows][columns]`, to be added to
-template <typename Scalar>
-void add_weight_gradient(const AnyDevice& device, Index blocks, const Scalar* a, Index a_stride,
-                         const Groups& rows, const PanelArray<Scalar>& x, const Groups& cols,
+template <typename Scalar, typename Arithmetic>
+void add_weight_gradient(const AnyDevice& device, Index blocks,
+                         const typename PositionTiles<Scalar, Arithmetic>::Number* a,
+                         Index a_stride, const Groups& rows,
+                         const PanelArray<Scalar, Arithmetic>& x, const Groups& cols,
                          Scalar* weight) {
+  using Tiles = PositionTiles<Scalar, Arithmetic>;
   constexpr Index count = block_rows<Scalar>;
+  // Rows that a micro-kernel takes.
+  constexpr Index together = Tiles::of_operands ? detail::tile_rows : Tiling<Scalar>::rows;
   const Index threads = thread_count(device);
   const Index panels = ceil_div(cols.size, count);
   const Index weight_stride = cols.number * cols.size;
@@ -297,7 +232,7 @@ void add_weight_gradient(const AnyDevice& device, Index blocks, const Scalar* a,
     if (panels_of_task > 4)
       panels_of_task = ceil_div(panels_of_task, 2);
     else
-      rows_of_task = ceil_div(rows_of_task, 2 * Tiling<Scalar>::rows) * Tiling<Scalar>::rows;
+      rows_of_task = ceil_div(rows_of_task, 2 * together) * together;
   }
   parallel_for(device, threads, all_tasks(), [&](Index, Index task) {
     const Index panel_begin = task % panel_tasks() * panels_of_task;
@@ -308,7 +243,7 @@ void add_weight_gradient(const AnyDevice& device, Index blocks, const Scalar* a,
     const Index first_panel = column_group * (cols.padded_size / count);
     const Index column = panel_begin * count;
     detail::add_weight_tiles(
-        blocks, a + (row_group * rows.padded_size + row) * count, a_stride,
+        blocks, a + (row_group * rows.padded_size + row) * Tiles::depth, a_stride,
         (std::min)(rows_of_task, rows.size - row), x,
         {first_panel + panel_begin, first_panel + (std::min)(panel_begin + panels_of_task, panels)},
         cols.size - column,
