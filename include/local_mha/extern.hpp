@@ -94,20 +94,24 @@
   EXTERN template class SequenceStream<float, detail::StreamedStack<float, Storage>>;
 
 // Of float, beside those above of the same type.
-#define LOCAL_MHA_MULTIPLIED_TEMPLATES(EXTERN, Number)                      \
-  EXTERN template class LocalMHA<float, Number, Number>;                    \
-  EXTERN template class Encoder<float, Number, Number>;                     \
-  EXTERN template class LocalTransformer<float, Number, Number>;            \
-  EXTERN template class detail::LayerSteps<float, Number, Number>;          \
-  EXTERN template class detail::LayerWorker<float, Number, Number>;         \
-  EXTERN template class detail::LayerForward<float, Number, Number>;        \
-  EXTERN template struct detail::LayerWeights<float, Number, Number>;       \
-  EXTERN template class PackedWeight<float, Number, Number>;                \
-  EXTERN template struct detail::FeedForwardWeights<float, Number, Number>; \
-  EXTERN template class FeedForward<float, Number, Number>;                 \
-  EXTERN template class detail::StackLayers<float, Number, Number>;         \
-  EXTERN template class detail::LayerStack<float, Number, Number>;          \
-  EXTERN template class Linear<float, Number, Number>;
+#define LOCAL_MHA_MULTIPLIED_TEMPLATES(EXTERN, Number)                                      \
+  EXTERN template class LocalMHA<float, Number, Number>;                                    \
+  EXTERN template class Encoder<float, Number, Number>;                                     \
+  EXTERN template class LocalTransformer<float, Number, Number>;                            \
+  EXTERN template class detail::LayerSteps<float, Number, Number>;                          \
+  EXTERN template class detail::LayerWorker<float, Number, Number>;                         \
+  EXTERN template class detail::LayerForward<float, Number, Number>;                        \
+  EXTERN template struct detail::LayerWeights<float, Number, Number>;                       \
+  EXTERN template class PackedWeight<float, Number, Number>;                                \
+  EXTERN template struct detail::FeedForwardWeights<float, Number, Number>;                 \
+  EXTERN template class FeedForward<float, Number, Number>;                                 \
+  EXTERN template class detail::StackLayers<float, Number, Number>;                         \
+  EXTERN template class detail::LayerStack<float, Number, Number>;                          \
+  EXTERN template class Linear<float, Number, Number>;                                      \
+  EXTERN template RowMatrix<float> detail::linear_backward_through(                         \
+      const AnyDevice&, const PackedWeight<float, Number, Number>&,                         \
+      const Eigen::Ref<const RowMatrix<float>>&, const Eigen::Ref<const RowMatrix<float>>&, \
+      RowMatrix<float>&, Vector<float>*);
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 

@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// LocalMHA whose products are of operands that were rounded to bfloat16, written out naively: the
-/// formulas of layer.hpp, with the rounding by its definition. Products and sums are double.
+/// LocalMHA, and the gradients of projections and of a feed-forward, whose products are of operands
+/// that were rounded to bfloat16, written out naively: the formulas of layer.hpp and gradients.hpp,
+/// with the rounding by its definition. Products and sums are double.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "reference/array.hpp"
 #include "reference/attention.hpp"
+#include "reference/encoder.hpp"
+#include "reference/gradients.hpp"
 #include "reference/layer.hpp"
+#include "reference/norms.hpp"
 
 namespace reference {
 
@@ -172,6 +178,63 @@ inline Array<double> local_mha_of_operands(const LayerOptions& o, Parameters<dou
   Array<double> y = merged(out);
   round_if(operands.heads, y);
   return linear(y, parameters.at("to_out.weight"), used(o.out_bias, parameters, "to_out.bias"));
+}
+
+/// Which operands of the products of a projection's backward pass are rounded.
+struct BackwardOperands {
+  bool weights = true;
+  bool rows = true;       // that have passed the projection
+  bool gradients = true;  // of what it made
+
+  static BackwardOperands none() { return {false, false, false}; }
+};
+
+/// Of linear(): dx = g·W and dW += gᵀ·x of operands. That of the bias, which may be null, is no
+/// product.
+inline Array<double> linear_backward_of_operands(Array<double> x, Array<double> weight,
+                                                 Array<double> grad_y, Array<double>& grad_weight,
+                                                 Array<double>* grad_bias = nullptr,
+                                                 const BackwardOperands& operands = {}) {
+  const Int out = weight.shape[0];
+  for (std::size_t i = 0; grad_bias != nullptr && i < grad_y.data.size(); ++i)
+    (*grad_bias)(static_cast<Int>(i) % out) += grad_y.data[i];
+  round_if(operands.rows, x);
+  round_if(operands.weights, weight);
+  round_if(operands.gradients, grad_y);
+  return linear_backward(x, weight, grad_y, grad_weight);
+}
+
+/// Of feed_forward() whose products are of operands; what passes them back is rounded as
+/// `operands` says.
+inline Array<double> feed_forward_backward_of_operands(
+    const Parameters<double>& parameters, const Array<double>& x, const Array<double>& grad_y,
+    Parameters<double>& gradients, const std::function<double(Int, Int)>& multiplier = {},
+    const BackwardOperands& operands = {}, bool forward_of_operands = true) {
+  const auto rounded = [&](Array<double> array) {
+    round_if(forward_of_operands, array);
+    return array;
+  };
+  const Array<double> normed = layer_norm(x, parameters.at("0.weight"), parameters.at("0.bias"));
+  const Array<double> both = linear(rounded(normed), rounded(parameters.at("1.weight")));
+  const Int rows = x.shape[0], inner = both.shape[1] / 2;
+  const auto factor = [&](Int row, Int c) { return multiplier ? multiplier(row, c) : 1.0; };
+  Array<double> hidden({rows, inner}), grad_both(both.shape);
+  for (Int row = 0; row < rows; ++row)
+    for (Int c = 0; c < inner; ++c)
+      hidden(row, c) = both(row, c) * gelu(both(row, inner + c)) * factor(row, c);
+  const Array<double> grad_hidden = linear_backward_of_operands(
+      hidden, parameters.at("4.weight"), grad_y, gradients.at("4.weight"), nullptr, operands);
+  for (Int row = 0; row < rows; ++row)
+    for (Int c = 0; c < inner; ++c) {
+      const double gate = both(row, inner + c), grad = grad_hidden(row, c) * factor(row, c);
+      grad_both(row, c) = grad * gelu(gate);
+      grad_both(row, inner + c) = grad * both(row, c) * gelu_slope(gate);
+    }
+  return layer_norm_backward(
+      x, parameters.at("0.weight"),
+      linear_backward_of_operands(normed, parameters.at("1.weight"), grad_both,
+                                  gradients.at("1.weight"), nullptr, operands),
+      gradients.at("0.weight"), gradients.at("0.bias"));
 }
 
 }  // namespace reference

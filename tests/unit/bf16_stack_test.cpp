@@ -22,6 +22,8 @@
 #include <local_mha/local_mha.hpp>
 
 #include "measuring/heap.hpp"
+#include "reference/dropout.hpp"
+#include "reference/operands.hpp"
 #include "support/library.hpp"
 #include "support/random_encoder.hpp"
 
@@ -312,6 +314,217 @@ TEST(Bf16Stack, WhatAWorkspaceHeldBeforeChangesNothing) {
   }
 }
 
+// ---- their gradients
+
+/// Root mean square of the difference, over that of `wanted`; infinite if a number is not finite.
+double error_of(const Array<double>& got, const Array<double>& wanted) {
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < wanted.data.size(); ++i) {
+    const double distance = support::distance(got.data.at(i), wanted.data[i]);
+    error += distance * distance;
+    size += wanted.data[i] * wanted.data[i];
+  }
+  if (error == 0) return 0;
+  const double relative = std::sqrt(error / size);
+  return relative >= 0 ? relative : std::numeric_limits<double>::infinity();
+}
+
+/// All gradients by their names, that of the input as `x`.
+using Gradients = reference::Parameters<double>;
+
+double largest_error(const Gradients& got, const Gradients& wanted) {
+  double largest = got.size() == wanted.size() ? 0 : std::numeric_limits<double>::infinity();
+  for (const auto& [name, array] : wanted)
+    largest = std::max(largest, error_of(got.at(name), array));
+  return largest;
+}
+
+template <typename Module>
+Gradients gradients_of(const Module& module, const Tensor<float, 3>& x,
+                       const Tensor<float, 3>& grad_y, const local_mha::ModuleCall& call = {}) {
+  typename Module::Saved saved;
+  EXPECT_TRUE(support::same_bits(module.forward_saving(saved, x, call), module.forward(x, call)));
+  auto gradients = module.parameters();
+  local_mha::for_each_parameter(gradients,
+                                [](const std::string&, auto& tensor) { tensor.setZero(); });
+  const Tensor<float, 3> grad_x =
+      module.backward(gradients, saved, grad_y, x, {.device = call.device});
+  Gradients all = support::named<double>(gradients);
+  all["x"] = rows_of(grad_x, x.dimension(0) * x.dimension(1));
+  return all;
+}
+
+Gradients linear_gradients(const Gradients& parameters, const Array<double>& x,
+                           const Array<double>& grad_y,
+                           const reference::BackwardOperands& operands = {}) {
+  Gradients all = reference::zeros_like(parameters);
+  const bool has_bias = all.contains("bias") && !all.at("bias").data.empty();
+  all["x"] =
+      reference::linear_backward_of_operands(x, parameters.at("weight"), grad_y, all.at("weight"),
+                                             has_bias ? &all.at("bias") : nullptr, operands);
+  return all;
+}
+
+/// One kind of operands not rounded.
+constexpr reference::BackwardOperands others_rounded[3] = {
+    {.weights = false}, {.rows = false}, {.gradients = false}};
+
+TEST(Bf16Stack, ALinearGoesBackThroughRoundedOperands) {
+  for (std::uint64_t seed = 0; seed < random_cases(40); ++seed) {
+    Random random(seed);
+    const Index in = random.integer(1, 90), out = random.integer(1, 70),
+                batch = random.integer(1, 3), n = random.integer(1, 200), rows = batch * n;
+    auto parameters = local_mha::LinearParameters<float>::zeros({in, out, random.chance(0.5)});
+    parameters = random_parameters(random, std::move(parameters), 0.5);
+    const Linear layer(parameters);
+    const Tensor<float, 3> x = random_rows(random, batch, n, in);
+    const Tensor<float, 3> grad_y = random_rows(random, batch, n, out, random.uniform(0.01, 1));
+    const Gradients got = gradients_of(layer, x, grad_y);
+    const auto named = support::named<double>(parameters);
+    const auto wanted_of = [&](const reference::BackwardOperands& operands) {
+      return linear_gradients(named, rows_of(x, rows), rows_of(grad_y, rows), operands);
+    };
+    // Operands are exact, but for float's sums.
+    EXPECT_LT(largest_error(got, wanted_of({})), 3e-6) << seed;
+    for (const auto& operands : others_rounded)
+      EXPECT_GT(largest_error(got, wanted_of(operands)), 2e-4) << seed;
+    // Against what float computes, no more than roundings make of it.
+    EXPECT_LT(largest_error(got, wanted_of(reference::BackwardOperands::none())), 0.02) << seed;
+  }
+}
+
+TEST(Bf16Stack, AFeedForwardGoesBackThroughRoundedOperands) {
+  int told_apart[3] = {};
+  const auto cases = static_cast<int>(random_cases(20));
+  for (int seed = 0; seed < cases; ++seed) {
+    Random random(static_cast<std::uint64_t>(seed));
+    const Index dim = random.integer(8, 70), inner = random.integer(8, 100),
+                rows = random.integer(30, 300);
+    const FeedForwardParameters parameters = random_feed_forward(random, dim, inner);
+    const double dropout = random.pick({0.0, 0.25});
+    const FeedForward layer(parameters, dropout);
+    const Tensor<float, 3> x = random_rows(random, 1, rows, dim, random.uniform(0.1, 3));
+    const Tensor<float, 3> grad_y = random_rows(random, 1, rows, dim);
+    const local_mha::ModuleCall call{.training = local_mha::Training{.seed = 7}};
+    const Gradients got = gradients_of(layer, x, grad_y, call);
+    const auto named = support::named<double>(parameters);
+    const auto kept = reference::dropout_factors<double>(dropout, 7, 1);
+    const auto wanted_of = [&](const Gradients& weights, const Array<double>& of_x,
+                               const Array<double>& of_y,
+                               const reference::BackwardOperands& operands, bool forward) {
+      Gradients all = reference::zeros_like(weights);
+      all["x"] = reference::feed_forward_backward_of_operands(
+          weights, of_x, of_y, all, [&](Int row, Int c) { return kept(0, 0, row, c); }, operands,
+          forward);
+      return all;
+    };
+    const Array<double> of_x = rows_of(x, rows), of_y = rows_of(grad_y, rows);
+    const Gradients wanted = wanted_of(named, of_x, of_y, {}, true);
+    EXPECT_LT(largest_error(got, wanted), 4e-4) << seed;
+    for (int i = 0; i < 3; ++i)
+      told_apart[i] += largest_error(got, wanted_of(named, of_x, of_y, others_rounded[i], true)) >
+                       5 * largest_error(got, wanted);
+    // No further from the exact ones than thrice as far as those of rounded x, weights and
+    // gradient.
+    const auto none = reference::BackwardOperands::none();
+    const Gradients exact = wanted_of(named, of_x, of_y, none, false);
+    const auto as_operands = [](Array<double> array) {
+      reference::round_if(true, array);
+      return array;
+    };
+    Gradients weights = named;
+    for (const char* name : {"1.weight", "4.weight"})
+      weights.at(name) = as_operands(named.at(name));
+    const Gradients of_rounded =
+        wanted_of(weights, as_operands(of_x), as_operands(of_y), none, false);
+    for (const auto& [name, array] : exact) {
+      EXPECT_LT(error_of(got.at(name), array), 3 * error_of(of_rounded.at(name), array))
+          << seed << ' ' << name;
+    }
+  }
+  for (const int number : told_apart) EXPECT_EQ(number, cases);
+}
+
+TEST(Bf16Stack, GradientsOfWhatIsTooSmallForAnOperandAreZero) {
+  Random random(1);
+  const Linear layer(local_mha::LinearConfig{.in_features = 20, .out_features = 10}, 1);
+  const Tensor<float, 3> x = random_rows(random, 1, 50, 20, 0x1p40);
+  Tensor<float, 3> grad_y(1, 50, 10);
+  for (const float size : {0x1p-126F, 0x1p-127F}) {
+    grad_y.setConstant(size);
+    const Gradients got = gradients_of(layer, x, grad_y);
+    for (const double of_weight : got.at("weight").data)
+      EXPECT_EQ(of_weight == 0, size < 0x1p-126F);
+    if (size < 0x1p-126F) {
+      EXPECT_EQ(support::largest(got.at("x")), 0);
+    }
+    // That of the bias is no product.
+    for (const double of_bias : got.at("bias").data)
+      EXPECT_EQ(of_bias, 50 * static_cast<double>(size));
+  }
+}
+
+TEST(Bf16Stack, GradientsOfARowAreThoseOfItsOwn) {
+  Random random(3);
+  const FeedForward layer(random_feed_forward(random, 24, 50), 0.5);
+  const Linear linear(
+      random_parameters(random, local_mha::LinearParameters<float>::zeros({24, 30, true}), 0.5));
+  const Tensor<float, 3> x = random_rows(random, 2, 40, 24);
+  const auto expect_apart = [&](const auto& module, Index out) {
+    const Tensor<float, 3> grad_y = random_rows(random, 2, 40, out);
+    const local_mha::ModuleCall call{.training = local_mha::Training{.seed = 3}};
+    const Gradients wanted = gradients_of(module, x, grad_y, call);
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
+                            std::numeric_limits<float>::infinity(), 3.4e38F}) {
+      Tensor<float, 3> bad_x = x, bad_grad = grad_y;
+      bad_x(0, 17, 3) = bad_grad(1, 38, 2) = bad;
+      typename std::decay_t<decltype(module)>::Saved saved;
+      module.forward_saving(saved, bad_x, call);
+      auto gradients = module.parameters();
+      const Tensor<float, 3> got = module.backward(gradients, saved, bad_grad, bad_x);
+      for (Index row = 0; row < 80; ++row)
+        for (Index c = 0; c < 24; ++c) {
+          const float number = got(row / 40, row % 40, c);
+          if (row != 17 && row != 78)
+            ASSERT_EQ(static_cast<double>(number), wanted.at("x")(row, c)) << row;
+          else if (row == 78)
+            ASSERT_FALSE(std::abs(number) < 1e30F) << row;
+        }
+    }
+  };
+  expect_apart(layer, 24);
+  expect_apart(linear, 30);
+}
+
+TEST(Bf16Stack, BackwardPassesKnowTheirCallsAgain) {
+  Random random(4);
+  const auto parameters = random_feed_forward(random, 12, 20);
+  FeedForward layer(parameters);
+  Linear linear(local_mha::LinearConfig{.in_features = 12, .out_features = 12}, 1);
+  const Tensor<float, 3> x = random_rows(random, 1, 30, 12);
+  const auto expect_known = [&](auto& module, auto&& change) {
+    typename std::decay_t<decltype(module)>::Saved saved;
+    auto gradients = module.parameters();
+    const auto given = gradients;
+    EXPECT_THROW(module.backward(gradients, saved, x, x), std::invalid_argument);
+    module.forward_saving(saved, x);
+    EXPECT_THROW(module.backward(gradients, saved, x, random_rows(random, 1, 30, 12)),
+                 std::invalid_argument);
+    auto other = given;
+    // Less than what is rounded away changes no operand.
+    change(other, 1 + 0x1p-16F);
+    module.set_parameters(other);
+    EXPECT_NO_THROW(module.backward(gradients, saved, x, x));
+    change(other, 1.5F);
+    module.set_parameters(other);
+    EXPECT_THROW(module.backward(gradients, saved, x, x), std::invalid_argument);
+  };
+  expect_known(layer, [](auto& p, float factor) { p.proj_out(0, 0) *= factor; });
+  layer = FeedForward(parameters);
+  expect_known(layer, [](auto& p, float factor) { p.proj_in *= factor; });
+  expect_known(linear, [](auto& p, float factor) { p.weight(0, 0) *= factor; });
+}
+
 // ---- encoders
 
 /// The first layers alone.
@@ -479,6 +692,13 @@ TEST(Bf16Stack, ThreadsGiveTheSameBits) {
   const local_mha::ModuleCall call{.device = threads.device};
   EXPECT_TRUE(support::same_bits(layer.forward(x, call), layer.forward(x)));
   EXPECT_TRUE(support::same_bits(linear.forward(x, call), linear.forward(x)));
+  for (const Index n : {900, 17}) {
+    const Tensor<float, 3> rows = random_rows(random, 1, n, 30),
+                           grad = random_rows(random, 1, n, 30);
+    EXPECT_EQ(gradients_of(layer, rows, grad, call), gradients_of(layer, rows, grad));
+    const Tensor<float, 3> of_linear = random_rows(random, 1, n, 41);
+    EXPECT_EQ(gradients_of(linear, rows, of_linear, call), gradients_of(linear, rows, of_linear));
+  }
 }
 
 TEST(Bf16Stack, WhatLiesBehindASequenceReachesNobody) {
@@ -695,8 +915,10 @@ template <typename Layer>
 concept GoesBack = requires(const Layer& layer, typename Layer::Saved& saved,
                             const Tensor<float, 3>& x) { layer.forward_saving(saved, x); };
 static_assert(GoesBack<local_mha::Encoder<float>> && !GoesBack<Encoder>);
-static_assert(GoesBack<local_mha::FeedForward<float>> && !GoesBack<FeedForward>);
-static_assert(GoesBack<local_mha::Linear<float>> && !GoesBack<Linear>);
+static_assert(GoesBack<local_mha::FeedForward<float>> && GoesBack<FeedForward>);
+static_assert(GoesBack<local_mha::Linear<float>> && GoesBack<Linear>);
+static_assert(!GoesBack<local_mha::FeedForward<float, bfloat16>>);
+static_assert(!GoesBack<local_mha::Linear<float, Eigen::half>>);
 static_assert(std::is_same_v<local_mha::Encoder<float>, local_mha::Encoder<float, float, float>>);
 
 // ---- memory
@@ -716,6 +938,9 @@ TEST(Bf16Stack, PassesIntoGivenMemoryAllocateNothing) {
   LocalTransformer::Stream tokens(model);
   Tensor<float, 3> x = random_rows(random, 1, 300, 48), y(1, 300, 48), logits(1, 300, 50);
   const Tensor<std::int64_t, 2> given = random_tokens(random, 1, 300);
+  FeedForward::Saved saved;
+  layer.forward_saving(saved, x);
+  FeedForwardParameters gradients = layer.parameters();
   for (const Index n : {300, 7, 1, 300, 1, 30}) {
     const TensorView<const float, 3> in(x.data(), {1, n, 48});
     const TensorView<float, 3> out(y.data(), {1, n, 48});
@@ -723,6 +948,7 @@ TEST(Bf16Stack, PassesIntoGivenMemoryAllocateNothing) {
     encoder.forward_into(out, of_encoder, in);
     layer.forward_into(out, of_layer, in);
     linear.forward_into(out, of_linear, in);
+    layer.backward_into(y, of_layer, gradients, saved, x, x);
     const std::size_t first = measuring::heap_use().allocations;
     measuring::restart_heap_count();
     layer.forward_into(n, x.data(), 48, y.data(), of_rows);

@@ -45,9 +45,11 @@ inline constexpr bool can_store =
 
 namespace detail {
 
-/// A layer whose weights are rounded goes forward alone: steps of training would be lost in them.
-template <typename Scalar, typename Storage>
-concept Trainable = std::is_same_v<Scalar, Storage>;
+/// A layer whose weights are rounded for the sake of memory goes forward alone: steps of training
+/// would be lost in them. One that multiplies what it has rounded goes back, too: who trains it
+/// keeps the numbers that the weights were before.
+template <typename Scalar, typename Storage, typename Arithmetic = Scalar>
+concept Trainable = std::is_same_v<Scalar, Storage> || !std::is_same_v<Scalar, Arithmetic>;
 
 /// As a state of a stream names it.
 template <typename Storage>

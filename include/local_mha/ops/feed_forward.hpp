@@ -54,14 +54,17 @@ class LayerStack;
 ///
 /// A copy shares the weights, which nobody changes.
 /// \tparam Storage what the weights of the projections are rounded to, see can_store; if they are,
-///         it goes forward alone
+///         and multiplied as Scalars, it goes forward alone
 /// \tparam Arithmetic what they are multiplied as, see can_multiply: in Eigen::bfloat16, normalized
-///         rows and hidden values are rounded before they pass a projection. All else is a Scalar
+///         rows, hidden values and the gradients of what projections make are rounded before they
+///         pass one, or are multiplied for the gradient of its weight. All else is a Scalar;
+///         gradients are those for the numbers that weights were before they were rounded
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class FeedForward {
   friend detail::StackLayers<Scalar, Storage, Arithmetic>;
   friend detail::LayerStack<Scalar, Storage, Arithmetic>;
   using Weights = detail::FeedForwardWeights<Scalar, Storage, Arithmetic>;
+  using BackwardRoom = detail::FeedForwardBackwardRoom<Scalar, Storage, Arithmetic>;
 
  public:
   /// Its weights.
@@ -164,7 +167,7 @@ class FeedForward {
     BlockBuffer<Scalar> gates_;
     detail::PassingRows<Scalar, Arithmetic> passing_;
     std::vector<Workspace> of_threads_;  // but for the first
-    detail::FeedForwardBackwardRoom<Scalar> backward_;
+    BackwardRoom backward_;
   };
 
   /// The same into given memory. Allocates nothing if the workspace was last used for these sizes,
@@ -200,7 +203,7 @@ class FeedForward {
   /// \param saved becomes what this call kept
   RowMatrix<Scalar> forward_saving(Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& x,
                                    const ModuleCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
     RowMatrix<Scalar> y = flow(x, call, &saved);
@@ -211,7 +214,7 @@ class FeedForward {
   /// The same of tensors `[B, N, dim]`.
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
                                    const ModuleCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     check_input(x);
     Tensor<Scalar, 3> y(x.dimensions());
@@ -234,7 +237,7 @@ class FeedForward {
                              const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
                              const Eigen::Ref<const RowMatrix<Scalar>>& x,
                              const ModuleCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>;
+    requires detail::Trainable<Scalar, Storage, Arithmetic>;
 
   /// The same of tensors.
   /// \param grad_y, x `[B, N, dim]`
@@ -242,7 +245,7 @@ class FeedForward {
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
                              const ModuleCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     check_input(x);
     Tensor<Scalar, 3> grad_x(x.dimensions());
@@ -257,7 +260,7 @@ class FeedForward {
   void backward_into(TensorView<Scalar, 3> grad_x, Workspace& workspace, Parameters& gradients,
                      const Saved& saved, TensorView<const Scalar, 3> grad_y,
                      TensorView<const Scalar, 3> x, const ModuleCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     check_input(x);
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
@@ -319,7 +322,7 @@ class FeedForward {
   void complete(Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& x,
                 const std::optional<Training>& training,
                 std::span<const detail::RowPlace> places = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     saved.dropout = dropout_;
     saved.training = training;
@@ -351,11 +354,10 @@ class FeedForward {
              Saved* saved) const;
 
   // backward() to rows that adjoin.
-  void flow_back(Scalar* grad_x, detail::FeedForwardBackwardRoom<Scalar>& room,
-                 Parameters& gradients, const Saved& saved,
+  void flow_back(Scalar* grad_x, BackwardRoom& room, Parameters& gradients, const Saved& saved,
                  const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
                  const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const
-    requires detail::Trainable<Scalar, Storage>;
+    requires detail::Trainable<Scalar, Storage, Arithmetic>;
 
   // The hidden activations of a block, in place of its values.
   void hide(const std::optional<detail::PlacedDropout<Scalar>>& dropout, Index first,

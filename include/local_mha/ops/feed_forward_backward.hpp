@@ -17,7 +17,7 @@
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/feed_forward.hpp>
 #include <local_mha/ops/packed_weight.hpp>
-#include <local_mha/ops/project.hpp>
+#include <local_mha/ops/project_rows.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
 
@@ -43,22 +43,22 @@ template <typename Scalar, typename Storage, typename Arithmetic>
 RowMatrix<Scalar> FeedForward<Scalar, Storage, Arithmetic>::backward(
     Parameters& gradients, const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
     const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const
-  requires detail::Trainable<Scalar, Storage>
+  requires detail::Trainable<Scalar, Storage, Arithmetic>
 {
   if (x.cols() != dim_) reject("x", std::to_string(dim_) + " columns", x.cols());
   require_shape<2>("grad_y", {grad_y.rows(), grad_y.cols()}, {x.rows(), x.cols()});
   RowMatrix<Scalar> grad_x(x.rows(), dim_);
-  detail::FeedForwardBackwardRoom<Scalar> room;
+  BackwardRoom room;
   flow_back(grad_x.data(), room, gradients, saved, grad_y, x, call);
   return grad_x;
 }
 
 template <typename Scalar, typename Storage, typename Arithmetic>
 void FeedForward<Scalar, Storage, Arithmetic>::flow_back(
-    Scalar* grad_x, detail::FeedForwardBackwardRoom<Scalar>& room, Parameters& gradients,
-    const Saved& saved, const Eigen::Ref<const RowMatrix<Scalar>>& grad_y,
-    const Eigen::Ref<const RowMatrix<Scalar>>& x, const ModuleCall& call) const
-  requires detail::Trainable<Scalar, Storage>
+    Scalar* grad_x, BackwardRoom& room, Parameters& gradients, const Saved& saved,
+    const Eigen::Ref<const RowMatrix<Scalar>>& grad_y, const Eigen::Ref<const RowMatrix<Scalar>>& x,
+    const ModuleCall& call) const
+  requires detail::Trainable<Scalar, Storage, Arithmetic>
 {
   require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
   if (saved.dropout != dropout_ || !saved.weights.is_of(weights_->numbers()))
@@ -78,27 +78,44 @@ void FeedForward<Scalar, Storage, Arithmetic>::flow_back(
         BlockArray<Scalar>& narrow = of_worker.narrow;
         Scalar* const hidden = of_worker.hidden[0];
         const Index first = blocks.begin, end = blocks.end;
+        const auto grad_in = [&](Index block) {
+          if constexpr (PositionTiles<Scalar, Arithmetic>::of_operands)
+            return of_worker.wide[block - first];
+          else
+            return room.grad_in[block];
+        };
         for (Index block = first; block < end; ++block) {
           load_rows(x, rows, block, hidden);
           weights_->norm.apply(hidden);
           clear_other_lanes(dim_, {0, static_cast<int>(rows.rows(block))}, hidden);
           room.normed_panels.put(block, 0, dim_, hidden);
-          load_rows(grad_y, rows, block, room.grad_out[block]);
         }
-        project(room.proj_out, 0, room.grad_out[first], end - first,
-                [&](Index b) { return room.grad_in[first + b]; });
-        for (Index block = first; block < end; ++block) {
-          const Scalar* gates = saved.gates[block];
-          std::copy_n(saved.values[block], inner_ * count, hidden);
-          hide(dropout, rows.row(block), hidden, gates);
-          room.hidden_panels.put(block, 0, inner_, hidden);
-          Scalar* grad_values = room.grad_in[block];
-          if (dropout) drop(*dropout, rows.row(block), grad_values);
-          differentiate_geglu(saved.values[block], gates, grad_values,
-                              grad_values + inner_ * count);
-        }
-        project(room.proj_in, 0, room.grad_in[first], end - first,
-                [&](Index b) { return narrow[b]; });
+        project_rows(
+            room.proj_out, end - first, false, of_worker.passing,
+            [&](Index b) {
+              const Index block = first + b;
+              Scalar* const grad = room.grad_out.room(block, 0, hidden);
+              load_rows(grad_y, rows, block, grad);
+              room.grad_out.put(block, 0, dim_, grad);
+              return grad;
+            },
+            [&](Index, Index b) { return grad_in(first + b); });
+        project_rows(
+            room.proj_in, end - first, false, of_worker.passing,
+            [&](Index b) {
+              const Index block = first + b;
+              const Scalar* gates = saved.gates[block];
+              std::copy_n(saved.values[block], inner_ * count, hidden);
+              hide(dropout, rows.row(block), hidden, gates);
+              room.hidden_panels.put(block, 0, inner_, hidden);
+              Scalar* const grad_values = grad_in(block);
+              if (dropout) drop(*dropout, rows.row(block), grad_values);
+              differentiate_geglu(saved.values[block], gates, grad_values,
+                                  grad_values + inner_ * count);
+              room.grad_in.put(block, 0, 2 * inner_, grad_values);
+              return grad_values;
+            },
+            [&](Index, Index b) { return narrow[b]; });
         for (Index block = first; block < end; ++block) {
           load_rows(x, rows, block, hidden);
           weights_->norm.apply_backward(hidden, narrow[block - first], room.norm_sums[stretch]);

@@ -41,10 +41,12 @@ struct FeedForwardWeights {
   }
 
   /// All numbers, by a sample of which these weights are known again.
-  std::array<TensorNumbers<Scalar>, 4> numbers() const
-    requires Trainable<Scalar, Storage>
+  std::array<TensorNumbers<Scalar, Storage, Arithmetic>, 4> numbers() const
+    requires Trainable<Scalar, Storage, Arithmetic>
   {
-    const auto of = [](const auto& tensor) { return TensorNumbers<Scalar>(tensor); };
+    const auto of = [](const auto& tensor) {
+      return TensorNumbers<Scalar, Storage, Arithmetic>(tensor);
+    };
     return {of(norm.weight()), of(norm.bias()), of(proj_in), of(proj_out)};
   }
 

@@ -5,9 +5,7 @@
 
 #include <array>
 #include <concepts>
-#include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,13 +29,16 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.
 /// \tparam Storage what the weight is held as, see can_store; the bias stays a Scalar. A Linear
-///         that rounds its weight goes forward alone
+/// that
+///         rounds its weight, and multiplies it as Scalars, goes forward alone
 /// \tparam Arithmetic what it is multiplied as, see can_multiply: in Eigen::bfloat16, rows are
-/// rounded
-///         before they pass it, and sums are Scalars
+///         rounded before they pass it, as are they and the gradients of results in backward();
+///         sums are Scalars. Gradients are those for the numbers that the weight was before it was
+///         rounded
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class Linear {
   using Weight = PackedWeight<Scalar, Storage, Arithmetic>;
+  using Numbers = detail::TensorNumbers<Scalar, Storage, Arithmetic>;
 
  public:
   /// Its weights.
@@ -142,7 +143,7 @@ class Linear {
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
                                    const ModuleCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     check_input(x);
     saved.rows_.take(x, numbers());
@@ -161,7 +162,7 @@ class Linear {
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved,
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
                              const ModuleCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     saved.rows_.require_known(x, numbers(), "a Linear");
     require_shape("grad_y", grad_y.dimensions(), {x.dimension(0), x.dimension(1), out_});
@@ -178,13 +179,11 @@ class Linear {
     require_shape("x", x.dimensions(), {-1, -1, in_features()});
   }
 
-  // Those of the weights, as they are held.
-  std::array<std::span<const Scalar>, 2> numbers() const
-    requires detail::Trainable<Scalar, Storage>
+  // Those of the weights, as they are rounded.
+  std::array<Numbers, 2> numbers() const
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
-    const Index size = packed_.group_panels() * packed_.panel_size();
-    return {std::span(packed_.panel(0, 0), static_cast<std::size_t>(size)),
-            std::span(bias_.data(), static_cast<std::size_t>(bias_.size()))};
+    return {Numbers(packed_), Numbers(bias_)};
   }
 
   void flow(const AnyDevice& device, Workspace& workspace, Index rows, const Scalar* x,

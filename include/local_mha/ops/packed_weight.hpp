@@ -20,7 +20,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class TensorNumbers;
 
 }  // namespace detail
@@ -140,7 +140,7 @@ class PackedWeight {
   Index panel_size() const { return panel_size_; }
 
  private:
-  friend detail::TensorNumbers<Scalar>;
+  friend detail::TensorNumbers<Scalar, Storage, Arithmetic>;
 
   // Zeros of the shape.
   void prepare(Index rows, Index cols, Index group_rows, Index column_group, Index padded_group) {
@@ -228,26 +228,29 @@ class PackedWeight {
 
 namespace detail {
 
-/// The numbers of a tensor, row by row, as a Sample takes them, wherever they lie.
-template <typename Scalar>
+/// The numbers of a tensor, or of a weight as it is rounded, row by row, as a Sample takes them,
+/// wherever they lie.
+template <typename Scalar, typename Storage, typename Arithmetic>
 class TensorNumbers {
+  using Weight = PackedWeight<Scalar, Storage, Arithmetic>;
+
  public:
   template <typename Plain>
   explicit TensorNumbers(const Eigen::PlainObjectBase<Plain>& tensor)
       : data_(tensor.data()), size_(static_cast<std::size_t>(tensor.size())) {}
-  explicit TensorNumbers(const PackedWeight<Scalar>& weight)
+  explicit TensorNumbers(const Weight& weight)
       : packed_(&weight), size_(static_cast<std::size_t>(weight.rows() * weight.cols())) {}
 
   std::size_t size() const { return size_; }
-  const Scalar& operator[](std::size_t i) const {
+  Scalar operator[](std::size_t i) const {
     if (packed_ == nullptr) return data_[i];
     const auto place = static_cast<Index>(i);
-    return packed_->at(place / packed_->cols(), place % packed_->cols());
+    return from_stored<Scalar>(packed_->at(place / packed_->cols(), place % packed_->cols()));
   }
 
  private:
   const Scalar* data_ = nullptr;
-  const PackedWeight<Scalar>* packed_ = nullptr;
+  const Weight* packed_ = nullptr;
   std::size_t size_;
 };
 
