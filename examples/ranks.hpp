@@ -127,6 +127,20 @@ class Ranks {
         .loss(take(input), take(labels), split, call);
   }
 
+  /// The same of one process, whatever the model multiplies.
+  template <typename Scalar, typename Arithmetic>
+  Scalar backward(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
+                  LocalTransformerParameters<Scalar>& gradients,
+                  TensorView<const std::int64_t, 2> tokens, const EncoderCall& call) const {
+    return model.backward(gradients, tokens, call);
+  }
+  template <typename Scalar, typename Arithmetic>
+  Scalar loss(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
+              TensorView<const std::int64_t, 2> input, TensorView<const std::int64_t, 2> labels,
+              const EncoderCall& call) const {
+    return model.loss(input, labels, call);
+  }
+
  private:
   // Of those ranks of the world that name the same color.
   void make_part(Index color, std::optional<mpi::Communicator>& part) {
@@ -178,15 +192,16 @@ class Ranks {
   decltype(auto) together(Task&& task) const {
     return std::forward<Task>(task)();
   }
-  template <typename Scalar>
-  Scalar backward(const LocalTransformer<Scalar>& model,
+  template <typename Scalar, typename Arithmetic>
+  Scalar backward(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
                   LocalTransformerParameters<Scalar>& gradients,
                   TensorView<const std::int64_t, 2> tokens, const EncoderCall& call) const {
     return model.backward(gradients, tokens, call);
   }
-  template <typename Scalar>
-  Scalar loss(const LocalTransformer<Scalar>& model, TensorView<const std::int64_t, 2> input,
-              TensorView<const std::int64_t, 2> labels, const EncoderCall& call) const {
+  template <typename Scalar, typename Arithmetic>
+  Scalar loss(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
+              TensorView<const std::int64_t, 2> input, TensorView<const std::int64_t, 2> labels,
+              const EncoderCall& call) const {
     return model.loss(input, labels, call);
   }
 };

@@ -77,6 +77,7 @@ struct Options {
   Index validate_every = 50;
   std::uint64_t seed = 0;
   bool in_double = false;
+  std::string arithmetic = "float";
   Index ranks_per_sequence = 0;
   Index threads = std::clamp<Index>(std::thread::hardware_concurrency(), 1, most_threads);
 
@@ -107,7 +108,8 @@ struct Options {
             {"validation-share", validation_share},
             {"validate-every", validate_every},
             {"seed", seed},
-            {"double", in_double}};
+            {"double", in_double},
+            {"arithmetic", arithmetic}};
   }
 };
 
@@ -125,6 +127,8 @@ void check(const Options& options) {
   at_least("--validate-every", options.validate_every, 1);
   if (options.threads < 1 || options.threads > most_threads)
     local_mha::reject("--threads", "1 to " + std::to_string(most_threads), options.threads);
+  if (options.in_double && options.arithmetic != "float")
+    local_mha::reject("--arithmetic", "float, because of --double", options.arithmetic);
   if (options.warmup() < 0 || options.warmup() > options.steps())
     local_mha::reject("--warmup", "0 to --steps, " + std::to_string(options.steps()),
                       options.warmup());
@@ -275,9 +279,11 @@ struct Files {
   std::string plot;
 };
 
-template <typename Scalar>
+/// The weights that it trains are of Scalars; each step, the model takes them as what it
+/// multiplies.
+template <typename Scalar, typename Arithmetic = Scalar>
 class Trainer {
-  using Model = local_mha::LocalTransformer<Scalar>;
+  using Model = local_mha::LocalTransformer<Scalar, Arithmetic, Arithmetic>;
   using Parameters = local_mha::LocalTransformerParameters<Scalar>;
 
  public:
@@ -289,8 +295,8 @@ class Trainer {
         config_(model_config(options)),
         pool_(static_cast<int>(options.threads)),
         device_(&pool_, static_cast<int>(options.threads)),
-        model_(config_, options.seed),
-        parameters_(model_.parameters()),
+        parameters_(local_mha::initial_parameters<Parameters>(config_, options.seed)),
+        model_(config_, parameters_),
         gradients_(Parameters::zeros(config_)),
         optimizer_({.beta2 = 0.99, .weight_decay = options.weight_decay, .decay_vectors = false},
                    gradients_),
@@ -310,6 +316,7 @@ class Trainer {
     // Older checkpoints do not say it.
     if (!kept.contains("num-residual-streams")) kept["num-residual-streams"] = 1;
     if (!kept.contains("double")) kept["double"] = false;
+    if (!kept.contains("arithmetic")) kept["arithmetic"] = "float";
     const Index kept_warmup = integer(kept, "warmup");
     if (!options_.given_steps) options_.given_steps = kept_steps;
     if (!options_.given_warmup) options_.given_warmup = kept_warmup;
@@ -394,7 +401,7 @@ class Trainer {
     local_mha::set_zero(gradients_);
     // Each step drops something else.
     const Training training{options_.seed * 0x9e3779b97f4a7c15 + static_cast<std::uint64_t>(now)};
-    const double loss = static_cast<double>(ranks_.backward<Scalar>(
+    const double loss = static_cast<double>(ranks_.backward(
         model_, gradients_, text_.batch(options_, now), {.training = training, .device = device_}));
     const double norm = local_mha::clip_gradients(gradients_, options_.clip);
     if (!std::isfinite(loss) || !std::isfinite(norm))
@@ -423,7 +430,7 @@ class Trainer {
     const double best = history_.best();
     const double loss = text_.validate(
         options_.seqlen, options_.batch, [&](const Tokens& input, const Tokens& labels) {
-          return ranks_.loss<Scalar>(model_, input, labels, {.device = device_});
+          return ranks_.loss(model_, input, labels, {.device = device_});
         });
     history_.validated_steps.push_back(static_cast<double>(step()));
     history_.validation_losses.push_back(loss);
@@ -512,8 +519,8 @@ class Trainer {
   local_mha::LocalTransformerConfig config_;
   Eigen::ThreadPool pool_;
   Eigen::ThreadPoolDevice device_;
-  Model model_;
   Parameters parameters_;
+  Model model_;
   Parameters gradients_;
   local_mha::AdamW<Parameters> optimizer_;
   local_mha::CosineSchedule schedule_;
@@ -521,11 +528,11 @@ class Trainer {
   Index checkpoint_step_ = -1;  ///< of the checkpoint written; -1: none yet
 };
 
-template <typename Scalar>
+template <typename Scalar, typename Arithmetic = Scalar>
 int train(const Options& options, const examples::Ranks& ranks) {
   if (ranks.first()) Files(options.model_path).check(options.text_path);
   const Text text(options.text_path, options.validation_share, options.seqlen);
-  Trainer<Scalar> trainer(options, text, ranks);
+  Trainer<Scalar, Arithmetic> trainer(options, text, ranks);
   if (options.resume) {
     trainer.resume();
   } else if (std::filesystem::exists(trainer.files().checkpoint)) {
@@ -610,6 +617,11 @@ int run(int argc, char** argv) {
       })
       ->capture_default_str();
   app.add_flag("--double", options.in_double, "Computes in double");
+  app.add_option("--arithmetic", options.arithmetic,
+                 "What numbers are multiplied as: rounded to bfloat16, some processors are faster. "
+                 "The weights that are trained, and written, are float")
+      ->check(CLI::IsMember({"float", "bfloat16"}))
+      ->capture_default_str();
   app.add_option("--ranks-per-sequence", options.ranks_per_sequence,
                  "Under mpirun, ranks that hold a sequence together; groups of them share the "
                  "batch. Default: all ranks");
@@ -618,7 +630,12 @@ int run(int argc, char** argv) {
   check(options);
   const examples::Ranks ranks(options.ranks_per_sequence, options.batch);
   return ranks.together([&] {
-    return options.in_double ? train<double>(options, ranks) : train<float>(options, ranks);
+    if (options.in_double) return train<double>(options, ranks);
+    if (options.arithmetic == "float") return train<float>(options, ranks);
+    if (ranks.number() > 1)
+      local_mha::reject("--arithmetic", "float, because there are several ranks",
+                        options.arithmetic);
+    return train<float, Eigen::bfloat16>(options, ranks);
   });
 }
 

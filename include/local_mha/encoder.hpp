@@ -159,7 +159,7 @@ class Encoder {
   /// forward() that keeps what backward() needs, copies of all that it was given included.
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const EncoderCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
@@ -171,7 +171,7 @@ class Encoder {
   /// The same into given memory, also that of `saved`: see forward_into().
   void forward_saving_into(Output y, Workspace& workspace, Saved& saved, Input x,
                            const EncoderCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     flow(y, workspace, x, call, &saved);
   }
@@ -185,7 +185,7 @@ class Encoder {
   ///         runs out, the gradients are as they were
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y,
                              const AnyDevice& device = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     stack().require_known(saved.stack_);
     require_shape("grad_y", grad_y.dimensions(), saved.batch_.shape());
@@ -202,7 +202,7 @@ class Encoder {
   /// \param workspace for one call at a time
   void backward_into(Output grad_x, Workspace& workspace, Parameters& gradients, const Saved& saved,
                      Input grad_y, const AnyDevice& device = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     stack().require_known(saved.stack_);
     const detail::RaggedBatch& batch = saved.batch_;

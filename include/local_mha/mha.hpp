@@ -104,7 +104,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
     friend LocalMHA;
 
     detail::LayerForward<Scalar, Storage, Arithmetic> forward_;
-    detail::LayerBackwardRoom<Scalar> backward_;
+    detail::LayerBackwardRoom<Scalar, Storage, Arithmetic> backward_;
     typename LocalAttention<Scalar>::BiasGradients grad_bias_;
   };
 
@@ -180,7 +180,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
   /// forward() that keeps what backward() needs.
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Call& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     check_arguments(x, call);
     Tensor<Scalar, 3> y(x.dimension(0), x.dimension(1), x.dimension(2));
@@ -192,7 +192,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
   /// The same into given memory, also that of `saved`: see forward_into().
   void forward_saving_into(Output y, Workspace& workspace, Saved& saved, Input x,
                            const Call& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     const auto inputs = check_arguments(x, call);
     require_shape("y", y.dimensions(), x.dimensions());
@@ -216,7 +216,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
                              const Call& call = {},
                              Tensor<Scalar, 3>* grad_attn_bias = nullptr) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     check_arguments(x, call);
     Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
@@ -233,7 +233,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
   void backward_into(Output grad_x, Workspace& workspace, Parameters& gradients, const Saved& saved,
                      Input grad_y, Input x, const Call& call = {},
                      Tensor<Scalar, 3>* grad_attn_bias = nullptr) const
-    requires detail::Trainable<Scalar, Storage>;
+    requires detail::Trainable<Scalar, Storage, Arithmetic>;
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`. Queries
   /// and keys are made on the calling thread, and computed with as Scalars whatever Arithmetic is.
@@ -322,7 +322,7 @@ void LocalMHA<Scalar, Storage, Arithmetic>::backward_into(Output grad_x, Workspa
                                                           Parameters& gradients, const Saved& saved,
                                                           Input grad_y, Input x, const Call& call,
                                                           Tensor<Scalar, 3>* grad_attn_bias) const
-  requires detail::Trainable<Scalar, Storage>
+  requires detail::Trainable<Scalar, Storage, Arithmetic>
 {
   check_arguments(x, call);
   const Bias& attn_bias = call.attn_bias;
@@ -345,7 +345,8 @@ void LocalMHA<Scalar, Storage, Arithmetic>::backward_into(Output grad_x, Workspa
   auto& grad_bias = workspace.grad_bias_;
   const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
   grad_bias.prepare(wants_bias ? bias_of(attn_bias) : Bias(), config().heads);
-  detail::LayerBackward<Scalar>(*weights_, saved, workspace.backward_, thread_count(call.device))
+  detail::LayerBackward<Scalar, Storage, Arithmetic>(*weights_, saved, workspace.backward_,
+                                                     thread_count(call.device))
       .run(call.device, inputs, of_forward.training, x, grad_y, grad_x, gradients, grad_bias);
   if (grad_attn_bias != nullptr) grad_bias.add_to(*grad_attn_bias);
   if (config().relative_bias) grad_bias.add_to(gradients.relative_bias.data());

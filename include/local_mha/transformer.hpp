@@ -179,7 +179,7 @@ class LocalTransformer {
   /// \throws std::invalid_argument naming the argument that does not fit; then, and where memory
   ///         runs out, the gradients are as they were
   Scalar backward(Parameters& gradients, Tokens tokens, const EncoderCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>
+    requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     const InputAndLabels parts = split(tokens, call);
     return backward(gradients, parts.input, parts.labels, call);
@@ -188,7 +188,7 @@ class LocalTransformer {
   /// The same of labels that are given, as loss() takes them.
   Scalar backward(Parameters& gradients, Tokens input, Tokens labels,
                   const EncoderCall& call = {}) const
-    requires detail::Trainable<Scalar, Storage>;
+    requires detail::Trainable<Scalar, Storage, Arithmetic>;
 
  private:
   const detail::LayerStack<Scalar, Storage, Arithmetic>& stack() const { return weights_->stack; }
@@ -350,7 +350,7 @@ template <typename Scalar, typename Storage, typename Arithmetic>
 Scalar LocalTransformer<Scalar, Storage, Arithmetic>::backward(Parameters& gradients, Tokens input,
                                                                Tokens labels,
                                                                const EncoderCall& call) const
-  requires detail::Trainable<Scalar, Storage>
+  requires detail::Trainable<Scalar, Storage, Arithmetic>
 {
   const detail::TokenBatch batch(input, call);
   const Tensor<std::int64_t, 2> counted = check_arguments(batch, input, labels, call);
@@ -372,7 +372,7 @@ Scalar LocalTransformer<Scalar, Storage, Arithmetic>::backward(Parameters& gradi
                                          rows(grad_logits), made.to_logits, nullptr),
       rows(x), made.to_logits_norm_weight, made.to_logits_norm_bias);
   {
-    typename detail::LayerStack<Scalar>::Workspace workspace;
+    typename detail::LayerStack<Scalar, Storage, Arithmetic>::Workspace workspace;
     stack().backward(call.device, made, workspace, saved, grad);
   }
   const Tensor<std::int64_t, 2>& tokens = batch.tokens();

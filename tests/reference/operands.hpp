@@ -65,7 +65,9 @@ inline void round_if(bool is_rounded, Array<double>& array) {
 }
 
 /// Turns `row`, of a head, by `distance` positions: a query, or a key, whose xPos is the inverse.
-inline void turn_row(const AttentionOptions& o, Int d, double distance, bool of_key, double* row) {
+/// \param back the transpose, as gradients are turned
+inline void turn_row(const AttentionOptions& o, Int d, double distance, bool of_key, double* row,
+                     bool back = false) {
   if (!o.rotary) return;
   const RotaryOptions& rotary = o.rotary_options;
   const Int turned = rotary.rotary_dim.value_or(d);
@@ -78,10 +80,74 @@ inline void turn_row(const AttentionOptions& o, Int d, double distance, bool of_
       factor *= std::pow((two_m + 0.4 * of) / (1.4 * of),
                          (of_key ? -distance : distance) / o.xpos_scale_base);
     const auto [first, second] = channel_pair(o, turned, m);
-    const double x = row[first], y = row[second], angle = distance * theta;
+    const double x = row[first], y = row[second], angle = (back ? -distance : distance) * theta;
     row[first] = factor * (x * std::cos(angle) - y * std::sin(angle));
     row[second] = factor * (x * std::sin(angle) + y * std::cos(angle));
   }
+}
+
+/// A query of attention_of_operands(), and the keys that it sees.
+struct OperandRow {
+  /// The query as it meets the keys of a group of positions.
+  struct Turned {
+    double distance;
+    std::vector<double> query;  // an operand, times softmax_scale·log2(e)
+  };
+  std::vector<Int> keys;
+  std::vector<std::size_t> turned;  // of `queries`, the one that meets the key
+  std::vector<double> scaled;       // softmax_scale · q·k
+  std::vector<double> scores;       // in units of log 2
+  std::vector<Turned> queries;
+  double largest = 0;  // of the scores, or the whole number above it
+  double sum = 0;      // of 2^(score − largest)
+};
+
+/// \param in its keys are operands, turned by their place in their group
+/// \param group positions of a group
+inline OperandRow operand_row(const AttentionOptions& o, const AttentionInputs<double>& in,
+                              Int group, const Operands& operands, Int b, Int h, Int i) {
+  constexpr double log2_e = 1.44269504088896340736;
+  const Int n = in.q.shape[2], d = in.q.shape[3];
+  const double scale = scale_of<double>(o, d) * log2_e;
+  OperandRow row;
+  Int group_of_query = -1;
+  for (Int j = 0; j < n; ++j) {
+    if (!sees(o, in.masked, in.global, n, b, i, j)) continue;
+    const double* bias = bias_of(o, in, h, i, j);
+    if (bias != nullptr && !(*bias > o.hiding_bias)) continue;
+    const Int group_of_key = position(o, j) / group;
+    if (group_of_key != group_of_query) {
+      // Queries are turned the rest of the way, from the begin of the keys' group on.
+      group_of_query = group_of_key;
+      const Int first = i - (position(o, i) - group_of_key * group);
+      OperandRow::Turned turned{static_cast<double>(rotary_distance(o, i, first)), {}};
+      for (Int c = 0; c < d; ++c) turned.query.push_back(scale * in.q(b, h, i, c));
+      turn_row(o, d, turned.distance, false, turned.query.data());
+      for (double& x : turned.query) x = operands.queries ? operand(x) : x;
+      row.queries.push_back(turned);
+    }
+    const double* key = row_at(in.k, b, in.key_head(h), j);
+    double score = 0;
+    for (Int c = 0; c < d; ++c)
+      score += row.queries.back().query[static_cast<std::size_t>(c)] * key[c];
+    row.scaled.push_back(score / log2_e);
+    if (in.score.value)
+      score = log2_e * in.score.value(score / log2_e, h, position(o, i), position(o, j));
+    if (bias != nullptr) score += log2_e * *bias;
+    row.scores.push_back(score);
+    row.keys.push_back(j);
+    row.turned.push_back(row.queries.size() - 1);
+  }
+  if (row.scores.empty()) return row;
+  row.largest = *std::max_element(row.scores.begin(), row.scores.end());
+  if (!in.sinks.empty()) row.largest = std::max(row.largest, log2_e * in.sinks(h));
+  if (operands.whole_maximum) row.largest = std::ceil(row.largest);
+  if (!in.sinks.empty()) row.sum += std::exp2(log2_e * in.sinks(h) - row.largest);
+  for (const double score : row.scores) {
+    const double p = std::exp2(score - row.largest);
+    row.sum += operands.sum_of_rounded && operands.probabilities && !in.multiplier ? operand(p) : p;
+  }
+  return row;
 }
 
 /// The attention of local_mha_of_operands().
@@ -90,59 +156,43 @@ inline void turn_row(const AttentionOptions& o, Int d, double distance, bool of_
 inline Array<double> attention_of_operands(const AttentionOptions& o,
                                            const AttentionInputs<double>& in, Int group,
                                            const Operands& operands) {
-  constexpr double log2_e = 1.44269504088896340736;
   const Int batch = in.q.shape[0], heads = in.q.shape[1], n = in.q.shape[2], d = in.q.shape[3];
-  const double scale = scale_of<double>(o, d) * log2_e;
   Array<double> out({batch, heads, n, d});
-  std::vector<double> query(static_cast<std::size_t>(d)), scores;
-  std::vector<Int> keys;
   for (Int b = 0; b < batch; ++b)
     for (Int h = 0; h < heads; ++h)
       for (Int i = 0; i < n; ++i) {
-        scores.clear();
-        keys.clear();
-        Int group_of_query = -1;
-        for (Int j = 0; j < n; ++j) {
-          if (!sees(o, in.masked, in.global, n, b, i, j)) continue;
-          const double* bias = bias_of(o, in, h, i, j);
-          if (bias != nullptr && !(*bias > o.hiding_bias)) continue;
-          const Int group_of_key = position(o, j) / group;
-          if (group_of_key != group_of_query) {
-            // Queries are turned the rest of the way, from the begin of the keys' group on.
-            group_of_query = group_of_key;
-            for (Int c = 0; c < d; ++c)
-              query[static_cast<std::size_t>(c)] = scale * in.q(b, h, i, c);
-            const Int first = i - (position(o, i) - group_of_key * group);
-            turn_row(o, d, static_cast<double>(rotary_distance(o, i, first)), false, query.data());
-            for (double& x : query) x = operands.queries ? operand(x) : x;
-          }
-          const double* key = row_at(in.k, b, in.key_head(h), j);
-          double score = 0;
-          for (Int c = 0; c < d; ++c) score += query[static_cast<std::size_t>(c)] * key[c];
-          if (in.score.value)
-            score = log2_e * in.score.value(score / log2_e, h, position(o, i), position(o, j));
-          if (bias != nullptr) score += log2_e * *bias;
-          scores.push_back(score);
-          keys.push_back(j);
-        }
-        if (scores.empty()) continue;
-        double largest = *std::max_element(scores.begin(), scores.end()), sum = 0;
-        if (!in.sinks.empty()) largest = std::max(largest, log2_e * in.sinks(h));
-        if (operands.whole_maximum) largest = std::ceil(largest);
-        if (!in.sinks.empty()) sum += std::exp2(log2_e * in.sinks(h) - largest);
+        const OperandRow row = operand_row(o, in, group, operands, b, h, i);
+        if (row.keys.empty()) continue;
         double* const to = row_at(out, b, h, i);
-        for (std::size_t s = 0; s < keys.size(); ++s) {
-          double p = std::exp2(scores[s] - largest);
-          sum +=
-              operands.sum_of_rounded && operands.probabilities && !in.multiplier ? operand(p) : p;
-          if (in.multiplier) p *= in.multiplier(b, h, i, keys[s]);
+        for (std::size_t s = 0; s < row.keys.size(); ++s) {
+          double p = std::exp2(row.scores[s] - row.largest);
+          if (in.multiplier) p *= in.multiplier(b, h, i, row.keys[s]);
           if (operands.probabilities) p = operand(p);
-          const double* v = row_at(in.v, b, in.key_head(h), keys[s]);
+          const double* v = row_at(in.v, b, in.key_head(h), row.keys[s]);
           for (Int c = 0; c < d; ++c) to[c] += p * v[c];
         }
-        for (Int c = 0; c < d; ++c) to[c] /= sum;
+        for (Int c = 0; c < d; ++c) to[c] /= row.sum;
       }
   return out;
+}
+
+/// What the attention of local_mha_of_operands() is given: keys and values as operands, keys turned
+/// by their place in their group.
+inline AttentionInputs<double> operand_inputs(const LayerOptions& o,
+                                              const Parameters<double>& parameters,
+                                              const LayerInputs<double>& in, const Array<double>& x,
+                                              const Projected<double>& raw, Int group,
+                                              const Operands& operands) {
+  auto attend = attention_inputs(o, parameters, in, x, raw, "");
+  const AttentionOptions options = attention_options(o);
+  for (Int b = 0; b < in.x.shape[0]; ++b)
+    for (Int h = 0; h < o.key_heads(); ++h)
+      for (Int j = 0; j < in.x.shape[1]; ++j)
+        turn_row(options, o.dim_head, static_cast<double>(position(options, j) % group), true,
+                 row_at(attend.k, b, h, j));
+  round_if(operands.keys, attend.k);
+  round_if(operands.values, attend.v);
+  return attend;
 }
 
 /// \param group positions in whose middle queries and keys meet: those that
@@ -156,17 +206,9 @@ inline Array<double> local_mha_of_operands(const LayerOptions& o, Parameters<dou
   Array<double> x = prenormed(o, parameters, in.x, "");
   round_if(operands.rows, x);
   const Projected<double> raw = projected(o, parameters, x, "to_qkv");
-  auto attend = attention_inputs(o, parameters, in, x, raw, "");
-  const AttentionOptions options = attention_options(o);
   const Int d = o.dim_head, n = in.x.shape[1];
-  for (Int b = 0; b < in.x.shape[0]; ++b)
-    for (Int h = 0; h < o.key_heads(); ++h)
-      for (Int j = 0; j < n; ++j)
-        turn_row(options, d, static_cast<double>(position(options, j) % group), true,
-                 row_at(attend.k, b, h, j));
-  round_if(operands.keys, attend.k);
-  round_if(operands.values, attend.v);
-  Array<double> out = attention_of_operands(options, attend, group, operands);
+  const auto attend = operand_inputs(o, parameters, in, x, raw, group, operands);
+  Array<double> out = attention_of_operands(attention_options(o), attend, group, operands);
   if (o.gate_values_per_head) {
     const Array<double> gates =
         linear(x, parameters.at("to_v_gate.0.weight"), parameters.at("to_v_gate.0.bias"));

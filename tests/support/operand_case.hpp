@@ -174,13 +174,17 @@ inline reference::LayerOptions reference_options(const OperandCase& c) {
   return o;
 }
 
+/// Positions in whose middle queries and keys meet.
+inline Index rotary_group(const OperandCase& c) {
+  const local_mha::LocalAttention<float> attention(local_mha::attention_config(c.config));
+  return attention.rotary() ? attention.rotary()->group() : 1 << 20;
+}
+
 /// The reference's layer, with these operands rounded.
 inline Array<double> wanted_of(const OperandCase& c, const reference::Operands& operands = {}) {
-  const local_mha::LocalAttention<float> attention(local_mha::attention_config(c.config));
-  const Index group = attention.rotary() ? attention.rotary()->group() : 1 << 20;
   return without_rows_behind_lengths(
       c, reference::local_mha_of_operands(reference_options(c), c.parameters, reference_inputs(c),
-                                          group, operands));
+                                          rotary_group(c), operands));
 }
 /// The reference's layer as it is.
 inline Array<double> exact_of(const OperandCase& c) {

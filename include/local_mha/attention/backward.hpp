@@ -22,7 +22,8 @@
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// Takes batches through flows on the threads of a device, and holds the room for that.
-template <typename Scalar>
+/// \tparam Arithmetic as of AttentionKernel
+template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionBackward {
  public:
   /// Allocates what run() of the same arguments uses.
@@ -89,7 +90,7 @@ class AttentionBackward {
   void add_sink_gradients(Index heads, Scalar* to) const { grad_sinks_.add_to(heads, to); }
 
  private:
-  using Flow = AttentionBackwardFlow<Scalar>;
+  using Flow = AttentionBackwardFlow<Scalar, Arithmetic>;
 
   // What all flows have been made for.
   struct Shape {

@@ -55,7 +55,8 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// each of which takes the index of a block and a block `[channels][block_rows]`. What is loaded
 /// for rows that do not exist must be 0; what is stored may be changed. Keys and values are those
 /// of the first head of a group.
-template <typename Scalar>
+/// \tparam Arithmetic as of AttentionKernel
+template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionBackwardFlow {
  public:
   /// One head of a group.
@@ -84,7 +85,7 @@ class AttentionBackwardFlow {
     const Index reach = window.reach(seqlen);
     const Index kept = window.blocks_seen(seqlen, count);
     rings_ = Rings(dim_head, dim_value, kept);
-    kernel_ = AttentionBackwardKernel<Scalar>(
+    kernel_ = AttentionBackwardKernel<Scalar, Arithmetic>(
         dim_head, dim_value, pins ? seqlen + count : (std::min)(reach + count, seqlen),
         changes_scores);
     queries_ = make_block_buffer<Scalar>(dim_head * count);
@@ -167,7 +168,7 @@ class AttentionBackwardFlow {
                                .lse = lse_.data(),
                                .delta = delta_.data(),
                                .grad_queries = grad_queries_.data()},
-                              rings_.store(), pinned_rings_.store(), members_[i].grad_bias);
+                              rings_, pinned_rings_, members_[i].grad_bias);
         // The other lanes of a block with global queries are done at the end, too.
         if (some_global)
           global_blocks_[next_global++].grad_of_window = grad_queries_;
@@ -185,11 +186,11 @@ class AttentionBackwardFlow {
   }
 
  private:
-  using Rings = detail::GradientRings<Scalar>;
+  using Rings = detail::GradientRings<Scalar, Arithmetic>;
   static constexpr Index count = block_rows<Scalar>;
 
-  Index dim_head() const { return rings_.keys.channels(); }
-  Index dim_value() const { return rings_.values.channels(); }
+  Index dim_head() const { return rings_.keys().channels(); }
+  Index dim_value() const { return rings_.values().channels(); }
 
   template <typename Head>
   void make_queries(Index block, Head& head) {
@@ -197,6 +198,7 @@ class AttentionBackwardFlow {
     scale_block(dim_head(), Scalar(softmax_scale_ * log2_e), queries_.data());
     if (rotary_ != nullptr) rotary_->apply_to_queries(queries_.data(), block * count);
     head.load_grad_out(block, grad_out_.data());
+    detail::round_to_operands<Arithmetic>(dim_value() * count, grad_out_.data());
     head.load_out(block, out_.data());
     head.load_lse(block, lse_.data());
     detail::dot(dim_value(), grad_out_.data(), out_.data()).store(delta_.data());
@@ -205,7 +207,7 @@ class AttentionBackwardFlow {
   void make_pinned_room(Index blocks) {
     if (blocks == 0) return;
     pinned_.make_room(blocks);
-    if (pinned_rings_.keys.capacity() < blocks || pinned_rings_.keys.channels() != dim_head())
+    if (pinned_rings_.keys().capacity() < blocks || pinned_rings_.keys().channels() != dim_head())
       pinned_rings_ = Rings(dim_head(), dim_value(), blocks);
   }
 
@@ -308,7 +310,7 @@ class AttentionBackwardFlow {
                                   .lse = global.lse.data(),
                                   .delta = global.delta.data(),
                                   .grad_queries = global.grad.data()},
-                                 rows, rings_.store(), member.grad_bias);
+                                 rows, rings_, member.grad_bias);
     }
   }
 
@@ -328,13 +330,14 @@ class AttentionBackwardFlow {
   // Block `block` of the sequence as block `at` of some rings.
   template <typename Head>
   void make_keys(Index block, Index at, Head& head, Rings& rings) {
-    head.load_keys(block, rings.keys[at]);
-    if (rotary_ != nullptr) rotary_->apply_to_keys(rings.keys[at], block * count);
-    if constexpr (requires { head.put_placed_keys(block, rings.keys[at]); })
-      head.put_placed_keys(block, rings.keys[at]);
-    head.load_values(block, rings.values[at]);
-    rings.keys.note_finite(at);
-    rings.values.note_finite(at);
+    Scalar* const keys = rings.made_keys(at);
+    head.load_keys(block, keys);
+    if (rotary_ != nullptr) rotary_->apply_to_keys(keys, block * count);
+    if constexpr (requires { head.put_placed_keys(block, keys); })
+      head.put_placed_keys(block, keys);
+    rings.take_keys(at);
+    head.load_values(block, rings.made_values(at));
+    rings.take_values(at);
     std::fill_n(rings.grad_keys[at], rings.grad_keys.channels() * count, Scalar(0));
     std::fill_n(rings.grad_values[at], rings.grad_values.channels() * count, Scalar(0));
   }
@@ -380,7 +383,7 @@ class AttentionBackwardFlow {
   std::optional<RotarySteps<Scalar>> steps_;
   std::optional<RotarySteps<Scalar>> all_steps_;
   Rings rings_;
-  AttentionBackwardKernel<Scalar> kernel_;
+  AttentionBackwardKernel<Scalar, Arithmetic> kernel_;
   std::vector<Member> members_;
   BlockBuffer<Scalar> queries_;
   BlockBuffer<Scalar> grad_queries_;

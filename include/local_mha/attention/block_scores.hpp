@@ -12,8 +12,7 @@
 #include <type_traits>
 
 #include <local_mha/attention/head.hpp>
-#include <local_mha/attention/operand_ring.hpp>
-#include <local_mha/attention/ring.hpp>
+#include <local_mha/attention/key_products.hpp>
 #include <local_mha/attention/score.hpp>
 #include <local_mha/attention/softmax.hpp>
 #include <local_mha/attention/strips.hpp>
@@ -29,11 +28,6 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Where the keys of a block of queries lie.
-template <typename Scalar, typename Arithmetic>
-using BlockKeys =
-    std::conditional_t<std::is_same_v<Scalar, Arithmetic>, Ring<Scalar>, KeyOperands<Scalar>>;
-
 /// Makes them, and holds the room for that.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
@@ -47,9 +41,8 @@ class BlockScores {
   BlockScores() = default;
   explicit BlockScores(Index dim_head)
       : turned_(make_block_buffer<Scalar>(dim_head * count)),
-        bias_(make_block_buffer<Scalar>(count * count)) {
-    if (of_operands) query_pairs_ = make_operand_buffer(pairs_of(dim_head) * count);
-  }
+        bias_(make_block_buffer<Scalar>(count * count)),
+        operands_(dim_head) {}
 
   /// Room for queries, `[dim_head][block_rows]`.
   Scalar* turned() { return turned_.data(); }
@@ -65,7 +58,7 @@ class BlockScores {
     const auto& strip = *piece.strip;
     const Keys& keys = *strip.keys;
     const Range& chunk = piece.keys;
-    const auto* turned = operands_of(queries, keys);
+    const auto* turned = operands_.of(queries);
     Index groups_back = (std::numeric_limits<Index>::min)();
     LaneRange cursor_of_lanes{0, 0};
     std::optional<BiasRows<Scalar>> bias_rows;
@@ -82,7 +75,7 @@ class BlockScores {
         if (back != groups_back) {
           groups_back = back;
           steps->turn_queries(queries, back, turned_.data());
-          turned = operands_of(turned_.data(), keys);
+          turned = operands_.of(turned_.data());
         }
       }
       if (bias_rows) bias_rows->gather(first_key, bias_.data());
@@ -98,8 +91,8 @@ class BlockScores {
                 if (strip.block_in_sequence(b) * count / steps->group() !=
                     first_key / steps->group())
                   multiplied = b;
-            score_by_matrix_unit(cursor, multiplied - block, keys.tiles(), turned,
-                                 piece.score(block * count));
+            multiply_keys_by_matrix_unit(cursor, multiplied - block, keys.tiles(), turned,
+                                         piece.score(block * count));
           }
           const Index offset = begin % count;
           const Scalar* bias = bias_rows ? bias_.data() + offset * count : nullptr;
@@ -195,15 +188,7 @@ class BlockScores {
     using P = Lanes<Scalar, Parts>;
     P acc[Number][1];
     LOCAL_MHA_UNROLL for (int r = 0; r < Number; ++r) acc[r][0] = P::zero();
-    if constexpr (of_operands) {
-      for (Index tile = 0; tile < keys.tiles(); ++tile, from += keys.tile) {
-        const Operand* const x[1] = {queries + tile * tile_pairs * count};
-        multiply(tile_pairs, from, keys.position_stride(), 1, x, acc);
-      }
-    } else {
-      const Operand* const x[1] = {queries};
-      multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, acc);
-    }
+    multiply_keys(keys, from, queries, acc);
     if (bias != nullptr) {
       LOCAL_MHA_UNROLL for (int r = 0; r < Number; ++r) acc[r][0] =
           fma(Scalar(log2_e), P::load(bias + r * count), acc[r][0]);
@@ -212,17 +197,6 @@ class BlockScores {
     P largest = acc[0][0];
     LOCAL_MHA_UNROLL for (int r = 1; r < Number; ++r) largest = (max)(largest, acc[r][0]);
     return largest;
-  }
-
-  // What queries are multiplied as.
-  const auto* operands_of(const Scalar* queries, const Keys& keys) {
-    if constexpr (of_operands) {
-      pack_block(keys.channels(), queries, query_pairs_.data());
-      return static_cast<const Pair*>(query_pairs_.data());
-    } else {
-      static_cast<void>(keys);
-      return queries;
-    }
   }
 
   // Puts −∞ where a query does not see a key, and the self score where it is its own.
@@ -246,7 +220,7 @@ class BlockScores {
 
   BlockBuffer<Scalar> turned_;
   BlockBuffer<Scalar> bias_;
-  BlockBuffer<Pair> query_pairs_;  // where they are operands
+  BlockOperands<Scalar, Arithmetic> operands_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail

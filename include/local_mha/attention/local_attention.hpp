@@ -40,7 +40,7 @@ struct AttentionAccess;
 /// \tparam Score what becomes of scores: that of the configuration, or a functor of your own, see
 ///         score_functors.hpp
 /// \tparam Arithmetic what q, k, probabilities and v are multiplied as: with Eigen::bfloat16, they
-///         are rounded as LocalMHA says, and there is no way back
+///         are rounded as LocalMHA says
 template <typename Scalar, typename Score = ConfiguredScore, typename Arithmetic = Scalar>
 class LocalAttention {
   static_assert(can_multiply<Scalar, Arithmetic, Arithmetic>,
@@ -71,7 +71,7 @@ class LocalAttention {
     friend LocalAttention;
 
     Forward forward_;
-    detail::AttentionBackward<Scalar> backward_;
+    detail::AttentionBackward<Scalar, Arithmetic> backward_;
     BiasGradients grad_bias_;
   };
 
@@ -139,9 +139,7 @@ class LocalAttention {
   using Gradients = detail::AttentionGradients<Scalar>;
 
   /// forward() that keeps what backward() needs.
-  Saved forward_saving(View q, View k, View v, const Call& call = {}) const
-    requires detail::Trainable<Scalar, Arithmetic>
-  {
+  Saved forward_saving(View q, View k, View v, const Call& call = {}) const {
     const auto inputs = check_arguments(q, k, v, call);
     Saved saved = Saved::of(config(), q, k, v, call);
     Forward room;
@@ -150,9 +148,8 @@ class LocalAttention {
   }
 
   /// The same with mask and bias in a row.
-  Saved forward_saving(View q, View k, View v, const PaddingMask& mask, const Bias& attn_bias) const
-    requires detail::Trainable<Scalar, Arithmetic>
-  {
+  Saved forward_saving(View q, View k, View v, const PaddingMask& mask,
+                       const Bias& attn_bias) const {
     return forward_saving(q, k, v, {.mask = mask, .attn_bias = attn_bias});
   }
 
@@ -169,9 +166,7 @@ class LocalAttention {
   /// \throws std::invalid_argument naming the argument that does not fit, or is not that of
   ///         forward_saving() (tensors are known by a sample of their numbers)
   Gradients backward(const Saved& saved, View grad_out, View q, View k, View v,
-                     const Call& call = {}) const
-    requires detail::Trainable<Scalar, Arithmetic>
-  {
+                     const Call& call = {}) const {
     Gradients gradients;
     Workspace workspace;
     backward_into(gradients, workspace, saved, grad_out, q, k, v, call);
@@ -180,9 +175,7 @@ class LocalAttention {
 
   /// The same with mask and bias in a row.
   Gradients backward(const Saved& saved, View grad_out, View q, View k, View v,
-                     const PaddingMask& mask, const Bias& attn_bias) const
-    requires detail::Trainable<Scalar, Arithmetic>
-  {
+                     const PaddingMask& mask, const Bias& attn_bias) const {
     return backward(saved, grad_out, q, k, v, {.mask = mask, .attn_bias = attn_bias});
   }
 
@@ -192,37 +185,31 @@ class LocalAttention {
   ///        inputs' shape
   /// \param workspace for one call at a time
   void backward_into(Gradients& gradients, Workspace& workspace, const Saved& saved, View grad_out,
-                     View q, View k, View v, const Call& call = {}) const
-    requires detail::Trainable<Scalar, Arithmetic>;
+                     View q, View k, View v, const Call& call = {}) const;
 
   /// Allocates what differentiate() of the same arguments uses.
-  void prepare_differentiate(const AnyDevice& device, Workspace& workspace,
+  template <typename Multiplied>
+  void prepare_differentiate(const AnyDevice& device,
+                             detail::AttentionBackward<Scalar, Multiplied>& room,
                              const detail::AttentionInputs<Scalar>& inputs, Index batch,
                              Index dim_head, const BiasGradients& grad_bias) const {
-    workspace.backward_.prepare(device, config(), made_->placement, inputs, batch, dim_head,
-                                grad_bias);
+    room.prepare(device, config(), made_->placement, inputs, batch, dim_head, grad_bias);
   }
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
+  /// \tparam Multiplied the Arithmetic of the products, of a layer's that is not the attention's
+  /// \param room holds the gradients of sinks then
   /// \param head_of `head_of(s, h)` gives the blocks of head `h` of sequence `s`
-  template <typename HeadOf>
-  void differentiate(const AnyDevice& device, Workspace& workspace,
+  template <typename Multiplied, typename HeadOf>
+  void differentiate(const AnyDevice& device, detail::AttentionBackward<Scalar, Multiplied>& room,
                      const detail::AttentionInputs<Scalar>& inputs, Index batch, Index dim_head,
                      HeadOf&& head_of, BiasGradients& grad_bias,
-                     const std::optional<Training>& training) const
-    requires detail::Trainable<Scalar, Arithmetic>
-  {
+                     const std::optional<Training>& training) const {
     static_assert(detail::HeldScore<Scalar, Score>::differentiable,
                   "backward() needs the derivative of the score functor: give it a member "
                   "derivative(), or see local_mha::with_derivative()");
-    workspace.backward_.run(device, config(), made_->placement, inputs, batch, dim_head, head_of,
-                            grad_bias, training);
-  }
-
-  /// Adds the gradients of sinks that the last differentiate() gave.
-  /// \param to `[heads]`
-  static void add_sink_gradients(const Workspace& workspace, Index heads, Scalar* to) {
-    workspace.backward_.add_sink_gradients(heads, to);
+    room.run(device, config(), made_->placement, inputs, batch, dim_head, head_of, grad_bias,
+             training);
   }
 
   /// The probabilities with which forward() weights the values, to look at: memory `O(N²)`.

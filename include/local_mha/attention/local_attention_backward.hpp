@@ -14,9 +14,7 @@ void LocalAttention<Scalar, Score, Arithmetic>::backward_into(Gradients& gradien
                                                               Workspace& workspace,
                                                               const Saved& saved, View grad_out,
                                                               View q, View k, View v,
-                                                              const Call& call) const
-  requires detail::Trainable<Scalar, Arithmetic>
-{
+                                                              const Call& call) const {
   const Call of_forward = saved.call.with_tensors_of(call);
   // A bias is that of the window, which may be left out.
   Call given = call;
@@ -51,11 +49,11 @@ void LocalAttention<Scalar, Score, Arithmetic>::backward_into(Gradients& gradien
   inputs.clear_other_rows(heads, dim_head, Scalar(0), gradients.q.data());
   for (Tensor<Scalar, 4>* shared : {&gradients.k, &gradients.v})
     inputs.clear_other_rows(inputs.kv_heads(), dim_head, Scalar(0), shared->data());
-  differentiate(call.device, workspace, inputs, batch, dim_head, head_of, grad_bias,
+  differentiate(call.device, workspace.backward_, inputs, batch, dim_head, head_of, grad_bias,
                 of_forward.training);
   if (gradients.attn_bias) grad_bias.add_to(gradients.attn_bias->data());
   if (gradients.relative_bias) grad_bias.add_to(gradients.relative_bias->data());
-  if (gradients.sinks) add_sink_gradients(workspace, heads, gradients.sinks->data());
+  if (gradients.sinks) workspace.backward_.add_sink_gradients(heads, gradients.sinks->data());
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

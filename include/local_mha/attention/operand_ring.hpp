@@ -10,7 +10,6 @@
 #include <vector>
 
 #include <local_mha/core/block.hpp>
-#include <local_mha/core/matrix_unit.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/stored.hpp>
 #include <local_mha/core/transpose.hpp>
@@ -166,66 +165,6 @@ class ValueOperands {
   BlockBuffer<detail::Pair> pairs_;
   std::vector<std::uint8_t> finite_;
 };
-
-#if defined(LOCAL_MHA_AMX)
-namespace detail {
-
-/// Blocks of keys whose scores score_by_matrix_unit() makes at once, at most.
-inline constexpr Index score_tiles = 4;
-
-/// `scores[key][query] = Σ_c keys[key][c]·queries[c][query]` of `Blocks` blocks of keys.
-/// \param cursor at the first of them
-/// \param tiles in the depth
-template <int Blocks>
-LOCAL_MHA_NOINLINE void score_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index tiles,
-                                             const Pair* queries, float* scores) {
-  using Unit = MatrixUnit;
-  constexpr Index tile = KeyOperands<float>::tile;
-  constexpr Index block = block_rows<float> * block_rows<float>;
-  const Pair* keys[score_tiles];
-  for (int i = 0; i < Blocks; ++i, cursor.advance()) keys[i] = cursor.block();
-  Unit::zero<0>();
-  if constexpr (Blocks > 1) Unit::zero<1>();
-  if constexpr (Blocks > 2) Unit::zero<2>();
-  if constexpr (Blocks > 3) Unit::zero<3>();
-  for (Index t = 0; t < tiles; ++t) {
-    Unit::load<7>(queries + t * tile);
-    Unit::load<4>(keys[0] + t * tile);
-    Unit::multiply<0, 4, 7>();
-    if constexpr (Blocks > 1) {
-      Unit::load<5>(keys[1] + t * tile);
-      Unit::multiply<1, 5, 7>();
-    }
-    if constexpr (Blocks > 2) {
-      Unit::load<6>(keys[2] + t * tile);
-      Unit::multiply<2, 6, 7>();
-    }
-    if constexpr (Blocks > 3) {
-      Unit::load<4>(keys[3] + t * tile);
-      Unit::multiply<3, 4, 7>();
-    }
-  }
-  Unit::store<0>(scores);
-  if constexpr (Blocks > 1) Unit::store<1>(scores + block);
-  if constexpr (Blocks > 2) Unit::store<2>(scores + 2 * block);
-  if constexpr (Blocks > 3) Unit::store<3>(scores + 3 * block);
-}
-
-/// The same of any number.
-inline void score_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index blocks, Index tiles,
-                                 const Pair* queries, float* scores) {
-  constexpr Index block = block_rows<float> * block_rows<float>;
-  for (; blocks >= score_tiles; blocks -= score_tiles, scores += score_tiles * block) {
-    score_by_matrix_unit<score_tiles>(cursor, tiles, queries, scores);
-    for (int i = 0; i < score_tiles; ++i) cursor.advance();
-  }
-  if (blocks == 3) score_by_matrix_unit<3>(cursor, tiles, queries, scores);
-  if (blocks == 2) score_by_matrix_unit<2>(cursor, tiles, queries, scores);
-  if (blocks == 1) score_by_matrix_unit<1>(cursor, tiles, queries, scores);
-}
-
-}  // namespace detail
-#endif
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
 

@@ -6,15 +6,18 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 
 #include <local_mha/attention/backward_strip.hpp>
 #include <local_mha/attention/head.hpp>
+#include <local_mha/attention/key_products.hpp>
 #include <local_mha/attention/log_sum_exp.hpp>
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/attention/score.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/exp2.hpp>
+#include <local_mha/core/matrix_unit.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/upcoming.hpp>
@@ -27,11 +30,12 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// Room for one segment, `[key][query]`, and the computation in it.
-template <typename Scalar>
+/// \tparam Arithmetic as of AttentionKernel
+template <typename Scalar, typename Arithmetic = Scalar>
 class ScoreGradients {
  public:
   using L = Lanes<Scalar>;
-  using Strip = BackwardStrip<Scalar>;
+  using Strip = BackwardStrip<Scalar, Arithmetic>;
   static constexpr Index count = block_rows<Scalar>;
   /// Keys that one micro-kernel takes, all of one block.
   static constexpr Index group =
@@ -40,8 +44,10 @@ class ScoreGradients {
   ScoreGradients() = default;
   /// \param keys of a segment, from the first to the last block
   /// \param changes_scores heads have a function of the scores
-  ScoreGradients(Index keys, bool changes_scores)
-      : probabilities_(make_block_buffer<Scalar>(keys * count)),
+  ScoreGradients(Index dim_head, Index dim_value, Index keys, bool changes_scores)
+      : queries_(dim_head),
+        grad_out_(dim_value),
+        probabilities_(make_block_buffer<Scalar>(keys * count)),
         gradients_(make_block_buffer<Scalar>(keys * count)),
         derivatives_(make_block_buffer<Scalar>(changes_scores ? keys * count : 0)),
         bias_(make_block_buffer<Scalar>(count * count)) {}
@@ -52,6 +58,9 @@ class ScoreGradients {
   }
   Scalar* gradients(const Range& segment, Index key) { return row_of(gradients_, segment, key); }
 
+  /// The segments that follow are of this block of queries.
+  void take_queries(const QueryGradients<Scalar>& block) { g_ = grad_out_.of(block.grad_out); }
+
   /// Makes P and dS of a segment; with dropout, P and g·v.
   /// \param queries as they are turned to the segment
   /// \param cursor `{0, 0}` at first, then that of an earlier segment
@@ -60,13 +69,15 @@ class ScoreGradients {
             const QueryGradients<Scalar>& block, const Scalar* queries, LaneRange& cursor,
             Upcoming<Scalar>& upcoming) {
     const Tile& tile = strip.tile;
-    const Ring<Scalar>& keys = *strip.store.keys;
-    const Ring<Scalar>& values = *strip.store.values;
+    const auto& keys = strip.store.keys();
+    const auto& values = strip.store.values();
+    const auto* q = queries_.of(queries);
     const Denominator denominator(block.lse);
     std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto key_cursor = keys.cursor(segment.begin / count);
     auto value_cursor = values.cursor(segment.begin / count);
+    const bool multiplied = multiply_by_matrix_unit(segment, keys, values, q);
     for (Index begin = segment.begin; begin < segment.end;
          key_cursor.advance(), value_cursor.advance()) {
       const Index end = (std::min)((begin / count + 1) * count, segment.end);
@@ -82,21 +93,20 @@ class ScoreGradients {
           if (derivatives != nullptr)
             change(head, tile, first_key + key % count, p, derivatives, scores);
         };
-        const Scalar* const k = key_cursor.block() + key % count;
-        const Scalar* const v = value_cursor.block() + key % count;
+        const auto* const k = key_cursor.block() + key % count * keys.position_stride();
+        const auto* const v = value_cursor.block() + key % count * values.position_stride();
         const bool drops = head.dropout != nullptr;
-        const int lane = derivatives == nullptr ? tile.half_that_sees({key, key + group}) : -1;
+        const int lane =
+            derivatives == nullptr && may_halve ? tile.half_that_sees({key, key + group}) : -1;
         upcoming.fetch();
-        if (Tiling<Scalar>::half_keys > 0 && lane >= 0) {
-          make_probabilities<2>(
-              keys.channels(), k, queries, lane, bias, denominator, [](auto&) {}, p);
+        if (may_halve && lane >= 0) {
+          make_probabilities<2>(keys, k, q + lane, false, lane, bias, denominator, [](auto&) {}, p);
           upcoming.fetch();
-          make_gradients<2>(values.channels(), v, block, lane, drops, p, ds);
+          make_gradients<2>(values, v, g_ + lane, false, block, lane, drops, p, ds);
         } else {
-          make_probabilities<1>(keys.channels(), k, queries, 0, bias, denominator, change_scores,
-                                p);
+          make_probabilities<1>(keys, k, q, multiplied, 0, bias, denominator, change_scores, p);
           upcoming.fetch();
-          make_gradients<1>(values.channels(), v, block, 0, drops, p, ds);
+          make_gradients<1>(values, v, g_, multiplied, block, 0, drops, p, ds);
         }
         // The products that follow sum over all lanes.
         if (!tile.whole() || !tile.plain({key, key + group}))
@@ -171,6 +181,8 @@ class ScoreGradients {
 
  private:
   using Tile = QueryTile<Scalar>;
+  static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;
+  static constexpr bool may_halve = !of_operands && Tiling<Scalar>::half_keys > 0;
 
   // Log-sum-exp in units of log 2.
   class Denominator {
@@ -197,18 +209,17 @@ class ScoreGradients {
   };
 
   // P of a group of keys, for all lanes or for half of them from `lane` on.
+  // \param multiplied the product is in `p`
   // \param change of the scores in registers
-  template <int Parts, typename Change>
-  static LOCAL_MHA_INLINE void make_probabilities(Index channels, const Scalar* k,
-                                                  const Scalar* queries, int lane,
+  template <int Parts, typename Keys, typename Operand, typename Change>
+  static LOCAL_MHA_INLINE void make_probabilities(const Keys& keys, const Operand* k,
+                                                  const Operand* queries, bool multiplied, int lane,
                                                   const Scalar* bias,
                                                   const Denominator& denominator, Change&& change,
                                                   Scalar* p) {
     using P = Lanes<Scalar, Parts>;
     P acc[group][1];
-    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = P::zero();
-    const Scalar* const x[1] = {queries + lane};
-    multiply(channels, k, Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+    multiply(keys, k, queries, multiplied, p + lane, acc);
     change(acc);
     if (bias != nullptr) {
       LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
@@ -220,21 +231,57 @@ class ScoreGradients {
   }
 
   // dS of P; g·v if some are dropped.
-  template <int Parts>
-  static LOCAL_MHA_INLINE void make_gradients(Index channels, const Scalar* v,
+  template <int Parts, typename Values, typename Operand>
+  static LOCAL_MHA_INLINE void make_gradients(const Values& values, const Operand* v,
+                                              const Operand* grad_out, bool multiplied,
                                               const QueryGradients<Scalar>& block, int lane,
                                               bool drops, const Scalar* p, Scalar* ds) {
     using P = Lanes<Scalar, Parts>;
     P acc[group][1];
-    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] = P::zero();
-    const Scalar* const x[1] = {block.grad_out + lane};
-    multiply(channels, v, Ring<Scalar>::position_stride(), Ring<Scalar>::channel_stride(), x, acc);
+    multiply(values, v, grad_out, multiplied, ds + lane, acc);
     if (!drops) {
       const P delta = P::load(block.delta + lane);
       LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0] =
           P::load(p + r * count + lane) * (acc[r][0] - delta);
     }
     LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) acc[r][0].store(ds + r * count + lane);
+  }
+
+  // The product of a group of keys, or of values, with a block of rows.
+  // \param multiplied it is in `made`
+  template <typename Keys, typename Operand, int Parts>
+  static LOCAL_MHA_INLINE void multiply(const Keys& keys, const Operand* from, const Operand* rows,
+                                        bool multiplied, const Scalar* made,
+                                        Lanes<Scalar, Parts> (&product)[group][1]) {
+    using P = Lanes<Scalar, Parts>;
+    if (of_operands && multiplied) {
+      LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) product[r][0] = P::load(made + r * count);
+      return;
+    }
+    LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) product[r][0] = P::zero();
+    multiply_keys(keys, from, rows, product);
+  }
+
+  // Both products of a segment, if there is a matrix unit, which takes them at once.
+  template <typename Keys, typename Operand>
+  bool multiply_by_matrix_unit([[maybe_unused]] const Range& segment,
+                               [[maybe_unused]] const Keys& keys,
+                               [[maybe_unused]] const Keys& values,
+                               [[maybe_unused]] const Operand* queries) {
+#if defined(LOCAL_MHA_AMX)
+    if constexpr (of_operands) {
+      if (!has_matrix_unit()) return false;
+      const MatrixUnit unit;
+      const Range blocks{segment.begin / count, ceil_div(segment.end, count)};
+      const Index number = blocks.end - blocks.begin;
+      multiply_keys_by_matrix_unit(keys.cursor(blocks.begin), number, keys.tiles(), queries,
+                                   probabilities_.data());
+      multiply_keys_by_matrix_unit(values.cursor(blocks.begin), number, values.tiles(), g_,
+                                   gradients_.data());
+      return true;
+    }
+#endif
+    return false;
   }
 
   static Scalar* row_of(BlockBuffer<Scalar>& rows, const Range& segment, Index key) {
@@ -274,6 +321,10 @@ class ScoreGradients {
     }
   }
 
+  BlockOperands<Scalar, Arithmetic> queries_;
+  BlockOperands<Scalar, Arithmetic> grad_out_;
+  // The gradient of the output of the block of queries.
+  decltype(grad_out_.of(nullptr)) g_ = nullptr;
   BlockBuffer<Scalar> probabilities_;
   BlockBuffer<Scalar> gradients_;
   BlockBuffer<Scalar> derivatives_;  // of the head's function of scores

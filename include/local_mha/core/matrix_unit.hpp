@@ -44,8 +44,13 @@ inline bool has_matrix_unit() {
 /// configured them as before is lost.
 class MatrixUnit {
  public:
-  /// All are whole.
-  MatrixUnit() {
+  /// What tiles 4 to 7 are.
+  enum class Depth : std::uint8_t {
+    whole,  ///< 16 rows of 32 operands, or 16 pairs of 16 lanes
+    half    ///< tile 4 16 rows of 16 operands, the others 8 pairs of 16 lanes
+  };
+
+  explicit MatrixUnit(Depth depth = Depth::whole) {
     struct alignas(64) Shapes {
       std::uint8_t palette = 1;
       std::uint8_t first_row = 0;
@@ -53,8 +58,10 @@ class MatrixUnit {
       std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     };
-    static constexpr Shapes shapes;
-    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
+    static constexpr Shapes whole;
+    static constexpr Shapes half{.bytes = {64, 64, 64, 64, 32, 64, 64, 64},
+                                 .rows = {16, 16, 16, 16, 16, 8, 8, 8}};
+    __asm__ volatile("ldtilecfg %0" ::"m"(depth == Depth::half ? half : whole));
   }
   MatrixUnit(const MatrixUnit&) = delete;
   MatrixUnit& operator=(const MatrixUnit&) = delete;

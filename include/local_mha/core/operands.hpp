@@ -240,6 +240,26 @@ LOCAL_MHA_FLATTEN void round_to_operands(Index size, Scalar* numbers) {
   }
 }
 
+/// all_finite() of what numbers are as operands.
+/// \param size a multiple of `Lanes<Scalar>::count`
+template <typename Arithmetic, typename Scalar>
+LOCAL_MHA_FLATTEN bool all_finite_operands(const Scalar* numbers, Index size) {
+  if constexpr (std::is_same_v<Arithmetic, Scalar>) {
+    return all_finite(numbers, size);
+  } else {
+    using L = Lanes<Scalar>;
+    alignas(64) Arithmetic operands[L::count];
+    L sums = L::zero();
+    for (Index i = 0; i < size; i += L::count) {
+      store_operands(L::load(numbers + i), operands);
+      sums = fma(Scalar(0), load_stored<L>(operands), sums);
+    }
+    alignas(64) Scalar sum[L::count];
+    sums.store(sum);
+    return all_finite(sum, L::count);
+  }
+}
+
 }  // namespace detail
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

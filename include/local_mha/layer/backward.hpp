@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <optional>
+#include <type_traits>
 
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/local_attention.hpp>
@@ -29,6 +30,7 @@
 #include <local_mha/layer/saved.hpp>
 #include <local_mha/layer/weights.hpp>
 #include <local_mha/ops/project.hpp>
+#include <local_mha/ops/project_rows.hpp>
 #include <local_mha/ops/rms_norm.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 #include <local_mha/parameters.hpp>
@@ -36,15 +38,18 @@
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// The steps of LocalMHA::backward(), named and counted as those of LayerSteps.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LayerBackward {
+  using Weights = LayerWeights<Scalar, Storage, Arithmetic>;
+  using AllRoom = LayerBackwardRoom<Scalar, Storage, Arithmetic>;
+  using Head = LayerBackwardHead<Scalar, Storage, Arithmetic>;
+
  public:
   /// Makes the room for all that run() uses, but for what the attention takes for each of its
   /// workers.
   /// \param layer, saved, room must outlive this
   /// \param threads of the device
-  LayerBackward(const LayerWeights<Scalar>& layer, const SavedLayer<Scalar>& saved,
-                LayerBackwardRoom<Scalar>& room, Index threads)
+  LayerBackward(const Weights& layer, const SavedLayer<Scalar>& saved, AllRoom& room, Index threads)
       : layer_(layer), saved_(saved), room_(room), rows_(saved.rows) {
     room.prepare(layer, saved, threads);
   }
@@ -77,7 +82,8 @@ class LayerBackward {
 
  private:
   using L = Lanes<Scalar>;
-  using Room = typename LayerBackwardRoom<Scalar>::OfWorker;
+  using Room = typename AllRoom::OfWorker;
+  static constexpr bool of_operands = !std::is_same_v<Scalar, Arithmetic>;
   static constexpr Index count = block_rows<Scalar>;
 
   // `task(room, stretch, blocks)` with the room of the worker.
@@ -113,7 +119,6 @@ class LayerBackward {
   // Steps 10 and 9: from the gradient of y to those of the heads' outputs and gates, and of to_out.
   void to_out(const AnyDevice& device, const StridedView<const Scalar>& x,
               const StridedView<const Scalar>& grad_y, LocalMHAParameters<Scalar>& gradients) {
-    const PackedWeight<Scalar>& weight = room_.to_out;
     over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
       Scalar* const room = rooms.block[0];
       for (Index block = blocks.begin; block < blocks.end; ++block) {
@@ -124,11 +129,18 @@ class LayerBackward {
           clear_other_lanes(dim(), lanes_of(block), room);
         }
         room_.normed_panels.put(block, 0, dim(), room);
-        load_rows(grad_y, block, room_.grad_y[block]);
-        if (config().out_bias) add(dim(), room_.grad_y[block], room_.out_sums[stretch]);
       }
+      const auto* passing =
+          pass_rows(room_.to_out, blocks.end - blocks.begin, rooms.passing, [&](Index b) {
+            const Index block = blocks.begin + b;
+            Scalar* const grad = room_.grad_y.room(block, 0, rooms.grad_y[0]);
+            load_rows(grad_y, block, grad);
+            if (config().out_bias) add(dim(), grad, room_.out_sums[stretch]);
+            room_.grad_y.put(block, 0, dim(), grad);
+            return grad;
+          });
       for (Index h = 0; h < heads(); ++h) {
-        project(weight, h, room_.grad_y[blocks.begin], blocks.end - blocks.begin,
+        project(room_.to_out, h, passing, blocks.end - blocks.begin,
                 [&](Index b) { return room_.grad_out[blocks.begin + b] + h * head_size(); });
         for (Index block = blocks.begin; block < blocks.end; ++block) gate(block, h, room);
       }
@@ -168,9 +180,7 @@ class LayerBackward {
 
   // Where all is here.
   struct Whole {
-    const LayerBackwardHead<Scalar>& head(const LayerBackwardHead<Scalar>& head, Index) const {
-      return head;
-    }
+    const Head& head(const Head& head, Index) const { return head; }
     template <typename HeadOf>
     void finish(HeadOf&&) const {}
   };
@@ -184,22 +194,21 @@ class LayerBackward {
     StretchSums<Scalar>& scale_sums = room_.scale_sums;
     const auto head_of = [&](Index sequence, Index h) {
       const Index before = inputs.own(sequence).begin / count;
-      return LayerBackwardHead<Scalar>{layer_,
-                                       saved_,
-                                       room_,
-                                       inputs.item(sequence),
-                                       rows_.first_block(sequence) - before,
-                                       before + rows_.blocks_of(sequence),
-                                       h,
-                                       h / inputs.group()};
+      return Head{layer_,
+                  saved_,
+                  room_,
+                  inputs.item(sequence),
+                  rows_.first_block(sequence) - before,
+                  before + rows_.blocks_of(sequence),
+                  h,
+                  h / inputs.group()};
     };
     layer_.attention.differentiate(
         device, room_.attention, inputs, saved_.batch, dim_head(),
         [&](Index sequence, Index h) { return part.head(head_of(sequence, h), sequence); },
         grad_bias, training);
     part.finish(head_of);
-    if (config().sinks)
-      layer_.attention.add_sink_gradients(room_.attention, heads(), gradients.sinks.data());
+    if (config().sinks) room_.attention.add_sink_gradients(heads(), gradients.sinks.data());
     if (norms_all_heads()) qk_norm_of_all(device);
     // Those that the configuration has not are empty.
     const Index channels = norms_all_heads() ? heads() * dim_head() : dim_head();
@@ -241,25 +250,15 @@ class LayerBackward {
   void to_qkv(const AnyDevice& device, const StridedView<const Scalar>& x,
               const StridedView<Scalar>& grad_x, LocalMHAParameters<Scalar>& gradients) {
     const bool gates = config().gate_values_per_head;
-    add_weight_gradient(device, rows_.count(), room_.grad_qkv[0], room_.grad_qkv.stride(),
-                        Groups::of(qkv_heads(), dim_head(), head_channels()), room_.normed_panels,
-                        Groups::of(dim()), gradients.to_qkv.data());
-    if (gates)
-      add_weight_gradient(device, rows_.count(), room_.grad_gates[0], room_.grad_gates.stride(),
-                          Groups::of(heads()), room_.normed_panels, Groups::of(dim()),
-                          gradients.to_v_gate_weight.data());
-
     StretchSums<Scalar>& norm_sums = room_.norm_sums;
     StretchSums<Scalar>& gate_sums = room_.gate_sums;
     over_stretches(device, [&](Room& rooms, Index stretch, const Range& blocks) {
       const Index size = blocks.end - blocks.begin;
       BlockArray<Scalar>& grad = rooms.grad;
-      project(room_.to_qkv, 0, room_.grad_qkv[blocks.begin], size,
-              [&](Index b) { return grad[b]; });
+      pass(room_.to_qkv, blocks, room_.grad_qkv, room_.multiplied_qkv, rooms, grad);
       if (gates) {
         BlockArray<Scalar>& more = rooms.more;
-        project(room_.to_v_gate, 0, room_.grad_gates[blocks.begin], size,
-                [&](Index b) { return more[b]; });
+        pass(room_.to_v_gate, blocks, room_.grad_gates, room_.multiplied_gates, rooms, more);
         for (Index b = 0; b < size; ++b) {
           add(dim(), more[b], grad[b]);
           add(heads(), room_.grad_gates[blocks.begin + b], gate_sums[stretch]);
@@ -281,6 +280,11 @@ class LayerBackward {
         store_lanes(dim(), lanes, grad[b], grad_x.rows(rows_.row(block)), -lanes.begin);
       }
     });
+    add_gradient(device, multiplied(room_.grad_qkv, room_.multiplied_qkv),
+                 Groups::of(qkv_heads(), dim_head(), head_channels()), gradients.to_qkv);
+    if (gates)
+      add_gradient(device, multiplied(room_.grad_gates, room_.multiplied_gates),
+                   Groups::of(heads()), gradients.to_v_gate_weight);
     if (config().prenorm) {
       norm_sums.add_to(gradients.norm_weight);
       norm_sums.add_to(gradients.norm_bias, dim());  // if there is one
@@ -289,25 +293,55 @@ class LayerBackward {
     if (config().qkv_bias) room_.qkv_sums.add_to(gradients.to_qkv_bias);
   }
 
+  // Blocks of gradients of what a weight gave, to those of what it was given: as operands, they are
+  // kept for the gradient of the weight.
+  template <typename Weight>
+  static void pass(const Weight& weight, const Range& blocks, const BlockArray<Scalar>& from,
+                   [[maybe_unused]] BlockArray<Scalar, Arithmetic>& multiplied, Room& rooms,
+                   BlockArray<Scalar>& to) {
+    const Index size = blocks.end - blocks.begin;
+    const auto* passing = pass_rows(weight, size, rooms.passing, [&](Index b) {
+      const Scalar* const grad = from[blocks.begin + b];
+      if constexpr (of_operands) multiplied.put(blocks.begin + b, 0, from.channels(), grad);
+      return grad;
+    });
+    project(weight, 0, passing, size, [&](Index b) { return to[b]; });
+  }
+
+  // Those of gradients that were kept so.
+  static const auto& multiplied(const BlockArray<Scalar>& numbers,
+                                const BlockArray<Scalar, Arithmetic>& operands) {
+    if constexpr (of_operands)
+      return operands;
+    else
+      return numbers;
+  }
+
+  // The gradient of a weight that the normalized rows pass.
+  void add_gradient(const AnyDevice& device, const BlockArray<Scalar, Arithmetic>& grad,
+                    const Groups& rows, RowMatrix<Scalar>& gradient) const {
+    add_weight_gradient(device, rows_.count(), grad[0], grad.stride(), rows, room_.normed_panels,
+                        Groups::of(dim()), gradient.data());
+  }
+
   static void add(Index channels, const Scalar* from, Scalar* to) {
     for (Index c = 0; c < channels; ++c)
       (L::load(to + c * count) + L::load(from + c * count)).store(to + c * count);
   }
 
-  const LayerWeights<Scalar>& layer_;
+  const Weights& layer_;
   const SavedLayer<Scalar>& saved_;
-  LayerBackwardRoom<Scalar>& room_;
+  AllRoom& room_;
   const SequenceBlocks& rows_;
 };
 
-template <typename Scalar>
-void LayerBackward<Scalar>::run(const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
-                                const std::optional<Training>& training,
-                                const StridedView<const Scalar>& x,
-                                const StridedView<const Scalar>& grad_y,
-                                const StridedView<Scalar>& grad_x,
-                                LocalMHAParameters<Scalar>& gradients,
-                                typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
+template <typename Scalar, typename Storage, typename Arithmetic>
+void LayerBackward<Scalar, Storage, Arithmetic>::run(
+    const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
+    const std::optional<Training>& training, const StridedView<const Scalar>& x,
+    const StridedView<const Scalar>& grad_y, const StridedView<Scalar>& grad_x,
+    LocalMHAParameters<Scalar>& gradients,
+    typename LocalAttention<Scalar>::BiasGradients& grad_bias) {
   layer_.attention.prepare_differentiate(device, room_.attention, inputs, saved_.batch, dim_head(),
                                          grad_bias);
   clear_rows_without_sequence(inputs, grad_x);

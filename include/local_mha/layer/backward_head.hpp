@@ -20,13 +20,13 @@
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// The blocks of a head of a sequence, which AttentionBackwardFlow calls for.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct LayerBackwardHead {
   static constexpr Index count = block_rows<Scalar>;
 
-  const LayerWeights<Scalar>& layer;
+  const LayerWeights<Scalar, Storage, Arithmetic>& layer;
   const SavedLayer<Scalar>& kept;
-  LayerBackwardRoom<Scalar>& room;
+  LayerBackwardRoom<Scalar, Storage, Arithmetic>& room;
   Index item;         ///< of the batch
   Index first_block;  ///< where block 0 of the sequence is, or would be
   Index block_count;  ///< up to the last that is here

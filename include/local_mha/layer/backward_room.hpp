@@ -5,24 +5,30 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 #include <vector>
 
-#include <local_mha/attention/local_attention.hpp>
+#include <local_mha/attention/backward.hpp>
 #include <local_mha/config.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/layer/saved.hpp>
 #include <local_mha/layer/weights.hpp>
 #include <local_mha/ops/packed_weight.hpp>
+#include <local_mha/ops/project_rows.hpp>
 #include <local_mha/ops/weight_gradient.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// What lies between the steps, of all positions. It stays for the next call.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct LayerBackwardRoom {
+  using Weights = LayerWeights<Scalar, Storage, Arithmetic>;
+  using Weight = PackedWeight<Scalar, Storage, Arithmetic>;
+  static constexpr bool of_operands = !std::is_same_v<Scalar, Arithmetic>;
+
   /// Becomes that of a call: all but what the attention takes for each of its workers.
   /// \param threads of the device
-  void prepare(const LayerWeights<Scalar>& layer, const SavedLayer<Scalar>& saved, Index threads) {
+  void prepare(const Weights& layer, const SavedLayer<Scalar>& saved, Index threads) {
     const LocalMHAConfig& config = layer.config;
     const Index dim = config.dim, heads = config.heads, dim_head = config.dim_head;
     const Index head_channels = padded_channels<Scalar>(dim_head);
@@ -34,6 +40,7 @@ struct LayerBackwardRoom {
     out_panels.prepare(blocks, heads * panel_channels<Scalar>(dim_head));
     grad_out.prepare(blocks, heads * head_channels);
     grad_qkv.prepare(blocks, qkv_heads(config) * head_channels);
+    if (of_operands) multiplied_qkv.prepare(blocks, qkv_heads(config) * head_channels);
     if (resolved_qk_norm(config) == QkNormKind::rms_all)
       scale_sums.prepare(stretches, (heads + resolved_kv_heads(config)) * dim_head);
     else if (layer.q_norm)
@@ -45,6 +52,7 @@ struct LayerBackwardRoom {
     to_qkv.pack_transposed(layer.to_qkv, 0, dim_head, head_channels);
     if (gates) {
       grad_gates.prepare(blocks, padded_channels<Scalar>(heads));
+      if (of_operands) multiplied_gates.prepare(blocks, padded_channels<Scalar>(heads));
       gate_sums.prepare(stretches, heads);
       to_v_gate.pack_transposed(layer.to_v_gate, 0, heads, padded_channels<Scalar>(heads));
     }
@@ -52,6 +60,9 @@ struct LayerBackwardRoom {
     if (rooms.size() < workers) rooms.resize(workers);
     for (OfWorker& room : rooms) {
       room.block.prepare(1, (std::max)(dim, head_channels));
+      if (of_operands) room.grad_y.prepare(1, dim);
+      for (const Weight* weight : {&to_out, &to_qkv, &to_v_gate})
+        room.passing.fit_blocks(*weight, stretch_blocks);
       room.grad.prepare(stretch_blocks, dim);
       if (gates) room.more.prepare(stretch_blocks, dim);
     }
@@ -74,17 +85,20 @@ struct LayerBackwardRoom {
   /// Of an item, at most.
   Index scale_stretches = 0;
 
-  PanelArray<Scalar> normed_panels;
-  BlockArray<Scalar> grad_y;
-  PanelArray<Scalar> out_panels;
+  PanelArray<Scalar, Arithmetic> normed_panels;
+  BlockArray<Scalar, Arithmetic> grad_y;
+  PanelArray<Scalar, Arithmetic> out_panels;
   BlockArray<Scalar> grad_out;
   BlockArray<Scalar> grad_qkv;
   BlockArray<Scalar> grad_gates;
-  typename LocalAttention<Scalar>::Workspace attention;
+  /// The last two as they are multiplied, where these are operands.
+  BlockArray<Scalar, Arithmetic> multiplied_qkv;
+  BlockArray<Scalar, Arithmetic> multiplied_gates;
+  AttentionBackward<Scalar, Arithmetic> attention;
   /// Transposed, from gradients of results to those of inputs.
-  PackedWeight<Scalar> to_out;
-  PackedWeight<Scalar> to_qkv;
-  PackedWeight<Scalar> to_v_gate;
+  Weight to_out;
+  Weight to_qkv;
+  Weight to_v_gate;
   StretchSums<Scalar> scale_sums;  ///< of each head, or of all
   StretchSums<Scalar> norm_sums;
   StretchSums<Scalar> gate_sums;
@@ -92,8 +106,10 @@ struct LayerBackwardRoom {
   StretchSums<Scalar> out_sums;
   struct OfWorker {
     BlockArray<Scalar> block;
+    BlockArray<Scalar> grad_y;  ///< where operands are made of them
     BlockArray<Scalar> grad;
     BlockArray<Scalar> more;
+    PassingRows<Scalar, Arithmetic> passing;
   };
   std::vector<OfWorker> rooms;
 };

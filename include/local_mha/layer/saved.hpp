@@ -26,7 +26,6 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// layer and its call again.
 template <typename Scalar>
 struct SavedLayer {
-  using Weights = detail::LayerWeights<Scalar>;
   using View = StridedView<const Scalar>;
   using Call = LocalMHACall<Scalar>;
 
@@ -48,7 +47,8 @@ struct SavedLayer {
     inverses.prepare(resolved_qk_norm(layer) == QkNormKind::rms_all ? blocks : 0, 2);
   }
 
-  /// Becomes that of a layer and a call.
+  /// Becomes that of a layer, of LayerWeights, and a call.
+  template <typename Weights>
   void complete(const Weights& layer, const View& x, const Call& given) {
     call.take(of_attention(given));
     input.take(detail::numbers_of(x, given.lengths));
@@ -57,6 +57,7 @@ struct SavedLayer {
   }
 
   /// \throws std::invalid_argument if it is not of this layer and this call
+  template <typename Weights>
   void check_arguments(const Weights& of_layer, const View& x, const Call& given) const {
     const LocalMHAConfig& layer = of_layer.config;
     const auto describe = [](const LocalMHAConfig& c) {

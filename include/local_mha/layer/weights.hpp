@@ -100,10 +100,12 @@ struct LayerWeights {
   }
 
   /// All numbers, by a sample of which these weights are known again.
-  std::array<TensorNumbers<Scalar>, 12> numbers() const
-    requires Trainable<Scalar, Storage>
+  std::array<TensorNumbers<Scalar, Storage, Arithmetic>, 12> numbers() const
+    requires Trainable<Scalar, Storage, Arithmetic>
   {
-    const auto of = [](const auto& tensor) { return TensorNumbers<Scalar>(tensor); };
+    const auto of = [](const auto& tensor) {
+      return TensorNumbers<Scalar, Storage, Arithmetic>(tensor);
+    };
     return {of(to_qkv),
             of(to_out),
             of(norm.weight()),

@@ -310,9 +310,9 @@ class LocalAttention {
 
     typename Whole::BiasGradients grad_bias;
     grad_bias.prepare(Access::bias_of(attention_, inputs.window(), heads, call), heads);
-    typename Whole::Workspace workspace;
+    local_mha::detail::AttentionBackward<Scalar> room;
     attention_.differentiate(
-        call.device, workspace, inputs, q.dimension(0), channels,
+        call.device, room, inputs, q.dimension(0), channels,
         [&](Index s, Index h) {
           const Index row = part.keys.offset(heads, s, h, 0, 1);
           return detail::GatheredHead<Scalar>{
@@ -334,7 +334,7 @@ class LocalAttention {
     grad_keys.give(gradients.k.data(), gradients.v.data());
     if (gradients.attn_bias) grad_bias.add_to(gradients.attn_bias->data());
     if (gradients.relative_bias) grad_bias.add_to(gradients.relative_bias->data());
-    if (gradients.sinks) Whole::add_sink_gradients(workspace, heads, gradients.sinks->data());
+    if (gradients.sinks) room.add_sink_gradients(heads, gradients.sinks->data());
     const auto sum = [&](auto& gradient) {
       if (!gradient) return;
       std::vector<Scalar> numbers(gradient->data(), gradient->data() + gradient->size());

@@ -44,11 +44,30 @@ struct PassingRows {
 
 }  // namespace detail
 
-/// project() of all groups of a weight, or project_lane() if there is a single position, in lane 0.
-/// \param blocks at least 1
+/// Rows as project() takes them.
 /// \param room enough for them
 /// \param from makes block `b`, `[depth][block_rows]`, and says where it lies: `from(b)`, in order.
 ///        Of Scalars, each lies behind the one before; of operands, they may lie anywhere
+/// \return valid until the room is used again
+template <typename Scalar, typename Storage, typename Arithmetic, typename From>
+const auto* pass_rows(const PackedWeight<Scalar, Storage, Arithmetic>& weight, Index blocks,
+                      detail::PassingRows<Scalar, Arithmetic>& room, From&& from) {
+  if constexpr (detail::PassingRows<Scalar, Arithmetic>::of_operands) {
+    const Index size = detail::pairs_of(weight.depth()) * block_rows<Scalar>;
+    for (Index b = 0; b < blocks; ++b)
+      detail::pack_block(weight.depth(), from(b), room.operands.data() + b * size);
+    return static_cast<const detail::Pair*>(room.operands.data());
+  } else {
+    const Scalar* const x = from(0);
+    for (Index b = 1; b < blocks; ++b) from(b);
+    return x;
+  }
+}
+
+/// project() of all groups of a weight, or project_lane() if there is a single position, in lane 0.
+/// \param blocks at least 1
+/// \param room enough for them
+/// \param from that of pass_rows()
 /// \param to block `b` of group `g` goes to `to(g, b)`, `[group_rows][block_rows]`
 template <typename Scalar, typename Storage, typename Arithmetic, typename From, typename To>
 void project_rows(const PackedWeight<Scalar, Storage, Arithmetic>& weight, Index blocks,
@@ -61,20 +80,9 @@ void project_rows(const PackedWeight<Scalar, Storage, Arithmetic>& weight, Index
       project_lane(weight, group, room.spread.data(), to(group, 0), block_rows<Scalar>);
     return;
   }
-  const auto pass = [&](const auto* x) {
-    for (Index group = 0; group < groups; ++group)
-      project(weight, group, x, blocks, [&](Index b) { return to(group, b); });
-  };
-  if constexpr (detail::PassingRows<Scalar, Arithmetic>::of_operands) {
-    const Index size = detail::pairs_of(weight.depth()) * block_rows<Scalar>;
-    for (Index b = 0; b < blocks; ++b)
-      detail::pack_block(weight.depth(), from(b), room.operands.data() + b * size);
-    pass(room.operands.data());
-  } else {
-    const Scalar* const x = from(0);
-    for (Index b = 1; b < blocks; ++b) from(b);
-    pass(x);
-  }
+  const auto* const x = pass_rows(weight, blocks, room, from);
+  for (Index group = 0; group < groups; ++group)
+    project(weight, group, x, blocks, [&](Index b) { return to(group, b); });
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -17,11 +17,11 @@
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
 /// What lies between the branches, of all rows. It stays for the next call.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct StackBackwardRoom {
   /// Becomes that of a call.
   /// \param threads of the device
-  void prepare(const StackLayers<Scalar>& stack, Index rows, Index threads) {
+  void prepare(const StackLayers<Scalar, Storage, Arithmetic>& stack, Index rows, Index threads) {
     const Index blocks = ceil_div(rows, block_rows<Scalar>);
     const Index stretches = ceil_div(blocks, stretch_blocks);
     resize_without_values(of_input, rows * stack.dim());
@@ -42,7 +42,7 @@ struct StackBackwardRoom {
   BlockBuffer<Scalar> of_result;  ///< and of its result; none of a single stream
   BlockArray<Scalar> streams;     ///< gradient of several streams
   StretchSums<Scalar> sums;       ///< of the weights of a connection
-  typename FeedForward<Scalar>::Workspace feed_forward;
+  typename FeedForward<Scalar, Storage, Arithmetic>::Workspace feed_forward;
   struct OfWorker {
     BlockArray<Scalar> one;
     BlockArray<Scalar> connection;

@@ -110,7 +110,7 @@ class LayerStack : public StackLayers<Scalar, Storage, Arithmetic> {
     BlockBuffer<Scalar> attended_;  // rows
     BlockArray<Scalar> streams_;    // of several
     BlockArray<Scalar> beta_;       // of the connection around the attention
-    StackBackwardRoom<Scalar> backward_;
+    StackBackwardRoom<Scalar, Storage, Arithmetic> backward_;
   };
 
   using Base::Base;
@@ -139,7 +139,7 @@ class LayerStack : public StackLayers<Scalar, Storage, Arithmetic> {
   template <typename Attend>
   void run_back(const AnyDevice& device, EncoderParameters<Scalar>& gradients, Workspace& workspace,
                 const Saved& saved, TensorView<Scalar, 3> grad, Attend&& attend) const
-    requires Trainable<Scalar, Storage>;
+    requires Trainable<Scalar, Storage, Arithmetic>;
 
   /// Gradients of a loss.
   /// \param gradients those of the weights are added here; if it throws, some of them are
@@ -147,7 +147,7 @@ class LayerStack : public StackLayers<Scalar, Storage, Arithmetic> {
   /// \param grad of its result; becomes that of x
   void backward(const AnyDevice& device, EncoderParameters<Scalar>& gradients, Workspace& workspace,
                 const Saved& saved, TensorView<Scalar, 3> grad) const
-    requires Trainable<Scalar, Storage>;
+    requires Trainable<Scalar, Storage, Arithmetic>;
 
   /// \throws std::invalid_argument if saved is not that of a call of a stack of these weights
   void require_known(const Saved& saved) const {
@@ -283,7 +283,7 @@ class LayerStack : public StackLayers<Scalar, Storage, Arithmetic> {
         enter(i + 1, blocks, first + b, streams(b), in(b), to, workspace, room, saved);
       }
     });
-    if constexpr (Trainable<Scalar, Storage>) {
+    if constexpr (Trainable<Scalar, Storage, Arithmetic>) {
       if (kept != nullptr) {
         const Scalar* const x = kept->feed_forward_branch.input.data();
         feed_forward.complete(kept->feed_forward,
@@ -319,7 +319,7 @@ void LayerStack<Scalar, Storage, Arithmetic>::forward(
                                         .training = of_attention,
                                         .cu_seqlens = cu_seqlens,
                                         .device = device};
-        if constexpr (Trainable<Scalar, Storage>)
+        if constexpr (Trainable<Scalar, Storage, Arithmetic>)
           if (kept != nullptr)
             return attention.forward_saving_into(attended, room, *kept, in, call);
         attention.forward_into(attended, room, in, call);

@@ -14,16 +14,17 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LayerStackBackward {
   static constexpr Index count = block_rows<Scalar>;
-  using Stack = LayerStack<Scalar>;
+  using Stack = LayerStack<Scalar, Storage, Arithmetic>;
+  using Room = StackBackwardRoom<Scalar, Storage, Arithmetic>;
   using Connection = typename Stack::Connection;
 
  public:
   /// \param room prepared for the call
   /// \param grad `[B·N, dim]` of the result; becomes that of the input
-  LayerStackBackward(const Stack& stack, StackBackwardRoom<Scalar>& room, Index rows, Scalar* grad)
+  LayerStackBackward(const Stack& stack, Room& room, Index rows, Scalar* grad)
       : stack_(stack), room_(room), rows_{1, rows, count}, grad_(grad) {}
 
   /// What a branch is, and what it was given and gave.
@@ -86,7 +87,7 @@ class LayerStackBackward {
   }
 
   const Stack& stack_;
-  StackBackwardRoom<Scalar>& room_;
+  Room& room_;
   BatchBlocks rows_;
   Scalar* grad_;
 };
@@ -96,14 +97,14 @@ void LayerStack<Scalar, Storage, Arithmetic>::backward(const AnyDevice& device,
                                                        EncoderParameters<Scalar>& gradients,
                                                        Workspace& workspace, const Saved& saved,
                                                        TensorView<Scalar, 3> grad) const
-  requires Trainable<Scalar, Storage>
+  requires Trainable<Scalar, Storage, Arithmetic>
 {
   workspace.prepare_attentions(*this);
   run_back(device, gradients, workspace, saved, grad,
-           [&](std::size_t i, const LocalMHA<Scalar>& attention, LocalMHAParameters<Scalar>& to,
-               const SavedLayer<Scalar>& kept, const TensorView<const Scalar, 3>& grad_y,
-               const TensorView<const Scalar, 3>& x, const TensorView<Scalar, 3>& grad_x,
-               Tensor<Scalar, 3>* grad_bias) {
+           [&](std::size_t i, const LocalMHA<Scalar, Storage, Arithmetic>& attention,
+               LocalMHAParameters<Scalar>& to, const SavedLayer<Scalar>& kept,
+               const TensorView<const Scalar, 3>& grad_y, const TensorView<const Scalar, 3>& x,
+               const TensorView<Scalar, 3>& grad_x, Tensor<Scalar, 3>* grad_bias) {
              attention.backward_into(grad_x, workspace.attentions_[to_size(layers_[i].kind)], to,
                                      kept, grad_y, x, {.attn_bias = attn_bias(), .device = device},
                                      grad_bias);
@@ -117,7 +118,7 @@ void LayerStack<Scalar, Storage, Arithmetic>::run_back(const AnyDevice& device,
                                                        Workspace& workspace, const Saved& saved,
                                                        TensorView<Scalar, 3> grad,
                                                        Attend&& attend) const
-  requires Trainable<Scalar, Storage>
+  requires Trainable<Scalar, Storage, Arithmetic>
 {
   const auto shape = saved.shape;
   const Index rows = shape[0] * shape[1];
@@ -127,10 +128,10 @@ void LayerStack<Scalar, Storage, Arithmetic>::run_back(const AnyDevice& device,
   }
   std::optional<Tensor<Scalar, 3>> grad_bias;
   if (bias_) grad_bias = bias_->constant(Scalar(0));
-  StackBackwardRoom<Scalar>& room = workspace.backward_;
+  auto& room = workspace.backward_;
   room.prepare(*this, rows, thread_count(device));
   const TensorView<Scalar, 3> of_input(room.of_input.data(), shape);
-  using Back = LayerStackBackward<Scalar>;
+  using Back = LayerStackBackward<Scalar, Storage, Arithmetic>;
   Back back(*this, room, rows, grad.data());
   std::optional<typename Back::Branch> behind;
   const auto move_to = [&](const typename Back::Branch& before) {

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Products of the rows that a store keeps, keys or values, with a block of rows: scores, and what
+/// the gradients of probabilities are made of.
+///
+///     product[key][lane] = Σ_c keys[key][c]·rows[c][lane]
+#pragma once
+
+#include <type_traits>
+
+#include <local_mha/attention/operand_ring.hpp>
+#include <local_mha/attention/ring.hpp>
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/compiler.hpp>
+#include <local_mha/core/matrix_unit.hpp>
+#include <local_mha/core/operands.hpp>
+#include <local_mha/core/types.hpp>
+#include <local_mha/ops/multiply.hpp>
+
+LOCAL_MHA_INT_BOUNDS_BEGIN
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// Where the keys of a block of queries lie.
+template <typename Scalar, typename Arithmetic>
+using BlockKeys =
+    std::conditional_t<std::is_same_v<Scalar, Arithmetic>, Ring<Scalar>, KeyOperands<Scalar>>;
+
+/// A block of rows as it is multiplied with keys, and the room for that.
+template <typename Scalar, typename Arithmetic = Scalar>
+class BlockOperands {
+  static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;
+
+ public:
+  BlockOperands() = default;
+  explicit BlockOperands(Index channels) : channels_(channels) {
+    if (of_operands) pairs_ = make_operand_buffer(pairs_of(channels) * block_rows<Scalar>);
+  }
+
+  /// \param block `[channels][block_rows]`
+  /// \return valid until the next block, and as long as this one
+  const auto* of(const Scalar* block) {
+    if constexpr (of_operands) {
+      pack_block(channels_, block, pairs_.data());
+      return static_cast<const Pair*>(pairs_.data());
+    } else {
+      return block;
+    }
+  }
+
+ private:
+  Index channels_ = 0;
+  BlockBuffer<Pair> pairs_;  // where they are operands
+};
+
+/// The product of adjoining keys of a block, in registers.
+/// \param from the first of them
+/// \param rows as BlockOperands has them, from the first lane on that counts
+/// \param product 0 at first
+template <int Number, typename Scalar, int Parts>
+LOCAL_MHA_INLINE void multiply_keys(const Ring<Scalar>& keys, const Scalar* from,
+                                    const Scalar* rows,
+                                    Lanes<Scalar, Parts> (&product)[Number][1]) {
+  const Scalar* const x[1] = {rows};
+  multiply(keys.channels(), from, keys.position_stride(), keys.channel_stride(), x, product);
+}
+template <int Number, typename Scalar, int Parts>
+LOCAL_MHA_INLINE void multiply_keys(const KeyOperands<Scalar>& keys, const Pair* from,
+                                    const Pair* rows, Lanes<Scalar, Parts> (&product)[Number][1]) {
+  for (Index tile = 0; tile < keys.tiles(); ++tile, from += keys.tile) {
+    const Pair* const x[1] = {rows + tile * tile_pairs * block_rows<Scalar>};
+    multiply(tile_pairs, from, keys.position_stride(), 1, x, product);
+  }
+}
+
+#if defined(LOCAL_MHA_AMX)
+/// Blocks of keys that multiply_keys_by_matrix_unit() takes at once, at most.
+inline constexpr Index product_tiles = 4;
+
+/// The product of `Blocks` blocks of keys.
+/// \param cursor at the first of them
+/// \param tiles in the depth
+template <int Blocks>
+LOCAL_MHA_NOINLINE void multiply_keys_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index tiles,
+                                                     const Pair* rows, float* product) {
+  using Unit = MatrixUnit;
+  constexpr Index tile = KeyOperands<float>::tile;
+  constexpr Index block = block_rows<float> * block_rows<float>;
+  const Pair* keys[product_tiles];
+  for (int i = 0; i < Blocks; ++i, cursor.advance()) keys[i] = cursor.block();
+  Unit::zero<0>();
+  if constexpr (Blocks > 1) Unit::zero<1>();
+  if constexpr (Blocks > 2) Unit::zero<2>();
+  if constexpr (Blocks > 3) Unit::zero<3>();
+  for (Index t = 0; t < tiles; ++t) {
+    Unit::load<7>(rows + t * tile);
+    Unit::load<4>(keys[0] + t * tile);
+    Unit::multiply<0, 4, 7>();
+    if constexpr (Blocks > 1) {
+      Unit::load<5>(keys[1] + t * tile);
+      Unit::multiply<1, 5, 7>();
+    }
+    if constexpr (Blocks > 2) {
+      Unit::load<6>(keys[2] + t * tile);
+      Unit::multiply<2, 6, 7>();
+    }
+    if constexpr (Blocks > 3) {
+      Unit::load<4>(keys[3] + t * tile);
+      Unit::multiply<3, 4, 7>();
+    }
+  }
+  Unit::store<0>(product);
+  if constexpr (Blocks > 1) Unit::store<1>(product + block);
+  if constexpr (Blocks > 2) Unit::store<2>(product + 2 * block);
+  if constexpr (Blocks > 3) Unit::store<3>(product + 3 * block);
+}
+
+/// The same of any number.
+inline void multiply_keys_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index blocks,
+                                         Index tiles, const Pair* rows, float* product) {
+  constexpr Index block = block_rows<float> * block_rows<float>;
+  for (; blocks >= product_tiles; blocks -= product_tiles, product += product_tiles * block) {
+    multiply_keys_by_matrix_unit<product_tiles>(cursor, tiles, rows, product);
+    for (int i = 0; i < product_tiles; ++i) cursor.advance();
+  }
+  if (blocks == 3) multiply_keys_by_matrix_unit<3>(cursor, tiles, rows, product);
+  if (blocks == 2) multiply_keys_by_matrix_unit<2>(cursor, tiles, rows, product);
+  if (blocks == 1) multiply_keys_by_matrix_unit<1>(cursor, tiles, rows, product);
+}
+#endif
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail
+
+LOCAL_MHA_INT_BOUNDS_END
