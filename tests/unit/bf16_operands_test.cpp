@@ -56,12 +56,13 @@ concept GoesBack =
       layer.backward(gradients, saved, x, x);
     };
 static_assert(GoesBack<local_mha::LocalMHA<float>>);
-static_assert(!GoesBack<local_mha::LocalMHA<float, bfloat16, bfloat16>>);
+static_assert(GoesBack<local_mha::LocalMHA<float, bfloat16, bfloat16>>);
+static_assert(!GoesBack<local_mha::LocalMHA<float, bfloat16>>);
 template <typename Layer>
 concept Saves = requires(const Layer& layer, typename Layer::Saved& saved,
                          const local_mha::Tensor<float, 3>& x) { layer.forward_saving(saved, x); };
 static_assert(Saves<local_mha::LocalMHA<float>>);
-static_assert(!Saves<local_mha::LocalMHA<float, bfloat16, bfloat16>>);
+static_assert(!Saves<local_mha::LocalMHA<float, bfloat16>>);
 
 // ---- numbers
 

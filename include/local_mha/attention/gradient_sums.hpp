@@ -6,7 +6,12 @@
 ///     dv_j += Σ_i p_ij · g_i        dk_j += Σ_i ds_ij · q_i        dq_i += Σ_j ds_ij · k_j
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+#include <optional>
 #include <type_traits>
+
+#include <Eigen/Core>
 
 #include <local_mha/attention/backward_strip.hpp>
 #include <local_mha/attention/score_gradients.hpp>
@@ -116,6 +121,10 @@ class GradientSums {
       const Chunk<Scalar, ValueOperands<Scalar>, Keys> chunk{
           {{{&keys, segment, nullptr, ds_pairs_.data()}, &strip.store.summed_keys()}}, 1};
       const L one = L::broadcast(Scalar(1));
+#if defined(LOCAL_MHA_AMX)
+      std::optional<MatrixUnit> unit;
+      if (has_matrix_unit()) unit.emplace();
+#endif
       add_weighted_values(chunk, dim_head_, &one, one, upcoming, grad_queries);
     } else {
       constexpr int most = Tiling<Scalar>::values;

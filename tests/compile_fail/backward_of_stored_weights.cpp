@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A layer that multiplies in 16 bits goes forward alone.
+// A layer that stores its weights in 16 bits, and multiplies in float, goes forward alone.
 #include <Eigen/Core>
 
 #include <local_mha/mha.hpp>
@@ -7,7 +7,7 @@
 #ifdef CORRECTED
 using Layer = local_mha::LocalMHA<float>;
 #else
-using Layer = local_mha::LocalMHA<float, Eigen::bfloat16, Eigen::bfloat16>;
+using Layer = local_mha::LocalMHA<float, Eigen::bfloat16>;
 #endif
 
 void call(const Layer& layer, Layer::Parameters& gradients, const local_mha::Tensor<float, 3>& x) {
