@@ -222,12 +222,11 @@ struct Case {
          (c.subject != "layer" && c.subject != "prefill" && c.subject != "decode")))
       throw bad("stored_bits are 16, of float, in a layer's forward pass, prefill and decode");
     if (c.arithmetic_bits != 0 &&
-        (c.arithmetic_bits != 16 || c.stored_bits != 0 || c.scalar != "float" || c.backward != 0 ||
+        (c.arithmetic_bits != 16 || c.stored_bits != 0 || c.scalar != "float" ||
          (c.subject != "attention" && c.subject != "layer" && c.subject != "prefill" &&
           c.subject != "decode")))
       throw bad(
-          "arithmetic_bits are 16, of float, forward: attention, layer, prefill and decode, "
-          "without "
+          "arithmetic_bits are 16, of float: attention, layer, prefill and decode, without "
           "stored_bits");
     if (c.layers < 1 || (c.layers > 1 && c.subject != "decode"))
       throw bad("layers, at least 1, are those of decode");

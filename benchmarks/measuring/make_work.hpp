@@ -18,8 +18,12 @@ template <typename Scalar>
 std::unique_ptr<Work> make_work(const Case& c) {
   if constexpr (std::is_same_v<Scalar, float>) {
     using Bfloat16 = Eigen::bfloat16;
+    if (c.arithmetic_bits == 16 && c.subject == "attention" && c.backward != 0)
+      return std::make_unique<AttentionBackwardWork<float, Bfloat16>>(c);
     if (c.arithmetic_bits == 16 && c.subject == "attention")
       return std::make_unique<LocalAttentionWork<float, Bfloat16>>(c);
+    if (c.arithmetic_bits == 16 && c.subject == "layer" && c.backward != 0)
+      return std::make_unique<LayerStepWork<float, Bfloat16>>(c);
     if (c.arithmetic_bits == 16 && c.subject == "layer")
       return std::make_unique<LocalMHAWork<float, Bfloat16, Bfloat16>>(c);
     if (c.arithmetic_bits == 16) return std::make_unique<StreamWork<float, Bfloat16, Bfloat16>>(c);

@@ -188,7 +188,7 @@ class AttentionWork : public Work {
   local_mha::Tensor<Scalar, 4> out_;
 };
 
-template <typename Scalar>
+template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionBackwardWork;
 
 template <typename Scalar, typename Arithmetic = Scalar>
@@ -235,7 +235,7 @@ class LocalAttentionWork final : public AttentionWork<Scalar> {
     return config;
   }
 
-  friend class AttentionBackwardWork<Scalar>;
+  friend class AttentionBackwardWork<Scalar, Arithmetic>;
   using Attention = local_mha::LocalAttention<Scalar, local_mha::ConfiguredScore, Arithmetic>;
 
   Attention attention_;
@@ -246,12 +246,12 @@ class LocalAttentionWork final : public AttentionWork<Scalar> {
 };
 
 /// The backward pass alone: the forward pass is done once.
-template <typename Scalar>
+template <typename Scalar, typename Arithmetic>
 class AttentionBackwardWork final : public AttentionWork<Scalar> {
  public:
   explicit AttentionBackwardWork(const Case& c)
       : AttentionWork<Scalar>(c),
-        attention_(LocalAttentionWork<Scalar>::configuration(c)),
+        attention_(LocalAttentionWork<Scalar, Arithmetic>::configuration(c)),
         threads_(c.threads),
         grad_out_(this->shape(c.heads)),
         saved_(attention_.forward_saving(this->q_, this->k_, this->v_,
@@ -285,7 +285,7 @@ class AttentionBackwardWork final : public AttentionWork<Scalar> {
   }
 
  private:
-  using Attention = local_mha::LocalAttention<Scalar>;
+  using Attention = local_mha::LocalAttention<Scalar, local_mha::ConfiguredScore, Arithmetic>;
   Attention attention_;
   typename Attention::Workspace workspace_;
   Threads threads_;
@@ -428,7 +428,7 @@ class LocalMHAWork final : public LayerWork<Scalar> {
 
 /// A step of training, but for the optimizer: forward, and back to the gradients of x and of the
 /// weights.
-template <typename Scalar>
+template <typename Scalar, typename Arithmetic = Scalar>
 class LayerStepWork final : public LayerWork<Scalar> {
  public:
   explicit LayerStepWork(const Case& c)
@@ -472,12 +472,13 @@ class LayerStepWork final : public LayerWork<Scalar> {
   }
 
  private:
-  local_mha::LocalMHA<Scalar> layer_;
+  using Layer = local_mha::LocalMHA<Scalar, Arithmetic, Arithmetic>;
+  Layer layer_;
   Threads threads_;
   local_mha::Tensor<Scalar, 3> grad_y_;
   local_mha::LocalMHAParameters<Scalar> gradients_;
-  typename local_mha::LocalMHA<Scalar>::Workspace workspace_;
-  typename local_mha::LocalMHA<Scalar>::Saved saved_;
+  typename Layer::Workspace workspace_;
+  typename Layer::Saved saved_;
   local_mha::Tensor<Scalar, 3> y_;
   local_mha::Tensor<Scalar, 3> grad_x_;
 };

@@ -111,6 +111,10 @@ std::vector<ShareBar> share_bars() {
        115},
       {"layer, products of bfloat16, dim 512, 8 heads, w=256", layer_of("float", 8192) + bfloat16,
        140, 140},
+      {"attention backward, products of bfloat16, D=64, w=256",
+       std::string(attention_w256) + "/backward:1" + bfloat16, 0},
+      {"layer, forward and backward, products of bfloat16, dim 512, 8 heads, w=256",
+       layer_of("float", 8192) + "/backward:1" + bfloat16, 115, 110},
       {"Eigen's product at the layer's shapes, dim 512, 8 heads",
        "eigen_product/float/seqlen:8192/dim:512/heads:8/dim_head:64/window_size:256", 0},
       {"Eigen's product at the layer's shapes, double",
@@ -351,6 +355,8 @@ class Report {
     const bool of_bfloat16 = bar.of.find("/arithmetic_bits:16") != std::string::npos;
     if (!of_bfloat16 || bfloat16_products_ == "VDPBF16PS") return whole_ ? bar.whole : bar.bar;
     if (bfloat16_products_ != "AMX") return 0;
+    if (bar.of.find("/backward:1") != std::string::npos)
+      return bar.of.starts_with("layer") ? 250 : 0;
     return bar.of.starts_with("layer") ? 450 : 200;
   }
 
