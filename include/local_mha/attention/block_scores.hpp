@@ -83,6 +83,7 @@ class BlockScores {
 #if defined(LOCAL_MHA_AMX)
       if constexpr (of_operands) {
         if (has_matrix_unit()) {
+          upcoming.fetch();
           const Index block = begin / count;
           if (block >= multiplied) {
             multiplied = ceil_div(chunk.end, count);

@@ -169,6 +169,7 @@ class GradientSums {
 
   /// Those of a segment of so many keys that fetch what is upcoming.
   Index micro_kernels(Index keys) const {
+    if (by_matrix_unit<Scalar, Arithmetic>()) return 0;
     const auto panel_products = [](Index channels) { return ceil_div(channels, panels * count); };
     return keys / panel_keys * (panel_products(dim_head_) + panel_products(dim_value_)) +
            keys / count * ceil_div(dim_head_, Index{Tiling<Scalar>::values});

@@ -221,6 +221,7 @@ class AttentionKernel {
 
   // Those that fetch what is upcoming.
   static Index micro_kernels_of(Index keys, Index dim_value) {
+    if (detail::by_matrix_unit<Scalar, Arithmetic>()) return keys / count;
     return keys / Tiling<Scalar>::keys +
            keys / count * ceil_div(dim_value, Index{Tiling<Scalar>::values});
   }

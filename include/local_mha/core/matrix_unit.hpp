@@ -12,6 +12,8 @@
 /// if the processor has them and the system permits it, which is asked for once.
 #pragma once
 
+#include <type_traits>
+
 #include <local_mha/core/namespace.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/types.hpp>
@@ -95,3 +97,17 @@ class MatrixUnit {
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail
 
 #endif
+
+namespace local_mha::inline LOCAL_MHA_ABI::detail {
+
+/// Whether products are those of the matrix unit.
+/// \tparam Arithmetic what is multiplied, see can_multiply
+template <typename Scalar, typename Arithmetic>
+bool by_matrix_unit() {
+#if defined(LOCAL_MHA_AMX)
+  if constexpr (!std::is_same_v<Scalar, Arithmetic>) return has_matrix_unit();
+#endif
+  return false;
+}
+
+}  // namespace local_mha::inline LOCAL_MHA_ABI::detail
