@@ -73,7 +73,10 @@ struct LayerAccess;
 ///
 /// Then the operands of every product are rounded, see operands.hpp: beside weights, keys and
 /// values, what passes a projection, queries when they are turned and scaled, and probabilities,
-/// `2^(score − ⌈maximum⌉)` with scores in units of log 2. Sums are float, and so is all else.
+/// `2^(score − ⌈maximum⌉)` with scores in units of log 2; backward, also gradients of what
+/// projections and heads give, and of scores. Sums are float, and so is all else. Gradients are
+/// those for the float parameters that the weights were rounded from: who trains keeps these, and
+/// gives them to set_parameters().
 /// \tparam Storage what weights, keys and values are rounded to, see can_store
 /// \tparam Arithmetic what is multiplied, see can_multiply
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>

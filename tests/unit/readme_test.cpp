@@ -158,6 +158,32 @@ TEST(Readme, StoresWeightsIn16Bits) {
   EXPECT_EQ(model.config().dim, config.dim);
 }
 
+TEST(Readme, TrainsALayerInBfloat16) {
+  const local_mha::LocalMHAConfig config{.dim = 8, .window_size = 4, .dim_head = 4, .heads = 2};
+  struct Batch {
+    Tensor<float, 3> x;
+    // Of half the squares of what lies between the layer's result and the rows turned around.
+    Tensor<float, 3> gradient_of_loss(const Tensor<float, 3>& y) const { return y + x; }
+  };
+  std::vector<Batch> batches(200, Batch{Tensor<float, 3>(1, 12, 8)});
+  for (Batch& batch : batches) batch.x.setRandom();
+  const auto loss_of = [&](const auto& layer) {
+    const Tensor<float, 3>& x = batches.front().x;
+    const Tensor<float, 3> difference = layer.forward(x) + x;
+    float loss = 0;
+    for (Index i = 0; i < difference.size(); ++i)
+      loss += difference.data()[i] * difference.data()[i];
+    return loss;
+  };
+  const float before = loss_of(LocalMHA<float>(config));
+#include "arithmetic_training.cpp"
+  EXPECT_LT(loss_of(layer), before / 2);
+  // The layer holds what the parameters are rounded to.
+  EXPECT_NE(layer.parameters().to_out(0, 0), parameters.to_out(0, 0));
+  EXPECT_EQ(layer.parameters().to_out(0, 0),
+            static_cast<float>(Eigen::bfloat16(parameters.to_out(0, 0))));
+}
+
 TEST(Readme, TrainsAModel) {
   local_mha::LocalTransformerConfig config = transformer_config();
   config.attn_dropout = 0.1;
