@@ -808,6 +808,62 @@ Tensor<std::int64_t, 2> random_tokens(Random& random, Index batch, Index n) {
   return tokens;
 }
 
+/// A state of one stream is refused by the other, which stays as it was, whichever comes first.
+template <typename Some, typename Other>
+void expect_refused_by_each_other(Some& of_sums, Other& of_products) {
+  const auto message = [](const auto& from, auto& to) {
+    std::stringstream state, before, after;
+    from.save(state);
+    to.save(before);
+    std::string text = "none";
+    try {
+      to.load(state);
+    } catch (const std::invalid_argument& error) {
+      text = error.what();
+    }
+    to.save(after);
+    EXPECT_EQ(before.str(), after.str());
+    return text;
+  };
+  const std::string what = ", multiplied as bfloat16, batch 1, 4 bytes, kept as bfloat16";
+  const std::string of_load = message(of_sums, of_products);
+  EXPECT_NE(of_load.find("state: expected that of "), std::string::npos) << of_load;
+  EXPECT_NE(of_load.find(what + ", got"), std::string::npos) << of_load;
+  EXPECT_TRUE(message(of_products, of_sums).ends_with(what));
+}
+
+TEST(Bf16Stack, AStateOfStorageAloneIsRefused) {
+  const local_mha::EncoderConfig config = encoder_of(true, 1);
+  const Encoder encoder(config, 1);
+  const local_mha::Encoder<float, bfloat16> stored(config, 1);
+  Encoder::Stream stream(encoder);
+  local_mha::Encoder<float, bfloat16>::Stream of_stored(stored);
+  Random random(12);
+  const Tensor<float, 3> x = random_rows(random, 1, 20, 48);
+  of_stored.push(x);
+  expect_refused_by_each_other(of_stored, stream);
+
+  using Layer = local_mha::LocalMHA<float, bfloat16, bfloat16>;
+  using Stored = local_mha::LocalMHA<float, bfloat16>;
+  const Layer layer(config.layers.front());
+  Layer::Stream of_layer(layer);
+  Stored::Stream of_stored_layer(Stored{config.layers.front()});
+  of_stored_layer.push(x);
+  expect_refused_by_each_other(of_stored_layer, of_layer);
+
+  using Attention = local_mha::LocalAttention<float, local_mha::ConfiguredScore, bfloat16>;
+  const local_mha::LocalAttention<float> attention({.window_size = 4, .causal = true});
+  Attention::StreamOf<bfloat16> of_attention(Attention{attention.config()}, 1, 16);
+  local_mha::LocalAttention<float>::StreamOf<bfloat16> of_stored_attention(attention, 1, 16);
+  expect_refused_by_each_other(of_stored_attention, of_attention);
+
+  LocalTransformer::Stream of_model(LocalTransformer{small_model()});
+  local_mha::LocalTransformer<float, bfloat16>::Stream of_stored_model(
+      local_mha::LocalTransformer<float, bfloat16>{small_model()});
+  of_stored_model.push(random_tokens(random, 1, 9));
+  expect_refused_by_each_other(of_stored_model, of_model);
+}
+
 /// The logits of what the layers give for embeddings that are stored in bfloat16.
 Numbers logits_of(const TransformerParameters& parameters, const Tensor<std::int64_t, 2>& tokens,
                   const Roundings& roundings = {}) {

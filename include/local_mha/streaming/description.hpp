@@ -5,6 +5,7 @@
 
 #include <sstream>
 #include <string>
+#include <type_traits>
 
 #include <local_mha/config.hpp>
 #include <local_mha/core/error.hpp>
@@ -35,6 +36,13 @@ inline std::string description_of(const LocalMHAConfig& config) {
     text << (config.norm.kind == NormKind::layer ? "layer norm " : "rms norm ") << config.norm.eps
          << ", ";
   return text.str();
+}
+
+/// How operands of products are rounded, if they are, as text that a state carries: what is kept is
+/// the same, but single positions read it as it lies.
+template <typename Scalar, typename Arithmetic>
+constexpr const char* description_of_products() {
+  return std::is_same_v<Scalar, Arithmetic> ? "" : ", multiplied as bfloat16";
 }
 
 /// The rules by which positions see one another, as text that a state carries.

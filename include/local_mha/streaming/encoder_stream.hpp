@@ -105,6 +105,7 @@ class Encoder<Scalar, Storage, Arithmetic>::Stream
            << detail::description_of(attention, Window(attention.config()),
                                      encoder.stack().attn_bias());
     }
+    text << detail::description_of_products<Scalar, Arithmetic>();
     return text.str();
   }
 

@@ -176,6 +176,7 @@ class LocalAttention<Scalar, Score, Arithmetic>::StreamOf
     if (call.relative_bias)
       text << ", relative_bias " << to_string(call.relative_bias->dimensions());
     if (call.sinks) text << ", sinks";
+    text << detail::description_of_products<Scalar, Arithmetic>();
     return text.str();
   }
 

@@ -118,7 +118,9 @@ class LocalMHA<Scalar, Storage, Arithmetic>::Stream
  private:
   static std::string describe(const LocalMHA& layer, const Bias& attn_bias) {
     return detail::description_of(layer.config()) +
-           detail::description_of(layer.attention(), Window(layer.attention().config()), attn_bias);
+           detail::description_of(layer.attention(), Window(layer.attention().config()),
+                                  attn_bias) +
+           detail::description_of_products<Scalar, Arithmetic>();
   }
 
   void check_arguments(const StridedView<const Scalar>& x, const PaddingMask& mask) const {

@@ -132,8 +132,8 @@ class LocalTransformer<Scalar, Storage, Arithmetic>::Stream
          << config.gate_values_per_head << ", ";
     if (config.num_residual_streams > 1)
       text << "num_residual_streams " << config.num_residual_streams << ", ";
-    text << detail::description_of(attention, Window(attention.config()),
-                                   model.stack().attn_bias());
+    text << detail::description_of(attention, Window(attention.config()), model.stack().attn_bias())
+         << detail::description_of_products<Scalar, Arithmetic>();
     return text.str();
   }
 
