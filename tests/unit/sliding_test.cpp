@@ -541,6 +541,8 @@ TEST(TokenWindows, AreThoseOfTheirSystems) {
          {48, 64});
   expect("flash(-1, 0)", of(windows::flash(-1, 0)), {0, 1}, {0, 32}, {0, 64});
   expect("flash(3, -1)", of(windows::flash(3, -1)), {0, 64}, {28, 64}, {60, 64});
+  expect("flash(2, 5)", of(windows::flash(2, 5)), {0, 6}, {29, 37}, {61, 64});
+  expect("onnx(2, 5)", of(windows::onnx(2, 5)), {0, 6}, {29, 37}, {61, 64});
   expect("onnx(-1, -1)", of(windows::onnx(-1, -1)), {0, 64}, {0, 64}, {0, 64});
   EXPECT_EQ(Window(of({3, 2})).keys_visible(0), (Range{-3, 3}));
 }
