@@ -232,7 +232,7 @@ HeadProbabilities of_transformer(const CaseFiles& files, const Head& options) {
            seqlen);
 
   // The model's forward pass up to the layer.
-  const local_mha::LocalMHAConfig layer = layer_config(config);
+  const local_mha::LocalMHAConfig layer = layer_config(config, options.layer);
   Tensor<float, 3> x(1, seqlen, config.dim);
   Eigen::Map<RowMatrix<float>> rows(x.data(), seqlen, config.dim);
   for (Index i = 0; i < seqlen; ++i) {
@@ -242,6 +242,7 @@ HeadProbabilities of_transformer(const CaseFiles& files, const Head& options) {
   }
   local_mha::EncoderConfig up_to = encoder_config(config);
   up_to.depth = options.layer + 1;
+  if (up_to.layers.size() > 1) up_to.layers.resize(static_cast<std::size_t>(up_to.depth));
   local_mha::EncoderParameters<float> below = parameters;
   below.layers.resize(static_cast<std::size_t>(up_to.depth));
   local_mha::Encoder<float>::Saved saved;

@@ -48,7 +48,7 @@ ModelOf<Number> load_model(const std::string& path) {
   if (config.num_tokens > 256)
     local_mha::reject(path + ": num_tokens", "at most 256, because tokens are bytes here",
                       config.num_tokens);
-  if (!config.causal)
+  if (!is_causal(config))
     local_mha::reject(path + ": causal", "true, because the model predicts the next byte", false);
   return ModelOf<Number>(config, std::move(parameters));
 }

@@ -133,9 +133,9 @@ int run(int argc, char** argv) {
   if (const auto status = examples::parse(app, argc, argv)) return *status;
   auto [config, parameters] =
       local_mha::io::load_local_transformer<float>(local_mha::io::SafetensorsFile(model_path));
-  if (config.num_tokens > 256 || !config.causal)
+  if (config.num_tokens > 256 || !is_causal(config))
     local_mha::reject("model", "a causal one of at most 256 tokens, for bytes", config.num_tokens,
-                      " tokens, causal: ", config.causal);
+                      " tokens, causal: ", is_causal(config));
   serve(Model(config, std::move(parameters)), path, static_cast<std::size_t>(streams), threads);
   return 0;
 }

@@ -3,20 +3,26 @@
 /// Configurations: the parameters of the Python modules with their names and defaults.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include <local_mha/config/attention_config.hpp>
 #include <local_mha/config/checks.hpp>
+#include <local_mha/config/feed_forward.hpp>
 #include <local_mha/config/mha_config.hpp>
 #include <local_mha/config/options.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/encoder_config.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// What LocalTransformer computes. The members after `use_dynamic_pos_bias` are handed to every
-/// LocalMHA, as the Python module does with its further keyword arguments.
+/// What LocalTransformer computes: embeddings, an Encoder, logits. The members that name no other
+/// are those of the Python module; `layers` is there for all that its layers do not have.
 struct LocalTransformerConfig {
   /// Size of the vocabulary. Required.
   Index num_tokens = 0;
@@ -63,10 +69,22 @@ struct LocalTransformerConfig {
   /// Residual streams, which hyper-connections mix; 1: plain residual connections. The Python
   /// package's default is 4.
   Index num_residual_streams = 1;
+  /// The attention of the layers with all its options, as EncoderConfig::layers: one that all
+  /// share, or `depth`, one each. Each is as it says, `prenorm` included. `causal`,
+  /// `local_attn_window_size`, `dim_head`, `heads`, `attn_dropout` and the other members that are a
+  /// layer's own then stay at their defaults, or say what the layers say. Empty: those members.
+  ///
+  ///     config.layers = {layer_config(config)};
+  ///     config.layers.front().kv_heads = 2;
+  std::vector<LocalMHAConfig> layers = {};
 };
 
-/// The layers inside a transformer.
+/// The layers inside a transformer, if all are the same.
+/// \throws std::invalid_argument if there is one each: ask for that of layer `i`
 inline LocalMHAConfig layer_config(const LocalTransformerConfig& config) {
+  if (config.layers.size() > 1)
+    reject("layers", "one that all share, where no layer is named", config.layers.size());
+  if (!config.layers.empty()) return config.layers.front();
   return {
       .dim = config.dim,
       .window_size = config.local_attn_window_size,
@@ -87,22 +105,66 @@ inline LocalMHAConfig layer_config(const LocalTransformerConfig& config) {
   };
 }
 
-/// Hidden width of the feed-forward: `int(dim · ff_mult · 2/3)`.
-/// \throws std::invalid_argument if that is negative or no Index
-inline Index feed_forward_inner_dim(Index dim, double ff_mult) {
-  const double inner = static_cast<double>(dim) * ff_mult * 2 / 3;
-  if (!(inner >= 0 && inner < 0x1p62))
-    reject("ff_mult", "int(dim * ff_mult * 2 / 3) to be a number of channels", ff_mult);
-  return static_cast<Index>(inner);
+/// The encoder inside a transformer.
+inline EncoderConfig encoder_config(const LocalTransformerConfig& config) {
+  return {.depth = config.depth,
+          .layers = config.layers.empty() ? std::vector<LocalMHAConfig>{layer_config(config)}
+                                          : config.layers,
+          .ff_mult = config.ff_mult,
+          .ff_dropout = config.ff_dropout,
+          .num_residual_streams = config.num_residual_streams,
+          .use_dynamic_pos_bias = config.use_dynamic_pos_bias};
+}
+
+/// The attention of layer `i` of a transformer.
+/// \throws std::invalid_argument if there is no such layer
+inline LocalMHAConfig layer_config(const LocalTransformerConfig& config, Index i) {
+  return layer_config(encoder_config(config), i);
+}
+
+/// Whether no position sees a later one, in any layer.
+inline bool is_causal(const LocalTransformerConfig& config) {
+  const std::vector<LocalMHAConfig> layers = encoder_config(config).layers;
+  return std::all_of(layers.begin(), layers.end(), [](const LocalMHAConfig& layer) {
+    return layer.token_window ? layer.token_window->right == 0 : layer.causal;
+  });
 }
 
 namespace detail {
 
-inline void require_ff_mult(Index dim, double ff_mult) {
-  require_finite("ff_mult", ff_mult);
-  if (!(ff_mult > 0) || ff_mult > 1e6 || feed_forward_inner_dim(dim, ff_mult) < 1)
-    reject("ff_mult", "positive, with int(dim * ff_mult * 2 / 3) at least 1", ff_mult);
-  require_product("ff_mult", feed_forward_inner_dim(dim, ff_mult), 2 * dim);
+inline void require_members_of_layers(const LocalTransformerConfig& config) {
+  using Model = LocalTransformerConfig;
+  using Layer = LocalMHAConfig;
+  const Model defaults;
+  for (std::size_t i = 0; i < config.layers.size(); ++i) {
+    const std::string of_layer = "layers[" + std::to_string(i) + "].";
+    const auto same = [&](const char* name, auto Model::* member, const char* name_in_layer,
+                          auto Layer::* member_of_layer) {
+      const auto& got = config.*member;
+      if (got == defaults.*member || got == config.layers[i].*member_of_layer) return;
+      const std::string expected = "its default, or what " + of_layer + name_in_layer + " is";
+      if constexpr (requires { *got; })
+        reject(name, expected, *got);
+      else
+        reject(name, expected, got);
+    };
+    same("causal", &Model::causal, "causal", &Layer::causal);
+    same("local_attn_window_size", &Model::local_attn_window_size, "window_size",
+         &Layer::window_size);
+    same("dim_head", &Model::dim_head, "dim_head", &Layer::dim_head);
+    same("heads", &Model::heads, "heads", &Layer::heads);
+    same("attn_dropout", &Model::attn_dropout, "dropout", &Layer::dropout);
+    same("use_xpos", &Model::use_xpos, "use_xpos", &Layer::use_xpos);
+    same("xpos_scale_base", &Model::xpos_scale_base, "xpos_scale_base", &Layer::xpos_scale_base);
+    same("qk_rmsnorm", &Model::qk_rmsnorm, "qk_rmsnorm", &Layer::qk_rmsnorm);
+    same("qk_scale", &Model::qk_scale, "qk_scale", &Layer::qk_scale);
+    same("exact_windowsize", &Model::exact_windowsize, "exact_windowsize",
+         &Layer::exact_windowsize);
+    same("look_backward", &Model::look_backward, "look_backward", &Layer::look_backward);
+    same("look_forward", &Model::look_forward, "look_forward", &Layer::look_forward);
+    same("gate_values_per_head", &Model::gate_values_per_head, "gate_values_per_head",
+         &Layer::gate_values_per_head);
+  }
 }
 
 }  // namespace detail
@@ -113,9 +175,17 @@ inline void validate(const LocalTransformerConfig& config) {
   detail::require_at_least("max_seq_len", config.max_seq_len, 1);
   detail::require_at_least("dim", config.dim, 1);
   detail::require_at_least("depth", config.depth, 0);
-  detail::require_at_least("local_attn_window_size", config.local_attn_window_size, 1);
   detail::require_product("num_tokens", config.num_tokens, config.dim);
   detail::require_product("max_seq_len", config.max_seq_len, config.dim);
+  if (!config.layers.empty()) {
+    detail::require_members_of_layers(config);
+    validate(encoder_config(config));
+    if (config.layers.front().dim != config.dim)
+      reject("layers[0].dim", std::to_string(config.dim) + ", the model's dim",
+             config.layers.front().dim);
+    return;
+  }
+  detail::require_at_least("local_attn_window_size", config.local_attn_window_size, 1);
   detail::require_ff_mult(config.dim, config.ff_mult);
   detail::require_probability("attn_dropout", config.attn_dropout);
   detail::require_probability("ff_dropout", config.ff_dropout);

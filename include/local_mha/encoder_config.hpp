@@ -9,7 +9,10 @@
 #include <string>
 #include <vector>
 
-#include <local_mha/config.hpp>
+#include <local_mha/config/attention_config.hpp>
+#include <local_mha/config/checks.hpp>
+#include <local_mha/config/feed_forward.hpp>
+#include <local_mha/config/mha_config.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
@@ -101,16 +104,6 @@ inline void validate(const EncoderConfig& config) {
   detail::require_product(
       "depth", config.depth,
       first.dim * (4 * largest + 3 * feed_forward_inner_dim(first.dim, config.ff_mult)));
-}
-
-/// The layers inside a transformer, all of which are the same.
-inline EncoderConfig encoder_config(const LocalTransformerConfig& config) {
-  return {.depth = config.depth,
-          .layers = {layer_config(config)},
-          .ff_mult = config.ff_mult,
-          .ff_dropout = config.ff_dropout,
-          .num_residual_streams = config.num_residual_streams,
-          .use_dynamic_pos_bias = config.use_dynamic_pos_bias};
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

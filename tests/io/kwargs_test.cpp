@@ -517,6 +517,47 @@ TEST(ToKwargs, HaveWhatPythonDoesNotOnlyWhereItIsAskedFor) {
   EXPECT_EQ(local_attention_config(to_kwargs(inner)), inner);
 }
 
+TEST(ToKwargs, OfATransformerHaveLayersOnlyWherePythonHasNone) {
+  LocalTransformerConfig model{.num_tokens = 3, .max_seq_len = 5, .dim = 24, .depth = 2};
+  model.local_attn_window_size = 6;
+  model.heads = 4;
+  model.qk_rmsnorm = true;
+  const json plain = to_kwargs(model);
+  EXPECT_FALSE(plain.contains("layers"));
+  model.layers = {layer_config(model)};
+  EXPECT_EQ(to_kwargs(model), plain);
+  model.layers.assign(2, model.layers.front());
+  EXPECT_EQ(to_kwargs(model), plain);
+
+  LocalMHAConfig& layer = model.layers[1];
+  layer.kv_heads = 2;
+  layer.sinks = true;
+  layer.token_window = {local_mha::TokenWindow::unbounded, 0};
+  layer.window_size = 0;
+  model.local_attn_window_size = 512;
+  const json kwargs = to_kwargs(model);
+  for (const char* key : {"causal", "heads", "local_attn_window_size", "qk_rmsnorm"})
+    EXPECT_FALSE(kwargs.contains(key)) << key;
+  const LocalTransformerConfig read = local_transformer_config(kwargs);
+  EXPECT_EQ(read.layers, model.layers);
+  EXPECT_EQ(encoder_config(read), encoder_config(model));
+  expect_round_trip(read, local_transformer_config);
+
+  const auto refused = [&](auto change) {
+    json changed = kwargs;
+    change(changed);
+    return message_of<std::invalid_argument>([&] { local_transformer_config(changed); });
+  };
+  EXPECT_EQ(refused([](json& k) { k["layers"] = 3; }),
+            "layers: expected a list of keyword arguments, got 3");
+  EXPECT_EQ(refused([](json& k) { k["depth"] = 3; }),
+            "layers: expected 1, or as many as the depth, 3, got 2");
+  EXPECT_EQ(refused([](json& k) { k["heads"] = 3; }),
+            "heads: expected its default, or what layers[0].heads is, got 3");
+  EXPECT_EQ(refused([](json& k) { k["layers"][1]["kv_heads"] = 3; }),
+            "kv_heads: expected a divisor of the 4 heads, got 3");
+}
+
 TEST(ToKwargs, OfATransformerSayHowManyResidualStreams) {
   // Python's default is another one.
   LocalTransformerConfig model{.num_tokens = 3, .max_seq_len = 5, .dim = 4, .depth = 1};

@@ -869,6 +869,27 @@ TEST(AddLocalTransformer, WritesTheStateDictOfPython) {
   }
 }
 
+TEST(AddLocalTransformer, WritesLayersWithOptionsThatPythonDoesNotHave) {
+  LocalTransformerConfig config{.num_tokens = 5, .max_seq_len = 7, .dim = 6, .depth = 2};
+  LocalMHAConfig layer{.dim = 6, .dim_head = 4, .heads = 2};
+  layer.kv_heads = 1;
+  layer.token_window = {3, 0};
+  layer.sinks = layer.relative_bias = layer.qkv_bias = true;
+  layer.qk_norm.kind = local_mha::QkNormKind::rms;
+  config.layers = {layer, layer};
+  config.layers[1].sinks = false;
+  config.layers[1].prenorm = true;
+  const auto parameters = numbered(LocalTransformerParameters<float>::zeros(config));
+  SafetensorsWriter writer;
+  add_local_transformer(writer, config, parameters);
+  const SafetensorsFile file = reread(writer);
+  EXPECT_TRUE(file.contains("param/layers.0.0.branch.sinks"));
+  EXPECT_FALSE(file.contains("param/layers.1.0.branch.sinks"));
+  const auto read = load_local_transformer<float>(file);
+  EXPECT_EQ(read.config.layers, config.layers);
+  EXPECT_EQ(flatten(read.parameters), flatten(parameters));
+}
+
 TEST(AddWeights, RejectsWhatDoesNotFitTheConfiguration) {
   const LocalMHAConfig config{.dim = 6, .window_size = 3, .dim_head = 4, .heads = 2};
   const auto sound = LocalMHAParameters<float>::zeros(config);

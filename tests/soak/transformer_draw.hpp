@@ -13,6 +13,7 @@
 #include "reference/transformer.hpp"
 #include "soak/layer_draw.hpp"
 #include "soak/ragged.hpp"
+#include "support/random_encoder.hpp"
 
 namespace soak {
 
@@ -38,6 +39,22 @@ struct TransformerDraw {
                          [&](Int label) { return label != config.ignore_index; });
   }
 };
+
+/// Layers of their own, which alternate or not, in place of what the model says of all.
+inline void give_layers(Random& random, local_mha::LocalTransformerConfig& config) {
+  const auto seed = static_cast<std::uint64_t>(random.integer(0, 1 << 30));
+  const local_mha::EncoderConfig like = support::RandomEncoder(seed).config;
+  local_mha::LocalTransformerConfig given{.num_tokens = config.num_tokens,
+                                          .max_seq_len = config.max_seq_len,
+                                          .dim = like.layers.front().dim,
+                                          .depth = like.depth};
+  given.ff_mult = config.ff_mult;
+  given.num_residual_streams = config.num_residual_streams;
+  given.use_dynamic_pos_bias = like.use_dynamic_pos_bias;
+  given.layers = like.layers;
+  for (local_mha::LocalMHAConfig& layer : given.layers) layer.prenorm = true;
+  config = given;
+}
 
 /// A small model. Every part of it normalizes, so that few sizes matter.
 template <typename Scalar>
@@ -65,8 +82,9 @@ TransformerDraw draw_transformer(Random& random) {
               config.causal || config.exact_windowsize ? 0 : config.local_attn_window_size,
               std::sqrt(static_cast<double>(config.dim)));
 
+  if (random.chance(0.25)) give_layers(random, config);
   if (random.chance(0.25)) {
-    config.attn_dropout = random.pick({0.0, 0.1, 0.5});
+    if (config.layers.empty()) config.attn_dropout = random.pick({0.0, 0.1, 0.5});
     config.ff_dropout = random.pick({0.0, 0.1, 0.5});
     t.training = local_mha::Training{static_cast<std::uint64_t>(random.integer(0, 1 << 30))};
   }
@@ -106,8 +124,9 @@ TransformerDraw draw_transformer(Random& random) {
 template <typename Scalar>
 reference::TransformerOptions transformer_options(const local_mha::LocalTransformerConfig& config) {
   reference::TransformerOptions options = support::options(config);
-  options.layer.attention.hiding_bias =
-      -static_cast<double>(std::numeric_limits<Scalar>::max()) / 4;
+  const double hiding = -static_cast<double>(std::numeric_limits<Scalar>::max()) / 4;
+  options.layer.attention.hiding_bias = hiding;
+  for (reference::LayerOptions& layer : options.layers) layer.attention.hiding_bias = hiding;
   return options;
 }
 
@@ -143,8 +162,9 @@ inline std::string describe(const TransformerDraw& t) {
        << c.look_backward << (c.causal ? " causal" : "") << (c.exact_windowsize ? " exact" : "")
        << (c.qk_rmsnorm ? " qk_rmsnorm" : "") << (c.gate_values_per_head ? " gates" : "")
        << (c.use_xpos ? " xpos" : "") << " streams " << c.num_residual_streams
-       << describe_lengths(t.lengths) << (c.use_dynamic_pos_bias ? " dynamic bias" : "")
-       << (t.masked.empty() ? "" : " mask") << (t.training ? " dropout" : "");
+       << (c.layers.empty() ? "" : " with layers") << describe_lengths(t.lengths)
+       << (c.use_dynamic_pos_bias ? " dynamic bias" : "") << (t.masked.empty() ? "" : " mask")
+       << (t.training ? " dropout" : "");
   return text.str();
 }
 

@@ -220,6 +220,16 @@ inline reference::LayerOptions options(const local_mha::LocalMHAConfig& config) 
 }
 
 inline reference::TransformerOptions options(const local_mha::LocalTransformerConfig& config) {
+  if (!config.layers.empty()) {
+    reference::TransformerOptions o;
+    o.depth = config.depth;
+    o.use_dynamic_pos_bias = config.use_dynamic_pos_bias;
+    o.streams = config.num_residual_streams;
+    for (Index i = 0; i < config.depth; ++i)
+      o.layers.push_back(
+          options(config.layers[config.layers.size() == 1 ? 0 : static_cast<std::size_t>(i)]));
+    return o;
+  }
   local_mha::LocalMHAConfig layer;
   layer.dim = config.dim;
   layer.window_size = config.local_attn_window_size;

@@ -583,6 +583,43 @@ std::vector<BadInput> transformer_configurations() {
            [](C& c) { c.use_dynamic_pos_bias = true, c.local_attn_window_size = Index{1} << 40; }),
        {"local_attn_window_size", "1099511627776"},
        "LocalTransformer::LocalTransformer"},
+      {"ModelLayersOfOtherNumber",
+       transformer([](C& c) { c.depth = 3, c.layers = {2, layer_config(c)}; }),
+       {"layers", "1, or as many as the depth, 3", "got 2"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelLayersOfAnotherDim",
+       transformer([](C& c) { c.layers = {layer_config(c)}, c.layers[0].dim = 6; }),
+       {"layers[0].dim", "12, the model's dim", "got 6"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelLayersWithHeadsBeside",
+       transformer([](C& c) { c.layers = {layer_config(c)}, c.layers[0].heads = c.heads + 1; }),
+       {"heads", "its default, or what layers[0].heads is"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelLayersWithAScaleBaseBeside",
+       transformer([](C& c) { c.layers = {layer_config(c)}, c.xpos_scale_base = 7; }),
+       {"xpos_scale_base", "its default, or what layers[0].xpos_scale_base is", "got 7"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelLayersThatAreWrong",
+       transformer([](C& c) { c.layers = {layer_config(c)}, c.layers[0].kv_heads = 0; }),
+       {"layers[0].kv_heads", "divisor", "got 0"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelDynamicBiasOfATokenWindow",
+       transformer([](C& c) {
+         c = {.num_tokens = 5, .max_seq_len = 9, .dim = 6, .depth = 1};
+         c.use_dynamic_pos_bias = true;
+         c.layers = {{.dim = 6, .use_rotary_pos_emb = false}};
+         c.layers[0].token_window = {3, 0};
+       }),
+       {"layers[0].token_window", "dynamic position bias"},
+       "LocalTransformer::LocalTransformer"},
+      {"ModelLayerOfNoNumber",
+       [] {
+         C config{.num_tokens = 5, .max_seq_len = 9, .dim = 6, .depth = 2};
+         config.layers = {2, layer_config(config)};
+         layer_config(config);
+       },
+       {"layers", "one that all share", "got 2"},
+       "layer_config"},
       {"ModelOddDimHead",
        transformer([](C& c) { c.dim_head = 3; }),
        {"dim_head", "even", "got 3"},
@@ -2591,6 +2628,16 @@ std::function<void()> encoder(Change change) {
 }
 
 /// `use(connection)` of a good connection of 3 streams of 4 channels.
+      {"TextOfAModelOneOfWhoseLayersSeesAhead",
+       generate([](auto& config, auto&, auto&) {
+         config.layers = {2, layer_config(config)};
+         config.layers[1].window_size = 0;
+         config.layers[1].causal = false;
+         config.layers[1].token_window = {3, 1};
+         config.local_attn_window_size = LocalTransformerConfig().local_attn_window_size;
+       }),
+       {"causal", "true", "got 0"},
+       "LocalTransformer::generate"},
 template <typename Use>
 std::function<void()> connection(Use use) {
   return [use] { use(HyperConnection<double>(HyperConnectionParameters<double>::zeros(3, 4))); };
@@ -2943,7 +2990,7 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
       {"these are the checks",
        {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",
-       {"SavedLayer::of_attention", "attention_config", "encoder_config", "layer_config",
+       {"SavedLayer::of_attention", "attention_config", "encoder_config", "is_causal",
         "resolved_kv_heads", "resolved_look_forward", "resolved_qk_norm", "resolved_scale"}},
       {"arithmetic of sizes, which others have checked", {"ceil_div"}},
       {"asked for each row, by those who know the sequence",

@@ -3,8 +3,11 @@
 // reference and against dual numbers.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/differences.hpp"
@@ -104,6 +107,197 @@ TYPED_TEST(TransformerGradients, AreThoseOfRandomConfigurations) {
           },
           // Each of two layers passes on, and adds to, what the other makes of a rounding.
           4 * tolerance_of_differences<TypeParam>, "seed " + std::to_string(seed) + ", " + name);
+  }
+}
+
+// ---- layers with options that the model has no members for
+
+/// One that all layers share, layers that alternate, and such as see ahead.
+std::vector<LocalTransformerConfig> configs_with_layers() {
+  using local_mha::LocalMHAConfig;
+  LocalTransformerConfig model{.num_tokens = 11, .max_seq_len = 50, .dim = 12, .depth = 2};
+  model.ff_mult = 2;
+
+  LocalMHAConfig shared = layer_config(model);
+  shared.window_size = 0;
+  shared.dim_head = 6;
+  shared.heads = 4;
+  shared.kv_heads = 2;
+  shared.token_window = {3, 0};
+  shared.sinks = shared.relative_bias = shared.qkv_bias = shared.out_bias = true;
+  shared.qk_norm.kind = local_mha::QkNormKind::rms;
+  shared.norm = {.kind = local_mha::NormKind::rms, .eps = 1e-6};
+  shared.rotary = {.theta = 100,
+                   .rotary_dim = 4,
+                   .pairing = local_mha::RotaryPairing::interleaved,
+                   .factor = 1.2};
+  shared.scale = 0.3;
+  shared.score.soft_cap = 2;
+
+  LocalMHAConfig slopes{.dim = 12, .dim_head = 5, .heads = 3, .causal = true};
+  slopes.use_rotary_pos_emb = false;
+  slopes.token_window = {5, 0};
+  slopes.score.alibi_slopes = {0.5, 0.25, 0.125};
+  slopes.qk_norm.kind = local_mha::QkNormKind::rms_all;
+  slopes.sinks = true;
+  slopes.first_keys = 2;
+  LocalMHAConfig buckets{.dim = 12, .window_size = 4, .dim_head = 4, .heads = 2, .causal = true};
+  buckets.prenorm = buckets.gate_values_per_head = buckets.use_xpos = true;
+  buckets.exact_windowsize = false;
+  LocalMHAConfig ahead = shared;
+  ahead.causal = ahead.prenorm = false;
+  ahead.token_window = {2, 3};
+
+  std::vector<LocalTransformerConfig> configs(3, model);
+  configs[0].layers = {shared};
+  configs[1].layers = {slopes, buckets};
+  configs[1].num_residual_streams = 2;
+  configs[2].layers = {ahead, slopes};
+  return configs;
+}
+
+TEST(TransformerGradients, OfLayersWithAllTheirOptions) {
+  Random random(77);
+  for (LocalTransformerConfig config : configs_with_layers()) {
+    // The reference takes functions of scores beside its options: see the next test.
+    for (local_mha::LocalMHAConfig& layer : config.layers) layer.score = {};
+    const auto what = "layers " + std::to_string(config.layers.size());
+    const auto values = support::random_parameters(
+        random, support::named<double>(LocalTransformerParameters<double>::zeros(config)));
+    Array<Int> tokens({1, 17});
+    for (Int& token : tokens.data) token = random.integer(0, config.num_tokens - 1);
+    std::vector<unsigned char> masked;
+    for (Int i = 0; i < 16; ++i) masked.push_back(random.chance(0.2) ? 1 : 0);
+    const auto t = tensor<std::int64_t, 2>(tokens);
+    const auto mask = support::padding_mask(masked, 1, 16);
+    Array<Int> inputs({1, 16});
+    for (Int i = 0; i < 16; ++i) inputs(0, i) = tokens(0, i);
+
+    const LocalTransformer<double> model(config,
+                                         support::transformer_parameters<double>(config, values));
+    const auto input = tensor<std::int64_t, 2>(inputs);
+    const Tensor<double, 3> logits = model.forward(input, {.mask = mask});
+    const auto parameters = reference::cast<long double>(values);
+    const auto options = support::options(config);
+    EXPECT_LT(
+        support::largest_error(reference::cast<long double>(array(logits)),
+                               reference::transformer_logits(options, parameters, inputs, masked)),
+        1e-11)
+        << what;
+    auto gradients = LocalTransformerParameters<double>::zeros(config);
+    EXPECT_EQ(model.backward(gradients, t, {.mask = mask}), model.loss(t, {.mask = mask}));
+    const auto of_model = support::named<double>(gradients);
+    for (const auto& [name, gradient] : of_model)
+      support::expect_gradient(
+          random, gradient, values.at(name),
+          [&, moving = name](const auto& at) {
+            auto moved = parameters;
+            moved[moving] = at;
+            return reference::transformer_loss(options, moved, tokens, -1, masked);
+          },
+          4 * tolerance_of_differences<double>, what + ", " + name);
+  }
+}
+
+TEST(TransformerGradients, AreThoseOfEmbeddingsAnEncoderAndLogits) {
+  const auto rows = [](auto& t) {
+    return Eigen::Map<RowMatrix<double>>(const_cast<double*>(t.data()), t.dimension(1),
+                                         t.dimension(2));
+  };
+  Random random(78);
+  for (const LocalTransformerConfig& config : configs_with_layers()) {
+    const auto p = support::transformer_parameters<double>(
+        config,
+        support::random_parameters(
+            random, support::named<double>(LocalTransformerParameters<double>::zeros(config))));
+    const LocalTransformer<double> model(config, p);
+    const local_mha::Encoder<double> encoder(
+        {.depth = config.depth,
+         .layers = config.layers,
+         .ff_mult = config.ff_mult,
+         .num_residual_streams = config.num_residual_streams},
+        static_cast<const local_mha::EncoderParameters<double>&>(p));
+    const Index n = 37, dim = config.dim;
+    Tensor<std::int64_t, 2> input(1, n), labels(1, n);
+    Tensor<double, 3> x(1, n, dim);
+    for (Index i = 0; i < n; ++i) {
+      input(0, i) = random.integer(0, config.num_tokens - 1);
+      labels(0, i) = random.integer(0, config.num_tokens - 1);
+      rows(x).row(i) = p.token_emb.row(input(0, i)) + p.pos_emb.row(i);
+    }
+    auto wanted = LocalTransformerParameters<double>::zeros(config);
+    local_mha::Encoder<double>::Saved saved;
+    const Tensor<double, 3> y = encoder.forward_saving(saved, x);
+    const local_mha::LayerNorm<double> norm(p.to_logits_norm_weight, p.to_logits_norm_bias);
+    const RowMatrix<double> normed = norm.forward(rows(y));
+    Tensor<double, 3> logits(1, n, config.num_tokens);
+    rows(logits) = normed * p.to_logits.transpose();
+    const Tensor<double, 3> got = model.forward(input);
+    EXPECT_LT(support::largest_error(array(got), array(logits)), 1e-12);
+
+    // Bit by bit, and with what another stream goes on with.
+    LocalTransformer<double>::Stream first(model), second(model);
+    Index out = 0;
+    const auto take = [&](const Tensor<double, 3>& part) {
+      for (Index i = 0; i < part.dimension(1); ++i, ++out)
+        for (Index c = 0; c < config.num_tokens; ++c)
+          EXPECT_NEAR(part(0, i, c), logits(0, out, c), 1e-11) << out;
+    };
+    for (Index i = 0, some = 1; i < n; i += some, some = some % 7 + 2) {
+      some = std::min(some, n - i);
+      Tensor<std::int64_t, 2> chunk(1, some);
+      for (Index j = 0; j < some; ++j) chunk(0, j) = input(0, i + j);
+      std::stringstream state;
+      first.save(state);
+      second.load(state);
+      take(second.push(chunk));
+      std::swap(first, second);
+    }
+    take(first.flush());
+    EXPECT_EQ(out, n);
+
+    const Tensor<double, 3> grad_logits =
+        local_mha::cross_entropy_gradient<double>(logits, labels, -1);
+    const RowMatrix<double> of_logits = rows(grad_logits);
+    wanted.to_logits = of_logits.transpose() * normed;
+    Tensor<double, 3> grad_y(1, n, dim);
+    rows(grad_y) = norm.backward(of_logits * p.to_logits, rows(y), wanted.to_logits_norm_weight,
+                                 wanted.to_logits_norm_bias);
+    const Tensor<double, 3> grad_x = encoder.backward(wanted, saved, grad_y);
+    for (Index i = 0; i < n; ++i) {
+      wanted.token_emb.row(input(0, i)) += rows(grad_x).row(i);
+      wanted.pos_emb.row(i) += rows(grad_x).row(i);
+    }
+    auto gradients = LocalTransformerParameters<double>::zeros(config);
+    model.backward(gradients, input, labels);
+    const auto of_model = support::named<double>(gradients);
+    for (const auto& [name, gradient] : support::named<double>(wanted))
+      EXPECT_LT(support::largest_error(gradient, of_model.at(name)),
+                1e-12 * (1 + support::largest(gradient)))
+          << name;
+  }
+}
+
+TEST(TransformerStreams, RefuseTheStateOfLayersWithOtherOptions) {
+  const auto save = [](const LocalTransformerConfig& config) {
+    std::stringstream state;
+    LocalTransformer<double>::Stream(LocalTransformer<double>{config}).save(state);
+    return state;
+  };
+  for (const LocalTransformerConfig& config : configs_with_layers()) {
+    LocalTransformer<double>::Stream stream(LocalTransformer<double>{config});
+    auto same = save(config);
+    stream.load(same);
+    for (std::size_t i = 0; i < config.layers.size(); ++i) {
+      auto other = config;
+      other.layers[i].sinks = !other.layers[i].sinks;
+      auto of_sinks = save(other);
+      EXPECT_THROW(stream.load(of_sinks), std::invalid_argument) << i;
+      other = config;
+      other.layers[i].scale = 0.7;
+      auto of_scale = save(other);
+      EXPECT_THROW(stream.load(of_scale), std::invalid_argument) << i;
+    }
   }
 }
 

@@ -57,14 +57,10 @@ inline EncoderConfig stack_config(const nlohmann::json& kwargs) {
   arguments.optional("ff_dropout", config.ff_dropout);
   arguments.optional("num_residual_streams", config.num_residual_streams);
   arguments.optional("use_dynamic_pos_bias", config.use_dynamic_pos_bias);
-  if (const nlohmann::json* layers = arguments.find("layers")) {
-    if (!layers->is_array()) reject("layers", "a list of keyword arguments", describe(*layers));
-    if (!of_layer.empty())
-      reject(printable(of_layer.begin().key()), "nothing beside layers", "a value");
-    for (const nlohmann::json& layer : *layers) config.layers.push_back(local_mha_config(layer));
-  } else {
+  if (!detail::take_layers(arguments, config.layers))
     config.layers.push_back(local_mha_config(of_layer));
-  }
+  else if (!of_layer.empty())
+    reject(printable(of_layer.begin().key()), "nothing beside layers", "a value");
   validate(config);
   return config;
 }
@@ -74,32 +70,18 @@ inline EncoderConfig stack_config(const nlohmann::json& kwargs) {
 inline nlohmann::json to_local_transformer_kwargs(const EncoderConfig& config) {
   validate(config);
   const LocalMHAConfig& layer = config.layers.front();
-  LocalTransformerConfig like{.num_tokens = 1, .max_seq_len = Index{1} << 20};
-  like.dim = layer.dim;
-  like.depth = config.depth;
-  like.causal = layer.causal;
-  like.local_attn_window_size = layer.window_size;
-  like.dim_head = layer.dim_head;
-  like.heads = layer.heads;
-  like.ff_mult = config.ff_mult;
-  like.attn_dropout = layer.dropout;
-  like.ff_dropout = config.ff_dropout;
-  like.use_xpos = layer.use_xpos;
-  like.xpos_scale_base = layer.xpos_scale_base;
-  like.use_dynamic_pos_bias = config.use_dynamic_pos_bias;
-  like.qk_rmsnorm = resolved_qk_norm(layer) == QkNormKind::l2;
-  like.qk_scale = layer.qk_scale;
-  like.exact_windowsize = layer.exact_windowsize;
-  like.look_backward = layer.look_backward;
-  like.look_forward = layer.look_forward;
-  like.gate_values_per_head = layer.gate_values_per_head;
-  like.num_residual_streams = config.num_residual_streams;
-  const EncoderConfig read = encoder_config(like);
-  for (const LocalMHAConfig& each : config.layers)
-    if (!(each == read.layers.front()))
-      reject("layers",
-             "what a Python LocalTransformer has: prenorm, all the same, no other options",
-             "others");
+  const LocalTransformerConfig like =
+      detail::with_members_of(layer, {.num_tokens = 1,
+                                      .max_seq_len = Index{1} << 20,
+                                      .dim = layer.dim,
+                                      .depth = config.depth,
+                                      .ff_mult = config.ff_mult,
+                                      .ff_dropout = config.ff_dropout,
+                                      .use_dynamic_pos_bias = config.use_dynamic_pos_bias,
+                                      .num_residual_streams = config.num_residual_streams});
+  if (!detail::all_are(config.layers, layer_config(like)))
+    reject("layers", "what a Python LocalTransformer has: prenorm, all the same, no other options",
+           "others");
   nlohmann::json kwargs = to_kwargs(like);
   kwargs["num_tokens"] = nullptr;
   return kwargs;
@@ -112,8 +94,7 @@ inline nlohmann::json to_stack_kwargs(const EncoderConfig& config) {
   if (config.layers.size() == 1) {
     kwargs = to_kwargs(config.layers.front());
   } else {
-    kwargs["layers"] = nlohmann::json::array();
-    for (const LocalMHAConfig& layer : config.layers) kwargs["layers"].push_back(to_kwargs(layer));
+    detail::put_layers(kwargs, config.layers);
   }
   kwargs["depth"] = config.depth;
   kwargs["ff_mult"] = config.ff_mult;

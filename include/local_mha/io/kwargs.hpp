@@ -9,7 +9,9 @@
 /// layer's `scale`), and are written only where they are not at their defaults.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -88,7 +90,63 @@ inline LocalMHAConfig local_mha_config(const nlohmann::json& kwargs) {
   return config;
 }
 
+/// The keyword arguments for which a Python `LocalMHA` computes the same.
+inline nlohmann::json to_kwargs(const LocalMHAConfig& config) {
+  nlohmann::json kwargs = nlohmann::json::object();
+  kwargs["dim"] = config.dim;
+  if (!config.token_window) kwargs["window_size"] = config.window_size;
+  kwargs["dim_head"] = config.dim_head;
+  kwargs["heads"] = config.heads;
+  kwargs["dropout"] = config.dropout;
+  kwargs["causal"] = config.causal;
+  kwargs["prenorm"] = config.prenorm;
+  kwargs["use_rotary_pos_emb"] = config.use_rotary_pos_emb;
+  detail::put_attention_options(kwargs, config);
+  detail::put_layer_options(kwargs, config);
+  return kwargs;
+}
+
 namespace detail {
+
+/// Keyword arguments of a LocalMHA each, in a list.
+/// \return whether it is there
+inline bool take_layers(KeywordArguments& arguments, std::vector<LocalMHAConfig>& layers) {
+  const nlohmann::json* given = arguments.find("layers");
+  if (given == nullptr) return false;
+  if (!given->is_array()) reject("layers", "a list of keyword arguments", describe(*given));
+  for (const nlohmann::json& layer : *given) layers.push_back(local_mha_config(layer));
+  return true;
+}
+
+inline void put_layers(nlohmann::json& kwargs, const std::vector<LocalMHAConfig>& layers) {
+  kwargs["layers"] = nlohmann::json::array();
+  for (const LocalMHAConfig& layer : layers) kwargs["layers"].push_back(to_kwargs(layer));
+}
+
+/// The same model if its layers are such ones, by the members that Python has.
+inline LocalTransformerConfig with_members_of(const LocalMHAConfig& layer,
+                                              LocalTransformerConfig config) {
+  config.layers.clear();
+  config.causal = layer.causal;
+  config.local_attn_window_size = layer.window_size;
+  config.dim_head = layer.dim_head;
+  config.heads = layer.heads;
+  config.attn_dropout = layer.dropout;
+  config.use_xpos = layer.use_xpos;
+  config.xpos_scale_base = layer.xpos_scale_base;
+  config.qk_rmsnorm = resolved_qk_norm(layer) == QkNormKind::l2;
+  config.qk_scale = layer.qk_scale;
+  config.exact_windowsize = layer.exact_windowsize;
+  config.look_backward = layer.look_backward;
+  config.look_forward = layer.look_forward;
+  config.gate_values_per_head = layer.gate_values_per_head;
+  return config;
+}
+
+/// Whether all layers are this one.
+inline bool all_are(const std::vector<LocalMHAConfig>& layers, const LocalMHAConfig& layer) {
+  return std::all_of(layers.begin(), layers.end(), [&](const auto& each) { return each == layer; });
+}
 
 /// All but the tokens' of a LocalTransformer.
 inline void take_transformer_options(KeywordArguments& arguments, LocalTransformerConfig& config) {
@@ -105,6 +163,7 @@ inline void take_transformer_options(KeywordArguments& arguments, LocalTransform
   arguments.optional("use_dynamic_pos_bias", config.use_dynamic_pos_bias);
   arguments.optional("num_residual_streams", config.num_residual_streams);
   take_attention_options(arguments, config);
+  take_layers(arguments, config.layers);
   arguments.only("global_attn_layer", nullptr, ", because global layers are not supported");
   arguments.only("layers_insert_global_attn", nullptr, ", because global layers are not supported");
   arguments.reject_unknown();
@@ -118,7 +177,8 @@ inline void take_transformer_options(KeywordArguments& arguments, LocalTransform
 ///
 /// An absent `num_residual_streams` becomes 1, what versions of the package without it compute;
 /// where there are weights, load_local_transformer() looks at them. An absent `xpos_scale_base`
-/// becomes what the Python code takes, `local_attn_window_size // 2`.
+/// becomes what the Python code takes, `local_attn_window_size // 2`. `layers`, which Python does
+/// not have, is a list of the arguments of each layer's `LocalMHA`, or of one that all share.
 /// \throws std::invalid_argument naming the argument, what was expected and what came
 inline LocalTransformerConfig local_transformer_config(const nlohmann::json& kwargs) {
   detail::KeywordArguments arguments("LocalTransformer", kwargs);
@@ -152,39 +212,32 @@ inline nlohmann::json to_kwargs(const LocalAttentionConfig& config) {
   return kwargs;
 }
 
-/// The keyword arguments for which a Python `LocalMHA` computes the same.
-inline nlohmann::json to_kwargs(const LocalMHAConfig& config) {
-  nlohmann::json kwargs = nlohmann::json::object();
-  kwargs["dim"] = config.dim;
-  if (!config.token_window) kwargs["window_size"] = config.window_size;
-  kwargs["dim_head"] = config.dim_head;
-  kwargs["heads"] = config.heads;
-  kwargs["dropout"] = config.dropout;
-  kwargs["causal"] = config.causal;
-  kwargs["prenorm"] = config.prenorm;
-  kwargs["use_rotary_pos_emb"] = config.use_rotary_pos_emb;
-  detail::put_attention_options(kwargs, config);
-  detail::put_layer_options(kwargs, config);
-  return kwargs;
-}
-
-/// The keyword arguments for which a Python `LocalTransformer` computes the same.
+/// The keyword arguments for which a Python `LocalTransformer` computes the same; `layers` among
+/// them if its layers have what Python does not.
 inline nlohmann::json to_kwargs(const LocalTransformerConfig& config) {
+  if (!config.layers.empty()) {
+    const auto like = detail::with_members_of(config.layers.front(), config);
+    if (detail::all_are(config.layers, layer_config(like))) return to_kwargs(like);
+  }
   nlohmann::json kwargs = nlohmann::json::object();
   kwargs["num_tokens"] = config.num_tokens;
   kwargs["max_seq_len"] = config.max_seq_len;
   kwargs["dim"] = config.dim;
   kwargs["depth"] = config.depth;
-  kwargs["causal"] = config.causal;
-  kwargs["local_attn_window_size"] = config.local_attn_window_size;
-  kwargs["dim_head"] = config.dim_head;
-  kwargs["heads"] = config.heads;
   kwargs["ff_mult"] = config.ff_mult;
-  kwargs["attn_dropout"] = config.attn_dropout;
   kwargs["ff_dropout"] = config.ff_dropout;
   kwargs["ignore_index"] = config.ignore_index;
   kwargs["use_dynamic_pos_bias"] = config.use_dynamic_pos_bias;
   kwargs["num_residual_streams"] = config.num_residual_streams;
+  if (!config.layers.empty()) {
+    detail::put_layers(kwargs, config.layers);
+    return kwargs;
+  }
+  kwargs["causal"] = config.causal;
+  kwargs["local_attn_window_size"] = config.local_attn_window_size;
+  kwargs["dim_head"] = config.dim_head;
+  kwargs["heads"] = config.heads;
+  kwargs["attn_dropout"] = config.attn_dropout;
   detail::put_attention_options(kwargs, config);
   return kwargs;
 }

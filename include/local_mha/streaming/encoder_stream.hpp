@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <sstream>
 #include <string>
 
 #include <local_mha/core/error.hpp>
@@ -13,9 +12,7 @@
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/strided_view.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/core/window.hpp>
 #include <local_mha/encoder.hpp>
-#include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 #include <local_mha/streaming/stack_stream.hpp>
 
@@ -93,20 +90,7 @@ class Encoder<Scalar, Storage, Arithmetic>::Stream
 
  private:
   static std::string describe(const Encoder& encoder) {
-    const EncoderConfig& config = encoder.config();
-    std::ostringstream text = detail::plain_text();
-    text << "Encoder, depth " << config.depth << ", ff_mult " << config.ff_mult
-         << ", num_residual_streams " << config.num_residual_streams;
-    for (Index i = 0; i < config.depth; ++i) {
-      const LocalMHAConfig& layer = layer_config(config, i);
-      const auto attention =
-          LocalAttention<Scalar>(attention_config(layer)).template keys_as<Storage>();
-      text << "; " << detail::description_of(layer)
-           << detail::description_of(attention, Window(attention.config()),
-                                     encoder.stack().attn_bias());
-    }
-    text << detail::description_of_products<Scalar, Arithmetic>();
-    return text.str();
+    return "Encoder, " + Base::describe(encoder.config(), encoder.stack());
   }
 
   Index dim() const { return encoder_.stack().dim(); }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,8 +17,10 @@
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/window.hpp>
+#include <local_mha/encoder_config.hpp>
 #include <local_mha/stack/layer_access.hpp>
 #include <local_mha/stack/layer_stack.hpp>
+#include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 #include <local_mha/streaming/streamed_stack.hpp>
 
@@ -68,6 +71,22 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar, Storage>
     BlockBuffer<Scalar> of_branch;
     BlockBuffer<Scalar> connection;
   };
+
+  // What a state says of the layers.
+  static std::string describe(const EncoderConfig& config, const Stack& stack) {
+    std::ostringstream text = plain_text();
+    text << "depth " << config.depth << ", ff_mult " << config.ff_mult << ", num_residual_streams "
+         << config.num_residual_streams;
+    for (Index i = 0; i < config.depth; ++i) {
+      const LocalMHAConfig& layer = layer_config(config, i);
+      const auto attention =
+          LocalAttention<Scalar>(attention_config(layer)).template keys_as<Storage>();
+      text << "; " << description_of(layer)
+           << description_of(attention, Window(attention.config()), stack.attn_bias());
+    }
+    text << description_of_products<Scalar, Arithmetic>();
+    return text.str();
+  }
 
   StackStream(const StreamConfig& config, std::string description, const Stack& stack)
       : Base(config, std::move(description)) {

@@ -7,17 +7,16 @@
 #include <cstdint>
 #include <iterator>
 #include <span>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <local_mha/config.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/ops/project_rows.hpp>
-#include <local_mha/streaming/description.hpp>
 #include <local_mha/streaming/sequence_stream.hpp>
 #include <local_mha/streaming/stack_stream.hpp>
 #include <local_mha/transformer.hpp>
@@ -122,19 +121,9 @@ class LocalTransformer<Scalar, Storage, Arithmetic>::Stream
 
   static std::string describe(const LocalTransformer& model) {
     const LocalTransformerConfig& config = model.config();
-    const auto attention =
-        LocalAttention<Scalar>(attention_config(layer_config(config))).template keys_as<Storage>();
-    std::ostringstream text = detail::plain_text();
-    text << std::boolalpha << "LocalTransformer, depth " << config.depth << ", dim " << config.dim
-         << ", num_tokens " << config.num_tokens << ", max_seq_len " << config.max_seq_len
-         << ", ff_mult " << config.ff_mult << ", heads " << config.heads << ", dim_head "
-         << config.dim_head << ", qk_rmsnorm " << config.qk_rmsnorm << ", gates "
-         << config.gate_values_per_head << ", ";
-    if (config.num_residual_streams > 1)
-      text << "num_residual_streams " << config.num_residual_streams << ", ";
-    text << detail::description_of(attention, Window(attention.config()), model.stack().attn_bias())
-         << detail::description_of_products<Scalar, Arithmetic>();
-    return text.str();
+    return "LocalTransformer, num_tokens " + std::to_string(config.num_tokens) + ", max_seq_len " +
+           std::to_string(config.max_seq_len) + ", " +
+           Base::describe(encoder_config(config), model.stack());
   }
 
   void check_arguments(const Tokens& tokens, const PaddingMask& mask) const {
@@ -218,7 +207,7 @@ template <typename OnTokens>
 Tensor<std::int64_t, 2> LocalTransformer<Scalar, Storage, Arithmetic>::generate(
     Tokens prompt, const GenerateConfig& config, OnTokens&& on_tokens) const {
   const auto [batch, prompted] = prompt.dimensions();
-  if (!this->config().causal)
+  if (!is_causal(this->config()))
     reject("causal", "true, because a token is made of those before it", false);
   if (batch < 1 || prompted < 1)
     reject("prompt", "at least 1 token in at least 1 sequence", to_string(prompt.dimensions()));
