@@ -16,86 +16,20 @@
 
 #include <local_mha/attention/local_attention.hpp>
 #include <local_mha/attention/token_window.hpp>
-#include <local_mha/config.hpp>
+#include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/mask.hpp>
 #include <local_mha/core/on_demand.hpp>
+#include <local_mha/core/parallel.hpp>
 #include <local_mha/core/types.hpp>
-#include <local_mha/initialization.hpp>
+#include <local_mha/longformer_parameters.hpp>
 #include <local_mha/ops/dropout.hpp>
 #include <local_mha/ops/linear.hpp>
 #include <local_mha/ops/linear_backward.hpp>
 #include <local_mha/ops/packed_weight.hpp>
 #include <local_mha/ops/row_pass.hpp>
-#include <local_mha/parameters.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
-
-/// What LongformerAttention computes.
-struct LongformerConfig {
-  /// Channels of the input and the output, a multiple of `heads`. Required.
-  Index dim = 0;
-  /// Number of heads. Required.
-  Index heads = 0;
-  /// Positions that a query sees on both sides together, even. Required.
-  Index attention_window = 0;
-  /// Probability of dropping an attention probability, in training mode.
-  double dropout = 0;
-
-  friend bool operator==(const LongformerConfig&, const LongformerConfig&) = default;
-};
-
-/// \throws std::invalid_argument naming the first member that is out of range
-inline void validate(const LongformerConfig& config) {
-  detail::require_at_least("dim", config.dim, 1);
-  detail::require_at_least("heads", config.heads, 1);
-  if (config.dim % config.heads != 0)
-    reject("dim", "a multiple of the " + std::to_string(config.heads) + " heads", config.dim);
-  detail::require_dim_head("dim / heads", config.dim / config.heads);
-  detail::require_product("dim", config.dim, config.dim);
-  detail::require_at_least("attention_window", config.attention_window, 0);
-  if (config.attention_window % 2 != 0)
-    reject("attention_window", "an even number", config.attention_window);
-  detail::require_probability("dropout", config.dropout);
-}
-
-/// Weights of LongformerAttention.
-template <typename Scalar>
-struct LongformerParameters {
-  RowMatrix<Scalar> to_qkv;         ///< `[3·dim, dim]`: q, k, v; a head's rows adjoin
-  Vector<Scalar> to_qkv_bias;       ///< `[3·dim]`
-  RowMatrix<Scalar> to_qkv_global;  ///< the same of global queries, and of what they see
-  /// `[3·dim]`, the same.
-  Vector<Scalar> to_qkv_global_bias;
-
-  /// \throws std::invalid_argument naming the member of the configuration that is out of range
-  static LongformerParameters zeros(const LongformerConfig& config) {
-    validate(config);
-    LongformerParameters p;
-    p.to_qkv.setZero(3 * config.dim, config.dim);
-    p.to_qkv_bias.setZero(3 * config.dim);
-    p.to_qkv_global = p.to_qkv;
-    p.to_qkv_global_bias = p.to_qkv_bias;
-    return p;
-  }
-
-  /// Whether each tensor has the shape that it has in `other`.
-  bool has_shapes_of(const LongformerParameters& other) const {
-    return detail::same_shape(to_qkv, other.to_qkv) &&
-           detail::same_shape(to_qkv_bias, other.to_qkv_bias) &&
-           detail::same_shape(to_qkv_global, other.to_qkv_global) &&
-           detail::same_shape(to_qkv_global_bias, other.to_qkv_global_bias);
-  }
-
-  /// See for_each_parameter().
-  template <typename Self, typename Visitor>
-  static void visit_each(Self& p, Visitor&& visit) {
-    visit(std::string("to_qkv.weight"), p.to_qkv);
-    visit(std::string("to_qkv.bias"), p.to_qkv_bias);
-    visit(std::string("to_qkv_global.weight"), p.to_qkv_global);
-    visit(std::string("to_qkv_global.bias"), p.to_qkv_global_bias);
-  }
-};
 
 /// What a call of LongformerAttention is given beside its rows; all of it may be left out.
 struct LongformerCall {
@@ -122,9 +56,37 @@ struct LongformerCall {
 /// A copy shares the weights, which nobody changes.
 template <typename Scalar>
 class LongformerAttention {
+  using Heads4 = TensorView<Scalar, 4>;
+
  public:
   /// Its weights.
   using Parameters = LongformerParameters<Scalar>;
+
+  /// Room for calls of forward_into().
+  class Workspace {
+    friend LongformerAttention;
+
+    typename Linear<Scalar>::Workspace to_qkv_;
+    // Of the two windows.
+    typename LocalAttention<Scalar>::Workspace local_;
+    typename LocalAttention<Scalar>::Workspace global_;
+    // Of one attention after the other: what is projected, and queries, keys, values, results.
+    BlockBuffer<Scalar> qkv_;
+    BlockBuffer<Scalar> heads_;
+  };
+
+  /// There is none: making one does not compile, and the message says what to do.
+  class Stream {
+   public:
+    template <typename... Arguments>
+    explicit Stream(const Arguments&...) {
+      static_assert(
+          sizeof...(Arguments) > 1000,
+          "LongformerAttention has no stream: the result of a global row, which sees all "
+          "rows, would come at the end, and need all of them until then. Without global "
+          "rows, the stream of a LocalMHA with token_windows::longformer() gives the same");
+    }
+  };
 
   /// \throws std::invalid_argument naming the member of the configuration that is out of range, or
   ///   the tensor whose shape does not fit
@@ -148,15 +110,33 @@ class LongformerAttention {
   /// \throws std::invalid_argument naming the argument that does not fit
   Tensor<Scalar, 3> forward(TensorView<const Scalar, 3> x, const LongformerCall& call = {}) const {
     check_arguments(x, call);
-    const auto result = [&](const Part& part) {
-      const Heads heads = part.heads_of(call.device, x, config().heads);
-      return part.attention.forward(heads.q, heads.k, heads.v, of_attention(call));
-    };
     Tensor<Scalar, 3> y(x.dimensions());
-    const auto local = result(weights_->local);
-    put(local, call.global_rows, false, y);
-    if (some(call.global_rows)) put(result(weights_->global), call.global_rows, true, y);
+    Workspace workspace;
+    forward_into(y, workspace, x, call);
     return y;
+  }
+
+  /// The same into given memory. Allocates nothing if the workspace was last used for this
+  /// configuration, and before for batches as large, as many threads, and as many global rows.
+  /// \param y `[B, N, dim]`, must not overlap x
+  /// \param workspace for one call at a time
+  void forward_into(TensorView<Scalar, 3> y, Workspace& workspace, TensorView<const Scalar, 3> x,
+                    const LongformerCall& call = {}) const {
+    check_arguments(x, call);
+    require_shape("y", y.dimensions(), x.dimensions());
+    detail::require_apart("y", y, "x", x);
+    resize_without_values(workspace.heads_, 4 * x.size());
+    const auto heads = [&](Index which) {
+      return Heads4(workspace.heads_.data() + which * x.size(), shape_of_heads(x));
+    };
+    const auto pass = [&](const Part& part, auto& of_attention, bool global) {
+      project(part, call.device, workspace, x, heads(0), heads(1), heads(2));
+      part.attention.forward_into(heads(3), of_attention, heads(0), heads(1), heads(2),
+                                  attention_call(call));
+      put(call, heads(3), global, y);
+    };
+    pass(weights_->local, workspace.local_, false);
+    if (some(call.global_rows)) pass(weights_->global, workspace.global_, true);
   }
 
  private:
@@ -168,22 +148,6 @@ class LongformerAttention {
   struct Part {
     LocalAttention<Scalar> attention;
     Linear<Scalar> to_qkv;
-
-    Heads heads_of(const AnyDevice& device, const TensorView<const Scalar, 3>& x,
-                   Index number) const {
-      // clang before 16 does not capture the names of a structured binding.
-      const Index batch = x.dimension(0), seqlen = x.dimension(1), dim = x.dimension(2);
-      const Tensor<Scalar, 3> made = to_qkv.forward(x, {.device = device});
-      const Eigen::Map<const RowMatrix<Scalar>> qkv(made.data(), batch * seqlen, 3 * dim);
-      const auto heads = [&](Index from) {
-        Tensor<Scalar, 4> all(batch, number, seqlen, dim / number);
-        each_row(all, [&](Index row, Index h, auto channels) {
-          channels = qkv.block(row, from * dim + h * channels.size(), 1, channels.size());
-        });
-        return all;
-      };
-      return {heads(0), heads(1), heads(2)};
-    }
   };
 
   // All that a pass reads of the attention.
@@ -240,19 +204,24 @@ class LongformerAttention {
   Tensor<Scalar, 3> forward_saving(Saved& saved, TensorView<const Scalar, 3> x,
                                    const LongformerCall& call = {}) const {
     check_arguments(x, call);
+    Workspace workspace;
     const auto kept = [&](const Part& part) {
-      typename Saved::Part made{part.heads_of(call.device, x, config().heads), {}};
-      made.attention = part.attention.forward_saving(made.heads.q, made.heads.k, made.heads.v,
-                                                     of_attention(call));
+      const auto shape = shape_of_heads(x);
+      typename Saved::Part made{
+          {Tensor<Scalar, 4>(shape), Tensor<Scalar, 4>(shape), Tensor<Scalar, 4>(shape)}, {}};
+      Heads& heads = made.heads;
+      project(part, call.device, workspace, x, heads.q, heads.k, heads.v);
+      made.attention =
+          part.attention.forward_saving(heads.q, heads.k, heads.v, attention_call(call));
       return made;
     };
     Saved made;
     made.local_ = kept(weights_->local);
     if (some(call.global_rows)) made.global_ = kept(weights_->global);
     Tensor<Scalar, 3> y(x.dimensions());
-    put(made.local_.attention.out, call.global_rows, false, y);
+    put(call, made.local_.attention.out, false, y);
     made.rows_.take(x, weights_->numbers());
-    if (made.global_) put(made.global_->attention.out, call.global_rows, true, y);
+    if (made.global_) put(call, made.global_->attention.out, true, y);
     saved = std::move(made);
     return y;
   }
@@ -271,8 +240,7 @@ class LongformerAttention {
                              const LongformerCall& call = {}) const {
     check_arguments(x, call);
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
-    require_shape("saved", saved.local_.heads.q.dimensions(),
-                  {x.dimension(0), config().heads, x.dimension(1), config().dim / config().heads});
+    require_shape("saved", saved.local_.heads.q.dimensions(), shape_of_heads(x));
     saved.rows_.require_known(x, weights_->numbers(), "a LongformerAttention");
     const auto& global_rows = call.global_rows;
     if (saved.global_.has_value() != some(global_rows))
@@ -286,7 +254,7 @@ class LongformerAttention {
                          RowMatrix<Scalar>& grad_weight, Vector<Scalar>& grad_bias) {
       const auto& [q, k, v] = kept.heads;
       Tensor<Scalar, 4> grad_out(q.dimensions());
-      each_row(grad_out, [&](Index row, Index h, auto channels) {
+      each_row(call.device, Heads4(grad_out), [&](Index row, Index h, auto channels) {
         if (is_global(global_rows, row) == global)
           channels =
               RowView(grad_y.data() + row * config().dim + h * channels.size(), channels.size());
@@ -294,12 +262,13 @@ class LongformerAttention {
           channels.setZero();
       });
       const auto of_heads =
-          part.attention.backward(kept.attention, grad_out, q, k, v, of_attention(call));
+          part.attention.backward(kept.attention, grad_out, q, k, v, attention_call(call));
       const Index rows = x.dimension(0) * x.dimension(1);
       RowMatrix<Scalar> grad_qkv(rows, 3 * config().dim);
       Index begin = 0;
       for (const auto* grad : {&of_heads.q, &of_heads.k, &of_heads.v}) {
-        each_row(*grad, [&](Index row, Index h, const auto& channels) {
+        const TensorView<const Scalar, 4> of_rows(*grad);
+        each_row(call.device, of_rows, [&](Index row, Index h, const auto& channels) {
           grad_qkv.block(row, begin + h * channels.size(), 1, channels.size()) = channels;
         });
         begin += config().dim;
@@ -333,7 +302,7 @@ class LongformerAttention {
     if (call.global_rows) require_shape("global_rows", call.global_rows->dimensions(), rows);
     if (call.mask) require_shape("mask", call.mask.shape(), rows);
   }
-  static LocalAttentionCall<Scalar> of_attention(const LongformerCall& call) {
+  static LocalAttentionCall<Scalar> attention_call(const LongformerCall& call) {
     return {.mask = call.mask,
             .training = call.training,
             .global_rows = some(call.global_rows) ? call.global_rows : std::nullopt,
@@ -349,27 +318,50 @@ class LongformerAttention {
                        [](bool global) { return global; });
   }
 
-  // Calls `visit(row, h, channels)` for each row of the batch and head.
-  template <typename Heads4, typename Visitor>
-  static void each_row(Heads4& heads, Visitor&& visit) {
-    constexpr bool is_const = std::is_const_v<Heads4>;
+  // Calls `visit(row, h, channels)` for each row of the batch and head, on threads.
+  template <typename Element, typename Visitor>
+  static void each_row(const AnyDevice& device, const TensorView<Element, 4>& heads,
+                       Visitor&& visit) {
     using Row = Eigen::Matrix<Scalar, 1, Eigen::Dynamic>;
-    using View = Eigen::Map<std::conditional_t<is_const, const Row, Row>>;
-    const Index batch = heads.dimension(0), number = heads.dimension(1);
-    const Index seqlen = heads.dimension(2), dim_head = heads.dimension(3);
-    for (Index b = 0; b < batch; ++b)
-      for (Index h = 0; h < number; ++h)
-        for (Index i = 0; i < seqlen; ++i)
-          visit(b * seqlen + i, h,
-                View(heads.data() + ((b * number + h) * seqlen + i) * dim_head, dim_head));
+    using View = Eigen::Map<std::conditional_t<std::is_const_v<Element>, const Row, Row>>;
+    const Index number = heads.dimension(1), seqlen = heads.dimension(2);
+    const Index dim_head = heads.dimension(3), all = heads.dimension(0) * number;
+    parallel_for(device, (std::min)(thread_count(device), all), all, [&](Index, Index head) {
+      const Index first = head / number * seqlen;
+      for (Index i = 0; i < seqlen; ++i)
+        visit(first + i, head % number,
+              View(heads.data() + (head * seqlen + i) * dim_head, dim_head));
+    });
+  }
+
+  std::array<Index, 4> shape_of_heads(const TensorView<const Scalar, 3>& x) const {
+    return {x.dimension(0), config().heads, x.dimension(1), config().dim / config().heads};
+  }
+
+  // Queries, keys and values, head by head.
+  void project(const Part& part, const AnyDevice& device, Workspace& workspace,
+               const TensorView<const Scalar, 3>& x, const Heads4& q, const Heads4& k,
+               const Heads4& v) const {
+    const Index dim = config().dim;
+    resize_without_values(workspace.qkv_, 3 * x.size());
+    const TensorView<Scalar, 3> qkv(workspace.qkv_.data(),
+                                    {x.dimension(0), x.dimension(1), 3 * dim});
+    part.to_qkv.forward_into(qkv, workspace.to_qkv_, x, {.device = device});
+    Index from = 0;
+    for (const Heads4* heads : {&q, &k, &v}) {
+      each_row(device, *heads, [&](Index row, Index h, auto channels) {
+        channels =
+            RowView(qkv.data() + row * 3 * dim + from + h * channels.size(), channels.size());
+      });
+      from += dim;
+    }
   }
 
   // The rows that are global, or those that are not.
-  void put(const Tensor<Scalar, 4>& heads,
-           const std::optional<TensorView<const bool, 2>>& global_rows, bool global,
-           Tensor<Scalar, 3>& y) const {
-    each_row(heads, [&](Index row, Index h, const auto& channels) {
-      if (is_global(global_rows, row) == global)
+  void put(const LongformerCall& call, const TensorView<const Scalar, 4>& heads, bool global,
+           const TensorView<Scalar, 3>& y) const {
+    each_row(call.device, heads, [&](Index row, Index h, const auto& channels) {
+      if (is_global(call.global_rows, row) == global)
         std::copy(channels.data(), channels.data() + channels.size(),
                   y.data() + row * config().dim + h * channels.size());
     });

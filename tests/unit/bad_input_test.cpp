@@ -1429,6 +1429,22 @@ std::vector<BadInput> component_arguments() {
        },
        {"global_rows", "[1, 2]", "[1, 3]"},
        "LongformerAttention::forward_saving"},
+      {"LongformerIntoAnotherShape",
+       [] {
+         local_mha::LongformerAttention<double>::Workspace workspace;
+         Tensor<double, 3> x(1, 2, 4), y(1, 3, 4);
+         longformer().forward_into(y, workspace, x);
+       },
+       {"y", "shape [1, 2, 4]", "[1, 3, 4]"},
+       "LongformerAttention::forward_into"},
+      {"LongformerIntoItsInput",
+       [] {
+         local_mha::LongformerAttention<double>::Workspace workspace;
+         Tensor<double, 3> x(1, 2, 4);
+         longformer().forward_into(x, workspace, x);
+       },
+       {"y", "x"},
+       "LongformerAttention::forward_into"},
       {"LongformerNotSaved",
        [] {
          auto gradients = local_mha::LongformerParameters<double>::zeros({4, 2, 2});
@@ -2612,6 +2628,16 @@ std::vector<BadInput> streams() {
        generate([](auto& config, auto&, auto&) { config.causal = false; }),
        {"causal", "true"},
        "LocalTransformer::generate"},
+      {"TextOfAModelOneOfWhoseLayersSeesAhead",
+       generate([](auto& config, auto&, auto&) {
+         config.layers = {2, layer_config(config)};
+         config.layers[1].window_size = 0;
+         config.layers[1].causal = false;
+         config.layers[1].token_window = {3, 1};
+         config.local_attn_window_size = LocalTransformerConfig().local_attn_window_size;
+       }),
+       {"causal", "true", "got 0"},
+       "LocalTransformer::generate"},
   };
 }
 
@@ -2628,16 +2654,6 @@ std::function<void()> encoder(Change change) {
 }
 
 /// `use(connection)` of a good connection of 3 streams of 4 channels.
-      {"TextOfAModelOneOfWhoseLayersSeesAhead",
-       generate([](auto& config, auto&, auto&) {
-         config.layers = {2, layer_config(config)};
-         config.layers[1].window_size = 0;
-         config.layers[1].causal = false;
-         config.layers[1].token_window = {3, 1};
-         config.local_attn_window_size = LocalTransformerConfig().local_attn_window_size;
-       }),
-       {"causal", "true", "got 0"},
-       "LocalTransformer::generate"},
 template <typename Use>
 std::function<void()> connection(Use use) {
   return [use] { use(HyperConnection<double>(HyperConnectionParameters<double>::zeros(3, 4))); };
@@ -2987,6 +3003,7 @@ const std::map<std::string, std::set<std::string>>& without_bad_input() {
         "list_parameters",
         "set_zero"}},
       {"std::runtime_error where it cannot be written", {"SequenceStream::save"}},
+      {"it does not compile, see tests/compile_fail", {"LongformerAttention::Stream::Stream"}},
       {"these are the checks",
        {"SavedLayer::check_arguments", "refuse", "reject", "require_shape", "to_string"}},
       {"members are copied, which validate() checks",

@@ -192,8 +192,11 @@ TEST(Longformer, GivesTheSameBitsOnThreads) {
                                          .device = threads};
     LongformerAttention<double>::Saved saved;
     auto gradients = LongformerParameters<double>::zeros(config);
+    LongformerAttention<double>::Workspace workspace;
+    Tensor<double, 3> y(x.dimensions());
+    attention.forward_into(y, workspace, x, call);
     std::vector<std::vector<double>> all{
-        array(attention.forward(x, call)).data,
+        array(attention.forward(x, call)).data, array(y).data,
         array(attention.forward_saving(saved, x, call)).data,
         array(attention.backward(gradients, saved, grad_y, x, call)).data};
     local_mha::for_each_parameter(gradients, [&](const std::string&, const auto& gradient) {
@@ -203,6 +206,7 @@ TEST(Longformer, GivesTheSameBitsOnThreads) {
   };
   const auto alone = pass({});
   EXPECT_EQ(alone[0], alone[1]);
+  EXPECT_EQ(alone[0], alone[2]);
   EXPECT_EQ(pass(device), alone);
 }
 
@@ -221,7 +225,43 @@ TEST(Longformer, IsALocalLayerWithoutGlobalRows) {
   weights.to_out.setIdentity();
   const local_mha::LocalMHA<double> layer(layer_config, weights);
   const auto x = tensor<double>(random.array({2, 19, 12}));
-  EXPECT_TRUE(support::close(array(attention.forward(x)), array(layer.forward(x)), 1e-13));
+  const auto y = attention.forward(x);
+  EXPECT_TRUE(support::close(array(y), array(layer.forward(x)), 1e-13));
+  // Which has a stream.
+  local_mha::LocalMHA<double>::Stream stream(layer, {.batch = 2});
+  Tensor<double, 3> streamed(2, 19, 12);
+  Index out = 0;
+  const auto take = [&](const Tensor<double, 3>& some) {
+    for (Index i = 0; i < some.dimension(1); ++i, ++out) streamed.chip(out, 1) = some.chip(i, 1);
+  };
+  for (Index i = 0; i < 19; ++i)
+    take(stream.push(
+        Tensor<double, 3>(x.slice(std::array<Index, 3>{0, i, 0}, std::array<Index, 3>{2, 1, 12}))));
+  take(stream.flush());
+  EXPECT_EQ(out, 19);
+  EXPECT_TRUE(support::close(array(streamed), array(y), 1e-13));
+}
+
+TEST(Longformer, LeavesARoomThatServesTheNextCall) {
+  Random random(8);
+  const LongformerConfig config{.dim = 12, .heads = 3, .attention_window = 6};
+  const LongformerAttention<double> attention(config, parameters_of(config, random));
+  LongformerAttention<double>::Workspace workspace;
+  // More and fewer rows and global ones, and none, by turns.
+  for (const auto& [batch, seqlen, every] : {std::array<Index, 3>{2, 70, 20},
+                                             {1, 9, 3},
+                                             {3, 100, 0},
+                                             {2, 0, 1},
+                                             {1, 130, 2},
+                                             {1, 1, 1}}) {
+    const auto x = tensor<double>(random.array({batch, seqlen, 12}));
+    Tensor<bool, 2> global(batch, seqlen);
+    for (Index i = 0; i < global.size(); ++i) global.data()[i] = every > 0 && i % every == 0;
+    Tensor<double, 3> y(batch, seqlen, 12);
+    y.setConstant(std::nan(""));
+    attention.forward_into(y, workspace, x, {.global_rows = global});
+    EXPECT_TRUE(support::same_bits(y, attention.forward(x, {.global_rows = global}))) << seqlen;
+  }
 }
 
 TEST(Longformer, TakesEmptySequences) {

@@ -13,6 +13,8 @@
 #include <span>
 #include <vector>
 
+#include <local_mha/longformer.hpp>
+
 #include "support/library.hpp"
 #include "support/random_case.hpp"
 
@@ -257,6 +259,38 @@ TYPED_TEST(RepeatedCalls, OfTheFeedForwardsBackwardPass) {
     });
   };
   expect_no_allocations_but_at_first(call, std::is_same_v<TypeParam, OnAPool>);
+}
+
+TYPED_TEST(RepeatedCalls, OfLongformer) {
+  const local_mha::LongformerConfig config{
+      .dim = 12, .heads = 2, .attention_window = 8, .dropout = 0.2};
+  auto parameters = local_mha::LongformerParameters<float>::zeros(config);
+  local_mha::for_each_parameter(parameters, [](const auto&, auto& weight) { weight.setRandom(); });
+  const local_mha::LongformerAttention<float> attention(config, parameters);
+  for (const bool global : {true, false}) {
+    local_mha::LongformerAttention<float>::Workspace workspace;
+    expect_no_allocations_but_at_first(
+        [&](Index batch, Index seqlen) {
+          const auto x = tensor<float, 3>(Random(1).array({batch, seqlen, 12}));
+          Tensor<bool, 2> global_rows(batch, seqlen), masked(batch, seqlen);
+          for (Index i = 0; i < masked.size(); ++i) {
+            global_rows.data()[i] = global && i % 37 == 0;
+            masked.data()[i] = i % 5 == 1;
+          }
+          const auto mask = PaddingMask::masked(masked);
+          const local_mha::LongformerCall call{.global_rows = global_rows,
+                                               .mask = mask,
+                                               .training = Training{.seed = 4},
+                                               .device = this->threads.device};
+          Tensor<float, 3> y(batch, seqlen, 12);
+          y.setConstant(7);
+          const long allocations =
+              allocations_of([&] { attention.forward_into(y, workspace, x, call); });
+          EXPECT_TRUE(support::same_bits(y, attention.forward(x, call)));
+          return allocations;
+        },
+        std::is_same_v<TypeParam, OnAPool>);
+  }
 }
 
 TYPED_TEST(RepeatedCalls, OfStreams) {
