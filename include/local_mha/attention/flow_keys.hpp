@@ -32,8 +32,8 @@ template <typename Scalar, typename Arithmetic = Scalar>
 class FlowKeys {
   static constexpr Index count = block_rows<Scalar>;
   static constexpr bool of_operands = !std::is_same_v<Scalar, Arithmetic>;
-  using Keys = std::conditional_t<of_operands, KeyOperands<Scalar>, Ring<Scalar>>;
-  using Values = std::conditional_t<of_operands, ValueOperands<Scalar>, Ring<Scalar>>;
+  using Keys = BlockKeys<Scalar, Arithmetic>;
+  using Values = BlockValues<Scalar, Arithmetic>;
 
  public:
   FlowKeys() = default;

@@ -21,11 +21,6 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Where the keys of a block of queries lie.
-template <typename Scalar, typename Arithmetic>
-using BlockKeys =
-    std::conditional_t<std::is_same_v<Scalar, Arithmetic>, Ring<Scalar>, KeyOperands<Scalar>>;
-
 /// A block of rows as it is multiplied with keys, and the room for that.
 template <typename Scalar, typename Arithmetic = Scalar>
 class BlockOperands {

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
+#include <local_mha/attention/ring.hpp>
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/stored.hpp>
@@ -19,28 +21,11 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-namespace detail {
-
-/// Goes through blocks of operands in order.
-template <typename Some>
-class OperandCursor {
- public:
-  OperandCursor(const Some& ring, Index block) : ring_(ring), block_(block % ring.capacity()) {}
-  const Pair* block() const { return ring_[block_]; }
-  void advance() { block_ = block_ + 1 < ring_.capacity() ? block_ + 1 : 0; }
-
- private:
-  const Some& ring_;
-  Index block_;
-};
-
-}  // namespace detail
-
 /// Blocks of keys, each of which is a row of pairs: `[channels/32][block_rows][16]`.
 template <typename Scalar>
 class KeyOperands {
  public:
-  using Cursor = detail::OperandCursor<KeyOperands>;
+  using Cursor = detail::RingCursor<KeyOperands>;
 
   KeyOperands() = default;
   KeyOperands(Index channels, Index capacity)
@@ -58,8 +43,9 @@ class KeyOperands {
   /// Pairs from key to key.
   static constexpr Index position_stride() { return detail::tile_pairs; }
 
-  const detail::Pair* operator[](Index b) const { return pairs_.data() + b % capacity_ * stride_; }
+  const detail::Pair* operator[](Index b) const { return in_slot(b % capacity_); }
   Cursor cursor(Index b) const { return {*this, b}; }
+  const detail::Pair* in_slot(Index slot) const { return pairs_.data() + slot * stride_; }
 
   /// Takes a block, `[channels][block_rows]`.
   void put(Index b, const Scalar* block) {
@@ -105,7 +91,7 @@ class KeyOperands {
 template <typename Scalar>
 class ValueOperands {
  public:
-  using Cursor = detail::OperandCursor<ValueOperands>;
+  using Cursor = detail::RingCursor<ValueOperands>;
 
   ValueOperands() = default;
   ValueOperands(Index channels, Index capacity)
@@ -120,8 +106,9 @@ class ValueOperands {
   /// Pairs of keys from channel to channel.
   static constexpr Index channel_stride() { return block_rows<Scalar>; }
 
-  const detail::Pair* operator[](Index b) const { return pairs_.data() + place(b); }
+  const detail::Pair* operator[](Index b) const { return in_slot(b % capacity_); }
   Cursor cursor(Index b) const { return {*this, b}; }
+  const detail::Pair* in_slot(Index slot) const { return pairs_.data() + place_of(slot); }
 
   /// Takes a block, `[channels][block_rows]`.
   LOCAL_MHA_FLATTEN void put(Index b, const Scalar* block) {
@@ -154,10 +141,8 @@ class ValueOperands {
  private:
   static constexpr Index count = block_rows<Scalar>;
 
-  Index place(Index b) const {
-    const Index slot = b % capacity_;
-    return slot / 2 * stride_ + slot % 2 * (count / 2);
-  }
+  Index place(Index b) const { return place_of(b % capacity_); }
+  Index place_of(Index slot) const { return slot / 2 * stride_ + slot % 2 * (count / 2); }
 
   Index channels_ = 0;
   Index capacity_ = 2;
@@ -165,6 +150,18 @@ class ValueOperands {
   BlockBuffer<detail::Pair> pairs_;
   std::vector<std::uint8_t> finite_;
 };
+
+namespace detail {
+
+/// What the keys and values of a batch's block lie in, for products of an Arithmetic.
+template <typename Scalar, typename Arithmetic>
+using BlockKeys =
+    std::conditional_t<std::is_same_v<Scalar, Arithmetic>, Ring<Scalar>, KeyOperands<Scalar>>;
+template <typename Scalar, typename Arithmetic>
+using BlockValues =
+    std::conditional_t<std::is_same_v<Scalar, Arithmetic>, Ring<Scalar>, ValueOperands<Scalar>>;
+
+}  // namespace detail
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI
 

@@ -14,6 +14,23 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
+namespace detail {
+
+/// Goes through the blocks of a ring in order.
+template <typename SomeRing>
+class RingCursor {
+ public:
+  RingCursor(const SomeRing& ring, Index block) : ring_(ring), slot_(block % ring.capacity()) {}
+  const auto* block() const { return ring_.in_slot(slot_); }
+  void advance() { slot_ = slot_ + 1 < ring_.capacity() ? slot_ + 1 : 0; }
+
+ private:
+  const SomeRing& ring_;
+  Index slot_;
+};
+
+}  // namespace detail
+
 /// The last `capacity` blocks of an endless sequence of blocks, `[channels][block_rows]` each.
 /// \tparam Storage what its numbers are rounded to: see can_store
 template <typename Scalar, typename Storage = Scalar>
@@ -66,18 +83,10 @@ class Ring {
   static constexpr Index channel_stride() { return block_rows<Scalar>; }
   static constexpr Index position_stride() { return 1; }
 
-  /// Goes through the blocks in order.
-  class Cursor {
-   public:
-    Cursor(const Ring& ring, Index slot) : ring_(ring), slot_(slot) {}
-    const Storage* block() const { return ring_.blocks_.data() + slot_ * ring_.stride_; }
-    void advance() { slot_ = slot_ + 1 < ring_.capacity_ ? slot_ + 1 : 0; }
-
-   private:
-    const Ring& ring_;
-    Index slot_;
-  };
-  Cursor cursor(Index b) const { return {*this, slot(b)}; }
+  using Cursor = detail::RingCursor<Ring>;
+  Cursor cursor(Index b) const { return {*this, b}; }
+  /// What lies in place `slot` of `capacity()`: blocks `slot`, `slot + capacity()` and so on.
+  const Storage* in_slot(Index slot) const { return blocks_.data() + slot * stride_; }
 
   /// Looks at block `b`, for finite().
   void note_finite(Index b) {

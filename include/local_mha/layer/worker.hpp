@@ -49,9 +49,7 @@ class LayerWorker {
  public:
   using Steps = LayerSteps<Scalar, Storage, Arithmetic>;
   /// What is kept of a sequence of a batch.
-  using BatchPast =
-      std::conditional_t<of_operands, Past<Scalar, KeyOperands<Scalar>, ValueOperands<Scalar>>,
-                         Past<Scalar>>;
+  using BatchPast = Past<Scalar, BlockKeys<Scalar, Arithmetic>, BlockValues<Scalar, Arithmetic>>;
 
   /// \param seqlen of the longest sequence
   /// \param threads of a device that share the work at most
