@@ -95,6 +95,10 @@
 
 // Of float, beside those above of the same type.
 #define LOCAL_MHA_MULTIPLIED_TEMPLATES(EXTERN, Number)                                      \
+  EXTERN template class AttentionForwardFlow<float, Number>;                                \
+  EXTERN template class detail::AttentionForward<float, Number>;                            \
+  EXTERN template class LocalAttention<float, ConfiguredScore, Number>;                     \
+  EXTERN template class LocalAttention<float, ConfiguredScore, Number>::StreamOf<Number>;   \
   EXTERN template class LocalMHA<float, Number, Number>;                                    \
   EXTERN template class Encoder<float, Number, Number>;                                     \
   EXTERN template class LocalTransformer<float, Number, Number>;                            \
@@ -107,6 +111,8 @@
   EXTERN template class FeedForward<float, Number, Number>;                                 \
   EXTERN template class detail::StackLayers<float, Number, Number>;                         \
   EXTERN template class detail::LayerStack<float, Number, Number>;                          \
+  EXTERN template class detail::LayerBackward<float, Number, Number>;                       \
+  EXTERN template class detail::LayerStackBackward<float, Number, Number>;                  \
   EXTERN template class Linear<float, Number, Number>;                                      \
   EXTERN template RowMatrix<float> detail::linear_backward_through(                         \
       const AnyDevice&, const PackedWeight<float, Number, Number>&,                         \
