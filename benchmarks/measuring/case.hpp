@@ -25,9 +25,9 @@ using Index = std::ptrdiff_t;
 struct Case {
   /// `attention` (LocalAttention), `layer` (LocalMHA), `encoder` (`depth` layers and
   /// feed-forwards), `prefill` (the layer's stream in chunks of 512), `decode` (one position of the
-  /// stream, after `seqlen − 1`), `naive_attention` (Eigen expressions), `eigen_product` and
-  /// `eigen_vectors` (the layer's projections by Eigen's matrix products, of all positions and of
-  /// one)
+  /// stream, after `seqlen − 1`), `naive_attention` (Eigen expressions), `tiled_attention` and
+  /// `tiled_layer` (tiles through Eigen's matrix product), `eigen_product` and `eigen_vectors` (the
+  /// layer's projections by Eigen's matrix products, of all positions and of one)
   std::string subject = "attention";
   std::string scalar = "float";
   Index batch = 1;
@@ -76,9 +76,15 @@ struct Case {
   Index head_of_keys(Index h) const { return h / (heads / heads_of_keys()); }
   /// Rows of to_qkv.
   Index projected() const { return (heads + 2 * heads_of_keys()) * dim_head; }
-  bool of_layer() const { return subject != "attention" && subject != "naive_attention"; }
+  bool of_layer() const {
+    return subject != "attention" && subject != "naive_attention" && subject != "tiled_attention";
+  }
   bool of_one_position() const { return subject == "decode" || subject == "eigen_vectors"; }
   bool of_eigen() const { return subject == "eigen_product" || subject == "eigen_vectors"; }
+  /// Others than the library's that compute the same.
+  bool of_peer() const {
+    return subject == "naive_attention" || subject == "tiled_attention" || subject == "tiled_layer";
+  }
 
   friend bool operator==(const Case&, const Case&) = default;
 
@@ -164,9 +170,9 @@ struct Case {
         if (!known) throw bad("expected one of" + keys + ", got " + std::string(key));
       }
     }
-    constexpr std::array<std::string_view, 8> subjects{
-        "attention", "layer",           "encoder",       "prefill",
-        "decode",    "naive_attention", "eigen_product", "eigen_vectors"};
+    constexpr std::array<std::string_view, 10> subjects{
+        "attention",       "layer",           "encoder",     "prefill",       "decode",
+        "naive_attention", "tiled_attention", "tiled_layer", "eigen_product", "eigen_vectors"};
     if (std::find(subjects.begin(), subjects.end(), c.subject) == subjects.end()) {
       std::string all;
       for (const std::string_view subject : subjects) all += " " + std::string(subject);
@@ -208,14 +214,16 @@ struct Case {
                              c.first_keys != 0 || c.packed != 0;
     if (other_rules && (c.backward != 0 || c.padding != 0 || c.bias != 0 || c.rotary != 0))
       throw bad("these rules are measured forward, without padding, bias and rotary");
-    if ((other_rules || c.token_window != 0) && c.subject == "naive_attention")
-      throw bad("naive_attention is that of the look-around");
+    if ((other_rules || c.token_window != 0) && c.of_peer())
+      throw bad(c.subject + " is that of the look-around");
+    if (c.subject == "tiled_layer" && (c.causal == 0 || c.exact == 0 || c.dim_head % 2 != 0))
+      throw bad("tiled_layer is causal and exact, with an even dim_head");
     if (c.subject != "attention" &&
         (c.soft_cap != 0 || c.alibi != 0 || c.first_keys != 0 || c.packed != 0))
       throw bad("soft_cap, alibi, first_keys and packed are for attention");
-    if (c.biases != 0 && !c.of_layer()) throw bad("biases are for a layer");
+    if (c.biases != 0 && (!c.of_layer() || c.of_peer())) throw bad("biases are for a layer");
     if (c.threads < 1 || c.threads > 1024) throw bad("expected 1 to 1024 threads");
-    if (c.threads > 1 && (c.of_eigen() || c.subject == "naive_attention"))
+    if (c.threads > 1 && (c.of_eigen() || c.of_peer()))
       throw bad("threads are for the library's own");
     if (c.stored_bits != 0 &&
         (c.stored_bits != 16 || c.scalar != "float" || c.backward != 0 ||

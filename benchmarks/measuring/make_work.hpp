@@ -8,6 +8,7 @@
 
 #include "case.hpp"
 #include "encoder_work.hpp"
+#include "peer_work.hpp"
 #include "work.hpp"
 
 namespace measuring {
@@ -36,6 +37,8 @@ std::unique_ptr<Work> make_work(const Case& c) {
   if (c.subject == "layer" && c.backward != 0) return std::make_unique<LayerStepWork<Scalar>>(c);
   if (c.subject == "attention") return std::make_unique<LocalAttentionWork<Scalar>>(c);
   if (c.subject == "naive_attention") return std::make_unique<NaiveAttentionWork<Scalar>>(c);
+  if (c.subject == "tiled_attention") return std::make_unique<TiledAttentionWork<Scalar>>(c);
+  if (c.subject == "tiled_layer") return std::make_unique<TiledLayerWork<Scalar>>(c);
   if (c.subject == "layer") return std::make_unique<LocalMHAWork<Scalar>>(c);
   if (c.subject == "encoder") return std::make_unique<EncoderWork<Scalar>>(c);
   if (c.subject == "prefill" || c.subject == "decode")

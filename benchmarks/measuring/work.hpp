@@ -23,7 +23,6 @@
 #include "case.hpp"
 #include "exact.hpp"
 #include "fma_peak.hpp"
-#include "naive.hpp"
 #include "random.hpp"
 
 namespace measuring {
@@ -294,19 +293,6 @@ class AttentionBackwardWork final : public AttentionWork<Scalar> {
   typename Attention::Gradients gradients_;
 };
 
-template <typename Scalar>
-class NaiveAttentionWork final : public AttentionWork<Scalar> {
- public:
-  using AttentionWork<Scalar>::AttentionWork;
-
-  void run() override {
-    const Case& c = this->of();
-    for (Index at = 0; at < this->q_.size(); at += c.seqlen * c.dim_head)
-      naive_attention(c, this->q_.data() + at, this->k_.data() + at, this->v_.data() + at,
-                      this->out_.data() + at);
-  }
-};
-
 /// An input and the weights of a layer.
 template <typename Scalar>
 class LayerWork : public Work {
@@ -391,6 +377,15 @@ class LayerWork : public Work {
     return y;
   }
 
+  /// Of the layer's result `[batch, seqlen, dim]`.
+  double error_of(const local_mha::Tensor<Scalar, 3>& y) const {
+    Comparison comparison;
+    for (const Index b : {Index{0}, of().batch - 1})
+      for (const Index i : sampled_rows(of()))
+        comparison.add(sequence(y, b).row(i), exact_row(b, i));
+    return comparison.relative();
+  }
+
   local_mha::Tensor<Scalar, 3> x_;
   local_mha::LocalMHAParameters<Scalar> parameters_;
 };
@@ -411,13 +406,7 @@ class LocalMHAWork final : public LayerWork<Scalar> {
         [&](const auto& device) { layer_.forward_into(device, y_, workspace_, this->x_); });
   }
 
-  double max_error() const override {
-    Comparison comparison;
-    for (const Index b : {Index{0}, this->of().batch - 1})
-      for (const Index i : sampled_rows(this->of()))
-        comparison.add(this->sequence(y_, b).row(i), this->exact_row(b, i));
-    return comparison.relative();
-  }
+  double max_error() const override { return this->error_of(y_); }
 
  private:
   local_mha::LocalMHA<Scalar, Storage, Arithmetic> layer_;
