@@ -153,12 +153,32 @@ std::vector<PointsBar> points_bars() {
   };
 }
 
+/// Cases whose like by tiles through Eigen's product is measured in turn with them.
+struct Tiled {
+  std::string name;
+  std::string of;
+
+  std::string peer() const { return "tiled_" + of; }
+};
+
+std::vector<Tiled> tiled_cases() {
+  const std::string attention = "attention/float/seqlen:8192/dim_head:64/window_size:";
+  return {{"attention, D=64, w=128", attention + "128"},
+          {"attention, D=64, w=256", attention_w256},
+          {"attention, D=64, w=512", attention + "512"},
+          {"layer, dim 512, 8 heads, w=256", layer_of("float", 8192)}};
+}
+
+/// How many times faster than these the library is to be, where instructions of 512 bits are done
+/// whole.
+constexpr double tiled_bar_whole = 1.8;
+
 /// Another build of the same source, and the bars of attention_w256 and of the layer in it.
 struct OtherBuild {
   std::string program;
   std::string label;
   double attention_bar;
-  double layer_bar;
+  double layer_bar;  ///< above 0: for the same processor, by another compiler
 };
 
 const std::vector<OtherBuild>& other_builds() {
@@ -367,7 +387,10 @@ class Report {
     for (const PointsBar& bar : points_bars())
       for (const std::string& of : {bar.of, bar.other})
         if (std::find(cases.begin(), cases.end(), of) == cases.end()) cases.push_back(of);
+    for (const Tiled& tiled : tiled_cases())
+      cases.insert(std::find(cases.begin(), cases.end(), tiled.of) + 1, tiled.peer());
     main_.measure(cases, settings_.rounds, 0.05);
+    note_tiles(main_);
     for (const ShareBar& bar : share_bars()) {
       std::string name = bar.name;
       if (bar.of == layer_of("float", 8192)) name += ", " + main_.compiler();
@@ -401,7 +424,14 @@ class Report {
       Build build(programs_ / other.program);
       if (!build.exists()) continue;
       say("the " + other.label + " of the same source");
-      build.measure({attention_w256, layer_of("float", 8192)}, settings_.rounds, 0.05);
+      std::vector<std::string> cases{attention_w256, layer_of("float", 8192)};
+      if (other.layer_bar > 0) {
+        cases.clear();
+        for (const Tiled& tiled : tiled_cases())
+          cases.insert(cases.end(), {tiled.of, tiled.peer()});
+      }
+      build.measure(cases, settings_.rounds, 0.05);
+      if (other.layer_bar > 0) note_tiles(build);
       const std::string label = (other.layer_bar > 0 ? "" : other.label + ", ") + build.compiler();
       const auto add = [&](const char* what, const std::string& of, double bar) {
         Row row = share_row(std::string(what) + ", " + label, of, build.figures(of), bar);
@@ -414,6 +444,28 @@ class Report {
                          {"flags", build.flags()},
                          {"instruction_sets", build.instruction_sets()}});
       note_wrong(build, label);
+    }
+    for (const Tiled& tiled : tiled_cases()) {
+      const Tiles& tiles = fastest_tiles_.at(tiled.of);
+      rows_.push_back({.name = tiled.name + ", by tiles through Eigen's product, " + tiles.compiler,
+                       .figure = 100 * tiles.share});
+      rows_.push_back({.name = "the same, how many times faster the library is",
+                       .figure = tiles.factor,
+                       .bar = whole_ ? std::optional(tiled_bar_whole) : std::nullopt,
+                       .unit = "times"});
+    }
+  }
+
+  // Tiles through Eigen's product are those of the compiler that serves them best, and the library
+  // is compared with them in that build.
+  void note_tiles(const Build& build) {
+    for (const Tiled& tiled : tiled_cases()) {
+      const double share = build.figures(tiled.peer()).share;
+      Tiles& fastest = fastest_tiles_[tiled.of];
+      if (share <= fastest.share) continue;
+      fastest = {.share = share,
+                 .factor = build.figures(tiled.of).share / share,
+                 .compiler = build.compiler()};
     }
   }
 
@@ -688,6 +740,13 @@ class Report {
   std::map<std::string, double> peak_;
   bool whole_ = false;
   std::string bfloat16_products_;
+  // By the case that they are beside.
+  struct Tiles {
+    double share = 0;
+    double factor = 0;  // of the library's share
+    std::string compiler;
+  };
+  std::map<std::string, Tiles> fastest_tiles_;
   json others_ = json::array();
   json curves_json_;
   std::vector<std::string> wrong_;
