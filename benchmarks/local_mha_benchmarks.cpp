@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Google Benchmark program: the passes of the attention and of the layer, forward and backward, and
 // a model's step of training, with Eigen's matrix product at the layer's shapes and the attention
-// in Eigen expressions beside them.
+// in Eigen expressions, and both by tiles through that product, beside them.
 //
 // Counters: flops (a second; unmasked pairs only), peak_share (of the multiply-add peak of the same
 // scalar, measured just before and after on the same core), tokens (a second), max_error (against
@@ -141,6 +141,11 @@ void BM_NaiveAttention_Forward(benchmark::State& state) {
 }
 
 template <typename Scalar>
+void BM_TiledAttention_Forward(benchmark::State& state) {
+  measure(state, attention<Scalar>(state, "tiled_attention"));
+}
+
+template <typename Scalar>
 Case layer(const benchmark::State& state, const char* subject = "layer") {
   Case c = base<Scalar>(subject);
   c.seqlen = state.range(0);
@@ -160,7 +165,16 @@ void BM_LocalMHA_Forward(benchmark::State& state) {
   measure(state, c);
 }
 
-// The same, and back.
+template <typename Scalar>
+void BM_TiledLayer_Forward(benchmark::State& state) {
+  Case c = layer<Scalar>(state, "tiled_layer");
+  c.window_size = state.range(3);
+  c.xpos = 1;
+  c.qk_rmsnorm = 1;
+  measure(state, c);
+}
+
+// LocalMHA, and back.
 template <typename Scalar>
 void BM_LocalMHA_TrainingStep(benchmark::State& state) {
   Case c = layer<Scalar>(state);
@@ -279,6 +293,11 @@ BENCHMARK(BM_NaiveAttention_Forward<double>)
     ->Args({8192, 64, 256})
     ->Unit(kMillisecond);
 
+BENCHMARK(BM_TiledAttention_Forward<float>)
+    ->ArgNames(attention_names)
+    ->ArgsProduct({{8192}, {64}, {128, 256, 512}})
+    ->Unit(kMillisecond);
+
 BENCHMARK(BM_LocalMHA_Forward<float>)
     ->ArgNames(layer_names)
     ->Args({1024, 512, 8, 256, 1})
@@ -300,6 +319,10 @@ BENCHMARK(BM_LocalTransformer_TrainingStep<float>)
     ->ArgNames({"batch", "seqlen", "dim", "depth", "heads", "window_size"})
     ->Args({16, 256, 128, 4, 4, 64})
     ->Args({1, 4096, 512, 2, 8, 256})
+    ->Unit(kMillisecond);
+BENCHMARK(BM_TiledLayer_Forward<float>)
+    ->ArgNames({"seqlen", "dim", "heads", "window_size"})
+    ->Args({8192, 512, 8, 256})
     ->Unit(kMillisecond);
 BENCHMARK(BM_EigenProduct_LayerProjections<float>)
     ->ArgNames(product_names)
