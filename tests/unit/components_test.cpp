@@ -98,6 +98,20 @@ TYPED_TEST(Component, ProjectionOfOnePositionIsTheProductWithTheWeight) {
             for (Index r = 0; r < group_rows; ++r) y(0, g * group_rows + r) = to[r * stride];
           }
           EXPECT_TRUE(support::close(y, expected, 60 * this->epsilon * static_cast<double>(in)));
+
+          // Groups together, and a part of a group: the same numbers.
+          if (stride != 1) continue;
+          Array<TypeParam> together({1, groups * group_rows}, TypeParam(NAN));
+          project_lane(packed, {0, 1}, spread.data(), together.data.data());
+          project_lane(packed, {1, groups}, spread.data(), together.data.data() + group_rows);
+          EXPECT_EQ(together.data, y.data);
+          project_lane(packed, {0, groups}, spread.data(), together.data.data());
+          EXPECT_EQ(together.data, y.data);
+          const Index end = std::min<Index>(group_rows, 3 * packed.panel_rows);
+          to.setConstant(TypeParam(NAN));
+          project_lane(packed, groups - 1, {packed.panel_rows, end}, spread.data(), to.data(), 1);
+          for (Index r = packed.panel_rows; r < end; ++r)
+            EXPECT_EQ(to[r], y(0, (groups - 1) * group_rows + r));
         }
       }
 }

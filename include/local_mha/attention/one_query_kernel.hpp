@@ -73,7 +73,6 @@ class OneQueryKernel {
   }
 
  private:
-  static constexpr Index ahead = 256;
   static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;
   using Tile = QueryTile<Scalar>;
   using Softmax = SoftmaxState<Scalar>;
@@ -120,7 +119,7 @@ class OneQueryKernel {
         }
         L acc[1][together];
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
-        multiply<Ahead{.x = ahead}>(keys.channels(), turned, 0, count, x, acc);
+        multiply(keys.channels(), turned, 0, count, x, acc);
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
           if (b < fresh) acc[0][b].store(to + b * count);
         }
@@ -250,7 +249,6 @@ class OneQueryKernel {
     }
     LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels * count; c += count) {
       L sum = L::load(sums + c);
-      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) prefetch(v[b] + c, ahead * count);
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) sum =
           fma(p[b], load_stored<L>(v[b] + c), sum);
       sum.store(sums + c);

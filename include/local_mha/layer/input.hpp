@@ -75,9 +75,11 @@ class LayerInput {
   template <typename Storage>
   void project_alone(const AnyDevice& device, Index workers,
                      const LayerWeights<Scalar, Storage, Arithmetic>& weights) {
-    parallel_for(device, workers, qkv_heads(weights.config), [&](Index, Index group) {
-      project_lane(weights.to_qkv, group, spread_.data(),
-                   projected_.data() + group * weights.config.dim_head, 1);
+    const Index heads = qkv_heads(weights.config);
+    parallel_for(device, workers, workers, [&](Index, Index i) {
+      const Range share{i * heads / workers, (i + 1) * heads / workers};
+      project_lane(weights.to_qkv, share, spread_.data(),
+                   projected_.data() + share.begin * weights.config.dim_head);
     });
     if (weights.config.gate_values_per_head)
       project_lane(weights.to_v_gate, 0, spread_.data(), projected_.data() + gates_row_, 1);

@@ -239,17 +239,16 @@ struct PanelReading {
   static constexpr int cols = P::count / rows;
   /// How often a value of the position is needed: a single time, it is broadcast.
   static constexpr int copies = cols == 1 ? 1 : rows;
-  /// Numbers before they are needed that weights in 16 bits are fetched, 2 KB: they are used up
-  /// sooner than memory answers.
-  static constexpr Index ahead = std::is_same_v<Scalar, Storage> ? 0 : 1024;
-  static constexpr bool is_rounded = !std::is_same_v<Scalar, Storage>;
-  /// Panels that are read at a time. In 16 bits, one after the other as they lie, for which memory
-  /// needs to be asked in order.
-  static constexpr int panels = is_rounded ? 1 : 4;
+  /// Places at which panels are read at a time, far from each other: memory answers so many streams
+  /// sooner than one.
+  static constexpr int panels = 4;
   /// Columns whose values lie side by side.
-  static constexpr int side = is_rounded ? side_by_side<Storage> : 1;
+  static constexpr int side = std::is_same_v<Scalar, Storage> ? 1 : side_by_side<Storage>;
   /// One sum would wait for its own additions.
   static constexpr int sums = (std::max)(side, 8 / P::packets / panels);
+  /// Steps at a place before the next, 512 bytes: with fewer, the last cache answers later.
+  static constexpr Index run =
+      (std::max)(Index{1}, 512 / (P::count * static_cast<Index>(sizeof(Storage))) / sums) * sums;
 
   static LOCAL_MHA_INLINE P multiply_add(const Scalar* x, const P& weights, const P& sum) {
     if constexpr (cols == 1)
@@ -283,11 +282,13 @@ void spread_lane(const PackedWeight<Scalar, Storage>& weight, const Scalar* x, I
 
 namespace detail {
 
-/// `Panels` panels of a group from that of `row` on, for project_lane().
+/// `Panels` panels of a weight, `apart` from each other, for project_lane().
+/// \param panel the first, counted through all groups
+/// \param first_group where y begins
 template <int Panels, typename Scalar, typename Storage>
-LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& weight, Index group,
-                                          Index row, const Scalar* spread, Scalar* y,
-                                          Index y_stride) {
+LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& weight, Index panel,
+                                          Index apart, const Scalar* spread, Index first_group,
+                                          Scalar* y, Index y_stride) {
   using Reading = PanelReading<Scalar, Storage>;
   using P = typename Reading::P;
   constexpr Index rows = Reading::rows;
@@ -297,22 +298,25 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& w
   const Storage* from[Panels];
   P acc[Panels][sums];
   LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
-    from[p] = weight.panel(group, row / rows + p);
+    from[p] = weight.panel(0, panel + p * apart);
     LOCAL_MHA_UNROLL for (int s = 0; s < sums; ++s) acc[p][s] = P::zero();
   }
   const Scalar* x = spread;
   Index i = 0;
-  for (; i + sums <= steps; i += sums, x += sums * x_step) {
+  for (const Index whole = steps / sums * sums; i < whole;) {
+    const Index run = (std::min)(Reading::run, whole - i);
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
-      // One line in some: others are brought along, and to ask for each takes time.
-      if constexpr (Reading::ahead > 0) prefetch(from[p] + i * P::count, Reading::ahead);
-      LOCAL_MHA_UNROLL for (int s = 0; s < sums; s += Reading::side) {
-        P weights[Reading::side];
-        load_columns(from[p] + (i + s) * P::count, weights);
-        LOCAL_MHA_UNROLL for (int k = 0; k < Reading::side; ++k) acc[p][s + k] =
-            Reading::multiply_add(x + (s + k) * x_step, weights[k], acc[p][s + k]);
+      for (Index j = 0; j < run; j += sums) {
+        LOCAL_MHA_UNROLL for (int s = 0; s < sums; s += Reading::side) {
+          P weights[Reading::side];
+          load_columns(from[p] + (i + j + s) * P::count, weights);
+          LOCAL_MHA_UNROLL for (int k = 0; k < Reading::side; ++k) acc[p][s + k] =
+              Reading::multiply_add(x + (j + s + k) * x_step, weights[k], acc[p][s + k]);
+        }
       }
     }
+    i += run;
+    x += run * x_step;
   }
   for (; i < steps; i += Reading::side, x += Reading::side * x_step) {
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
@@ -329,33 +333,46 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& w
     acc[p][0].store(all[p]);
   }
   for (auto& sum : all) {
+    const Index group = panel / weight.group_panels();
+    const Index row = panel % weight.group_panels() * rows;
+    Scalar* const to = y + ((group - first_group) * weight.group_rows() + row) * y_stride;
     for (Index r = 0; r < (std::min)(rows, weight.group_rows() - row); ++r) {
       for (Index lane = r + rows; lane < P::count; lane += rows) sum[r] = sum[r] + sum[lane];
-      y[(row + r) * y_stride] = sum[r];
+      to[r * y_stride] = sum[r];
     }
-    row += rows;
+    panel += apart;
   }
+}
+
+/// Panels of a weight, counted through all groups, for project_lane().
+template <typename Scalar, typename Storage>
+void project_lane_panels(const PackedWeight<Scalar, Storage>& weight, const Range& panels,
+                         const Scalar* spread, Index first_group, Scalar* y, Index y_stride) {
+  constexpr int together = PanelReading<Scalar, Storage>::panels;
+  const Index apart = (panels.end - panels.begin) / together;
+  Index panel = panels.begin;
+  for (; panel < panels.begin + apart; ++panel)
+    project_lane_panels<together>(weight, panel, apart, spread, first_group, y, y_stride);
+  for (panel += (together - 1) * apart; panel < panels.end; ++panel)
+    project_lane_panels<1>(weight, panel, 1, spread, first_group, y, y_stride);
 }
 
 }  // namespace detail
 
 /// project() of a single position. Its lanes are rows of the weight: panels are multiplied as they
-/// lie, those of whole numbers several at a time, which the cache answers faster than one. The
-/// order in which a row is summed does not depend on how many there are.
+/// lie, several at a time. The order in which a row is summed does not depend on how many there
+/// are.
 /// \param some_rows those of the group that are computed, whole panels
 /// \param spread made by spread_lane()
 /// \param y `[group_rows]`, values `y_stride` apart: `block_rows` for a lane of a block
 template <typename Scalar, typename Storage>
 void project_lane(const PackedWeight<Scalar, Storage>& weight, Index group, const Range& some_rows,
                   const Scalar* spread, Scalar* y, Index y_stride) {
-  using Reading = detail::PanelReading<Scalar, Storage>;
-  constexpr Index rows = Reading::rows;
-  constexpr int together = Reading::panels;
-  Index row = some_rows.begin;
-  for (; row + (together - 1) * rows < some_rows.end; row += together * rows)
-    detail::project_lane_panels<together>(weight, group, row, spread, y, y_stride);
-  for (; row < some_rows.end; row += rows)
-    detail::project_lane_panels<1>(weight, group, row, spread, y, y_stride);
+  constexpr Index rows = PackedWeight<Scalar, Storage>::panel_rows;
+  const Index first = group * weight.group_panels();
+  detail::project_lane_panels(
+      weight, {first + some_rows.begin / rows, first + ceil_div(some_rows.end, rows)}, spread,
+      group, y, y_stride);
 }
 
 /// The same for all rows of the group.
@@ -363,6 +380,16 @@ template <typename Scalar, typename Storage>
 void project_lane(const PackedWeight<Scalar, Storage>& weight, Index group, const Scalar* spread,
                   Scalar* y, Index y_stride) {
   project_lane(weight, group, {0, weight.group_rows()}, spread, y, y_stride);
+}
+
+/// The same for some groups.
+/// \param y `[groups][group_rows]`
+template <typename Scalar, typename Storage>
+void project_lane(const PackedWeight<Scalar, Storage>& weight, const Range& groups,
+                  const Scalar* spread, Scalar* y) {
+  const Index panels = weight.group_panels();
+  detail::project_lane_panels(weight, {groups.begin * panels, groups.end * panels}, spread,
+                              groups.begin, y, 1);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -261,6 +261,15 @@ void project_lane(const OperandWeight<Scalar>& weight, Index group, const Scalar
   project_lane(weight, group, {0, weight.group_rows()}, spread, y, y_stride);
 }
 
+/// The same for some groups.
+/// \param y `[groups][group_rows]`
+template <OperandSum Scalar>
+void project_lane(const OperandWeight<Scalar>& weight, const Range& groups, const Scalar* spread,
+                  Scalar* y) {
+  for (Index group = groups.begin; group < groups.end; ++group, y += weight.group_rows())
+    project_lane(weight, group, spread, y, 1);
+}
+
 }  // namespace local_mha::inline LOCAL_MHA_ABI
 
 LOCAL_MHA_INT_BOUNDS_END
