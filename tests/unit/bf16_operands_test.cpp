@@ -494,9 +494,18 @@ TEST(Bf16Operands, PositionsLieInTiles) {
   Random random(12);
   for (const Index channels : {1, 7, 16, 20, 33, 64})
     for (const Index blocks : {1, 2, 3, 5, 8, 9}) {
-      GradientBlocks grad(3, 5);  // prepared again
+      // In memory that held something else.
+      const Index panels = local_mha::panel_channels<float>(channels) + count;
+      GradientBlocks grad(blocks + 8, panels + 3);
+      RowPanels rows(blocks + 8, panels);
+      auto ones = local_mha::make_block_buffer<float>((panels + 3) * count);
+      std::fill(ones.begin(), ones.end(), 1.0F);
+      for (Index b = 0; b < blocks + 8; ++b) {
+        grad.put(b, 0, panels + 3, ones.data());
+        rows.put(b, 0, panels, ones.data());
+      }
       grad.prepare(blocks, channels + 3);
-      RowPanels rows(blocks, local_mha::panel_channels<float>(channels) + count);
+      rows.prepare(blocks, panels);
       ASSERT_EQ(grad.channels(), channels + 3);
       ASSERT_EQ(grad.stride(), (channels + 3) * tile_positions / 2);
       std::vector<local_mha::BlockBuffer<float>> numbers;
