@@ -501,15 +501,14 @@ TEST(Bf16Stack, BackwardPassesKnowTheirCallsAgain) {
   Random random(4);
   const auto parameters = random_feed_forward(random, 12, 20);
   FeedForward layer(parameters);
-  Linear linear(local_mha::LinearConfig{.in_features = 12, .out_features = 12}, 1);
-  const Tensor<float, 3> x = random_rows(random, 1, 30, 12);
-  const auto expect_known = [&](auto& module, auto&& change) {
+  const auto expect_known = [&](auto& module, Index channels, auto&& change) {
+    const Tensor<float, 3> x = random_rows(random, 1, 30, channels);
     typename std::decay_t<decltype(module)>::Saved saved;
     auto gradients = module.parameters();
     const auto given = gradients;
     EXPECT_THROW(module.backward(gradients, saved, x, x), std::invalid_argument);
     module.forward_saving(saved, x);
-    EXPECT_THROW(module.backward(gradients, saved, x, random_rows(random, 1, 30, 12)),
+    EXPECT_THROW(module.backward(gradients, saved, x, random_rows(random, 1, 30, channels)),
                  std::invalid_argument);
     auto other = given;
     // Less than what is rounded away changes no operand.
@@ -520,10 +519,14 @@ TEST(Bf16Stack, BackwardPassesKnowTheirCallsAgain) {
     module.set_parameters(other);
     EXPECT_THROW(module.backward(gradients, saved, x, x), std::invalid_argument);
   };
-  expect_known(layer, [](auto& p, float factor) { p.proj_out(0, 0) *= factor; });
+  expect_known(layer, 12, [](auto& p, float factor) { p.proj_out(0, 0) *= factor; });
   layer = FeedForward(parameters);
-  expect_known(layer, [](auto& p, float factor) { p.proj_in *= factor; });
-  expect_known(linear, [](auto& p, float factor) { p.weight(0, 0) *= factor; });
+  expect_known(layer, 12, [](auto& p, float factor) { p.proj_in *= factor; });
+  // So few weights that each is looked at.
+  for (Index i = 0; i < 9; ++i) {
+    Linear small(local_mha::LinearConfig{.in_features = 3, .out_features = 3}, 1);
+    expect_known(small, 3, [&](auto& p, float factor) { p.weight.data()[i] *= factor; });
+  }
 }
 
 // ---- encoders
