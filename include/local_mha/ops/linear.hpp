@@ -28,13 +28,11 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// PyTorch's `nn.Linear`: `y = x·Wᵀ + b`.
-/// \tparam Storage what the weight is held as, see can_store; the bias stays a Scalar. A Linear
-/// that
-///         rounds its weight, and multiplies it as Scalars, goes forward alone
-/// \tparam Arithmetic what it is multiplied as, see can_multiply: in Eigen::bfloat16, rows are
-///         rounded before they pass it, as are they and the gradients of results in backward();
-///         sums are Scalars. Gradients are those for the numbers that the weight was before it was
-///         rounded
+/// \tparam Storage what the weight is held as, see can_store; the bias stays a Scalar. Where it is
+///         rounded, and multiplied as a Scalar, a Linear goes forward alone
+/// \tparam Arithmetic what it is multiplied as, see can_multiply. In Eigen::bfloat16, rows are
+///         rounded before they pass it; in backward(), they and the gradients of results. Sums are
+///         Scalars, and gradients those for the numbers that the weight was before it was rounded
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class Linear {
   using Weight = PackedWeight<Scalar, Storage, Arithmetic>;
