@@ -25,6 +25,7 @@
 #include "reference/dropout.hpp"
 #include "reference/operands.hpp"
 #include "support/library.hpp"
+#include "support/operand_case.hpp"
 #include "support/random_encoder.hpp"
 
 namespace bf16_stack_test {
@@ -708,6 +709,95 @@ TEST(Bf16Stack, ThreadsGiveTheSameBits) {
   }
 }
 
+local_mha::LocalTransformerConfig small_model();
+TransformerParameters model_parameters(std::uint64_t seed);
+Tensor<std::int64_t, 2> random_tokens(Random& random, Index batch, Index n);
+
+/// Of the rows, as "x", and of the weights.
+template <typename SomeEncoder>
+reference::Parameters<float> encoder_gradients(const SomeEncoder& encoder,
+                                               const Tensor<float, 3>& x,
+                                               const Tensor<float, 3>& grad_y,
+                                               const local_mha::EncoderCall& call = {}) {
+  typename SomeEncoder::Saved saved;
+  const Tensor<float, 3> y = encoder.forward_saving(saved, x, call);
+  EXPECT_TRUE(support::same_bits(y, encoder.forward(x, call)));
+  auto gradients = EncoderParameters::zeros(encoder.config());
+  const Tensor<float, 3> of_x = encoder.backward(gradients, saved, grad_y, call.device);
+  auto all = support::named<float>(gradients);
+  all["x"] = support::array(of_x);
+  return all;
+}
+
+TEST(Bf16Stack, AnEncoderGoesBackAsItsLayersDo) {
+  Threads threads;
+  Random random(11);
+  // One layer, written out in its modules: the same numbers up to the order of sums.
+  auto config = encoder_of(true, 1);
+  config.depth = 1;
+  const Encoder encoder(config, 5);
+  const EncoderParameters p = encoder.parameters();
+  const local_mha::LocalMHA<float, bfloat16, bfloat16> attention(config.layers.front(),
+                                                                 p.layers.front().attention);
+  const FeedForward feed_forward(p.layers.front().feed_forward);
+  const Tensor<float, 3> x = random_rows(random, 2, 75, 48),
+                         grad_y = random_rows(random, 2, 75, 48);
+  decltype(attention)::Saved of_attention;
+  const Tensor<float, 3> middle = attention.forward_saving(of_attention, x) + x;
+  FeedForward::Saved of_feed_forward;
+  feed_forward.forward_saving(of_feed_forward, middle);
+  auto wanted = EncoderParameters::zeros(config);
+  const Tensor<float, 3> of_middle =
+      feed_forward.backward(wanted.layers.front().feed_forward, of_feed_forward, grad_y, middle) +
+      grad_y;
+  const Tensor<float, 3> of_x =
+      attention.backward(wanted.layers.front().attention, of_attention, of_middle, x) + of_middle;
+  auto all = support::named<float>(wanted);
+  all["x"] = support::array(of_x);
+  const auto got = encoder_gradients(encoder, x, grad_y);
+  ASSERT_EQ(got.size(), all.size());
+  for (const auto& [name, array] : all)
+    EXPECT_LT(support::apart(got.at(name), array).rms, 1e-6) << name;
+
+  for (const Index streams : {1, 2}) {
+    const local_mha::Encoder<float> exact(encoder_of(false, streams), 9);
+    const Encoder deep(exact.config(), exact.parameters());
+    const auto of_products = encoder_gradients(deep, x, grad_y),
+               of_float = encoder_gradients(exact, x, grad_y);
+    for (const auto& [name, array] : of_float) {
+      double largest = 0;
+      for (const float number : array.data) largest = std::max<double>(largest, std::abs(number));
+      if (largest < 1e-4) continue;
+      EXPECT_LT(support::apart(of_products.at(name), array).rms, 0.03) << name;
+    }
+    const auto on_threads = encoder_gradients(deep, x, grad_y, {.device = threads.device});
+    for (const auto& [name, array] : of_products)
+      EXPECT_EQ(on_threads.at(name).data, array.data) << name;
+  }
+}
+
+TEST(Bf16Stack, AModelLearnsByItsRoundedProducts) {
+  Random random(12);
+  const Tensor<std::int64_t, 2> tokens = random_tokens(random, 4, 60);
+  TransformerParameters parameters = model_parameters(3);
+  LocalTransformer model(small_model(), parameters);
+  local_mha::LocalTransformer<float> exact(small_model(), parameters);
+  auto gradients = TransformerParameters::zeros(small_model()), of_float = gradients;
+  EXPECT_NEAR(model.backward(gradients, tokens), exact.backward(of_float, tokens), 1e-2);
+  const auto got = support::named<float>(gradients);
+  for (const auto& [name, array] : support::named<float>(of_float))
+    EXPECT_LT(support::apart(got.at(name), array).rms, 0.03) << name;
+  const float before = model.loss(tokens);
+  local_mha::AdamW optimizer({}, gradients);
+  for (int step = 0; step < 60; ++step) {
+    local_mha::set_zero(gradients);
+    model.backward(gradients, tokens);
+    optimizer.step(parameters, gradients, 1e-2);
+    model.set_parameters(parameters);
+  }
+  EXPECT_LT(model.loss(tokens), before / 3);
+}
+
 TEST(Bf16Stack, WhatLiesBehindASequenceReachesNobody) {
   Random random(6);
   for (const Index streams : {1, 2}) {
@@ -977,7 +1067,8 @@ TEST(Bf16Stack, ParametersAreTheRoundedOnes) {
 template <typename Layer>
 concept GoesBack = requires(const Layer& layer, typename Layer::Saved& saved,
                             const Tensor<float, 3>& x) { layer.forward_saving(saved, x); };
-static_assert(GoesBack<local_mha::Encoder<float>> && !GoesBack<Encoder>);
+static_assert(GoesBack<local_mha::Encoder<float>> && GoesBack<Encoder>);
+static_assert(!GoesBack<local_mha::Encoder<float, bfloat16>>);
 static_assert(GoesBack<local_mha::FeedForward<float>> && GoesBack<FeedForward>);
 static_assert(GoesBack<local_mha::Linear<float>> && GoesBack<Linear>);
 static_assert(!GoesBack<local_mha::FeedForward<float, bfloat16>>);

@@ -426,7 +426,7 @@ TEST(TransformerStreamingBadInput, IsNamedAndChangesNothing) {
     auto other_config = config;
     change(other_config);
     const auto other = random_model<float>(random, other_config);
-    expect_error("state: expected that of LocalTransformer, depth 2",
+    expect_error("state: expected that of LocalTransformer, num_tokens",
                  load(state_of(LocalTransformer<float>::Stream(other))));
   };
   expect_other([](auto& other) { other.depth = 3; });
@@ -434,7 +434,7 @@ TEST(TransformerStreamingBadInput, IsNamedAndChangesNothing) {
   expect_other([](auto& other) { other.ff_mult = 2; });
   expect_other([](auto& other) { other.use_dynamic_pos_bias = true; });
   const auto in_double = random_model<double>(random, config);
-  expect_error("state: expected that of LocalTransformer, depth 2",
+  expect_error("state: expected that of LocalTransformer, num_tokens",
                load(state_of(LocalTransformer<double>::Stream(in_double))));
   const auto more = random_tokens(random, 1, 9, 11);
   EXPECT_TRUE(support::same_bits(stream.push(more), twin.push(more)));
