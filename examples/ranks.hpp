@@ -132,16 +132,24 @@ class Ranks {
   Scalar backward(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
                   LocalTransformerParameters<Scalar>& gradients,
                   TensorView<const std::int64_t, 2> tokens, const EncoderCall& call) const {
+    require_one("model");
     return model.backward(gradients, tokens, call);
   }
   template <typename Scalar, typename Arithmetic>
   Scalar loss(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
               TensorView<const std::int64_t, 2> input, TensorView<const std::int64_t, 2> labels,
               const EncoderCall& call) const {
+    require_one("model");
     return model.loss(input, labels, call);
   }
 
  private:
+  void require_one(const char* what) const {
+    if (world_)
+      reject(what, "one that multiplies what it computes with, because there are several ranks",
+             "another");
+  }
+
   // Of those ranks of the world that name the same color.
   void make_part(Index color, std::optional<mpi::Communicator>& part) {
     MPI_Comm some = MPI_COMM_NULL;

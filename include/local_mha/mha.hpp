@@ -228,9 +228,9 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
     return grad_x;
   }
 
-  /// The same into given memory. What lies between the steps, about seven tensors of the size of x,
-  /// stays in the workspace for the next call, which allocates nothing where forward_into() would
-  /// not.
+  /// The same into given memory. What lies between the steps, seven to nine tensors of the size of
+  /// x, stays in the workspace for the next call, which allocates nothing where forward_into()
+  /// would not.
   /// \param grad_x that of x, `[B, N, dim]`, must not overlap grad_y and x
   /// \param workspace for one call at a time
   void backward_into(Output grad_x, Workspace& workspace, Parameters& gradients, const Saved& saved,

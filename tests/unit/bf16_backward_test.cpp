@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <numbers>
 #include <string>
 #include <utility>
 #include <vector>
@@ -273,6 +274,34 @@ TEST(Bf16Backward, WhatIsNoNumberReachesWhatSeesItAndNothingElse) {
   }
 }
 
+TEST(Bf16Backward, AQueryOrAGradientThatIsNoNumberReachesTheKeysThatItSees) {
+  const Index n = 70, row = 33;
+  local_mha::LocalAttentionConfig config{
+      .window_size = 10, .causal = true, .exact_windowsize = true};
+  // Queries are multiplied as they are given, of which the last number is too large.
+  config.scale = std::numbers::ln2;
+  const Attention attention(config);
+  const AttentionCase given = attention_case(9, 1, 1, n, 16);
+  const Attention::Gradients wanted = gradients_of(attention, given, {});
+  for (const bool of_query : {true, false})
+    for (const float number : {none, std::numeric_limits<float>::infinity(), 3.4e38F}) {
+      AttentionCase c = given;
+      fill_row(of_query ? c.q : c.grad_out, row, number);
+      const Attention::Gradients got = gradients_of(attention, c, {});
+      for (Index i = 0; i < n; ++i) {
+        const bool seen = i >= row - 10 && i <= row;
+        for (Index at = 0; at < 16; ++at) {
+          if (i != row) {
+            EXPECT_NEAR(got.q(0, 0, i, at), wanted.q(0, 0, i, at), 1e-5) << i;
+          }
+          if (seen) continue;
+          EXPECT_NEAR(got.k(0, 0, i, at), wanted.k(0, 0, i, at), 1e-5) << i;
+          EXPECT_NEAR(got.v(0, 0, i, at), wanted.v(0, 0, i, at), 1e-5) << i;
+        }
+      }
+    }
+}
+
 TEST(Bf16Backward, OfPackedSequencesIsThatOfEachAlone) {
   const Attention attention({.window_size = 12, .causal = true});
   const std::vector<Index> ends{0, 1, 1, 30, 47, 90};
@@ -327,6 +356,30 @@ TEST(Bf16Backward, ASavedCallIsKnownAgain) {
   c.parameters.at("to_qkv.weight").data[0] += 1;
   auto gradients = local_mha::LocalMHAParameters<float>::zeros(c.config);
   EXPECT_THROW(layer_of(c).backward(gradients, saved, grad_y, x), std::invalid_argument);
+  // Weights may be the same in float.
+  const local_mha::LocalMHA<float> exact(c.config, layer.parameters());
+  EXPECT_THROW(exact.backward(gradients, saved, grad_y, x), std::invalid_argument);
+  decltype(exact)::Saved of_float;
+  exact.forward_saving(of_float, x);
+  EXPECT_THROW(layer.backward(gradients, of_float, grad_y, x), std::invalid_argument);
+  const AttentionCase a = attention_case(1, 2, 2, 20, 8);
+  const local_mha::LocalAttention<float> exact_attention({.window_size = 5});
+  const Attention attention({.window_size = 5});
+  EXPECT_THROW(
+      attention.backward(exact_attention.forward_saving(a.q, a.k, a.v), a.grad_out, a.q, a.k, a.v),
+      std::invalid_argument);
+  EXPECT_THROW(
+      exact_attention.backward(attention.forward_saving(a.q, a.k, a.v), a.grad_out, a.q, a.k, a.v),
+      std::invalid_argument);
+  using FeedForward = local_mha::FeedForward<float, Eigen::bfloat16, Eigen::bfloat16>;
+  const FeedForward module({.dim = 8}, 1);
+  const local_mha::FeedForward<float> exact_module(module.parameters());
+  Tensor<float, 3> rows(1, 4, 8);
+  rows.setRandom();
+  FeedForward::Saved of_module;
+  module.forward_saving(of_module, rows);
+  auto of_weights = module.parameters();
+  EXPECT_THROW(exact_module.backward(of_weights, of_module, rows, rows), std::invalid_argument);
 }
 
 }  // namespace bf16_backward_test

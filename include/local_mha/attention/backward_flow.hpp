@@ -338,8 +338,7 @@ class AttentionBackwardFlow {
     rings.take_keys(at);
     head.load_values(block, rings.made_values(at));
     rings.take_values(at);
-    std::fill_n(rings.grad_keys[at], rings.grad_keys.channels() * count, Scalar(0));
-    std::fill_n(rings.grad_values[at], rings.grad_values.channels() * count, Scalar(0));
+    rings.clear_gradients(at);
   }
 
   template <typename Head>

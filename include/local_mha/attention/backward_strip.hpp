@@ -5,10 +5,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
-#include <cstdint>
 #include <type_traits>
-#include <vector>
 
 #include <Eigen/Core>
 
@@ -19,8 +16,8 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/ops/position_arrays.hpp>
 #include <local_mha/ops/rotary.hpp>
-#include <local_mha/ops/weight_gradient.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
@@ -64,7 +61,7 @@ class KeyValueNumbers {
   Scalar key(Index b, Index channel, Index r) const {
     return keys_[b][channel * block_rows<Scalar> + r];
   }
-  /// False if block `b` holds a NaN or an infinity.
+  /// False if block `b` holds a NaN or an infinity, of which 0 times is not 0.
   bool finite(Index b) const { return keys_.finite(b) && values_.finite(b); }
 
  private:
@@ -81,7 +78,6 @@ class KeyValueOperands {
       : keys_(dim_head, blocks),
         values_(dim_value, blocks),
         summed_keys_(dim_head, blocks),
-        finite_values_(static_cast<std::size_t>(blocks), 1),
         made_(make_block_buffer<Scalar>((std::max)(dim_head, dim_value) * block_rows<Scalar>)) {}
 
   Scalar* made_keys(Index /*b*/) { return made_.data(); }
@@ -90,11 +86,7 @@ class KeyValueOperands {
     summed_keys_.put(b, made_.data());
   }
   Scalar* made_values(Index /*b*/) { return made_.data(); }
-  void take_values(Index b) {
-    values_.put(b, made_.data());
-    const Index size = values_.channels() * block_rows<Scalar>;
-    finite_values_[slot(b)] = all_finite_operands<Eigen::bfloat16>(made_.data(), size) ? 1 : 0;
-  }
+  void take_values(Index b) { values_.put(b, made_.data()); }
 
   const KeyOperands<Scalar>& keys() const { return keys_; }
   const KeyOperands<Scalar>& values() const { return values_; }
@@ -102,15 +94,13 @@ class KeyValueOperands {
   Scalar key(Index b, Index channel, Index r) const {
     return from_stored<Scalar>(summed_keys_.value(b, channel, r));
   }
-  bool finite(Index b) const { return summed_keys_.finite(b) && finite_values_[slot(b)] != 0; }
+  /// Sums over operands leave out what is not seen by themselves.
+  static constexpr bool finite(Index /*b*/) { return true; }
 
  private:
-  std::size_t slot(Index b) const { return static_cast<std::size_t>(b % values_.capacity()); }
-
   KeyOperands<Scalar> keys_;
   KeyOperands<Scalar> values_;
   ValueOperands<Scalar> summed_keys_;
-  std::vector<std::uint8_t> finite_values_;
   BlockBuffer<Scalar> made_;  // before it is taken
 };
 
@@ -127,6 +117,12 @@ struct GradientRings : std::conditional_t<std::is_same_v<Arithmetic, Scalar>,
       : Inputs(dim_head, dim_value, blocks),
         grad_keys(panel_channels<Scalar>(dim_head), blocks),
         grad_values(panel_channels<Scalar>(dim_value), blocks) {}
+
+  /// Those of block `b` become 0.
+  void clear_gradients(Index b) {
+    for (Ring<Scalar>* of : {&grad_keys, &grad_values})
+      std::fill_n((*of)[b], of->channels() * block_rows<Scalar>, Scalar(0));
+  }
 
   Ring<Scalar> grad_keys;    ///< panels
   Ring<Scalar> grad_values;  ///< panels

@@ -26,7 +26,7 @@
 #include <local_mha/core/upcoming.hpp>
 #include <local_mha/core/window.hpp>
 #include <local_mha/ops/multiply.hpp>
-#include <local_mha/ops/weight_gradient.hpp>
+#include <local_mha/ops/position_arrays.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
 
@@ -294,6 +294,8 @@ class GradientSums {
 
 #if defined(LOCAL_MHA_AMX)
   void add_to_keys_by_matrix_unit(const Strip& strip, const Range& segment) const {
+    // Whole blocks of rows are multiplied: what make_rows() writes must be that.
+    static_assert(group == count);
     const MatrixUnit unit(MatrixUnit::Depth::half);
     for (Index block = segment.begin / count; block * count < segment.end; ++block) {
       add_panels_by_matrix_unit(row_of(p_, block * count), grad_out_panels_.data(),

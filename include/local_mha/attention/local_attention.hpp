@@ -142,6 +142,7 @@ class LocalAttention {
   Saved forward_saving(View q, View k, View v, const Call& call = {}) const {
     const auto inputs = check_arguments(q, k, v, call);
     Saved saved = Saved::of(config(), q, k, v, call);
+    saved.of_operands = !std::is_same_v<Scalar, Arithmetic>;
     Forward room;
     attend(room, inputs, q, k, v, call, saved.out.data(), saved.lse.data(), saved.lse_rest.data());
     return saved;

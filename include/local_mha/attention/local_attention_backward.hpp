@@ -3,8 +3,11 @@
 /// LocalAttention::backward_into().
 #pragma once
 
+#include <type_traits>
+
 #include <local_mha/attention/local_attention.hpp>
 #include <local_mha/attention/rows_head.hpp>
+#include <local_mha/core/error.hpp>
 #include <local_mha/core/types.hpp>
 
 namespace local_mha::inline LOCAL_MHA_ABI {
@@ -23,6 +26,8 @@ void LocalAttention<Scalar, Score, Arithmetic>::backward_into(Gradients& gradien
   require_shape("grad_out", grad_out.dimensions(), q.dimensions());
   const auto [batch, heads, seqlen, dim_head] = q.dimensions();
   saved.check_arguments(config(), q, k, v, call);
+  if (saved.of_operands == std::is_same_v<Scalar, Arithmetic>)
+    reject("saved", "that of an attention of this arithmetic", "that of another");
   const auto inputs = check_arguments(q, k, v, of_forward);
   gradients.prepare(q, k, v, call);
   BiasGradients& grad_bias = workspace.grad_bias_;

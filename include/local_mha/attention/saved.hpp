@@ -59,6 +59,8 @@ struct SavedAttention {
   LocalAttentionConfig config = {};
   SavedCall<Scalar> call = {};
   std::array<Sample<Scalar>, 3> inputs = {};
+  /// The attention rounds what it multiplies.
+  bool of_operands = false;
 };
 
 /// Gradients of what forward() takes, in the same shapes.

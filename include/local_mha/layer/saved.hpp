@@ -53,6 +53,7 @@ struct SavedLayer {
     call.take(of_attention(given));
     input.take(detail::numbers_of(x, given.lengths));
     weights.take(layer.numbers());
+    of_operands = Weights::of_operands;
     config = layer.config;
   }
 
@@ -69,8 +70,8 @@ struct SavedLayer {
       reject("saved", describe(layer), describe(config));
     require_shape<2>("saved", {batch, seqlen}, {x.dimension(0), x.dimension(1)});
     if (config != layer) reject("saved", "that of a layer of this configuration", "another");
-    if (!weights.is_of(of_layer.numbers()))
-      reject("saved", "that of a layer of these weights", "another");
+    if (of_operands != Weights::of_operands || !weights.is_of(of_layer.numbers()))
+      reject("saved", "that of a layer of these weights and this arithmetic", "another");
     call.require_same_call(of_attention(given));
     if (!input.is_of(detail::numbers_of(x, call.lengths())))
       reject("x", "what forward_saving() was given", "other numbers");
@@ -89,6 +90,8 @@ struct SavedLayer {
   static LocalMHAConfig of_nothing() { return {.dim_head = 0, .heads = 0}; }
 
   LocalMHAConfig config = of_nothing();
+  /// The layer rounds what it multiplies.
+  bool of_operands = false;
   Index batch = 0;
   Index seqlen = 0;
   detail::SequenceBlocks rows;

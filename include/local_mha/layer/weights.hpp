@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 
 #include <local_mha/attention/local_attention.hpp>
@@ -30,6 +31,8 @@ template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scal
 struct LayerWeights {
   using Parameters = LocalMHAParameters<Scalar>;
   using Weight = PackedWeight<Scalar, Storage, Arithmetic>;
+  /// Whether products are of what is rounded.
+  static constexpr bool of_operands = !std::is_same_v<Scalar, Arithmetic>;
 
   /// \param given fit the configuration, which is valid; of Scalars, or of the Storage
   template <typename Given>

@@ -325,6 +325,7 @@ class FeedForward {
     requires detail::Trainable<Scalar, Storage, Arithmetic>
   {
     saved.dropout = dropout_;
+    saved.of_operands = !std::is_same_v<Scalar, Arithmetic>;
     saved.training = training;
     saved.places.assign(places.begin(), places.end());
     saved.input.take(std::array{Numbers{x}});

@@ -61,8 +61,10 @@ void FeedForward<Scalar, Storage, Arithmetic>::flow_back(
   requires detail::Trainable<Scalar, Storage, Arithmetic>
 {
   require_shape<2>("saved", {saved.rows, saved.inner}, {x.rows(), inner_});
-  if (saved.dropout != dropout_ || !saved.weights.is_of(weights_->numbers()))
-    reject("saved", "that of a feed-forward of these weights and this dropout", "another");
+  if (saved.dropout != dropout_ || saved.of_operands == std::is_same_v<Scalar, Arithmetic> ||
+      !saved.weights.is_of(weights_->numbers()))
+    reject("saved", "that of a feed-forward of these weights, this dropout and this arithmetic",
+           "another");
   detail::require_same("training", call.training.has_value(), call.training, saved.training);
   if (!saved.input.is_of(std::array{Numbers{x}}))
     reject("x", "what forward_saving() was given", "other numbers");

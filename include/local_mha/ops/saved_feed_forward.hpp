@@ -34,6 +34,8 @@ struct SavedFeedForward {
   detail::Sample<Scalar> input = {};
   /// The same of the weights.
   detail::Sample<Scalar> weights = {};
+  /// The layer rounds what it multiplies.
+  bool of_operands = false;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI

@@ -10,13 +10,8 @@
 #pragma once
 
 #include <algorithm>
-#include <iterator>
-#include <string>
-#include <type_traits>
-#include <vector>
 
 #include <local_mha/core/block.hpp>
-#include <local_mha/core/error.hpp>
 #include <local_mha/core/matrix_unit.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/parallel.hpp>

@@ -207,8 +207,11 @@ template <typename OnTokens>
 Tensor<std::int64_t, 2> LocalTransformer<Scalar, Storage, Arithmetic>::generate(
     Tokens prompt, const GenerateConfig& config, OnTokens&& on_tokens) const {
   const auto [batch, prompted] = prompt.dimensions();
-  if (!is_causal(this->config()))
+  if (!is_causal(this->config())) {
+    if (!this->config().layers.empty())
+      reject("layers", "causal ones, because a token is made of those before it", "others");
     reject("causal", "true, because a token is made of those before it", false);
+  }
   if (batch < 1 || prompted < 1)
     reject("prompt", "at least 1 token in at least 1 sequence", to_string(prompt.dimensions()));
   const std::vector<Index>& lengths = config.prompt_lengths;
