@@ -55,7 +55,7 @@ TEST(MatrixUnit, ScoresAreSumsOfProducts) {
       auto scores = local_mha::make_block_buffer<float>((blocks * count + 1) * count);
       std::fill(scores.begin(), scores.end(), 7.0F);
       local_mha::detail::multiply_keys_by_matrix_unit(keys.cursor(first), blocks, keys.tiles(),
-                                              pairs.data(), scores.data());
+                                                      pairs.data(), scores.data());
       for (Index key = 0; key < blocks * count; ++key)
         for (Index query = 0; query < count; ++query) {
           double sum = 0, size = 0;
