@@ -78,6 +78,7 @@ class LongformerAttention {
   /// There is none: making one does not compile, and the message says what to do.
   class Stream {
    public:
+    /// Of no arguments.
     template <typename... Arguments>
     explicit Stream(const Arguments&...) {
       static_assert(
