@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 
 #include <Eigen/Core>
 
@@ -23,7 +24,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Blocks of operands, `[tile][channel][positions of a tile's blocks]`, a tile being of
 /// PositionTiles. Without values until put() writes them, but for what fills up the last tile.
-template <typename Scalar>
+template <std::same_as<float> Scalar>
 class BlockArray<Scalar, Eigen::bfloat16> {
   using Tiles = PositionTiles<Scalar, Eigen::bfloat16>;
 
@@ -71,7 +72,7 @@ class BlockArray<Scalar, Eigen::bfloat16> {
 
 /// Panels of operands, `[panel][tile][pair of positions][block_rows channels]`, a tile being of
 /// PositionTiles. Without values until put() writes them, but for what fills up the last tile.
-template <typename Scalar>
+template <std::same_as<float> Scalar>
 class PanelArray<Scalar, Eigen::bfloat16> {
   using Tiles = PositionTiles<Scalar, Eigen::bfloat16>;
   static constexpr Index count = block_rows<Scalar>;
