@@ -2636,7 +2636,7 @@ std::vector<BadInput> streams() {
          config.layers[1].token_window = {3, 1};
          config.local_attn_window_size = LocalTransformerConfig().local_attn_window_size;
        }),
-       {"causal", "true", "got 0"},
+       {"layers", "causal ones", "got others"},
        "LocalTransformer::generate"},
   };
 }
