@@ -208,9 +208,8 @@ class GradientSums {
   void make_panels(Index channels, const Scalar* block, Operand* to) {
     if constexpr (of_operands) {
       block_to_panels(channels, block, panels_.data());
-      const Scalar* rows = panels_.data();
-      for (Index i = 0; i < panel_channels<Scalar>(channels) / 2; ++i, rows += 2 * count)
-        store_pairs(L::load(rows), L::load(rows + count), to + i * count);
+      // Rows of panels are packed as channels of blocks are.
+      pack_channels(panel_channels<Scalar>(channels), panels_.data(), to);
     } else {
       block_to_panels(channels, block, to);
     }
