@@ -30,11 +30,13 @@ class NarrowKernel {
  public:
   using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
+  /// Channels that are computed at a time: a packet, however many positions a block has.
+  using C = Lanes<Scalar, L::packets>;
   /// Keys that a query sees at most.
-  static constexpr Index most_keys = 2 * count;
+  static constexpr Index most_keys = 2 * C::count;
 
   NarrowKernel()
-      : products_(make_block_buffer<Scalar>(most_keys * count * L::folded)),
+      : products_(make_block_buffer<Scalar>(most_keys * count * C::folded)),
         scores_(make_block_buffer<Scalar>(most_keys * count)) {}
 
   /// True if heads of these sizes can be attended here. AttentionKernel is for all others.
@@ -44,7 +46,7 @@ class NarrowKernel {
                        !head.shared_qk;
     // Summing over the channels costs as much for few of them as for many.
     const Index most = most_keys * (std::min<Index>)(dim_head, 64) / 64;
-    return plain && L::vectorized && dim_head % count == 0 && dim_value % count == 0 &&
+    return plain && L::vectorized && dim_head % C::count == 0 && dim_value % C::count == 0 &&
            head.window->reach_behind() + head.window->reach_ahead() < most;
   }
 
@@ -68,7 +70,7 @@ class NarrowKernel {
 
  private:
   // Lanes of channels that are in registers at once.
-  static constexpr int most_pieces = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
+  static constexpr int most_pieces = std::clamp(Tiling<Scalar>::accumulators * L::packets, 1, 4);
 
   // Which keys the queries see.
   void look(const AttentionHead<Scalar>& head, Index first) {
@@ -90,16 +92,16 @@ class NarrowKernel {
 
   Index length(Index r) const { return seen_[r].end - seen_[r].begin; }
   Scalar* products(Index place, Index r) {
-    return products_.data() + (place * count + r) * L::folded;
+    return products_.data() + (place * count + r) * C::folded;
   }
 
   // Calls `f(c, pieces)`, `pieces` a constant, for pieces of Lanes that make up the channels.
   template <typename F>
   static LOCAL_MHA_INLINE void for_pieces(Index channels, F&& f) {
     Index c = 0;
-    for (; c + most_pieces * count <= channels; c += most_pieces * count)
+    for (; c + most_pieces * C::count <= channels; c += most_pieces * C::count)
       f(c, std::integral_constant<int, most_pieces>());
-    for (; c < channels; c += count) f(c, std::integral_constant<int, 1>());
+    for (; c < channels; c += C::count) f(c, std::integral_constant<int, 1>());
   }
 
   // products = (scale·q[c])·k[c], summed over pieces of channels, and in a piece as far as
@@ -108,15 +110,15 @@ class NarrowKernel {
     const Index places = length(r);
     for_pieces(dim_head, [&](Index c, auto pieces) {
       constexpr int n = pieces;
-      L query[n];
+      C query[n];
       LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) query[p] =
-          scale * L::load_unaligned(q + c + p * count);
+          scale * C::load_unaligned(q + c + p * C::count);
       const Scalar* key = k + seen_[r].begin * dim_head + c;
       Scalar* to = products(0, r);
-      for (Index place = 0; place < places; ++place, key += dim_head, to += count * L::folded) {
-        L product = query[0] * L::load_unaligned(key);
+      for (Index place = 0; place < places; ++place, key += dim_head, to += count * C::folded) {
+        C product = query[0] * C::load_unaligned(key);
         LOCAL_MHA_UNROLL for (int p = 1; p < n; ++p) product =
-            fma(query[p], L::load_unaligned(key + p * count), product);
+            fma(query[p], C::load_unaligned(key + p * C::count), product);
         if (c == 0)
           product.fold(to);
         else
@@ -128,7 +130,7 @@ class NarrowKernel {
   void sum_channels() {
     for (Index place = 0; place < places_; ++place) {
       Scalar* scores = scores_.data() + place * count;
-      L::sum_folded(products(place, 0), scores);
+      for (Index r = 0; r < count; r += C::count) C::sum_folded(products(place, r), scores + r);
       if (even_) continue;
       for (Index r = 0; r < count; ++r)
         if (r >= rows_ || place >= length(r))
@@ -159,15 +161,15 @@ class NarrowKernel {
     const Index places = length(r);
     for_pieces(dim_value, [&](Index c, auto pieces) {
       constexpr int n = pieces;
-      L sum[n];
-      LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) sum[p] = L::zero();
+      C sum[n];
+      LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) sum[p] = C::zero();
       const Scalar* value = v + seen_[r].begin * dim_value + c;
       const Scalar* weight = scores_.data() + r;
       for (Index place = 0; place < places; ++place, value += dim_value, weight += count) {
         LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) sum[p] =
-            fma(*weight, L::load_unaligned(value + p * count), sum[p]);
+            fma(*weight, C::load_unaligned(value + p * C::count), sum[p]);
       }
-      LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) sum[p].store_unaligned(out + c + p * count);
+      LOCAL_MHA_UNROLL for (int p = 0; p < n; ++p) sum[p].store_unaligned(out + c + p * C::count);
     });
   }
 
