@@ -238,6 +238,13 @@ class GradientSums {
       store_pairs(first, second, pairs);
     }
     clear_until(ds_pairs_.data() + ceil_div(neighbours + end, 2 * count) * (2 * count) / 2 * count);
+    if (!by_matrix_unit<Scalar, Arithmetic>()) return;
+    // It multiplies whole blocks of keys.
+    const Index whole = ceil_div(end, count) * count;
+    for (Pair* rows : {p_rows_.data(), ds_rows_.data()}) {
+      std::fill_n(rows, before * count / 2, Pair{});
+      std::fill(rows + end * count / 2, rows + whole * count / 2, Pair{});
+    }
   }
 
   // to[key][channel] += Σ_lane weights[key][lane]·rows[lane][channel] for panel_keys keys.
@@ -293,9 +300,7 @@ class GradientSums {
 
 #if defined(LOCAL_MHA_AMX)
   void add_to_keys_by_matrix_unit(const Strip& strip, const Range& segment) const {
-    // Whole blocks of rows are multiplied: what make_rows() writes must be that.
-    static_assert(group == count);
-    const MatrixUnit unit(MatrixUnit::Depth::half);
+    const MatrixUnit unit;
     for (Index block = segment.begin / count; block * count < segment.end; ++block) {
       add_panels_by_matrix_unit(row_of(p_, block * count), grad_out_panels_.data(),
                                 strip.store.grad_values[block], strip.store.grad_values.channels());
@@ -307,38 +312,13 @@ class GradientSums {
   // add_panels() of a block of keys.
   static LOCAL_MHA_NOINLINE void add_panels_by_matrix_unit(const Pair* weights, const Pair* rows,
                                                            float* to, Index channels) {
-    using Unit = MatrixUnit;
-    Unit::load<4>(weights, Unit::row_bytes / 2);
-    const auto add = [&]<int Panels>() {
-      Unit::load<0>(to);
-      Unit::load<5>(rows);
-      Unit::multiply<0, 4, 5>();
-      if constexpr (Panels > 1) {
-        Unit::load<1>(to + count * count);
-        Unit::load<6>(rows + panel_size);
-        Unit::multiply<1, 4, 6>();
-      }
-      if constexpr (Panels > 2) {
-        Unit::load<2>(to + 2 * count * count);
-        Unit::load<7>(rows + 2 * panel_size);
-        Unit::multiply<2, 4, 7>();
-        Unit::load<3>(to + 3 * count * count);
-        Unit::load<5>(rows + 3 * panel_size);
-        Unit::multiply<3, 4, 5>();
-      }
-      Unit::store<0>(to);
-      if constexpr (Panels > 1) Unit::store<1>(to + count * count);
-      if constexpr (Panels > 2) {
-        Unit::store<2>(to + 2 * count * count);
-        Unit::store<3>(to + 3 * count * count);
-      }
-      rows += Panels * panel_size;
-      to += Panels * count * count;
-      channels -= Panels * count;
-    };
-    while (channels >= 4 * count) add.template operator()<4>();
-    if (channels >= 2 * count) add.template operator()<2>();
-    if (channels >= count) add.template operator()<1>();
+    using Sums = TileSums<2>;
+    constexpr Index size = count * count;
+    for (; channels > 0; channels -= count, rows += panel_size, to += size) {
+      Sums::load({to, to + size / 2});
+      Sums::add({weights, weights + tile_rows * tile_pairs}, tile_pairs, rows);
+      Sums::store({to, to + size / 2});
+    }
   }
 #endif
 

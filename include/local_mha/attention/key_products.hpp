@@ -69,58 +69,23 @@ LOCAL_MHA_INLINE void multiply_keys(const KeyOperands<Scalar>& keys, const Pair*
 }
 
 #if defined(LOCAL_MHA_AMX)
-/// Blocks of keys that multiply_keys_by_matrix_unit() takes at once, at most.
-inline constexpr Index product_tiles = 4;
-
-/// The product of `Blocks` blocks of keys.
+/// The product of `blocks` blocks of keys, by the matrix unit.
 /// \param cursor at the first of them
 /// \param tiles in the depth
-template <int Blocks>
-LOCAL_MHA_NOINLINE void multiply_keys_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index tiles,
-                                                     const Pair* rows, float* product) {
-  using Unit = MatrixUnit;
-  constexpr Index tile = KeyOperands<float>::tile;
-  constexpr Index block = block_rows<float> * block_rows<float>;
-  const Pair* keys[product_tiles];
-  for (int i = 0; i < Blocks; ++i, cursor.advance()) keys[i] = cursor.block();
-  Unit::zero<0>();
-  if constexpr (Blocks > 1) Unit::zero<1>();
-  if constexpr (Blocks > 2) Unit::zero<2>();
-  if constexpr (Blocks > 3) Unit::zero<3>();
-  for (Index t = 0; t < tiles; ++t) {
-    Unit::load<7>(rows + t * tile);
-    Unit::load<4>(keys[0] + t * tile);
-    Unit::multiply<0, 4, 7>();
-    if constexpr (Blocks > 1) {
-      Unit::load<5>(keys[1] + t * tile);
-      Unit::multiply<1, 5, 7>();
-    }
-    if constexpr (Blocks > 2) {
-      Unit::load<6>(keys[2] + t * tile);
-      Unit::multiply<2, 6, 7>();
-    }
-    if constexpr (Blocks > 3) {
-      Unit::load<4>(keys[3] + t * tile);
-      Unit::multiply<3, 4, 7>();
-    }
-  }
-  Unit::store<0>(product);
-  if constexpr (Blocks > 1) Unit::store<1>(product + block);
-  if constexpr (Blocks > 2) Unit::store<2>(product + 2 * block);
-  if constexpr (Blocks > 3) Unit::store<3>(product + 3 * block);
-}
-
-/// The same of any number.
 inline void multiply_keys_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index blocks,
                                          Index tiles, const Pair* rows, float* product) {
-  constexpr Index block = block_rows<float> * block_rows<float>;
-  for (; blocks >= product_tiles; blocks -= product_tiles, product += product_tiles * block) {
-    multiply_keys_by_matrix_unit<product_tiles>(cursor, tiles, rows, product);
-    for (int i = 0; i < product_tiles; ++i) cursor.advance();
+  using Sums = TileSums<2>;
+  constexpr Index tile = KeyOperands<float>::tile;
+  constexpr Index half = tile_rows * KeyOperands<float>::position_stride();
+  constexpr Index half_product = tile_rows * block_rows<float>;
+  for (; blocks > 0; --blocks, cursor.advance(), product += 2 * half_product) {
+    const Pair* const keys = cursor.block();
+    Sums::zero();
+    for (Index t = 0; t < tiles; ++t)
+      Sums::add({keys + t * tile, keys + t * tile + half}, KeyOperands<float>::position_stride(),
+                rows + t * tile);
+    Sums::store({product, product + half_product});
   }
-  if (blocks == 3) multiply_keys_by_matrix_unit<3>(cursor, tiles, rows, product);
-  if (blocks == 2) multiply_keys_by_matrix_unit<2>(cursor, tiles, rows, product);
-  if (blocks == 1) multiply_keys_by_matrix_unit<1>(cursor, tiles, rows, product);
 }
 #endif
 

@@ -106,52 +106,27 @@ LOCAL_MHA_NOINLINE void add_weighted_channels(
 /// `out[c][lane] += Σ_key v[key][c]·p[key][lane]` of `Tiles` times 16 channels, by the matrix unit.
 template <int Tiles, bool Finite, typename Keys>
 LOCAL_MHA_NOINLINE void add_weighted_tiles(const Chunk<float, ValueOperands<float>, Keys>& chunk,
-                                           Index c, bool begins, float* out) {
-  static_assert(Tiles <= 4);
-  using Unit = MatrixUnit;
-  constexpr Index count = tile_rows, tile = tile_rows * count;
-  if (begins) {
-    Unit::zero<0>();
-    if constexpr (Tiles > 1) Unit::zero<1>();
-    if constexpr (Tiles > 2) Unit::zero<2>();
-    if constexpr (Tiles > 3) Unit::zero<3>();
-  } else {
-    Unit::load<0>(out);
-    if constexpr (Tiles > 1) Unit::load<1>(out + tile);
-    if constexpr (Tiles > 2) Unit::load<2>(out + 2 * tile);
-    if constexpr (Tiles > 3) Unit::load<3>(out + 3 * tile);
-  }
+                                           Index c, bool begins, float* const (&out)[Tiles]) {
+  using Sums = TileSums<Tiles>;
+  constexpr Index stride = ValueOperands<float>::channel_stride();
+  constexpr Index size = Tiles * tile_rows * stride;
+  if (begins)
+    Sums::zero();
+  else
+    Sums::load(out);
   for (const auto& piece : chunk) {
-    const Range blocks = piece.aligned_blocks();
+    const Range blocks = piece.blocks();
     auto cursor = piece.values->cursor(blocks.begin);
-    const Pair* p = piece.pairs;
-    for (Index block = blocks.begin; block < blocks.end; block += 2, p += tile) {
-      alignas(64) Pair aside[Finite ? 1 : Tiles * tile];
-      const Pair* v = cursor.block() + c * count;
-      if constexpr (!Finite) v = finite_values(Tiles * tile, v, aside);
-      cursor.advance();
-      cursor.advance();
-      Unit::load<7>(p);
-      Unit::load<4>(v);
-      Unit::multiply<0, 4, 7>();
-      if constexpr (Tiles > 1) {
-        Unit::load<5>(v + tile);
-        Unit::multiply<1, 5, 7>();
-      }
-      if constexpr (Tiles > 2) {
-        Unit::load<6>(v + 2 * tile);
-        Unit::multiply<2, 6, 7>();
-      }
-      if constexpr (Tiles > 3) {
-        Unit::load<4>(v + 3 * tile);
-        Unit::multiply<3, 4, 7>();
-      }
+    for (Index block = blocks.begin; block < blocks.end; ++block, cursor.advance()) {
+      alignas(64) Pair aside[Finite ? 1 : size];
+      const Pair* v = cursor.block() + c * stride;
+      if constexpr (!Finite) v = finite_values(size - stride / 2, v, aside);
+      const Pair* tiles[Tiles];
+      for (int i = 0; i < Tiles; ++i) tiles[i] = v + i * tile_rows * stride;
+      Sums::add(tiles, stride, piece.pairs_of_block(block));
     }
   }
-  Unit::store<0>(out);
-  if constexpr (Tiles > 1) Unit::store<1>(out + tile);
-  if constexpr (Tiles > 2) Unit::store<2>(out + 2 * tile);
-  if constexpr (Tiles > 3) Unit::store<3>(out + 3 * tile);
+  Sums::store(out);
 }
 
 /// add_weighted_values() by the matrix unit.
@@ -160,20 +135,22 @@ void add_weighted_values_by_matrix_unit(const Chunk<float, ValueOperands<float>,
                                         Index channels, const Lanes<float>* rescale,
                                         const Lanes<float>& factor, float* out) {
   using L = Lanes<float>;
-  constexpr Index count = tile_rows;
+  constexpr Index count = block_rows<float>;
+  constexpr Index size = tile_rows * count;
   const auto multiply_all = [&](const L& by) {
     for (Index c = 0; c < channels; ++c) (by * L::load(out + c * count)).store(out + c * count);
   };
-  if (rescale != nullptr) multiply_all(*rescale);
+  const bool begins = rescale == nullptr;
+  if (!begins) multiply_all(*rescale);
   Index c = 0;
-  for (; c + 4 * tile_rows <= channels; c += 4 * tile_rows)
-    add_weighted_tiles<4, Finite>(chunk, c, rescale == nullptr, out + c * count);
+  for (; c + 2 * tile_rows <= channels; c += 2 * tile_rows)
+    add_weighted_tiles<2, Finite>(chunk, c, begins, {out + c * count, out + c * count + size});
   for (; c < channels; c += tile_rows) {
     // The result may have no room for all rows of a tile.
-    alignas(64) float aside[tile_rows * count] = {};
+    alignas(64) float aside[size] = {};
     const Index rows = (std::min)(channels - c, tile_rows);
-    if (rescale != nullptr) std::copy_n(out + c * count, rows * count, aside);
-    add_weighted_tiles<1, Finite>(chunk, c, rescale == nullptr, aside);
+    if (!begins) std::copy_n(out + c * count, rows * count, aside);
+    add_weighted_tiles<1, Finite>(chunk, c, begins, {aside});
     std::copy_n(aside, rows * count, out + c * count);
   }
   multiply_all(factor);

@@ -14,6 +14,8 @@
 
 #include <type_traits>
 
+#include <local_mha/core/block.hpp>
+#include <local_mha/core/compiler.hpp>
 #include <local_mha/core/namespace.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/types.hpp>
@@ -46,13 +48,7 @@ inline bool has_matrix_unit() {
 /// configured them as before is lost.
 class MatrixUnit {
  public:
-  /// What tiles 4 to 7 are.
-  enum class Depth : std::uint8_t {
-    whole,  ///< 16 rows of 32 operands, or 16 pairs of 16 lanes
-    half    ///< tile 4 16 rows of 16 operands, the others 8 pairs of 16 lanes
-  };
-
-  explicit MatrixUnit(Depth depth = Depth::whole) {
+  MatrixUnit() {
     struct alignas(64) Shapes {
       std::uint8_t palette = 1;
       std::uint8_t first_row = 0;
@@ -61,29 +57,24 @@ class MatrixUnit {
       std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     };
     static constexpr Shapes whole;
-    static constexpr Shapes half{.bytes = {64, 64, 64, 64, 32, 64, 64, 64},
-                                 .rows = {16, 16, 16, 16, 16, 8, 8, 8}};
-    __asm__ volatile("ldtilecfg %0" ::"m"(depth == Depth::half ? half : whole));
+    __asm__ volatile("ldtilecfg %0" ::"m"(whole));
   }
   MatrixUnit(const MatrixUnit&) = delete;
   MatrixUnit& operator=(const MatrixUnit&) = delete;
   ~MatrixUnit() { __asm__ volatile("tilerelease"); }
 
-  /// Bytes from row to row of sums, and of operands.
-  static constexpr long row_bytes = 64;
-
   template <int Tile>
   static LOCAL_MHA_INLINE void zero() {
     __asm__ volatile("tilezero %%tmm%c0" ::"i"(Tile));
   }
-  /// \param stride bytes from row to row
+  /// \param row_bytes from row to row
   template <int Tile>
-  static LOCAL_MHA_INLINE void load(const void* from, long stride = row_bytes) {
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(Tile)
+  static LOCAL_MHA_INLINE void load(const void* from, long row_bytes) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(Tile)
                      : "memory");
   }
   template <int Tile>
-  static LOCAL_MHA_INLINE void store(float* to) {
+  static LOCAL_MHA_INLINE void store(float* to, long row_bytes) {
     __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(Tile)
                      : "memory");
   }
@@ -91,6 +82,58 @@ class MatrixUnit {
   template <int C, int A, int B>
   static LOCAL_MHA_INLINE void multiply() {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+};
+
+/// Sums of `RowTiles` times tile_rows rows, `[rows][block_rows]`, in the matrix unit: a Lanes is
+/// two tiles wide, so that each tile of either operand serves two of the other.
+template <int RowTiles>
+class TileSums {
+  static_assert((RowTiles == 1 || RowTiles == 2) && block_rows<float> == 2 * tile_rows);
+  using Unit = MatrixUnit;
+  static constexpr bool both = RowTiles == 2;
+  static constexpr long row_bytes = sizeof(float) * block_rows<float>;
+
+ public:
+  using Rows = float* const (&)[RowTiles];
+  using ConstRows = const float* const (&)[RowTiles];
+
+  static LOCAL_MHA_INLINE void zero() {
+    Unit::zero<0>();
+    Unit::zero<1>();
+    if constexpr (both) Unit::zero<2>();
+    if constexpr (both) Unit::zero<3>();
+  }
+  /// \param from the first row of each tile of rows
+  static LOCAL_MHA_INLINE void load(ConstRows from) {
+    Unit::load<0>(from[0], row_bytes);
+    Unit::load<1>(from[0] + tile_rows, row_bytes);
+    if constexpr (both) Unit::load<2>(from[1], row_bytes);
+    if constexpr (both) Unit::load<3>(from[1] + tile_rows, row_bytes);
+  }
+  static LOCAL_MHA_INLINE void store(Rows to) {
+    Unit::store<0>(to[0], row_bytes);
+    Unit::store<1>(to[0] + tile_rows, row_bytes);
+    if constexpr (both) Unit::store<2>(to[1], row_bytes);
+    if constexpr (both) Unit::store<3>(to[1] + tile_rows, row_bytes);
+  }
+  /// Adds the products of a tile's depth.
+  /// \param a for each tile of rows, `[tile_rows][tile_pairs]`
+  /// \param a_stride pairs from row to row
+  /// \param b `[tile_pairs][block_rows]`
+  static LOCAL_MHA_INLINE void add(const Pair* const (&a)[RowTiles], Index a_stride,
+                                   const Pair* b) {
+    const long a_bytes = static_cast<long>(sizeof(Pair)) * a_stride;
+    Unit::load<4>(a[0], a_bytes);
+    Unit::load<6>(b, row_bytes);
+    Unit::multiply<0, 4, 6>();
+    Unit::load<7>(b + tile_rows, row_bytes);
+    Unit::multiply<1, 4, 7>();
+    if constexpr (both) {
+      Unit::load<5>(a[1], a_bytes);
+      Unit::multiply<2, 5, 6>();
+      Unit::multiply<3, 5, 7>();
+    }
   }
 };
 

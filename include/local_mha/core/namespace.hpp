@@ -51,14 +51,29 @@
 #define LOCAL_MHA_FP16
 #endif
 
+/// Bytes of a Lanes, one channel of a block of positions: 64, or 128 where there is AVX-512.
+///
+/// A processor that multiplies two whole packets of AVX-512 in a cycle, and loads no more, is fed
+/// better by 128: each broadcast operand serves two packets. Those that also have AVX-VNNI are
+/// such: Intel's from Sapphire Rapids on, AMD's from Zen 5 on.
+#if !defined(LOCAL_MHA_LANE_BYTES)
+#if defined(EIGEN_VECTORIZE_AVX512) && defined(__AVXVNNI__)
+#define LOCAL_MHA_LANE_BYTES 128
+#else
+#define LOCAL_MHA_LANE_BYTES 64
+#endif
+#elif LOCAL_MHA_LANE_BYTES != 64 && \
+    !(LOCAL_MHA_LANE_BYTES == 128 && defined(EIGEN_VECTORIZE_AVX512))
+#include <local_mha takes LOCAL_MHA_LANE_BYTES of 64, or of 128 with AVX-512>
+#endif
+
 // Products of Eigen::bfloat16 by instructions: see operands.hpp and matrix_unit.hpp.
 #if defined(EIGEN_VECTORIZE_AVX512) && defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define LOCAL_MHA_VDPBF16PS
 #endif
 #if defined(LOCAL_MHA_VDPBF16PS) && (defined(__AMX_BF16__) || defined(__AMXBF16__)) && \
     (defined(__AMX_TILE__) || defined(__AMXTILE__)) && defined(__linux__) &&           \
-    defined(__x86_64__) && defined(__GNUC__) &&                                        \
-    (!defined(LOCAL_MHA_LANE_BYTES) || LOCAL_MHA_LANE_BYTES == 64)
+    defined(__x86_64__) && defined(__GNUC__) && LOCAL_MHA_LANE_BYTES == 128
 #define LOCAL_MHA_AMX
 #endif
 #if defined(LOCAL_MHA_AMX)
@@ -67,18 +82,6 @@
 #define LOCAL_MHA_BF16 _bf16
 #else
 #define LOCAL_MHA_BF16
-#endif
-
-/// Bytes of a Lanes, one channel of a block of positions: 64, or 128 where there is AVX-512.
-///
-/// A processor that multiplies two whole packets of AVX-512 in a cycle, and loads no more, is fed
-/// better by 128: each broadcast operand serves two packets. Single positions and windows of a few
-/// keys, which fill fewer lanes, become slower.
-#if !defined(LOCAL_MHA_LANE_BYTES)
-#define LOCAL_MHA_LANE_BYTES 64
-#elif LOCAL_MHA_LANE_BYTES != 64 && \
-    !(LOCAL_MHA_LANE_BYTES == 128 && defined(EIGEN_VECTORIZE_AVX512))
-#include <local_mha takes LOCAL_MHA_LANE_BYTES of 64, or of 128 with AVX-512>
 #endif
 
 #define LOCAL_MHA_PASTE_TOKENS(packets, fma, fp16, bf16, lanes, bytes) \

@@ -63,68 +63,48 @@ LOCAL_MHA_NOINLINE void project_tiles(Index depth, const Pair* weight, Index row
 }
 
 #if defined(LOCAL_MHA_AMX)
-/// The same by the matrix unit: `Panels` times tile_rows rows.
+/// The same of one block by the matrix unit: `Panels` times tile_rows rows.
 /// \param panel_stride from panel to panel
 /// \param upcoming is fetched meanwhile, in `depth` steps
-template <int Panels, int Blocks>
+template <int Panels>
 LOCAL_MHA_NOINLINE void project_by_matrix_unit(Index depth, const Pair* weight, Index panel_stride,
-                                               const Pair* x, Index x_stride,
-                                               float* const (&y)[Panels][Blocks],
+                                               const Pair* x, float* const (&y)[Panels],
                                                Upcoming<Pair>& upcoming) {
-  static_assert(Panels <= 2 && Blocks <= 2);
-  using Unit = MatrixUnit;
-  constexpr Index tile = tile_rows * tile_pairs;
-  Unit::zero<0>();
-  if constexpr (Blocks == 2) Unit::zero<1>();
-  if constexpr (Panels == 2) Unit::zero<2>();
-  if constexpr (Panels == 2 && Blocks == 2) Unit::zero<3>();
-  for (Index t = 0; t < depth; ++t, weight += tile, x += tile) {
+  using Sums = TileSums<Panels>;
+  Sums::zero();
+  for (Index t = 0; t < depth; ++t) {
     upcoming.fetch();
-    Unit::load<4>(weight);
-    Unit::load<6>(x);
-    Unit::multiply<0, 4, 6>();
-    if constexpr (Blocks == 2) {
-      Unit::load<7>(x + x_stride);
-      Unit::multiply<1, 4, 7>();
-    }
-    if constexpr (Panels == 2) {
-      Unit::load<5>(weight + panel_stride);
-      Unit::multiply<2, 5, 6>();
-      if constexpr (Blocks == 2) Unit::multiply<3, 5, 7>();
-    }
+    const Pair* panels[Panels];
+    for (int p = 0; p < Panels; ++p)
+      panels[p] = weight + p * panel_stride + t * tile_rows * tile_pairs;
+    Sums::add(panels, tile_pairs, x + t * tile_pairs * block_rows<float>);
   }
-  Unit::store<0>(y[0][0]);
-  if constexpr (Blocks == 2) Unit::store<1>(y[0][1]);
-  if constexpr (Panels == 2) Unit::store<2>(y[1][0]);
-  if constexpr (Panels == 2 && Blocks == 2) Unit::store<3>(y[1][1]);
+  Sums::store(y);
 }
 
 /// project() by the matrix unit.
 template <typename BlockOf>
 void project_by_matrix_unit(const OperandWeight<float>& weight, Index group, const Range& some_rows,
                             const Pair* x, Index blocks, BlockOf&& y) {
+  constexpr Index count = block_rows<float>;
   const MatrixUnit unit;
   const Index depth = ceil_div(weight.depth(), tile_depth);
-  const Index x_stride = depth * tile_pairs * block_rows<float>;
+  const Index x_stride = depth * tile_pairs * count;
   const Index panel_stride = weight.panel_size() / 2;
   const Index end = (std::min)(some_rows.end, weight.group_rows());
   Upcoming<Pair> upcoming;
-  const auto pass = [&]<int Panels, int Blocks>(Index row, Index b) {
+  const auto pass = [&]<int Panels>(Index row, Index b) {
     // Rows of a tile that the result has no room for.
-    alignas(64) float aside[Blocks][tile_rows * block_rows<float>];
-    float* to[Panels][Blocks];
-    for (int p = 0; p < Panels; ++p)
-      for (int i = 0; i < Blocks; ++i) {
-        const Index first = row + p * tile_rows;
-        to[p][i] = first + tile_rows <= end ? y(b + i) + first * block_rows<float> : aside[i];
-      }
-    project_by_matrix_unit<Panels, Blocks>(depth, pairs_of_panel(weight, group, row), panel_stride,
-                                           x + b * x_stride, x_stride, to, upcoming);
+    alignas(64) float aside[tile_rows * count];
+    float* to[Panels];
+    for (int p = 0; p < Panels; ++p) {
+      const Index first = row + p * tile_rows;
+      to[p] = first + tile_rows <= end ? y(b) + first * count : aside;
+    }
+    project_by_matrix_unit<Panels>(depth, pairs_of_panel(weight, group, row), panel_stride,
+                                   x + b * x_stride, to, upcoming);
     const Index last = row + (Panels - 1) * tile_rows;
-    if (last + tile_rows > end)
-      for (int i = 0; i < Blocks; ++i)
-        std::copy_n(aside[i], (end - last) * block_rows<float>,
-                    y(b + i) + last * block_rows<float>);
+    if (last + tile_rows > end) std::copy_n(aside, (end - last) * count, y(b) + last * count);
   };
   for (Index row = some_rows.begin; row < end; row += 2 * tile_rows) {
     const bool both = row + tile_rows < end;
@@ -135,12 +115,9 @@ void project_by_matrix_unit(const OperandWeight<float>& weight, Index group, con
       next = weight.panel_behind(next);
       upcoming.add(reinterpret_cast<const Pair*>(next), panel_stride);
     }
-    upcoming.spread_over(depth * ceil_div(blocks, Index{2}));
-    Index b = 0;
-    for (; b + 2 <= blocks; b += 2)
-      both ? pass.template operator()<2, 2>(row, b) : pass.template operator()<1, 2>(row, b);
-    if (b < blocks)
-      both ? pass.template operator()<2, 1>(row, b) : pass.template operator()<1, 1>(row, b);
+    upcoming.spread_over(depth * blocks);
+    for (Index b = 0; b < blocks; ++b)
+      both ? pass.template operator()<2>(row, b) : pass.template operator()<1>(row, b);
   }
 }
 #endif

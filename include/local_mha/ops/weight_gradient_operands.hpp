@@ -129,50 +129,33 @@ LOCAL_MHA_INLINE void add_to_row(const L& sum, Index cols, Scalar* to) {
 }
 
 #if defined(LOCAL_MHA_AMX)
-/// add_weight_tile() of `RowTiles` times tile_rows rows, of which `rows` are there.
-template <int RowTiles, int Panels>
+/// add_weight_tile() of a panel and `RowTiles` times tile_rows rows, of which `rows` are there.
+/// \param panel of x, from its first tile on
+template <int RowTiles>
 LOCAL_MHA_NOINLINE void add_weight_tile_by_matrix_unit(const Range& tiles, const Pair* a,
                                                        Index a_stride, Index rows,
-                                                       const PanelArray<float, Eigen::bfloat16>& x,
-                                                       Index first_panel, Index cols, float* weight,
+                                                       const Pair* panel, Index cols, float* weight,
                                                        Index weight_stride) {
-  static_assert(RowTiles <= 2 && Panels <= 2);
-  using Unit = MatrixUnit;
+  using Sums = TileSums<RowTiles>;
   using L = Lanes<float>;
   constexpr Index tile = tile_rows * tile_pairs;
-  const Pair* const first = x.panel(first_panel);
-  const Pair* const second = Panels == 2 ? x.panel(first_panel + 1) : first;
-  Unit::zero<0>();
-  if constexpr (Panels == 2) Unit::zero<1>();
-  if constexpr (RowTiles == 2) Unit::zero<2>();
-  if constexpr (RowTiles == 2 && Panels == 2) Unit::zero<3>();
+  Sums::zero();
   for (Index t = tiles.begin; t < tiles.end; ++t) {
     const Pair* const of_rows = a + t * a_stride;
     // The next tile's rows are far away.
     LOCAL_MHA_UNROLL for (int r = 0; r < RowTiles * tile_rows; ++r)
         prefetch(of_rows, a_stride + r * tile_pairs);
-    Unit::load<4>(of_rows);
-    Unit::load<6>(first + t * tile);
-    Unit::multiply<0, 4, 6>();
-    if constexpr (Panels == 2) {
-      Unit::load<7>(second + t * tile);
-      Unit::multiply<1, 4, 7>();
-    }
-    if constexpr (RowTiles == 2) {
-      Unit::load<5>(of_rows + tile);
-      Unit::multiply<2, 5, 6>();
-      if constexpr (Panels == 2) Unit::multiply<3, 5, 7>();
-    }
+    const Pair* row_tiles[RowTiles];
+    for (int r = 0; r < RowTiles; ++r) row_tiles[r] = of_rows + r * tile;
+    Sums::add(row_tiles, tile_pairs, panel + t * tile_pairs * L::count);
   }
-  alignas(64) float sums[RowTiles][Panels][tile_rows * L::count];
-  Unit::store<0>(sums[0][0]);
-  if constexpr (Panels == 2) Unit::store<1>(sums[0][1]);
-  if constexpr (RowTiles == 2) Unit::store<2>(sums[1][0]);
-  if constexpr (RowTiles == 2 && Panels == 2) Unit::store<3>(sums[1][1]);
+  alignas(64) float sums[RowTiles][tile_rows * L::count];
+  float* to[RowTiles];
+  for (int r = 0; r < RowTiles; ++r) to[r] = sums[r];
+  Sums::store(to);
   for (Index r = 0; r < (std::min)(rows, RowTiles * tile_rows); ++r)
-    for (int p = 0; p < Panels; ++p)
-      add_to_row(L::load(sums[r / tile_rows][p] + r % tile_rows * L::count), cols - p * L::count,
-                 weight + r * weight_stride + p * L::count);
+    add_to_row(L::load(sums[r / tile_rows] + r % tile_rows * L::count), cols,
+               weight + r * weight_stride);
 }
 
 /// add_weight_tiles() of some tiles by the matrix unit.
@@ -180,21 +163,17 @@ inline void add_weight_tiles_by_matrix_unit(const Range& tiles, const Pair* a, I
                                             Index rows, const PanelArray<float, Eigen::bfloat16>& x,
                                             const Range& panels, Index cols, float* weight,
                                             Index weight_stride) {
-  constexpr Index count = block_rows<float>;
   const MatrixUnit unit;
-  const auto pass = [&]<int RowTiles, int Panels>(Index r, Index panel) {
-    const Index c = (panel - panels.begin) * count;
-    add_weight_tile_by_matrix_unit<RowTiles, Panels>(tiles, a + r * tile_pairs, a_stride, rows - r,
-                                                     x, panel, cols - c,
-                                                     weight + r * weight_stride + c, weight_stride);
+  const auto pass = [&]<int RowTiles>(Index r, Index panel) {
+    const Index c = (panel - panels.begin) * block_rows<float>;
+    add_weight_tile_by_matrix_unit<RowTiles>(tiles, a + r * tile_pairs, a_stride, rows - r,
+                                             x.panel(panel), cols - c,
+                                             weight + r * weight_stride + c, weight_stride);
   };
-  for (Index panel = panels.begin; panel < panels.end; panel += 2) {
-    const bool both = panel + 2 <= panels.end;
+  for (Index panel = panels.begin; panel < panels.end; ++panel) {
     Index r = 0;
-    for (; r + tile_rows < rows; r += 2 * tile_rows)
-      both ? pass.template operator()<2, 2>(r, panel) : pass.template operator()<2, 1>(r, panel);
-    if (r < rows)
-      both ? pass.template operator()<1, 2>(r, panel) : pass.template operator()<1, 1>(r, panel);
+    for (; r + tile_rows < rows; r += 2 * tile_rows) pass.template operator()<2>(r, panel);
+    if (r < rows) pass.template operator()<1>(r, panel);
   }
 }
 #endif
