@@ -17,7 +17,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -25,6 +27,7 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/resource.h>
 #endif
 
 #include <CLI/CLI.hpp>
@@ -54,6 +57,7 @@ struct Options {
   int rounds = 3;
   int short_rounds = 25;
   std::vector<int> ranks;
+  std::vector<int> processors;
   bool in_turn = false;
   bool backward = true;
   bool delays = true;
@@ -83,20 +87,47 @@ void meet_asleep(MPI_Comm comm) {
   }
 }
 
-void take_a_core() {
 #if defined(__linux__)
+// Those that this process may run on: first one of each physical core, then its other threads, as
+// far as the machine tells which these are.
+std::vector<int> processors_by_core() {
   cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < world_size())
+  std::vector<int> first, others;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return first;
+  std::set<std::string> cores;
+  for (int processor = 0; processor < CPU_SETSIZE; ++processor) {
+    if (!CPU_ISSET(processor, &allowed)) continue;
+    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(processor) +
+                       "/topology/thread_siblings_list");
+    std::string siblings;
+    const bool is_told = static_cast<bool>(std::getline(file, siblings));
+    (is_told && !cores.insert(siblings).second ? others : first).push_back(processor);
+  }
+  first.insert(first.end(), others.begin(), others.end());
+  return first;
+}
+#endif
+
+// \param processors of the ranks; empty: one of each physical core as far as these go
+void take_a_core(std::vector<int> processors) {
+#if defined(__linux__)
+  const bool is_chosen = !processors.empty();
+  if (!is_chosen) processors = processors_by_core();
+  if (processors.size() < static_cast<std::size_t>(world_size())) {
+    if (is_chosen)
+      throw std::invalid_argument("--processors: fewer than the " + std::to_string(world_size()) +
+                                  " ranks");
     return;
-  int left = world_rank();
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &allowed) && left-- == 0) {
-      cpu_set_t one;
-      CPU_ZERO(&one);
-      CPU_SET(core, &one);
-      sched_setaffinity(0, sizeof one, &one);
-      return;
-    }
+  }
+  const int mine = processors[static_cast<std::size_t>(world_rank())];
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(mine, &one);
+  if (sched_setaffinity(0, sizeof one, &one) != 0 && is_chosen)
+    throw std::invalid_argument("--processors: this process may not run on " +
+                                std::to_string(mine));
+#else
+  if (!processors.empty()) throw std::invalid_argument("--processors: on Linux alone");
 #endif
 }
 
@@ -128,6 +159,31 @@ Times times_of(Task&& task) {
   return {MPI_Wtime() - wall, static_cast<double>(std::clock() - processor) / CLOCKS_PER_SEC};
 }
 
+// What the system has done for this process.
+struct Resources {
+  double user = 0;    // seconds
+  double system = 0;  // seconds
+  double faults = 0;  // of pages that were not there
+
+  static Resources now() {
+    Resources all;
+#if defined(__linux__)
+    rusage usage = {};
+    getrusage(RUSAGE_SELF, &usage);
+    const auto seconds = [](const timeval& time) {
+      return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+    };
+    all.user = seconds(usage.ru_utime);
+    all.system = seconds(usage.ru_stime);
+    all.faults = static_cast<double>(usage.ru_minflt);
+#endif
+    return all;
+  }
+  Resources since(const Resources& before) const {
+    return {user - before.user, system - before.system, faults - before.faults};
+  }
+};
+
 double over_ranks(double number, MPI_Op op, MPI_Comm comm) {
   MPI_Allreduce(MPI_IN_PLACE, &number, 1, MPI_DOUBLE, op, comm);
   return number;
@@ -142,6 +198,14 @@ struct Figure {
   // Of the same on one rank in the same rounds, if that was run.
   double seconds_of_one = 0;
   double stolen = 0;  // of all processors' time, by what the virtual machine runs on
+  double faults = 0;  // of pages, of a rank, the mean
+  double system = 0;  // share of the time that the ranks have been in the system, the mean
+};
+
+// Of a rank in a round.
+struct OfRank {
+  double seconds = 0;
+  Resources used = {};
 };
 
 // Share of the processors' time that a host has taken from a virtual machine since it started, and
@@ -245,10 +309,14 @@ class Encoder final : public Work {
 };
 
 // A round on all ranks of a communicator.
-Figure measure_round(const mpi::Communicator& communicator, Work& work) {
+// \param of_ranks null, or becomes on the first rank what each has taken
+Figure measure_round(const mpi::Communicator& communicator, Work& work,
+                     std::vector<OfRank>* of_ranks = nullptr) {
   MPI_Barrier(communicator.get());
   communicator.reset_traffic();
+  const Resources before = Resources::now();
   const Times own = times_of([&] { work.run(); });
+  const OfRank here{own.wall, Resources::now().since(before)};
   const mpi::Traffic& traffic = communicator.traffic();
   const double ranks = communicator.size();
   Figure figure;
@@ -261,6 +329,13 @@ Figure measure_round(const mpi::Communicator& communicator, Work& work) {
                  MPI_SUM, communicator.get()) /
       ranks;
   figure.processor = over_ranks(own.share(), MPI_MIN, communicator.get());
+  figure.faults = over_ranks(here.used.faults, MPI_SUM, communicator.get()) / ranks;
+  figure.system = over_ranks(here.used.system / own.wall, MPI_SUM, communicator.get()) / ranks;
+  if (of_ranks != nullptr) {
+    of_ranks->resize(static_cast<std::size_t>(communicator.size()));
+    MPI_Gather(&here, sizeof here, MPI_BYTE, of_ranks->data(), sizeof here, MPI_BYTE, 0,
+               communicator.get());
+  }
   return figure;
 }
 
@@ -280,13 +355,16 @@ Figure median_of(std::vector<Figure> rounds) {
           of(&Figure::bytes),
           of(&Figure::processor),
           of(&Figure::seconds_of_one),
-          0};
+          0,
+          of(&Figure::faults),
+          of(&Figure::system)};
 }
 
 // After a first one, unless there is a single one.
 // \param one null, or the same on one rank, which takes turns; null on all but the first rank
+// \param of_ranks null, or becomes on the first rank what each has taken in the last round
 Figure measure(const mpi::Communicator& communicator, Work& work, int rounds, Work* one = nullptr,
-               bool in_turn = false) {
+               bool in_turn = false, std::vector<OfRank>* of_ranks = nullptr) {
   if (rounds > 1) work.run();
   std::vector<Figure> all;
   for (int round = 0; round < rounds; ++round) {
@@ -295,7 +373,7 @@ Figure measure(const mpi::Communicator& communicator, Work& work, int rounds, Wo
       if (one != nullptr) alone = times_of([&] { one->run(); });
       meet_asleep(communicator.get());
     }
-    all.push_back(measure_round(communicator, work));
+    all.push_back(measure_round(communicator, work, of_ranks));
     if (one == nullptr) continue;
     all.back().seconds_of_one = alone.wall;
     all.back().processor = std::min(all.back().processor, alone.share());
@@ -403,7 +481,7 @@ class Measurement {
         out << processor() << "\n\nthe layer on one rank takes " << ratio
             << " of the time without MPI\n\n"
             << "ranks  case                      rows a rank  positions a second  scaling  of the "
-               "peak's  waiting   bytes a rank  processor    stolen\n";
+               "peak's  waiting   bytes a rank  processor    stolen  page faults    system\n";
       });
     }
     double before = peak(communicator);
@@ -411,6 +489,7 @@ class Measurement {
       const Stolen begin = Stolen::now();
       const Index rows = strong ? options_.rows / n : options_.rows;
       Figure figure;
+      std::vector<OfRank> of_ranks;
       {
         const auto work = make(communicator, rows);
         const bool in_turn = options_.in_turn && n > 1;
@@ -420,11 +499,11 @@ class Measurement {
           self.emplace(MPI_COMM_SELF);
           one = make(*self, options_.rows);
         }
-        figure = measure(communicator, *work, options_.rounds, one.get(), in_turn);
+        figure = measure(communicator, *work, options_.rounds, one.get(), in_turn, &of_ranks);
       }
       const double after = peak(communicator);
       figure.stolen = Stolen::now().share_since(begin);
-      report(communicator, name, strong, rows, figure, (before + after) / 2);
+      report(communicator, name, strong, rows, figure, of_ranks, (before + after) / 2);
       before = after;
     };
     for (const bool strong : {false, true}) {
@@ -444,7 +523,8 @@ class Measurement {
   }
 
   void report(const mpi::Communicator& communicator, const std::string& name, bool strong,
-              Index rows, const Figure& figure, double peak_now) {
+              Index rows, const Figure& figure, const std::vector<OfRank>& of_ranks,
+              double peak_now) {
     const int n = communicator.size();
     const double rate = static_cast<double>(rows * n) / figure.seconds;
     if (n == 1) {
@@ -470,7 +550,15 @@ class Measurement {
                              {"imbalance", figure.imbalance},
                              {"processor", figure.processor},
                              {"stolen", figure.stolen},
-                             {"bytes_of_a_rank", figure.bytes}});
+                             {"bytes_of_a_rank", figure.bytes},
+                             {"page_faults", figure.faults},
+                             {"system", figure.system}});
+    auto& each = all_["cases"].back()["ranks_of_last_round"];
+    for (const OfRank& rank : of_ranks)
+      each.push_back({{"seconds", rank.seconds},
+                      {"user_seconds", rank.used.user},
+                      {"system_seconds", rank.used.system},
+                      {"page_faults", rank.used.faults}});
     tell([&](std::ostream& out) {
       out << std::setw(5) << n << "  " << std::left << std::setw(16) << name << std::setw(8)
           << (strong ? "strong" : "weak") << std::right << std::setw(13) << rows << std::setw(20)
@@ -479,7 +567,8 @@ class Measurement {
           << std::setprecision(2) << std::setw(9) << 100 * figure.waiting << " %"
           << std::setprecision(0) << std::setw(13) << figure.bytes << std::setprecision(1)
           << std::setw(9) << 100 * figure.processor << " %" << std::setw(8) << 100 * figure.stolen
-          << " %\n";
+          << " %" << std::setprecision(0) << std::setw(13) << figure.faults << std::setprecision(2)
+          << std::setw(8) << 100 * figure.system << " %\n";
     });
     save();
   }
@@ -644,6 +733,10 @@ int main(int argc, char** argv) {
       "Rounds of an eighth of the rows, of the layer on one rank beside the one without MPI");
   app.add_option("--ranks", options.ranks, "Numbers of ranks beside 1. Default: 2, 4, 8, … and all")
       ->delimiter(',');
+  app.add_option("--processors", options.processors,
+                 "The logical processor of each rank. Default: one of each physical core first, as "
+                 "far as the machine tells which share one")
+      ->delimiter(',');
   app.add_flag("--in-turn", options.in_turn,
                "The same on one rank before each round, for machines that others use, too");
   add("--simulate", options.simulated_ranks, "Ranks of the plan on paper");
@@ -654,7 +747,7 @@ int main(int argc, char** argv) {
   int status = 0;
   try {
     app.parse(argc, argv);
-    take_a_core();
+    take_a_core(options.processors);
     Measurement(options).run();
   } catch (const CLI::ParseError& error) {
     status = world_rank() == 0 ? app.exit(error) : error.get_exit_code();
