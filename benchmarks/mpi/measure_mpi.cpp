@@ -279,13 +279,14 @@ class Layer final : public Work {
   void run() override {
     if (!gradients_) return layer_.forward_into(y_, x_, split_);
     layer_.forward_saving_into(y_, saved_, x_, split_);
-    layer_.backward_into(grad_x_, *gradients_, saved_, grad_y_, x_, split_);
+    layer_.backward_into(grad_x_, workspace_, *gradients_, saved_, grad_y_, x_, split_);
   }
 
  private:
   mpi::Split split_;
   mpi::LocalMHA<float> layer_;
   mpi::LocalMHA<float>::Saved saved_;
+  mpi::LocalMHA<float>::Workspace workspace_;
   Tensor<float, 3> x_, y_, grad_y_, grad_x_;
   std::optional<local_mha::LocalMHAParameters<float>> gradients_;
 };

@@ -37,7 +37,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 struct StackAccess;
 
 }  // namespace detail
@@ -56,7 +56,7 @@ struct StackAccess;
 /// \tparam Arithmetic what is multiplied: see LocalMHA and FeedForward
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class Encoder {
-  friend detail::StackAccess<Scalar, Storage>;
+  friend detail::StackAccess<Scalar, Storage, Arithmetic>;
   using Stack = detail::LayerStack<Scalar, Storage, Arithmetic>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;

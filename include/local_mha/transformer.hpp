@@ -38,7 +38,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 struct StackAccess;
 
 }  // namespace detail
@@ -67,7 +67,7 @@ struct GenerateConfig {
 /// \tparam Arithmetic what is multiplied: see LocalMHA, FeedForward and Linear
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LocalTransformer {
-  friend detail::StackAccess<Scalar, Storage>;
+  friend detail::StackAccess<Scalar, Storage, Arithmetic>;
   struct Weights;
 
  public:

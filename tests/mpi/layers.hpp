@@ -154,9 +154,11 @@ double difference_of(const Parameters& a, const Parameters& b) {
   local_mha::for_each_parameter(b, [&](const std::string&, const auto& tensor) {
     double largest = 1;
     for (Index j = 0; j < tensor.size(); ++j)
-      largest = std::max(largest, std::abs(tensor.data()[j]));
-    for (Index j = 0; j < tensor.size(); ++j)
-      most = std::max(most, support::distance(tensor.data()[j], numbers[i++]) / largest);
+      largest = std::max(largest, std::abs(static_cast<double>(tensor.data()[j])));
+    for (Index j = 0; j < tensor.size(); ++j) {
+      const auto number = static_cast<double>(tensor.data()[j]);
+      most = std::max(most, support::distance(number, numbers[i++]) / largest);
+    }
   });
   return most;
 }

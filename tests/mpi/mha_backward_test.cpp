@@ -313,7 +313,18 @@ TEST(CallsIntoGivenMemory, AreThoseThatReturn) {
   EXPECT_EQ(difference(room, y), 0);
   Parameters weights = Parameters::zeros(layer.config()), into = weights;
   const auto grad_x = mha.backward(weights, saved, grad_y, x, split);
-  mha.backward_into(spoiled(), into, kept, grad_y, x, split);
+  // Also in room that was another call's.
+  SplitLayer::Workspace workspace;
+  {
+    const Split of_others = Split::even(communicator, 400, 16);
+    const auto others = own_rows(random_rows<double>(2, 400, 12, 7), of_others);
+    SplitLayer::Saved saved_others;
+    mha.forward_saving(saved_others, others, of_others);
+    Tensor<double, 3> grad_others(others.dimensions());
+    Parameters to = Parameters::zeros(layer.config());
+    mha.backward_into(grad_others, workspace, to, saved_others, others, others, of_others);
+  }
+  mha.backward_into(spoiled(), workspace, into, kept, grad_y, x, split);
   EXPECT_EQ(difference(room, grad_x), 0);
   EXPECT_EQ(into.to_qkv, weights.to_qkv);
   EXPECT_EQ(into.to_out, weights.to_out);
@@ -328,12 +339,13 @@ TEST(CallsIntoGivenMemory, AreThoseThatReturn) {
   Tensor<double, 3> longer(2, split.rows() + 1, 12);
   Tensor<double, 3>& other = is_last ? longer : room;
   says("y: expected", [&] { mha.forward_saving_into(other, kept, x, split); });
-  says("grad_x: expected", [&] { mha.backward_into(other, into, saved, grad_y, x, split); });
+  says("grad_x: expected",
+       [&] { mha.backward_into(other, workspace, into, saved, grad_y, x, split); });
   says("y: expected", [&] { encoder.forward_into(other, x, split); });
   Tensor<double, 3> overlapping = grad_y;
   says("grad_x: expected memory that does not overlap grad_y", [&] {
-    mha.backward_into(is_last ? overlapping : room, into, saved, is_last ? overlapping : grad_y, x,
-                      split);
+    mha.backward_into(is_last ? overlapping : room, workspace, into, saved,
+                      is_last ? overlapping : grad_y, x, split);
   });
   overlapping = x;
   says("y: expected memory that does not overlap x", [&] {

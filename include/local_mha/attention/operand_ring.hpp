@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -55,6 +56,13 @@ class KeyOperands {
       detail::pack_block((std::min)(channels_ - c, detail::tile_depth), block + c * count, pairs);
       transpose(pairs, to);
     }
+  }
+  /// Takes one row, `[channels]`.
+  void put_row(Index row, const Eigen::bfloat16* from) {
+    detail::Pair* to =
+        pairs_.data() + row / count % capacity_ * stride_ + row % count * detail::tile_pairs;
+    for (Index c = 0; c < channels_; ++c)
+      to[c / detail::tile_depth * tile + c % detail::tile_depth / 2].of[c % 2] = from[c];
   }
   /// Takes block `b` of another ring.
   void copy_block(Index b, const KeyOperands& from) {
@@ -123,6 +131,20 @@ class ValueOperands {
     alignas(64) Scalar sum[L::count];
     sums.store(sum);
     finite_[static_cast<std::size_t>(b % capacity_)] = all_finite(sum, L::count) ? 1 : 0;
+  }
+  /// Takes one row, `[channels]`; then finite() is what note_finite() sees.
+  void put_row(Index row, const Eigen::bfloat16* from) {
+    const Index key = row % count;
+    detail::Pair* to = pairs_.data() + place(row / count) + key / 2;
+    for (Index c = 0; c < channels_; ++c, to += count) to->of[key % 2] = from[c];
+  }
+  /// Looks at block `b`, for finite().
+  void note_finite(Index b) {
+    bool all = true;
+    for (Index c = 0; c < channels_; ++c)
+      for (Index key = 0; key < count; ++key)
+        all = all && (std::isfinite)(detail::from_stored<float>(value(b, c, key)));
+    finite_[static_cast<std::size_t>(b % capacity_)] = all ? 1 : 0;
   }
   /// Takes block `b` of another ring.
   void copy_block(Index b, const ValueOperands& from) {

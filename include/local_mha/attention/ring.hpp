@@ -73,6 +73,13 @@ class Ring {
       to[i] = detail::to_stored<Storage>(from[i]);
   }
 
+  /// Takes one row, `[channels]`, stored as it is or otherwise.
+  template <typename Given>
+  void put_row(Index row, const Given* from) {
+    Storage* to = (*this)[row / block_rows<Scalar>] + row % block_rows<Scalar>;
+    for (Index c = 0; c < channels_; ++c)
+      to[c * block_rows<Scalar>] = detail::to_stored<Storage>(detail::from_stored<Scalar>(from[c]));
+  }
   /// Takes block `b` of another ring, and what was noted of it.
   void copy_block(Index b, const Ring& from) {
     std::copy_n(from[b], channels_ * block_rows<Scalar>, (*this)[b]);

@@ -14,6 +14,7 @@
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/kernel.hpp>
 #include <local_mha/attention/key_room.hpp>
+#include <local_mha/attention/operand_ring.hpp>
 #include <local_mha/attention/past.hpp>
 #include <local_mha/attention/ring.hpp>
 #include <local_mha/config.hpp>
@@ -259,7 +260,8 @@ class LayerWorker {
       steps_.save(&SavedLayer<Scalar>::v, to(block), block, kv_head);
     }
     to.put();
-    if constexpr (requires { ring.note_finite(blocks.begin); })
+    // Operands are looked at when they are put.
+    if constexpr (!std::is_same_v<SomeRing, ValueOperands<Scalar>>)
       for (Index block = blocks.begin; block < blocks.end; ++block) ring.note_finite(block);
   }
 

@@ -32,12 +32,12 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 ///     auto y = split_encoder.forward(x, split);  // x: [B, split.rows(), dim]
 ///
 /// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
-/// \tparam Storage that of the encoder: see mpi::LocalMHA
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Storage, Arithmetic those of the encoder: see mpi::LocalMHA
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class Encoder {
   static_assert(std::is_trivially_copyable_v<Scalar>, "numbers travel as their bytes");
-  using Whole = local_mha::Encoder<Scalar, Storage>;
-  using Access = local_mha::detail::StackAccess<Scalar, Storage>;
+  using Whole = local_mha::Encoder<Scalar, Storage, Arithmetic>;
+  using Access = local_mha::detail::StackAccess<Scalar, Storage, Arithmetic>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
 
@@ -62,8 +62,9 @@ class Encoder {
       : communicator_(&communicator),
         encoder_(encoder),
         weights_(communicator.alone([&] { return checksum_of(encoder); })),
-        layers_(communicator.alone(
-            [&] { return detail::SplitStack<Scalar, Storage>(communicator, stack(), weights_); })) {
+        layers_(communicator.alone([&] {
+          return detail::SplitStack<Scalar, Storage, Arithmetic>(communicator, stack(), weights_);
+        })) {
     detail::Checksum config;
     detail::agree(communicator, "Encoder", [&](detail::Agreement& agreement) {
       layers_.add_description(stack(), encoder.config().ff_dropout, config);
@@ -103,7 +104,7 @@ class Encoder {
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Split& split,
                                    const EncoderCall& call = {}) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     agree("forward_saving", nullptr, x, split, call);
     return communicator_->alone([&] {
@@ -126,7 +127,7 @@ class Encoder {
   /// \throws std::invalid_argument, on every rank, naming the argument that does not fit on one
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y,
                              const Split& split, const AnyDevice& device = {}) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     detail::agree(*communicator_, "backward", [&](detail::Agreement& agreement) {
       agreement.check([&] {
@@ -155,7 +156,7 @@ class Encoder {
   }
 
  private:
-  const local_mha::detail::LayerStack<Scalar, Storage>& stack() const {
+  const local_mha::detail::LayerStack<Scalar, Storage, Arithmetic>& stack() const {
     return Access::stack(encoder_);
   }
 
@@ -195,7 +196,7 @@ class Encoder {
   const Communicator* communicator_;
   Whole encoder_;
   detail::Checksum weights_;  // and of the configuration
-  detail::SplitStack<Scalar, Storage> layers_;
+  detail::SplitStack<Scalar, Storage, Arithmetic> layers_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::mpi

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/mpi/borrow_plan.hpp>
 #include <local_mha/mpi/communicator.hpp>
@@ -41,6 +42,13 @@ class RowExchange {
 
   /// What was borrowed, for what outlives this.
   BlockBuffer<Number> take_borrowed() { return std::move(borrowed_); }
+  /// The same as numbers to compute with.
+  template <typename Scalar>
+  void copy_borrowed(BlockBuffer<Scalar>& to) const {
+    resize_without_values(to, static_cast<Index>(borrowed_.size()));
+    std::transform(borrowed_.begin(), borrowed_.end(), to.begin(),
+                   local_mha::detail::from_stored<Scalar, Number>);
+  }
   /// Nothing has become of what was borrowed yet.
   void clear_borrowed() { std::fill(borrowed_.begin(), borrowed_.end(), Number()); }
 

@@ -13,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include <local_mha/core/block.hpp>
 #include <local_mha/core/error.hpp>
 #include <local_mha/core/stored.hpp>
 #include <local_mha/core/strided_view.hpp>
@@ -22,7 +21,6 @@
 #include <local_mha/layer/backward.hpp>
 #include <local_mha/layer/backward_room.hpp>
 #include <local_mha/layer/call.hpp>
-#include <local_mha/layer/saved.hpp>
 #include <local_mha/mha.hpp>
 #include <local_mha/mpi/agreement.hpp>
 #include <local_mha/mpi/call_check.hpp>
@@ -31,6 +29,7 @@
 #include <local_mha/mpi/mha_backward.hpp>
 #include <local_mha/mpi/mha_forward.hpp>
 #include <local_mha/mpi/parts.hpp>
+#include <local_mha/mpi/saved_mha.hpp>
 #include <local_mha/mpi/split.hpp>
 #include <local_mha/mpi/sum.hpp>
 #include <local_mha/stack/layer_access.hpp>
@@ -40,24 +39,10 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 
 namespace detail {
 
-template <typename Scalar, typename Storage>
+template <typename Scalar, typename Storage, typename Arithmetic>
 struct MhaAccess;
 
 }  // namespace detail
-
-/// What a rank's forward pass keeps for the backward pass: that of its rows, and what it has
-/// borrowed.
-template <typename Scalar>
-struct SavedMHA {
-  /// Of its own rows.
-  SavedLayer<Scalar> layer = {};
-  /// What its queries have seen.
-  std::shared_ptr<const detail::SeenRows> seen = {};
-  BlockBuffer<Scalar> borrowed = {};  ///< keys and values, as they came
-  std::vector<Index> lengths = {};    ///< of the whole
-  std::uint64_t split = 0;            ///< a checksum of the stretches
-  std::uint64_t call = 0;             ///< by which all ranks know that theirs is of the same one
-};
 
 /// local_mha::LocalMHA of sequences that no rank holds alone: every position gets what one process
 /// gives it, bit for bit where the stretches of the Split begin on the grid of tiles, such as those
@@ -70,23 +55,26 @@ struct SavedMHA {
 /// window shows: of each layer, sequence and cut, `2 · kv_heads · dim_head · sizeof(Storage)` bytes
 /// a position, for `reach_behind` positions to the right and `reach_ahead` to the left. Meanwhile
 /// the queries are answered that see nothing of other ranks. On the way back, their gradients go
-/// home, in as many bytes.
+/// home, as many Scalars.
 ///
 /// All calls are collective. What is wrong on one rank, or differs between them (the configuration,
 /// the weights, the batch, the stretches, what else a call is given), is thrown on every rank as
 /// std::invalid_argument before anything is computed.
 ///
 /// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
-/// \tparam Storage that of the layer: what travels is stored as it is. A layer whose weights are
-///         rounded goes forward alone
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Storage that of the layer: what travels is stored as it is, but for gradients. A layer
+///         whose weights are rounded goes forward alone, unless it multiplies what it rounds
+/// \tparam Arithmetic that of the layer: what travels is an operand, and what a split off the grid
+///         changes is then rounded to another one here and there
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LocalMHA {
   static_assert(std::is_trivially_copyable_v<Scalar>, "numbers travel as their bytes");
-  using Layer = local_mha::LocalMHA<Scalar, Storage>;
+  using Layer = local_mha::LocalMHA<Scalar, Storage, Arithmetic>;
   using Input = StridedView<const Scalar>;
   using Output = StridedView<Scalar>;
   using GradBias = Tensor<Scalar, 3>;
-  friend detail::MhaAccess<Scalar, Storage>;
+  using Room = local_mha::detail::LayerBackwardRoom<Scalar, Storage, Arithmetic>;
+  friend detail::MhaAccess<Scalar, Storage, Arithmetic>;
 
  public:
   /// What a call is given beside its rows: of the mask those of this rank, `[B, rows]`; the rest is
@@ -97,6 +85,13 @@ class LocalMHA {
   using Saved = SavedMHA<Scalar>;
   /// Its weights.
   using Parameters = LocalMHAParameters<Scalar>;
+
+  /// Room for calls of backward_into().
+  class Workspace {
+    friend LocalMHA;
+
+    Room backward_;
+  };
 
   /// Collective.
   /// \param communicator must outlive this
@@ -142,7 +137,7 @@ class LocalMHA {
   /// \param saved becomes what this call kept
   Tensor<Scalar, 3> forward_saving(Saved& saved, Input x, const Split& split,
                                    const Call& call = {}) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     agree("forward_saving", split, x, call, [] {});
     return communicator_->alone([&] {
@@ -154,7 +149,7 @@ class LocalMHA {
   /// The same into given memory.
   void forward_saving_into(Output y, Saved& saved, Input x, const Split& split,
                            const Call& call = {}) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     agree("forward_saving", split, x, call, [&] { check_result("y", y, x); });
     communicator_->alone([&] { run(y, x, split, call, see(split, x.dimension(0), call), &saved); });
@@ -177,7 +172,7 @@ class LocalMHA {
   Tensor<Scalar, 3> backward(Parameters& gradients, const Saved& saved, Input grad_y, Input x,
                              const Split& split, const Call& call = {},
                              GradBias* grad_attn_bias = nullptr) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     agree(
         "backward", split, x, call,
@@ -185,16 +180,19 @@ class LocalMHA {
         grad_attn_bias != nullptr, saved.call);
     return communicator_->alone([&] {
       Tensor<Scalar, 3> grad_x(x.dimension(0), x.dimension(1), x.dimension(2));
-      run_back(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias);
+      Room room;
+      run_back(room, grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias);
       return grad_x;
     });
   }
-  /// The same into given memory.
+  /// The same into given memory. What lies between the steps, seven to nine tensors of the size of
+  /// x, stays in the workspace for the next call.
   /// \param grad_x that of x, must not overlap grad_y and x
-  void backward_into(Output grad_x, Parameters& gradients, const Saved& saved, Input grad_y,
-                     Input x, const Split& split, const Call& call = {},
+  /// \param workspace for one call at a time
+  void backward_into(Output grad_x, Workspace& workspace, Parameters& gradients, const Saved& saved,
+                     Input grad_y, Input x, const Split& split, const Call& call = {},
                      GradBias* grad_attn_bias = nullptr) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     agree(
         "backward", split, x, call,
@@ -204,8 +202,10 @@ class LocalMHA {
           local_mha::detail::require_apart("grad_x", grad_x, "grad_y", grad_y);
         },
         grad_attn_bias != nullptr, saved.call);
-    communicator_->alone(
-        [&] { run_back(grad_x, gradients, saved, grad_y, x, split, call, grad_attn_bias); });
+    communicator_->alone([&] {
+      run_back(workspace.backward_, grad_x, gradients, saved, grad_y, x, split, call,
+               grad_attn_bias);
+    });
   }
 
  private:
@@ -213,7 +213,7 @@ class LocalMHA {
   LocalMHA(const Communicator& communicator, const Layer& layer, const detail::Checksum& weights)
       : communicator_(&communicator), layer_(layer), weights_(weights) {}
 
-  using Access = local_mha::detail::LayerAccess<Scalar, Storage>;
+  using Access = local_mha::detail::LayerAccess<Scalar, Storage, Arithmetic>;
   using Inputs = local_mha::detail::AttentionInputs<Scalar>;
   using Bias = std::optional<TensorView<const Scalar, 3>>;
 
@@ -232,7 +232,8 @@ class LocalMHA {
                                                     detail::Unmasked(split, inputs, call.mask));
   }
 
-  // A call's rows, and what travels for them.
+  // A call's rows, and what travels for them as Numbers.
+  template <typename Number>
   struct Part {
     // \param seen must outlive this
     Part(const LocalMHA& mha, const Split& split, Index batch, const Call& call,
@@ -243,28 +244,33 @@ class LocalMHA {
     }
 
     Inputs inputs;
-    detail::RowExchange<Storage> exchange;
+    detail::RowExchange<Number> exchange;
   };
 
   // \param seen see see()
   // \param saved null, or what becomes what backward() needs
   void run(const Output& y, const Input& x, const Split& split, const Call& call,
            const std::shared_ptr<const detail::SeenRows>& seen, Saved* saved) const {
-    Part part(*this, split, x.dimension(0), call, *seen);
+    Part<Storage> part(*this, split, x.dimension(0), call, *seen);
     SavedLayer<Scalar>* const layer = saved != nullptr ? &saved->layer : nullptr;
     if (layer != nullptr) layer->prepare(config(), x.dimension(0), x.dimension(1), part.inputs);
-    detail::MhaForward<Scalar, Storage>(call.device, weights(), part.inputs, part.exchange)
+    detail::MhaForward<Scalar, Storage, Arithmetic>(call.device, weights(), part.inputs,
+                                                    part.exchange)
         .run(communicator_->traffic(), call.training, x, y, layer);
-    if constexpr (local_mha::detail::Trainable<Scalar, Storage>)
+    if constexpr (local_mha::detail::Trainable<Scalar, Storage, Arithmetic>)
       if (saved != nullptr) complete(*saved, part, seen, split, x, call);
   }
 
-  void complete(Saved& saved, Part& part, const std::shared_ptr<const detail::SeenRows>& seen,
-                const Split& split, const Input& x, const Call& call) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+  void complete(Saved& saved, Part<Storage>& part,
+                const std::shared_ptr<const detail::SeenRows>& seen, const Split& split,
+                const Input& x, const Call& call) const
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     saved.seen = seen;
-    saved.borrowed = part.exchange.take_borrowed();
+    if constexpr (std::is_same_v<Scalar, Storage>)
+      saved.borrowed = part.exchange.take_borrowed();
+    else
+      part.exchange.copy_borrowed(saved.borrowed);
     saved.split = split.checksum().value();
     saved.call = communicator_->agreements();
     saved.lengths.assign(call.lengths.begin(), call.lengths.end());
@@ -272,15 +278,15 @@ class LocalMHA {
     saved.layer.complete(weights(), x, own_call(call, lengths));
   }
 
-  void run_back(const Output& grad_x, Parameters& gradients, const Saved& saved,
+  void run_back(Room& room, const Output& grad_x, Parameters& gradients, const Saved& saved,
                 const Input& grad_y, const Input& x, const Split& split, const Call& call,
                 GradBias* grad_attn_bias) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     Parameters own = Parameters::zeros(config());
     GradBias own_bias;
     if (grad_attn_bias != nullptr) own_bias = grad_attn_bias->constant(Scalar(0));
-    run_own_back(grad_x, own, saved, grad_y, x, split, call,
+    run_own_back(room, grad_x, own, saved, grad_y, x, split, call,
                  grad_attn_bias != nullptr ? &own_bias : nullptr);
     detail::add_sums<Scalar>(*communicator_, own, gradients);
     if (grad_attn_bias == nullptr) return;
@@ -290,10 +296,10 @@ class LocalMHA {
   }
 
   // The same, of this rank alone.
-  void run_own_back(const Output& grad_x, Parameters& own, const Saved& saved, const Input& grad_y,
-                    const Input& x, const Split& split, const Call& call,
+  void run_own_back(Room& room, const Output& grad_x, Parameters& own, const Saved& saved,
+                    const Input& grad_y, const Input& x, const Split& split, const Call& call,
                     GradBias* grad_attn_bias) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     const auto kept = saved.layer.call.with_tensors_of(SavedLayer<Scalar>::of_attention(call));
     const Call of_forward{.mask = kept.mask,
@@ -302,16 +308,15 @@ class LocalMHA {
                           .cu_seqlens = kept.cu_seqlens,
                           .lengths = saved.lengths,
                           .device = call.device};
-    Part part(*this, split, x.dimension(0), of_forward, *saved.seen);
+    Part<Scalar> part(*this, split, x.dimension(0), of_forward, *saved.seen);
     typename local_mha::LocalAttention<Scalar>::BiasGradients grad_bias;
     const bool wants_bias = config().relative_bias || grad_attn_bias != nullptr;
     grad_bias.prepare(wants_bias ? Access::bias_of(layer_, call.attn_bias) : Bias(),
                       config().heads);
-    local_mha::detail::LayerBackwardRoom<Scalar> room;
-    detail::MhaPart<Scalar> here(*communicator_, weights(), part.inputs, saved.borrowed,
-                                 part.exchange);
-    local_mha::detail::LayerBackward<Scalar>(weights(), saved.layer, room,
-                                             thread_count(call.device))
+    detail::MhaPart<Scalar, Storage, Arithmetic> here(*communicator_, weights(), part.inputs,
+                                                      saved.borrowed, part.exchange);
+    local_mha::detail::LayerBackward<Scalar, Storage, Arithmetic>(weights(), saved.layer, room,
+                                                                  thread_count(call.device))
         .run_part(call.device, part.inputs, of_forward.training, x, grad_y, grad_x, own, grad_bias,
                   here);
     if (config().relative_bias) grad_bias.add_to(own.relative_bias.data());
@@ -326,6 +331,7 @@ class LocalMHA {
     sum.add(config().dropout);
     sum.add(sizeof(Scalar));
     sum.add(std::numeric_limits<Storage>::digits);
+    sum.add(std::numeric_limits<Arithmetic>::digits);
     return sum;
   }
   static detail::Checksum checksum_of(const Layer& layer) {
@@ -348,7 +354,7 @@ class LocalMHA {
   void check_backward(const Parameters& gradients, const Saved& saved, const Input& grad_y,
                       const Input& x, const Split& split, const Call& call,
                       const GradBias* grad_attn_bias) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     require_shape("grad_y", grad_y.dimensions(), x.dimensions());
     if (saved.split != split.checksum().value())

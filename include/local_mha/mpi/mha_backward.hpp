@@ -55,10 +55,10 @@ class BorrowedKeys {
 
 /// A head of which some keys and values are borrowed: those in the lanes of blocks, or in whole
 /// blocks, that are not here.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct BorrowingHead {
   static constexpr Index count = block_rows<Scalar>;
-  using Head = local_mha::detail::LayerBackwardHead<Scalar>;
+  using Head = local_mha::detail::LayerBackwardHead<Scalar, Storage, Arithmetic>;
 
   Head head;
   const BorrowedKeys<Scalar>& borrowed;
@@ -134,12 +134,13 @@ struct BorrowingHead {
 };
 
 /// The part of sequences that LayerBackward::run_part() takes.
-template <typename Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class MhaPart {
  public:
   /// \param borrowed keys and values as they came
   /// \param exchange of their gradients
-  MhaPart(const Communicator& communicator, const local_mha::detail::LayerWeights<Scalar>& weights,
+  MhaPart(const Communicator& communicator,
+          const local_mha::detail::LayerWeights<Scalar, Storage, Arithmetic>& weights,
           const local_mha::detail::AttentionInputs<Scalar>& inputs,
           const BlockBuffer<Scalar>& borrowed, RowExchange<Scalar>& exchange)
       : communicator_(communicator),
@@ -150,8 +151,9 @@ class MhaPart {
     exchange.clear_borrowed();
   }
 
-  BorrowingHead<Scalar> head(const local_mha::detail::LayerBackwardHead<Scalar>& head,
-                             Index sequence) const {
+  BorrowingHead<Scalar, Storage, Arithmetic> head(
+      const local_mha::detail::LayerBackwardHead<Scalar, Storage, Arithmetic>& head,
+      Index sequence) const {
     return {head, borrowed_, sequence, inputs_.own(sequence)};
   }
 
@@ -192,7 +194,8 @@ class MhaPart {
   }
 
   // As AttentionBackwardFlow does with those that come from here.
-  void add(const local_mha::detail::LayerBackwardHead<Scalar>& head, Index block) {
+  void add(const local_mha::detail::LayerBackwardHead<Scalar, Storage, Arithmetic>& head,
+           Index block) {
     const Index dim_head = weights_.config.dim_head;
     if (const auto* rotary = weights_.attention.rotary())
       rotary->apply_back_to_keys(keys_.data(), block * count);
@@ -209,7 +212,7 @@ class MhaPart {
   }
 
   const Communicator& communicator_;
-  const local_mha::detail::LayerWeights<Scalar>& weights_;
+  const local_mha::detail::LayerWeights<Scalar, Storage, Arithmetic>& weights_;
   const local_mha::detail::AttentionInputs<Scalar>& inputs_;
   RowExchange<Scalar>& exchange_;
   BorrowedKeys<Scalar> borrowed_;

@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/past.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/operands.hpp>
 #include <local_mha/core/parallel.hpp>
 #include <local_mha/core/rows_view.hpp>
 #include <local_mha/core/stored.hpp>
@@ -34,13 +36,13 @@ inline Index row_width(const LocalMHAConfig& config) {
 
 /// Takes a rank's rows through a LayerWorker: first the keys and values that others wait for, which
 /// then travel while the queries are answered that see nothing of other ranks; and then the others.
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class MhaForward {
  public:
   /// \param inputs of which only a part is here
   /// \param exchange of rows of row_width()
   MhaForward(const AnyDevice& device,
-             const local_mha::detail::LayerWeights<Scalar, Storage>& weights,
+             const local_mha::detail::LayerWeights<Scalar, Storage, Arithmetic>& weights,
              const local_mha::detail::AttentionInputs<Scalar>& inputs,
              RowExchange<Storage>& exchange)
       : device_(device),
@@ -73,7 +75,10 @@ class MhaForward {
 
  private:
   static constexpr Index count = block_rows<Scalar>;
-  static constexpr Index stretch = local_mha::detail::layer_stretch<Scalar>;
+  static constexpr Index stretch = local_mha::detail::layer_stretch<Scalar, Arithmetic>;
+  static constexpr bool of_operands = !std::is_same_v<Scalar, Arithmetic>;
+  using Worker = local_mha::detail::LayerWorker<Scalar, Storage, Arithmetic>;
+  using BatchPast = typename Worker::BatchPast;
 
   Index dim_head() const { return config_.dim_head; }
   Index kv_heads() const { return resolved_kv_heads(config_); }
@@ -86,11 +91,12 @@ class MhaForward {
   }
 
   // As that of a stream, which takes rows in, and answers them, in the same way.
-  typename Past<Scalar>::Size size_of_past() const {
+  typename BatchPast::Size size_of_past() const {
     const Index longest = inputs_.longest();
     const Index ahead = (std::min)(window().reach_ahead(), longest);
     const Index behind = (std::min)(window().reach_behind(), longest);
-    const Index spare = stretch + 3;
+    // Blocks of operands are read with their neighbours.
+    const Index spare = stretch + 3 + (of_operands ? 2 : 0);
     return {.heads = config_.heads,
             .dim_head = dim_head(),
             .gated = config_.gate_values_per_head,
@@ -101,11 +107,12 @@ class MhaForward {
   }
   Index first_keys(Index rows) const { return (std::min)(window().first_keys(), rows); }
 
+  // As what it travels: where operands are multiplied, as one.
   static Storage to_storage(const Scalar& number) {
-    return local_mha::detail::to_stored<Storage>(number);
-  }
-  static Scalar to_scalar(const Storage& number) {
-    return local_mha::detail::from_stored<Scalar>(number);
+    if constexpr (of_operands)
+      return local_mha::detail::to_operand<Arithmetic>(number);
+    else
+      return local_mha::detail::to_stored<Storage>(number);
   }
 
   // Queries that see nothing of other ranks, in whole blocks but for the ends of what is here.
@@ -183,15 +190,11 @@ class MhaForward {
   }
 
   // A row of the rings of keys and values.
-  void put_row(Index row, const Storage* from, Index kv_head, Ring<Scalar>& keys,
-               Ring<Scalar>& values) const {
+  template <typename Keys, typename Values>
+  void put_row(Index row, const Storage* from, Index kv_head, Keys& keys, Values& values) const {
     from += kv_head * 2 * dim_head();
-    Scalar* to_keys = keys[row / count] + row % count;
-    Scalar* to_values = values[row / count] + row % count;
-    for (Index c = 0; c < dim_head(); ++c) {
-      to_keys[c * count] = to_scalar(from[c]);
-      to_values[c * count] = to_scalar(from[dim_head() + c]);
-    }
+    keys.put_row(row, from);
+    values.put_row(row, from + dim_head());
   }
 
   // Rows of others come in.
@@ -213,10 +216,7 @@ class MhaForward {
       for (Index row = 0; row < number; ++row)
         put_row(row, first.data() + row * exchange_.width(), h, *past_.pinned_keys(h),
                 *past_.pinned_values(h));
-      for (Index b = 0; b * count < number; ++b) {
-        past_.pinned_keys(h)->note_finite(b);
-        past_.pinned_values(h)->note_finite(b);
-      }
+      for (Index b = 0; b * count < number; ++b) past_.pinned_values(h)->note_finite(b);
     }
   }
 
@@ -250,11 +250,14 @@ class MhaForward {
       const Range ahead{(std::max)(made.begin, own.end), made.end};
       // Rows that are made here take a whole block's place, also that of other ranks' first keys.
       const bool pins = here.begin < here.end && here.begin / count * count < pinned;
-      if (ahead.begin >= ahead.end && !pins)
+      // Operands are made in whole blocks, also in the place of other ranks' rows before them.
+      const bool begins_inside = of_operands && here.begin < here.end && here.begin % count > 0;
+      if (ahead.begin >= ahead.end && !pins && !begins_inside)
         return worker_.make_and_answer(device_, past_, here, rows, answered, results);
       // The rows ahead complete blocks whose first rows are made here.
       const Range none{answered.begin, answered.begin};
       worker_.make_and_answer(device_, past_, here, rows, none, {});
+      if (begins_inside) put(s, {here.begin / count * count, here.begin});
       put(s, ahead);
       if (pins) put_first_keys(s);
       worker_.make_and_answer(device_, past_, {here.end, here.end}, {}, answered, results);
@@ -267,8 +270,8 @@ class MhaForward {
   LocalMHAConfig config_;
   std::vector<Piece> borrowed_;              // in the order of the sequences
   std::vector<BlockBuffer<Storage>> first_;  // first keys and values of each sequence
-  local_mha::detail::LayerWorker<Scalar, Storage> worker_;
-  Past<Scalar> past_;
+  Worker worker_;
+  BatchPast past_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail

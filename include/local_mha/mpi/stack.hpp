@@ -15,6 +15,7 @@
 #include <local_mha/core/stored.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/encoder.hpp>
+#include <local_mha/layer/backward_room.hpp>
 #include <local_mha/layer/call.hpp>
 #include <local_mha/mpi/agreement.hpp>
 #include <local_mha/mpi/call_check.hpp>
@@ -33,11 +34,12 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 namespace detail {
 
 /// What calls over ranks may do with models beyond what everybody may.
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct StackAccess {
-  using Model = LocalTransformer<Scalar, Storage>;
+  using Model = LocalTransformer<Scalar, Storage, Arithmetic>;
 
-  static const LayerStack<Scalar, Storage>& stack(const Encoder<Scalar, Storage>& encoder) {
+  static const LayerStack<Scalar, Storage, Arithmetic>& stack(
+      const Encoder<Scalar, Storage, Arithmetic>& encoder) {
     return encoder.stack();
   }
   static const auto& weights(const Model& model) { return *model.weights_; }
@@ -66,12 +68,14 @@ struct StackAccess {
 namespace mpi::detail {
 
 /// What a stack does with its attentions beyond what everybody may.
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 struct MhaAccess {
-  using Mha = LocalMHA<Scalar, Storage>;
+  using Mha = LocalMHA<Scalar, Storage, Arithmetic>;
+  using Room = local_mha::detail::LayerBackwardRoom<Scalar, Storage, Arithmetic>;
 
   static Mha make(const Communicator& communicator,
-                  const local_mha::LocalMHA<Scalar, Storage>& layer, const Checksum& weights) {
+                  const local_mha::LocalMHA<Scalar, Storage, Arithmetic>& layer,
+                  const Checksum& weights) {
     return Mha(communicator, layer, weights);
   }
   static Checksum description(const Mha& mha) { return mha.description(); }
@@ -86,12 +90,12 @@ struct MhaAccess {
                   SavedMHA<Scalar>* saved) {
     mha.run(y, x, split, call, seen, saved);
   }
-  static void run_back(const Mha& mha, const TensorView<Scalar, 3>& grad_x,
+  static void run_back(const Mha& mha, Room& room, const TensorView<Scalar, 3>& grad_x,
                        LocalMHAParameters<Scalar>& own, const SavedMHA<Scalar>& saved,
                        const TensorView<const Scalar, 3>& grad_y,
                        const TensorView<const Scalar, 3>& x, const Split& split,
                        const LocalMHACall<Scalar>& call, Tensor<Scalar, 3>* grad_attn_bias) {
-    mha.run_own_back(grad_x, own, saved, grad_y, x, split, call, grad_attn_bias);
+    mha.run_own_back(room, grad_x, own, saved, grad_y, x, split, call, grad_attn_bias);
   }
 };
 
@@ -149,10 +153,10 @@ struct SavedSplitStack {
 };
 
 /// The layers of a stack, whose attentions are over ranks. All of its calls are after an agreement.
-template <typename Scalar, typename Storage = Scalar>
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class SplitStack {
-  using Stack = local_mha::detail::LayerStack<Scalar, Storage>;
-  using Access = MhaAccess<Scalar, Storage>;
+  using Stack = local_mha::detail::LayerStack<Scalar, Storage, Arithmetic>;
+  using Access = MhaAccess<Scalar, Storage, Arithmetic>;
 
  public:
   /// \param weights of all that the stack is part of
@@ -200,9 +204,11 @@ class SplitStack {
   void backward(const Stack& stack, const Split& split, const AnyDevice& device,
                 EncoderParameters<Scalar>& own, const SavedSplitStack<Scalar>& saved,
                 TensorView<Scalar, 3> grad) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     typename Stack::Workspace workspace;
+    // Of all layers, one after the other.
+    typename Access::Room room;
     stack.run_back(
         device, own, workspace, saved.stack, grad,
         [&](std::size_t i, const auto&, LocalMHAParameters<Scalar>& to, const auto&,
@@ -210,8 +216,8 @@ class SplitStack {
             const TensorView<Scalar, 3>& grad_x, Tensor<Scalar, 3>* grad_bias) {
           saved.rows.template unpacked<Scalar>(
               {grad_y, x}, grad_x, [&](const auto& from, const TensorView<Scalar, 3>& of_x) {
-                Access::run_back(attentions_[i], of_x, to, saved.attentions[i], from[0], from[1],
-                                 split, {.attn_bias = stack.attn_bias(), .device = device},
+                Access::run_back(attentions_[i], room, of_x, to, saved.attentions[i], from[0],
+                                 from[1], split, {.attn_bias = stack.attn_bias(), .device = device},
                                  grad_bias);
               });
         });
@@ -247,7 +253,7 @@ class SplitStack {
     return seen;
   }
 
-  std::vector<LocalMHA<Scalar, Storage>> attentions_;
+  std::vector<LocalMHA<Scalar, Storage, Arithmetic>> attentions_;
 };
 
 /// \throws std::invalid_argument naming the member of a call that does not fit

@@ -40,12 +40,12 @@ namespace local_mha::inline LOCAL_MHA_ABI::mpi {
 ///     float loss = split_model.backward(gradients, input, labels, split);
 ///
 /// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
-/// \tparam Storage that of the model: see mpi::LocalMHA
-template <typename Scalar, typename Storage = Scalar>
+/// \tparam Storage, Arithmetic those of the model: see mpi::LocalMHA
+template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LocalTransformer {
   static_assert(std::is_trivially_copyable_v<Scalar>, "numbers travel as their bytes");
-  using Whole = local_mha::LocalTransformer<Scalar, Storage>;
-  using Access = local_mha::detail::StackAccess<Scalar, Storage>;
+  using Whole = local_mha::LocalTransformer<Scalar, Storage, Arithmetic>;
+  using Access = local_mha::detail::StackAccess<Scalar, Storage, Arithmetic>;
 
  public:
   /// Its weights.
@@ -62,7 +62,8 @@ class LocalTransformer {
         model_(model),
         weights_(communicator.alone([&] { return checksum_of(model); })),
         layers_(communicator.alone([&] {
-          return detail::SplitStack<Scalar, Storage>(communicator, weights().stack, weights_);
+          return detail::SplitStack<Scalar, Storage, Arithmetic>(communicator, weights().stack,
+                                                                 weights_);
         })) {
     detail::Checksum config;
     detail::agree(communicator, "LocalTransformer", [&](detail::Agreement& agreement) {
@@ -115,7 +116,7 @@ class LocalTransformer {
   /// \return the loss; NaN and no gradients if no label counts
   Scalar backward(Parameters& gradients, Tokens input, Tokens labels, const Split& split,
                   const EncoderCall& call = {}) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     agree("backward", input, &labels, &gradients, split, call);
     return communicator_->alone([&] { return run_back(gradients, input, labels, split, call); });
@@ -226,7 +227,7 @@ class LocalTransformer {
 
   Scalar run_back(Parameters& gradients, const Tokens& input, const Tokens& labels,
                   const Split& split, const EncoderCall& call) const
-    requires local_mha::detail::Trainable<Scalar, Storage>
+    requires local_mha::detail::Trainable<Scalar, Storage, Arithmetic>
   {
     detail::SavedSplitStack<Scalar> saved;
     Tensor<Scalar, 3> x;
@@ -258,7 +259,7 @@ class LocalTransformer {
   const Communicator* communicator_;
   Whole model_;
   detail::Checksum weights_;  // and of the configuration
-  detail::SplitStack<Scalar, Storage> layers_;
+  detail::SplitStack<Scalar, Storage, Arithmetic> layers_;
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::mpi
