@@ -86,8 +86,8 @@ class Ranks {
   }
 
   /// LocalTransformer::backward(), of tokens that every rank has.
-  template <typename Scalar>
-  Scalar backward(const LocalTransformer<Scalar>& model,
+  template <typename Scalar, typename Arithmetic>
+  Scalar backward(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
                   LocalTransformerParameters<Scalar>& gradients,
                   TensorView<const std::int64_t, 2> tokens, const EncoderCall& call) const {
     if (!world_) return model.backward(gradients, tokens, call);
@@ -100,7 +100,7 @@ class Ranks {
     // Groups drop something else.
     if (own.training && groups_ > 1)
       own.training = own.training->of_part(static_cast<std::uint64_t>(group_));
-    const mpi::LocalTransformer<Scalar> over_ranks(*sequence_, model);
+    const mpi::LocalTransformer<Scalar, Arithmetic, Arithmetic> over_ranks(*sequence_, model);
     if (groups_ == 1) return over_ranks.backward(gradients, take(0), take(1), split, own);
 
     auto of_group = LocalTransformerParameters<Scalar>::zeros(model.config());
@@ -115,41 +115,20 @@ class Ranks {
   }
 
   /// LocalTransformer::loss(), of input and labels that every rank has.
-  template <typename Scalar>
-  Scalar loss(const LocalTransformer<Scalar>& model, TensorView<const std::int64_t, 2> input,
-              TensorView<const std::int64_t, 2> labels, const EncoderCall& call) const {
+  template <typename Scalar, typename Arithmetic>
+  Scalar loss(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
+              TensorView<const std::int64_t, 2> input, TensorView<const std::int64_t, 2> labels,
+              const EncoderCall& call) const {
     if (!world_) return model.loss(input, labels, call);
     const mpi::Split split = split_of(input.dimension(1));
     const auto take = [&](const TensorView<const std::int64_t, 2>& of) {
       return own_of(of, 0, of.dimension(0), split.stretch().begin, split.rows());
     };
-    return mpi::LocalTransformer<Scalar>(*sequence_, model)
+    return mpi::LocalTransformer<Scalar, Arithmetic, Arithmetic>(*sequence_, model)
         .loss(take(input), take(labels), split, call);
   }
 
-  /// The same of one process, whatever the model multiplies.
-  template <typename Scalar, typename Arithmetic>
-  Scalar backward(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
-                  LocalTransformerParameters<Scalar>& gradients,
-                  TensorView<const std::int64_t, 2> tokens, const EncoderCall& call) const {
-    require_one("model");
-    return model.backward(gradients, tokens, call);
-  }
-  template <typename Scalar, typename Arithmetic>
-  Scalar loss(const LocalTransformer<Scalar, Arithmetic, Arithmetic>& model,
-              TensorView<const std::int64_t, 2> input, TensorView<const std::int64_t, 2> labels,
-              const EncoderCall& call) const {
-    require_one("model");
-    return model.loss(input, labels, call);
-  }
-
  private:
-  void require_one(const char* what) const {
-    if (world_)
-      reject(what, "one that multiplies what it computes with, because there are several ranks",
-             "another");
-  }
-
   // Of those ranks of the world that name the same color.
   void make_part(Index color, std::optional<mpi::Communicator>& part) {
     MPI_Comm some = MPI_COMM_NULL;

@@ -632,9 +632,6 @@ int run(int argc, char** argv) {
   return ranks.together([&] {
     if (options.in_double) return train<double>(options, ranks);
     if (options.arithmetic == "float") return train<float>(options, ranks);
-    if (ranks.number() > 1)
-      local_mha::reject("--arithmetic", "float, because there are several ranks",
-                        options.arithmetic);
     return train<float, Eigen::bfloat16>(options, ranks);
   });
 }
