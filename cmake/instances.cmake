@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# What the tests and examples use of the library in float and double, compiled once for all of them:
-# see extern.hpp.
+# What the tests and examples use of the library in float, double and bfloat16, compiled once for all
+# of them: see extern.hpp.
 find_package(Threads REQUIRED)
 
 # local_mha_link_first(LIBRARY OBJECTS): who links LIBRARY gets these before its own files. Of an inline
@@ -14,18 +14,32 @@ endfunction()
 add_library(local_mha_instances INTERFACE)
 target_link_libraries(local_mha_instances INTERFACE local_mha Threads::Threads)
 # Of one kind in all files. The second lets a test forbid Eigen's own allocations.
-target_compile_definitions(local_mha_instances INTERFACE EIGEN_USE_THREADS= EIGEN_RUNTIME_NO_MALLOC=)
-foreach(scalar float double)
+target_compile_definitions(
+  local_mha_instances INTERFACE EIGEN_USE_THREADS= EIGEN_RUNTIME_NO_MALLOC=
+                                LOCAL_MHA_STORAGE=Eigen::bfloat16 LOCAL_MHA_ARITHMETIC=Eigen::bfloat16)
+# What stores or multiplies in bfloat16 links these, which the others do without.
+add_library(local_mha_bfloat16_instances INTERFACE)
+target_link_libraries(local_mha_bfloat16_instances INTERFACE local_mha_instances)
+
+set(instantiate_float "#define LOCAL_MHA_INSTANTIATE float\n")
+set(instantiate_double "#define LOCAL_MHA_INSTANTIATE double\n")
+set(instantiate_bfloat16 "#define LOCAL_MHA_INSTANTIATE_STORAGE Eigen::bfloat16
+#define LOCAL_MHA_INSTANTIATE_ARITHMETIC Eigen::bfloat16\n")
+foreach(scalar float double bfloat16)
   set(source "${CMAKE_CURRENT_BINARY_DIR}/${scalar}_instances.cpp")
   file(CONFIGURE OUTPUT "${source}" @ONLY CONTENT
-       "#define LOCAL_MHA_INSTANTIATE ${scalar}\n#include <local_mha/extern.hpp>\n")
+       "${instantiate_${scalar}}#include <local_mha/extern.hpp>\n")
   add_library(local_mha_${scalar} OBJECT EXCLUDE_FROM_ALL "${source}")
   target_compile_definitions(
     local_mha_${scalar}
     PRIVATE $<TARGET_PROPERTY:local_mha_instances,INTERFACE_COMPILE_DEFINITIONS>)
   target_link_libraries(local_mha_${scalar} PRIVATE local_mha Threads::Threads)
-  local_mha_link_first(local_mha_instances local_mha_${scalar})
 endforeach()
+set(LOCAL_MHA_BFLOAT16_OPTIONS "" CACHE STRING "Options of the instances of bfloat16, such as -O0 where nobody runs them")
+target_compile_options(local_mha_bfloat16 PRIVATE ${LOCAL_MHA_BFLOAT16_OPTIONS})
+local_mha_link_first(local_mha_instances local_mha_float)
+local_mha_link_first(local_mha_instances local_mha_double)
+local_mha_link_first(local_mha_bfloat16_instances local_mha_bfloat16)
 
 # local_mha_precompile(NAME header... LIBRARIES library...): a precompiled header for programs that
 # link these. Such programs get extern.hpp before all else.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// What takes long to compile, or to compute where nothing is optimized, of the naive modules in
-/// float, double and long double: compiled once for all tests, by instances.cpp.
+/// float, double and long double: compiled once for all tests, by instances.cpp. Other numbers have
+/// files of their own with REFERENCE_TEMPLATES.
 #pragma once
 
 #include "reference/gradients.hpp"
@@ -67,5 +68,3 @@ REFERENCE_TEMPLATES(extern, long double)
 #endif
 
 }  // namespace reference
-
-#undef REFERENCE_TEMPLATES

@@ -12,7 +12,7 @@
 #include <string>
 
 #include "reference/array.hpp"
-#include "soak/bounded.hpp"
+#include "soak/bounded_reference.hpp"
 
 namespace soak {
 

@@ -11,7 +11,7 @@
 #include <local_mha/core/lanes.hpp>
 
 #include "reference/array.hpp"
-#include "soak/bounded.hpp"
+#include "soak/bounded_reference.hpp"
 #include "support/library.hpp"
 #include "support/random.hpp"
 

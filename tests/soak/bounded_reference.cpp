@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: MIT
+#define SOAK_INSTANTIATE
+#include "soak/bounded_reference.hpp"
