@@ -124,6 +124,7 @@ class AttentionKernel {
         attend_block(strips, queries, softmax, true, true, out, lse);
       }
     }
+    if (!done) clear_other_lanes(channels, tile.queries, out);
     clear_rest(tile, channels, out, lse);
   }
 
@@ -138,7 +139,9 @@ class AttentionKernel {
     const Tile tile = Tile::all_of(head, first, keys);
     attend_block(Strips<Values>(head, tile, store), queries, softmax, begins, ends, out,
                  ends ? lse : nullptr);
-    if (ends) clear_rest(tile, store.values->channels(), out, lse);
+    if (!ends) return;
+    clear_other_lanes(store.values->channels(), tile.queries, out);
+    clear_rest(tile, store.values->channels(), out, lse);
   }
 
  private:
@@ -211,7 +214,6 @@ class AttentionKernel {
 
   // Whoever reads whole blocks relies on it.
   static void clear_rest(const Tile& tile, Index channels, Scalar* out, Scalar* lse) {
-    clear_other_lanes(channels, tile.queries, out);
     std::fill(out + channels * count, out + padded_channels<Scalar>(channels) * count, Scalar(0));
     if (lse == nullptr || tile.whole()) return;
     const L nothing = L::broadcast(Scalar(-std::numeric_limits<double>::infinity()));

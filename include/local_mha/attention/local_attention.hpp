@@ -234,14 +234,16 @@ class LocalAttention {
 
   /// Makes what the kernel takes: scales queries, normalizes keys if they are shared_qk, and turns
   /// both by their place.
-  /// \param block `[dim_head][block_rows]`, in place
-  /// \param first position of the block's first row
+  /// \param block `[dim_head][block_rows]`, in place, from the lanes on that count
+  /// \param first position of the first of them
+  template <int Parts = 1>
   void place_queries(Index dim_head, Scalar* block, Index first) const {
-    made_->placement.place_queries(dim_head, block, first);
+    made_->placement.template place_queries<Parts>(dim_head, block, first);
   }
   /// The same of keys.
+  template <int Parts = 1>
   void place_keys(Index dim_head, Scalar* block, Index first) const {
-    made_->placement.place_keys(dim_head, block, first);
+    made_->placement.template place_keys<Parts>(dim_head, block, first);
   }
 
   /// The steps of the rotary embedding in sequences of `seqlen` rows.

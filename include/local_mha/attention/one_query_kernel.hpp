@@ -2,9 +2,9 @@
 /// \file
 /// The attention of a single query, as where a sequence comes position by position.
 ///
-/// Lanes are keys: a block of keys or values is read as it lies, so that the query costs what it
-/// reads. Scores of a key are one value, and the output is a Lanes for each channel, which is added
-/// up at the end.
+/// Lanes are keys: a packet of keys or values is read as it lies, so that the query costs what it
+/// reads. Scores of a key are one value, and the output is a packet for each channel, which is
+/// added up at the end.
 #pragma once
 
 #include <algorithm>
@@ -34,86 +34,117 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 template <typename Scalar, typename Arithmetic = Scalar>
 class OneQueryKernel {
  public:
-  using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
+  /// Packets of a block, each of which is taken for itself.
+  static constexpr int packets = Lanes<Scalar>::packets;
+  using L = Lanes<Scalar, packets>;
 
   /// \param scores of the keys that are taken at once, which are so many blocks
   /// \param turned, sums `[dim_head][count]`
   OneQueryKernel(Scalar* scores, Index blocks, Scalar* turned, Scalar* sums)
-      : scores_(scores), most_blocks_(blocks), turned_(turned), sums_(sums) {}
+      : scores_(scores), most_packets_(blocks * packets), turned_(turned), sums_(sums) {}
 
-  /// AttentionKernel::attend() of a tile with one query, whose lane of `out` it writes.
+  /// AttentionKernel::attend() of a tile with one query. Other lanes of `out` become 0, those of
+  /// `lse` anything.
   /// \tparam Keys a Ring of any storage, which is read as it lies
   template <typename Keys>
   void attend(const Strips<Scalar, Keys, Keys>& strips, const Scalar* queries, Scalar* out,
               Scalar* lse) {
     const AttentionHead<Scalar>& head = strips.head;
     const Index channels = strips.strips->values->channels();
-    std::fill_n(sums_, channels * count, Scalar(0));
+    for (Index c = 0; c < channels; ++c) L::zero().store(sums_ + c * count);
     Softmax softmax(head.sink);
+    // A function of scores takes those of a block.
+    const Index together = head.score ? packets : 1;
     bool any = false;
     for (const Strip<Scalar, Keys, Keys>& strip : strips) {
-      const Index last = ceil_div(strip.tile->keys.end, count);
-      for (Range blocks{strip.tile->keys.begin / count, 0}; blocks.begin < last;
-           blocks.begin = blocks.end) {
-        blocks.end = (std::min)(blocks.begin + most_blocks_, last);
-        score(head, strip, blocks, queries);
-        L maximum = (max)(softmax.maximum, L::broadcast(largest(blocks)));
+      const Index last = ceil_div(strip.tile->keys.end, together * L::count) * together;
+      for (Range some{strip.tile->keys.begin / (together * L::count) * together, 0};
+           some.begin < last; some.begin = some.end) {
+        some.end = (std::min)(some.begin + most_packets_, last);
+        score(head, strip, some, queries);
+        L maximum = (max)(softmax.maximum, L::broadcast(largest(some)));
         if constexpr (of_operands) maximum = ceil(maximum);
         const L rescale = softmax.rise(maximum);
         if (any) rescale_sums(channels, rescale);
         any = true;
-        softmax.sum = softmax.sum + L::broadcast(exponentiate(blocks, softmax));
-        add_values(*strip.tile, blocks, *strip.values);
+        softmax.sum = softmax.sum + L::broadcast(exponentiate(some, softmax));
+        add_values(*strip.tile, some, *strip.values);
       }
     }
-    if (lse != nullptr) softmax.log_sum_exp(lse);
     const int lane = strips.strips->tile->queries.begin;
-    store_sums(channels, softmax.weight(), out + lane);
+    if (lse != nullptr) softmax.log_sum_exp(lse + lane / L::count * L::count);
+    store_sums(channels, softmax.weight(), lane, out);
   }
 
  private:
   static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;
   using Tile = QueryTile<Scalar>;
-  using Softmax = SoftmaxState<Scalar>;
+  using Softmax = SoftmaxState<Scalar, packets>;
 
-  // scores[key] of whole blocks, −∞ where the query does not see a key.
+  // Goes through the packets of a store in order.
+  template <typename Store>
+  class Cursor {
+   public:
+    Cursor(const Store& store, Index packet)
+        : cursor_(store.cursor(packet / packets)), part_(packet % packets) {}
+    const auto* packet() const { return cursor_.block() + part_ * L::count; }
+    void advance() {
+      if (++part_ < packets) return;
+      part_ = 0;
+      cursor_.advance();
+    }
+
+   private:
+    typename Store::Cursor cursor_;
+    Index part_;
+  };
+  // The first row of a packet, in the sequence.
+  template <typename Keys>
+  static Index first_row(const KeyStrip<Scalar, Keys>& strip, Index packet) {
+    return strip.block_in_sequence(packet / packets) * count + packet % packets * L::count;
+  }
+
+  // scores[key] of some packets, −∞ where the query does not see a key.
   template <typename Keys>
   void score(const AttentionHead<Scalar>& head, const KeyStrip<Scalar, Keys>& strip,
-             const Range& blocks, const Scalar* queries) {
-    constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4);
+             const Range& some, const Scalar* queries) {
+    // Of AVX-512, four hide the time of a multiply-add behind that of reading.
+    constexpr int together = std::clamp(Tiling<Scalar>::accumulators, 1, 4) *
+                             (sizeof(typename L::Packet) == 64 ? 1 : packets);
+    static_assert(together % packets == 0);
     const Tile& tile = *strip.tile;
     const Keys& keys = *strip.keys;
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const int lane = tile.queries.begin;
     if constexpr (of_operands) {
       if (steps == nullptr) {
-        std::copy_n(queries, keys.channels() * count, turned_);
-        queries = round(keys.channels(), lane, turned_);
+        round(keys.channels(), queries + lane, turned_ + lane);
+        queries = turned_;
       }
     }
     const Scalar* turned = queries + lane;
     const BiasRow<Scalar> bias =
         head.attn_bias != nullptr ? BiasRow<Scalar>(head, tile.first + lane) : BiasRow<Scalar>();
-    auto cursor = keys.cursor(blocks.begin);
+    Cursor cursor(keys, some.begin);
     Scalar* to = scores_;
-    for (Index block = blocks.begin; block < blocks.end;) {
-      Index until = blocks.end;
+    for (Index packet = some.begin; packet < some.end;) {
+      Index until = some.end;
       if (steps != nullptr) {
-        const auto group_of = [&](Index b) {
-          return strip.block_in_sequence(b) * count / steps->group();
-        };
-        const Index group_of_keys = group_of(block);
-        for (until = block + 1; until < blocks.end && group_of(until) == group_of_keys;) ++until;
-        steps->turn_queries(queries, tile.first / steps->group() - group_of_keys, turned_);
-        turned = round(keys.channels(), lane, turned_) + lane;
+        const auto group_of = [&](Index p) { return first_row(strip, p) / steps->group(); };
+        const Index group_of_keys = group_of(packet);
+        for (until = packet + 1; until < some.end && group_of(until) == group_of_keys;) ++until;
+        const int first = lane / L::count * L::count;
+        steps->template turn_queries<packets>(
+            queries + first, tile.first / steps->group() - group_of_keys, turned_ + first);
+        turned = round(keys.channels(), turned_ + lane, turned_ + lane);
       }
-      for (; block < until; block += together) {
-        // Where there are fewer blocks, the last one is taken again, to no effect.
-        const int fresh = static_cast<int>((std::min<Index>)(together, until - block));
+      for (; packet < until; packet += together) {
+        // Where there are fewer packets, the last one is taken again, to no effect.
+        const int fresh = static_cast<int>((std::min<Index>)(together, until - packet));
         const typename Keys::Stored* x[together];
         for (int b = 0; b < together; ++b) {
-          x[b] = cursor.block();
+          x[b] = cursor.packet();
           if (b < fresh) cursor.advance();
           if (b >= fresh) x[b] = x[b - 1];
         }
@@ -121,33 +152,34 @@ class OneQueryKernel {
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
         multiply(keys.channels(), turned, 0, count, x, acc);
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
-          if (b < fresh) acc[0][b].store(to + b * count);
+          if (b < fresh) acc[0][b].store(to + b * L::count);
         }
-        for (int b = 0; b < fresh; ++b, to += count)
-          finish(head, tile, bias, block + b, strip.block_in_sequence(block + b) * count, to);
+        for (int b = 0; b < fresh; ++b, to += L::count)
+          finish(head, tile, bias, packet + b, first_row(strip, packet + b), to);
       }
-      block = until;
+      packet = until;
     }
   }
 
-  // Applies the head's function to the scores of a block of keys, adds the bias, and hides what the
-  // query does not see.
+  // Applies the head's function to the scores of a packet of keys, or with the first of a block to
+  // all of that, adds the bias, and hides what the query does not see.
   // \param first_row of the keys, in the sequence
   static void finish(const AttentionHead<Scalar>& head, const Tile& tile,
-                     const BiasRow<Scalar>& bias, Index block, Index first_row, Scalar* scores) {
+                     const BiasRow<Scalar>& bias, Index packet, Index first_row, Scalar* scores) {
     const int lane = tile.queries.begin;
-    const Index first = block * count;
-    if (head.score) head.score.apply({head.index, tile.first + lane, first_row, true}, 1, scores);
+    const Index first = packet * L::count;
+    if (head.score && packet % packets == 0)
+      head.score.apply({head.index, tile.first + lane, first_row, true}, 1, scores);
     const bool has_bias = head.attn_bias != nullptr;
     const bool bias_at_once =
-        has_bias && bias.keys().begin <= first_row && first_row + count <= bias.keys().end;
-    const bool plain = tile.plain({first, first + count});
+        has_bias && bias.keys().begin <= first_row && first_row + L::count <= bias.keys().end;
+    const bool plain = tile.plain({first, first + L::count});
     if (plain && (!has_bias || bias_at_once)) {
       if (has_bias)
         fma(Scalar(log2_e), L::load_unaligned(bias.at(first_row)), L::load(scores)).store(scores);
       return;
     }
-    for (Index r = 0; r < count; ++r) {
+    for (Index r = 0; r < L::count; ++r) {
       const Index key = first + r;
       if (!tile.sees(lane, key))
         scores[r] = Scalar(-std::numeric_limits<double>::infinity());
@@ -158,24 +190,24 @@ class OneQueryKernel {
     }
   }
 
-  Scalar largest(const Range& blocks) const {
+  Scalar largest(const Range& some) const {
     L most = L::broadcast(Softmax::lowest());
-    for (Index i = 0; i < blocks.end - blocks.begin; ++i)
-      most = (max)(most, L::load(scores_ + i * count));
-    alignas(64) Scalar lanes[count];
+    for (Index i = 0; i < some.end - some.begin; ++i)
+      most = (max)(most, L::load(scores_ + i * L::count));
+    alignas(64) Scalar lanes[L::count];
     most.store(lanes);
-    return *std::max_element(lanes, lanes + count);
+    return *std::max_element(lanes, lanes + L::count);
   }
 
   // Turns the scores into 2^(score − maximum). Returns their sum.
-  Scalar exponentiate(const Range& blocks, const Softmax& softmax) {
+  Scalar exponentiate(const Range& some, const Softmax& softmax) {
     L sums = L::zero();
-    for (Index i = 0; i < blocks.end - blocks.begin; ++i) {
-      Scalar* scores = scores_ + i * count;
+    for (Index i = 0; i < some.end - some.begin; ++i) {
+      Scalar* scores = scores_ + i * L::count;
       L p = softmax.term(L::load(scores));
       p.store(scores);
       if constexpr (of_operands) {
-        round_to_operands<Arithmetic>(count, scores);
+        round_to_operands<Arithmetic, packets>(L::count, scores);
         p = L::load(scores);
       }
       sums = sums + p;
@@ -183,96 +215,101 @@ class OneQueryKernel {
     return sum_of_lanes(sums);
   }
 
-  // The query of a lane as it is multiplied.
-  static const Scalar* round(Index channels, int lane, Scalar* queries) {
+  // The query as it is multiplied.
+  // \param query its lane of a block
+  static const Scalar* round(Index channels, const Scalar* query, Scalar* to) {
     if constexpr (of_operands)
-      for (Index c = 0; c < channels; ++c) {
-        Scalar& x = queries[c * count + lane];
-        x = from_stored<Scalar>(to_operand<Arithmetic>(x));
-      }
-    return queries;
+      for (Index at = 0; at < channels * count; at += count)
+        to[at] = from_stored<Scalar>(to_operand<Arithmetic>(query[at]));
+    return to;
   }
 
   void rescale_sums(Index channels, const L& rescale) {
-    alignas(64) Scalar factor[count];
+    alignas(64) Scalar factor[L::count];
     rescale.store(factor);
-    scale_block(channels, factor[0], sums_);
+    scale_block<packets>(channels, factor[0], sums_);
   }
 
   // sums[channel] += Σ_key p[key]·v[key], lane by lane.
   template <typename Values>
-  void add_values(const Tile& tile, const Range& blocks, const Values& values) {
+  void add_values(const Tile& tile, const Range& some, const Values& values) {
     Scalar* const sums = sums_;
     const Scalar* scores = scores_;
-    auto cursor = values.cursor(blocks.begin);
+    Cursor cursor(values, some.begin);
     constexpr Index together = 4;
-    for (Index block = blocks.begin; block < blocks.end;) {
-      bool finite = block + together <= blocks.end;
-      for (Index b = block; finite && b < block + together; ++b) finite = values.finite(b);
-      const Index some = finite ? together : 1;
+    for (Index packet = some.begin; packet < some.end;) {
+      bool finite = packet + together <= some.end;
+      for (Index p = packet; finite && p < packet + together; ++p)
+        finite = values.finite(p / packets);
       if (finite)
         add_values<together>(values.channels(), scores, cursor, sums);
-      else if (values.finite(block))
+      else if (values.finite(packet / packets))
         add_values<1>(values.channels(), scores, cursor, sums);
       else
-        add_seen_values(tile, block, values, scores, cursor, sums);
-      block += some;
-      scores += some * count;
+        add_seen_values(tile, packet, values, scores, cursor, sums);
+      packet += finite ? together : 1;
+      scores += (finite ? together : 1) * L::count;
     }
   }
 
-  // out[channel] = weight·Σ_lane sums[channel][lane]
-  void store_sums(Index channels, const L& weight, Scalar* out) const {
+  // out[channel][lane] = weight·Σ_i sums[channel][i], and 0 in the other lanes.
+  void store_sums(Index channels, const L& weight, int lane, Scalar* out) const {
     const Scalar* const sums = sums_;
-    alignas(64) Scalar weights[count];
+    alignas(64) Scalar weights[L::count];
     weight.store(weights);
     const Scalar factor = weights[0];
-    alignas(64) Scalar rows[count * L::folded];
-    alignas(64) Scalar lanes[count];
+    alignas(64) Scalar rows[L::count * L::folded];
+    alignas(64) Scalar lanes[L::count];
+    const auto put = [&](Index c, const Scalar& sum) {
+      Lanes<Scalar>::zero().store(out + c * count);
+      out[c * count + lane] = factor * sum;
+    };
     Index c = 0;
-    for (; c + count <= channels; c += count) {
-      for (Index i = 0; i < count; ++i) L::load(sums + (c + i) * count).fold(rows + i * L::folded);
+    for (; c + L::count <= channels; c += L::count) {
+      for (Index i = 0; i < L::count; ++i)
+        L::load(sums + (c + i) * count).fold(rows + i * L::folded);
       L::sum_folded(rows, lanes);
-      for (Index i = 0; i < count; ++i) out[(c + i) * count] = factor * lanes[i];
+      for (Index i = 0; i < L::count; ++i) put(c + i, lanes[i]);
     }
-    for (; c < channels; ++c) out[c * count] = factor * sum_of_lanes(L::load(sums + c * count));
+    for (; c < channels; ++c) put(c, sum_of_lanes(L::load(sums + c * count)));
   }
 
-  // sums[channel] += Σ_block p[block]·v[block][channel], lane by lane.
-  template <int Blocks, typename Cursor>
-  static void add_values(Index channels, const Scalar* scores, Cursor& cursor, Scalar* sums) {
-    L p[Blocks];
-    decltype(cursor.block()) v[Blocks];
-    for (int b = 0; b < Blocks; ++b, cursor.advance()) {
-      p[b] = L::load(scores + b * count);
-      v[b] = cursor.block();
+  // sums[channel] += Σ_packet p[packet]·v[packet][channel], lane by lane.
+  template <int Packets, typename Values>
+  static void add_values(Index channels, const Scalar* scores, Cursor<Values>& cursor,
+                         Scalar* sums) {
+    L p[Packets];
+    decltype(cursor.packet()) v[Packets];
+    for (int b = 0; b < Packets; ++b, cursor.advance()) {
+      p[b] = L::load(scores + b * L::count);
+      v[b] = cursor.packet();
     }
     LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels * count; c += count) {
       L sum = L::load(sums + c);
-      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) sum =
+      LOCAL_MHA_UNROLL for (int b = 0; b < Packets; ++b) sum =
           fma(p[b], load_stored<L>(v[b] + c), sum);
       sum.store(sums + c);
     }
   }
 
-  // The same of one block with a NaN or an infinity, which 0 does not cancel: leaves out what is
-  // not seen.
+  // The same of a packet of a block with a NaN or an infinity, which 0 does not cancel: leaves out
+  // what is not seen.
   template <typename Values>
-  static void add_seen_values(const Tile& tile, Index block, const Values& values,
-                              const Scalar* scores, typename Values::Cursor& cursor, Scalar* sums) {
-    alignas(64) Scalar unseen[count];
-    for (Index r = 0; r < count; ++r)
-      unseen[r] = Scalar(tile.sees(tile.queries.begin, block * count + r) ? 0 : -1);
+  static void add_seen_values(const Tile& tile, Index packet, const Values& values,
+                              const Scalar* scores, Cursor<Values>& cursor, Scalar* sums) {
+    alignas(64) Scalar unseen[L::count];
+    for (Index r = 0; r < L::count; ++r)
+      unseen[r] = Scalar(tile.sees(tile.queries.begin, packet * L::count + r) ? 0 : -1);
     const L p = L::load(scores);
     for (Index c = 0; c < values.channels() * count; c += count) {
-      const L v = select_negative(L::load(unseen), L::zero(), load_stored<L>(cursor.block() + c));
+      const L v = select_negative(L::load(unseen), L::zero(), load_stored<L>(cursor.packet() + c));
       fma(p, v, L::load(sums + c)).store(sums + c);
     }
     cursor.advance();
   }
 
   Scalar* scores_;
-  Index most_blocks_;
+  Index most_packets_;
   Scalar* turned_;
   Scalar* sums_;
 };

@@ -139,6 +139,19 @@ void for_each_block(const Range& rows, Visit&& visit) {
   }
 }
 
+/// Calls `work.operator()<Parts>(lane)` for the lanes of a block, from `lane` on, that hold `rows`:
+/// all of them, or of a single row a packet. The others stay.
+template <typename Scalar, typename Work>
+LOCAL_MHA_INLINE void with_lanes_of(const Range& rows, Work&& work) {
+  using L = Lanes<Scalar>;
+  if constexpr (L::packets > 1) {
+    if (rows.end - rows.begin == 1)
+      return work.template operator()<L::packets>(rows.begin % L::count / L::packet_size *
+                                                  L::packet_size);
+  }
+  work.template operator()<1>(Index{0});
+}
+
 /// Moves rows through a layer, at most `stretch` blocks at a time: calls `step(in, out)` with the
 /// rows that come in and those that are answered then. New rows come only when no query is
 /// complete, so that the past need not grow.

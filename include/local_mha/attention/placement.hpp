@@ -43,15 +43,17 @@ class Placement {
   /// Null: none.
   const RotaryEmbedding<Scalar>* rotary() const { return rotary_ ? &*rotary_ : nullptr; }
 
-  /// \param block `[dim_head][block_rows]`, in place
-  /// \param first position of the block's first row
+  /// \param block `[dim_head][block_rows]`, in place, from the lanes on that count
+  /// \param first position of the first of them
+  template <int Parts = 1>
   void place_queries(Index dim_head, Scalar* block, Index first) const {
-    scale_block(dim_head, score_scale(dim_head), block);
-    if (rotary_) rotary_->apply_to_queries(block, first);
+    scale_block<Parts>(dim_head, score_scale(dim_head), block);
+    if (rotary_) rotary_->template apply_to_queries<Parts>(block, first);
   }
+  template <int Parts = 1>
   void place_keys(Index dim_head, Scalar* block, Index first) const {
-    if (shared_qk_) l2_normalize(dim_head, block);
-    if (rotary_) rotary_->apply_to_keys(block, first);
+    if (shared_qk_) l2_normalize<Parts>(dim_head, block);
+    if (rotary_) rotary_->template apply_to_keys<Parts>(block, first);
   }
 
   /// Those between any two rows.

@@ -20,9 +20,9 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// That of each lane's query.
-template <typename Scalar>
+template <typename Scalar, int Parts = 1>
 struct SoftmaxState {
-  using L = Lanes<Scalar>;
+  using L = Lanes<Scalar, Parts>;
 
   /// No score but −∞ is below it; it is finite, so that its difference to −∞ is −∞.
   static auto lowest() { return -Eigen::NumTraits<typename L::Value>::highest(); }
@@ -49,8 +49,8 @@ struct SoftmaxState {
     return one / select_negative(L::zero() - sum, sum, sum + one);
   }
 
-  /// \param lse `[2][block_rows]`: logarithms of the denominators, −∞ of nothing, and what they
-  ///        round off
+  /// \param lse `[2][block_rows]`, from the first of the lanes on: logarithms of the denominators,
+  ///        −∞ of nothing, and what they round off
   void log_sum_exp(Scalar* lse) const {
     alignas(64) Scalar sums[L::count];
     sum.store(sums);
@@ -58,7 +58,7 @@ struct SoftmaxState {
     for (Index r = 0; r < L::count; ++r) {
       const LogSumExp<Scalar> parts = natural_log_sum_exp(lse[r], sums[r]);
       lse[r] = parts.nearest;
-      lse[L::count + r] = parts.rest;
+      lse[block_rows<Scalar> + r] = parts.rest;
     }
   }
 

@@ -33,7 +33,8 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// All arithmetic is element by element. float and double take the packets of Eigen, other scalars
 /// (a dual number) the same code with packets of one. Those of 16 bits are float in registers: a
 /// sum of 300 ones is 256 in Eigen::bfloat16.
-/// \tparam Parts 1, 2 for half as many values, and so on
+/// \tparam Parts 1, 2 for half as many values, and so on: what works on a part of the positions of
+///         a block, from one on that a packet begins with, is told of it, too
 template <typename Scalar, int Parts = 1>
 struct Lanes {
   static constexpr bool converted =
@@ -247,10 +248,11 @@ LOCAL_MHA_INLINE Lanes<Scalar, Parts>(max)(const Lanes<Scalar, Parts>& a,
 }
 
 /// The least whole number that is not smaller.
-template <typename Scalar>
-LOCAL_MHA_INLINE Lanes<Scalar> ceil(const Lanes<Scalar>& a) {
-  return Lanes<Scalar>::make([&](int i) -> typename Lanes<Scalar>::Packet {
-    if constexpr (Lanes<Scalar>::vectorized) {
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> ceil(const Lanes<Scalar, Parts>& a) {
+  using L = Lanes<Scalar, Parts>;
+  return L::make([&](int i) -> typename L::Packet {
+    if constexpr (L::vectorized) {
       return Eigen::internal::pceil(a.packet[i]);
     } else {
       using std::ceil;
@@ -268,10 +270,11 @@ LOCAL_MHA_INLINE Scalar sum_of_lanes(const Lanes<Scalar, Parts>& a) {
   return static_cast<Scalar>(Eigen::internal::predux(sum));
 }
 
-template <typename Scalar>
-LOCAL_MHA_INLINE Lanes<Scalar> sqrt(const Lanes<Scalar>& a) {
-  return Lanes<Scalar>::make([&](int i) -> typename Lanes<Scalar>::Packet {
-    if constexpr (Lanes<Scalar>::vectorized) {
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> sqrt(const Lanes<Scalar, Parts>& a) {
+  using L = Lanes<Scalar, Parts>;
+  return L::make([&](int i) -> typename L::Packet {
+    if constexpr (L::vectorized) {
       return Eigen::internal::psqrt(a.packet[i]);
     } else {
       using std::sqrt;
@@ -281,12 +284,14 @@ LOCAL_MHA_INLINE Lanes<Scalar> sqrt(const Lanes<Scalar>& a) {
 }
 
 /// `condition < 0` chooses `a`, otherwise (NaN too) `b`.
-template <typename Scalar>
-LOCAL_MHA_INLINE Lanes<Scalar> select_negative(const Lanes<Scalar>& condition,
-                                               const Lanes<Scalar>& a, const Lanes<Scalar>& b) {
-  using Packet = typename Lanes<Scalar>::Packet;
-  return Lanes<Scalar>::make([&](int i) -> Packet {
-    if constexpr (Lanes<Scalar>::vectorized) {
+template <typename Scalar, int Parts>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> select_negative(const Lanes<Scalar, Parts>& condition,
+                                                      const Lanes<Scalar, Parts>& a,
+                                                      const Lanes<Scalar, Parts>& b) {
+  using L = Lanes<Scalar, Parts>;
+  using Packet = typename L::Packet;
+  return L::make([&](int i) -> Packet {
+    if constexpr (L::vectorized) {
       const Packet zero = Eigen::internal::pset1<Packet>(Scalar(0));
       return Eigen::internal::pselect(Eigen::internal::pcmp_lt(condition.packet[i], zero),
                                       a.packet[i], b.packet[i]);
@@ -350,10 +355,10 @@ LOCAL_MHA_INLINE void prefetch(const Scalar* from, Index ahead = 0) {
 }
 
 /// True if no value is NaN or infinite.
-/// \param size a multiple of Lanes<Scalar>::count
-template <typename Scalar>
+/// \param size a multiple of Lanes<Scalar, Parts>::count
+template <int Parts = 1, typename Scalar>
 bool all_finite(const Scalar* values, Index size) {
-  using L = Lanes<Scalar>;
+  using L = Lanes<Scalar, Parts>;
   // 0 times what is not finite is NaN. Four sums, because one would wait for its own additions.
   L sums[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
   Index i = 0;

@@ -227,11 +227,11 @@ void pack_block(Index channels, const Scalar* block, Pair* to) {
 }
 
 /// Makes numbers what they are as operands.
-/// \param size a multiple of `Lanes<Scalar>::count`
-template <typename Arithmetic, typename Scalar>
+/// \param size a multiple of `Lanes<Scalar, Parts>::count`
+template <typename Arithmetic, int Parts = 1, typename Scalar>
 LOCAL_MHA_FLATTEN void round_to_operands(Index size, Scalar* numbers) {
   if constexpr (!std::is_same_v<Arithmetic, Scalar>) {
-    using L = Lanes<Scalar>;
+    using L = Lanes<Scalar, Parts>;
     alignas(64) Arithmetic operands[L::count];
     for (Index i = 0; i < size; i += L::count) {
       store_operands(L::load(numbers + i), operands);

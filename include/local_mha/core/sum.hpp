@@ -26,26 +26,28 @@ using LongSum =
 namespace detail {
 
 /// `add(x, sum)` of each channel of a block, one after the other, from 0 on.
-/// \param block `[channels][count]`
-template <typename Scalar, typename Add>
-LOCAL_MHA_INLINE Lanes<Scalar> sum_channels(Index channels, const Scalar* block, Add&& add) {
-  using L = Lanes<Scalar>;
+/// \param block `[channels][block_rows]`, from the lanes on that are summed
+template <int Parts = 1, typename Scalar, typename Add>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> sum_channels(Index channels, const Scalar* block, Add&& add) {
+  using L = Lanes<Scalar, Parts>;
+  constexpr Index stride = Lanes<Scalar>::count;
   // Four sums, because one would wait for its own additions.
   L partial[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
   Index c = 0;
   for (; c + 4 <= channels; c += 4) {
     LOCAL_MHA_UNROLL for (int i = 0; i < 4; ++i) partial[i] =
-        add(L::load(block + (c + i) * L::count), partial[i]);
+        add(L::load(block + (c + i) * stride), partial[i]);
   }
-  for (; c < channels; ++c) partial[0] = add(L::load(block + c * L::count), partial[0]);
+  for (; c < channels; ++c) partial[0] = add(L::load(block + c * stride), partial[0]);
   return (partial[0] + partial[1]) + (partial[2] + partial[3]);
 }
 
 /// `Σ_c f(x_c)²` of each position of a block.
-template <typename Scalar, typename Function>
-LOCAL_MHA_INLINE Lanes<Scalar> sum_squares(Index channels, const Scalar* block, Function&& f) {
-  using L = Lanes<Scalar>;
-  return sum_channels(channels, block, [&](const L& x, const L& sum) {
+template <int Parts = 1, typename Scalar, typename Function>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> sum_squares(Index channels, const Scalar* block,
+                                                  Function&& f) {
+  using L = Lanes<Scalar, Parts>;
+  return sum_channels<Parts>(channels, block, [&](const L& x, const L& sum) {
     const L value = f(x);
     return fma(value, value, sum);
   });
@@ -70,21 +72,21 @@ LOCAL_MHA_INLINE Lanes<Scalar> dot(Index channels, const Scalar* a, const Scalar
 /// `√bounded(factor · Σ_c f(x_c)²)` of each position of a block. Squares may leave the scalar's
 /// range, as those of numbers beyond 1e19 do in float: then the bound from below does not count.
 /// \param bounded makes Lanes larger where they are small
-template <typename Scalar, typename Bounded, typename Function>
-LOCAL_MHA_INLINE Lanes<Scalar> root_of_squares(Index channels, const Scalar* block,
-                                               const Scalar& factor, Bounded&& bounded,
-                                               Function&& f) {
-  using L = Lanes<Scalar>;
-  const L root = sqrt(bounded(factor * sum_squares(channels, block, f)));
+template <int Parts = 1, typename Scalar, typename Bounded, typename Function>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> root_of_squares(Index channels, const Scalar* block,
+                                                      const Scalar& factor, Bounded&& bounded,
+                                                      Function&& f) {
+  using L = Lanes<Scalar, Parts>;
+  const L root = sqrt(bounded(factor * sum_squares<Parts>(channels, block, f)));
   alignas(64) Scalar values[L::count];
   root.store(values);
-  if (all_finite(values, L::count)) return root;
+  if (all_finite<Parts>(values, L::count)) return root;
   // Powers of two: of such numbers no square is too large, and none that counts too small.
   const int exponent = (std::min)(std::numeric_limits<Scalar>::max_exponent * 5 / 8, 1000);
   const Scalar up = Scalar(std::ldexp(1.0, exponent));
   const Scalar down = Scalar(std::ldexp(1.0, -exponent));
   const L scaled =
-      sqrt(factor * sum_squares(channels, block, [&](const L& x) { return down * f(x); }));
+      sqrt(factor * sum_squares<Parts>(channels, block, [&](const L& x) { return down * f(x); }));
   const L largest = L::broadcast(Scalar(Eigen::NumTraits<Scalar>::highest()));
   return select_negative(root - largest, root, up * scaled);
 }

@@ -110,7 +110,9 @@ class LayerInput {
     const Index lane = rows_.begin % count;
     const LaneRange lanes{static_cast<int>(lane), static_cast<int>(lane + 1)};
     load_lanes(dim_, lanes, x, -lane, x_.data());
-    weights.norm.apply(x_.data());
+    with_lanes_of<Scalar>(rows_, [&]<int Parts>(Index first) {
+      weights.norm.template apply<Parts>(x_.data() + first);
+    });
     spread_lane(weights.to_qkv, x_.data() + lane, count, spread_.data());
   }
 

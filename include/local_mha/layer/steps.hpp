@@ -151,20 +151,29 @@ class LayerSteps {
     if (norms_all_heads()) {
       const Index i = block - rows.begin / count;
       save(saved_part, raw(part, i, h), block, h);
-      return weights_->norms_of_all[to_size(part)].apply(
-          h * dim_head(), dim_head(), Lanes<Scalar>::load(inverse(part, i)), raw(part, i, h), to);
+      with_lanes_of<Scalar>(rows, [&]<int Parts>(Index lane) {
+        weights_->norms_of_all[to_size(part)].apply(
+            h * dim_head(), dim_head(), Lanes<Scalar, Parts>::load(inverse(part, i) + lane),
+            raw(part, i, h) + lane, to + lane);
+      });
+      return;
     }
     save(saved_part, to, block, h);
     const QkNorm<Scalar>& norm = part == queries ? weights_->q_norm : weights_->k_norm;
-    if (norm) norm.apply(to);
+    if (norm)
+      with_lanes_of<Scalar>(rows,
+                            [&]<int Parts>(Index lane) { norm.template apply<Parts>(to + lane); });
   }
 
   /// Step 4, and the scale of the scores: a head's block of queries or keys, in place.
-  void rotary(Part part, Index block, Scalar* to) const {
-    if (part == queries)
-      weights_->attention.place_queries(dim_head(), to, block * count);
-    else
-      weights_->attention.place_keys(dim_head(), to, block * count);
+  void rotary(Part part, const Range& rows, Index block, Scalar* to) const {
+    with_lanes_of<Scalar>(rows, [&]<int Parts>(Index lane) {
+      const auto& attention = weights_->attention;
+      if (part == queries)
+        attention.template place_queries<Parts>(dim_head(), to + lane, block * count + lane);
+      else
+        attention.template place_keys<Parts>(dim_head(), to + lane, block * count + lane);
+    });
   }
 
   /// Step 4 of first keys: turns the way from a stretch of queries to them.
@@ -240,9 +249,12 @@ class LayerSteps {
     const Index i = block - rows.begin / count;
     if (config().gate_values_per_head) {
       Scalar* out = output_.head(i, h);
-      const auto gate = Lanes<Scalar>::load(gates[block] + h * count);
-      for (Index c = 0; c < dim_head(); ++c)
-        (gate * Lanes<Scalar>::load(out + c * count)).store(out + c * count);
+      with_lanes_of<Scalar>(rows, [&]<int Parts>(Index lane) {
+        using L = Lanes<Scalar, Parts>;
+        const L gate = L::load(gates[block] + h * count + lane);
+        for (Index at = lane; at < dim_head() * count; at += count)
+          (gate * L::load(out + at)).store(out + at);
+      });
     }
     output_.take_head(i, h);
   }

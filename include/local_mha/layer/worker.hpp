@@ -158,7 +158,7 @@ class LayerWorker {
         const Range blocks = blocks_of<Scalar>(some);
         for (Index block = blocks.begin; block < blocks.end; ++block) {
           steps_.qk_norm(Steps::keys, kv_head, some, block, keys(block));
-          steps_.rotary(Steps::keys, block, keys(block));
+          steps_.rotary(Steps::keys, some, block, keys(block));
           take(block, kv_head, static_cast<const Scalar*>(keys(block)),
                static_cast<const Scalar*>(values(block)));
         }
@@ -235,7 +235,7 @@ class LayerWorker {
     const Range blocks = blocks_of<Scalar>(rows);
     for (Index block = blocks.begin; block < blocks.end; ++block) {
       steps_.qk_norm(part, h, rows, block, to(block));
-      steps_.rotary(part, block, to(block));
+      steps_.rotary(part, rows, block, to(block));
       if (part == Steps::keys) round_in(ring, to(block));
     }
     to.put();

@@ -88,12 +88,13 @@ class LayerNorm {
   void set_parameters(const Parameters& parameters) { *this = LayerNorm(config(), parameters); }
 
   /// Normalizes each position of a block in place.
-  /// \param block `[dim][block_rows]`
+  /// \param block `[dim][block_rows]`, from the lanes on that are normalized
+  template <int Parts = 1>
   void apply(Scalar* block) const {
-    using L = Lanes<Scalar>;
-    const Moments of = moments(block);
+    using L = Lanes<Scalar, Parts>;
+    const Moments<L> of = moments<Parts>(block);
     for (Index c = 0; c < dim(); ++c) {
-      Scalar* x = block + c * L::count;
+      Scalar* x = block + c * block_rows<Scalar>;
       fma(weight_[c], of.normalized(L::load(x)), L::broadcast(bias_[c])).store(x);
     }
   }
@@ -242,34 +243,32 @@ class LayerNorm {
 
   // Of each position. `mean` alone rounds at the size of the inputs, which may lie far from 0 and
   // close together: what is left of them has the mean `rest`.
+  template <typename L>
   struct Moments {
-    Lanes<Scalar> mean;
-    Lanes<Scalar> rest;
-    Lanes<Scalar> scale;  // 1 / √(var + eps)
+    L mean;
+    L rest;
+    L scale;  // 1 / √(var + eps)
 
-    LOCAL_MHA_INLINE Lanes<Scalar> centred(const Lanes<Scalar>& x) const {
-      return rounded(x - mean) - rest;
-    }
-    LOCAL_MHA_INLINE Lanes<Scalar> normalized(const Lanes<Scalar>& x) const {
-      return centred(x) * scale;
-    }
+    LOCAL_MHA_INLINE L centred(const L& x) const { return rounded(x - mean) - rest; }
+    LOCAL_MHA_INLINE L normalized(const L& x) const { return centred(x) * scale; }
   };
 
   Scalar mean_factor() const { return Scalar(1.0 / static_cast<double>(dim())); }
 
-  LOCAL_MHA_INLINE Moments moments(const Scalar* block) const {
-    using L = Lanes<Scalar>;
+  template <int Parts = 1>
+  LOCAL_MHA_INLINE Moments<Lanes<Scalar, Parts>> moments(const Scalar* block) const {
+    using L = Lanes<Scalar, Parts>;
     const Scalar factor = mean_factor();
-    Moments of{L::zero(), L::zero(), L::zero()};
+    Moments<L> of{L::zero(), L::zero(), L::zero()};
     // From the first channel on, so that the mean of a constant row is its constant.
     const L first = dim() > 0 ? L::load(block) : L::zero();
-    of.mean = first + detail::sum_channels(dim(), block, [&](const L& x, const L& sum) {
+    of.mean = first + detail::sum_channels<Parts>(dim(), block, [&](const L& x, const L& sum) {
                 return fma(factor, x - first, sum);
               });
-    of.rest = detail::sum_channels(dim(), block, [&](const L& x, const L& sum) {
+    of.rest = detail::sum_channels<Parts>(dim(), block, [&](const L& x, const L& sum) {
       return fma(factor, rounded(x - of.mean), sum);
     });
-    const L deviation = detail::root_of_squares(
+    const L deviation = detail::root_of_squares<Parts>(
         dim(), block, factor,
         [&](const L& variance) { return variance + L::broadcast(typename L::Value(eps_)); },
         [&](const L& x) { return of.centred(x); });

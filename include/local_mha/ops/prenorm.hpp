@@ -32,12 +32,13 @@ class Prenorm {
   const Vector<Scalar>& bias() const { return layer_.bias(); }
 
   /// Normalizes each position of a block in place.
-  /// \param block `[dim][block_rows]`
+  /// \param block `[dim][block_rows]`, from the lanes on that are normalized
+  template <int Parts = 1>
   void apply(Scalar* block) const {
     if (is_rms())
-      rms_.apply(block);
+      rms_.template apply<Parts>(block);
     else
-      layer_.apply(block);
+      layer_.template apply<Parts>(block);
   }
 
   /// Turns the gradient of apply()'s result into that of its input, in place.

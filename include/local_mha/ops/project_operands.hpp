@@ -203,7 +203,7 @@ LOCAL_MHA_NOINLINE void project_lane_rows(Index depth, const Eigen::bfloat16* we
       }
     }
   }
-  if constexpr (Rows == Lanes<Scalar>::count && std::is_same_v<P, Lanes<Scalar>>) {
+  if constexpr (Rows == P::count) {
     alignas(64) Scalar folded[Rows * P::folded];
     LOCAL_MHA_UNROLL for (int r = 0; r < Rows; ++r) acc[r].fold(folded + r * P::folded);
     P::sum_folded(folded, y);
@@ -220,7 +220,8 @@ void project_lane(const OperandWeight<Scalar>& weight, Index group, const Range&
                   const Scalar* spread, Scalar* y, Index y_stride) {
   using namespace detail;
   // A whole tile, which is read as it lies, if there are registers for that.
-  constexpr Index rows = Tiling<Scalar>::accumulators >= tile_rows ? tile_rows : 4;
+  constexpr Index rows =
+      Tiling<Scalar>::accumulators * (block_rows<Scalar> / tile_pairs) >= tile_rows ? tile_rows : 4;
   const Index depth = ceil_div(weight.depth(), tile_depth);
   const Index end = (std::min)(some_rows.end, weight.group_rows());
   for (Index row = some_rows.begin; row < end; row += rows) {

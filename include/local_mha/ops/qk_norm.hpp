@@ -21,45 +21,45 @@
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Multiplies a block by a factor.
-/// \param block `[channels][block_rows]`
-template <typename Scalar>
+/// \param block `[channels][block_rows]`, from the lanes on that are multiplied
+template <int Parts = 1, typename Scalar>
 void scale_block(Index channels, const Scalar& factor, Scalar* block) {
-  using L = Lanes<Scalar>;
-  for (Index c = 0; c < channels; ++c)
-    (factor * L::load(block + c * L::count)).store(block + c * L::count);
+  using L = Lanes<Scalar, Parts>;
+  for (Index c = 0; c < channels; ++c, block += block_rows<Scalar>)
+    (factor * L::load(block)).store(block);
 }
 
 namespace detail {
 
 /// The least square of a norm, 1e-24; of a scalar that has no such number, its least one.
-template <typename Scalar>
-Lanes<Scalar> least_square() {
+template <typename Scalar, int Parts = 1>
+Lanes<Scalar, Parts> least_square() {
   const auto least = Scalar(1e-24);
-  return Lanes<Scalar>::broadcast(least > Scalar(0) ? least
-                                                    : std::numeric_limits<Scalar>::denorm_min());
+  return Lanes<Scalar, Parts>::broadcast(
+      least > Scalar(0) ? least : std::numeric_limits<Scalar>::denorm_min());
 }
 
 }  // namespace detail
 
 /// `max(‖x‖₂, 1e-12)` of each position of a block.
 /// \param block `[channels][block_rows]`
-template <typename Scalar>
-LOCAL_MHA_INLINE Lanes<Scalar> l2_norm(Index channels, const Scalar* block) {
-  using L = Lanes<Scalar>;
-  return detail::root_of_squares(
+template <int Parts = 1, typename Scalar>
+LOCAL_MHA_INLINE Lanes<Scalar, Parts> l2_norm(Index channels, const Scalar* block) {
+  using L = Lanes<Scalar, Parts>;
+  return detail::root_of_squares<Parts>(
       channels, block, Scalar(1),
       // √ has no derivative at 0: the larger of the squares, not of the roots.
-      [](const L& squares) { return (max)(squares, detail::least_square<Scalar>()); },
+      [](const L& squares) { return (max)(squares, detail::least_square<Scalar, Parts>()); },
       [](const L& x) { return x; });
 }
 
 /// Normalizes each position of a block in place, without a scale: `x / max(‖x‖₂, 1e-12)`.
-template <typename Scalar>
+template <int Parts = 1, typename Scalar>
 void l2_normalize(Index channels, Scalar* block) {
-  using L = Lanes<Scalar>;
-  const L inverse = L::broadcast(Scalar(1)) / l2_norm(channels, block);
-  for (Index c = 0; c < channels; ++c)
-    (L::load(block + c * L::count) * inverse).store(block + c * L::count);
+  using L = Lanes<Scalar, Parts>;
+  const L inverse = L::broadcast(Scalar(1)) / l2_norm<Parts>(channels, block);
+  for (Index c = 0; c < channels; ++c, block += block_rows<Scalar>)
+    (L::load(block) * inverse).store(block);
 }
 
 /// Turns the gradient of l2_normalize()'s result into that of its input, in place:
@@ -103,13 +103,14 @@ class QkNorm {
   const Vector<Scalar>& weight() const { return is_rms() ? rms_.weight() : scale_; }
 
   /// Normalizes each position of a block in place.
-  /// \param block `[dim_head][block_rows]`
+  /// \param block `[dim_head][block_rows]`, from the lanes on that are normalized
+  template <int Parts = 1>
   void apply(Scalar* block) const {
-    using L = Lanes<Scalar>;
-    if (is_rms()) return rms_.apply(block);
-    const L inverse = L::broadcast(Scalar(1)) / l2_norm(dim_head(), block);
-    for (Index c = 0; c < dim_head(); ++c)
-      (scale_[c] * (L::load(block + c * L::count) * inverse)).store(block + c * L::count);
+    using L = Lanes<Scalar, Parts>;
+    if (is_rms()) return rms_.template apply<Parts>(block);
+    const L inverse = L::broadcast(Scalar(1)) / l2_norm<Parts>(dim_head(), block);
+    for (Index c = 0; c < dim_head(); ++c, block += block_rows<Scalar>)
+      (scale_[c] * (L::load(block) * inverse)).store(block);
   }
 
   /// Turns the gradient of apply()'s result into that of its input, in place.

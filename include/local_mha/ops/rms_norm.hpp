@@ -42,27 +42,34 @@ class RmsNorm {
   const Vector<Scalar>& weight() const { return weight_; }
 
   /// `r` of each position of a block.
-  /// \param block `[dim][block_rows]`
-  LOCAL_MHA_INLINE L inverse(const Scalar* block) const {
-    const L root = detail::root_of_squares(
+  /// \param block `[dim][block_rows]`, from the lanes on whose it is
+  template <int Parts = 1>
+  LOCAL_MHA_INLINE Lanes<Scalar, Parts> inverse(const Scalar* block) const {
+    using P = Lanes<Scalar, Parts>;
+    const P root = detail::root_of_squares<Parts>(
         dim(), block, mean_factor(),
-        [&](const L& square) { return square + L::broadcast(typename L::Value(eps_)); },
-        [](const L& x) { return x; });
-    return L::broadcast(Scalar(1)) / root;
+        [&](const P& square) { return square + P::broadcast(typename P::Value(eps_)); },
+        [](const P& x) { return x; });
+    return P::broadcast(Scalar(1)) / root;
   }
 
   /// Normalizes a part of the channels of each position.
   /// \param first the first of them
-  /// \param x, y `[channels][block_rows]`; may be the same
-  LOCAL_MHA_INLINE void apply(Index first, Index channels, const L& inverse, const Scalar* x,
-                              Scalar* y) const {
+  /// \param x, y `[channels][block_rows]`, from the lanes on that are normalized; may be the same
+  template <int Parts>
+  LOCAL_MHA_INLINE void apply(Index first, Index channels, const Lanes<Scalar, Parts>& inverse,
+                              const Scalar* x, Scalar* y) const {
+    using P = Lanes<Scalar, Parts>;
     for (Index c = 0; c < channels; ++c)
-      (weight_[first + c] * (L::load(x + c * L::count) * inverse)).store(y + c * L::count);
+      (weight_[first + c] * (P::load(x + c * L::count) * inverse)).store(y + c * L::count);
   }
 
   /// Normalizes each position of a block in place.
-  /// \param block `[dim][block_rows]`
-  void apply(Scalar* block) const { apply(0, dim(), inverse(block), block, block); }
+  /// \param block `[dim][block_rows]`, from the lanes on that are normalized
+  template <int Parts = 1>
+  void apply(Scalar* block) const {
+    apply(0, dim(), inverse<Parts>(block), block, block);
+  }
 
   /// The first step back: `g` becomes `g ⊙ weight`.
   /// \param first, channels the part

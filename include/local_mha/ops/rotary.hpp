@@ -34,10 +34,10 @@
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// Turns `(a, b)` by an angle given by its cosine and sine, both times a decay.
-template <typename Scalar, typename Factor>
+/// \tparam L the lanes that are turned
+template <typename L, typename Scalar, typename Factor>
 LOCAL_MHA_INLINE void rotate_pair(const Scalar* a, const Scalar* b, const Factor& cosine,
                                   const Factor& sine, Scalar* to_a, Scalar* to_b) {
-  using L = Lanes<Scalar>;
   const L x = L::load(a);
   const L y = L::load(b);
   (cosine * x - sine * y).store(to_a);
@@ -60,18 +60,20 @@ struct RotaryPairs {
 };
 
 /// Turns every position of a block by the same angles.
+/// \param block, turned `[channels][block_rows]`, from the lanes on that are turned
 /// \param turns for each pair of channels cosine and sine, times a decay: `[pairs.count][2]`
-template <typename Scalar>
+template <int Parts = 1, typename Scalar>
 void turn_all(const RotaryPairs& pairs, const Scalar* block, const Scalar* turns, Scalar* turned) {
+  using L = Lanes<Scalar, Parts>;
   constexpr Index count = block_rows<Scalar>;
   const Index gap = pairs.gap * count;
   for (Index m = 0; m < pairs.count; ++m) {
     const Index at = m * pairs.step * count;
-    rotate_pair<Scalar>(block + at, block + at + gap, turns[2 * m], turns[2 * m + 1], turned + at,
-                        turned + at + gap);
+    rotate_pair<L>(block + at, block + at + gap, turns[2 * m], turns[2 * m + 1], turned + at,
+                   turned + at + gap);
   }
-  std::copy(block + pairs.turned() * count, block + pairs.channels * count,
-            turned + pairs.turned() * count);
+  for (Index at = pairs.turned() * count; at < pairs.channels * count; at += count)
+    L::load(block + at).store(turned + at);
 }
 
 /// The transpose of turn_all(), added: `sum += turnsᵀ · block`.
@@ -164,18 +166,24 @@ class RotaryEmbedding {
   Index group() const { return group_; }
 
   /// Turns a block of queries, or of keys, in place by its place in its group.
-  /// \param block `[dim_head][block_rows]`
-  /// \param first position of the block's first row, a multiple of block_rows
-  void apply_to_queries(Scalar* block, Index first) const { apply<false>(queries_, block, first); }
+  /// \param block `[dim_head][block_rows]`, from the lanes on that are turned
+  /// \param first position of the first of them, a multiple of what a packet holds
+  template <int Parts = 1>
+  void apply_to_queries(Scalar* block, Index first) const {
+    apply<false, Parts>(queries_, block, first);
+  }
   /// The same for keys.
-  void apply_to_keys(Scalar* block, Index first) const { apply<false>(keys_, block, first); }
+  template <int Parts = 1>
+  void apply_to_keys(Scalar* block, Index first) const {
+    apply<false, Parts>(keys_, block, first);
+  }
 
   /// Turns gradients of apply_to_queries(), or of apply_to_keys(), into those of its input.
   void apply_back_to_queries(Scalar* block, Index first) const {
-    apply<true>(queries_, block, first);
+    apply<true, 1>(queries_, block, first);
   }
   /// The same for keys.
-  void apply_back_to_keys(Scalar* block, Index first) const { apply<true>(keys_, block, first); }
+  void apply_back_to_keys(Scalar* block, Index first) const { apply<true, 1>(keys_, block, first); }
 
   /// `cos` and `sin` of `distance·θ_m`, both times `ζ_m^(distance / xpos_scale_base)`,
   /// `[pairs().count][2]`: without the factor, which the turns by the place have.
@@ -274,16 +282,16 @@ class RotaryEmbedding {
     return place / count * pairs_.turned() * count + m * 2 * count + place % count;
   }
 
-  template <bool Back>
+  template <bool Back, int Parts>
   void apply(const BlockBuffer<Scalar>& table, Scalar* block, Index first) const {
-    using L = Lanes<Scalar>;
-    const Scalar* turn = table.data() + first % group_ * pairs_.turned();
+    using L = Lanes<Scalar, Parts>;
+    const Scalar* turn = table.data() + table_place(first % group_, 0);
     for (Index m = 0; m < pairs_.count; ++m, turn += 2 * count) {
       Scalar* a = block + m * pairs_.step * count;
       Scalar* b = a + pairs_.gap * count;
       // The transpose of a turn is the turn the other way, with the same decay.
       const L sine = L::load(turn + count);
-      rotate_pair<Scalar>(a, b, L::load(turn), Back ? L::zero() - sine : sine, a, b);
+      rotate_pair<L>(a, b, L::load(turn), Back ? L::zero() - sine : sine, a, b);
     }
   }
 
@@ -331,8 +339,10 @@ class RotarySteps {
   Index group() const { return group_; }
 
   /// \param groups_back from the queries' group to the keys'
+  template <int Parts = 1>
   void turn_queries(const Scalar* block, Index groups_back, Scalar* turned) const {
-    turn_all(pairs_, block, turns_.data() + (groups_back - first_) * pairs_.turned(), turned);
+    turn_all<Parts>(pairs_, block, turns_.data() + (groups_back - first_) * pairs_.turned(),
+                    turned);
   }
 
   /// Adds, to the gradient of turn_queries()' input, what that of its result makes of it.
