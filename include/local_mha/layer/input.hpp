@@ -108,9 +108,12 @@ class LayerInput {
     if (!weights.config.prenorm)
       return spread_lane(weights.to_qkv, x.data, x.channel_stride, spread_.data());
     const Index lane = rows_.begin % count;
-    const LaneRange lanes{static_cast<int>(lane), static_cast<int>(lane + 1)};
-    load_lanes(dim_, lanes, x, -lane, x_.data());
     with_lanes_of<Scalar>(rows_, [&]<int Parts>(Index first) {
+      for (Index c = 0; c < dim_; ++c) {
+        Scalar* const to = x_.data() + c * count;
+        Lanes<Scalar, Parts>::zero().store(to + first);
+        to[lane] = x(0, c);
+      }
       weights.norm.template apply<Parts>(x_.data() + first);
     });
     spread_lane(weights.to_qkv, x_.data() + lane, count, spread_.data());

@@ -46,7 +46,7 @@ class LayerOutput {
   Scalar* head(Index i, Index h) {
     return out_.data() + ((of_operands ? 0 : i) * heads_ + h) * head_size_;
   }
-  /// It is made.
+  /// It is made, of rows that pass the weight in blocks.
   void take_head(Index i, Index h) {
     if constexpr (of_operands)
       pack_channels(head_size_ / count, head(i, h),

@@ -256,7 +256,7 @@ class LayerSteps {
           (gate * L::load(out + at)).store(out + at);
       });
     }
-    output_.take_head(i, h);
+    if (!is_alone(rows)) output_.take_head(i, h);
   }
 
   /// Step 10: the results of rows whose heads are there.

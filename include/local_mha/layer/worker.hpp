@@ -236,18 +236,21 @@ class LayerWorker {
     for (Index block = blocks.begin; block < blocks.end; ++block) {
       steps_.qk_norm(part, h, rows, block, to(block));
       steps_.rotary(part, rows, block, to(block));
-      if (part == Steps::keys) round_in(ring, to(block));
+      if (part == Steps::keys) round_in(ring, rows, to(block));
     }
     to.put();
   }
 
   // What goes into a ring that does not round it, or not to an operand.
   template <typename SomeRing>
-  void round_in(const SomeRing& /*ring*/, Scalar* block) const {
+  void round_in(const SomeRing& /*ring*/, [[maybe_unused]] const Range& rows, Scalar* block) const {
     if constexpr (std::is_same_v<SomeRing, Ring<Scalar>>)
       round_as_stored<Storage>(steps_.dim_head() * count, block);
     else if constexpr (of_operands && std::is_same_v<SomeRing, Ring<Scalar, Storage>>)
-      round_to_operands<Arithmetic>(steps_.dim_head() * count, block);
+      with_lanes_of<Scalar>(rows, [&]<int Parts>(Index lane) {
+        for (Index at = lane; at < steps_.dim_head() * count; at += count)
+          round_to_operands<Arithmetic, Parts>(Lanes<Scalar, Parts>::count, block + at);
+      });
   }
 
   template <typename SomeRing>
@@ -256,7 +259,7 @@ class LayerWorker {
     steps_.to_qkv(Steps::values, kv_head, rows, to);
     const Range blocks = blocks_of<Scalar>(rows);
     for (Index block = blocks.begin; block < blocks.end; ++block) {
-      round_in(ring, to(block));
+      round_in(ring, rows, to(block));
       steps_.save(&SavedLayer<Scalar>::v, to(block), block, kv_head);
     }
     to.put();
