@@ -98,7 +98,9 @@ void pick_window_rules(Random& random, Config& config) {
 template <typename Config>
 void pick_xpos_base(Random& random, Config& config, Index window, double default_base) {
   const bool grows = !config.causal && !config.exact_windowsize;
-  const double least = grows ? std::max(0.5, static_cast<double>(window) / 3) : 0.5;
+  constexpr double least_of_all = LOCAL_MHA_LANE_BYTES / 128.0;
+  const double least =
+      grows ? std::max(least_of_all, static_cast<double>(window) / 3) : least_of_all;
   if (default_base < least || random.chance(0.6))
     config.xpos_scale_base = std::max(least, random.pick({0.5, 1.0, 3.0, 7.5, 16.0, 64.0}));
 }
