@@ -350,7 +350,7 @@ std::vector<BadInput> attention_configurations() {
        "LocalAttention::LocalAttention"},
       {"XposBaseOfZero",
        attention([](C& c) { c.use_xpos = true, c.xpos_scale_base = 0; }),
-       {"xpos_scale_base", "at least 0.5", "got 0"},
+       {"xpos_scale_base", local_mha::detail::at_least_xpos_scale_base, "got 0"},
        "LocalAttention::LocalAttention"},
       {"XposBaseOfNaN",
        attention([](C& c) { c.use_xpos = true, c.xpos_scale_base = nan; }),
@@ -358,7 +358,7 @@ std::vector<BadInput> attention_configurations() {
        "LocalAttention::LocalAttention"},
       {"NegativeXposBase",
        attention([](C& c) { c.use_xpos = true, c.xpos_scale_base = -8; }),
-       {"xpos_scale_base", "at least 0.5", "got -8"},
+       {"xpos_scale_base", local_mha::detail::at_least_xpos_scale_base, "got -8"},
        "LocalAttention::LocalAttention"},
   };
 }
@@ -510,7 +510,7 @@ std::vector<BadInput> layer_configurations() {
        "LocalMHA::LocalMHA"},
       {"LayerTinyXposBase",
        layer([](C& c) { c.use_xpos = true, c.xpos_scale_base = 0.01; }),
-       {"xpos_scale_base", "at least 0.5", "got 0.01"},
+       {"xpos_scale_base", local_mha::detail::at_least_xpos_scale_base, "got 0.01"},
        "LocalMHA::LocalMHA"},
   };
 }
@@ -1384,7 +1384,7 @@ std::vector<BadInput> component_arguments() {
        "RotaryEmbedding::rotate_queries"},
       {"RotaryOfABadBase",
        [] { local_mha::RotaryEmbedding<double>(4, nan); },
-       {"xpos_scale_base", "0.5", "nan"},
+       {"xpos_scale_base", local_mha::detail::at_least_xpos_scale_base, "nan"},
        "RotaryEmbedding::RotaryEmbedding"},
       {"RotaryOfXposTimesAFactor",
        [] { local_mha::RotaryEmbedding<double>(4, 16.0, {.factor = 2}); },

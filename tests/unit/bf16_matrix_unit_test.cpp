@@ -157,7 +157,7 @@ TEST(MatrixUnit, WeightGradientsAreThoseOfThePortableLoops) {
           grad.put(b, 0, rows, random_block(random, rows).data());
           x.put(b, 0, columns, random_block(random, columns).data());
         }
-        const local_mha::Range tiles{0, (blocks + 1) / 2};
+        const local_mha::Range tiles{0, local_mha::PositionTiles<float, bfloat16>::count(blocks)};
         const Index panels = (columns + count - 1) / count;
         const local_mha::RowMatrix<float> before = support::random_weight(random, rows, columns);
         local_mha::RowMatrix<float> got = before, wanted = before;

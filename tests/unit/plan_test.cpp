@@ -72,7 +72,9 @@ TEST(PlanOfTheAttention, HasEveryBlockOfEveryHeadOnce) {
   local_mha::detail::AttentionPlan<float> plan;
   for_each_call([&](const auto& inputs, Index batch, Index threads) {
     plan.assign(inputs, batch, threads);
-    EXPECT_EQ(plan.workers(), (std::min)(threads, plan.tasks()));
+    // There may be more than tasks: those that longer sequences have.
+    EXPECT_GE(plan.workers(), (std::min)(threads, plan.tasks()));
+    EXPECT_LE(plan.workers(), threads);
     std::vector<std::vector<int>> covered;
     for (Index s = 0; s < inputs.sequences(); ++s)
       for (Index h = 0; h < inputs.kv_heads(); ++h)

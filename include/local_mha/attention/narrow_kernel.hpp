@@ -30,8 +30,8 @@ class NarrowKernel {
  public:
   using L = Lanes<Scalar>;
   static constexpr Index count = block_rows<Scalar>;
-  /// Channels that are computed at a time: a packet, however many positions a block has.
-  using C = Lanes<Scalar, L::packets>;
+  /// Channels that are computed at a time: 64 bytes, however many positions a block has.
+  using C = Lanes<Scalar, LOCAL_MHA_LANE_BYTES / 64>;
   /// Keys that a query sees at most.
   static constexpr Index most_keys = 2 * C::count;
 
@@ -70,7 +70,8 @@ class NarrowKernel {
 
  private:
   // Lanes of channels that are in registers at once.
-  static constexpr int most_pieces = std::clamp(Tiling<Scalar>::accumulators * L::packets, 1, 4);
+  static constexpr int most_pieces =
+      std::clamp(Tiling<Scalar>::accumulators * (LOCAL_MHA_LANE_BYTES / 64), 1, 4);
 
   // Which keys the queries see.
   void look(const AttentionHead<Scalar>& head, Index first) {
