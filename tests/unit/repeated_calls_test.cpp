@@ -66,11 +66,14 @@ const std::vector<std::pair<Index, Index>> sizes{{3, 190}, {3, 190}, {1, 190}, {
                                                  {2, 1},   {3, 190}, {3, 0},   {1, 188}};
 
 /// The first call may allocate; on threads, which take several short sequences at once, also the
-/// first of such.
+/// first of such, and one more after it: there are more rooms for these, some of which gave way.
 template <typename Call>
 void expect_no_allocations_but_at_first(Call&& call, bool on_threads = false) {
   call(sizes.front().first, sizes.front().second);
-  if (on_threads) call(3, 17);
+  if (on_threads) {
+    call(3, 17);
+    call(sizes.front().first, sizes.front().second);
+  }
   for (const auto& [batch, seqlen] : sizes)
     EXPECT_EQ(call(batch, seqlen), 0) << "[" << batch << ", " << seqlen << "]";
 }

@@ -126,7 +126,7 @@ class OneQueryKernel {
     const Scalar* turned = queries + lane;
     const BiasRow<Scalar> bias =
         head.attn_bias != nullptr ? BiasRow<Scalar>(head, tile.first + lane) : BiasRow<Scalar>();
-    Cursor cursor(keys, some.begin);
+    Cursor<Keys> cursor(keys, some.begin);
     Scalar* to = scores_;
     for (Index packet = some.begin; packet < some.end;) {
       Index until = some.end;
@@ -235,7 +235,7 @@ class OneQueryKernel {
   void add_values(const Tile& tile, const Range& some, const Values& values) {
     Scalar* const sums = sums_;
     const Scalar* scores = scores_;
-    Cursor cursor(values, some.begin);
+    Cursor<Values> cursor(values, some.begin);
     constexpr Index together = 4;
     for (Index packet = some.begin; packet < some.end;) {
       bool finite = packet + together <= some.end;
