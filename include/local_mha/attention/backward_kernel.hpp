@@ -21,6 +21,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 
 #include <local_mha/attention/backward_strip.hpp>
 #include <local_mha/attention/gradient_sums.hpp>
@@ -28,6 +29,7 @@
 #include <local_mha/attention/score_gradients.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/matrix_unit.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/sum.hpp>
 #include <local_mha/core/upcoming.hpp>
@@ -109,6 +111,10 @@ class AttentionBackwardKernel {
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const Tile& tile = strip.tile;
     const bool finite = finite_queries_ && all_finite(strip.store, tile.keys);
+#if defined(LOCAL_MHA_AMX)
+    std::optional<detail::MatrixUnit> unit;
+    if (detail::by_matrix_unit<Scalar, Arithmetic>()) unit.emplace();
+#endif
     upcoming_.spread_over(2 * (tile.keys.end - tile.keys.begin) / group +
                           sums_.micro_kernels(tile.keys.end - tile.keys.begin));
     LaneRange cursor{0, 0};

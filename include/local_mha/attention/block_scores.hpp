@@ -66,7 +66,16 @@ class BlockScores {
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const bool plain_scores = !head.score;
     auto cursor = keys.cursor(chunk.begin / count);
-    [[maybe_unused]] Index multiplied = 0;  // blocks whose products are there
+#if defined(LOCAL_MHA_AMX)
+    Index multiplied = chunk.begin / count;  // the blocks before it have their products
+    const Index blocks_end = ceil_div(chunk.end, count);
+    auto ahead = cursor;
+    const auto turned_for = [&](Index block) {
+      return steps == nullptr || tile.first / steps->group() -
+                                         strip.block_in_sequence(block) * count / steps->group() ==
+                                     groups_back;
+    };
+#endif
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = (std::min)((begin / count + 1) * count, chunk.end);
       const Index first_key = strip.block_in_sequence(begin / count) * count;
@@ -84,16 +93,13 @@ class BlockScores {
       if constexpr (of_operands) {
         if (has_matrix_unit()) {
           upcoming.fetch();
-          const Index block = begin / count;
-          if (block >= multiplied) {
-            multiplied = ceil_div(chunk.end, count);
-            if (steps != nullptr)
-              for (Index b = multiplied - 1; b > block; --b)
-                if (strip.block_in_sequence(b) * count / steps->group() !=
-                    first_key / steps->group())
-                  multiplied = b;
-            multiply_keys_by_matrix_unit(cursor, multiplied - block, keys.tiles(), turned,
-                                         piece.score(block * count));
+          // The next block's products are made while the maximum of this one's is found.
+          while (multiplied < blocks_end && multiplied <= begin / count + 1 &&
+                 turned_for(multiplied)) {
+            multiply_keys_by_matrix_unit(ahead.block(), keys.tiles(), turned,
+                                         piece.score(multiplied * count));
+            ahead.advance();
+            ++multiplied;
           }
           const Index offset = begin % count;
           const Scalar* bias = bias_rows ? bias_.data() + offset * count : nullptr;

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <optional>
 #include <type_traits>
 
 #include <Eigen/Core>
@@ -32,7 +31,8 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Room for one block of queries and one segment, and the computation in it.
+/// Room for one block of queries and one segment, and the computation in it: by the matrix unit, if
+/// there is one, which is the caller's.
 ///
 /// What is summed over queries is multiplied as rows of weights, `[key][query]`, with panels,
 /// `[panel][query][block_rows channels]`; as operands, two neighbouring queries are a pair of both.
@@ -121,10 +121,6 @@ class GradientSums {
       const Chunk<Scalar, ValueOperands<Scalar>, Keys> chunk{
           {{{&keys, segment, nullptr, ds_pairs_.data()}, &strip.store.summed_keys()}}, 1};
       const L one = L::broadcast(Scalar(1));
-#if defined(LOCAL_MHA_AMX)
-      std::optional<MatrixUnit> unit;
-      if (has_matrix_unit()) unit.emplace();
-#endif
       add_weighted_values(chunk, dim_head_, &one, one, upcoming, grad_queries);
     } else {
       constexpr int most = Tiling<Scalar>::values;
@@ -300,7 +296,6 @@ class GradientSums {
 
 #if defined(LOCAL_MHA_AMX)
   void add_to_keys_by_matrix_unit(const Strip& strip, const Range& segment) const {
-    const MatrixUnit unit;
     for (Index block = segment.begin / count; block * count < segment.end; ++block) {
       add_panels_by_matrix_unit(row_of(p_, block * count), grad_out_panels_.data(),
                                 strip.store.grad_values[block], strip.store.grad_values.channels());

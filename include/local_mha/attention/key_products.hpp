@@ -69,23 +69,18 @@ LOCAL_MHA_INLINE void multiply_keys(const KeyOperands<Scalar>& keys, const Pair*
 }
 
 #if defined(LOCAL_MHA_AMX)
-/// The product of `blocks` blocks of keys, by the matrix unit.
-/// \param cursor at the first of them
+/// The product of a block of keys, by the matrix unit.
 /// \param tiles in the depth
-inline void multiply_keys_by_matrix_unit(KeyOperands<float>::Cursor cursor, Index blocks,
-                                         Index tiles, const Pair* rows, float* product) {
+inline void multiply_keys_by_matrix_unit(const Pair* keys, Index tiles, const Pair* rows,
+                                         float* product) {
   using Sums = TileSums<2>;
   constexpr Index tile = KeyOperands<float>::tile;
   constexpr Index half = tile_rows * KeyOperands<float>::position_stride();
-  constexpr Index half_product = tile_rows * block_rows<float>;
-  for (; blocks > 0; --blocks, cursor.advance(), product += 2 * half_product) {
-    const Pair* const keys = cursor.block();
-    Sums::zero();
-    for (Index t = 0; t < tiles; ++t)
-      Sums::add({keys + t * tile, keys + t * tile + half}, KeyOperands<float>::position_stride(),
-                rows + t * tile);
-    Sums::store({product, product + half_product});
-  }
+  Sums::zero();
+  for (Index t = 0; t < tiles; ++t)
+    Sums::add({keys + t * tile, keys + t * tile + half}, KeyOperands<float>::position_stride(),
+              rows + t * tile);
+  Sums::store({product, product + tile_rows * block_rows<float>});
 }
 #endif
 

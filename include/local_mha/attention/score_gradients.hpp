@@ -61,7 +61,8 @@ class ScoreGradients {
   /// The segments that follow are of this block of queries.
   void take_queries(const QueryGradients<Scalar>& block) { g_ = grad_out_.of(block.grad_out); }
 
-  /// Makes P and dS of a segment; with dropout, P and g·v.
+  /// Makes P and dS of a segment; with dropout, P and g·v. By the matrix unit, if there is one,
+  /// which is the caller's.
   /// \param queries as they are turned to the segment
   /// \param cursor `{0, 0}` at first, then that of an earlier segment
   /// \param upcoming is fetched meanwhile
@@ -77,12 +78,29 @@ class ScoreGradients {
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     auto key_cursor = keys.cursor(segment.begin / count);
     auto value_cursor = values.cursor(segment.begin / count);
-    const bool multiplied = multiply_by_matrix_unit(segment, keys, values, q);
+    const bool multiplied = by_matrix_unit<Scalar, Arithmetic>();
+#if defined(LOCAL_MHA_AMX)
+    auto next_keys = key_cursor;
+    auto next_values = value_cursor;
+    Index next = segment.begin / count * count;
+#endif
     for (Index begin = segment.begin; begin < segment.end;
          key_cursor.advance(), value_cursor.advance()) {
       const Index end = (std::min)((begin / count + 1) * count, segment.end);
       const Index first_key = strip.block_in_sequence(begin / count) * count;
       if (bias_rows) bias_rows->gather(first_key, bias_.data());
+#if defined(LOCAL_MHA_AMX)
+      if constexpr (of_operands) {
+        // The next block's products are made while this one's become gradients.
+        for (; multiplied && next < (std::min)(begin / count * count + 2 * count, segment.end);
+             next += count, next_keys.advance(), next_values.advance()) {
+          multiply_keys_by_matrix_unit(next_keys.block(), keys.tiles(), q,
+                                       probabilities(segment, next));
+          multiply_keys_by_matrix_unit(next_values.block(), values.tiles(), g_,
+                                       gradients(segment, next));
+        }
+      }
+#endif
       for (Index key = begin; key < end; key += group) {
         Scalar* p = probabilities(segment, key);
         Scalar* ds = gradients(segment, key);
@@ -260,28 +278,6 @@ class ScoreGradients {
     }
     LOCAL_MHA_UNROLL for (Index r = 0; r < group; ++r) product[r][0] = P::zero();
     multiply_keys(keys, from, rows, product);
-  }
-
-  // Both products of a segment, if there is a matrix unit, which takes them at once.
-  template <typename Keys, typename Operand>
-  bool multiply_by_matrix_unit([[maybe_unused]] const Range& segment,
-                               [[maybe_unused]] const Keys& keys,
-                               [[maybe_unused]] const Keys& values,
-                               [[maybe_unused]] const Operand* queries) {
-#if defined(LOCAL_MHA_AMX)
-    if constexpr (of_operands) {
-      if (!has_matrix_unit()) return false;
-      const MatrixUnit unit;
-      const Range blocks{segment.begin / count, ceil_div(segment.end, count)};
-      const Index number = blocks.end - blocks.begin;
-      multiply_keys_by_matrix_unit(keys.cursor(blocks.begin), number, keys.tiles(), queries,
-                                   probabilities_.data());
-      multiply_keys_by_matrix_unit(values.cursor(blocks.begin), number, values.tiles(), g_,
-                                   gradients_.data());
-      return true;
-    }
-#endif
-    return false;
   }
 
   static Scalar* row_of(BlockBuffer<Scalar>& rows, const Range& segment, Index key) {
