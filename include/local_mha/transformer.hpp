@@ -157,8 +157,7 @@ class LocalTransformer {
   /// than max_seq_len, the position embedding stays at its last row, for which the model was not
   /// trained. Include transformer_stream.hpp to use it.
   /// \param prompt `[B, N]`, `N >= 1`; shorter ones padded behind, see prompt_lengths: each
-  /// sequence
-  ///        is, to the bit, what it would be alone
+  ///        sequence is, to the bit, what it would be alone
   /// \param on_tokens called after each step with a `std::span` of the `B` tokens that were made
   /// \return the tokens made, `[B, length]`, or fewer if all sequences have stopped; behind a
   ///         sequence's stop_token there are more of it

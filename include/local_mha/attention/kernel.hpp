@@ -84,8 +84,7 @@ class AttentionKernel {
   /// \param out `[padded channels of the values][block_rows]`; 0 where a query sees no key, in
   ///        lanes that are no queries, and in channels that fill up
   /// \param lse null, or `[2][block_rows]`: logarithms of the softmax' denominator, −∞ for no key
-  /// and
-  ///        in lanes that are no queries; and what they round off
+  ///        and in lanes that are no queries; and what they round off
   template <typename Values>
   void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
               const Ring<Scalar>& keys, const Values& values, Scalar* out, Scalar* lse = nullptr) {

@@ -55,8 +55,7 @@ class NarrowKernel {
   /// \param scale of the scores, times log2(e)
   /// \param v, out `[seqlen][dim_value]`; 0 where a query sees no key
   /// \param lse null, or `[2][block_rows]`: logarithms of the softmax' denominator, −∞ for no key,
-  /// and
-  ///        what they round off
+  ///        and what they round off
   void attend(const AttentionHead<Scalar>& head, Index first, Index dim_head, Index dim_value,
               Scalar scale, const Scalar* q, const Scalar* k, const Scalar* v, Scalar* out,
               Scalar* lse = nullptr) {

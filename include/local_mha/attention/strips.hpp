@@ -18,8 +18,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// Where keys and values lie.
 /// \tparam Values a Ring, Rows, or ValueOperands
 /// \tparam Keys a Ring, or KeyOperands; a Ring of another storage is for single queries, with
-/// values
-///         in the same
+///         values in the same
 template <typename Scalar, typename Values, typename Keys = Ring<Scalar>>
 struct KeyStore {
   const Keys* keys = nullptr;

@@ -47,8 +47,7 @@ class SafetensorsWriter {
   /// Adds a tensor: `add("x", {2, 3}, values)`.
   /// \param shape empty for a single number
   /// \param values row-major, as many as the shape says: float, double, bool or an integer type, in
-  /// a
-  ///   vector, an array or a span
+  ///   a vector, an array or a span
   /// \param stored empty: as it is; float and double may be rounded to F64, F32, F16 or BF16
   /// \throws std::invalid_argument if the name was added before or is `__metadata__`, or the sizes
   ///   differ

@@ -61,8 +61,7 @@ class StateDict : public TensorSource {
   /// \tparam Scalar float, double, bool or an integer type
   /// \param shape empty for a single number
   /// \throws std::invalid_argument if the name was added before, an extent is negative, memory
-  /// could
-  ///   not hold that many elements, or `data` is null although there are some
+  ///   could not hold that many elements, or `data` is null although there are some
   template <typename Scalar>
     requires std::is_arithmetic_v<Scalar>
   void add(std::string name, const Scalar* data, std::vector<Index> shape) {

@@ -116,8 +116,7 @@ Config with_residual_streams(Config config, const nlohmann::json& kwargs,
 
 /// Weights of a LocalMHA whose configuration is known.
 /// \param prefix stands before the names, such as `layers.3.0.branch.`; empty: `param/` if there
-/// are
-///   such names, else none
+///   are such names, else none
 /// \param buffers whether those of the rotary embedding in the file must be this library's
 /// \throws std::invalid_argument if the configuration is
 /// \throws SafetensorsError naming the tensor that is missing, unexpected, misshapen or not

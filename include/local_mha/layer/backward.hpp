@@ -56,9 +56,8 @@ class LayerBackward {
 
   /// run() of a part of sequences, whose keys are not all here.
   /// \param part `part.head(head, sequence)` gives the blocks of a LayerBackwardHead, and those
-  /// that
-  ///        are elsewhere; `part.finish(head_of)` adds what these and other parts have given to one
-  ///        another, of heads `head_of(sequence, h)`
+  ///        that are elsewhere; `part.finish(head_of)` adds what these and other parts have given
+  ///        to one another, of heads `head_of(sequence, h)`
   template <typename Part>
   void run_part(const AnyDevice& device, const AttentionInputs<Scalar>& inputs,
                 const std::optional<Training>& training, const StridedView<const Scalar>& x,

@@ -37,9 +37,8 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// gates are made, and go into the rings of a Past; when all keys are there that a stretch of
 /// queries sees, it is answered. What a head needs is made while it is in the cache.
 /// \tparam Storage what weights are held as, and keys and values rounded to, see can_store: in a
-/// batch
-///         they lie there as numbers to compute with, in a stream as what they are rounded to, so
-///         that both give the same
+///         batch they lie there as numbers to compute with, in a stream as what they are rounded
+///         to, so that both give the same
 /// \tparam Arithmetic what is multiplied as what, see can_multiply: then they lie in a batch as
 ///         operands
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>

@@ -84,8 +84,7 @@ LOCAL_MHA_INLINE auto load_operand(const Storage* from) {
 /// \param row_stride, depth_stride where `a[r, d]` lies: at `a + r·row_stride + d·depth_stride`.
 ///        Constants where the caller has them as such
 /// \param x for each block of positions, `[depth][block_rows]`, from the lanes on that count, as
-/// they
-///        are stored
+///        they are stored
 template <Ahead ahead = Ahead{}, int Rows, int Blocks, typename Operand, typename Scalar, int Parts,
           typename Storage>
 LOCAL_MHA_INLINE void multiply(Index depth, const Operand* a, Index row_stride, Index depth_stride,

@@ -125,8 +125,7 @@ class LayerStack : public StackLayers<Scalar, Storage, Arithmetic> {
 
   /// forward() of rows whose attentions lie elsewhere.
   /// \param attend `attend(i, attention, training, x, y, saved)` makes y, what the attention of
-  /// layer
-  ///        `i` gives for x; `saved`: null, or the layer's SavedLayer
+  ///        layer `i` gives for x; `saved`: null, or the layer's SavedLayer
   /// \param places of the rows in a whole, by which feed-forwards drop; empty: this is all
   template <typename Attend>
   void run(const AnyDevice& device, TensorView<Scalar, 3> y, Workspace& workspace,

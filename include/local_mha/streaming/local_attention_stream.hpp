@@ -46,8 +46,7 @@ class LocalAttention<Scalar, Score, Arithmetic>::StreamOf
   /// \param attention copied
   /// \param heads, dim_head of the queries, keys and values
   /// \param call as for forward(), for all pushes: biases, sinks, the window and the first
-  /// position;
-  ///        tensors are copied
+  ///        position; tensors are copied
   /// \param kv_heads of the keys and values, if there are fewer
   /// \throws std::invalid_argument naming the argument that does not fit
   StreamOf(const LocalAttention& attention, Index heads, Index dim_head,
