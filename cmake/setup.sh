@@ -36,7 +36,7 @@ esac
 say() { echo "setup: $*"; }
 
 packages=(
-  g++              # a C++20 compiler, g++ 12 or newer
+  g++              # a C++20 compiler, g++ 11 or newer
   cmake            # 3.25 or newer
   ninja-build
   libeigen3-dev    # 3.4 or newer
@@ -50,7 +50,7 @@ packages=(
 if ! command -v apt-get >/dev/null; then
   say "there is no apt-get here, so nothing was installed. Please see to these:"
   cat <<'LIST'
-  g++ 12 or newer, CMake 3.25 or newer, Ninja,
+  g++ 11 or newer, CMake 3.25 or newer, Ninja,
   Eigen 3.4 or newer, nlohmann_json 3.10, CLI11 2.1, stb, GoogleTest 1.12, Google Benchmark 1.7
 LIST
   if $clang; then echo "  clang 19"; fi

@@ -184,6 +184,22 @@ TEST(Readme, TrainsALayerInBfloat16) {
             static_cast<float>(Eigen::bfloat16(parameters.to_out(0, 0))));
 }
 
+TEST(Readme, AttendsFromTensors) {
+#include "attention.cpp"
+  EXPECT_EQ(out.dimensions(), q.dimensions());
+}
+
+TEST(Readme, StreamsAnAttention) {
+#include "attention_stream.cpp"
+  EXPECT_EQ(stream.answered(), 100);
+}
+
+TEST(Readme, TakesWeightsFromMemory) {
+  const Eigen::MatrixXf my_weights = Eigen::MatrixXf::Random(16, 16);
+#include "own_weights.cpp"
+  EXPECT_EQ(mha.parameters().to_out(1, 2), my_weights(2, 1));
+}
+
 TEST(Readme, TrainsAModel) {
   local_mha::LocalTransformerConfig config = transformer_config();
   config.attn_dropout = 0.1;

@@ -90,11 +90,13 @@ class StridedView {
     take_matrix(matrix.derived());
   }
 
-  /// Does not compile: an expression has no memory.
+  /// Does not compile: an expression has no memory, and a tensor of another scalar is no view.
   template <typename Derived>
   StridedView(const Eigen::TensorBase<Derived, Eigen::ReadOnlyAccessors>&) {
-    static_assert(std::is_void_v<Derived>,
-                  "an expression of tensors has no memory: assign it to a tensor first");
+    static_assert(
+        std::is_void_v<Derived>,
+        "an expression of tensors has no memory: assign it to a tensor first; a tensor must "
+        "be of the layer's scalar");
   }
 
   /// A read-only view of a writable one.

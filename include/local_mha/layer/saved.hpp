@@ -65,6 +65,7 @@ struct SavedLayer {
       return std::to_string(c.heads) + " heads of " + std::to_string(c.dim_head) +
              " channels with" + (c.gate_values_per_head ? "" : "out") + " gates";
     };
+    if (config.dim == 0) reject("saved", "what forward_saving() kept", "nothing that was kept");
     if (config.heads != layer.heads || config.dim_head != layer.dim_head ||
         config.gate_values_per_head != layer.gate_values_per_head)
       reject("saved", describe(layer), describe(config));
