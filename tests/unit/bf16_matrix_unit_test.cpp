@@ -40,17 +40,20 @@ TEST(MatrixUnit, ScoresAreSumsOfProducts) {
   const local_mha::detail::MatrixUnit unit;
   Random random(1);
   for (const Index channels : {1, 8, 32, 40, 64, 96, 128}) {
-    local_mha::KeyOperands<float> keys(channels, 1);
+    // A ring that turns over.
+    local_mha::KeyOperands<float> keys(channels, 4);
+    const Index block = random.integer(4, 9);
+    for (Index b = 0; b < block; ++b) keys.put(b, random_block(random, channels).data());
     const auto numbers = random_block(random, channels);
-    keys.put(0, numbers.data());
+    keys.put(block, numbers.data());
     const auto queries = random_block(random, channels);
     std::vector<Pair> pairs(
         static_cast<std::size_t>(local_mha::detail::pairs_of(channels) * count));
     local_mha::detail::pack_block(channels, queries.data(), pairs.data());
     auto scores = local_mha::make_block_buffer<float>((count + 1) * count);
     std::fill(scores.begin(), scores.end(), 7.0F);
-    local_mha::detail::multiply_keys_by_matrix_unit(keys[0], keys.tiles(), pairs.data(),
-                                                    scores.data());
+    local_mha::detail::multiply_keys_by_matrix_unit(keys.cursor(block).block(), keys.tiles(),
+                                                    pairs.data(), scores.data());
     for (Index key = 0; key < count; ++key)
       for (Index query = 0; query < count; ++query) {
         double sum = 0, size = 0;

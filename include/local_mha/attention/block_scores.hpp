@@ -18,6 +18,7 @@
 #include <local_mha/attention/strips.hpp>
 #include <local_mha/attention/visibility.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/matrix_unit.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/types.hpp>
 #include <local_mha/core/upcoming.hpp>
@@ -47,7 +48,8 @@ class BlockScores {
   /// Room for queries, `[dim_head][block_rows]`.
   Scalar* turned() { return turned_.data(); }
 
-  /// `scores[key][query]` of a piece, −∞ where a query does not see a key.
+  /// `scores[key][query]` of a piece, −∞ where a query does not see a key. Operands are multiplied
+  /// by the matrix unit, if there is one: the caller's.
   /// \param queries `[dim_head][block_rows]`
   /// \param maximum so far
   /// \param upcoming is fetched meanwhile
@@ -67,7 +69,7 @@ class BlockScores {
     const bool plain_scores = !head.score;
     auto cursor = keys.cursor(chunk.begin / count);
 #if defined(LOCAL_MHA_AMX)
-    Index multiplied = chunk.begin / count;  // the blocks before it have their products
+    Index multiplied = chunk.begin / count;  // the piece's blocks before it have their products
     const Index blocks_end = ceil_div(chunk.end, count);
     auto ahead = cursor;
     const auto turned_for = [&](Index block) {
@@ -93,7 +95,7 @@ class BlockScores {
       if constexpr (of_operands) {
         if (has_matrix_unit()) {
           upcoming.fetch();
-          // The next block's products are made while the maximum of this one's is found.
+          // With those of the next block, which are made while the maximum of this one's is found.
           while (multiplied < blocks_end && multiplied <= begin / count + 1 &&
                  turned_for(multiplied)) {
             multiply_keys_by_matrix_unit(ahead.block(), keys.tiles(), turned,

@@ -31,8 +31,8 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Room for one block of queries and one segment, and the computation in it: by the matrix unit, if
-/// there is one, which is the caller's.
+/// Room for one block of queries and one segment, and the computation in it. Operands are
+/// multiplied by the matrix unit, if there is one: the caller's.
 ///
 /// What is summed over queries is multiplied as rows of weights, `[key][query]`, with panels,
 /// `[panel][query][block_rows channels]`; as operands, two neighbouring queries are a pair of both.

@@ -69,8 +69,11 @@ LOCAL_MHA_INLINE void multiply_keys(const KeyOperands<Scalar>& keys, const Pair*
 }
 
 #if defined(LOCAL_MHA_AMX)
-/// The product of a block of keys, by the matrix unit.
+/// The product of a block of keys, by the matrix unit, which is the caller's.
+/// \param keys `[tiles][block_rows][tile_pairs]`
 /// \param tiles in the depth
+/// \param rows as BlockOperands has them
+/// \param product `[block_rows][block_rows]`
 inline void multiply_keys_by_matrix_unit(const Pair* keys, Index tiles, const Pair* rows,
                                          float* product) {
   using Sums = TileSums<2>;

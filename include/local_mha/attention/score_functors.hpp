@@ -15,7 +15,8 @@
 ///
 ///     Lanes<Scalar> operator()(const Lanes<Scalar>& s, const ScorePlace<Scalar>& at) const
 ///
-/// is called for many at a time.
+/// is called for many at a time. Where products are of bfloat16, it must leave AMX's tiles alone,
+/// and so must what it calls.
 #pragma once
 
 #include <concepts>

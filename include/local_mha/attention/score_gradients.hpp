@@ -61,8 +61,8 @@ class ScoreGradients {
   /// The segments that follow are of this block of queries.
   void take_queries(const QueryGradients<Scalar>& block) { g_ = grad_out_.of(block.grad_out); }
 
-  /// Makes P and dS of a segment; with dropout, P and g·v. By the matrix unit, if there is one,
-  /// which is the caller's.
+  /// Makes P and dS of a segment; with dropout, P and g·v. Operands are multiplied by the matrix
+  /// unit, if there is one: the caller's.
   /// \param queries as they are turned to the segment
   /// \param cursor `{0, 0}` at first, then that of an earlier segment
   /// \param upcoming is fetched meanwhile
@@ -91,7 +91,7 @@ class ScoreGradients {
       if (bias_rows) bias_rows->gather(first_key, bias_.data());
 #if defined(LOCAL_MHA_AMX)
       if constexpr (of_operands) {
-        // The next block's products are made while this one's become gradients.
+        // With those of the next block, which are made while this one's become gradients.
         for (; multiplied && next < (std::min)(begin / count * count + 2 * count, segment.end);
              next += count, next_keys.advance(), next_values.advance()) {
           multiply_keys_by_matrix_unit(next_keys.block(), keys.tiles(), q,
