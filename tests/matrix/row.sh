@@ -20,6 +20,8 @@ if [ "$root" = / ]; then
     case $flag in
       -I/* | -isystem/*) directory=${flag#-I} directory=${directory#-isystem}
                          [ -d "$directory" ] || skip "there is no $directory" ;;
+      -m32) echo '#include <cstddef>' | "$compiler" -m32 -x c++ -fsyntax-only - 2> /dev/null ||
+              skip "there are no headers for -m32" ;;
     esac
   done
   if [ "$runner" != none ] && [ "$runner" != syntax ]; then

@@ -1004,7 +1004,7 @@ std::vector<BadInput> layer_arguments() {
        "LocalMHA::backward"},
       {"SavedByNothing",
        layer_backward([](C&) {}, -1),
-       {"saved", "2 heads", "0 heads"},
+       {"saved", "what forward_saving() kept", "nothing that was kept"},
        "LocalMHA::backward"},
       {"MisshapenProjection",
        layer_weights([](P& p) { p.to_qkv.resize(36, 13); }),
