@@ -13,6 +13,7 @@
 #include <limits>
 #include <vector>
 
+#include <local_mha/attention/key_products.hpp>
 #include <local_mha/attention/operand_ring.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/local_mha.hpp>
@@ -401,6 +402,36 @@ TEST(Bf16Operands, PassAWeightAlone) {
 
 // ---- keys and values
 
+/// Makes a block one of fewer rows, 0 beyond them. Returns these, `[rows][channels]`, and no more.
+std::vector<float> first_rows(Index rows, Index channels, local_mha::BlockBuffer<float>& block) {
+  std::vector<float> of(static_cast<std::size_t>(rows * channels));
+  for (Index c = 0; c < channels; ++c)
+    for (Index r = 0; r < count; ++r) {
+      float& x = block[static_cast<std::size_t>(c * count + r)];
+      if (r < rows)
+        of[static_cast<std::size_t>(r * channels + c)] = x;
+      else
+        x = 0;
+    }
+  return of;
+}
+
+/// Puts a block into a ring, in one of the ways, of which some leave rows out.
+template <typename Ring>
+void put_somehow(Random& random, Index b, local_mha::BlockBuffer<float>& block, Ring& other,
+                 Ring& ring) {
+  if (b % 3 == 0) {
+    ring.put(b, block.data());
+  } else if (b % 3 == 1) {
+    other.put(b, block.data());
+    ring.copy_block(b, other);
+  } else {
+    const Index rows = random.chance(0.5) ? count : random.integer(1, count);
+    const std::vector<float> of = first_rows(rows, ring.channels(), block);
+    ring.put_rows(b, rows, {of.data(), ring.channels()});
+  }
+}
+
 TEST(Bf16Operands, KeysLieInRows) {
   Random random(4);
   for (const Index channels : {1, 7, 8, 32, 33, 64, 100})
@@ -411,12 +442,7 @@ TEST(Bf16Operands, KeysLieInRows) {
       std::vector<local_mha::BlockBuffer<float>> blocks;
       for (Index b = 0; b < 9; ++b) {
         blocks.push_back(random_block(random, channels));
-        if (b % 2 == 0) {
-          ring.put(b, blocks.back().data());
-        } else {
-          other.put(b, blocks.back().data());
-          ring.copy_block(b, other);
-        }
+        put_somehow(random, b, blocks.back(), other, ring);
         // The last ones, past where the ring turns over.
         const Index first = std::max<Index>(0, b + 1 - capacity);
         auto cursor = ring.cursor(first);
@@ -438,6 +464,26 @@ TEST(Bf16Operands, KeysLieInRows) {
     }
 }
 
+TEST(Bf16Operands, QueriesBecomeThoseOfABlock) {
+  Random random(7);
+  for (const Index channels : {1, 7, 16, 31, 32, 33, 64, 100})
+    for (int trial = 0; trial < 8; ++trial) {
+      auto block = random_block(random, channels);
+      const Index end = trial == 0 ? count : random.integer(1, count);
+      const Index begin = trial < 4 ? 0 : random.integer(0, end - 1);
+      const std::vector<float> rows = first_rows(end, channels, block);
+      for (Index c = 0; c < channels; ++c) std::fill_n(block.begin() + c * count, begin, 0.0F);
+      const float factor = trial % 2 == 0 ? 1.0F : 0.37F;
+      for (float& x : block) x *= factor;
+      local_mha::detail::BlockOperands<float, bfloat16> of_block(channels), of_rows(channels);
+      const Pair* wanted = of_block.of(block.data());
+      const Pair* got = of_rows.of_rows({static_cast<int>(begin), static_cast<int>(end)},
+                                        {rows.data(), channels}, factor);
+      for (Index i = 0; i < local_mha::detail::pairs_of(channels) * count; ++i)
+        for (int k = 0; k < 2; ++k) ASSERT_EQ(bits_of(got[i].of[k]), bits_of(wanted[i].of[k])) << i;
+    }
+}
+
 TEST(Bf16Operands, ValuesLieTwoBlocksSideBySide) {
   Random random(6);
   for (const Index channels : {1, 7, 16, 20, 64, 65})
@@ -449,16 +495,11 @@ TEST(Bf16Operands, ValuesLieTwoBlocksSideBySide) {
       for (Index b = 0; b < 15; ++b) {
         blocks.push_back(random_block(random, channels));
         const bool finite = b % 5 != 2;
-        if (!finite)
-          blocks.back()[static_cast<std::size_t>(random.integer(0, channels * count - 1))] =
+        if (!finite)  // in the first row, which is always there
+          blocks.back()[static_cast<std::size_t>(random.integer(0, channels - 1) * count)] =
               random.pick({std::numeric_limits<float>::quiet_NaN(),
                            -std::numeric_limits<float>::infinity(), 3.4e38F});
-        if (b % 2 == 0) {
-          ring.put(b, blocks.back().data());
-        } else {
-          other.put(b, blocks.back().data());
-          ring.copy_block(b, other);
-        }
+        put_somehow(random, b, blocks.back(), other, ring);
         ASSERT_EQ(ring.finite(b), finite) << b;
         const Index first = std::max<Index>(0, b + 1 - ring.capacity());
         auto cursor = ring.cursor(first);

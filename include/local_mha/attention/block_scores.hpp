@@ -50,11 +50,12 @@ class BlockScores {
 
   /// `scores[key][query]` of a piece, −∞ where a query does not see a key. Operands are multiplied
   /// by the matrix unit, if there is one: the caller's.
-  /// \param queries `[dim_head][block_rows]`
+  /// \tparam Query as of AttentionKernel::attend()
   /// \param maximum so far
   /// \param upcoming is fetched meanwhile
   /// \return the maximum then
-  L make(const AttentionHead<Scalar>& head, const Piece& piece, const Scalar* queries, L maximum,
+  template <typename Query>
+  L make(const AttentionHead<Scalar>& head, const Piece& piece, const Query* queries, L maximum,
          Upcoming<Scalar>& upcoming) {
     const Tile& tile = piece.tile();
     const auto& strip = *piece.strip;
@@ -65,7 +66,8 @@ class BlockScores {
     LaneRange cursor_of_lanes{0, 0};
     std::optional<BiasRows<Scalar>> bias_rows;
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
-    const RotarySteps<Scalar>* const steps = strip.steps(head);
+    const RotarySteps<Scalar>* const steps =
+        std::is_same_v<Query, Scalar> ? strip.steps(head) : nullptr;
     const bool plain_scores = !head.score;
     auto cursor = keys.cursor(chunk.begin / count);
 #if defined(LOCAL_MHA_AMX)
@@ -81,12 +83,14 @@ class BlockScores {
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
       const Index end = (std::min)((begin / count + 1) * count, chunk.end);
       const Index first_key = strip.block_in_sequence(begin / count) * count;
-      if (steps != nullptr) {
-        const Index back = tile.first / steps->group() - first_key / steps->group();
-        if (back != groups_back) {
-          groups_back = back;
-          steps->turn_queries(queries, back, turned_.data());
-          turned = operands_.of(turned_.data());
+      if constexpr (std::is_same_v<Query, Scalar>) {
+        if (steps != nullptr) {
+          const Index back = tile.first / steps->group() - first_key / steps->group();
+          if (back != groups_back) {
+            groups_back = back;
+            steps->turn_queries(queries, back, turned_.data());
+            turned = operands_.of(turned_.data());
+          }
         }
       }
       if (bias_rows) bias_rows->gather(first_key, bias_.data());
@@ -94,7 +98,6 @@ class BlockScores {
 #if defined(LOCAL_MHA_AMX)
       if constexpr (of_operands) {
         if (has_matrix_unit()) {
-          upcoming.fetch();
           // With those of the next block, which are made while the maximum of this one's is found.
           while (multiplied < blocks_end && multiplied <= begin / count + 1 &&
                  turned_for(multiplied)) {
@@ -105,10 +108,12 @@ class BlockScores {
           }
           const Index offset = begin % count;
           const Scalar* bias = bias_rows ? bias_.data() + offset * count : nullptr;
-          maximum =
-              finish(head, piece, {begin, block_end}, first_key + offset, bias,
-                     plain_scores ? add_bias(block_end - begin, bias, piece.score(begin)) : maximum,
-                     cursor_of_lanes, maximum);
+          const Range scored{begin, block_end};
+          // What is hidden is not part of the maximum.
+          const bool counts = plain_scores && (bias != nullptr || tile.plain(scored));
+          maximum = finish(head, piece, scored, first_key + offset, bias,
+                           counts ? add_bias(block_end - begin, bias, piece.score(begin)) : maximum,
+                           cursor_of_lanes, maximum);
           begin = end;
           continue;
         }

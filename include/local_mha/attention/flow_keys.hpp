@@ -44,7 +44,7 @@ class FlowKeys {
       rows_.emplace(dim_value, blocks);
     else
       values_ = Values(dim_value, blocks);
-    if (of_operands) aside_ = make_block_buffer<Scalar>((std::max)(dim_head, dim_value) * count);
+    if (of_operands) aside_ = make_block_buffer<Scalar>(dim_head * count);
   }
 
   /// Whether it has room for so many blocks of such heads.
@@ -118,6 +118,8 @@ class FlowKeys {
                  Index at) {
     const Index channels = keys_.channels();
     if constexpr (of_operands) {
+      if (placement.only_scales())
+        return keys_.put_rows(at, rows_at(rows, block), {rows.k, channels, block * count});
       load(rows, block, channels, rows.k, aside_.data());
       placement.place_keys(channels, aside_.data(), block * count);
       keys_.put(at, aside_.data());
@@ -128,8 +130,7 @@ class FlowKeys {
   }
   void make_values(const KeyRows<Scalar>& rows, Index block, Index at) {
     if constexpr (of_operands) {
-      load(rows, block, dim_value_, rows.v, aside_.data());
-      values_.put(at, aside_.data());
+      values_.put_rows(at, rows_at(rows, block), {rows.v, dim_value_, block * count});
     } else {
       load(rows, block, dim_value_, rows.v, values_[at]);
       values_.note_finite(at);
@@ -141,7 +142,7 @@ class FlowKeys {
   Values values_;
   std::optional<Rows<Scalar>> rows_;  // in place of values_
   BlockBuffer<Scalar> copied_;        // values of make_all()
-  BlockBuffer<Scalar> aside_;         // a block that becomes operands
+  BlockBuffer<Scalar> aside_;         // keys that become operands
 };
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail

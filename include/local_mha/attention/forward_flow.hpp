@@ -20,6 +20,7 @@
 #include <local_mha/attention/head.hpp>
 #include <local_mha/attention/inputs.hpp>
 #include <local_mha/attention/kernel.hpp>
+#include <local_mha/attention/key_products.hpp>
 #include <local_mha/attention/narrow_kernel.hpp>
 #include <local_mha/attention/placement.hpp>
 #include <local_mha/core/block.hpp>
@@ -51,6 +52,7 @@ class AttentionForwardFlow {
     // With pinned rows, what a query sees is all there is, beside what blocks are rounded up by.
     kernel_ = Kernel(dim_head, pins ? 2 * seqlen + 4 * count : (std::min)(reach + count, seqlen));
     queries_ = make_block_buffer<Scalar>(dim_head * count);
+    operands_ = detail::BlockOperands<Scalar, Arithmetic>(dim_head);
     out_ = make_block_buffer<Scalar>(padded_channels<Scalar>(dim_value) * count);
   }
 
@@ -135,11 +137,22 @@ class AttentionForwardFlow {
                             placement_->score_scale(dim_head_), rows.q, rows.k, rows.v, rows.out,
                             lse);
     } else {
-      load_lanes(dim_head_, lanes, StridedRows{rows.q, dim_head_, first}, queries_.data());
-      placement_->place_queries(dim_head_, queries_.data(), first);
-      Keys::use(keys_, pinned_keys_, [&](const auto& window, const auto& pinned) {
-        kernel_.attend(member.head, first, queries_.data(), window, pinned, out_.data(), lse);
-      });
+      const auto attend = [&](const auto* queries) {
+        Keys::use(keys_, pinned_keys_, [&](const auto& window, const auto& pinned) {
+          kernel_.attend(member.head, first, queries, window, pinned, out_.data(), lse);
+        });
+      };
+      const StridedRows<const Scalar> q{rows.q, dim_head_, first};
+      bool done = false;
+      if constexpr (Kernel::of_operands) {
+        done = placement_->only_scales();
+        if (done) attend(operands_.of_rows(lanes, q, placement_->score_scale(dim_head_)));
+      }
+      if (!done) {
+        load_lanes(dim_head_, lanes, q, queries_.data());
+        placement_->place_queries(dim_head_, queries_.data(), first);
+        attend(queries_.data());
+      }
       store_lanes(dim_value_, lanes, out_.data(), StridedRows{rows.out, dim_value_, first});
     }
     rows.store_lse(first, lanes, lse_.data());
@@ -278,6 +291,7 @@ class AttentionForwardFlow {
   Kernel kernel_;
   NarrowKernel<Scalar> narrow_kernel_;
   BlockBuffer<Scalar> queries_;
+  detail::BlockOperands<Scalar, Arithmetic> operands_;  // of them
   BlockBuffer<Scalar> out_;
   BlockBuffer<Scalar> lse_ = make_block_buffer<Scalar>(2 * count);
   std::vector<Member> members_;

@@ -95,8 +95,10 @@ class AttentionKernel {
   /// \param window the blocks that the window shows
   ///        If they are a Ring in 16 bits, there is a single query, which drops nothing
   /// \param pinned those of `head.pinned`, one after the other, if there are any
-  template <typename Values, typename Keys>
-  void attend(const AttentionHead<Scalar>& head, Index first, const Scalar* queries,
+  /// \tparam Query Scalar, or detail::Pair: operands, `[pairs_of(dim_head)][block_rows]`, of
+  ///         queries that no step of the rotary embedding turns
+  template <typename Query, typename Values, typename Keys>
+  void attend(const AttentionHead<Scalar>& head, Index first, const Query* queries,
               const KeyStore<Scalar, Values, Keys>& window,
               const std::type_identity_t<KeyStore<Scalar, Values, Keys>>& pinned, Scalar* out,
               Scalar* lse = nullptr) {
@@ -109,7 +111,7 @@ class AttentionKernel {
     }
     const Index channels = window.values->channels();
     bool done = false;
-    if constexpr (std::is_same_v<Values, Keys>) {
+    if constexpr (std::is_same_v<Values, Keys> && std::is_same_v<Query, Scalar>) {
       // Lanes are keys, so that a single query costs what it reads.
       done = tile.single() && head.dropout == nullptr && channels <= window.keys->channels();
       if (done)
@@ -156,8 +158,8 @@ class AttentionKernel {
   using Chunk = detail::Chunk<Scalar, Values, BlockKeys>;
   static constexpr Index group = Tiling<Scalar>::rows;
   // `begins`: there is no out yet; `ends`: it is divided by the sum.
-  template <typename Values>
-  void attend_block(const Strips<Values>& strips, const Scalar* queries, Softmax& softmax,
+  template <typename Values, typename Query>
+  void attend_block(const Strips<Values>& strips, const Query* queries, Softmax& softmax,
                     bool begins, bool ends, Scalar* out, Scalar* lse) {
     const AttentionHead<Scalar>& head = strips.head;
     const Index channels = strips.strips->values->channels();
@@ -180,7 +182,7 @@ class AttentionKernel {
       // become does not depend on how keys are taken together.
       if constexpr (of_operands) maximum = ceil(maximum);
       const L rescale = softmax.rise(maximum);
-      for (const auto& piece : chunk) detail::exponentiate(head, piece, softmax);
+      for (const auto& piece : chunk) detail::exponentiate(head, piece, softmax, upcoming_);
       const bool last = ends && strip == strips.end();
       const L factor = last ? softmax.weight() : L::broadcast(Scalar(1));
       detail::add_weighted_values(chunk, channels, begins ? nullptr : &rescale, factor, upcoming_,
@@ -222,7 +224,7 @@ class AttentionKernel {
 
   // Those that fetch what is upcoming.
   static Index micro_kernels_of(Index keys, Index dim_value) {
-    if (detail::by_matrix_unit<Scalar, Arithmetic>()) return keys / count;
+    if (detail::by_matrix_unit<Scalar, Arithmetic>()) return keys / 2;
     return keys / Tiling<Scalar>::keys +
            keys / count * ceil_div(dim_value, Index{Tiling<Scalar>::values});
   }

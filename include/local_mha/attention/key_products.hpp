@@ -42,8 +42,29 @@ class BlockOperands {
       return block;
     }
   }
+  /// Such as they are already.
+  const Pair* of(const Pair* operands) { return operands; }
+  /// Of rows, `[channels]`, times a factor: those of some lanes, the others become 0.
+  const Pair* of_rows(LaneRange lanes, const StridedRows<const Scalar>& row, const Scalar& factor) {
+    pack_scaled(lanes, row, factor, pairs_.data());
+    return pairs_.data();
+  }
 
  private:
+  LOCAL_MHA_FLATTEN void pack_scaled(LaneRange lanes, const StridedRows<const Scalar>& row,
+                                     const Scalar& factor, Pair* to) const {
+    using L = Lanes<Scalar>;
+    const L scale = L::broadcast(factor);
+    const auto lanes_of = [&](Index r, Index c) {
+      return r < lanes.begin ? L::zero() : scale * load_row<L>(row(r), c, channels_);
+    };
+    for (Index c = 0; c < channels_; c += tile_depth, to += tile_pairs * L::count) {
+      alignas(64) Pair tile[tile_pairs * L::count];
+      pack_rows<Scalar>(lanes.end, [&](Index r, Index i) { return lanes_of(r, c + i); }, tile);
+      transpose_pairs_in<Scalar>(tile, to);
+    }
+  }
+
   Index channels_ = 0;
   BlockBuffer<Pair> pairs_;  // where they are operands
 };

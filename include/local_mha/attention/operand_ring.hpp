@@ -15,7 +15,6 @@
 #include <local_mha/core/block.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/stored.hpp>
-#include <local_mha/core/transpose.hpp>
 #include <local_mha/core/types.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
@@ -54,7 +53,19 @@ class KeyOperands {
     for (Index c = 0; c < channels_; c += detail::tile_depth, to += tile) {
       alignas(64) detail::Pair pairs[tile];
       detail::pack_block((std::min)(channels_ - c, detail::tile_depth), block + c * count, pairs);
-      transpose(pairs, to);
+      detail::transpose_pairs_out<Scalar>(detail::tile_pairs, count, pairs, detail::tile_pairs, to);
+    }
+  }
+  /// The same of its first `rows` rows, `[channels]`.
+  LOCAL_MHA_FLATTEN void put_rows(Index b, Index rows, const StridedRows<const Scalar>& row) {
+    detail::Pair* to = pairs_.data() + b % capacity_ * stride_;
+    for (Index c = 0; c < channels_; c += detail::tile_depth, to += tile) {
+      detail::pack_rows<Scalar>(
+          rows,
+          [&](Index r, Index i) {
+            return detail::load_row<Lanes<Scalar>>(row(r), c + i, channels_);
+          },
+          to);
     }
   }
   /// Takes one row, `[channels]`.
@@ -71,23 +82,6 @@ class KeyOperands {
 
  private:
   static constexpr Index count = block_rows<Scalar>;
-
-  // `[16][block_rows]` to `[block_rows][16]`.
-  static LOCAL_MHA_FLATTEN void transpose(const detail::Pair* from, detail::Pair* to) {
-    using L = Lanes<Scalar>;
-    if constexpr (L::vectorized) {
-      // As words that are moved, whatever they are.
-      const auto* const words = reinterpret_cast<const Scalar*>(from);
-      auto* const rows = reinterpret_cast<Scalar*>(to);
-      for (Index c = 0; c < detail::tile_pairs; c += L::packet_size)
-        transpose_out(Index{L::count}, words + c * count,
-                      [&](Index r) { return rows + r * detail::tile_pairs + c; });
-    } else {
-      for (Index r = 0; r < count; ++r)
-        for (Index c = 0; c < detail::tile_pairs; ++c)
-          to[r * detail::tile_pairs + c] = from[c * count + r];
-    }
-  }
 
   Index channels_ = 0;
   Index capacity_ = 1;
@@ -128,9 +122,37 @@ class ValueOperands {
       detail::store_operands(L::load(block + c * count), to);
       sums = fma(Scalar(0), detail::load_stored<L>(to), sums);
     }
-    alignas(64) Scalar sum[L::count];
-    sums.store(sum);
-    finite_[static_cast<std::size_t>(b % capacity_)] = all_finite(sum, L::count) ? 1 : 0;
+    take_finite(b, sums);
+  }
+  /// The same of its first `rows` rows, `[channels]`.
+  LOCAL_MHA_FLATTEN void put_rows(Index b, Index rows, const StridedRows<const Scalar>& row) {
+    using L = Lanes<Scalar>;
+    constexpr Index depth = count / 2;
+    constexpr Index packets = (std::max)(depth, Index{L::packet_size});
+    detail::Pair* to = pairs_.data() + place(b);
+    L sums = L::zero();
+    for (Index c = 0; c < channels_; c += count, to += count * channel_stride()) {
+      alignas(64) detail::Pair pairs[packets * count] = {};
+      for (Index r = 0; r < rows; r += 2) {
+        const auto lanes = [&](Index key) {
+          return key < rows ? detail::load_row<L>(row(key), c, channels_) : L::zero();
+        };
+        detail::Pair* const both = pairs + r / 2 * count;
+        detail::store_pairs(lanes(r), lanes(r + 1), both);
+        sums = fma(detail::Pair{}, detail::PairLanes<L>::load(both), sums);
+      }
+      const Index channels = (std::min)(channels_ - c, count);
+      if constexpr (depth == packets || !L::vectorized) {
+        detail::transpose_pairs_out<Scalar>(depth, channels, pairs, channel_stride(), to);
+      } else {
+        // Beside them lie those of the next block.
+        alignas(64) detail::Pair aside[packets * count];
+        detail::transpose_pairs_out<Scalar>(packets, count, pairs, packets, aside);
+        for (Index i = 0; i < channels; ++i)
+          std::copy_n(aside + i * packets, depth, to + i * channel_stride());
+      }
+    }
+    take_finite(b, sums);
   }
   /// Takes one row, `[channels]`; then finite() is what note_finite() sees.
   void put_row(Index row, const Eigen::bfloat16* from) {
@@ -163,6 +185,12 @@ class ValueOperands {
  private:
   static constexpr Index count = block_rows<Scalar>;
 
+  // Of sums of 0 times all values.
+  void take_finite(Index b, const Lanes<Scalar>& sums) {
+    alignas(64) Scalar sum[count];
+    sums.store(sum);
+    finite_[static_cast<std::size_t>(b % capacity_)] = all_finite(sum, count) ? 1 : 0;
+  }
   Index place(Index b) const { return place_of(b % capacity_); }
   Index place_of(Index slot) const { return slot / 2 * stride_ + slot % 2 * (count / 2); }
 

@@ -40,6 +40,8 @@ class Placement {
   Scalar score_scale(Index dim_head) const { return Scalar(softmax_scale(dim_head) * log2_e); }
 
   bool shared_qk() const { return shared_qk_; }
+  /// Whether queries are scaled and nothing more, and keys stay what they are.
+  bool only_scales() const { return !shared_qk_ && !rotary_; }
   /// Null: none.
   const RotaryEmbedding<Scalar>* rotary() const { return rotary_ ? &*rotary_ : nullptr; }
 

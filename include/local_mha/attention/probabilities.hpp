@@ -12,8 +12,10 @@
 #include <local_mha/attention/softmax.hpp>
 #include <local_mha/attention/strips.hpp>
 #include <local_mha/core/block.hpp>
+#include <local_mha/core/matrix_unit.hpp>
 #include <local_mha/core/operands.hpp>
 #include <local_mha/core/types.hpp>
+#include <local_mha/core/upcoming.hpp>
 #include <local_mha/ops/dropout.hpp>
 
 LOCAL_MHA_INT_BOUNDS_BEGIN
@@ -24,9 +26,10 @@ namespace local_mha::inline LOCAL_MHA_ABI::detail {
 /// piece's.
 /// \tparam FromScores they are not yet made of the scores, nor added to the sum, which is of what
 ///         they are rounded to, so that a query's weights add up to 1
+/// \param upcoming is fetched meanwhile where the matrix unit multiplies, whose steps are large
 template <bool FromScores, typename Scalar, typename Keys>
 LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece,
-                                      SoftmaxState<Scalar>& softmax) {
+                                      SoftmaxState<Scalar>& softmax, Upcoming<Scalar>& upcoming) {
   using L = Lanes<Scalar>;
   constexpr Index count = block_rows<Scalar>;
   const SoftmaxState<Scalar> fixed = softmax;
@@ -35,7 +38,9 @@ LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece,
   const Range blocks = piece.aligned_blocks();
   Index key = blocks.begin * count;
   Pair* to = piece.pairs;
+  const bool fetches = by_matrix_unit<Scalar, Eigen::bfloat16>();
   const auto take = [&](bool first_is, bool second_is) {
+    if (fetches) upcoming.fetch();
     L p[2] = {L::zero(), L::zero()};
     const bool is[2] = {first_is, second_is};
     LOCAL_MHA_UNROLL for (int i = 0; i < 2; ++i) {
@@ -81,12 +86,12 @@ void drop(const Dropout<Scalar>& dropout, const KeyPiece<Scalar, Keys>& piece) {
 /// the sum.
 template <typename Scalar, typename Keys>
 void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece<Scalar, Keys>& piece,
-                  SoftmaxState<Scalar>& softmax) {
+                  SoftmaxState<Scalar>& softmax, Upcoming<Scalar>& upcoming) {
   using L = Lanes<Scalar>;
   constexpr Index count = block_rows<Scalar>;
   constexpr bool of_operands = std::is_same_v<Keys, KeyOperands<Scalar>>;
   if constexpr (of_operands) {
-    if (head.dropout == nullptr) return make_operands<true>(piece, softmax);
+    if (head.dropout == nullptr) return make_operands<true>(piece, softmax, upcoming);
   }
   const SoftmaxState<Scalar> fixed = softmax;
   L sum = softmax.sum;
@@ -100,7 +105,7 @@ void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece<Scalar, Keys
   softmax.sum = sum;
   if (head.dropout == nullptr) return;
   drop(*head.dropout, piece);
-  if constexpr (of_operands) make_operands<false>(piece, softmax);
+  if constexpr (of_operands) make_operands<false>(piece, softmax, upcoming);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail

@@ -320,7 +320,7 @@ class ScoreGradients {
   BlockOperands<Scalar, Arithmetic> queries_;
   BlockOperands<Scalar, Arithmetic> grad_out_;
   // The gradient of the output of the block of queries.
-  decltype(grad_out_.of(nullptr)) g_ = nullptr;
+  decltype(grad_out_.of(static_cast<const Scalar*>(nullptr))) g_ = nullptr;
   BlockBuffer<Scalar> probabilities_;
   BlockBuffer<Scalar> gradients_;
   BlockBuffer<Scalar> derivatives_;  // of the head's function of scores

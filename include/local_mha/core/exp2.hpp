@@ -65,17 +65,20 @@ LOCAL_MHA_INLINE Packet exp2_packet(const Packet& x, float) {
   return pmul(exp2_polynomial(r), power_of_two(shifted, float{}));
 }
 
-#if defined(EIGEN_VECTORIZE_AVX512)
-/// The same with the instructions that AVX-512 has for it.
+#if defined(EIGEN_VECTORIZE_AVX512DQ)
+/// The same with the instructions that AVX-512 has for it: `2^⌊x⌋` times `2^r` for `0 <= r <= 1` by
+/// a minimax polynomial, 1e-7 relative.
 LOCAL_MHA_INLINE __m512 exp2_packet(const __m512& x, float) {
   using namespace Eigen::internal;
   const auto all = [](float c) { return pset1<__m512>(c); };
   // Those with a mask, for g++ 12 warns of the others (GCC bug 105593).
-  const __m512 n =
-      _mm512_maskz_roundscale_ps(0xFFFF, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 r = psub(x, n);
-  const __m512 y = exp2_polynomial(r);
-  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, all(-126.5F), _CMP_NLT_UQ), y, n);
+  const __m512 r = _mm512_maskz_reduce_ps(0xFFFF, x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 y = pmadd(all(0.0018671302119512632F), r, all(0.0090170299625296129F));
+  y = pmadd(y, r, all(0.055799913425224286F));
+  y = pmadd(y, r, all(0.24016445003927303F));
+  y = pmadd(y, r, all(0.69315131181760979F));
+  y = pmadd(y, r, all(1.0F));
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, all(-126.5F), _CMP_NLT_UQ), y, x);
 }
 #endif
 

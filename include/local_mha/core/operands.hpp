@@ -23,6 +23,7 @@
 #include <local_mha/core/lanes.hpp>
 #include <local_mha/core/namespace.hpp>
 #include <local_mha/core/stored.hpp>
+#include <local_mha/core/transpose.hpp>
 #include <local_mha/core/types.hpp>
 
 #if defined(LOCAL_MHA_VDPBF16PS)
@@ -224,6 +225,64 @@ void pack_block(Index channels, const Scalar* block, Pair* to) {
     rest += count;
   }
   std::fill(rest, to + pairs_of(channels) * count, Pair{});
+}
+
+/// Lanes of a row from channel `c` on; 0 beyond its `channels`.
+template <typename L, typename Scalar>
+LOCAL_MHA_INLINE L load_row(const Scalar* row, Index c, Index channels) {
+  if (c + L::count <= channels) return L::load_unaligned(row + c);
+  alignas(64) Scalar rest[L::count] = {};
+  for (Index i = 0; c + i < channels; ++i) rest[i] = row[c + i];
+  return L::load(rest);
+}
+
+/// Makes operands of rows, a tile's depth of each: `[block_rows][tile_pairs]`, 0 of rows that there
+/// are not.
+/// \param lanes_of `lanes_of(r, c)`: Lanes of row `r` from channel `c` of the tile on
+template <typename Scalar, typename LanesOf>
+LOCAL_MHA_INLINE void pack_rows(Index rows, LanesOf&& lanes_of, Pair* to) {
+  constexpr Index count = block_rows<Scalar>;
+  static_assert(tile_depth % count == 0);
+  for (Index r = 0; r < rows; ++r, to += tile_pairs) {
+    for (Index c = 0; c < tile_depth; c += count)
+      store_operands(lanes_of(r, c), reinterpret_cast<Eigen::bfloat16*>(to) + c);
+  }
+  std::fill_n(to, (count - rows) * tile_pairs, Pair{});
+}
+
+/// Words `[depth][block_rows]` to `rows` rows of `depth`, which lie `stride` apart.
+/// \param depth whole packets, where there are any
+template <typename Scalar>
+LOCAL_MHA_INLINE void transpose_pairs_out(Index depth, Index rows, const Pair* from, Index stride,
+                                          Pair* to) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = L::count;
+  if constexpr (L::vectorized) {
+    // As words that are moved, whatever they are.
+    const auto* const words = reinterpret_cast<const Scalar*>(from);
+    auto* const moved = reinterpret_cast<Scalar*>(to);
+    for (Index i = 0; i < depth; i += L::packet_size)
+      transpose_out(rows, words + i * count, [&](Index r) { return moved + r * stride + i; });
+  } else {
+    for (Index r = 0; r < rows; ++r)
+      for (Index i = 0; i < depth; ++i) to[r * stride + i] = from[i * count + r];
+  }
+}
+
+/// Rows of a tile, `[block_rows][tile_pairs]`, to words `[tile_pairs][block_rows]`.
+template <typename Scalar>
+LOCAL_MHA_INLINE void transpose_pairs_in(const Pair* from, Pair* to) {
+  using L = Lanes<Scalar>;
+  constexpr Index count = L::count;
+  if constexpr (L::vectorized) {
+    const auto* const words = reinterpret_cast<const Scalar*>(from);
+    auto* const moved = reinterpret_cast<Scalar*>(to);
+    for (Index i = 0; i < tile_pairs; i += L::packet_size)
+      transpose_in(count, [&](Index r) { return words + r * tile_pairs + i; }, moved + i * count);
+  } else {
+    for (Index r = 0; r < count; ++r)
+      for (Index i = 0; i < tile_pairs; ++i) to[i * count + r] = from[r * tile_pairs + i];
+  }
 }
 
 /// Makes numbers what they are as operands.
