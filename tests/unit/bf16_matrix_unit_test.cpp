@@ -99,7 +99,14 @@ TEST(MatrixUnit, WeightedValuesAreThoseOfThePortableLoops) {
       const L* const before = trial % 2 == 0 ? nullptr : &rescale;
       auto got = random_block(random, local_mha::padded_channels<float>(channels));
       auto wanted = got;
-      add_weighted_values_by_matrix_unit<true>(chunk, channels, before, factor, got.data());
+      // Each block's are made once, just before they are multiplied.
+      std::vector<Index> made;
+      add_weighted_values_by_matrix_unit<true>(
+          chunk, channels, before, [&](const auto&, Index block) { made.push_back(block); },
+          [&] { return factor; }, got.data());
+      ASSERT_EQ(static_cast<Index>(made.size()), piece.blocks().end - piece.blocks().begin);
+      for (std::size_t i = 0; i < made.size(); ++i)
+        ASSERT_EQ(made[i], piece.blocks().begin + static_cast<Index>(i));
       local_mha::Upcoming<float> upcoming;
       constexpr int least = local_mha::Tiling<float>::rows;
       for (Index c = 0; c < channels; c += least)

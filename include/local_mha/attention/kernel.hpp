@@ -182,11 +182,26 @@ class AttentionKernel {
       // become does not depend on how keys are taken together.
       if constexpr (of_operands) maximum = ceil(maximum);
       const L rescale = softmax.rise(maximum);
-      for (const auto& piece : chunk) detail::exponentiate(head, piece, softmax, upcoming_);
       const bool last = ends && strip == strips.end();
-      const L factor = last ? softmax.weight() : L::broadcast(Scalar(1));
-      detail::add_weighted_values(chunk, channels, begins ? nullptr : &rescale, factor, upcoming_,
-                                  out);
+      const auto factor = [&] { return last ? softmax.weight() : L::broadcast(Scalar(1)); };
+      const L* const so_far = begins ? nullptr : &rescale;
+#if defined(LOCAL_MHA_AMX)
+      if constexpr (of_operands) {
+        if (unit && head.dropout == nullptr) {
+          const auto make = [&](const KeyPiece& piece, Index block) {
+            detail::make_operands<true>(piece, {block, block + 1}, softmax, upcoming_);
+          };
+          detail::add_values_seen(chunk, channels, out, [&]<bool Finite>() {
+            detail::add_weighted_values_by_matrix_unit<Finite>(chunk, channels, so_far, make,
+                                                               factor, out);
+          });
+          begins = false;
+          continue;
+        }
+      }
+#endif
+      for (const auto& piece : chunk) detail::exponentiate(head, piece, softmax, upcoming_);
+      detail::add_weighted_values(chunk, channels, so_far, factor(), upcoming_, out);
       begins = false;
     } while (strip != strips.end());
     if (lse != nullptr) softmax.log_sum_exp(lse);

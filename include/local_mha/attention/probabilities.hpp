@@ -22,22 +22,22 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Makes operands of whole blocks of probabilities, two and two: 0 of keys that are not the
-/// piece's.
+/// Makes operands of whole blocks of probabilities: 0 of keys that are not the piece's.
 /// \tparam FromScores they are not yet made of the scores, nor added to the sum, which is of what
 ///         they are rounded to, so that a query's weights add up to 1
 /// \param upcoming is fetched meanwhile where the matrix unit multiplies, whose steps are large
 template <bool FromScores, typename Scalar, typename Keys>
-LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece,
+LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece, const Range& blocks,
                                       SoftmaxState<Scalar>& softmax, Upcoming<Scalar>& upcoming) {
   using L = Lanes<Scalar>;
   constexpr Index count = block_rows<Scalar>;
   const SoftmaxState<Scalar> fixed = softmax;
   L sum = softmax.sum;
   const Pair ones{{Eigen::bfloat16(1), Eigen::bfloat16(1)}};
-  const Range blocks = piece.aligned_blocks();
-  Index key = blocks.begin * count;
-  Pair* to = piece.pairs;
+  const Range all{blocks.begin * count, blocks.end * count};
+  const Range keys = piece.keys.clipped_to(all);
+  Index key = all.begin;
+  Pair* to = piece.pairs_of_block(blocks.begin);
   const bool fetches = by_matrix_unit<Scalar, Eigen::bfloat16>();
   const auto take = [&](bool first_is, bool second_is) {
     if (fetches) upcoming.fetch();
@@ -56,9 +56,9 @@ LOCAL_MHA_NOINLINE void make_operands(const KeyPiece<Scalar, Keys>& piece,
   const auto take_until = [&](Index end) {
     while (key < end) take(piece.keys.contains(key), piece.keys.contains(key + 1));
   };
-  take_until(piece.keys.begin);
-  while (key + 2 <= piece.keys.end) take(true, true);
-  take_until(blocks.end * count);
+  take_until(keys.begin);
+  while (key + 2 <= keys.end) take(true, true);
+  take_until(all.end);
   softmax.sum = sum;
 }
 
@@ -91,7 +91,8 @@ void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece<Scalar, Keys
   constexpr Index count = block_rows<Scalar>;
   constexpr bool of_operands = std::is_same_v<Keys, KeyOperands<Scalar>>;
   if constexpr (of_operands) {
-    if (head.dropout == nullptr) return make_operands<true>(piece, softmax, upcoming);
+    if (head.dropout == nullptr)
+      return make_operands<true>(piece, piece.aligned_blocks(), softmax, upcoming);
   }
   const SoftmaxState<Scalar> fixed = softmax;
   L sum = softmax.sum;
@@ -105,7 +106,7 @@ void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece<Scalar, Keys
   softmax.sum = sum;
   if (head.dropout == nullptr) return;
   drop(*head.dropout, piece);
-  if constexpr (of_operands) make_operands<false>(piece, softmax, upcoming);
+  if constexpr (of_operands) make_operands<false>(piece, piece.aligned_blocks(), softmax, upcoming);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail

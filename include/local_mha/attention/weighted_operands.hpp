@@ -104,9 +104,12 @@ LOCAL_MHA_NOINLINE void add_weighted_channels(
 
 #if defined(LOCAL_MHA_AMX)
 /// `out[c][lane] += Σ_key v[key][c]·p[key][lane]` of `Tiles` times 16 channels, by the matrix unit.
-template <int Tiles, bool Finite, typename Keys>
+/// \param make `make(piece, block)` makes a block's probabilities, which are multiplied while the
+///        next ones' are made
+template <int Tiles, bool Finite, typename Keys, typename Make>
 LOCAL_MHA_NOINLINE void add_weighted_tiles(const Chunk<float, ValueOperands<float>, Keys>& chunk,
-                                           Index c, bool begins, float* const (&out)[Tiles]) {
+                                           Index c, bool begins, float* const (&out)[Tiles],
+                                           const Make& make) {
   using Sums = TileSums<Tiles>;
   constexpr Index stride = ValueOperands<float>::channel_stride();
   constexpr Index size = Tiles * tile_rows * stride;
@@ -118,6 +121,7 @@ LOCAL_MHA_NOINLINE void add_weighted_tiles(const Chunk<float, ValueOperands<floa
     const Range blocks = piece.blocks();
     auto cursor = piece.values->cursor(blocks.begin);
     for (Index block = blocks.begin; block < blocks.end; ++block, cursor.advance()) {
+      make(piece, block);
       alignas(64) Pair aside[Finite ? 1 : size];
       const Pair* v = cursor.block() + c * stride;
       if constexpr (!Finite) v = finite_values(size - stride / 2, v, aside);
@@ -130,10 +134,12 @@ LOCAL_MHA_NOINLINE void add_weighted_tiles(const Chunk<float, ValueOperands<floa
 }
 
 /// add_weighted_values() by the matrix unit.
-template <bool Finite, typename Keys>
+/// \param make as of add_weighted_tiles()
+/// \param factor `factor()`, when all probabilities are made
+template <bool Finite, typename Keys, typename Make, typename Factor>
 void add_weighted_values_by_matrix_unit(const Chunk<float, ValueOperands<float>, Keys>& chunk,
                                         Index channels, const Lanes<float>* rescale,
-                                        const Lanes<float>& factor, float* out) {
+                                        const Make& make, const Factor& factor, float* out) {
   using L = Lanes<float>;
   constexpr Index count = block_rows<float>;
   constexpr Index size = tile_rows * count;
@@ -142,20 +148,39 @@ void add_weighted_values_by_matrix_unit(const Chunk<float, ValueOperands<float>,
   };
   const bool begins = rescale == nullptr;
   if (!begins) multiply_all(*rescale);
-  Index c = 0;
-  for (; c + 2 * tile_rows <= channels; c += 2 * tile_rows)
-    add_weighted_tiles<2, Finite>(chunk, c, begins, {out + c * count, out + c * count + size});
-  for (; c < channels; c += tile_rows) {
+  const auto add = [&](Index c, const auto& make_first) {
+    if (c + 2 * tile_rows <= channels) {
+      add_weighted_tiles<2, Finite>(chunk, c, begins, {out + c * count, out + c * count + size},
+                                    make_first);
+      return c + 2 * tile_rows;
+    }
     // The result may have no room for all rows of a tile.
     alignas(64) float aside[size] = {};
     const Index rows = (std::min)(channels - c, tile_rows);
     if (!begins) std::copy_n(out + c * count, rows * count, aside);
-    add_weighted_tiles<1, Finite>(chunk, c, begins, {aside});
+    add_weighted_tiles<1, Finite>(chunk, c, begins, {aside}, make_first);
     std::copy_n(aside, rows * count, out + c * count);
-  }
-  multiply_all(factor);
+    return c + tile_rows;
+  };
+  const auto made = [](const auto& /*piece*/, Index /*block*/) {};
+  for (Index c = add(0, make); c < channels;) c = add(c, made);
+  multiply_all(factor());
 }
 #endif
+
+/// Calls `add.template operator()<Finite>()`: whether all values are, of which what is not finite
+/// is added apart.
+template <typename Scalar, typename Keys, typename Add>
+void add_values_seen(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk, Index channels,
+                     Scalar* out, const Add& add) {
+  bool finite = true;
+  for (const auto& piece : chunk)
+    for (Index block = piece.blocks().begin; block < piece.blocks().end; ++block)
+      finite = finite && piece.values->finite(block);
+  if (finite) return add.template operator()<true>();
+  add.template operator()<false>();
+  add_seen_values(chunk, channels, out);
+}
 
 /// add_weighted_values() of operands: `piece.pairs` are the probabilities.
 template <typename Scalar, typename Keys>
@@ -164,10 +189,13 @@ void add_weighted_values(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk
                          Upcoming<Scalar>& upcoming, Scalar* out) {
   constexpr int least = Tiling<Scalar>::rows;
   constexpr int most = (std::max)(Tiling<Scalar>::values, least);
-  const auto add = [&]<bool Finite>() {
+  add_values_seen(chunk, channels, out, [&]<bool Finite>() {
 #if defined(LOCAL_MHA_AMX)
-    if (has_matrix_unit())
-      return add_weighted_values_by_matrix_unit<Finite>(chunk, channels, rescale, factor, out);
+    if (has_matrix_unit()) {
+      const auto made = [](const auto& /*piece*/, Index /*block*/) {};
+      return add_weighted_values_by_matrix_unit<Finite>(
+          chunk, channels, rescale, made, [&] { return factor; }, out);
+    }
 #endif
     const Index padded = padded_channels<Scalar>(channels);
     for (Index c = 0; c < padded;) {
@@ -179,14 +207,7 @@ void add_weighted_values(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk
         c += least;
       }
     }
-  };
-  bool finite = true;
-  for (const auto& piece : chunk)
-    for (Index block = piece.aligned_blocks().begin; block < piece.aligned_blocks().end; ++block)
-      finite = finite && piece.values->finite(block);
-  if (finite) return add.template operator()<true>();
-  add.template operator()<false>();
-  add_seen_values(chunk, channels, out);
+  });
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail
