@@ -606,10 +606,13 @@ int verify(const Options& options) {
                                    ", got none: nothing to compare");
 
   Outputs outputs(files.inputs, options.tolerance);
-  if (options.scalar == "float")
-    compute<float>(files, options.chunks(), outputs);
-  else
+  // clang-tidy, whose macro this is, looks at one scalar: of the same templates.
+#ifndef __clang_analyzer__
+  if (options.scalar == "double")
     compute<double>(files, options.chunks(), outputs);
+  else
+#endif
+    compute<float>(files, options.chunks(), outputs);
 
   std::cout << files.kind << " in " << options.scalar;
   if (options.chunk && *options.chunk > 0)
