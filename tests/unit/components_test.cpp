@@ -2,12 +2,15 @@
 // The components alone, against the naive reference.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
+#include <local_mha/core/exp2.hpp>
 #include <local_mha/core/random.hpp>
 
 #include "support/library.hpp"
@@ -51,6 +54,50 @@ class Component : public testing::Test {
   static constexpr double epsilon = std::numeric_limits<Scalar>::epsilon();
 };
 TYPED_TEST_SUITE(Component, support::Scalars, support::ScalarNames);
+
+// 2^x of numbers that go through all lanes.
+template <typename Scalar>
+std::vector<Scalar> powers_of_two(const std::vector<Scalar>& x) {
+  using L = local_mha::Lanes<Scalar>;
+  std::vector<Scalar> y(x.size());
+  alignas(64) Scalar lanes[L::count];
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const std::size_t lane = i % static_cast<std::size_t>(L::count);
+    std::fill_n(lanes, L::count, Scalar(-1));
+    lanes[lane] = x[i];
+    exp2(L::load(lanes)).store(lanes);
+    y[i] = lanes[lane];
+  }
+  return y;
+}
+
+TYPED_TEST(Component, PowersOfTwoAreThoseOfTheFormatsPrecision) {
+  using Limits = std::numeric_limits<TypeParam>;
+  Random random(11);
+  std::vector<TypeParam> x;
+  for (int i = 0; i < 60000; ++i) {
+    const double size = random.uniform() * (i % 3 == 0 ? 126 : i % 3 == 1 ? 2 : 1e-6);
+    x.push_back(static_cast<TypeParam>(-size));
+  }
+  for (int i = 0; i <= 252; ++i) x.push_back(static_cast<TypeParam>(-i) / 2);
+  const std::vector<TypeParam> y = powers_of_two(x);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const TypeParam wanted = std::exp2(x[i]);
+    ASSERT_NEAR(static_cast<double>(y[i] / wanted), 1, 3 * this->epsilon) << x[i];
+  }
+  // No weight is above that of the largest score, and what is hidden has none.
+  const TypeParam infinity = Limits::infinity();
+  const std::vector<TypeParam> special = powers_of_two<TypeParam>(
+      {0, -TypeParam(0), -Limits::denorm_min(), -Limits::min(), -infinity, -Limits::max(),
+       TypeParam(Limits::min_exponent - 2), Limits::quiet_NaN()});
+  for (const std::size_t i : {0U, 1U}) EXPECT_EQ(special[i], 1);
+  for (const std::size_t i : {2U, 3U}) {
+    EXPECT_LE(special[i], 1);
+    EXPECT_NEAR(static_cast<double>(special[i]), 1, 3 * this->epsilon);
+  }
+  for (const std::size_t i : {4U, 5U, 6U}) EXPECT_EQ(special[i], 0);
+  EXPECT_TRUE(std::isnan(special[7]));
+}
 
 // Sizes below, at and above those of tiles, and none.
 constexpr std::array<Index, 9> row_counts{0, 1, 7, 8, 16, 17, 33, 100, 200};
