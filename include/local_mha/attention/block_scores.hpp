@@ -68,6 +68,10 @@ class BlockScores {
     if (head.attn_bias != nullptr) bias_rows.emplace(head, tile);
     const RotarySteps<Scalar>* const steps =
         std::is_same_v<Query, Scalar> ? strip.steps(head) : nullptr;
+    // From the queries to a block of keys, in groups of the steps.
+    const auto groups_back_to = [&](Index block) {
+      return tile.first / steps->group() - strip.block_in_sequence(block) * count / steps->group();
+    };
     const bool plain_scores = !head.score;
     auto cursor = keys.cursor(chunk.begin / count);
 #if defined(LOCAL_MHA_AMX)
@@ -75,9 +79,7 @@ class BlockScores {
     const Index blocks_end = ceil_div(chunk.end, count);
     auto ahead = cursor;
     const auto turned_for = [&](Index block) {
-      return steps == nullptr || tile.first / steps->group() -
-                                         strip.block_in_sequence(block) * count / steps->group() ==
-                                     groups_back;
+      return steps == nullptr || groups_back_to(block) == groups_back;
     };
 #endif
     for (Index begin = chunk.begin; begin < chunk.end; cursor.advance()) {
@@ -85,7 +87,7 @@ class BlockScores {
       const Index first_key = strip.block_in_sequence(begin / count) * count;
       if constexpr (std::is_same_v<Query, Scalar>) {
         if (steps != nullptr) {
-          const Index back = tile.first / steps->group() - first_key / steps->group();
+          const Index back = groups_back_to(begin / count);
           if (back != groups_back) {
             groups_back = back;
             steps->turn_queries(queries, back, turned_.data());
