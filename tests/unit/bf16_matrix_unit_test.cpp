@@ -85,7 +85,7 @@ TEST(MatrixUnit, WeightedValuesAreThoseOfThePortableLoops) {
       for (Index b = 0; b < 12; ++b) values.put(b, random_block(random, channels).data());
       const local_mha::Range keys{random.integer(0, 100), random.integer(101, 190)};
       Piece<float, Values, Keys> piece{{nullptr, keys, nullptr, nullptr}, &values};
-      const local_mha::Range blocks = piece.aligned_blocks();
+      const local_mha::Range blocks = piece.blocks();
       std::vector<Pair> p(
           static_cast<std::size_t>((blocks.end - blocks.begin) * count / 2 * count));
       for (Index key = blocks.begin * count; key < blocks.end * count; ++key)

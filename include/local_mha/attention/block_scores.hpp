@@ -52,7 +52,7 @@ class BlockScores {
   /// by the matrix unit, if there is one: the caller's.
   /// \tparam Query as of AttentionKernel::attend()
   /// \param maximum so far
-  /// \param upcoming is fetched meanwhile
+  /// \param upcoming is fetched meanwhile, if there is no matrix unit
   /// \return the maximum then
   template <typename Query>
   L make(const AttentionHead<Scalar>& head, const Piece& piece, const Query* queries, L maximum,

@@ -56,8 +56,7 @@ class GradientSums {
                                           count);
       p_rows_ = make_operands(keys * count / 2);
       ds_rows_ = make_operands(keys * count / 2);
-      // With the neighbours of the first and the last block.
-      ds_pairs_ = make_operands((keys + 2 * count) * count / 2);
+      ds_pairs_ = make_operands(keys * count / 2);
     }
   }
 
@@ -216,6 +215,7 @@ class GradientSums {
   LOCAL_MHA_FLATTEN void make_rows(const Range& segment, const Scalar* p, const Scalar* ds) {
     const Index before = segment.begin - first_;
     const Index end = before + ceil_div(segment.end - segment.begin, group) * group;
+    const Index whole = ceil_div(end, count) * count;
     auto* const p_rows = reinterpret_cast<Eigen::bfloat16*>(p_rows_.data());
     auto* const ds_rows = reinterpret_cast<Eigen::bfloat16*>(ds_rows_.data());
     Pair* pairs = ds_pairs_.data();
@@ -223,8 +223,7 @@ class GradientSums {
       std::fill(pairs, until, Pair{});
       pairs = until;
     };
-    const Index neighbours = first_ % (2 * count);
-    clear_until(pairs + (neighbours + before) / 2 * count);
+    clear_until(pairs + before / 2 * count);
     for (Index key = before; key < end; key += 2, pairs += count) {
       const L first = L::load(ds + key * count), second = L::load(ds + (key + 1) * count);
       store_operands(L::load(p + key * count), p_rows + key * count);
@@ -233,10 +232,9 @@ class GradientSums {
       store_operands(second, ds_rows + (key + 1) * count);
       store_pairs(first, second, pairs);
     }
-    clear_until(ds_pairs_.data() + ceil_div(neighbours + end, 2 * count) * (2 * count) / 2 * count);
+    clear_until(ds_pairs_.data() + whole / 2 * count);
     if (!by_matrix_unit<Scalar, Arithmetic>()) return;
     // It multiplies whole blocks of keys.
-    const Index whole = ceil_div(end, count) * count;
     for (Pair* rows : {p_rows_.data(), ds_rows_.data()}) {
       std::fill_n(rows, before * count / 2, Pair{});
       std::fill(rows + end * count / 2, rows + whole * count / 2, Pair{});

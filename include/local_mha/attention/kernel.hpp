@@ -68,9 +68,7 @@ class AttentionKernel {
             make_block_buffer<Scalar>(((std::min)(longest_range, chunk_keys) + 2 * count) * count)),
         sums_(make_block_buffer<Scalar>(dim_head * count)),
         block_scores_(dim_head) {
-    // With the neighbours of the first and the last block of each piece.
-    if (of_operands)
-      probabilities_ = detail::make_operand_buffer(std::ssize(scores_) / 2 + 3 * count * count);
+    if (of_operands) probabilities_ = detail::make_operand_buffer(std::ssize(scores_) / 2);
   }
 
   /// Memory that attend() fetches while it computes.
@@ -92,11 +90,12 @@ class AttentionKernel {
   }
 
   /// The same with rows that are pinned.
+  /// \tparam Query Scalar, or detail::Pair: queries that no step of the rotary embedding turns, as
+  ///         operands
+  /// \param queries as above, or `[pairs_of(dim_head)][block_rows]`
   /// \param window the blocks that the window shows
   ///        If they are a Ring in 16 bits, there is a single query, which drops nothing
   /// \param pinned those of `head.pinned`, one after the other, if there are any
-  /// \tparam Query Scalar, or detail::Pair: operands, `[pairs_of(dim_head)][block_rows]`, of
-  ///         queries that no step of the rotary embedding turns
   template <typename Query, typename Values, typename Keys>
   void attend(const AttentionHead<Scalar>& head, Index first, const Query* queries,
               const KeyStore<Scalar, Values, Keys>& window,
@@ -167,10 +166,10 @@ class AttentionKernel {
     std::optional<detail::MatrixUnit> unit;
     if (of_operands && detail::has_matrix_unit()) unit.emplace();
 #endif
-    Index micro_kernels = 0;
+    Index fetches = 0;
     for (const Strip<Values>& strip : strips)
-      micro_kernels += micro_kernels_of(strip.tile->keys.end - strip.tile->keys.begin, channels);
-    upcoming_.spread_over(micro_kernels);
+      fetches += fetches_of(strip.tile->keys.end - strip.tile->keys.begin, channels);
+    upcoming_.spread_over(fetches);
     const Strip<Values>* strip = strips.begin();
     Index next = first_of(*strip);
     do {
@@ -219,7 +218,7 @@ class AttentionKernel {
           (std::min)(next / count * count + (chunk_keys - taken), strip->tile->keys.end);
       const auto& piece = chunk.pieces[chunk.number++] = {
           {strip, {next, end}, scores_.data() + taken * count, pairs}, strip->values};
-      if constexpr (of_operands) pairs = piece.pairs_of_block(piece.aligned_blocks().end);
+      if constexpr (of_operands) pairs = piece.pairs_of_block(piece.blocks().end);
       taken += ceil_div(end, count) * count - next / count * count;
       next = end;
       if (end < strip->tile->keys.end) break;
@@ -237,8 +236,9 @@ class AttentionKernel {
     clear_other_lanes(1, tile.queries, lse + count);
   }
 
-  // Those that fetch what is upcoming.
-  static Index micro_kernels_of(Index keys, Index dim_value) {
+  // How often what is upcoming is fetched, at least: once in a micro-kernel, or, by the matrix
+  // unit, with two probabilities.
+  static Index fetches_of(Index keys, Index dim_value) {
     if (detail::by_matrix_unit<Scalar, Arithmetic>()) return keys / 2;
     return keys / Tiling<Scalar>::keys +
            keys / count * ceil_div(dim_value, Index{Tiling<Scalar>::values});

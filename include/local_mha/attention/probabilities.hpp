@@ -92,7 +92,7 @@ void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece<Scalar, Keys
   constexpr bool of_operands = std::is_same_v<Keys, KeyOperands<Scalar>>;
   if constexpr (of_operands) {
     if (head.dropout == nullptr)
-      return make_operands<true>(piece, piece.aligned_blocks(), softmax, upcoming);
+      return make_operands<true>(piece, piece.blocks(), softmax, upcoming);
   }
   const SoftmaxState<Scalar> fixed = softmax;
   L sum = softmax.sum;
@@ -106,7 +106,7 @@ void exponentiate(const AttentionHead<Scalar>& head, const KeyPiece<Scalar, Keys
   softmax.sum = sum;
   if (head.dropout == nullptr) return;
   drop(*head.dropout, piece);
-  if constexpr (of_operands) make_operands<false>(piece, piece.aligned_blocks(), softmax, upcoming);
+  if constexpr (of_operands) make_operands<false>(piece, piece.blocks(), softmax, upcoming);
 }
 
 }  // namespace local_mha::inline LOCAL_MHA_ABI::detail

@@ -74,18 +74,14 @@ struct KeyPiece {
   const KeyStrip<Scalar, Keys>* strip;
   Range keys;
   Scalar* scores;  ///< of the first key's block
-  Pair* pairs;     ///< its probabilities, where they are operands, of aligned_blocks()
+  Pair* pairs;     ///< its probabilities, where they are operands, of blocks()
 
   const QueryTile<Scalar>& tile() const { return *strip->tile; }
   /// Those that hold the keys.
   Range blocks() const { return {keys.begin / count, ceil_div(keys.end, count)}; }
   Scalar* score(Index key) const { return scores + (key - blocks().begin * count) * count; }
-  /// The same with their neighbours, as ValueOperands lie.
-  Range aligned_blocks() const {
-    return {blocks().begin / 2 * 2, ceil_div(blocks().end, Index{2}) * 2};
-  }
   Pair* pairs_of_block(Index block) const {
-    return pairs + (block - aligned_blocks().begin) * (count / 2 * count);
+    return pairs + (block - blocks().begin) * (count / 2 * count);
   }
 };
 template <typename Scalar, typename Values, typename Keys = Ring<Scalar>>

@@ -14,8 +14,8 @@
 namespace local_mha::inline LOCAL_MHA_ABI {
 
 /// What the next block of positions will read and write, brought into the cache while the present
-/// one is computed: a few cache lines between any two micro-kernels, because in a burst they wait
-/// for one another and the micro-kernels for them.
+/// one is computed: a few cache lines at a time, evenly, because in a burst they wait for
+/// one another and the computation for them.
 template <typename Scalar>
 class Upcoming {
  public:

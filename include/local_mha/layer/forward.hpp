@@ -86,13 +86,11 @@ class LayerForward {
     const Index behind = (std::min)(window.reach_behind(), seqlen);
     const Index waiting = plan_.waiting() * plan_.stretch_rows() / count;
     const Index blocks = ceil_div(seqlen, count);
-    // Blocks of operands are read with their neighbours.
-    const Index more = std::is_same_v<Scalar, Arithmetic> ? 0 : 2;
     return {.heads = config.heads,
             .dim_head = config.dim_head,
             .gated = config.gate_values_per_head,
             .waiting = (std::min)(waiting, blocks),
-            .kept = (std::min)(ceil_div(behind, count) + waiting, blocks) + more,
+            .kept = (std::min)(ceil_div(behind, count) + waiting, blocks),
             .kv_heads = resolved_kv_heads(config),
             .pinned = ceil_div((std::min)(window.first_keys(), seqlen), count)};
   }

@@ -95,8 +95,7 @@ class MhaForward {
     const Index longest = inputs_.longest();
     const Index ahead = (std::min)(window().reach_ahead(), longest);
     const Index behind = (std::min)(window().reach_behind(), longest);
-    // Blocks of operands are read with their neighbours.
-    const Index spare = stretch + 3 + (of_operands ? 2 : 0);
+    const Index spare = stretch + 3;
     return {.heads = config_.heads,
             .dim_head = dim_head(),
             .gated = config_.gate_values_per_head,
