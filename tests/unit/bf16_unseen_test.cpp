@@ -28,6 +28,27 @@ using support::OperandCase;
 using support::push_rows;
 using Layer = support::OperandLayer;
 
+// ---- scores far apart
+
+TEST(Bf16Unseen, AScoreFarAboveAllOthersTakesAllWhereverItLiesInTheWindow) {
+  constexpr Index n = 400, channels = 64, loud = 100;
+  const local_mha::LocalAttention<float, local_mha::ConfiguredScore, Eigen::bfloat16> attention(
+      {.window_size = 200, .causal = true, .exact_windowsize = true});
+  Tensor<float, 4> q(1, 1, n, channels), k(1, 1, n, channels), v(1, 1, n, channels);
+  q.setConstant(1);
+  k.setConstant(0.5F);
+  v.setConstant(2);
+  for (Index c = 0; c < channels; ++c) {
+    k(0, 0, loud, c) = 64;  // 2^700 times as much as the others
+    v(0, 0, loud, c) = 0.75F;
+  }
+  const Tensor<float, 4> out = attention.forward(q, k, v);
+  for (Index i = 0; i < n; ++i) {
+    const bool sees = loud <= i && i <= loud + 200;
+    for (Index c = 0; c < channels; ++c) ASSERT_FLOAT_EQ(out(0, 0, i, c), sees ? 0.75F : 2.0F) << i;
+  }
+}
+
 // ---- numbers below 2^-126
 
 constexpr float faint = 1e-39F, large = 0x1p100F;
