@@ -103,6 +103,9 @@ LOCAL_MHA_NOINLINE void add_weighted_channels(
 }
 
 #if defined(LOCAL_MHA_AMX)
+/// Of probabilities that there are: nothing is left to make.
+inline constexpr auto already_made = [](const auto& /*piece*/, Index /*block*/) {};
+
 /// `out[c][lane] += Σ_key v[key][c]·p[key][lane]` of `Tiles` times 16 channels, by the matrix unit.
 /// \param make `make(piece, block)` makes a block's probabilities, which are multiplied while the
 ///        next ones' are made
@@ -162,8 +165,7 @@ void add_weighted_values_by_matrix_unit(const Chunk<float, ValueOperands<float>,
     std::copy_n(aside, rows * count, out + c * count);
     return c + tile_rows;
   };
-  const auto made = [](const auto& /*piece*/, Index /*block*/) {};
-  for (Index c = add(0, make); c < channels;) c = add(c, made);
+  for (Index c = add(0, make); c < channels;) c = add(c, already_made);
   multiply_all(factor());
 }
 #endif
@@ -191,11 +193,9 @@ void add_weighted_values(const Chunk<Scalar, ValueOperands<Scalar>, Keys>& chunk
   constexpr int most = (std::max)(Tiling<Scalar>::values, least);
   add_values_seen(chunk, channels, out, [&]<bool Finite>() {
 #if defined(LOCAL_MHA_AMX)
-    if (has_matrix_unit()) {
-      const auto made = [](const auto& /*piece*/, Index /*block*/) {};
+    if (has_matrix_unit())
       return add_weighted_values_by_matrix_unit<Finite>(
-          chunk, channels, rescale, made, [&] { return factor; }, out);
-    }
+          chunk, channels, rescale, already_made, [&] { return factor; }, out);
 #endif
     const Index padded = padded_channels<Scalar>(channels);
     for (Index c = 0; c < padded;) {

@@ -275,10 +275,8 @@ LOCAL_MHA_INLINE void transpose_pairs_in(const Pair* from, Pair* to) {
   using L = Lanes<Scalar>;
   constexpr Index count = L::count;
   if constexpr (L::vectorized) {
-    const auto* const words = reinterpret_cast<const Scalar*>(from);
-    auto* const moved = reinterpret_cast<Scalar*>(to);
-    for (Index i = 0; i < tile_pairs; i += L::packet_size)
-      transpose_in(count, [&](Index r) { return words + r * tile_pairs + i; }, moved + i * count);
+    const StridedRows words{reinterpret_cast<const Scalar*>(from), tile_pairs};
+    load_block(tile_pairs, count, words, reinterpret_cast<Scalar*>(to));
   } else {
     for (Index r = 0; r < count; ++r)
       for (Index i = 0; i < tile_pairs; ++i) to[i * count + r] = from[r * tile_pairs + i];
