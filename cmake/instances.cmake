@@ -9,6 +9,8 @@ function(local_mha_link_first library objects)
   target_link_options(${library} INTERFACE $<TARGET_OBJECTS:${objects}>)
   set_property(TARGET ${library} APPEND PROPERTY INTERFACE_LINK_DEPENDS
                                                  $<TARGET_OBJECTS:${objects}>)
+  # To Make, a file of another folder's target is only a file.
+  add_dependencies(${library} ${objects})
 endfunction()
 
 add_library(local_mha_instances INTERFACE)

@@ -197,7 +197,7 @@ class Bench:
     def names_of(self, program):
         """What a program is linked of, beside objects of a mutant."""
         if program == "soak":
-            return ["soak/" + name for name in programs.SOAK] + self.all_instances() + ["gtest-all"]
+            return ["soak/" + name for name in programs.SOAK] + self.all_instances() + ["reference", "gtest-all"]
         if program == "ranks":
             return ["mpi/" + name for name in programs.RANKS_OF] + self.all_instances() + ["reference", "gtest-all"]
         kept = self.all_instances() + ["reference", "gtest-all", "gtest_main"]

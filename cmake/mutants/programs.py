@@ -76,8 +76,8 @@ WHOLE = {
                "io/files_bad_input_test.cpp"),
 }
 
-SOAK = ("attention.cpp", "encoder.cpp", "layer.cpp", "memory.cpp", "soak.cpp", "stream.cpp", "training.cpp",
-        "transformer.cpp")
+SOAK = ("attention.cpp", "bounded_reference.cpp", "encoder.cpp", "layer.cpp", "memory.cpp", "soak.cpp", "stream.cpp",
+        "training.cpp", "transformer.cpp")
 
 # Linked of these, and run by mpirun.
 RANKS_OF = ("main.cpp", "agreement_test.cpp", "attention_test.cpp", "attention_backward_test.cpp", "split_test.cpp",
