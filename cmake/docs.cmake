@@ -95,6 +95,8 @@ foreach(picture IN LISTS kept_pictures)
   endif()
 endforeach()
 add_test(NAME docs.pages COMMAND ${Python3_EXECUTABLE} -B "${pages_py}" --check)
+add_test(NAME docs.mutants COMMAND ${Python3_EXECUTABLE} -B "${PROJECT_SOURCE_DIR}/cmake/mutants/mutants.py" --check
+         --build "${CMAKE_CURRENT_BINARY_DIR}/mutants")
 find_program(LOCAL_MHA_CHROMIUM NAMES chromium chromium-browser google-chrome)
 if(LOCAL_MHA_CHROMIUM)
   add_test(NAME docs.browser

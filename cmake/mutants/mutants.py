@@ -3,6 +3,7 @@
 """Mutates the headers, one place at a time, and sees whether the tests notice.
 
     mutants.py [--mutants N] [--only FILE] [--first FILE] [--jobs N] [--list] ...
+    mutants.py --check
 
 A mutant is killed by the compiler, by a test, or by taking too long. All meet a few fast tests, and those that
 survive them most of the tests. What survives these is listed in equivalent.json beside this file, with the reason
@@ -265,15 +266,16 @@ class Run:
         self.equivalent = json.loads((HERE / "equivalent.json").read_text(encoding="utf-8"))
         self.begin = time.monotonic()
 
-    def all_mutants(self):
-        lines = self.bench.compiled_lines()
+    def all_mutants(self, of_all_lines=False):
+        lines = None if of_all_lines else self.bench.compiled_lines()
         found = []
         for path in sorted((self.bench.include / "local_mha").rglob("*.hpp")):
             name = str(path.relative_to(self.bench.include))
             if programs.part_of(name) is None:
                 continue
             text = path.read_text(encoding="utf-8")
-            found += operators.mutants_of(name, text, lambda number, of=lines[name]: number in of)
+            found += operators.mutants_of(name, text,
+                                          lambda number, name=name: lines is None or number in lines[name])
         return found
 
     def choose(self, mutants):
@@ -298,6 +300,12 @@ class Run:
         return [e for e in self.equivalent if e["file"] in files and
                 ((e["file"], e["operator"], e["line"], e["becomes"]) not in keys if "becomes" in e
                  else (e["file"], e["operator"], e["line"]) not in short)]
+
+    def check(self, mutants):
+        stale = self.stale(mutants)
+        for entry in stale:
+            print(f"equivalent.json explains what is no mutant: {entry['file']}: {entry['operator']}: {entry['line']}")
+        return 1 if stale else 0
 
     # --- one mutant
 
@@ -430,6 +438,8 @@ class Run:
               f"  [{by}] {seconds:.0f} s", flush=True)
 
     def main(self):
+        if self.options.check:
+            return self.check(self.all_mutants(of_all_lines=True))
         everything = self.all_mutants()
         mutants = self.choose(everything)
         if self.options.list:
@@ -517,9 +527,7 @@ class Run:
                 print(f"{row[1]:45}" + "".join(f"{counts[row][o] or '':>11}" for o in outcomes))
         for m in survivors:
             print(f"survived: {m.file}:{m.number} {m.operator}: {m.line}  ->  {m.becomes}")
-        stale = self.stale(everything)
-        for entry in stale:
-            print(f"equivalent.json explains what is no mutant: {entry['file']}: {entry['operator']}: {entry['line']}")
+        stale = self.check(everything)
         total = counts[("all", "all")] if counts else collections.Counter()
         return 1 if survivors or stale or total["not run"] else 0
 
@@ -534,6 +542,8 @@ def options():
     parser.add_argument("--seed", default="1", help="by which mutants are chosen, %(default)s")
     parser.add_argument("--jobs", type=int, default=cores, metavar="N", help="at a time, %(default)s")
     parser.add_argument("--list", action="store_true", help="say which they are, and end")
+    parser.add_argument("--check", action="store_true",
+                        help="say whether equivalent.json explains what is no mutant, and end; needs no compiler")
     parser.add_argument("--fast-only", action="store_true", help="leave out the second stage")
     parser.add_argument("--again", action="append", metavar="OUTCOME", help="run those that had it before again")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin none later than this")

@@ -59,8 +59,13 @@ UNITS = {
     "support/allocations.cpp": "-O0",
 }
 
+# Of products in bfloat16, whose instances are in none of the groups.
+BF16 = ("unit/bf16_operands_test.cpp", "unit/bf16_unseen_test.cpp", "unit/bf16_arithmetic_test.cpp",
+        "unit/bf16_backward_test.cpp")
+
 # What test files need beside these, when they are compiled alone.
 UNIT_NEEDS = {"unit/sixteen_bits_test.cpp": ["../benchmarks/measuring/heap.cpp"],
+              **{unit: ["reference/operand_instances.cpp"] for unit in BF16},
               "io/files_out_of_memory_test.cpp": ["support/failing_memory.cpp"],
               "unit/encoder_streaming_test.cpp": ["support/allocations.cpp"],
               "unit/gradient_threads_test.cpp": ["support/allocations.cpp"],
@@ -117,7 +122,7 @@ PARTS = (
           "ops/multiply.hpp"),
          3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/bad_input_test.cpp", "unit/sliding_test.cpp", "unit/sixteen_bits_test.cpp",
-          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp", "unit/plan_test.cpp", "unit/guarded_memory_test.cpp")),
+          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp", "unit/plan_test.cpp", "unit/guarded_memory_test.cpp", *BF16)),
     Part(("core/mask.hpp",), 3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/lifetime_test.cpp", "unit/bad_input_test.cpp")),
     Part(("core/sum.hpp",), 3, "modules", soak(60, "encoder", "transformer") + soak(100, "layer"), SLOW,
@@ -145,13 +150,14 @@ PARTS = (
     Part(("layer/*.hpp", "ops/packed_weight.hpp", "ops/prenorm.hpp", "ops/qk_norm.hpp"),
          2, "layer", soak(250, "layer") + soak(60, "stream") + units("*BadInput*"),
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*") + RANKS,
-         ("unit/plan_test.cpp", "unit/layer_test.cpp", "unit/gradient_threads_test.cpp", "unit/bad_input_test.cpp")),
+         ("unit/plan_test.cpp", "unit/layer_test.cpp", "unit/gradient_threads_test.cpp", "unit/bad_input_test.cpp",
+          *BF16)),
     Part(("ops/row_pass.hpp",), 2, "modules", soak(60, "encoder") + units("Component/float*:*BadInput*"), SLOW,
          ("unit/modules_test.cpp", "unit/bad_input_test.cpp")),
     Part(("ops/project.hpp", "ops/position_arrays.hpp", "ops/weight_gradient.hpp"), 3, "layer",
          soak(250, "layer") + soak(60, "stream"),
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*"),
-         ("unit/sixteen_bits_test.cpp", "unit/modules_test.cpp", "unit/repeated_calls_test.cpp")),
+         ("unit/sixteen_bits_test.cpp", "unit/modules_test.cpp", "unit/repeated_calls_test.cpp", *BF16)),
     Part(("io/dtype.hpp", "io/header_parser.hpp", "io/safetensors_*.hpp", "io/file_kind.hpp", "io/file_bytes.hpp",
           "io/tensor_source.hpp", "io/json.hpp"),
          2.5, "", whole("format", "-*ForEveryValueOfEveryByte"), whole("format") + whole("models"),
