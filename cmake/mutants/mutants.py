@@ -178,10 +178,10 @@ class Bench:
         part.with_suffix(".d").rename(to.with_suffix(".d"))
         return time.monotonic() - begin
 
-    def compile_unit(self, name, to, mutated=None):
-        self.compile(self.tests / name, to, programs.UNITS.get(name, "-O0"), mutated,
+    def compile_unit(self, name, to, mutated=None, flags=()):
+        self.compile(self.tests / name, to, programs.UNITS.get(name, "-O0"), mutated, precompiled=not flags,
                      extra=["-include", "local_mha/extern.hpp", "-include", "reference/extern.hpp",
-                            "-I", str(ROOT / "benchmarks")])
+                            "-I", str(ROOT / "benchmarks"), *flags])
 
     def write_instances(self, group, scalar):
         source = self.dir / f"{group}_{scalar}.cpp"
@@ -392,23 +392,29 @@ class Run:
             if any(run[0] == name for run in part.slow):
                 first[name] = self.own_program(name, folder)
         runs = [run for run in part.fast if run[0] == "soak"] + list(part.sanitized)
-        if part.group and runs and self.bench.has_sanitizers():
-            self.bench.compile(self.bench.write_instances(part.group, "float"), folder / "sanitized.o", "-O1",
+        if part.group and self.bench.has_sanitizers():
+            sanitized = [folder / "sanitized.o"]
+            self.bench.compile(self.bench.write_instances(part.group, "float"), sanitized[0], "-O1",
                                folder / "include", extra=SANITIZE, precompiled=False)
+            for unit in part.sanitized_units:
+                self.run_unit(unit, sanitized, folder, folder / "include", SANITIZE)
             for program in dict.fromkeys(run[0] for run in runs):
-                self.bench.link(program, [folder / "sanitized.o"], folder / program, SANITIZE)
+                self.bench.link(program, sanitized, folder / program, SANITIZE)
             for program, *arguments in runs:
                 self.bench.run(folder / program, tuple(arguments), folder, None)
+        else:
+            for unit in part.sanitized_units:
+                self.run_unit(unit, first["*"], folder, folder / "include")
         self.run_all(part.slow, first, folder)
 
-    def run_unit(self, unit, first, folder, mutated):
+    def run_unit(self, unit, first, folder, mutated, flags=()):
         """Compiles a test file from the mutated headers, and runs it."""
         to = folder / (re.sub(r"\W", "_", unit) + ".o")
-        self.bench.compile_unit(unit, to, mutated)
+        self.bench.compile_unit(unit, to, mutated, flags)
         objects = [self.bench.object(name) for name in self.bench.names_of("") + programs.UNIT_NEEDS.get(unit, [])]
         own = to.with_suffix("")
-        command([self.options.cxx, "-pthread", *first, to, *objects, "-ldl", "-o", own], 300, 8)
-        self.bench.run(own, ("--gtest_brief=1", "--gtest_fail_fast"), folder)
+        command([self.options.cxx, "-pthread", *flags, *first, to, *objects, "-ldl", "-o", own], 300, 8)
+        self.bench.run(own, ("--gtest_brief=1", "--gtest_fail_fast"), folder, None if flags else 8)
 
     # --- all of them
 
@@ -475,7 +481,8 @@ class Run:
         parts = {programs.part_of(m.file) for m in todo}
         runs = sorted({run for part in parts for run in (part.fast if stage == "fast" else part.slow + part.sanitized)
                        if self.bench.can_run(run)})
-        units = sorted({unit for part in parts for unit in part.units} if stage == "slow" else ())
+        units = sorted({unit for part in parts for unit in part.units + part.sanitized_units}
+                       if stage == "slow" else ())
         names = dict.fromkeys(name for run in runs for name in self.bench.names_of(run[0]))
         names.update(dict.fromkeys(name for unit in units for name in programs.UNIT_NEEDS.get(unit, [])))
         self.bench.keep(list(names))

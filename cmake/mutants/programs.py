@@ -21,6 +21,7 @@ class Part:
     slow: tuple
     units: tuple = ()  # test files that are compiled from the mutated headers
     sanitized: tuple = ()  # runs under sanitizers, beside those of `fast` that are of the soak
+    sanitized_units: tuple = ()  # as `units`, under sanitizers
 
 
 # Classes of extern.hpp by the group that they are compiled in; the others are in the last.
@@ -122,7 +123,8 @@ PARTS = (
           "ops/multiply.hpp"),
          3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/bad_input_test.cpp", "unit/sliding_test.cpp", "unit/sixteen_bits_test.cpp",
-          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp", "unit/plan_test.cpp", "unit/guarded_memory_test.cpp", *BF16)),
+          "unit/saved_call_test.cpp", "unit/autodiff_test.cpp", "unit/plan_test.cpp", "unit/guarded_memory_test.cpp"),
+         sanitized_units=("unit/attention_test.cpp", *BF16)),
     Part(("core/mask.hpp",), 3, "attention", soak(500, "attention") + soak(100, "stream", "layer") + units(QUICK), SLOW,
          ("unit/lifetime_test.cpp", "unit/bad_input_test.cpp")),
     Part(("core/sum.hpp",), 3, "modules", soak(60, "encoder", "transformer") + soak(100, "layer"), SLOW,
@@ -150,14 +152,15 @@ PARTS = (
     Part(("layer/*.hpp", "ops/packed_weight.hpp", "ops/prenorm.hpp", "ops/qk_norm.hpp"),
          2, "layer", soak(250, "layer") + soak(60, "stream") + units("*BadInput*"),
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*") + RANKS,
-         ("unit/plan_test.cpp", "unit/layer_test.cpp", "unit/gradient_threads_test.cpp", "unit/bad_input_test.cpp",
-          *BF16)),
+         ("unit/plan_test.cpp", "unit/layer_test.cpp", "unit/gradient_threads_test.cpp", "unit/bad_input_test.cpp"),
+         sanitized_units=BF16),
     Part(("ops/row_pass.hpp",), 2, "modules", soak(60, "encoder") + units("Component/float*:*BadInput*"), SLOW,
          ("unit/modules_test.cpp", "unit/bad_input_test.cpp")),
     Part(("ops/project.hpp", "ops/position_arrays.hpp", "ops/weight_gradient.hpp"), 3, "layer",
          soak(250, "layer") + soak(60, "stream"),
          SOAK_OF_ALL + units(LAYER) + units("Saved*:RepeatedCalls*:UsedRoom*"),
-         ("unit/sixteen_bits_test.cpp", "unit/modules_test.cpp", "unit/repeated_calls_test.cpp", *BF16)),
+         ("unit/sixteen_bits_test.cpp", "unit/modules_test.cpp", "unit/repeated_calls_test.cpp"),
+         sanitized_units=BF16),
     Part(("io/dtype.hpp", "io/header_parser.hpp", "io/safetensors_*.hpp", "io/file_kind.hpp", "io/file_bytes.hpp",
           "io/tensor_source.hpp", "io/json.hpp"),
          2.5, "", whole("format", "-*ForEveryValueOfEveryByte"), whole("format") + whole("models"),

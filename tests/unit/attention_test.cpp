@@ -72,6 +72,23 @@ TYPED_TEST(Attention, EqualsTheReferenceForSmallWindowsWithoutAnythingAdded) {
   expect_the_reference<TypeParam>(support::narrow_attention_case, 1000);
 }
 
+// The largest window of the kernel of small ones fills its room.
+TYPED_TEST(Attention, EqualsTheReferenceForWindowsOfAboutAsManyKeysAsLanes) {
+  expect_the_reference<TypeParam>(
+      [](std::uint64_t seed) {
+        AttentionCase c = support::narrow_attention_case(seed);
+        c.config.causal = c.config.exact_windowsize = true;
+        c.config.look_backward = 1;
+        c.config.look_forward = 0;
+        c.config.window_size = (seed % 2 == 0 ? 14 : 30) + static_cast<Index>(seed / 2 % 4);
+        Random random(seed);
+        for (auto* in : {&c.in.q, &c.in.k, &c.in.v}) *in = random.array({1, 1, 90, 64});
+        c.in.masked.clear();
+        return c;
+      },
+      80);
+}
+
 TYPED_TEST(Attention, ProbabilitiesEqualTheReferenceAndSumToOneOrAreAllZero) {
   int failures = 0;
   for (std::uint64_t seed = 1; seed <= 300 && failures < 5; ++seed) {

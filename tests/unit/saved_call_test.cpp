@@ -249,6 +249,10 @@ TEST_F(SavedCallOfTheAttention, RefusesAnother) {
   other.causal = true;
   attention = Attention(other);
   EXPECT_TRUE(names(refused({}), "saved"));
+  // The window of the saved call would not be allowed here.
+  other.use_xpos = false;
+  attention = Attention(other);
+  EXPECT_TRUE(names(refused({}), "saved"));
 }
 
 TEST(SavedCallOfTheFeedForward, IsTakenFromWhatIsSavedOrRefused) {

@@ -104,13 +104,16 @@ class KeyValueOperands {
   BlockBuffer<Scalar> made_;  // before it is taken
 };
 
+/// What products with Arithmetic read.
+template <typename Scalar, typename Arithmetic>
+using KeyValueInputs = std::conditional_t<std::is_same_v<Arithmetic, Scalar>,
+                                          KeyValueNumbers<Scalar>, KeyValueOperands<Scalar>>;
+
 /// Keys and values of a sequence, and the room for their gradients, panels that are added to; that
 /// of the keys is `Σ_i ds_ij · queries_i`, which is theirs times `log2(e)`.
 template <typename Scalar, typename Arithmetic = Scalar>
-struct GradientRings : std::conditional_t<std::is_same_v<Arithmetic, Scalar>,
-                                          KeyValueNumbers<Scalar>, KeyValueOperands<Scalar>> {
-  using Inputs = std::conditional_t<std::is_same_v<Arithmetic, Scalar>, KeyValueNumbers<Scalar>,
-                                    KeyValueOperands<Scalar>>;
+struct GradientRings : KeyValueInputs<Scalar, Arithmetic> {
+  using Inputs = KeyValueInputs<Scalar, Arithmetic>;
 
   GradientRings() = default;
   GradientRings(Index dim_head, Index dim_value, Index blocks)
