@@ -72,8 +72,8 @@ TYPED_TEST(Attention, EqualsTheReferenceForSmallWindowsWithoutAnythingAdded) {
   expect_the_reference<TypeParam>(support::narrow_attention_case, 1000);
 }
 
-// The largest window of the kernel of small ones fills its room.
-TYPED_TEST(Attention, EqualsTheReferenceForWindowsOfAboutAsManyKeysAsLanes) {
+// The widest window of the narrow kernel, of 16 keys in double and 32 in float, fills its room.
+TYPED_TEST(Attention, EqualsTheReferenceForTheWidestWindowsOfTheNarrowKernel) {
   expect_the_reference<TypeParam>(
       [](std::uint64_t seed) {
         AttentionCase c = support::narrow_attention_case(seed);
