@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include <local_mha/attention/head.hpp>
@@ -40,7 +41,8 @@ class OneQueryKernel {
   using L = Lanes<Scalar, packets>;
 
   /// \param scores of the keys that are taken at once, which are so many blocks
-  /// \param turned, sums `[dim_head][count]`
+  /// \param turned, sums `[dim_head][count]`, which holds what belongs to two channels at a time,
+  /// too
   OneQueryKernel(Scalar* scores, Index blocks, Scalar* turned, Scalar* sums)
       : scores_(scores), most_packets_(blocks * packets), turned_(turned), sums_(sums) {}
 
@@ -74,13 +76,20 @@ class OneQueryKernel {
     }
     const int lane = strips.strips->tile->queries.begin;
     if (lse != nullptr) softmax.log_sum_exp(lse + lane / L::count * L::count);
-    store_sums(channels, softmax.weight(), lane, out);
+    store_sums<Keys>(channels, softmax.weight(), lane, out);
   }
 
  private:
   static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;
   using Tile = QueryTile<Scalar>;
   using Softmax = SoftmaxState<Scalar, packets>;
+
+  // How channels of keys or values are read.
+  template <typename Store>
+  using Channels = StoredChannels<L, typename Store::Stored>;
+  // Values in sums_ that add up to a channel of the output.
+  template <typename Values>
+  static constexpr Index summands = count / Channels<Values>::count;
 
   // Goes through the packets of a store in order.
   template <typename Store>
@@ -117,13 +126,8 @@ class OneQueryKernel {
     const Keys& keys = *strip.keys;
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const int lane = tile.queries.begin;
-    if constexpr (of_operands) {
-      if (steps == nullptr) {
-        round(keys.channels(), queries + lane, turned_ + lane);
-        queries = turned_;
-      }
-    }
-    const Scalar* turned = queries + lane;
+    const Scalar* factors =
+        steps == nullptr ? factors_of<Keys>(keys.channels(), queries + lane) : nullptr;
     const BiasRow<Scalar> bias =
         head.attn_bias != nullptr ? BiasRow<Scalar>(head, tile.first + lane) : BiasRow<Scalar>();
     Cursor<Keys> cursor(keys, some.begin);
@@ -137,7 +141,7 @@ class OneQueryKernel {
         const int first = lane / L::count * L::count;
         steps->template turn_queries<packets>(
             queries + first, tile.first / steps->group() - group_of_keys, turned_ + first);
-        turned = round(keys.channels(), turned_ + lane, turned_ + lane);
+        factors = factors_of<Keys>(keys.channels(), turned_ + lane);
       }
       for (; packet < until; packet += together) {
         // Where there are fewer packets, the last one is taken again, to no effect.
@@ -150,7 +154,10 @@ class OneQueryKernel {
         }
         L acc[1][together];
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
-        multiply(keys.channels(), turned, 0, count, x, acc);
+        if constexpr (Channels<Keys>::paired)
+          multiply_pairs(keys.channels(), factors, x, acc[0]);
+        else
+          multiply(keys.channels(), factors, 0, count, x, acc);
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) {
           if (b < fresh) acc[0][b].store(to + b * L::count);
         }
@@ -215,13 +222,52 @@ class OneQueryKernel {
     return sum_of_lanes(sums);
   }
 
-  // The query as it is multiplied.
+  // What the channels of keys are multiplied with, every `count` values: the query, rounded if
+  // operands are, or for two channels at a time, each value of it as often as they have words.
   // \param query its lane of a block
-  static const Scalar* round(Index channels, const Scalar* query, Scalar* to) {
-    if constexpr (of_operands)
-      for (Index at = 0; at < channels * count; at += count)
-        to[at] = from_stored<Scalar>(to_operand<Arithmetic>(query[at]));
-    return to;
+  template <typename Keys>
+  const Scalar* factors_of(Index channels, const Scalar* query) const {
+    const auto factor = [&](Index c) {
+      if constexpr (of_operands)
+        return from_stored<Scalar>(to_operand<Arithmetic>(query[c * count]));
+      else
+        return query[c * count];
+    };
+    if constexpr (Channels<Keys>::paired) {
+      // Where the query is in turned_, two of its channels are read before one is written.
+      Scalar* to = turned_;
+      for (Index c = 0; c < channels; c += 2, to += count) {
+        const Scalar first = factor(c);
+        const Scalar second = c + 1 < channels ? factor(c + 1) : Scalar(0);
+        std::fill(to, to + count / 2, first);
+        std::fill(to + count / 2, to + count, second);
+      }
+      return turned_;
+    } else if constexpr (of_operands) {
+      for (Index c = 0; c < channels; ++c) turned_[c * count] = factor(c);
+      return turned_;
+    } else {
+      return query;
+    }
+  }
+
+  // multiply() of two channels of keys at a time. If there is one more, zeros lie behind it.
+  template <int Blocks, typename Stored>
+  static LOCAL_MHA_INLINE void multiply_pairs(Index channels, const Scalar* factors,
+                                              const Stored* const (&x)[Blocks], L (&acc)[Blocks]) {
+    using Read = StoredChannels<L, Stored>;
+    L sums[Blocks][Read::count];
+    for (auto& of_block : sums) std::fill(of_block, of_block + Read::count, L::zero());
+    LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels; c += Read::count, factors += count) {
+      const L factor = L::load(factors);
+      LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) {
+        L keys[Read::count];
+        Read::load(x[b] + c * count, keys);
+        LOCAL_MHA_UNROLL for (int i = 0; i < Read::count; ++i) sums[b][i] =
+            fma(factor, keys[i], sums[b][i]);
+      }
+    }
+    LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[b] = Read::sum(sums[b]);
   }
 
   void rescale_sums(Index channels, const L& rescale) {
@@ -253,42 +299,54 @@ class OneQueryKernel {
   }
 
   // out[channel][lane] = weight·Σ_i sums[channel][i], and 0 in the other lanes.
+  template <typename Values>
   void store_sums(Index channels, const L& weight, int lane, Scalar* out) const {
     const Scalar* const sums = sums_;
     alignas(64) Scalar weights[L::count];
     weight.store(weights);
     const Scalar factor = weights[0];
-    alignas(64) Scalar rows[L::count * L::folded];
     alignas(64) Scalar lanes[L::count];
     const auto put = [&](Index c, const Scalar& sum) {
       Lanes<Scalar>::zero().store(out + c * count);
       out[c * count + lane] = factor * sum;
     };
+    constexpr Index size = summands<Values>;
     Index c = 0;
     for (; c + L::count <= channels; c += L::count) {
-      for (Index i = 0; i < L::count; ++i)
-        L::load(sums + (c + i) * count).fold(rows + i * L::folded);
-      L::sum_folded(rows, lanes);
+      if constexpr (size == L::folded) {
+        L::sum_folded(sums + c * size, lanes);
+      } else {
+        alignas(64) Scalar rows[L::count * L::folded];
+        for (Index i = 0; i < L::count; ++i)
+          L::load(sums + (c + i) * size).fold(rows + i * L::folded);
+        L::sum_folded(rows, lanes);
+      }
       for (Index i = 0; i < L::count; ++i) put(c + i, lanes[i]);
     }
-    for (; c < channels; ++c) put(c, sum_of_lanes(L::load(sums + c * count)));
+    for (; c < channels; ++c)
+      put(c, std::accumulate(sums + c * size, sums + c * size + (std::min<Index>)(size, L::count),
+                             Scalar(0)));
   }
 
   // sums[channel] += Σ_packet p[packet]·v[packet][channel], lane by lane.
   template <int Packets, typename Values>
   static void add_values(Index channels, const Scalar* scores, Cursor<Values>& cursor,
                          Scalar* sums) {
-    L p[Packets];
+    using Read = Channels<Values>;
+    L p[Packets][Read::count];
     decltype(cursor.packet()) v[Packets];
     for (int b = 0; b < Packets; ++b, cursor.advance()) {
-      p[b] = L::load(scores + b * L::count);
+      Read::spread(L::load(scores + b * L::count), p[b]);
       v[b] = cursor.packet();
     }
-    LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels * count; c += count) {
-      L sum = L::load(sums + c);
-      LOCAL_MHA_UNROLL for (int b = 0; b < Packets; ++b) sum =
-          fma(p[b], load_stored<L>(v[b] + c), sum);
-      sum.store(sums + c);
+    LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels; c += Read::count, sums += count) {
+      L sum = L::load(sums);
+      LOCAL_MHA_UNROLL for (int b = 0; b < Packets; ++b) {
+        L values[Read::count];
+        Read::load(v[b] + c * count, values);
+        LOCAL_MHA_UNROLL for (int i = 0; i < Read::count; ++i) sum = fma(p[b][i], values[i], sum);
+      }
+      sum.store(sums);
     }
   }
 
@@ -297,13 +355,20 @@ class OneQueryKernel {
   template <typename Values>
   static void add_seen_values(const Tile& tile, Index packet, const Values& values,
                               const Scalar* scores, Cursor<Values>& cursor, Scalar* sums) {
-    alignas(64) Scalar unseen[L::count];
+    using Read = Channels<Values>;
+    alignas(64) Scalar lanes[L::count];
     for (Index r = 0; r < L::count; ++r)
-      unseen[r] = Scalar(tile.sees(tile.queries.begin, packet * L::count + r) ? 0 : -1);
-    const L p = L::load(scores);
-    for (Index c = 0; c < values.channels() * count; c += count) {
-      const L v = select_negative(L::load(unseen), L::zero(), load_stored<L>(cursor.packet() + c));
-      fma(p, v, L::load(sums + c)).store(sums + c);
+      lanes[r] = Scalar(tile.sees(tile.queries.begin, packet * L::count + r) ? 0 : -1);
+    L p[Read::count], unseen[Read::count];
+    Read::spread(L::load(scores), p);
+    Read::spread(L::load(lanes), unseen);
+    for (Index c = 0; c < values.channels(); c += Read::count, sums += count) {
+      L sum = L::load(sums);
+      L v[Read::count];
+      Read::load(cursor.packet() + c * count, v);
+      for (int i = 0; i < Read::count; ++i)
+        sum = fma(p[i], select_negative(unseen[i], L::zero(), v[i]), sum);
+      sum.store(sums);
     }
     cursor.advance();
   }

@@ -273,6 +273,59 @@ LOCAL_MHA_INLINE void load_pairs(const Eigen::bfloat16* from, L& first, L& secon
   }
 }
 
+/// Channels of a block, `[channels][block_rows]`, that are read from where they are stored at a
+/// time: one, or of Eigen::bfloat16, where a packet has as many words as two of them, both. Then
+/// one packet holds the even lanes of the first and of the second, the other one those between.
+template <typename L, typename Storage>
+struct StoredChannels {
+#if defined(EIGEN_VECTORIZE_AVX512)
+  static constexpr bool paired = std::is_same_v<Storage, Eigen::bfloat16> && L::packets == 1 &&
+                                 L::packet_size == 16 && L::count == Lanes<float>::count;
+#else
+  static constexpr bool paired = false;
+#endif
+  /// How many, and as many packets.
+  static constexpr int count = paired ? 2 : 1;
+
+  static LOCAL_MHA_INLINE void load(const Storage* from, L (&packets)[count]) {
+    if constexpr (paired)
+      load_pairs(from, packets[0], packets[1]);
+    else
+      packets[0] = load_stored<L>(from);
+  }
+  /// A value for each lane, as it meets those of each of the channels.
+  static LOCAL_MHA_INLINE void spread(const L& lanes, L (&packets)[count]) {
+#if defined(EIGEN_VECTORIZE_AVX512)
+    if constexpr (paired) {
+      const __m512i even = _mm512_set4_epi64(0x0000000e0000000c, 0x0000000a00000008,
+                                             0x0000000600000004, 0x0000000200000000);
+      const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+      packets[0].packet[0] = _mm512_permutexvar_ps(even, lanes.packet[0]);
+      packets[1].packet[0] = _mm512_permutexvar_ps(odd, lanes.packet[0]);
+      return;
+    }
+#endif
+    packets[0] = lanes;
+  }
+  /// Sums over the channels, a value for each lane.
+  static LOCAL_MHA_INLINE L sum(const L (&packets)[count]) {
+#if defined(EIGEN_VECTORIZE_AVX512)
+    if constexpr (paired) {
+      // The even lanes of the first channels, and those of the second ones, which are 8 behind.
+      const __m512i first =
+          _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+      const __m512i second = _mm512_or_si512(first, _mm512_set1_epi32(8));
+      L result;
+      result.packet[0] =
+          _mm512_add_ps(_mm512_permutex2var_ps(packets[0].packet[0], first, packets[1].packet[0]),
+                        _mm512_permutex2var_ps(packets[0].packet[0], second, packets[1].packet[0]));
+      return result;
+    }
+#endif
+    return packets[0];
+  }
+};
+
 /// Reads what is stored, and the reverse.
 /// \param size a multiple of `Lanes<Scalar>::count`
 template <typename Scalar, typename Storage>
