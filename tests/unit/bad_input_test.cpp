@@ -741,7 +741,7 @@ std::vector<BadInput> attention_arguments() {
          const std::vector<Index> lengths{3, 11};
          LocalAttention<float>(attention_config()).forward(q, q, q, {.lengths = lengths});
        },
-       {"lengths", "0 to 10", "got 11"},
+       {"lengths[1]", "0 to 10", "got 11"},
        "LocalAttention::forward"},
       {"LengthsOfAStream",
        [] {
@@ -900,6 +900,14 @@ std::vector<BadInput> layer_arguments() {
        },
        {"data", "24 elements for [1, 2, 12]", "got 23"},
        "StridedView::StridedView"},
+      {"TensorViewOfTooManyNumbers",
+       [] {
+         const std::vector<float> numbers(81);
+         const TensorView<const float, 4> q(numbers, {1, 2, 10, 4});
+         LocalAttention<float>(attention_config()).forward(q, q, q);
+       },
+       {"data", "80 elements for [1, 2, 10, 4]", "got 81"},
+       "TensorView::TensorView"},
       {"ViewOfNothing",
        [] { LocalMHA<float>(layer_config()).forward({static_cast<float*>(nullptr), {1, 2, 12}}); },
        {"data", "[1, 2, 12]", "null"},
@@ -1246,7 +1254,7 @@ std::vector<BadInput> transformer_arguments() {
        "LocalTransformer::forward"},
       {"LengthOfMoreTokens",
        predict(tokens({1, 2, 3}), {}, {4}),
-       {"lengths", "0 to 3", "got 4"},
+       {"lengths[0]", "0 to 3", "got 4"},
        "LocalTransformer::forward"},
       {"TokenLengthsOfPackedSequences",
        predict(tokens({1, 2, 3}), {}, {3}, {0, 3}),
@@ -1294,7 +1302,7 @@ std::vector<BadInput> transformer_arguments() {
          LocalTransformer<float>(transformer_config())
              .loss(tokens({1, 2, 3}), {.lengths = lengths});
        },
-       {"lengths", "0 to 2", "got 3"},
+       {"lengths[0]", "0 to 2", "got 3"},
        "LocalTransformer::loss"},
       {"LossOfPackedSequences",
        [] {
@@ -2776,7 +2784,7 @@ std::vector<BadInput> encoders() {
        "Encoder::forward"},
       {"EncoderLengthBeyondTheSequence",
        [=] { good().forward(x(1, 3, 12), {.lengths = std::vector<Index>{4}}); },
-       {"lengths", "0 to 3", "got 4"},
+       {"lengths[0]", "0 to 3", "got 4"},
        "Encoder::forward"},
       {"EncoderLengthsOfPackedSequences",
        [=] {

@@ -233,6 +233,13 @@ TYPED_TEST(Views, AreMadeOfWhatIsThere) {
   layer.forward_into(channels_first(turned_y), workspace, channels_first(turned));
   const Tensor<Scalar, 3> back = turned_y.shuffle(channels_then_rows);
   EXPECT_TRUE(same_bits(back, y));
+
+  const local_mha::LocalAttention<Scalar> attention({.window_size = 4});
+  const std::vector<Scalar> given(x.data(), x.data() + x.size());
+  const Tensor<Scalar, 4> q = x.reshape(Eigen::array<Index, 4>{1, 1, 21, 6});
+  EXPECT_TRUE(
+      same_bits(attention.forward({given, {1, 1, 21, 6}}, {std::span(given), {1, 1, 21, 6}}, q),
+                attention.forward(q, q, q)));
 }
 
 // An empty pair of braces is a call without anything, a temporary tensor an argument.

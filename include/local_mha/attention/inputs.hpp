@@ -28,8 +28,9 @@ inline void check_lengths(std::span<const Index> lengths, Index batch, Index seq
   if (packed) reject("lengths", "none beside cu_seqlens", "some");
   if (static_cast<Index>(lengths.size()) != batch)
     reject("lengths", std::to_string(batch) + " (batch) numbers", lengths.size());
-  for (const Index length : lengths)
-    if (length < 0 || length > seqlen) reject("lengths", "0 to " + std::to_string(seqlen), length);
+  for (std::size_t b = 0; b < lengths.size(); ++b)
+    if (lengths[b] < 0 || lengths[b] > seqlen)
+      reject("lengths[" + std::to_string(b) + "]", "0 to " + std::to_string(seqlen), lengths[b]);
 }
 
 /// Rejects borders of packed sequences that are none.

@@ -115,7 +115,8 @@ inline void validate(const LocalAttentionConfig& config) {
   if (config.token_window) {
     detail::require_token_window(config);
   } else {
-    detail::require_at_least("window_size", config.window_size, 1);
+    if (config.window_size < 1)
+      reject("window_size", "at least 1, or a token_window", config.window_size);
     detail::require_look_around(config);
   }
   detail::require_at_least("first_keys", config.first_keys, 0);

@@ -44,11 +44,7 @@ class StridedView {
   /// A vector, an array or a std::span of rows that adjoin.
   /// \throws std::invalid_argument also if it has another number of elements
   StridedView(std::span<Element> data, const Dimensions& dimensions)
-      : StridedView(data.data(), dimensions) {
-    if (static_cast<Index>(data.size()) != size())
-      reject("data", std::to_string(size()) + " elements for " + to_string(dimensions),
-             data.size());
-  }
+      : StridedView(TensorView<Element, 3>(data, dimensions)) {}
 
   /// \param data the element of `(0, 0, 0)`
   /// \param strides elements from one sequence, row and channel to the next, at least 0
@@ -93,10 +89,9 @@ class StridedView {
   /// Does not compile: an expression has no memory, and a tensor of another scalar is no view.
   template <typename Derived>
   StridedView(const Eigen::TensorBase<Derived, Eigen::ReadOnlyAccessors>&) {
-    static_assert(
-        std::is_void_v<Derived>,
-        "an expression of tensors has no memory: assign it to a tensor first; a tensor must "
-        "be of the layer's scalar");
+    constexpr bool same = std::is_same_v<typename Derived::Scalar, Scalar>;
+    static_assert(same, "the tensor has another scalar than the layer");
+    static_assert(!same, "an expression of tensors has no memory: assign it to a tensor first");
   }
 
   /// A read-only view of a writable one.

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <functional>
 #include <limits>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -102,6 +103,15 @@ class TensorView {
   ///         could hold, or `data` is null although there are some
   TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {
     check_arguments();
+  }
+
+  /// Of a vector, an array or a std::span.
+  /// \throws std::invalid_argument also if it has another number of elements
+  TensorView(std::span<Element> data, const Dimensions& dimensions)
+      : TensorView(data.data(), dimensions) {
+    if (static_cast<Index>(data.size()) != size())
+      reject("data", std::to_string(size()) + " elements for " + to_string(dimensions),
+             data.size());
   }
 
   /// Of a whole tensor, which must stay.

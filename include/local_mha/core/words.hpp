@@ -55,7 +55,7 @@ struct Words {
     if constexpr (count == 1) {
       return first;
     } else {
-      Word words;
+      Word words{};
       LOCAL_MHA_UNROLL for (int i = 0; i < count; ++i) words[i] =
           first + static_cast<std::uint32_t>(i);
       return words;

@@ -43,7 +43,8 @@ class AtomicFile {
     std::random_device random;
     for (int attempt = 0; attempt < 100 && !temporary_.file.is_open(); ++attempt) {
       temporary_.path = path_;
-      temporary_.path += "." + hexadecimal(random()) + hexadecimal(random()) + extension;
+      temporary_.path.concat(".").concat(hexadecimal(random()));
+      temporary_.path.concat(hexadecimal(random())).concat(extension);
       temporary_.file = detail::SystemFile::create(temporary_.path, replaces);
       if (!temporary_.file.is_open() && errno != EEXIST) break;
     }

@@ -214,22 +214,22 @@ class SafetensorsWriter {
     });
 
     std::string text = "{";
+    const auto put = [&](const auto&... parts) { (text.append(parts), ...); };
     if (!metadata_.empty()) {
       text += "\"__metadata__\":{";
       for (const auto& [key, value] : metadata_)
-        text += (text.back() == '{' ? "" : ",") + quoted(key) + ":" + quoted(value);
+        put(text.back() == '{' ? "" : ",", quoted(key), ":", quoted(value));
       text += "}";
     }
     std::uint64_t begin = 0;
     for (const Named* named : order) {
       const TensorData& tensor = named->second;
       const std::uint64_t end = begin + tensor.bytes.size();
-      text += (text.size() > 1 ? "," : "") + quoted(named->first) + ":{\"dtype\":\"";
-      text += name_of(tensor.dtype);
-      text += "\",\"shape\":[";
+      put(text.size() > 1 ? "," : "", quoted(named->first), ":{\"dtype\":\"", name_of(tensor.dtype),
+          "\",\"shape\":[");
       for (std::size_t axis = 0; axis < tensor.shape.size(); ++axis)
-        text += (axis > 0 ? "," : "") + std::to_string(tensor.shape[axis]);
-      text += "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(end) + "]}";
+        put(axis > 0 ? "," : "", std::to_string(tensor.shape[axis]));
+      put("],\"data_offsets\":[", std::to_string(begin), ",", std::to_string(end), "]}");
       begin = end;
     }
     text += "}";
