@@ -13,7 +13,7 @@
 
 namespace Eigen {
 
-/// `erfc`, which the module lacks; `erfc'(x) = −2/√π · e^(−x²)`.
+/// `erfc`, which the module lacks; ``erfc'(x) = −2/√π · e^(−x²)``.
 template <typename Derivatives>
 auto erfc(const AutoDiffScalar<Derivatives>& x) {
   using std::erfc;

@@ -19,6 +19,7 @@ struct LinearConfig {
   friend bool operator==(const LinearConfig&, const LinearConfig&) = default;
 };
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the member that is out of range
 inline void validate(const LinearConfig& config) {
   detail::require_at_least("in_features", config.in_features, 1);
@@ -34,6 +35,7 @@ struct LayerNormConfig {
   friend bool operator==(const LayerNormConfig&, const LayerNormConfig&) = default;
 };
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the member that is out of range
 inline void validate(const LayerNormConfig& config) {
   detail::require_at_least("dim", config.dim, 1);
@@ -49,6 +51,7 @@ struct FeedForwardConfig {
   friend bool operator==(const FeedForwardConfig&, const FeedForwardConfig&) = default;
 };
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the member that is out of range
 inline void validate(const FeedForwardConfig& config) {
   detail::require_at_least("dim", config.dim, 1);

@@ -17,6 +17,7 @@ struct LinearParameters {
   RowMatrix<Scalar> weight;  ///< `[out_features, in_features]`
   Vector<Scalar> bias = {};  ///< `[out_features]`, or empty for none
 
+  /// All of them 0, in the shapes of a configuration.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LinearParameters zeros(const LinearConfig& config) {
     validate(config);
@@ -45,6 +46,7 @@ struct LayerNormParameters {
   Vector<Scalar> weight;  ///< `[dim]`
   Vector<Scalar> bias;    ///< `[dim]`
 
+  /// All of them 0, in the shapes of a configuration.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LayerNormParameters zeros(const LayerNormConfig& config) {
     validate(config);

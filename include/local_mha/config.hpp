@@ -169,6 +169,7 @@ inline void require_members_of_layers(const LocalTransformerConfig& config) {
 
 }  // namespace detail
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LocalTransformerConfig& config) {
   detail::require_at_least("num_tokens", config.num_tokens, 1);

@@ -67,7 +67,7 @@ class Encoder {
 
   /// Sequences that come bit by bit: see encoder_stream.hpp.
   class Stream;
-  /// Room for calls of forward_into(), forward_saving_into() and backward_into().
+  /// Memory for calls of forward_into(), forward_saving_into() and backward_into().
   class Workspace {
     friend Encoder;
 
@@ -105,6 +105,7 @@ class Encoder {
   explicit Encoder(const EncoderConfig& config, std::uint64_t seed = 0)
       : Encoder(config, initial_parameters<Parameters>(config, seed)) {}
 
+  /// With given weights.
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   Encoder(const EncoderConfig& config, Parameters parameters)
       : weights_(std::make_shared<const Weights>(config,
@@ -137,6 +138,7 @@ class Encoder {
         std::make_shared<const Weights>(config(), detail::fitting(std::move(parameters), config()));
   }
 
+  /// All layers, and the final norm if there is one.
   /// \param x `[B, N, dim]`: see StridedView
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit

@@ -71,6 +71,7 @@ inline void require_same_bias(const LocalMHAConfig& layer, const LocalMHAConfig&
 
 }  // namespace detail
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const EncoderConfig& config) {
   detail::require_at_least("depth", config.depth, 0);

@@ -62,6 +62,7 @@ struct LocalMHAParameters {
   /// `j`; 0 at first
   RowMatrix<Scalar> relative_bias;
 
+  /// All of them 0, in the shapes of a configuration.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalMHAParameters zeros(const LocalMHAConfig& config) {
     LocalMHAParameters p;
@@ -156,6 +157,7 @@ struct FeedForwardParameters {
   RowMatrix<Scalar> proj_in;   ///< `[2·inner, dim]`: values, then gates
   RowMatrix<Scalar> proj_out;  ///< `[dim, inner]`
 
+  /// All of them 0.
   /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static FeedForwardParameters zeros(Index dim, Index inner) {
     FeedForwardParameters p;
@@ -169,6 +171,7 @@ struct FeedForwardParameters {
     return detail::all_fit([&](auto&& visit) { visit_shapes(*this, dim, inner, visit); });
   }
 
+  /// All of them 0, in the shapes of a configuration.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static FeedForwardParameters zeros(const FeedForwardConfig& config) {
     validate(config);
@@ -216,6 +219,7 @@ struct DynamicPositionBiasParameters {
   RowMatrix<Scalar> weight_4;  ///< `[heads, hidden]`
   Vector<Scalar> bias_4;       ///< `[heads]`
 
+  /// All of them 0, in the shapes of a configuration.
   /// \throws std::invalid_argument if a size is negative, or the weights are too large
   static DynamicPositionBiasParameters zeros(Index hidden, Index heads) {
     DynamicPositionBiasParameters p;
@@ -276,6 +280,7 @@ struct HyperConnectionParameters {
   Single<Scalar> beta_scale = Single<Scalar>::Zero();   ///< `[]`
   Vector<Scalar> norm_gamma;                            ///< `[dim]`
 
+  /// All of them 0.
   /// \throws std::invalid_argument if a size is out of range
   static HyperConnectionParameters zeros(Index streams, Index dim) {
     HyperConnectionParameters p;

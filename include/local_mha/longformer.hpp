@@ -62,7 +62,7 @@ class LongformerAttention {
   /// Its weights.
   using Parameters = LongformerParameters<Scalar>;
 
-  /// Room for calls of forward_into().
+  /// Memory for calls of forward_into().
   class Workspace {
     friend LongformerAttention;
 
@@ -89,6 +89,7 @@ class LongformerAttention {
     }
   };
 
+  /// With given weights.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range, or
   ///   the tensor whose shape does not fit
   LongformerAttention(const LongformerConfig& config, const Parameters& parameters)
@@ -106,6 +107,7 @@ class LongformerAttention {
     return weights_->parameters.get([&] { return weights_->unpacked(); });
   }
 
+  /// Computes the layer: projections, attention over window and global positions, output.
   /// \param x `[B, N, dim]`
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit

@@ -26,6 +26,7 @@ struct LongformerConfig {
   friend bool operator==(const LongformerConfig&, const LongformerConfig&) = default;
 };
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LongformerConfig& config) {
   detail::require_at_least("dim", config.dim, 1);
@@ -49,6 +50,7 @@ struct LongformerParameters {
   /// `[3·dim]`, the same.
   Vector<Scalar> to_qkv_global_bias;
 
+  /// All of them 0, in the shapes of a configuration.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LongformerParameters zeros(const LongformerConfig& config) {
     validate(config);

@@ -101,7 +101,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
   class Stream;
   friend detail::LayerAccess<Scalar, Storage, Arithmetic>;
 
-  /// Room for calls of forward_into(), forward_saving_into() and backward_into().
+  /// Memory for calls of forward_into(), forward_saving_into() and backward_into().
   class Workspace {
    private:
     friend LocalMHA;
@@ -116,6 +116,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
   explicit LocalMHA(const LocalMHAConfig& config, std::uint64_t seed = 0)
       : LocalMHA(config, initial_parameters<Parameters>(config, seed)) {}
 
+  /// With given weights.
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalMHA(const LocalMHAConfig& config, Parameters parameters)
       : weights_(std::make_shared<const Weights>(config,
@@ -156,6 +157,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
   using Positional::forward_saving;
   using Positional::forward_saving_into;
 
+  /// Computes the layer: projections, attention over the window, output projection.
   /// \param x `[B, N, dim]`: see StridedView
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument naming the argument that does not fit
@@ -170,7 +172,7 @@ class LocalMHA : public detail::PositionalCalls<LocalMHA<Scalar, Storage, Arithm
 
   /// The same into given memory. Allocates nothing if the workspace was last used for this
   /// configuration, and before for batches as large and as many threads; threads take several short
-  /// sequences at once, for which room is made the first time.
+  /// sequences at once, for which memory is taken the first time.
   /// \param y `[B, N, dim]`, must not overlap x
   /// \param workspace for one call at a time
   void forward_into(Output y, Workspace& workspace, Input x, const Call& call = {}) const {

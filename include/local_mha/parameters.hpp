@@ -37,6 +37,7 @@ struct EncoderParameters {
   /// The bias that all layers share, if the configuration has one.
   std::optional<DynamicPositionBiasParameters<Scalar>> dynamic_pos_bias;
 
+  /// All of them 0, in the shapes of a configuration.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static EncoderParameters zeros(const EncoderConfig& config) {
     validate(config);
@@ -134,6 +135,7 @@ struct LocalTransformerParameters : EncoderParameters<Scalar> {
   Vector<Scalar> to_logits_norm_bias;    ///< `[dim]`
   RowMatrix<Scalar> to_logits;           ///< `[num_tokens, dim]`
 
+  /// All of them 0, in the shapes of a configuration.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   static LocalTransformerParameters zeros(const LocalTransformerConfig& config) {
     validate(config);

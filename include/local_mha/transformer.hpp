@@ -84,6 +84,7 @@ class LocalTransformer {
   explicit LocalTransformer(const LocalTransformerConfig& config, std::uint64_t seed = 0)
       : LocalTransformer(config, initial_parameters<Parameters>(config, seed)) {}
 
+  /// With given weights.
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LocalTransformer(const LocalTransformerConfig& config, Parameters parameters)
       : weights_(std::make_shared<const Weights>(config,
@@ -117,6 +118,7 @@ class LocalTransformer {
         std::make_shared<const Weights>(config(), detail::fitting(std::move(parameters), config()));
   }
 
+  /// The logits of the next token at each position.
   /// \param tokens `[B, N]`, each in `[0, num_tokens)`, of no sequence more than max_seq_len. Those
   ///        behind a sequence's `call.lengths` may be anything
   /// \return logits, `[B, N, num_tokens]`

@@ -21,7 +21,7 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Takes batches through flows on the threads of a device, and holds the room for that.
+/// Takes batches through flows on the threads of a device, and holds the buffers for that.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionBackward {

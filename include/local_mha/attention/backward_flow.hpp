@@ -3,9 +3,9 @@
 /// The attention's backward pass through the heads of one sequence that share keys and values.
 ///
 /// Query blocks come in the order of the sequence. Keys and values enter a ring just before they
-/// are seen, with room for their gradients beside them, and leave when no query to come sees them:
-/// the scratch memory is the look-around, whatever the length of the sequence. Pinned rows stay to
-/// the end, and so do the gradients of global queries, whom a key meets just before it leaves.
+/// are seen, with buffers for their gradients beside them, and leave when no query to come sees
+/// them: the scratch memory is the look-around, whatever the length of the sequence. Pinned rows
+/// stay to the end, as do the gradients of global queries, whom a key meets just before it leaves.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// Room for the backward pass of heads of one shape, one group after the other.
+/// Buffers for the backward pass of heads of one shape, one group after the other.
 ///
 /// A head of queries is given as an object with
 ///
@@ -116,7 +116,7 @@ class AttentionBackwardFlow {
     }
   }
 
-  /// Room for the members of a group, to be filled for run().
+  /// Buffers for the members of a group, to be filled for run().
   std::vector<Member>& members(Index number) {
     members_.resize(static_cast<std::size_t>(number));
     return members_;

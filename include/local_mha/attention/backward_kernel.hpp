@@ -39,7 +39,7 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// Room for one block of queries, and the computation in it.
+/// Buffers for one block of queries, and the computation in them.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionBackwardKernel {
@@ -48,7 +48,7 @@ class AttentionBackwardKernel {
   static constexpr Index count = block_rows<Scalar>;
   /// Keys whose probabilities are kept at once.
   static constexpr Index segment_keys = 1024;
-  /// Keys, values, and the room for their gradients.
+  /// Keys, values, and buffers for their gradients.
   using Store = detail::GradientRings<Scalar, Arithmetic>;
 
   AttentionBackwardKernel() = default;

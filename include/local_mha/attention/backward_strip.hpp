@@ -109,7 +109,7 @@ template <typename Scalar, typename Arithmetic>
 using KeyValueInputs = std::conditional_t<std::is_same_v<Arithmetic, Scalar>,
                                           KeyValueNumbers<Scalar>, KeyValueOperands<Scalar>>;
 
-/// Keys and values of a sequence, and the room for their gradients, panels that are added to; that
+/// Keys and values of a sequence, and buffers for their gradients, panels that are added to; that
 /// of the keys is `Σ_i ds_ij · queries_i`, which is theirs times `log2(e)`.
 template <typename Scalar, typename Arithmetic = Scalar>
 struct GradientRings : KeyValueInputs<Scalar, Arithmetic> {

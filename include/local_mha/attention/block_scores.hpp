@@ -29,7 +29,7 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Makes them, and holds the room for that.
+/// Makes them, and holds the buffers for that.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
 class BlockScores {
@@ -45,7 +45,7 @@ class BlockScores {
         bias_(make_block_buffer<Scalar>(count * count)),
         operands_(dim_head) {}
 
-  /// Room for queries, `[dim_head][block_rows]`.
+  /// Buffers for queries, `[dim_head][block_rows]`.
   Scalar* turned() { return turned_.data(); }
 
   /// `scores[key][query]` of a piece, −∞ where a query does not see a key. Operands are multiplied

@@ -26,7 +26,7 @@ struct KeyRows {
   Index seqlen;
 };
 
-/// Room for some blocks of one head after the other.
+/// Buffers for some blocks of one head after the other.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
 class FlowKeys {

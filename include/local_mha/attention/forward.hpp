@@ -38,7 +38,7 @@ struct AttentionTensors {
   Scalar* lse_rest = nullptr;  ///< the same
 };
 
-/// Takes batches through flows on the threads of a device, and holds the room for that.
+/// Takes batches through flows on the threads of a device, and holds the buffers for that.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionForward {

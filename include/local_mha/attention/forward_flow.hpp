@@ -29,7 +29,7 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// Room for heads of one shape, one group after the other.
+/// Buffers for heads of one shape, one group after the other.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
 class AttentionForwardFlow {

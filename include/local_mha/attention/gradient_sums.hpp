@@ -31,7 +31,7 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Room for one block of queries and one segment, and the computation in it. Operands are
+/// Buffers for one block of queries and one segment, and the computation in them. Operands are
 /// multiplied by the matrix unit, if there is one: the caller's.
 ///
 /// What is summed over queries is multiplied as rows of weights, `[key][query]`, with panels,

@@ -44,7 +44,7 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// Room for one block of queries, and the computation in it.
+/// Buffers for one block of queries, and the computation in them.
 /// \tparam Arithmetic what queries, keys, probabilities and values are multiplied as, see
 ///         can_multiply
 template <typename Scalar, typename Arithmetic = Scalar>
@@ -62,6 +62,7 @@ class AttentionKernel {
   using BlockKeys = detail::BlockKeys<Scalar, Arithmetic>;
 
   AttentionKernel() = default;
+  /// Allocates what a block of queries needs.
   /// \param longest_range keys that a block of queries sees at most
   AttentionKernel(Index dim_head, Index longest_range)
       : scores_(

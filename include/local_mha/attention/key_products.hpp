@@ -21,7 +21,7 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// A block of rows as it is multiplied with keys, and the room for that.
+/// A block of rows as it is multiplied with keys, and buffers for that.
 template <typename Scalar, typename Arithmetic = Scalar>
 class BlockOperands {
   static constexpr bool of_operands = !std::is_same_v<Arithmetic, Scalar>;

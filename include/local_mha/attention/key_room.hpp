@@ -19,7 +19,7 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Room for one head at a time.
+/// Buffers for one head at a time.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
 class KeyRoom {

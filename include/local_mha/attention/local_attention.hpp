@@ -65,7 +65,7 @@ class LocalAttention {
   /// Gradients of what is added to scores.
   using BiasGradients = detail::BiasGradients<Scalar>;
 
-  /// Room for calls of forward_into() and backward_into().
+  /// Memory for calls of forward_into() and backward_into().
   class Workspace {
    private:
     friend LocalAttention;
@@ -75,6 +75,7 @@ class LocalAttention {
     BiasGradients grad_bias_;
   };
 
+  /// An attention; it has no weights.
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   explicit LocalAttention(const LocalAttentionConfig& config, const Score& score = {})
       : made_(std::make_shared<const Made>(config, score)) {}
@@ -99,6 +100,7 @@ class LocalAttention {
     return result;
   }
 
+  /// Attends: each query's mean of the values that it sees, weighted by the softmax of its scores.
   /// \param q `[B, H, N, D]`
   /// \param k, v `[B, H, N, D]`, or of fewer heads, `[B, H_kv, N, D]`, where `H_kv` divides `H`:
   ///        head `h` of `q` reads head `⌊h / (H/H_kv)⌋`. With shared_qk, `k` is the same as `q`
@@ -180,8 +182,8 @@ class LocalAttention {
     return backward(saved, grad_out, q, k, v, {.mask = mask, .attn_bias = attn_bias});
   }
 
-  /// The same into tensors that may be there already, and in room that is kept: allocates nothing
-  /// where forward_into() would not, if the gradients have their shapes.
+  /// The same into tensors that may be there already, and with buffers that are kept: allocates
+  /// nothing where forward_into() would not, if the gradients have their shapes.
   /// \param gradients become what backward() returns; their memory is used again if they have the
   ///        inputs' shape
   /// \param workspace for one call at a time
@@ -199,7 +201,7 @@ class LocalAttention {
 
   /// backward() of heads that lie elsewhere than in tensors: the calls of AttentionBackwardFlow.
   /// \tparam Multiplied the Arithmetic of the products, of a layer's that is not the attention's
-  /// \param room holds the gradients of sinks then
+  /// \param room buffers; they hold the gradients of sinks then
   /// \param head_of `head_of(s, h)` gives the blocks of head `h` of sequence `s`
   template <typename Multiplied, typename HeadOf>
   void differentiate(const AnyDevice& device, detail::AttentionBackward<Scalar, Multiplied>& room,

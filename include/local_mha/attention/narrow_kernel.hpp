@@ -24,7 +24,7 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI {
 
-/// Room for one block of queries, and the computation in it.
+/// Buffers for one block of queries, and the computation in them.
 template <typename Scalar>
 class NarrowKernel {
  public:

@@ -29,7 +29,7 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Room for one segment, `[key][query]`, and the computation in it.
+/// Buffers for one segment, `[key][query]`, and the computation in them.
 /// \tparam Arithmetic as of AttentionKernel
 template <typename Scalar, typename Arithmetic = Scalar>
 class ScoreGradients {

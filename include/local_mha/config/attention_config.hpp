@@ -110,6 +110,7 @@ inline void require_look_around(const LocalAttentionConfig& config) {
 
 }  // namespace detail
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LocalAttentionConfig& config) {
   if (config.token_window) {

@@ -184,6 +184,7 @@ inline void require_relative_bias(const LocalMHAConfig& config) {
 
 }  // namespace detail
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LocalMHAConfig& config) {
   detail::require_at_least("dim", config.dim, 1);

@@ -64,7 +64,7 @@ struct CacheLineAllocator {
   }
 };
 
-/// Room for blocks.
+/// Buffers for blocks.
 template <typename Scalar>
 using BlockBuffer = std::vector<Scalar, CacheLineAllocator<Scalar>>;
 

@@ -46,9 +46,11 @@ class PaddingMask {
   }
   ~PaddingMask() = default;
 
+  /// A mask whose `true` means: not attended.
   /// \param t `[B, N]`, true = masked, not attended
   static PaddingMask masked(TensorView<const bool, 2> t) { return PaddingMask(t, true); }
 
+  /// A mask whose `true` means: attended.
   /// \param t `[B, N]`, true = attended (the polarity of the Python packages' code)
   static PaddingMask keep(TensorView<const bool, 2> t) { return PaddingMask(t, false); }
 

@@ -179,6 +179,7 @@ inline void run_tasks(const AnyDevice& device, Index workers, Index tasks, Share
 /// left in equal parts, so that all threads end at about the same time.
 class EvenRanges {
  public:
+  /// Divides `number` evenly.
   /// \param most of a range, a multiple of `step`
   /// \param step what a range is a multiple of, but for the last one
   EvenRanges(Index number, Index workers, Index most, Index step) : number_(number), most_(most) {

@@ -78,6 +78,7 @@ class Philox {
 /// Uniform and normal numbers, the same on every platform.
 class RandomSequence {
  public:
+  /// Begins one of the sequences of a seed.
   /// \param which of the sequences of a seed, none of which is one of another seed
   explicit RandomSequence(std::uint64_t seed, std::uint64_t which = 0)
       : philox_(seed), which_(which) {}

@@ -46,6 +46,7 @@ class StridedView {
   StridedView(std::span<Element> data, const Dimensions& dimensions)
       : StridedView(TensorView<Element, 3>(data, dimensions)) {}
 
+  /// A view of memory with strides.
   /// \param data the element of `(0, 0, 0)`
   /// \param strides elements from one sequence, row and channel to the next, at least 0
   /// \throws std::invalid_argument also if a stride is negative, or if elements that can be written
@@ -106,6 +107,7 @@ class StridedView {
   const Dimensions& dimensions() const { return dimensions_; }
   /// Elements from one to the next, along each axis.
   const Dimensions& strides() const { return strides_; }
+  /// Extent along an axis.
   /// \throws std::invalid_argument if there is no such axis
   Index dimension(int axis) const {
     if (axis < 0 || axis > 2) reject("axis", "0 to 2", axis);

@@ -99,6 +99,7 @@ class TensorView {
   /// Extents.
   using Dimensions = std::array<Index, static_cast<std::size_t>(Rank)>;
 
+  /// A view of memory in which the last index runs fastest.
   /// \throws std::invalid_argument if an extent is negative, there are more elements than memory
   ///         could hold, or `data` is null although there are some
   TensorView(Element* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {
@@ -150,6 +151,7 @@ class TensorView {
   Element* data() const { return data_; }
   /// The shape.
   const Dimensions& dimensions() const { return dimensions_; }
+  /// Extent along an axis.
   /// \throws std::invalid_argument if there is no such axis
   Index dimension(int axis) const {
     if (axis < 0 || axis >= Rank) reject("axis", "0 to " + std::to_string(Rank - 1), axis);

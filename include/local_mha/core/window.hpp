@@ -33,6 +33,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// Both ends of what a query sees grow with `i`, on which the attention kernel relies.
 class Window {
  public:
+  /// The window that a configuration describes.
   /// \param window_size takes the place of the configuration's, at least 1; of no use to a token
   ///        window
   /// \param first_position the position of row 0: buckets are counted from position 0

@@ -26,6 +26,7 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 /// where there is nothing yet.
 class AtomicFile {
  public:
+  /// Opens a temporary file beside `path`.
   /// \throws SafetensorsError if `path` is something else than a file, or one that may not be
   ///   written to, or nothing can be written beside it
   explicit AtomicFile(const std::filesystem::path& path) : path_(path) {

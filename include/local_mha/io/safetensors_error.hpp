@@ -35,9 +35,10 @@ inline std::string printable(std::string_view text, std::size_t longest = 120) {
 }
 
 /// A file that cannot be read or written, or does not hold what was asked of it.
-/// `what()` is `file: tensor 'name': problem (byte offset)`, without the parts that do not apply.
+/// `what()` is ``file: tensor 'name': problem (byte offset)``, without parts that do not apply.
 class SafetensorsError : public std::runtime_error {
  public:
+  /// Trouble at a byte of a file.
   /// \param file the path, or another name of the bytes
   /// \param tensor empty if the trouble is not with one tensor
   /// \param offset where in the file

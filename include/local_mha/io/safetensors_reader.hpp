@@ -32,6 +32,7 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 /// `__metadata__` that several have, the first file's counts, in the order of their names.
 class SafetensorsFile : public TensorSource {
  public:
+  /// Opens a file and reads its header, or those of the files that an index names.
   /// \param path of a safetensors file, or of an index of several
   /// \param prefixes of an index: only files with tensors whose names begin with one of them are
   ///   opened, as for a layer of a large model; the others need not be there. None: all files

@@ -42,6 +42,7 @@ namespace local_mha::inline LOCAL_MHA_ABI::io {
 /// Copies are independent lists of the same tensors. Where adding throws, nothing was added.
 class StateDict : public TensorSource {
  public:
+  /// Begins empty.
   /// \param name stands for a file's path in errors
   explicit StateDict(std::string name = "state dict")
       : StateDict(std::make_shared<detail::TensorContent>(named(std::move(name)))) {}

@@ -97,6 +97,7 @@ class TensorSource {
                : ", it lies in '" + printable(found->second) + "', which was not to be opened";
   }
 
+  /// Type, shape and place of a tensor.
   /// \throws SafetensorsError if there is no such tensor
   const TensorEntry& entry(std::string_view name) const {
     const auto found = entries().find(name);
@@ -129,6 +130,7 @@ class TensorSource {
     return value;
   }
 
+  /// Reads a tensor, converted to Scalar.
   /// \tparam Rank number of dimensions, which must be the stored one
   /// \throws SafetensorsError if there is no such tensor or it does not convert
   template <ReadableScalar Scalar, int Rank>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The room for LocalMHA's backward pass.
+/// Buffers for the backward pass of LocalMHA.
 #pragma once
 
 #include <algorithm>

@@ -25,7 +25,7 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Takes batches through LayerWorkers on the threads of a device, and holds the room for that.
+/// Takes batches through LayerWorkers on the threads of a device, and holds the buffers for that.
 /// Sequences follow one another through `pasts_`; workers share the one of a sequence.
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LayerForward {

@@ -29,7 +29,7 @@ struct SavedLayer {
   using View = StridedView<const Scalar>;
   using Call = LocalMHACall<Scalar>;
 
-  /// Becomes room for a batch of sequences; memory that is large enough stays. Until complete(), it
+  /// Resizes to a batch of sequences; memory that is large enough stays. Until complete(), it
   /// is that of no layer.
   void prepare(const LocalMHAConfig& layer, Index batch_size, Index length,
                const detail::AttentionInputs<Scalar>& inputs) {

@@ -52,7 +52,7 @@ struct SavedAttention : local_mha::detail::SavedAttention<Scalar> {
 /// local_mha::LocalAttention of sequences that no rank holds alone: what mpi::LocalMHA says, of
 /// queries, keys and values that are given. Keys travel as they are given; where they are used,
 /// they are turned by their place in the whole. On the way back, the gradients of what was borrowed
-/// go home, in as many bytes.
+/// return to the ranks that lent it, in as many bytes.
 ///
 ///     local_mha::mpi::LocalAttention<float> split_attention(communicator, attention);
 ///     auto out = split_attention.forward(q, k, v, split);  // [B, H, split.rows(), D]
@@ -97,6 +97,7 @@ class LocalAttention {
   /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
 
+  /// Attends from the queries of this rank.
   /// \param q `[B, H, split.rows(), D]`: the rows of this rank
   /// \param k, v `[B, H_kv, split.rows(), D]`, where `H_kv` divides `H`
   /// \return `[B, H, split.rows(), D]`; 0 for a query that sees no key

@@ -108,6 +108,7 @@ class Communicator {
   /// How many processes there are.
   int size() const { return size_; }
 
+  /// Refuses to go on without MPI.
   /// \throws std::invalid_argument unless MPI runs, and lets the calling thread call it while the
   ///         threads of a device compute
   static void require_running(const AnyDevice& device = {}) {

@@ -79,6 +79,7 @@ class Encoder {
   /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
 
+  /// All layers of the rows of this rank.
   /// \param x `[B, split.rows(), dim]`: the rows of this rank
   /// \param call of the mask the rows of this rank; `cu_seqlens` and `lengths` of the whole
   /// \return their results, in the same shape

@@ -54,8 +54,7 @@ struct MhaAccess;
 /// Keys and values travel, after normalization and rotation, and only those that another rank's
 /// window shows: of each layer, sequence and cut, `2 · kv_heads · dim_head · sizeof(Storage)` bytes
 /// a position, for `reach_behind` positions to the right and `reach_ahead` to the left. Meanwhile
-/// the queries are answered that see nothing of other ranks. On the way back, their gradients go
-/// home, as many Scalars.
+/// queries that see nothing of other ranks are answered. Backward, as many gradients are sent back.
 ///
 /// All calls are collective. What is wrong on one rank, or differs between them (the configuration,
 /// the weights, the batch, the stretches, what else a call is given), is thrown on every rank as
@@ -86,7 +85,7 @@ class LocalMHA {
   /// Its weights.
   using Parameters = LocalMHAParameters<Scalar>;
 
-  /// Room for calls of backward_into().
+  /// Memory for calls of backward_into().
   class Workspace {
     friend LocalMHA;
 
@@ -112,6 +111,7 @@ class LocalMHA {
   /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
 
+  /// Computes the rows of this rank.
   /// \param x `[B, split.rows(), dim]`: the rows of this rank
   /// \return their results, in the same shape
   /// \throws std::invalid_argument, on every rank, naming the argument that does not fit on one, or

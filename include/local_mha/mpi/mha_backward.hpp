@@ -20,12 +20,12 @@
 
 namespace local_mha::inline LOCAL_MHA_ABI::mpi::detail {
 
-/// Keys and values that a rank has borrowed, and room for their gradients.
+/// Keys and values that a rank has borrowed, and buffers for their gradients.
 template <typename Scalar>
 class BorrowedKeys {
  public:
   /// \param numbers as they came: rows of row_width()
-  /// \param gradients where they go home, 0 at first
+  /// \param gradients to be sent back to their owners, 0 at first
   BorrowedKeys(const BlockBuffer<Scalar>& numbers, RowExchange<Scalar>& gradients)
       : numbers_(numbers),
         gradients_(gradients),
@@ -157,7 +157,7 @@ class MhaPart {
     return {head, borrowed_, sequence, inputs_.own(sequence)};
   }
 
-  /// Gradients of what was borrowed go home, and are added there in the order of the ranks.
+  /// Sends gradients of what was borrowed to its owners, who add them in the order of the ranks.
   template <typename HeadOf>
   void finish(HeadOf&& head_of) {
     exchange_.start_back(communicator_.traffic().gradients);

@@ -80,6 +80,7 @@ class LocalTransformer {
   /// The ranks.
   const Communicator& communicator() const { return *communicator_; }
 
+  /// The logits of the next token at the positions of this rank.
   /// \param tokens `[B, split.rows()]`, those of this rank; of no sequence more than max_seq_len on
   ///        all ranks. Those behind a sequence's `call.lengths` may be anything
   /// \param call of the mask the rows of this rank; `cu_seqlens` and `lengths` of the whole

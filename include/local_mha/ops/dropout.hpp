@@ -54,6 +54,7 @@ class Dropout {
   /// Values of one position that one counter serves.
   static constexpr Index together = 8;
 
+  /// Drops with the probability `dropout`, by a seed.
   /// \param dropout probability in `[0, 1)`
   /// \param stream tells apart what shares a seed, such as the head of a batch item
   /// \throws std::invalid_argument if dropout is no such probability

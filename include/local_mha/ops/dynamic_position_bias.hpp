@@ -23,6 +23,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 template <typename Scalar>
 class DynamicPositionBias {
  public:
+  /// With given weights.
   /// \throws std::invalid_argument naming the weight whose shape does not fit the others
   explicit DynamicPositionBias(const DynamicPositionBiasParameters<Scalar>& parameters)
       : heads_(parameters.weight_4.rows()),

@@ -75,6 +75,7 @@ class FeedForward {
   explicit FeedForward(const FeedForwardConfig& config, std::uint64_t seed = 0)
       : FeedForward(initial_parameters<Parameters>(config, seed), config.dropout) {}
 
+  /// With given weights.
   /// \param dropout probability of dropping a hidden activation, in training mode
   /// \throws std::invalid_argument if dropout is no probability, or naming the weight whose shape
   ///         does not fit the others
@@ -110,6 +111,7 @@ class FeedForward {
     *this = FeedForward(std::move(parameters), dropout_);
   }
 
+  /// Applies it to the rows of a matrix.
   /// \param x `[rows, dim]`
   /// \return `[rows, dim]`, to be added to the residual stream
   /// \throws std::invalid_argument if x has another width
@@ -118,6 +120,7 @@ class FeedForward {
     return flow(x, call, nullptr);
   }
 
+  /// Applies it to a batch of sequences.
   /// \param x `[B, N, dim]`
   /// \return `[B, N, dim]`, to be added to the residual stream
   /// \throws std::invalid_argument if x has another width
@@ -129,8 +132,8 @@ class FeedForward {
     return y;
   }
 
-  /// Room for calls of forward_into() and backward_into(); for one call at a time. For tensors, it
-  /// prepares itself.
+  /// Memory for calls of forward_into() and backward_into(); for one call at a time. For tensors,
+  /// it prepares itself.
   class Workspace {
    public:
     Workspace() = default;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The room for FeedForward's backward pass.
+/// Buffers for the backward pass of FeedForward.
 #pragma once
 
 #include <algorithm>

@@ -37,7 +37,7 @@ class LayerNorm {
   /// Where none is given.
   static constexpr double eps = 1e-5;
 
-  /// Room for calls of forward_into(); for one call at a time. It prepares itself.
+  /// Memory for calls of forward_into(); for one call at a time. It prepares itself.
   class Workspace {
     friend LayerNorm;
     std::vector<detail::RowRoom<Scalar>> rooms_;
@@ -54,6 +54,7 @@ class LayerNorm {
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   explicit LayerNorm(const LayerNormConfig& config, std::uint64_t seed = 0)
       : LayerNorm(config, initial_parameters<Parameters>(config, seed)) {}
+  /// With given weights.
   /// \throws std::invalid_argument also naming the tensor whose shape does not fit
   LayerNorm(const LayerNormConfig& config, Parameters parameters) {
     detail::require_same_shapes(parameters, Parameters::zeros(config));
@@ -61,6 +62,7 @@ class LayerNorm {
     bias_ = std::move(parameters.bias);
     eps_ = config.eps;
   }
+  /// With a given weight and bias.
   /// \param weight, bias `[dim]`, at least 1 channel
   /// \param eps_of_variance from 1e-30 to 1e30
   /// \throws std::invalid_argument if their sizes differ or are 0, or eps is out of range
@@ -131,6 +133,7 @@ class LayerNorm {
     }
   }
 
+  /// Normalizes the rows of a matrix.
   /// \param x `[rows, dim]`
   /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {
@@ -141,6 +144,7 @@ class LayerNorm {
     });
   }
 
+  /// Normalizes a batch of sequences.
   /// \param x `[B, N, dim]`
   /// \return `[B, N, dim]`
   /// \throws std::invalid_argument if x has another width
@@ -191,6 +195,7 @@ class LayerNorm {
                              TensorView<const Scalar, 3> grad_y, TensorView<const Scalar, 3> x,
                              const ModuleCall& call = {}) const;
 
+  /// Gradients of a loss whose gradient for forward()'s result is `grad_y`.
   /// \param grad_y gradient of forward()'s result, `[rows, dim]`
   /// \param x what forward() was given
   /// \param grad_weight, grad_bias `[dim]`, to be added to

@@ -42,7 +42,7 @@ class Linear {
   /// Its weights.
   using Parameters = LinearParameters<Scalar>;
 
-  /// Room for calls of forward_into(); for one call at a time. It prepares itself.
+  /// Memory for calls of forward_into(); for one call at a time. It prepares itself.
   class Workspace {
     friend Linear;
     struct Room : detail::RowRoom<Scalar> {
@@ -62,10 +62,12 @@ class Linear {
   explicit Linear(const LinearConfig& config, std::uint64_t seed = 0)
       : Linear(initial_parameters<Parameters>(config, seed)) {}
 
+  /// With given weights.
   /// \throws std::invalid_argument if the bias has another size than the weight's rows, and is not
   ///         empty
   explicit Linear(Parameters parameters) : Linear(parameters.weight, std::move(parameters.bias)) {}
 
+  /// With a given weight and bias.
   /// \param weight `[out, in]`, of Scalars or as it is stored
   /// \param bias `[out]`, or empty for none
   /// \throws std::invalid_argument if bias has another size
@@ -102,6 +104,7 @@ class Linear {
     *this = Linear(parameters);
   }
 
+  /// Projects the rows of a matrix.
   /// \param x `[rows, in]`
   /// \return `[rows, out]`
   /// \throws std::invalid_argument if x has another width
@@ -114,6 +117,7 @@ class Linear {
     return y;
   }
 
+  /// Projects a batch of sequences.
   /// \param x `[B, N, in_features]`
   /// \return `[B, N, out_features]`
   /// \throws std::invalid_argument if x has another width

@@ -58,6 +58,7 @@ class PackedWeight {
 
   PackedWeight() = default;
 
+  /// Packs a weight.
   /// \param weight `[groups·group_rows, in]`, a matrix or its transpose
   /// \param group_rows rows of a group; a divisor of the weight's rows
   /// \param column_group, padded_group `in` is made of groups of `column_group` columns, each to be

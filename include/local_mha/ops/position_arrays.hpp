@@ -72,7 +72,7 @@ class BlockArray {
   BlockArray() = default;
   BlockArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-  /// Becomes room for that many, without values.
+  /// Resizes to that many, without values.
   void prepare(Index blocks, Index channels) {
     resize_without_values(data_, blocks * channels * block_rows<Scalar>);
     stride_ = channels * block_rows<Scalar>;
@@ -111,7 +111,7 @@ class PanelArray {
   /// \param channels panel_channels() of those that are put here
   PanelArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-  /// Becomes room for that many, without values.
+  /// Resizes to that many, without values.
   void prepare(Index blocks, Index channels) {
     resize_without_values(data_, blocks * channels * block_rows<Scalar>);
     stride_ = blocks * size;

@@ -16,6 +16,7 @@ class Prenorm {
  public:
   /// None.
   Prenorm() = default;
+  /// With given weights.
   /// \param weight `[dim]`, at least 1 channel
   /// \param bias `[dim]`; of NormKind::rms there is none
   /// \throws std::invalid_argument if a size or eps is out of range

@@ -19,7 +19,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 
 namespace detail {
 
-/// Room for rows as they pass weights. It serves one product after the other.
+/// Buffers for rows as they pass weights. They serve one product after the other.
 /// \tparam Arithmetic what they are multiplied as, see can_multiply
 template <typename Scalar, typename Arithmetic = Scalar>
 struct PassingRows {

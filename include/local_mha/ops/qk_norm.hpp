@@ -130,6 +130,7 @@ class QkNorm {
     l2_normalize_backward(dim_head(), x, grad);
   }
 
+  /// Normalizes the rows of a matrix.
   /// \param x `[rows, dim_head]`
   /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {

@@ -36,6 +36,7 @@ class HyperConnection {
   static constexpr Index count = block_rows<Scalar>;
 
  public:
+  /// With given weights.
   /// \throws std::invalid_argument naming the tensor whose shape does not fit the others
   explicit HyperConnection(HyperConnectionParameters<Scalar> parameters)
       : parameters_(std::move(parameters)) {

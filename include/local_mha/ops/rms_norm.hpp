@@ -29,6 +29,7 @@ class RmsNorm {
   using L = Lanes<Scalar>;
 
   RmsNorm() = default;
+  /// With a given weight.
   /// \param weight `[dim]`, at least 1 channel
   /// \throws std::invalid_argument if there is none, or eps is not from 1e-30 to 1e30
   RmsNorm(Vector<Scalar> weight, double eps) : weight_(std::move(weight)), eps_(eps) {
@@ -112,6 +113,7 @@ class RmsNorm {
     end_backward(dim(), r, begin_backward(0, dim(), r, x, grad, sums), x, grad);
   }
 
+  /// Normalizes the rows of a matrix.
   /// \param x `[rows, dim]`
   /// \throws std::invalid_argument if x has another width
   RowMatrix<Scalar> forward(const Eigen::Ref<const RowMatrix<Scalar>>& x) const {

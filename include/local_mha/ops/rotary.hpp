@@ -127,6 +127,7 @@ class RotaryEmbedding {
  public:
   RotaryEmbedding() = default;
 
+  /// Prepares the frequencies.
   /// \param dim_head channels of a head, even unless `rotary.rotary_dim` says how many turn
   /// \param xpos_scale_base distance over which a score decays by `ζ_m`; empty: no xPos
   /// \param rotary how they turn
@@ -308,6 +309,7 @@ template <typename Scalar>
 class RotarySteps {
  public:
   RotarySteps() = default;
+  /// Prepares the turns of all distances that a window has.
   /// \param shift added to every distance, `lf·w`
   /// \param behind, ahead rows before and after its own that a query can see, at least 0
   /// \throws std::invalid_argument if they are negative, or `rotary` is default-constructed
@@ -338,6 +340,7 @@ class RotarySteps {
   /// Positions in a group, a multiple of block_rows.
   Index group() const { return group_; }
 
+  /// Turns a block of queries for the keys of one group.
   /// \param groups_back from the queries' group to the keys'
   template <int Parts = 1>
   void turn_queries(const Scalar* block, Index groups_back, Scalar* turned) const {

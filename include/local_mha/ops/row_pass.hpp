@@ -23,7 +23,7 @@ LOCAL_MHA_INT_BOUNDS_BEGIN
 
 namespace local_mha::inline LOCAL_MHA_ABI::detail {
 
-/// Room for blocks on their way in and out, for each thread.
+/// Buffers for blocks on their way in and out, for each thread.
 template <typename Scalar>
 struct RowRoom {
   BlockBuffer<Scalar> in;

@@ -27,6 +27,7 @@ struct SamplingConfig {
   double top_p = 1;
 };
 
+/// Refuses a configuration that is out of range.
 /// \throws std::invalid_argument naming the member that is out of range
 inline void validate(const SamplingConfig& config) {
   if (!(config.temperature >= 0) || !std::isfinite(config.temperature))
@@ -39,9 +40,11 @@ inline void validate(const SamplingConfig& config) {
 /// Draws tokens from softmax(logits / temperature).
 class Sampler {
  public:
+  /// Draws as the configuration says.
   /// \throws std::invalid_argument naming the member that is out of range
   explicit Sampler(const SamplingConfig& config) : config_(config) { validate(config); }
 
+  /// Draws a token.
   /// \param logits of `num_tokens >= 1` tokens
   /// \throws std::invalid_argument if there are none; std::runtime_error if they are not finite
   template <typename Scalar>

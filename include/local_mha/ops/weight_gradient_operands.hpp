@@ -32,7 +32,7 @@ class BlockArray<Scalar, Eigen::bfloat16> {
   BlockArray() = default;
   BlockArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-  /// Becomes room for that many, without values.
+  /// Resizes to that many, without values.
   void prepare(Index blocks, Index channels) {
     stride_ = channels * Tiles::depth;
     const Index size = Tiles::count(blocks) * stride_;
@@ -82,7 +82,7 @@ class PanelArray<Scalar, Eigen::bfloat16> {
   /// \param channels panel_channels() of those that are put here
   PanelArray(Index blocks, Index channels) { prepare(blocks, channels); }
 
-  /// Becomes room for that many, without values.
+  /// Resizes to that many, without values.
   void prepare(Index blocks, Index channels) {
     const Index panels = channels / count;
     stride_ = Tiles::count(blocks) * size;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The room for the backward pass of LayerStack.
+/// Buffers for the backward pass of LayerStack.
 #pragma once
 
 #include <algorithm>

@@ -51,7 +51,7 @@ class LayerStack : public StackLayers<Scalar, Storage, Arithmetic> {
   using Base::mix;
   using Base::reduce;
 
-  /// Room for calls of forward() and backward().
+  /// Memory for calls of forward() and backward().
   class Workspace {
     friend LayerStack;
 

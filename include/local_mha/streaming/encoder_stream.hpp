@@ -32,6 +32,7 @@ class Encoder<Scalar, Storage, Arithmetic>::Stream
   using Worker = typename Base::Worker;
 
  public:
+  /// Begins sequences, and allocates all memory.
   /// \param encoder the stream shares its weights, and goes on with them whatever becomes of it
   /// \throws std::invalid_argument naming the member that does not fit
   explicit Stream(const Encoder& encoder, const StreamConfig& config = {})

@@ -43,6 +43,7 @@ class LocalAttention<Scalar, Score, Arithmetic>::StreamOf
   using Base = SequenceStream<Scalar, Sequence>;
 
  public:
+  /// Begins sequences, and allocates all memory.
   /// \param attention copied
   /// \param heads, dim_head of the queries, keys and values
   /// \param call as for forward(), for all pushes: biases, sinks, the window and the first

@@ -30,8 +30,8 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// the results that still wait. Sequences may stand at different positions, after reset() of one:
 /// then a push may give a different number of results for each, and their rows begin at row 0 each.
 ///
-/// All memory is allocated at construction: the keys and values that a window shows, and room for
-/// one stretch of rows. It does not depend on the chunks. Without a device, push_into() and
+/// All memory is allocated at construction: the keys and values that a window shows, and buffers
+/// for one stretch of rows. It does not depend on the chunks. Without a device, push_into() and
 /// flush_into() allocate nothing, lock nothing and throw nothing once their arguments are checked;
 /// with one, the device schedules. push() allocates its result, and a mask its flags, but for
 /// PaddingMask::masked_view(). There is no training mode.
@@ -44,6 +44,7 @@ class LocalMHA<Scalar, Storage, Arithmetic>::Stream
   using Base = SequenceStream<Scalar, Sequence>;
 
  public:
+  /// Begins sequences, and allocates all memory.
   /// \param layer the stream shares its weights, and goes on with them whatever becomes of it
   /// \param attn_bias as for forward(), for all pushes; copied
   /// \throws std::invalid_argument naming the argument that does not fit

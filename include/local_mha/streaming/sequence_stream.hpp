@@ -147,6 +147,7 @@ class SequenceStream {
     return sequences_[static_cast<std::size_t>(sequence)];
   }
 
+  /// Checks what push() was given.
   /// \throws std::invalid_argument if `n` positions with this mask cannot be pushed
   void check_push(Index n, const PaddingMask& mask) const {
     if (mask) require_shape("mask", mask.shape(), {batch(), n});

@@ -39,7 +39,7 @@ class StackStream : public SequenceStream<Scalar, StreamedStack<Scalar, Storage>
   // Rows that pass the layers together.
   static constexpr Index at_once = Access::stretch * count;
 
-  // Room for one sequence at a time. A row of streams is `[S][dim]` and, of several, their `[S]`
+  // Buffers for one sequence at a time. A row of streams is `[S][dim]` and, of several, their `[S]`
   // factors of the branch that they wait for.
   struct Worker {
     Worker(const Stack& stack, Index most_rows)

@@ -37,6 +37,7 @@ class LocalTransformer<Scalar, Storage, Arithmetic>::Stream
   using Worker = typename Base::Worker;
 
  public:
+  /// Begins texts, and allocates all memory.
   /// \param model the stream shares its weights, and goes on with them whatever becomes of it
   /// \throws std::invalid_argument naming the member that does not fit
   explicit Stream(const LocalTransformer& model, const StreamConfig& config = {})

@@ -49,6 +49,7 @@ struct AdamWConfig {
 template <ParameterSet Parameters>
 class AdamW {
  public:
+  /// Starts with moments of 0.
   /// \param like a set of the shapes of the weights, such as the weights themselves
   /// \throws std::invalid_argument naming the member of the configuration that is out of range
   explicit AdamW(const AdamWConfig& config, Parameters like)

@@ -16,6 +16,7 @@ namespace local_mha::inline LOCAL_MHA_ABI {
 /// cos(π·s))/2` with `s` from 0 to 1 over the rest, and `least` after them.
 class CosineSchedule {
  public:
+  /// Rates that rise over a warm-up and fall to the least by a cosine.
   /// \param peak the highest rate, at least 0
   /// \param least the rate at the end, at most `peak`
   /// \param warmup_steps at least 0
