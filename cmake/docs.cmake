@@ -21,7 +21,10 @@ execute_process(COMMAND "${Python3_EXECUTABLE}" -B "${pages_py}" --list OUTPUT_V
 string(REPLACE "\n" ";" pages "${pages}")
 list(TRANSFORM pages PREPEND "${PROJECT_SOURCE_DIR}/")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${pages_py}")
-set(sources ${pages} "${PROJECT_SOURCE_DIR}/cmake/docs/namespaces.dox")
+execute_process(COMMAND "${Python3_EXECUTABLE}" -B "${pages_py}" --guide OUTPUT_FILE "${docs_dir}/guide.markdown"
+                COMMAND_ERROR_IS_FATAL ANY)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/README.md")
+set(sources ${pages} "${docs_dir}/guide.markdown" "${PROJECT_SOURCE_DIR}/cmake/docs/namespaces.dox")
 foreach(header IN LISTS headers)
   if(NOT EXISTS "${PROJECT_SOURCE_DIR}/include/${header}")
     message(FATAL_ERROR "cmake/docs/public_headers.txt lists ${header}, which is not there")

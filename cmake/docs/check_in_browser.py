@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Opens the site in a headless browser, from a server on this machine, and fails unless each page of the guide
-fits into 360 pixels of width, its mathematics is typeset, and the search finds a class:
+and of the reference fits into 360 pixels of width and shows no marks of Markdown, its mathematics is typeset, and the
+search finds a class:
 check_in_browser.py CHROMIUM SITE"""
 import functools
 import http.server
@@ -41,7 +42,7 @@ async function check() {
         e => e.getBoundingClientRect().right > 360 && !scrolls(e.parentElement));
     result[name] = {wide: wide.slice(0, 2).map(e => e.tagName + '.' + e.className), width: document.documentElement.scrollWidth, formulas: formulas(), typeset: ready(),
                     pictures: [...document.images].filter(i => !i.naturalWidth).length,
-                    marks: [...document.querySelectorAll('.contents p, .contents td, .contents li')].filter(
+                    marks: [...document.querySelectorAll('.contents p, .contents td, .contents li, .contents dd')].filter(
                         e => /`|(^|[^(])[*]{2}/.test(e.innerText)).map(e => e.innerText.slice(0, 60)).slice(0, 2),
                     broken: /\\\\[(\\[]/.test(document.querySelector('.contents').innerText)};
   }
@@ -74,10 +75,13 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def main():
     chromium, site = sys.argv[1], pathlib.Path(sys.argv[2])
-    pages = ["index.html"] + [f"{name}.html" for name in PAGES.values() if name != "mainpage"]
-    pages += ["classlocal__mha_1_1LocalMHA.html", "classlocal__mha_1_1LocalAttention.html",
-              "structlocal__mha_1_1LocalMHAConfig.html", "classlocal__mha_1_1StridedView.html",
-              "namespacelocal__mha.html", "namespacelocal__mha_1_1io.html", "annotated.html"]
+    pages = ["index.html", "guide.html"] + [f"{name}.html" for name in PAGES.values() if name != "mainpage"]
+    names = sorted(path.name for path in site.glob("*.html"))
+    pages += ["annotated.html"]
+    pages += [name for name in names if re.match(r"(class|struct|union|concept|namespace)local__mha(?!.*-members)", name)
+              or name.endswith("_8hpp.html")]
+    if "classlocal__mha_1_1LocalMHA.html" not in pages or len(pages) < 150:
+        sys.exit(f"{site} holds {len(pages)} pages, which is no site")
     check = site / "check_in_browser.html"
     check.write_text(CHECK.replace("PAGES", json.dumps(pages)), encoding="utf-8")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))

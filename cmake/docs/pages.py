@@ -3,12 +3,14 @@
 """The pages of the site, which are Markdown as code hosts show it.
 
 pages.py PAGE.md          prints the page as Doxygen wants it (its filter)
-pages.py --check          fails if a relative link of a page leads to no file or heading, the README is too long, or
-                          a member of a configuration or a call is not in parameters.md
+pages.py --check          fails if a relative link of a page leads to no file or heading, the README is too long or
+                          its guide lists not all pages, or a member of a configuration or a call is not in parameters.md
 pages.py --list           prints the pages
+pages.py --guide          prints a page that lists them, which the README's guide is made of
 
 A heading gets the label that links to it use, a link to another page becomes a reference, one to a file
-that is no page stays as its text, and mathematics ($`…`$ and fences of math) becomes that of Doxygen.
+that is no page stays as its text, a page of many sections gets a table of contents, and mathematics ($`…`$ and
+fences of math) becomes that of Doxygen.
 """
 import pathlib
 import re
@@ -26,6 +28,8 @@ PAGES = {
 PAGES.update({f"cmake/docs/{path.name}": path.stem for path in sorted((ROOT / "cmake/docs").glob("*.md"))})
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
 SPAN = re.compile(r"`[^`]+`")
+GUIDE = re.compile(r"^## Guide\n.*?^(- .*?)\n\n", re.M | re.S)
+LONG = 4  # sections, from which on a page has a table of contents
 HEADING = re.compile(r"^(#+) (.+)$", re.M)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
@@ -76,15 +80,18 @@ def for_doxygen(page):
         if picture:
             return f'\n<div class="picture"><img src="{target.name}" alt="{said}"/></div>\n'
         said = said.replace("`", "")  # Doxygen shows them within a link
-        return f"[{said}](@ref {label(name, heading)})" if name in PAGES else said
+        if name not in PAGES:
+            return said
+        return f"[{said}](@ref {label(name, heading)})"
 
-    first = True
+    first, sections = True, FENCE.sub("", text).count("\n## ")
 
     def heading(found):
         nonlocal first
         name = label(page) if first else label(page, slug(found[2]))
+        contents = "\n\n[TOC]\n" if first and page != "README.md" and sections >= LONG else ""
         first = False
-        return f"{found[0]} {{#{name}}}"
+        return f"{found[0]} {{#{name}}}{contents}"
 
     def fence(found):
         language, body = found.groups()
@@ -100,6 +107,17 @@ def for_doxygen(page):
     text = outside_of_fences(text, lambda part: SPAN.sub(
         lambda span: f"`{span[0]}`" if "'" in span[0] else span[0], part))
     return FENCE.sub(fence, text)
+
+
+def guide():
+    """The page that lists all others: what the README's guide lists, as the pages below it, in its order."""
+    listed = GUIDE.search((ROOT / "README.md").read_text(encoding="utf-8"))[1]
+
+    def below(found):
+        name = resolve("README.md", found[3])[0].relative_to(ROOT).as_posix()
+        return f'\\subpage {label(name)} "{found[2]}"'
+
+    return "# Guide {#guide}\n\n" + LINK.sub(below, listed)
 
 
 def members():
@@ -124,6 +142,8 @@ def check():
                 wrong.append(f"{page}: there is no {to}")
             elif heading and heading not in headings(target.read_text(encoding="utf-8")):
                 wrong.append(f"{page}: {to} has no such heading")
+    missing = [page for page, name in PAGES.items() if name != "mainpage" and f"\\subpage {name} " not in guide()]
+    wrong += [f"README.md: the guide does not list {page}" for page in missing]
     parameters = (ROOT / "cmake/docs/parameters.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", parameters))))
     known = 0
@@ -144,6 +164,8 @@ def check():
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
         check()
+    elif sys.argv[1:] == ["--guide"]:
+        print(guide())
     elif sys.argv[1:] == ["--list"]:
         print("\n".join(PAGES))
     elif len(sys.argv) == 2:
