@@ -67,9 +67,6 @@ set(kept "${PROJECT_SOURCE_DIR}/cmake/docs/pictures")
 add_custom_target(
   pictures
   COMMAND local_mha_pictures "${made}" --peers "${PROJECT_SOURCE_DIR}/benchmarks/peers/published.json"
-  COMMAND attention_map pattern "${made}/causal.png" --seqlen 48 --window-size 16 --causal --cell-size 8
-  COMMAND attention_map pattern "${made}/whole_windows.png" --seqlen 48 --window-size 16 --exact-windowsize false
-          --cell-size 8
   COMMAND attention_map head "${made}/head.png" --weights "${PROJECT_SOURCE_DIR}/examples/data/shakespeare.safetensors"
           --layer 3 --head 1 --text "To be, or not to be: that is the question" --cell-size 16
   COMMENT "The pictures of the README and the guide"
