@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Measures every bar that the library sets itself, prints a table of them, and writes report.json
+// Measures what the library wants of itself, prints a table of the figures, and writes report.json
 // and report.png. What is measured and how: benchmarks/README.md.
 #include <sys/resource.h>
 
@@ -246,7 +246,7 @@ void print_table(const json& found) {
   std::cout << " on one core, 512 bits "
             << (found.at("whole_512_bits").get<bool>() ? "at once" : "in halves, or not at all")
             << ", bfloat16 by " << found.at("bfloat16_products").get<std::string>() << "\n\n";
-  std::printf("%-60s %10s %10s  %-9s  %s\n", "", "figure", "bar", "unit", "met");
+  std::printf("%-60s %10s %10s  %-9s  %s\n", "", "figure", "wanted", "unit", "met");
   for (const json& row : found.at("rows")) {
     const auto text = [&](const char* key) {
       return row.at(key).is_null() ? std::string("-") : formatted(row[key]);
@@ -381,7 +381,7 @@ class Report {
   }
 
   void measure_bars() {
-    say("the bars, in " + std::to_string(settings_.rounds) + " rounds");
+    say("the figures, in " + std::to_string(settings_.rounds) + " rounds");
     std::vector<std::string> cases;
     for (const ShareBar& bar : share_bars()) cases.push_back(bar.of);
     for (const PointsBar& bar : points_bars())
@@ -761,7 +761,7 @@ json read_json(const std::string& path) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Measures the library against its bars; writes report.json and report.png"};
+  CLI::App app{"Measures the library against the values wanted; writes report.json and report.png"};
   const std::filesystem::path here = std::filesystem::absolute(argv[0]).parent_path();
   std::string directory = here.string();
   std::string peers_path;
@@ -774,7 +774,7 @@ int main(int argc, char** argv) {
       ->check(CLI::ExistingFile);
   app.add_option("--from", from_path, "print the table of this report.json, measure nothing")
       ->check(CLI::ExistingFile);
-  app.add_option("--rounds", settings.rounds, "samples of each bar")->check(CLI::Range(1, 1000));
+  app.add_option("--rounds", settings.rounds, "samples of each figure")->check(CLI::Range(1, 1000));
   app.add_flag("--quick", quick, "three samples, and no sequence of a million");
   CLI11_PARSE(app, argc, argv);
   if (quick) settings = {.rounds = 3, .million = false};

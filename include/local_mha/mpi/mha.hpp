@@ -45,7 +45,7 @@ struct MhaAccess;
 }  // namespace detail
 
 /// local_mha::LocalMHA of sequences that no rank holds alone: every position gets what one process
-/// gives it, bit for bit where the stretches of the Split begin on the grid of tiles, such as those
+/// gives it, bit for bit where the stretches of the Split begin at multiples of a tile, as those do
 /// of Split::even().
 ///
 ///     local_mha::mpi::LocalMHA<float> mha(communicator, layer);
@@ -63,7 +63,7 @@ struct MhaAccess;
 /// \tparam Scalar float, double, or another type of numbers that may be copied as bytes
 /// \tparam Storage that of the layer: what travels is stored as it is, but for gradients. A layer
 ///         whose weights are rounded goes forward alone, unless it multiplies what it rounds
-/// \tparam Arithmetic that of the layer: what travels is an operand, and what a split off the grid
+/// \tparam Arithmetic that of the layer: what travels is an operand, and what a split within a tile
 ///         changes is then rounded to another one here and there
 template <typename Scalar, typename Storage = Scalar, typename Arithmetic = Scalar>
 class LocalMHA {
