@@ -5,12 +5,13 @@
 #   row.sh SOURCE_DIR WORK_DIR ROOT RUNNER FILE COMPILER flag...
 #
 # ROOT: a system of make_roots.sh in which both happen, or /. RUNNER: what runs the program, none, or
-# `syntax`, which compiles to nothing. Ends with 77 where the compiler, the root or Eigen is missing.
+# `syntax`, which compiles to nothing. Ends with 77 where the compiler, the root or Eigen is missing. For
+# tried.cmake, WORK_DIR/skipped says why, or WORK_DIR/how with what.
 set -euo pipefail
 source_dir=$1 work=$2 root=$3 runner=$4 file=$5 compiler=$6
 shift 6
 
-skip() { echo "skipped: $*"; exit 77; }
+skip() { echo "skipped: $*" | tee "$work/skipped"; exit 77; }
 
 rm -rf "$work"
 mkdir -p "$work"
@@ -46,7 +47,14 @@ else
     set -- "$@" "-isystem$here/eigen3"
   fi
 fi
-"${in_root[@]}" "$compiler" --version | head -n 1
+defined=$(echo '#include <Eigen/Core>' | "${in_root[@]}" "$compiler" -std=c++20 "$@" \
+  -isystem/usr/include/eigen3 -x c++ -dM -E - 2> /dev/null) || defined=
+eigen_version() { sed -n "s/^#define EIGEN_$1_VERSION //p" <<< "$defined"; }
+# 3.4.0 is 3 4 0, and 5.0.1 is 3 5 0 1.
+{
+  "${in_root[@]}" "$compiler" --version | head -n 1
+  echo "Eigen $(for part in WORLD MAJOR MINOR PATCH; do eigen_version $part; done | paste -sd. | sed 's/^3\.\(.*\..*\..*\)/\1/')"
+} | tee "$work/how"
 compile=("${in_root[@]}" "$compiler" -std=c++20 "-I$here/include" "$@" -isystem/usr/include/eigen3
          "$here/tests/$file")
 if [ "$runner" = syntax ]; then

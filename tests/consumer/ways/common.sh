@@ -22,11 +22,12 @@ make_repository() {
 library_alone=(-DLOCAL_MHA_BUILD_TESTS=OFF -DLOCAL_MHA_BUILD_BENCHMARKS=OFF
                -DLOCAL_MHA_BUILD_EXAMPLES=OFF "-DCMAKE_CXX_COMPILER=$cxx")
 
-# build_consumer PROJECT option...: configures, builds and runs it.
+# build_consumer PROJECT option...: configures, builds and runs it, with $consumer_arguments.
+consumer_arguments=()
 build_consumer() {
   local project=$1
   shift
   cmake -S "$here/$project" -B "build-$project" "-DCMAKE_CXX_COMPILER=$cxx" "$@"
   cmake --build "build-$project"
-  "build-$project/consumer"
+  "build-$project/consumer" "${consumer_arguments[@]}"
 }

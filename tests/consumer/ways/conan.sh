@@ -9,6 +9,7 @@ if command -v conan > /dev/null; then
   conan create "$recipe" -s compiler.cppstd=20 --build=missing
   exit
 fi
+echo "by stand-ins, for there is no conan" | tee how
 python3 "$here/ways/conan_methods.py" "$recipe" "$work" "$cxx"
 build_consumer find_package "-DCMAKE_PREFIX_PATH=$work/package"
 grep -q "^local_mha_DIR:PATH=$work/package" build-find_package/CMakeCache.txt || fail "another package was found"
