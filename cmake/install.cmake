@@ -40,7 +40,10 @@ if(PROJECT_IS_TOP_LEVEL)
   set(CPACK_GENERATOR TGZ)
   set(CPACK_PACKAGE_NAME local_mha)
   set(CPACK_PACKAGE_VENDOR local_mha)
-  set(CPACK_PACKAGE_CONTACT "local_mha")
+  # Whoever makes a package answers for it; .invalid is no place (RFC 2606).
+  set(LOCAL_MHA_PACKAGE_MAINTAINER "Maintainer not set <not-set@local-mha.invalid>"
+      CACHE STRING "Who maintains the Debian package, as `Name <address>`")
+  set(CPACK_PACKAGE_CONTACT "${LOCAL_MHA_PACKAGE_MAINTAINER}")
   set(CPACK_RESOURCE_FILE_LICENSE "${PROJECT_SOURCE_DIR}/LICENSE")
   set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
   set(CPACK_DEBIAN_PACKAGE_NAME liblocal-mha-dev)

@@ -101,3 +101,13 @@ assert recipe.version == ".".join(parts), recipe.version
 assert required == ["eigen/[>=3.4 <6]"], required
 assert ("cmake_target_name", "local_mha::local_mha") in properties
 assert (work / "package/licenses/LICENSE").is_file()
+
+# The option io.
+required.clear()
+LocalMha.default_options = {"io": True}
+recipe = LocalMha()
+recipe.requirements()
+recipe.package_info()
+assert required == ["eigen/[>=3.4 <6]", "nlohmann_json/[>=3.10 <4]"], required
+assert recipe.cpp_info.components["io"].requires == ["core", "nlohmann_json::nlohmann_json"]
+assert ("cmake_target_name", "local_mha::io") in properties

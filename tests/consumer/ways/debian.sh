@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: MIT
 # A Debian package: built, installed into a root of its own, used, removed.
 source "$(dirname "$0")/common.sh"
-cmake -S "$source_dir" -B build "${library_alone[@]}"
+maintainer='A. Packager <packager@example.org>'
+cmake -S "$source_dir" -B build "${library_alone[@]}" "-DLOCAL_MHA_PACKAGE_MAINTAINER=$maintainer"
 (cd build && cpack -G DEB)
 packages=(build/*.deb)
 [ ${#packages[@]} -eq 1 ] || fail "${#packages[@]} packages"
 dpkg-deb --info "${packages[0]}"
 [ "$(dpkg-deb -f "${packages[0]}" Package Architecture)" = $'Package: liblocal-mha-dev\nArchitecture: all' ] ||
   fail "another package"
+[ "$(dpkg-deb -f "${packages[0]}" Maintainer)" = "$maintainer" ] || fail "another maintainer"
 dpkg-deb -f "${packages[0]}" Depends | grep -q 'libeigen3-dev (>= 3.4)' || fail "does not need Eigen"
 
 mkdir -p root/var/lib/dpkg/info root/var/lib/dpkg/updates

@@ -14,3 +14,13 @@ include=$(pkg-config --variable=includedir local_mha)
 [ "$(realpath "$include")" = "$work/moved/include" ] || fail "includedir is $include"
 "$cxx" -std=c++20 $flags "-I$here/without_json" "$here/consumer.cpp" -o consumer
 ./consumer
+# local_mha-io gives the include directories of local_mha, Eigen and nlohmann_json.
+cat > read_names.cpp <<'PROGRAM'
+#include <local_mha/io/safetensors.hpp>
+int main(int, char** argv) {
+  return local_mha::io::SafetensorsFile(argv[1]).names().empty() ? 1 : 0;
+}
+PROGRAM
+flags=$(pkg-config --cflags local_mha-io)
+"$cxx" -std=c++20 $flags read_names.cpp -o read_names
+./read_names "$source_dir/examples/data/shakespeare.safetensors"
