@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the page "What it costs" says, counted: the pairs of queries and keys, operations, and what
-// is kept for the backward pass.
+// What the page "What it costs" says, counted: the pairs of queries and keys, operations, packed
+// weights, and what is kept for the backward pass.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -84,7 +84,6 @@ TEST(Costs, OperationsOfALayerAreThoseOfTheFormulaAndLittleMore) {
       }
 }
 
-// Twice the sequence, twice the work: there is no term in N².
 // A layer's backward pass, which makes the probabilities again.
 TEST(Costs, OperationsOfTheBackwardPassAreThoseOfTheFormulaAndLittleMore) {
   const LocalMHAConfig config{
@@ -116,11 +115,48 @@ TEST(Costs, OperationsOfAFeedForwardAreThoseOfTheFormulaAndLittleMore) {
   EXPECT_LE(counted, 1.06 * said);
 }
 
+// Twice the sequence, twice the work: there is no term in N².
 TEST(Costs, OperationsGrowWithTheSequenceAndWithTheWindow) {
   LocalMHAConfig config{.dim = 16, .window_size = 16, .dim_head = 16, .heads = 1, .causal = true};
   const auto of = [&](Index n) { return static_cast<double>(counted_operations(config, n)); };
   const double a = of(512), b = of(1024), c = of(2048);
   EXPECT_NEAR((c - b) / (b - a), 2, 0.02);
+}
+
+/// Numbers of a packed weight, by where its first panel begins and its last one ends.
+template <typename Weight>
+Index numbers_of(const Weight& weight) {
+  const Index groups = weight.rows() / weight.group_rows();
+  return weight.panel(groups - 1, weight.group_panels() - 1) - weight.panel(0, 0) +
+         weight.panel_size();
+}
+
+template <typename Scalar>
+void expect_packed_weights() {
+  using Weights = local_mha::detail::LayerWeights<Scalar>;
+  const Index p = Weights::Weight::panel_rows, block = local_mha::block_rows<Scalar>;
+  const auto up = [](Index n, Index to) { return local_mha::ceil_div(n, to) * to; };
+  for (const Index dim : {32, 50, 512})
+    for (const Index d : {16, 22, 64})
+      for (const Index kv : {2, 6}) {
+        LocalMHAConfig config{.dim = dim, .window_size = 8, .dim_head = d, .heads = 6};
+        config.kv_heads = kv;
+        const Weights weights(config, Weights::Parameters::zeros(config));
+        const Index got = numbers_of(weights.to_qkv) + numbers_of(weights.to_out);
+        const Index filled = local_mha::padded_channels<Scalar>(d);
+        const Index said = (6 + 2 * kv) * up(d, p) * dim + 6 * filled * up(dim, p);
+        const Index panels = (6 + 2 * kv) * up(d, p) / p + up(dim, p) / p;
+        EXPECT_GE(got, said) << dim << ' ' << d << ' ' << kv;
+        EXPECT_LT(got, said + panels * block) << dim << ' ' << d << ' ' << kv;
+        if (dim % block == 0 && d % block == 0) {
+          EXPECT_EQ(got, (2 * 6 + 2 * kv) * d * dim) << dim << ' ' << d << ' ' << kv;
+        }
+      }
+}
+
+TEST(Costs, PackedWeightsOfALayerAreTheFormulas) {
+  expect_packed_weights<float>();
+  expect_packed_weights<double>();
 }
 
 TEST(Costs, WhatIsKeptForTheBackwardPassIsTheFormulas) {
