@@ -23,7 +23,9 @@ struct Weights {
   LinearParameters<float> in, out;
   EncoderParameters<float> encoder;
   static void visit_each(auto& set, auto&& visit) {
-    visit("in", set.in), visit("encoder", set.encoder), visit("out", set.out);
+    visit("in", set.in);
+    visit("encoder", set.encoder);
+    visit("out", set.out);
   }
 };
 
@@ -40,8 +42,7 @@ struct Predictor {
   /// How far rows are from what was foretold; 0 in the first ones.
   RowMatrix<float> errors(const RowMatrix<float>& rows) const {
     const Index n = rows.rows() - ahead;
-    const auto change =
-        out.forward(encoder.forward(in.forward({rows.data(), {1, n, rows.cols()}})));
+    auto change = out.forward(encoder.forward(in.forward({rows.data(), {1, n, rows.cols()}})));
     RowMatrix<float> errors = RowMatrix<float>::Zero(rows.rows(), rows.cols());
     errors.bottomRows(n) = rows.bottomRows(n) - rows.topRows(n) -
                            Eigen::Map<const RowMatrix<float>>(change.data(), n, rows.cols());
@@ -51,7 +52,6 @@ struct Predictor {
   /// Trains on stretches of rows, by the mean of the errors' squares.
   void train(const RowMatrix<float>& rows, Index steps) {
     const Index sensors = rows.cols(), seqlen = std::min<Index>(384, rows.rows() - ahead);
-    const auto places = static_cast<double>(rows.rows() - ahead - seqlen + 1);
     Weights weights{in.parameters(), out.parameters(), encoder.parameters()}, gradients = weights;
     AdamW optimizer({.weight_decay = 0.01}, weights);
     const CosineSchedule rate(3e-3, 1e-4, steps / 10, steps);
@@ -59,7 +59,7 @@ struct Predictor {
     RandomSequence random(4);
     for (Index step = 0; step < steps; ++step) {
       for (Index b = 0; b < batch; ++b) {
-        const auto first = static_cast<Index>(random.uniform() * places);
+        const auto first = Index(random.uniform() * double(rows.rows() - ahead - seqlen + 1));
         Eigen::Map<RowMatrix<float>>(&x(b, 0, 0), seqlen, sensors) = rows.middleRows(first, seqlen);
         Eigen::Map<RowMatrix<float>>(&change(b, 0, 0), seqlen, sensors) =
             rows.middleRows(first + ahead, seqlen) - rows.middleRows(first, seqlen);
@@ -75,7 +75,8 @@ struct Predictor {
       in.backward(gradients.in, of_in, grad, x);
       clip_gradients(gradients, 1.0);
       optimizer.step(weights, gradients, rate(step));
-      in.set_parameters(weights.in), encoder.set_parameters(weights.encoder);
+      in.set_parameters(weights.in);
+      encoder.set_parameters(weights.encoder);
       out.set_parameters(weights.out);
     }
   }
@@ -95,8 +96,7 @@ std::vector<examples::Stretch> alarms(const RowMatrix<float>& rows, Index known)
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Learns a table's first half; says what is odd in its last 2/5.",
-               "anomaly_detection");
+  CLI::App app("Learns half of a table; says what is odd in its last 2/5.", "anomaly_detection");
   std::string plot, csv;
   Index window = 96;
   bool quick = false;

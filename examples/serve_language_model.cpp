@@ -20,20 +20,18 @@
 
 namespace {
 
-using local_mha::Index;
-using Model = local_mha::LocalTransformer<float>;
-namespace examples = local_mha::examples;
+using namespace local_mha;
+using Model = LocalTransformer<float>;
 
 volatile std::sig_atomic_t stopped = 0;
 
 /// What one client is sent. The stream has all of its memory from the beginning.
 struct Text {
-  explicit Text(const Model& model) : stream(model), num_tokens(model.config().num_tokens) {}
+  explicit Text(const Model& model) : stream(model) {}
 
   Model::Stream stream;
-  Index num_tokens;
-  local_mha::Sampler sampler{local_mha::SamplingConfig{}};
-  local_mha::RandomSequence random{0};
+  Sampler sampler{SamplingConfig{}};
+  RandomSequence random{0};
   std::vector<std::int64_t> tokens = {};  // what the stream takes next
   Index left = 0;                         // bytes to make
   bool begun = false;                     // the first byte is made
@@ -41,8 +39,8 @@ struct Text {
   examples::Stopwatch waiting = {};       // for the next byte
 
   void begin(examples::TextRequest request) {
-    sampler = local_mha::Sampler({.temperature = request.temperature});
-    random = local_mha::RandomSequence(request.seed);
+    sampler = Sampler({.temperature = request.temperature});
+    random = RandomSequence(request.seed);
     tokens = std::move(request.prompt);
     left = request.length;
     begun = false;
@@ -58,7 +56,7 @@ struct Text {
     tokens.erase(tokens.begin(), tokens.begin() + n);
     made.clear();
     if (!tokens.empty()) return;
-    tokens.push_back(sampler(&logits(0, n - 1, 0), num_tokens, random));
+    tokens.push_back(sampler(&logits(0, n - 1, 0), logits.dimension(2), random));
     made = {static_cast<char>(tokens.front())};
     --left;
   }
@@ -75,9 +73,9 @@ void serve(const Model& model, const std::string& path, std::size_t streams, int
   Index answered = 0, refused = 0;
   double seconds = 0;
   examples::Durations first, next;
-  std::vector<std::size_t> places;  // of the texts that go on
+  std::vector<std::size_t> active;  // places of the texts that go on
   while (stopped == 0) {
-    for (const std::size_t place : server.exchange(places.empty() ? 100 : 0)) try {
+    for (const std::size_t place : server.exchange(active.empty() ? 100 : 0)) try {
         texts[place].begin(examples::read_text_request(
             server.line(place), model.config().max_seq_len, model.config().num_tokens));
         server.answer(place, "ok\n");
@@ -87,20 +85,22 @@ void serve(const Model& model, const std::string& path, std::size_t streams, int
         server.end(place);
         ++refused;
       }
-    places.clear();
+    active.clear();
     for (std::size_t place = 0; place < streams; ++place) {
       if (!server.here(place)) texts[place].left = 0;
-      if (texts[place].left > 0) places.push_back(place);
+      if (texts[place].left > 0) active.push_back(place);
     }
     const examples::Stopwatch watch;
-    local_mha::parallel_for(device, threads, std::ssize(places), [&](Index, Index i) {
-      texts[places[static_cast<std::size_t>(i)]].advance();
-    });
-    if (!places.empty()) seconds += watch.seconds();
-    for (const std::size_t place : places) {
+    parallel_for(device, threads, std::ssize(active),
+                 [&](Index, Index i) { texts[active[static_cast<std::size_t>(i)]].advance(); });
+    if (!active.empty()) seconds += watch.seconds();
+    for (const std::size_t place : active) {
       Text& text = texts[place];
       server.answer(place, text.made);
-      if (text.left == 0) server.end(place), ++answered;
+      if (text.left == 0) {
+        server.end(place);
+        ++answered;
+      }
       if (text.made.empty()) continue;
       (std::exchange(text.begun, true) ? next : first).add(text.waiting.seconds());
       text.waiting = {};
@@ -131,11 +131,10 @@ int run(int argc, char** argv) {
   app.add_option("--streams", streams, "Clients at once; others wait")->check(range);
   app.add_option("--threads", threads, "Threads that share the streams")->check(range);
   if (const auto status = examples::parse(app, argc, argv)) return *status;
-  auto [config, parameters] =
-      local_mha::io::load_local_transformer<float>(local_mha::io::SafetensorsFile(model_path));
+  auto [config, parameters] = io::load_local_transformer<float>(io::SafetensorsFile(model_path));
   if (config.num_tokens > 256 || !is_causal(config))
-    local_mha::reject("model", "a causal one of at most 256 tokens, for bytes", config.num_tokens,
-                      " tokens, causal: ", is_causal(config));
+    reject("model", "a causal one of at most 256 tokens, for bytes", config.num_tokens,
+           " tokens, causal: ", is_causal(config));
   serve(Model(config, std::move(parameters)), path, static_cast<std::size_t>(streams), threads);
   return 0;
 }

@@ -26,7 +26,7 @@ class Spectrum {
   /// \param samples of a block
   /// \param loudness `[bins]`, the logarithm of the power, for speech about -1 to 2
   void operator()(const float* samples, float* loudness) {
-    waves_.forward_into({sums_.data(), {1, 1, 2 * bins}}, room_, {samples, {1, 1, block_}});
+    waves_.forward_into({sums_.data(), {1, 1, 2 * bins}}, workspace_, {samples, {1, 1, block_}});
     for (Index k = 0; k < bins; ++k) {
       const float even = sums_[2 * k], odd = sums_[2 * k + 1];
       loudness[k] = 2.5F + 0.25F * std::log(1e-9F + even * even + odd * odd);
@@ -49,7 +49,7 @@ class Spectrum {
 
   Index block_;
   Linear<float> waves_;
-  Linear<float>::Workspace room_;
+  Linear<float>::Workspace workspace_;
   Eigen::Vector<float, 2 * bins> sums_;
 };
 
