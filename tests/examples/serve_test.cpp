@@ -2,6 +2,7 @@
 // serve_language_model over its socket: many clients at once, each of whom gets what the model
 // would write for it alone; wrong requests; clients that vanish; and its end.
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -154,6 +155,43 @@ TEST(ServeLanguageModel, GivesEachOfManyClientsItsOwnText) {
   EXPECT_NE(report.find("Waited for the first byte: p50 "), std::string::npos) << report;
   EXPECT_NE(report.find("Waited for the next byte: p50 "), std::string::npos) << report;
   EXPECT_NE(report.find(" tokens a second\n"), std::string::npos) << report;
+}
+
+TEST(ServeLanguageModel, ServesThirtyTwoClientsAtOnce) {
+  Server server("at_once", 32);
+  const auto line = [](std::size_t client, int length) {
+    std::string request = R"({"prompt": "ROMEO:", "length": )";
+    request += std::to_string(length);
+    request += R"(, "seed": )";
+    request += std::to_string(client);
+    return request += '}';
+  };
+  constexpr int begun = 20;
+  std::vector<std::string> beginnings;
+  for (std::size_t i = 0; i < 33; ++i) beginnings.push_back(alone(line(i, begun)));
+  std::vector<int> files;
+  for (std::size_t i = 0; i < 32; ++i)
+    files.push_back(connect_and_send(server, line(i, 10'000) + "\n"));
+  // Each has the beginning of its own text while none has all of it.
+  for (std::size_t i = 0; i < 32; ++i) {
+    std::string text(beginnings[i].size(), ' ');
+    EXPECT_EQ(::recv(files[i], text.data(), text.size(), MSG_WAITALL),
+              static_cast<ssize_t>(text.size()));
+    EXPECT_EQ(text, beginnings[i]) << i;
+  }
+  for (const int file : files) {
+    pollfd hung_up{file, 0, 0};
+    EXPECT_EQ(::poll(&hung_up, 1, 0), 0);
+  }
+  // One more waits for a place.
+  files.push_back(connect_and_send(server, line(32, begun) + "\n"));
+  pollfd answered{files.back(), POLLIN, 0};
+  EXPECT_EQ(::poll(&answered, 1, 300), 0);
+  ::close(files.front());
+  EXPECT_EQ(read_all(files.back()), beginnings[32]);
+  const std::string report = server.end(SIGTERM);
+  EXPECT_EQ(report.find("1 answered, 0 refused, 1 gone\n"), 0U) << report;
+  for (std::size_t i = 1; i < files.size(); ++i) ::close(files[i]);
 }
 
 TEST(ServeLanguageModel, SaysWhatIsWrongAndEndsOnlyWhoVanishes) {
