@@ -148,7 +148,8 @@ TEST(EncoderKwargs, ThatAreWrongAreNamed) {
   };
   expect_message(stack("depth", nullptr), "depth: expected a value");
   expect_message(stack("ff_mult", "4"), "ff_mult: expected a number");
-  expect_message(stack("window_size", 0), "window_size: expected at least 1, got 0");
+  expect_message(stack("window_size", 0),
+                 "window_size: expected at least 1, or a token_window, got 0");
   expect_message(stack("layers", 3), "layers: expected a list");
   expect_message(stack("layers", json::array()), "expected nothing beside layers");
   expect_message(stack("num_tokens", 3), "num_tokens: expected a keyword argument");

@@ -728,7 +728,7 @@ TEST(LoadLocalMha, NamesAnotherKindAndWrongArguments) {
   EXPECT_EQ(message({.kind = "LocalMHA", .kwargs = {{"dim", "4"}}}),
             "file: case: kwargs: dim: expected an integer, got \"4\"");
   EXPECT_EQ(message({.kind = "LocalMHA", .kwargs = {{"dim", 4}, {"window_size", 0}}}),
-            "file: case: kwargs: window_size: expected at least 1, got 0");
+            "file: case: kwargs: window_size: expected at least 1, or a token_window, got 0");
 }
 
 // ---- What is written ----
