@@ -3,8 +3,8 @@
 /// The attention of a single query, as where a sequence comes position by position.
 ///
 /// Lanes are keys: a packet of keys or values is read as it lies, so that the query costs what it
-/// reads. Scores of a key are one value, and the output is a packet for each channel, which is
-/// added up at the end.
+/// reads. Scores of a key are one value, and the output is a packet for each channel, or for two
+/// that are read at a time, which is added up at the end.
 #pragma once
 
 #include <algorithm>
@@ -41,8 +41,7 @@ class OneQueryKernel {
   using L = Lanes<Scalar, packets>;
 
   /// \param scores of the keys that are taken at once, which are so many blocks
-  /// \param turned, sums `[dim_head][count]`, which holds what belongs to two channels at a time,
-  /// too
+  /// \param turned, sums `[dim_head][count]`
   OneQueryKernel(Scalar* scores, Index blocks, Scalar* turned, Scalar* sums)
       : scores_(scores), most_packets_(blocks * packets), turned_(turned), sums_(sums) {}
 
@@ -68,7 +67,7 @@ class OneQueryKernel {
         L maximum = (max)(softmax.maximum, L::broadcast(largest(some)));
         if constexpr (of_operands) maximum = ceil(maximum);
         const L rescale = softmax.rise(maximum);
-        if (any) rescale_sums(channels, rescale);
+        if (any) rescale_sums<Keys>(channels, rescale);
         any = true;
         softmax.sum = softmax.sum + L::broadcast(exponentiate(some, softmax));
         add_values(*strip.tile, some, *strip.values);
@@ -87,9 +86,9 @@ class OneQueryKernel {
   // How channels of keys or values are read.
   template <typename Store>
   using Channels = StoredChannels<L, typename Store::Stored>;
-  // Values in sums_ that add up to a channel of the output.
+  // From what adds up to a channel of the output to the next, in sums_.
   template <typename Values>
-  static constexpr Index summands = count / Channels<Values>::count;
+  static constexpr Index sums_stride = count / Channels<Values>::count;
 
   // Goes through the packets of a store in order.
   template <typename Store>
@@ -126,8 +125,6 @@ class OneQueryKernel {
     const Keys& keys = *strip.keys;
     const RotarySteps<Scalar>* const steps = strip.steps(head);
     const int lane = tile.queries.begin;
-    const Scalar* factors =
-        steps == nullptr ? factors_of<Keys>(keys.channels(), queries + lane) : nullptr;
     const BiasRow<Scalar> bias =
         head.attn_bias != nullptr ? BiasRow<Scalar>(head, tile.first + lane) : BiasRow<Scalar>();
     Cursor<Keys> cursor(keys, some.begin);
@@ -141,16 +138,16 @@ class OneQueryKernel {
         const int first = lane / L::count * L::count;
         steps->template turn_queries<packets>(
             queries + first, tile.first / steps->group() - group_of_keys, turned_ + first);
-        factors = factors_of<Keys>(keys.channels(), turned_ + lane);
       }
+      const Scalar* const factors =
+          factors_of<Keys>(keys.channels(), (steps != nullptr ? turned_ : queries) + lane);
       for (; packet < until; packet += together) {
         // Where there are fewer packets, the last one is taken again, to no effect.
         const int fresh = static_cast<int>((std::min<Index>)(together, until - packet));
         const typename Keys::Stored* x[together];
         for (int b = 0; b < together; ++b) {
-          x[b] = cursor.packet();
+          x[b] = b < fresh ? cursor.packet() : x[b - 1];
           if (b < fresh) cursor.advance();
-          if (b >= fresh) x[b] = x[b - 1];
         }
         L acc[1][together];
         LOCAL_MHA_UNROLL for (int b = 0; b < together; ++b) acc[0][b] = L::zero();
@@ -251,11 +248,13 @@ class OneQueryKernel {
     }
   }
 
-  // multiply() of two channels of keys at a time. If there is one more, zeros lie behind it.
+  // multiply() of two channels of keys at a time: their sums only meet at the end, where huge ones
+  // that would cancel one another may be infinite. If there is one more, zeros lie behind it.
   template <int Blocks, typename Stored>
   static LOCAL_MHA_INLINE void multiply_pairs(Index channels, const Scalar* factors,
                                               const Stored* const (&x)[Blocks], L (&acc)[Blocks]) {
     using Read = StoredChannels<L, Stored>;
+    static_assert(Tiling<Scalar>::rows % Read::count == 0, "padded_channels() are whole pairs");
     L sums[Blocks][Read::count];
     for (auto& of_block : sums) std::fill(of_block, of_block + Read::count, L::zero());
     LOCAL_MHA_UNROLL_4 for (Index c = 0; c < channels; c += Read::count, factors += count) {
@@ -270,10 +269,11 @@ class OneQueryKernel {
     LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) acc[b] = Read::sum(sums[b]);
   }
 
+  template <typename Values>
   void rescale_sums(Index channels, const L& rescale) {
     alignas(64) Scalar factor[L::count];
     rescale.store(factor);
-    scale_block<packets>(channels, factor[0], sums_);
+    scale_block<packets>(ceil_div(channels, Channels<Values>::count), factor[0], sums_);
   }
 
   // sums[channel] += Σ_key p[key]·v[key], lane by lane.
@@ -310,22 +310,22 @@ class OneQueryKernel {
       Lanes<Scalar>::zero().store(out + c * count);
       out[c * count + lane] = factor * sum;
     };
-    constexpr Index size = summands<Values>;
+    constexpr Index stride = sums_stride<Values>;
+    constexpr Index parts = (std::min)(stride, Index{L::count});
     Index c = 0;
     for (; c + L::count <= channels; c += L::count) {
-      if constexpr (size == L::folded) {
-        L::sum_folded(sums + c * size, lanes);
+      if constexpr (stride == L::folded) {
+        L::sum_folded(sums + c * stride, lanes);
       } else {
         alignas(64) Scalar rows[L::count * L::folded];
         for (Index i = 0; i < L::count; ++i)
-          L::load(sums + (c + i) * size).fold(rows + i * L::folded);
+          L::load(sums + (c + i) * stride).fold(rows + i * L::folded);
         L::sum_folded(rows, lanes);
       }
       for (Index i = 0; i < L::count; ++i) put(c + i, lanes[i]);
     }
     for (; c < channels; ++c)
-      put(c, std::accumulate(sums + c * size, sums + c * size + (std::min<Index>)(size, L::count),
-                             Scalar(0)));
+      put(c, std::accumulate(sums + c * stride, sums + c * stride + parts, Scalar(0)));
   }
 
   // sums[channel] += Σ_packet p[packet]·v[packet][channel], lane by lane.

@@ -41,7 +41,7 @@ class StridedView {
   StridedView(Element* data, const Dimensions& dimensions)
       : StridedView(TensorView<Element, 3>(data, dimensions)) {}
 
-  /// A vector, an array or a std::span of rows that adjoin.
+  /// A std::vector, std::array or std::span of rows that adjoin.
   /// \throws std::invalid_argument also if it has another number of elements
   StridedView(std::span<Element> data, const Dimensions& dimensions)
       : StridedView(TensorView<Element, 3>(data, dimensions)) {}

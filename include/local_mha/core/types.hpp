@@ -106,7 +106,7 @@ class TensorView {
     check_arguments();
   }
 
-  /// Of a vector, an array or a std::span.
+  /// Of a std::vector, std::array or std::span; one that has no name is gone after the call.
   /// \throws std::invalid_argument also if it has another number of elements
   TensorView(std::span<Element> data, const Dimensions& dimensions)
       : TensorView(data.data(), dimensions) {
@@ -196,6 +196,9 @@ class TensorView {
 LOCAL_MHA_INT_BOUNDS_BEGIN
 template <typename Element, std::size_t Rank>
 TensorView(Element*, const std::array<Index, Rank>&) -> TensorView<Element, static_cast<int>(Rank)>;
+template <typename Element, std::size_t Extent, std::size_t Rank>
+TensorView(std::span<Element, Extent>, const std::array<Index, Rank>&)
+    -> TensorView<Element, static_cast<int>(Rank)>;
 template <typename Scalar, int Rank, int Options, typename Extent>
 TensorView(Eigen::Tensor<Scalar, Rank, Options, Extent>&) -> TensorView<Scalar, Rank>;
 template <typename Scalar, int Rank, int Options, typename Extent>
