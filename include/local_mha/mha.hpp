@@ -62,7 +62,8 @@ struct LayerAccess;
 ///     local_mha::LocalMHA<float, Eigen::bfloat16> small(mha.config(), mha.parameters());
 ///
 /// The weights of projections are rounded when they are given; keys, normalized and turned, and
-/// values when they are made, in forward() as in a stream: how a sequence is cut changes nothing.
+/// values when they are made, in forward() as in a stream: how a sequence is cut changes the order
+/// of sums alone, by which a number may be rounded the other way.
 /// All else is float. Such a layer goes forward alone: train a LocalMHA<float>, and round it.
 ///
 /// What is stored in Eigen::bfloat16 can also be multiplied so, which some processors do several
