@@ -80,9 +80,7 @@ def for_doxygen(page):
         if picture:
             return f'\n<div class="picture"><img src="{target.name}" alt="{said}"/></div>\n'
         said = said.replace("`", "")  # Doxygen shows them within a link
-        if name not in PAGES:
-            return said
-        return f"[{said}](@ref {label(name, heading)})"
+        return f"[{said}](@ref {label(name, heading)})" if name in PAGES else said
 
     first, sections = True, FENCE.sub("", text).count("\n## ")
 

@@ -261,7 +261,7 @@ class OneQueryKernel {
       const L factor = L::load(factors);
       LOCAL_MHA_UNROLL for (int b = 0; b < Blocks; ++b) {
         L keys[Read::count];
-        Read::load(x[b] + c * count, keys);
+        load_side_by_side(x[b] + c * count, keys);
         LOCAL_MHA_UNROLL for (int i = 0; i < Read::count; ++i) sums[b][i] =
             fma(factor, keys[i], sums[b][i]);
       }
@@ -343,7 +343,7 @@ class OneQueryKernel {
       L sum = L::load(sums);
       LOCAL_MHA_UNROLL for (int b = 0; b < Packets; ++b) {
         L values[Read::count];
-        Read::load(v[b] + c * count, values);
+        load_side_by_side(v[b] + c * count, values);
         LOCAL_MHA_UNROLL for (int i = 0; i < Read::count; ++i) sum = fma(p[b][i], values[i], sum);
       }
       sum.store(sums);
@@ -365,7 +365,7 @@ class OneQueryKernel {
     for (Index c = 0; c < values.channels(); c += Read::count, sums += count) {
       L sum = L::load(sums);
       L v[Read::count];
-      Read::load(cursor.packet() + c * count, v);
+      load_side_by_side(cursor.packet() + c * count, v);
       for (int i = 0; i < Read::count; ++i)
         sum = fma(p[i], select_negative(unseen[i], L::zero(), v[i]), sum);
       sum.store(sums);

@@ -96,6 +96,13 @@ inline void require_token_window(const LocalAttentionConfig& config) {
     reject("token_window.right", "0, because the attention is causal", right);
 }
 
+/// A window, unless a token window takes its place.
+template <typename Config>
+void require_window_size(const Config& config) {
+  if (!config.token_window && config.window_size < 1)
+    reject("window_size", "at least 1, or a token_window", config.window_size);
+}
+
 inline void require_look_around(const LocalAttentionConfig& config) {
   require_at_least("look_backward", config.look_backward, 0);
   const Index look_forward = resolved_look_forward(config);
@@ -116,8 +123,7 @@ inline void validate(const LocalAttentionConfig& config) {
   if (config.token_window) {
     detail::require_token_window(config);
   } else {
-    if (config.window_size < 1)
-      reject("window_size", "at least 1, or a token_window", config.window_size);
+    detail::require_window_size(config);
     detail::require_look_around(config);
   }
   detail::require_at_least("first_keys", config.first_keys, 0);

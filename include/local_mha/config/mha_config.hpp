@@ -188,8 +188,7 @@ inline void require_relative_bias(const LocalMHAConfig& config) {
 /// \throws std::invalid_argument naming the first member that is out of range
 inline void validate(const LocalMHAConfig& config) {
   detail::require_at_least("dim", config.dim, 1);
-  if (!config.token_window && config.window_size < 1)
-    reject("window_size", "at least 1, or a token_window", config.window_size);
+  detail::require_window_size(config);
   detail::require_at_least("dim_head", config.dim_head, 1);
   detail::require_dim_head("dim_head", config.dim_head);
   detail::require_at_least("heads", config.heads, 1);

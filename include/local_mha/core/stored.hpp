@@ -273,9 +273,19 @@ LOCAL_MHA_INLINE void load_pairs(const Eigen::bfloat16* from, L& first, L& secon
   }
 }
 
+/// Lanes of what is stored, or two of what lies side by side.
+template <typename L, int Count, typename Storage>
+LOCAL_MHA_INLINE void load_side_by_side(const Storage* from, L (&lanes)[Count]) {
+  static_assert(Count <= 2);
+  if constexpr (Count == 2)
+    load_pairs(from, lanes[0], lanes[1]);
+  else
+    lanes[0] = load_stored<L>(from);
+}
+
 /// Channels of a block, `[channels][block_rows]`, that are read from where they are stored at a
 /// time: one, or of Eigen::bfloat16, where a packet has as many words as two of them, both. Then
-/// one packet holds the even lanes of the first and of the second, the other one those between.
+/// load_side_by_side() gives the even lanes of the first and of the second, and those between.
 template <typename L, typename Storage>
 struct StoredChannels {
 #if defined(EIGEN_VECTORIZE_AVX512)
@@ -287,18 +297,11 @@ struct StoredChannels {
   /// How many, and as many packets.
   static constexpr int count = paired ? 2 : 1;
 
-  static LOCAL_MHA_INLINE void load(const Storage* from, L (&packets)[count]) {
-    if constexpr (paired)
-      load_pairs(from, packets[0], packets[1]);
-    else
-      packets[0] = load_stored<L>(from);
-  }
   /// A value for each lane, as it meets those of each of the channels.
   static LOCAL_MHA_INLINE void spread(const L& lanes, L (&packets)[count]) {
 #if defined(EIGEN_VECTORIZE_AVX512)
     if constexpr (paired) {
-      const __m512i even = _mm512_set4_epi64(0x0000000e0000000c, 0x0000000a00000008,
-                                             0x0000000600000004, 0x0000000200000000);
+      const __m512i even = _mm512_set_epi32(14, 12, 10, 8, 6, 4, 2, 0, 14, 12, 10, 8, 6, 4, 2, 0);
       const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
       packets[0].packet[0] = _mm512_permutexvar_ps(even, lanes.packet[0]);
       packets[1].packet[0] = _mm512_permutexvar_ps(odd, lanes.packet[0]);

@@ -102,16 +102,6 @@ LOCAL_MHA_NOINLINE void project_unpacked(Index depth, const Scalar* weight, Inde
   }
 }
 
-/// A column of a panel, or two that lie side by side.
-template <typename P, int Columns, typename Storage>
-LOCAL_MHA_INLINE void load_columns(const Storage* from, P (&cols)[Columns]) {
-  static_assert(Columns <= 2);
-  if constexpr (Columns == 2)
-    load_pairs(from, cols[0], cols[1]);
-  else
-    cols[0] = load_stored<P>(from);
-}
-
 /// Rows of a weight in 16 bits that lie together when they are unpacked: those of a micro-kernel,
 /// or where no packet is as small, of a panel.
 template <typename Scalar, typename Storage>
@@ -133,7 +123,7 @@ LOCAL_MHA_FLATTEN void unpack_panel(Index depth, const Storage* panel, Index mos
   using Part = Lanes<Scalar, static_cast<int>(Lanes<Scalar>::count / rows)>;
   LOCAL_MHA_UNROLL_4 for (Index d = 0; d < depth; d += together) {
     P cols[together];
-    load_columns(panel, cols);
+    load_side_by_side(panel, cols);
     LOCAL_MHA_UNROLL for (int i = 0; i < together; ++i) {
       Part parts[panel_rows / rows];
       static_assert(sizeof parts == sizeof cols[i]);
@@ -309,7 +299,7 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& w
       for (Index j = 0; j < run; j += sums) {
         LOCAL_MHA_UNROLL for (int s = 0; s < sums; s += Reading::side) {
           P weights[Reading::side];
-          load_columns(from[p] + (i + j + s) * P::count, weights);
+          load_side_by_side(from[p] + (i + j + s) * P::count, weights);
           LOCAL_MHA_UNROLL for (int k = 0; k < Reading::side; ++k) acc[p][s + k] =
               Reading::multiply_add(x + (j + s + k) * x_step, weights[k], acc[p][s + k]);
         }
@@ -321,7 +311,7 @@ LOCAL_MHA_INLINE void project_lane_panels(const PackedWeight<Scalar, Storage>& w
   for (; i < steps; i += Reading::side, x += Reading::side * x_step) {
     LOCAL_MHA_UNROLL for (int p = 0; p < Panels; ++p) {
       P weights[Reading::side];
-      load_columns(from[p] + i * P::count, weights);
+      load_side_by_side(from[p] + i * P::count, weights);
       LOCAL_MHA_UNROLL for (int k = 0; k < Reading::side; ++k) acc[p][k] =
           Reading::multiply_add(x + k * x_step, weights[k], acc[p][k]);
     }
